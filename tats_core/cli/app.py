@@ -1,0 +1,80 @@
+"""The command `tats`. Each command imports its engine when it is called: `tats --help` needs no torch."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from tats_core import __version__
+from tats_core.cli import data, doctor, results, run, ui
+from tats_core.errors import SpecError, TatsError
+
+
+class _Root(TyperGroup):
+    """Lists the commands by how often they are wanted; Typer would list groups last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        order = ("run", "list", "results", "ui", "data", "doctor")
+        return sorted(self.commands, key=lambda name: order.index(name) if name in order else len(order))
+
+
+class _RunGroup(TyperGroup):
+    """`tats run demo` lacks a word that is easily forgotten: say which."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        from tats_core import specs
+
+        if args and args[0] not in self.commands and args[0] in specs.names("pipelines"):
+            raise SpecError(f"'tats run {args[0]}' lacks a word; did you mean 'tats run pipeline {args[0]}'?")
+        return super().resolve_command(ctx, args)
+
+
+_PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}  # rich would cost 0.1 s a call
+
+app = typer.Typer(
+    name="tats",
+    cls=_Root,
+    help="Masked video modelling with a learned choice of tokens: pre-train, fine-tune, evaluate, compare.",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    **_PLAIN,
+)
+run_app = typer.Typer(cls=_RunGroup, help="Run something to its end.", **_PLAIN)
+data_app = typer.Typer(help="Make and check video data sets.", **_PLAIN)
+
+app.add_typer(run_app, name="run")
+run_app.command("pipeline")(run.pipeline)
+app.command("list")(results.list_pipelines)
+app.command("results")(results.results)
+app.command("ui")(ui.ui)
+app.add_typer(data_app, name="data")
+data_app.command("generate")(data.generate)
+data_app.command("check")(data.check)
+app.command("doctor")(doctor.doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tats {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; a `TatsError` becomes one sentence on stderr and its exit code."""
+    try:
+        app(prog_name="tats")
+    except TatsError as error:
+        typer.echo(f"tats: {error}", err=True)
+        sys.exit(error.exit_code)

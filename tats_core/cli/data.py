@@ -1,0 +1,177 @@
+"""`tats data generate` and `tats data check`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import typer
+
+from tats_core.errors import DataError, TatsError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from tats_core.data.benchmarks import Benchmark
+    from tats_core.data.manifest import Manifest, VideoRecord
+
+
+def generate(
+    out: Annotated[Path, typer.Option(help="Folder for the data sets; made if it is not there.")],
+    preset: Annotated[str | None, typer.Option(help="Scene to start from: demo, crowded, …, hard.")] = None,
+    clips_per_class: Annotated[int | None, typer.Option(help="Training clips of each class.")] = None,
+    test_clips_per_class: Annotated[int | None, typer.Option(help="Test clips of each class.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Everything random comes from it.")] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other knob (scene.noise=0.05); repeatable."),
+    ] = None,
+) -> None:
+    """Write four small video data sets, their class decided by motion alone, in the real ones' layouts."""
+    from tats_core import specs
+    from tats_core.data import generate as engine
+
+    given = {
+        "preset": preset,
+        "clips_per_class": clips_per_class,
+        "test_clips_per_class": test_clips_per_class,
+        "seed": seed,
+    }
+    raw: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    for text in sets or []:
+        raw = specs.override(raw, *specs.parse_override(text))
+    config = specs.validate(engine.GenerateConfig, raw, "data generate")
+    with _Counter() as counter:
+        roots = engine.generate(out, config, counter.show)
+    for name, root in roots.items():
+        typer.echo(f"{name:<12} {root}")
+    typer.echo(f"read them with: TATS_DATA={shlex.quote(str(out.absolute()))}")
+
+
+class _Counter:
+    """Shows how far the generation is: a bar in a terminal, a line for every tenth elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._tenth = -1
+
+    def __enter__(self) -> Self:
+        if sys.stdout.isatty():
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns)
+            self._task = self._bar.add_task("clips", total=None)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, done: int, total: int, text: str) -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total, description=f"clips ({text})")
+        elif 10 * done // max(1, total) > self._tenth:
+            self._tenth = 10 * done // max(1, total)
+            typer.echo(f"clips: {done} of {total} ({text})")
+
+
+def check(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Data sets; default: all that are set.")
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder that holds them; default: TATS_DATA, TATS_DATA_<NAME>.")
+    ] = None,
+    decode: Annotated[
+        int, typer.Option(min=0, help="Videos of each split to decode from start to end, evenly spread.")
+    ] = 8,
+) -> None:
+    """Read the lists of data sets, compare them with the official counts, and decode some videos."""
+    from tats_core.data import benchmarks
+
+    wanted = [benchmarks.find(name) for name in names or benchmarks.BENCHMARKS]
+    troubles: list[str] = []
+    checked = 0
+    for benchmark in wanted:
+        try:
+            place = benchmarks.locate(benchmark.name, root)
+        except DataError as error:
+            # Without names, a set that is not here is no trouble: not everyone has all four.
+            if names:
+                troubles.append(str(error))
+            continue
+        checked += 1
+        typer.echo(f"{benchmark.name} ({benchmark.title}) in {place}")
+        troubles += _check_one(benchmark, place, decode)
+    if not checked and not troubles:
+        raise DataError(
+            "no data set is set; give --root, or set TATS_DATA to the folder that holds "
+            f"{', '.join(benchmarks.BENCHMARKS)}, or TATS_DATA_<NAME> for one of them"
+        )
+    for trouble in troubles:
+        typer.echo(f"tats: {trouble}", err=True)
+    if troubles:
+        raise typer.Exit(1)
+
+
+def _check_one(benchmark: Benchmark, place: Path, decode: int) -> list[str]:
+    """Print the counts of both splits of every fold; return one sentence for each thing that is wrong."""
+    troubles = []
+    for fold in range(1, benchmark.folds + 1):
+        for split in ("train", "test"):
+            try:
+                manifest = benchmark.read(place, split, fold)
+            except DataError as error:
+                troubles.append(str(error))
+                continue
+            official = benchmark.expected[split][fold - 1]
+            typer.echo(f"  {_counts(manifest, fold if benchmark.folds > 1 else None, official, benchmark)}")
+            if fold == 1:
+                troubles += _unreadable(_spread(manifest.videos, decode))
+    return troubles
+
+
+def _counts(manifest: Manifest, fold: int | None, official: int, benchmark: Benchmark) -> str:
+    split = manifest.split if fold is None else f"{manifest.split} {fold}"
+    absent = f", {manifest.absent} listed but absent" if manifest.absent else ""
+    return (
+        f"{split}: {len(manifest)} videos (official {official}), "
+        f"{len(manifest.classes)} classes (official {benchmark.classes}){absent}"
+    )
+
+
+def _spread(videos: Sequence[VideoRecord], count: int) -> list[VideoRecord]:
+    """Return `count` of `videos`, evenly spread from first to last."""
+    count = min(count, len(videos))
+    return [videos[place * (len(videos) - 1) // max(1, count - 1)] for place in range(count)]
+
+
+def _unreadable(videos: Sequence[VideoRecord]) -> list[str]:
+    """Decode each of `videos` to its end; return a sentence for each that cannot be."""
+    from tats_core.data import readers
+
+    troubles, frames = [], 0
+    start = time.perf_counter()
+    for video in videos:
+        try:
+            frames += readers.count_frames(video.path)
+        except TatsError as error:
+            troubles.append(str(error))
+    if videos:
+        rate = frames / max(1e-9, time.perf_counter() - start)
+        typer.echo(
+            f"    {len(videos) - len(troubles)} of {len(videos)} decoded whole, {rate:.0f} frames a second"
+        )
+    return troubles

@@ -1,0 +1,171 @@
+"""`tats doctor`: what this machine has of what TATS needs, and what to do about the rest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from tats_core.cli.options import DEFAULT_HOME, Home
+from tats_core.errors import TatsError
+
+_MINIMUM_PYTHON = (3, 11)
+_LOW_DISK_GB = 2.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report. `advice` is empty where nothing has to be done."""
+
+    name: str
+    ok: bool
+    found: str
+    advice: str = ""
+
+
+def doctor(home: Home = DEFAULT_HOME) -> None:
+    """Check Python, torch, device, video readers, Ray and the project folder; exit 1 if one is missing."""
+    missing = 0
+    for check in checks(home.expanduser().absolute()):
+        missing += not check.ok
+        typer.echo(f"{'ok     ' if check.ok else 'MISSING'}  {check.name:<9}  {check.found}")
+        if check.advice:
+            typer.echo(f"{'':18}  {check.advice}")
+    if missing:
+        typer.echo(f"tats: {missing} needed thing{'s are' if missing > 1 else ' is'} missing", err=True)
+        raise typer.Exit(1)
+
+
+def checks(home: Path) -> Iterator[Check]:
+    """Yield one check after the other; each imports only what it looks at."""
+    yield python(sys.version_info[:3])
+    for name, look in (
+        ("torch", _torch),
+        ("device", _device),
+        ("readers", _readers),
+        ("Ray", _ray),
+        ("MLflow", lambda: Check("MLflow", True, importlib.metadata.version("mlflow"))),
+    ):
+        yield _guarded(name, look)
+    yield store(home)
+    yield from _data_sets()
+
+
+def python(version: tuple[int, int, int]) -> Check:
+    """Check the interpreter's version."""
+    found = ".".join(map(str, version))
+    if version < _MINIMUM_PYTHON:
+        return Check("Python", False, found, "TATS needs Python 3.11 or newer")
+    return Check("Python", True, f"{found} on {platform.system()} {platform.machine()}")
+
+
+def store(home: Path) -> Check:
+    """Check that files can be made in the project folder, or in the folder where it would be made."""
+    place = home
+    while not place.exists():
+        place = place.parent
+    try:
+        with tempfile.NamedTemporaryFile(dir=place, prefix=".tats-doctor-"):
+            pass
+        free = shutil.disk_usage(place).free / 1e9
+    except OSError as error:
+        advice = "make it writable, or name another folder with --home or TATS_HOME"
+        return Check("store", False, f"{home} cannot be written ({error.strerror})", advice)
+    advice = (
+        "" if free > _LOW_DISK_GB else f"checkpoints and videos of the demo want {_LOW_DISK_GB:.0f} GB free"
+    )
+    return Check("store", True, f"{home} is writable, {free:.0f} GB free", advice)
+
+
+def _guarded(name: str, look: Callable[[], Check]) -> Check:
+    """Turn "not installed" and "does not load" into a line of the report: reporting it is the task here."""
+    try:
+        return look()
+    except (ImportError, importlib.metadata.PackageNotFoundError, OSError) as error:
+        advice = "install again: pip install -c requirements.lock -e ."
+        return Check(name, False, f"does not load ({error})", advice)
+
+
+def _torch() -> Check:
+    import torch
+
+    return Check("torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads")
+
+
+def _device() -> Check:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())]
+        return Check("device", True, ", ".join(names))
+    return Check("device", True, "CPU (no CUDA device)")
+
+
+def _readers() -> Check:
+    """Write a small video and read it back with each reader."""
+    import av
+    import numpy as np
+
+    from tats_core.data import readers
+
+    names = ["pyav", *(["decord"] if readers.has_decord() else [])]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "doctor.mp4"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=8)
+            stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+            for grey in range(4):
+                frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 60 * grey, np.uint8), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        for name in names:
+            try:
+                frames_THWC = readers.read_all(path, "decord" if name == "decord" else "pyav")
+            except TatsError as error:
+                return Check("readers", False, str(error), f"install {name} again")
+            if len(frames_THWC) != 4:
+                return Check(
+                    "readers", False, f"{name} read {len(frames_THWC)} of 4 frames", f"install {name} again"
+                )
+    versions = [f"PyAV {av.__version__}"]
+    if "decord" in names:
+        versions.append(f"decord {importlib.metadata.version('decord')}")
+    else:
+        versions.append("no decord (PyAV reads everything)")
+    return Check("readers", True, ", ".join(versions))
+
+
+def _ray() -> Check:
+    version = importlib.metadata.version("ray")
+    address = os.environ.get("RAY_ADDRESS")
+    where = f"runs on the cluster at {address} (RAY_ADDRESS)" if address else f"{_cpus()} CPUs here"
+    return Check("Ray", True, f"{version}, {where}")
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _data_sets() -> Iterator[Check]:
+    """Say where the real data sets are; the demo needs none of them, so none is missing."""
+    from tats_core.data import benchmarks
+
+    found = []
+    for name in benchmarks.BENCHMARKS:
+        try:
+            found.append(f"{name} in {benchmarks.locate(name)}")
+        except TatsError:
+            continue
+    yield Check(
+        "data",
+        True,
+        "; ".join(found) or "no real data set is set (TATS_DATA); `tats run pipeline demo` needs none",
+    )

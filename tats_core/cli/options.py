@@ -1,0 +1,46 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_HOME = Path(".tats")
+
+Home = Annotated[
+    Path,
+    typer.Option(
+        "--home",
+        envvar="TATS_HOME",
+        help="Project folder: results, checkpoints, tracking.",
+        show_default=True,
+    ),
+]
+
+
+def complete_pipeline(incomplete: str) -> list[str]:
+    """Return the pipeline names that start with `incomplete`, for the shell's completion."""
+    from tats_core import specs
+
+    return [name for name in specs.names("pipelines") if name.startswith(incomplete)]
+
+
+PipelineName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="A name of `tats list`, or a .yaml file.", autocompletion=complete_pipeline
+    ),
+]
+
+
+def command_line(words: Iterable[str], home: Path) -> str:
+    """Return `tats WORDS…` as one would type it, with `--home` where it differs from what is found anyway."""
+    line = ["tats", *words]
+    if home.absolute() != Path(os.environ.get("TATS_HOME", DEFAULT_HOME)).absolute():
+        line += ["--home", str(home)]
+    return shlex.join(line)

@@ -1,0 +1,93 @@
+"""`tats ui`."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tats_core.cli.options import DEFAULT_HOME, Home, command_line
+from tats_core.errors import ResourceError, RunError
+
+_START_SECONDS = 60.0
+
+
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where the page is served.")] = 5000,
+    host: Annotated[str, typer.Option(help="Listen beyond this machine with another address.")] = "127.0.0.1",
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Serve MLflow's page on this project's runs until Ctrl-C."""
+    from tats_core.pipeline import tracking
+
+    home = home.expanduser().absolute()
+    uri = tracking.tracking_uri(home)
+    if uri.startswith(("http://", "https://")):
+        typer.echo(f"The runs are kept by a tracking server: open {uri}")
+        return
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not (home / "mlflow.db").exists():
+        again = command_line(["run", "pipeline", "demo"], home)
+        raise RunError(f"nothing has run in {home} yet, so there is nothing to show; start with: {again}")
+    if _answers(host, port):
+        raise ResourceError(f"port {port} of {host} is in use; give another one with --port")
+    tracking.connect(home, uri)  # brings a database of an older MLflow up to date
+    log = home / "ui.log"
+    server = _start(uri, home, host, port, log)
+    try:
+        _wait_until_up(server, host, port, log)
+        typer.echo(f"MLflow shows the runs of {home} at http://{host}:{port} (Ctrl-C ends it)")
+        code = server.wait()
+    except KeyboardInterrupt:
+        return
+    finally:
+        _end(server)
+    raise RunError(f"the MLflow server ended by itself with exit code {code}; its messages are in {log}")
+
+
+def _start(uri: str, home: Path, host: str, port: int, log: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", uri]
+    command += ["--artifacts-destination", (home / "mlflow-artifacts").as_uri()]
+    command += ["--host", host, "--port", str(port)]
+    # Without this, seven more processes wait for jobs (scoring of language models) that we never give them.
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
+    with log.open("wb") as out:
+        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+
+
+def _wait_until_up(server: subprocess.Popen[bytes], host: str, port: int, log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while not _answers(host, port):
+        if server.poll() is not None:
+            raise RunError(
+                f"the MLflow server ended with exit code {server.returncode}; its messages are in {log}"
+            )
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"the MLflow server did not answer on {host}:{port} within {_START_SECONDS:.0f} s; "
+                f"its messages are in {log}"
+            )
+        time.sleep(0.2)
+
+
+def _answers(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((host, port)) == 0
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """End the server, which ends its workers; it got Ctrl-C too, so mostly it is ending already."""
+    if server.poll() is not None:
+        return
+    server.terminate()
+    try:
+        server.wait(10)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()

@@ -1,0 +1,399 @@
+"""Four small benchmarks as real files, in the on-disk layouts of the data sets they stand for.
+
+The class is decided by motion alone (`synthetic`). A set is a function of its configuration: the same
+bytes on the same machine, whatever the number of processes, and a set that was cut off is completed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from tats_core.data import synthetic
+from tats_core.data.benchmarks import hmdb51, kinetics400, ssv2, ucf101
+from tats_core.data.ground_truth import motion_path, save_motion
+from tats_core.data.synthetic import VOCABULARIES, SceneConfig
+from tats_core.errors import DataError
+from tats_core.specs import StrictModel, merge
+
+Progress = Callable[[int, int, str], None]
+"""Called with clips done, clips in all, and what is going on."""
+
+PRESETS: Final[dict[str, dict[str, Any]]] = {
+    "demo": {},
+    "crowded": {"still_sprites": 3},
+    "textured": {"background": 0.2, "background_colour": 0.5},
+    "shaky": {"camera_jitter": 1.0},
+    "noisy": {"noise": 0.06},
+    "hard": {
+        "still_sprites": 3,
+        "background": 0.2,
+        "background_colour": 0.5,
+        "camera_jitter": 1.0,
+        "noise": 0.06,
+    },
+}
+"""Scenes by name: "demo" teaches something in minutes, each of the next adds one difficulty, "hard" all."""
+
+_VERSION: Final = 1  # of what this module makes from a configuration
+_MARKER: Final = "generated.json"
+_CHUNK: Final = 16
+
+
+class GenerateConfig(StrictModel):
+    """What is generated."""
+
+    preset: str = Field("demo", description=f"scene to start from: {', '.join(PRESETS)}")
+    scene: SceneConfig = Field(SceneConfig(), description="knobs of the scene on top of the preset")
+    benchmarks: tuple[Literal["ssv2", "kinetics400", "ucf101", "hmdb51"], ...] = Field(
+        ("ssv2", "kinetics400", "ucf101", "hmdb51"), min_length=1, description="which of the four"
+    )
+    clips_per_class: int = Field(40, ge=1, description="training clips of each class")
+    test_clips_per_class: int = Field(16, ge=1, description="test clips of each class")
+    frames: int = Field(24, ge=2, description="frames of each clip")
+    fps: int = Field(12, ge=1, description="frames a second")
+    seed: int = Field(0, ge=0, description="everything random comes from it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _on_top_of_preset(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        preset = raw.get("preset", "demo")
+        if preset not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}")
+        scene = raw.get("scene", {})
+        if isinstance(scene, SceneConfig):
+            scene = scene.model_dump(exclude_unset=True)
+        return {**raw, "scene": merge(PRESETS[preset], scene) if isinstance(scene, dict) else scene}
+
+    def digest(self) -> str:
+        """Return the sha256 of what decides the files."""
+        decides = self.model_dump(mode="json", exclude={"preset"})
+        return hashlib.sha256(json.dumps([_VERSION, decides], sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How the clips of a set are encoded."""
+
+    container: str
+    codec: str
+    options: dict[str, str]
+
+
+# Settings that are quick for clips this small and keep the moving edges: about 35 dB and 10 ms a clip.
+_VP9: Final = {"deadline": "realtime", "cpu-used": "8", "crf": "20", "b": "0", "threads": "1"}
+_H264: Final = {"preset": "veryfast", "crf": "18", "bf": "2", "threads": "1"}
+# B-frames, as in most files of the real sets: the very case that readers get wrong.
+_MPEG4: Final = {"bf": "2", "qmin": "2", "qmax": "4", "g": "12", "threads": "1"}
+
+ENCODINGS: Final[dict[str, Encoding]] = {
+    "ssv2": Encoding("webm", "libvpx-vp9", _VP9),
+    "kinetics400": Encoding("mp4", "libx264", _H264),
+    "ucf101": Encoding("avi", "mpeg4", _MPEG4),
+    "hmdb51": Encoding("avi", "mpeg4", _MPEG4),
+}
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """One clip to make: `place` is relative to the root of its data set."""
+
+    benchmark: str
+    id: str
+    place: str
+    motion: str
+    number: int
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A data set to make: its clips, and its lists as text by place."""
+
+    clips: list[_Clip]
+    lists: dict[str, str]
+
+
+def generate(
+    out: Path, config: GenerateConfig, progress: Progress | None = None, workers: int | None = None
+) -> dict[str, Path]:
+    """Make the data sets of `config` as folders `out/<benchmark>`; what is there already is kept.
+
+    Args:
+        progress: called now and then; an exception that it raises stops the work, to be completed later.
+        workers: processes, by default one for each core; 1 makes the clips in this process.
+
+    Returns:
+        The root of each data set by name.
+
+    Raises:
+        DataError: `out` holds a set of another configuration.
+    """
+    show = progress or (lambda done, total, text: None)
+    layouts: dict[str, _Layout] = {name: _LAYOUTS[name](config) for name in config.benchmarks}
+    clips = [clip for layout in layouts.values() for clip in layout.clips]
+    complete = _claim(out, config)
+    todo = [clip for clip in clips if not (out / clip.benchmark / clip.place).exists()]
+    roots = {name: out / name for name in layouts}
+    if complete and not todo:
+        show(len(clips), len(clips), "reused")
+        return roots
+    done = len(clips) - len(todo)
+    show(done, len(clips), "encoding")
+    for name in _made(out, config, todo, workers or _cores()):
+        done += 1
+        if done % _CHUNK == 0 or done == len(clips):
+            show(done, len(clips), name)
+    for name, layout in layouts.items():
+        for place, text in layout.lists.items():
+            _write(out / name / place, text)
+    _mark(out, config, complete=True)
+    return roots
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _claim(out: Path, config: GenerateConfig) -> bool:
+    """Return whether `out` is marked as complete for `config`; mark it as begun if it is not marked."""
+    marker = out / _MARKER
+    if not marker.exists():
+        _mark(out, config, complete=False)
+        return False
+    try:
+        stored = json.loads(marker.read_text(encoding="utf-8"))
+        digest, complete = stored["digest"], bool(stored["complete"])
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{marker} cannot be read; remove {out} and generate again") from error
+    if digest != config.digest():
+        raise DataError(
+            f"{out} holds a set of other settings (see {_MARKER} there); choose another folder or remove it"
+        )
+    return complete
+
+
+def _mark(out: Path, config: GenerateConfig, *, complete: bool) -> None:
+    stored = {"digest": config.digest(), "complete": complete, "config": config.model_dump(mode="json")}
+    _write(out / _MARKER, json.dumps(stored, indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.tmp")
+    beside.write_bytes(text.encode())
+    beside.replace(path)
+
+
+# ------------------------------------------------------------------------------------------- clips
+
+
+def _made(out: Path, config: GenerateConfig, todo: list[_Clip], workers: int) -> Iterator[str]:
+    """Make the clips and yield the benchmark of each one that is done, in any order."""
+    if workers == 1 or len(todo) <= _CHUNK:
+        for clip in todo:
+            _make(out, config, clip)
+            yield clip.benchmark
+        return
+    # Not forked from here: the caller may be one of several threads, whose locks a fork would copy.
+    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupt) as pool:
+        chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
+        futures: dict[Future[None], list[_Clip]] = {
+            pool.submit(_make_all, out, config, chunk): chunk for chunk in chunks
+        }
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield from (clip.benchmark for clip in futures[future])
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _ignore_interrupt() -> None:
+    """Leave Ctrl-C to the parent, which ends the pool; else each process prints a traceback of its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _make_all(out: Path, config: GenerateConfig, clips: Sequence[_Clip]) -> None:
+    for clip in clips:
+        _make(out, config, clip)
+
+
+def _make(out: Path, config: GenerateConfig, clip: _Clip) -> None:
+    """Render and encode one clip; the video appears last, so where it is, its ground truth is too."""
+    root = out / clip.benchmark
+    class_number = VOCABULARIES[clip.benchmark].index(clip.motion)
+    # Keyed by names and numbers of the clip alone: more clips a class leave the earlier ones as they were.
+    rng = np.random.default_rng((config.seed, zlib.crc32(clip.benchmark.encode()), class_number, clip.number))
+    frames_THWC, motion_THW = synthetic.render(clip.benchmark, clip.motion, config.scene, config.frames, rng)
+    motion, video = motion_path(root, clip.id), root / clip.place
+    for path in (motion, video):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    beside = motion.with_name(f"{motion.name}.tmp")
+    save_motion(beside, motion_THW)
+    beside.replace(motion)
+    beside = video.with_name(f"{video.name}.tmp")
+    encode(beside, frames_THWC, config.fps, ENCODINGS[clip.benchmark])
+    beside.replace(video)
+
+
+def encode(path: Path, frames_THWC: NDArray[np.uint8], fps: int, encoding: Encoding) -> None:
+    """Write RGB frames as one video file; the same frames give the same bytes."""
+    _, height, width, _ = frames_THWC.shape
+    # Without the flag a container holds random identifiers and the library's version.
+    flags = {"fflags": "+bitexact"}
+    with av.open(os.fspath(path), "w", format=encoding.container, options=flags) as container:
+        stream = container.add_stream(encoding.codec, rate=fps, options=dict(encoding.options))
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.thread_count = 1
+        for frame_HWC in frames_THWC:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+# ------------------------------------------------------------------------------------------ layouts
+
+
+def _numbered(config: GenerateConfig, name: str, extra: int = 0) -> list[tuple[str, int]]:
+    """Return `(class, number)` of every clip: training ones first, then test ones, then `extra` more."""
+    per_class = config.clips_per_class + config.test_clips_per_class + extra
+    return [(motion, number) for motion in VOCABULARIES[name] for number in range(per_class)]
+
+
+def _names_rng(config: GenerateConfig, name: str) -> np.random.Generator:
+    return np.random.default_rng((config.seed, zlib.crc32(f"names of {name}".encode())))
+
+
+def _ssv2(config: GenerateConfig) -> _Layout:
+    """One folder of numbered files; ids are drawn, so that neither they nor their order tell the class."""
+    numbered = _numbered(config, "ssv2", extra=1)
+    ids = _names_rng(config, "ssv2").permutation(len(numbered)) + 1
+    clips: list[_Clip] = []
+    splits: dict[str, list[tuple[int, str]]] = {"train": [], "validation": [], "test": []}
+    for (template, number), video_id in zip(numbered, ids.tolist(), strict=True):
+        clips.append(_Clip("ssv2", str(video_id), f"{ssv2.VIDEOS}/{video_id}.webm", template, number))
+        train, test = config.clips_per_class, config.test_clips_per_class
+        split = "train" if number < train else "validation" if number < train + test else "test"
+        splits[split].append((video_id, template))
+
+    def rows(split: str) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": str(video_id),
+                "label": template.replace("[something]", "a shape"),
+                "template": template,
+                "placeholders": ["a shape"],
+            }
+            for video_id, template in sorted(splits[split])
+        ]
+
+    names = sorted(ssv2.class_of(template) for template in VOCABULARIES["ssv2"])
+    answers = [f"{video_id};{ssv2.class_of(template)}\n" for video_id, template in sorted(splits["test"])]
+    files = {
+        "labels": {name: str(label) for label, name in enumerate(names)},
+        "train": rows("train"),
+        "validation": rows("validation"),
+        "test": [{"id": str(video_id)} for video_id, _ in sorted(splits["test"])],
+    }
+    lists = {f"labels/{name}.json": json.dumps(content, indent=1) + "\n" for name, content in files.items()}
+    return _Layout(clips, {**lists, "labels/test-answers.csv": "".join(answers)})
+
+
+def _kinetics400(config: GenerateConfig) -> _Layout:
+    """Class folders under `train/` and `val/`, and the CSV lists."""
+    rng = _names_rng(config, "kinetics400")
+    letters = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"))
+    clips = []
+    rows: dict[str, list[str]] = {"train": [], "val": []}
+    for motion, number in _numbered(config, "kinetics400"):
+        youtube_id, start = "".join(rng.choice(letters, 11)), int(rng.integers(300))
+        split = "train" if number < config.clips_per_class else "val"
+        name = kinetics400.clip_name(youtube_id, start, start + 10)
+        clips.append(_Clip("kinetics400", name, f"{split}/{motion}/{name}.mp4", motion, number))
+        official = {"train": "train", "val": "validate"}[split]
+        rows[split].append(f"{motion},{youtube_id},{start},{start + 10},{official}\n")
+    header = "label,youtube_id,time_start,time_end,split\n"
+    lists = {f"annotations/{split}.csv": header + "".join(sorted(listed)) for split, listed in rows.items()}
+    return _Layout(clips, lists)
+
+
+def _is_test(config: GenerateConfig, number: int, fold: int) -> bool:
+    """Return whether a clip is tested on in `fold`: the folds' test clips follow one another."""
+    train, test = config.clips_per_class, config.test_clips_per_class
+    return (number - train - (fold - 1) * test) % (train + test) < test
+
+
+def _ucf101(config: GenerateConfig) -> _Layout:
+    """Class folders of avi files in groups of four, `classInd.txt` and three folds of lists."""
+    clips = [
+        _Clip("ucf101", name, f"{ucf101.VIDEOS}/{motion}/{name}.avi", motion, number)
+        for motion, number in _numbered(config, "ucf101")
+        for name in [f"v_{motion}_g{number // 4 + 1:02d}_c{number % 4 + 1:02d}"]
+    ]
+    names = sorted(VOCABULARIES["ucf101"])
+    # The published class list ends its lines in CR LF, the others do not.
+    lists = {
+        f"{ucf101.LISTS}/classInd.txt": "".join(f"{label} {name}\r\n" for label, name in enumerate(names, 1))
+    }
+    for fold in (1, 2, 3):
+        train = [
+            f"{clip.motion}/{clip.id}.avi {names.index(clip.motion) + 1}\n"
+            for clip in clips
+            if not _is_test(config, clip.number, fold)
+        ]
+        test = [f"{clip.motion}/{clip.id}.avi\n" for clip in clips if _is_test(config, clip.number, fold)]
+        lists[f"{ucf101.LISTS}/trainlist{fold:02d}.txt"] = "".join(sorted(train))
+        lists[f"{ucf101.LISTS}/testlist{fold:02d}.txt"] = "".join(sorted(test))
+    return _Layout(clips, lists)
+
+
+def _hmdb51(config: GenerateConfig) -> _Layout:
+    """Class folders of avi files, some with the odd names of the real set, and three folds of lists.
+
+    Each class has one clip more, which every fold leaves unused (flag 0), as the real lists do.
+    """
+    films = ("Film_{0:02d}", "#{0}_Film", "Film({0})!", "Film_&_{0}")
+    clips = [
+        _Clip("hmdb51", name, f"{hmdb51.VIDEOS}/{motion}/{name}.avi", motion, number)
+        for motion, number in _numbered(config, "hmdb51", extra=1)
+        for name in [f"{films[number % 4].format(number // 4)}_{motion}_f_cm_np1_fr_med_{number % 4}"]
+    ]
+    used = config.clips_per_class + config.test_clips_per_class
+    lists = {}
+    for motion in VOCABULARIES["hmdb51"]:
+        for fold in (1, 2, 3):
+            rows = []
+            for clip in (clip for clip in clips if clip.motion == motion):
+                split: Literal["train", "test"] = "test" if _is_test(config, clip.number, fold) else "train"
+                flag = hmdb51.FLAGS[split] if clip.number < used else "0"
+                rows.append(f"{clip.id}.avi {flag} \n")
+            lists[f"{hmdb51.LISTS}/{motion}_test_split{fold}.txt"] = "".join(rows)
+    return _Layout(clips, lists)
+
+
+_LAYOUTS: Final[dict[str, Callable[[GenerateConfig], _Layout]]] = {
+    "ssv2": _ssv2,
+    "kinetics400": _kinetics400,
+    "ucf101": _ucf101,
+    "hmdb51": _hmdb51,
+}

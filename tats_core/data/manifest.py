@@ -1,0 +1,162 @@
+"""The list of videos of one split of one data set: what a stage hands to the next, as one JSON file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from tats_core.errors import DataError
+
+UNLABELLED: Final = -1
+"""Label of a video without a class; good for pre-training only."""
+
+_FORMAT: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class VideoRecord:
+    """One video: `id` is unique within its data set, `path` is absolute, `label` counts from 0."""
+
+    id: str
+    path: str
+    label: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The videos of one split, in the order of the data set's own lists.
+
+    `absent` counts videos that the lists name and the disk lacks. Only Kinetics-400 may have some, since
+    every copy of it differs; for the other data sets the reader refuses.
+    """
+
+    benchmark: str
+    split: str
+    classes: tuple[str, ...]
+    root: Path
+    videos: tuple[VideoRecord, ...]
+    absent: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.videos:
+            raise DataError(f"{self._name}: no video is listed in {self.root}")
+        seen: set[str] = set()
+        for video in self.videos:
+            if not UNLABELLED <= video.label < len(self.classes):
+                raise DataError(
+                    f"{self._name}: video '{video.id}' has label {video.label}, "
+                    f"but there are {len(self.classes)} classes (0 to {len(self.classes) - 1})"
+                )
+            if video.id in seen:
+                raise DataError(f"{self._name}: video '{video.id}' is listed twice; remove one of the rows")
+            seen.add(video.id)
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    @property
+    def _name(self) -> str:
+        return f"{self.benchmark} ({self.split})"
+
+    def digest(self) -> str:
+        """Return the sha256 of what is listed: names, places below the root and labels, in order.
+
+        It does not move with the root, and it does not read the videos: a file that was replaced by another
+        of the same name is not noticed (reading 200 GB to plan a run would be worse).
+        """
+        listed = [self.benchmark, self.split, self.classes, self._rows()]
+        return hashlib.sha256(json.dumps(listed, separators=(",", ":")).encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, whole or not at all.
+
+        Paths are kept relative to the root, and the root relative to the file where it lies below it, so
+        that a stage's folder can be renamed or moved with everything in it.
+        """
+        path = path.absolute()
+        root = self.root.absolute()
+        stored = {
+            "format": _FORMAT,
+            "benchmark": self.benchmark,
+            "split": self.split,
+            "root": str(root.relative_to(path.parent) if root.is_relative_to(path.parent) else root),
+            "absent": self.absent,
+            "classes": list(self.classes),
+            "videos": self._rows(),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+        beside.write_text(json.dumps(stored, indent=0) + "\n", encoding="utf-8")
+        beside.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Read a manifest written by `save`.
+
+        Raises:
+            DataError: the file is missing, is not JSON or is not a manifest.
+        """
+        path = path.absolute()
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DataError(f"the manifest {path} cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise DataError(f"the manifest {path} is not JSON ({error}); make it again") from error
+        try:
+            return cls._parse(stored, path.parent)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path} is not a manifest of format {_FORMAT}; make it again") from error
+
+    @classmethod
+    def _parse(cls, stored: dict[str, Any], folder: Path) -> Manifest:
+        if stored["format"] != _FORMAT:
+            raise ValueError(stored["format"])
+        root = folder / stored["root"]
+        videos = tuple(
+            VideoRecord(str(name), str(root / place), int(label)) for name, place, label in stored["videos"]
+        )
+        classes = tuple(stored["classes"])
+        return cls(stored["benchmark"], stored["split"], classes, root, videos, int(stored["absent"]))
+
+    def few_labels(self, per_class: int, seed: int) -> Manifest:
+        """Return the same manifest with `per_class` videos of each class, chosen by `seed`.
+
+        The choice does not depend on the order of the list, and a larger `per_class` contains the smaller
+        ones of the same seed, so that curves over the number of labels are nested.
+
+        Raises:
+            DataError: a class has fewer videos, which would make the choice unbalanced.
+        """
+        by_class: dict[int, list[VideoRecord]] = defaultdict(list)
+        for video in self.videos:
+            by_class[video.label].append(video)
+        chosen: set[str] = set()
+        for label, name in enumerate(self.classes):
+            videos = by_class[label]
+            if len(videos) < per_class:
+                raise DataError(
+                    f"{self._name}: class '{name}' has {len(videos)} videos, fewer than the {per_class} "
+                    "labels a class that were asked for; ask for fewer"
+                )
+            chosen.update(video.id for video in sorted(videos, key=lambda v: _rank(seed, v.id))[:per_class])
+        return replace(self, videos=tuple(video for video in self.videos if video.id in chosen))
+
+    def labels(self) -> list[int]:
+        """Return the label of every video, in order."""
+        return [video.label for video in self.videos]
+
+    def _rows(self) -> Sequence[tuple[str, str, int]]:
+        prefix = str(self.root.absolute()) + os.sep
+        return [(video.id, video.path.removeprefix(prefix), video.label) for video in self.videos]
+
+
+def _rank(seed: int, video_id: str) -> bytes:
+    """Return a place in a random order that is the same on every machine and Python version."""
+    return hashlib.sha256(f"{seed}\0{video_id}".encode(errors="surrogateescape")).digest()

@@ -1,0 +1,199 @@
+"""From decoded frames to what a model sees: crop, resize, flip, colour, normalise, erase.
+
+What is random is drawn first, from a `numpy.random.Generator`, into plain values (a box, a matrix); what
+is done to pixels is then deterministic, and as much of it as possible is done to a whole batch at once.
+
+Axes: B clips, C colours (RGB), T frames, H × W pixels. Decoded frames are uint8 and end in C, the layout
+of the decoders, for which torch's antialiased resize is several times faster than in float.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+MEAN: Final = (0.485, 0.456, 0.406)
+STD: Final = (0.229, 0.224, 0.225)
+"""Of ImageNet's colours in [0, 1], as VideoMAE and most video models use them."""
+
+MULTI_SCALES: Final = (1.0, 0.875, 0.75, 0.66)
+"""Crop sizes of VideoMAE's pre-training, as shares of the shorter side."""
+
+_LUMA: Final = (0.299, 0.587, 0.114)
+
+# Places of a crop in quarters of the free way (x, y): centre, corners, edges and between (TSN, 1608.00859).
+_PLACES: Final = (
+    *((0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0)),
+    *((1, 1), (3, 1), (1, 3), (3, 3)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle of whole pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+# ------------------------------------------------------------------------------------------ drawing
+
+
+def whole_box(height: int, width: int) -> Box:
+    """Return the largest central square."""
+    side = min(height, width)
+    return Box((height - side) // 2, (width - side) // 2, side, side)
+
+
+def multi_scale_box(height: int, width: int, scales: tuple[float, ...], rng: np.random.Generator) -> Box:
+    """Return a crop whose sides are shares of the shorter side, at one of 13 places (TSN, arXiv 1608.00859).
+
+    The two sides may differ by one step in `scales`, which also varies the aspect ratio a little.
+    """
+    side = min(height, width)
+    first = int(rng.integers(len(scales)))
+    near = [step for step in range(len(scales)) if abs(step - first) <= 1]
+    second = near[rng.integers(len(near))]
+    crop_height, crop_width = round(side * scales[first]), round(side * scales[second])
+    across, down = _PLACES[rng.integers(len(_PLACES))]
+    top, left = (height - crop_height) * down // 4, (width - crop_width) * across // 4
+    return Box(top, left, crop_height, crop_width)
+
+
+def random_resized_box(
+    height: int, width: int, area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> Box:
+    """Return a crop of random area (share of the frame) and aspect ratio (width / height) at a random place.
+
+    After ten draws that do not fit it returns the largest central square (Inception's rule).
+    """
+    for _ in range(10):
+        pixels = rng.uniform(*area) * height * width
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        crop_height, crop_width = round(math.sqrt(pixels / aspect)), round(math.sqrt(pixels * aspect))
+        if 0 < crop_height <= height and 0 < crop_width <= width:
+            top = int(rng.integers(height - crop_height + 1))
+            left = int(rng.integers(width - crop_width + 1))
+            return Box(top, left, crop_height, crop_width)
+    return whole_box(height, width)
+
+
+def view_boxes(height: int, width: int, crops: int) -> list[Box]:
+    """Return `crops` squares of the shorter side, evenly from one end of the longer side to the other.
+
+    Resized, it is the usual "resize the shorter side, then crop left, centre and right".
+    """
+    side = min(height, width)
+    places = [index / (crops - 1) if crops > 1 else 0.5 for index in range(crops)]
+    return [Box(round((height - side) * at), round((width - side) * at), side, side) for at in places]
+
+
+@dataclass(frozen=True, slots=True)
+class Colour:
+    """A change of colour of one clip: `rgb @ matrix`, then contrast around the clip's mean grey."""
+
+    matrix: NDArray[np.float64]
+    contrast: float
+
+
+def draw_colour(jitter: float, hue: float, rng: np.random.Generator) -> Colour:
+    """Draw a change of colour.
+
+    Args:
+        jitter: brightness, saturation and contrast are each multiplied by a factor of `1 ± jitter`.
+        hue: colours turn around the grey axis by up to ± this share of the circle (0.5: any hue).
+    """
+    brightness, saturation, contrast = 1 + jitter * rng.uniform(-1, 1, 3)
+    angle = 2 * math.pi * hue * rng.uniform(-1, 1)
+    grey = np.outer(_LUMA, np.ones(3))
+    saturate = saturation * np.eye(3) + (1 - saturation) * grey
+    return Colour(brightness * saturate @ _turn(angle), contrast)
+
+
+def _turn(angle: float) -> NDArray[np.float64]:
+    """Return the rotation of RGB space around its grey axis (1, 1, 1): it changes hue and leaves greys."""
+    across = np.array([[0, 1, -1], [-1, 0, 1], [1, -1, 0]]) / math.sqrt(3)
+    # Rodrigues' formula, transposed for row vectors: a positive angle goes from red to green.
+    turn: NDArray[np.float64] = (
+        math.cos(angle) * np.eye(3) + math.sin(angle) * across + (1 - math.cos(angle)) / 3 * np.ones((3, 3))
+    )
+    return turn
+
+
+def draw_erased(size: int, probability: float, rng: np.random.Generator) -> Box | None:
+    """Draw the box that random erasing fills with noise in all frames (arXiv 1708.04896), or None.
+
+    Its area is 2 to 33% of the frame and its aspect ratio 0.3 to 3.3, as in VideoMAE's fine-tuning.
+    """
+    if rng.random() >= probability:
+        return None
+    box = random_resized_box(size, size, (0.02, 1 / 3), (0.3, 1 / 0.3), rng)
+    # The whole frame is what a draw without a fitting box ends in; better to erase nothing then.
+    return None if box.height == size else box
+
+
+# ------------------------------------------------------------------------------------------- pixels
+
+
+def crop_resize(frames_THWC: Tensor, box: Box, size: int, flip: bool = False) -> Tensor:
+    """Cut `box` out of uint8 frames and resize it to `size` × `size` (bilinear, antialiased).
+
+    Returns:
+        uint8 `frames_THWC`; mirrored left to right if `flip`.
+    """
+    cut_THWC = frames_THWC[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    if (box.height, box.width) != (size, size):
+        # A view in channels-last order, which is what makes the uint8 kernel fast.
+        cut_TCHW = cut_THWC.permute(0, 3, 1, 2)
+        resized_TCHW = interpolate(cut_TCHW, (size, size), mode="bilinear", antialias=True)
+        cut_THWC = resized_TCHW.permute(0, 2, 3, 1)
+    return cut_THWC.flip(2) if flip else cut_THWC
+
+
+def to_model(frames_BTHWC: Tensor, colours: list[Colour] | None = None) -> Tensor:
+    """Turn uint8 frames into the model's input, each clip's colours changed by its entry of `colours`.
+
+    Returns:
+        float32 `video_BCTHW`, contiguous, with ImageNet's mean and deviation taken out.
+    """
+    B, T, H, W, C = frames_BTHWC.shape
+    video_BCTHW = frames_BTHWC.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
+    pixels_BCP = video_BCTHW.view(B, C, T * H * W).div_(255)
+    if colours is not None:
+        pixels_BCP = _recolour(pixels_BCP, colours)
+    mean_C1, std_C1 = torch.tensor(MEAN).unsqueeze(1), torch.tensor(STD).unsqueeze(1)
+    return pixels_BCP.sub_(mean_C1).div_(std_C1).view(B, C, T, H, W)
+
+
+def _recolour(pixels_BCP: Tensor, colours: list[Colour]) -> Tensor:
+    """Change the colours of each clip, values in [0, 1]; one affine map a clip, so one product a batch."""
+    # torch applies matrices from the left: the transpose of the row-vector form of `Colour`.
+    matrix_BCC = torch.from_numpy(np.ascontiguousarray([colour.matrix.T for colour in colours])).float()
+    contrast_B11 = torch.tensor([colour.contrast for colour in colours], dtype=torch.float32).view(-1, 1, 1)
+    luma_11C = torch.tensor(_LUMA).view(1, 1, -1)
+    grey_B11 = luma_11C @ matrix_BCC @ pixels_BCP.mean(2, keepdim=True)
+    shift_BC1 = ((1 - contrast_B11) * grey_B11).expand(-1, len(_LUMA), 1).contiguous()
+    return torch.baddbmm(shift_BC1, contrast_B11 * matrix_BCC, pixels_BCP).clamp_(0, 1)
+
+
+def to_display(video_BCTHW: Tensor) -> Tensor:
+    """Undo the normalisation: the same axes, values in [0, 1]."""
+    mean = torch.tensor(MEAN, device=video_BCTHW.device).view(3, 1, 1, 1)
+    std = torch.tensor(STD, device=video_BCTHW.device).view(3, 1, 1, 1)
+    return (video_BCTHW * std + mean).clamp(0, 1)
+
+
+def erase(clip_CTHW: Tensor, box: Box, rng: np.random.Generator) -> None:
+    """Fill `box` with standard normal noise in every frame, in place (after the normalisation)."""
+    rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
+    target = clip_CTHW[:, :, rows, columns]
+    target.copy_(torch.from_numpy(rng.standard_normal(target.shape, dtype=np.float32)))

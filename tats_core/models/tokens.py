@@ -1,0 +1,130 @@
+"""From pixels to tokens and back: the token grid, cube embedding, fixed positions.
+
+Axes: B clips, C=3 channels, T frames, H W pixels, F temporal slices, S patches a slice, N=F*S tokens,
+P=t*p*p*3 pixel values a token, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tats_core.specs import StrictModel
+
+
+class ClipConfig(StrictModel):
+    """The clip that a model sees and how it is cut into tokens (VideoMAE: 16 x 224^2, tubelet 2, patch 16)."""
+
+    frames: int = Field(16, ge=1, description="T, frames a clip")
+    size: int = Field(224, ge=1, description="H = W, pixels")
+    tubelet: int = Field(2, ge=1, description="t, frames a token")
+    patch: int = Field(16, ge=1, description="p, pixels a token's side")
+
+    @model_validator(mode="after")
+    def _divides(self) -> ClipConfig:
+        if self.frames % self.tubelet:
+            raise ValueError(f"frames ({self.frames}) must be a multiple of tubelet ({self.tubelet})")
+        if self.size % self.patch:
+            raise ValueError(f"size ({self.size}) must be a multiple of patch ({self.patch})")
+        return self
+
+    @property
+    def slices(self) -> int:
+        """F, temporal slices."""
+        return self.frames // self.tubelet
+
+    @property
+    def side(self) -> int:
+        """Patches along one side of a slice; S = side^2."""
+        return self.size // self.patch
+
+    @property
+    def tokens(self) -> int:
+        """N = F * S."""
+        return self.slices * self.side**2
+
+    @property
+    def pixels(self) -> int:
+        """P, pixel values a token."""
+        return self.tubelet * self.patch**2 * 3
+
+
+def patchify(video_BCTHW: Tensor, clip: ClipConfig) -> Tensor:
+    """Cut clips into tokens of pixels `[B, N, P]`; P is ordered (t, p, p, c), as VideoMAE's target is."""
+    b, c = video_BCTHW.shape[:2]
+    t, p, f, s = clip.tubelet, clip.patch, clip.slices, clip.side
+    cut = video_BCTHW.reshape(b, c, f, t, s, p, s, p)
+    return cut.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(b, f * s * s, t * p * p * c)
+
+
+def unpatchify(patches_BNP: Tensor, clip: ClipConfig) -> Tensor:
+    """Undo `patchify`: `[B, N, P]` to `[B, 3, T, H, W]`."""
+    b = patches_BNP.shape[0]
+    t, p, f, s = clip.tubelet, clip.patch, clip.slices, clip.side
+    cut = patches_BNP.reshape(b, f, s, s, t, p, p, 3)
+    return cut.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(b, 3, clip.frames, clip.size, clip.size)
+
+
+def per_token(values_BTHW: Tensor, clip: ClipConfig) -> Tensor:
+    """Mean of a pixel map over each token's cube: `[B, T, H, W]` to `[B, N]`."""
+    return patchify(values_BTHW.unsqueeze(1), clip).mean(-1)
+
+
+class CubeEmbedding(nn.Module):
+    """Linear embedding of each token's pixels; its weight has Conv3d's shape `[D, 3, t, p, p]`.
+
+    A 3-D convolution with kernel = stride is this matrix product, which is several times faster on a CPU
+    and can be applied to the visible tokens alone. The shape is kept so that VideoMAE's weights load.
+    """
+
+    def __init__(self, clip: ClipConfig, width: int) -> None:
+        super().__init__()
+        convolution = nn.Conv3d(3, width, (clip.tubelet, clip.patch, clip.patch))
+        # timm's and VideoMAE's choice for this layer: Xavier on the flattened kernel.
+        nn.init.xavier_uniform_(convolution.weight.view(width, -1))
+        nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+        self.weight, self.bias = convolution.weight, convolution.bias
+
+    def forward(self, patches_BMP: Tensor) -> Tensor:
+        """Embed any choice of tokens: `[B, M, P]` to `[B, M, D]`."""
+        return functional.linear(patches_BMP, self.weight.permute(0, 2, 3, 4, 1).flatten(1), self.bias)
+
+
+def _sine_cosine(places: Tensor, width: int) -> Tensor:
+    """Sine-cosine code of `places`, interleaved sin, cos, as in VideoMAE: `[len(places), width]`."""
+    exponent = 2 * torch.div(torch.arange(width), 2, rounding_mode="floor").double() / width
+    angle = places.double()[:, None] / torch.pow(torch.tensor(10000.0, dtype=torch.float64), exponent)
+    code = torch.empty_like(angle)
+    code[:, 0::2], code[:, 1::2] = angle[:, 0::2].sin(), angle[:, 1::2].cos()
+    return code
+
+
+def positions(clip: ClipConfig, width: int, kind: Literal["separable", "joint"]) -> Tensor:
+    """Fixed sine-cosine positions `[N, D]`.
+
+    `joint` is VideoMAE's table: one code over the token's number 0..N-1. `separable` joins codes of slice,
+    row and column, so "same place, other time" is the same in most of its coordinates.
+    """
+    if kind == "joint":
+        return _sine_cosine(torch.arange(clip.tokens), width).float()
+    space = 2 * (width // 6)
+    time = width - 2 * space
+    slices, rows, columns = torch.meshgrid(
+        torch.arange(clip.slices), torch.arange(clip.side), torch.arange(clip.side), indexing="ij"
+    )
+    # 16 slices or patches span what thousands of tokens do in the joint table: spread them alike.
+    scale = math.sqrt(width)
+    codes = [
+        _sine_cosine(places.flatten() * scale / max(count, 1), part)
+        for places, count, part in (
+            (slices, clip.slices, time),
+            (rows, clip.side, space),
+            (columns, clip.side, space),
+        )
+    ]
+    return torch.cat(codes, 1).float()

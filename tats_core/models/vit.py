@@ -1,0 +1,169 @@
+"""The encoder: a plain video ViT over any choice of tokens, on timm's blocks.
+
+Axes: B clips, N tokens, M some of the tokens, P pixel values a token, D width.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Final, Literal
+
+import torch
+from pydantic import Field, model_validator
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tats_core.errors import did_you_mean
+from tats_core.models.tokens import ClipConfig, CubeEmbedding, positions
+from tats_core.specs import StrictModel
+
+PRESETS: Final[dict[str, dict[str, int]]] = {
+    "vit_micro": {"width": 96, "depth": 4, "heads": 4},
+    "vit_mini": {"width": 128, "depth": 4, "heads": 4},
+    "vit_tiny": {"width": 192, "depth": 12, "heads": 3},
+    "vit_small": {"width": 384, "depth": 12, "heads": 6},
+    "vit_base": {"width": 768, "depth": 12, "heads": 12},
+    "vit_large": {"width": 1024, "depth": 24, "heads": 16},
+    "vit_huge": {"width": 1280, "depth": 32, "heads": 16},
+}
+"""Widths, depths and heads of VideoMAE's encoders, and two that train on a laptop."""
+
+
+class ViTConfig(StrictModel):
+    """The encoder; a bare name in YAML (`model: vit_base`) is its preset."""
+
+    preset: str = Field("vit_base", description="name of the preset that gives width, depth and heads")
+    width: int = Field(768, ge=8, description="D")
+    depth: int = Field(12, ge=1, description="blocks")
+    heads: int = Field(12, ge=1, description="attention heads")
+    mlp_ratio: float = Field(4.0, gt=0, description="hidden width of a block's MLP over D")
+    positions: Literal["separable", "joint"] = Field(
+        "joint", description="joint: VideoMAE's table over N; separable: slice, row and column apart"
+    )
+    attention_init: Literal["xavier", "mimetic"] = Field(
+        "xavier", description="mimetic: heads start by looking at tokens like themselves; learns from few steps"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute blocks in backward: less memory, more time")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, raw: Any) -> Any:
+        raw = {"preset": raw} if isinstance(raw, str) else dict(raw)
+        preset = raw.get("preset", "vit_base")
+        if preset not in PRESETS:
+            raise ValueError(f"no model preset '{preset}'{did_you_mean(str(preset), PRESETS)}")
+        return {**PRESETS[preset], **raw}
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ViTConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+def blocks(width: int, depth: int, heads: int, mlp_ratio: float, drop_path: float) -> nn.ModuleList:
+    """Pre-norm transformer blocks; the rate of stochastic depth grows linearly from 0 to `drop_path`."""
+    rates = torch.linspace(0, drop_path, depth).tolist()
+    return nn.ModuleList(
+        Block(
+            width,
+            heads,
+            mlp_ratio,
+            qkv_bias=True,
+            drop_path=rate,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        )
+        for rate in rates
+    )
+
+
+def initialise(module: nn.Module) -> None:
+    """VideoMAE's initialisation of a layer: Xavier-uniform matrices, zero biases, unit norms."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def start_blocks(blocks: nn.ModuleList, config: ViTConfig) -> None:
+    """Initialise transformer blocks as `config` says."""
+    blocks.apply(initialise)
+    if config.attention_init == "mimetic":
+        for block in blocks:
+            assert isinstance(block, Block)
+            initialise_mimetic(block)
+
+
+@torch.no_grad()
+def initialise_mimetic(block: Block) -> None:
+    """Start attention where trained attention ends up (Trockman and Kolter 2023, arXiv 2305.09828).
+
+    Per head `W_q W_k^T = 0.7 I + 0.7 Z` (a token looks at its like: near places, same content) and
+    `W_v W_o = 0.4 Z - 0.4 I`, Z normal with variance 1/D, each cut to the rank of the head.
+    """
+    attention = block.attn
+    width, heads = attention.proj.in_features, attention.num_heads
+    head = width // heads
+    identity = torch.eye(width)
+    query, key, value = attention.qkv.weight.view(3, heads, head, width)
+    for place in range(heads):
+        noise = torch.randn(width, width) / width**0.5
+        left, size, right = torch.linalg.svd(0.7 * identity + 0.7 * noise)
+        root = size[:head].sqrt()
+        query[place].copy_((left[:, :head] * root).T)
+        key[place].copy_(right[:head] * root[:, None])
+    noise = torch.randn(width, width) / width**0.5
+    left, size, right = torch.linalg.svd(0.4 * noise - 0.4 * identity)
+    value.view(width, width).copy_((left * size.sqrt()).T)
+    attention.proj.weight.copy_((size.sqrt()[:, None] * right).T)
+
+
+class VideoViT(nn.Module):
+    """Cube embedding, fixed positions and transformer blocks; encodes all tokens or a choice of them."""
+
+    position_ND: Tensor
+
+    def __init__(self, config: ViTConfig, clip: ClipConfig, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.config, self.clip = config, clip
+        self.embedding = CubeEmbedding(clip, config.width)
+        # Not in the checkpoint: it follows from the configuration.
+        self.register_buffer("position_ND", positions(clip, config.width, config.positions), persistent=False)
+        self.blocks = blocks(config.width, config.depth, config.heads, config.mlp_ratio, drop_path)
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        start_blocks(self.blocks, config)
+
+    def tokenize(self, patches_BNP: Tensor) -> Tensor:
+        """Embed all tokens and add their positions: `[B, N, P]` to `[B, N, D]`."""
+        embedded: Tensor = self.embedding(patches_BNP) + self.position_ND
+        return embedded
+
+    def encode(self, tokens_BMD: Tensor) -> Tensor:
+        """Run the blocks on tokens that carry their positions; the final norm is not applied."""
+        for block in self.blocks:
+            if self.config.gradient_checkpointing and self.training:
+                tokens_BMD = checkpoint(block, tokens_BMD, use_reentrant=False)
+            else:
+                tokens_BMD = block(tokens_BMD)
+        return tokens_BMD
+
+    def forward(self, patches_BNP: Tensor, visible_BK: Tensor | None = None) -> Tensor:
+        """Encode all tokens, or those of `visible_BK` alone: `[B, N, P]` to `[B, N or K, D]`, normed.
+
+        Only the visible tokens are embedded with gradients; the weight gradient of the embedding would
+        otherwise be a product over all N tokens of which most rows are zero.
+        """
+        if visible_BK is None:
+            return self.norm(self.encode(self.tokenize(patches_BNP)))  # type: ignore[no-any-return]
+        embedded_BKD = self.embedding(take(patches_BNP, visible_BK))
+        tokens_BKD = embedded_BKD + self.position_ND[visible_BK]
+        return self.norm(self.encode(tokens_BKD))  # type: ignore[no-any-return]
+
+
+def take(values_BNX: Tensor, index_BM: Tensor) -> Tensor:
+    """Pick tokens by index: `[B, N, X]` and `[B, M]` to `[B, M, X]`."""
+    return values_BNX.gather(1, index_BM.unsqueeze(-1).expand(-1, -1, values_BNX.shape[-1]))

@@ -1,0 +1,309 @@
+"""Stage keys and the store of committed outputs.
+
+A stage key is the sha256 of five components, each of which is kept in `key.json` so that a plan can say
+which one changed: the kind and its version, the resolved configuration, the code, the digests of the
+inputs, and what is read from outside.
+
+An output appears whole or not at all: the stage works in `stages/<kind>-<key12>.partial/`, and a commit
+writes the manifest (files, sizes, digests), then renames the folder. A commit counts only while its
+manifest still fits the files.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tats_core.errors import StoreError
+from tats_core.pipeline import code
+from tats_core.pipeline.graph import Instance
+from tats_core.pipeline.records import write_json
+
+MANIFEST = "manifest.json"
+KEY = "key.json"
+ATTEMPT = "attempt.json"
+
+# Files up to this size are read again at every hit; of larger ones only the size is compared, so that a
+# look at the store does not cost minutes. Their digest was taken once, at the commit.
+VERIFIED_BYTES = 1 << 20
+
+# What a stage says about its work is not its output: it holds times, and nothing reads it as an input.
+_NOT_OUTPUT = ("events.jsonl", "log/")
+
+
+@dataclass(frozen=True)
+class StageKey:
+    """The components of a stage's identity, and their digest."""
+
+    components: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """64 hex digits."""
+        return hashlib.sha256(_canonical(self.components)).hexdigest()
+
+    @property
+    def short(self) -> str:
+        """The first 12 of them, as in folder names."""
+        return self.digest[:12]
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def stage_key(instance: Instance, inputs: Iterable[tuple[Instance, str]], pipeline: str) -> StageKey:
+    """Return the key of `instance`, given each instance it reads with its output's digest.
+
+    The names of stages and pipelines are not in it: two pipelines that do the same work share it. Only a
+    stage that gathers is about its pipeline, and needs the axes of its inputs to tell them apart.
+    """
+    kind = instance.kind
+    read = [
+        {"kind": one.kind.name, "digest": digest} | ({"axes": dict(one.axes)} if kind.gathers else {})
+        for one, digest in inputs
+    ]
+    return StageKey(
+        {
+            "kind": f"{kind.name}/{kind.version}" + (f" of {pipeline}" if kind.gathers else ""),
+            "config": without(instance.config.model_dump(mode="json"), kind.key_excludes),
+            "code": code.digests((kind.__module__, *kind.code)),
+            "inputs": sorted(read, key=_canonical),
+            "external": dict(kind.external(instance.config)),
+        }
+    )
+
+
+def without(config: Any, excluded: frozenset[str]) -> Any:
+    """Return `config` without the fields named `excluded`, at any depth."""
+    if isinstance(config, Mapping):
+        return {key: without(value, excluded) for key, value in config.items() if key not in excluded}
+    if isinstance(config, list):
+        return [without(value, excluded) for value in config]
+    return config
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Say what differs between the components of two keys, in words; the most telling comes first."""
+    said = []
+    for name, was, now in _differences(old["config"], new["config"]):
+        said.append(f"{name}: {_brief(was)} → {_brief(now)}")
+    modules = sorted({name for name, _, _ in _differences(old["code"], new["code"], nested=False)})
+    if modules:
+        said.append(f"code changed: {', '.join(modules)}")
+    if old["inputs"] != new["inputs"]:
+        was = {_canonical(one) for one in old["inputs"]}
+        kinds = sorted({one["kind"] for one in new["inputs"] if _canonical(one) not in was})
+        said.append(f"new input from {', '.join(kinds)}" if kinds else "has fewer inputs")
+    outside = sorted({name for name, _, _ in _differences(old["external"], new["external"], nested=False)})
+    if outside:
+        said.append(f"changed on disk: {', '.join(outside)}")
+    if old["kind"] != new["kind"]:
+        said.append(f"{old['kind']} → {new['kind']}")
+    return said
+
+
+def _differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "", nested: bool = True
+) -> Iterator[tuple[str, Any, Any]]:
+    for key in [*old, *(key for key in new if key not in old)]:
+        was, now = old.get(key), new.get(key)
+        if nested and isinstance(was, Mapping) and isinstance(now, Mapping):
+            yield from _differences(was, now, f"{prefix}{key}.")
+        elif was != now:
+            yield prefix + key, was, now
+
+
+def _brief(value: Any) -> str:
+    text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+class StageStore:
+    """The folder `stages/` of a project folder."""
+
+    def __init__(self, home: Path) -> None:
+        self.root = home / "stages"
+
+    def folder(self, kind: str, key: StageKey) -> Path:
+        """Return where the output of `key` is, once committed."""
+        return self.root / f"{kind}-{key.short}"
+
+    def fault(self, folder: Path, key: StageKey | None = None) -> str | None:
+        """Return why the output in `folder` cannot be used, or None if it can ("" where there is none)."""
+        if not folder.is_dir():
+            return ""
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            stored = StageKey(json.loads((folder / KEY).read_text(encoding="utf-8"))["components"])
+        except (OSError, ValueError, KeyError) as error:
+            return f"its manifest cannot be read ({error})"
+        if key is not None and stored.digest != key.digest:
+            return "it was made under another key"
+        for name, entry in manifest["files"].items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is gone"
+            if path.stat().st_size != entry["size"]:
+                return f"{name} has another size"
+            if entry["size"] <= VERIFIED_BYTES and _file_digest(path) != entry["sha256"]:
+                return f"{name} has another content"
+        return None
+
+    def output_digest(self, folder: Path) -> str:
+        """Return the digest of a committed output, as the keys of its readers contain it."""
+        digest: str = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["digest"]
+        return digest
+
+    def origin(self, folder: Path) -> dict[str, Any]:
+        """Return the `key.json` of a committed output: components, stage, pipeline, run, time."""
+        stored: dict[str, Any] = json.loads((folder / KEY).read_text(encoding="utf-8"))
+        return stored
+
+    def previous(self, pipeline: str, instance: str, kind: str) -> Mapping[str, Any] | None:
+        """Return the components of the newest output of this stage of this pipeline, or None."""
+        newest: dict[str, Any] | None = None
+        for path in self.root.glob(f"{kind}-*/{KEY}"):
+            if path.parent.suffix:  # .partial, .old: not committed
+                continue
+            stored = self.origin(path.parent)
+            mine = (stored["pipeline"], stored["stage"]) == (pipeline, instance)
+            if mine and (newest is None or stored["time"] > newest["time"]):
+                newest = stored
+        return newest["components"] if newest else None
+
+    @contextmanager
+    def lock(self, folder: Path, wait: Callable[[str], None]) -> Iterator[None]:
+        """Hold the right to make the output `folder`; ends with this process, however it ends.
+
+        Args:
+            wait: called about five times a second while another process holds it, with that process's
+                id; it may raise to give up.
+        """
+        locks = self.root / ".locks"
+        make_folder(locks)
+        with (locks / folder.name).open("a+", encoding="utf-8") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    file.seek(0)
+                    wait(file.read().strip() or "unknown")
+                    time.sleep(0.2)
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def begin(self, folder: Path, *, fresh: bool) -> tuple[Path, str]:
+        """Return the work folder for the output `folder`, and the name of its training run.
+
+        An earlier attempt's folder is gone on with, unless `fresh`. The name is new whenever the folder
+        is: a launcher that resumes by name must not bring back checkpoints without the rest.
+        """
+        partial = self.partial(folder)
+        if fresh and partial.exists():
+            shutil.rmtree(partial)
+        attempt = partial / ATTEMPT
+        if not attempt.exists():
+            make_folder(partial)
+            name = f"{folder.name}-{uuid.uuid4().hex[:8]}"
+            write_json(attempt, {"training_run": name, "forced": fresh})
+        known: str = json.loads(attempt.read_text(encoding="utf-8"))["training_run"]
+        return partial, known
+
+    def partial(self, folder: Path) -> Path:
+        """Return the work folder of the output `folder`."""
+        return folder.with_name(folder.name + ".partial")
+
+    def unfinished(self, folder: Path) -> Literal["forced", "begun"] | None:
+        """Say whether an attempt at `folder` was cut off, and whether it had been forced."""
+        try:
+            attempt = json.loads((self.partial(folder) / ATTEMPT).read_text(encoding="utf-8"))
+        except OSError:
+            return None
+        return "forced" if attempt["forced"] else "begun"
+
+    def commit(
+        self,
+        partial: Path,
+        folder: Path,
+        key: StageKey,
+        origin: Mapping[str, Any],
+        identities: Mapping[str, str],
+    ) -> None:
+        """Turn a finished work folder into the output `folder`; an earlier one there is replaced.
+
+        Args:
+            origin: the pipeline, stage and run that made it.
+            identities: see `StageKind.identities`.
+        """
+        (partial / ATTEMPT).unlink(missing_ok=True)
+        write_json(partial / KEY, {**origin, "time": time.time(), "components": key.components})
+        write_json(partial / MANIFEST, _manifest(partial, identities))
+        if folder.exists():
+            replaced = folder.with_name(f"{folder.name}.old-{uuid.uuid4().hex[:8]}")
+            folder.rename(replaced)
+            partial.rename(folder)
+            shutil.rmtree(replaced)
+        else:
+            partial.rename(folder)
+        _sync_folder(self.root)
+
+
+def _manifest(folder: Path, identities: Mapping[str, str]) -> dict[str, Any]:
+    files: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file() or name in (MANIFEST, KEY) or name.endswith(".tmp"):
+            continue
+        size = path.stat().st_size
+        if size > VERIFIED_BYTES:
+            # A power cut could leave it short or empty, and a hit would look at its size alone.
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        files[name] = {"size": size, "sha256": _file_digest(path)}
+    output = {
+        name: identities.get(name, entry["sha256"])
+        for name, entry in files.items()
+        if not name.startswith(_NOT_OUTPUT)
+    }
+    return {"digest": hashlib.sha256(_canonical(output)).hexdigest(), "files": files}
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Create `folder` and those above it.
+
+    Raises:
+        StoreError: the place cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"{folder}: cannot be created ({error.strerror}); set TATS_HOME to a folder you can write to"
+        ) from error

@@ -1,0 +1,103 @@
+"""The digest of the code that a stage depends on: what it does, not how it is laid out.
+
+A module counts as its syntax tree without docstrings; comments and formatting are not in a syntax tree.
+With it counts every module of tats_core that it imports, wherever in the file and however indirectly.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+PACKAGE = "tats_core"
+_ROOT = Path(__file__).resolve().parents[1]
+
+# What these say or record cannot change an output: messages, logs, and the engine around the stages.
+_NEUTRAL = ("tats_core.errors", "tats_core.training.events", "tats_core.pipeline")
+_STAGES = "tats_core.pipeline.stages."
+
+
+def digests(modules: Iterable[str]) -> dict[str, str]:
+    """Return module → digest (16 hex digits) for `modules` and all they import from tats_core."""
+    found: dict[str, str] = {}
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        if module in found or _neutral(module):
+            continue
+        digest, imported = _parsed(module)
+        found[module] = digest
+        waiting.extend(imported)
+    return dict(sorted(found.items()))
+
+
+def _neutral(module: str) -> bool:
+    if module.startswith(_STAGES) and module != _STAGES + "base":
+        return False
+    return any(module == one or module.startswith(one + ".") for one in _NEUTRAL)
+
+
+@cache
+def _parsed(module: str) -> tuple[str, tuple[str, ...]]:
+    # A stage kind may live outside of the package; of what it imports, only tats_core counts.
+    path = _file(module) or Path(sys.modules[module].__file__ or "")
+    tree = ast.parse(path.read_bytes(), filename=str(path))
+    imported = tuple(sorted(set(_imports(tree, module, path.name == "__init__.py"))))
+    return digest_of(tree), imported
+
+
+def digest_of(tree: ast.Module) -> str:
+    """Return the digest of a module's syntax tree; the tree loses its docstrings."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            # Every string that stands alone: a docstring, or the one under a field that explains it.
+            node.body = [one for one in node.body if not _is_text(one)] or [ast.Pass()]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+
+
+def _is_text(node: ast.stmt) -> bool:
+    value = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
+
+
+def _imports(tree: ast.Module, module: str, is_package: bool) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                yield from _with_packages(name.name)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = module.split(".")
+                above = parts[: len(parts) - node.level + is_package]
+                base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from _with_packages(base)
+            for name in node.names:
+                # `from tats_core.data import manifest` imports a module, `... import BENCHMARKS` a name.
+                if _file(f"{base}.{name.name}"):
+                    yield from _with_packages(f"{base}.{name.name}")
+
+
+def _with_packages(module: str) -> Iterator[str]:
+    parts = module.split(".")
+    if parts[0] != PACKAGE:
+        return
+    for length in range(1, len(parts) + 1):
+        if _file(".".join(parts[:length])):
+            yield ".".join(parts[:length])
+
+
+@cache
+def _file(module: str) -> Path | None:
+    first, *rest = module.split(".")
+    if first != PACKAGE:
+        return None
+    place = _ROOT.joinpath(*rest)
+    for path in (place.with_suffix(".py") if rest else place / "__init__.py", place / "__init__.py"):
+        if path.is_file():
+            return path
+    return None

@@ -1,0 +1,206 @@
+"""From stages as written to stages as run: matrices expanded, configurations checked, edges drawn.
+
+A stage becomes one *instance* for each row of its axes. Its axes are its own matrix and those of the
+stages it needs, joined: rows must agree where two share an axis. So `evaluate`, without a matrix, follows
+`finetune`'s. A kind that gathers (the report) has no axes and takes every instance.
+
+An instance waits for the instances it reads: those of the kinds that its configuration names, among all
+ancestors, that agree with its axes. A fine-tuning from scratch therefore does not wait for a pre-training
+that stands between it and the data.
+"""
+
+from __future__ import annotations
+
+import graphlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tats_core import specs
+from tats_core.errors import SpecError, did_you_mean
+from tats_core.pipeline.spec import Pipeline, Scalar, Stage, label
+from tats_core.pipeline.stages import KINDS
+from tats_core.pipeline.stages.base import StageKind
+from tats_core.specs import StrictModel
+
+Row = dict[str, Scalar]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One stage as it will run; `needs` names the instances whose outputs it reads, in plan order."""
+
+    name: str
+    stage: str
+    kind: StageKind[Any]
+    config: StrictModel
+    axes: Mapping[str, str]
+    needs: tuple[str, ...]
+    retries: int
+
+
+@dataclass(frozen=True)
+class Graph:
+    """All instances by name, each after what it needs."""
+
+    instances: Mapping[str, Instance]
+
+    def select(self, names: Iterable[str], option: str) -> set[str]:
+        """Return the instances meant by `names`: a stage's (all of its matrix) or an instance's own.
+
+        Raises:
+            SpecError: nothing is called so.
+        """
+        chosen: set[str] = set()
+        for name in names:
+            found = {one.name for one in self.instances.values() if name in (one.stage, one.name)}
+            if not found:
+                valid = {one.stage for one in self.instances.values()} | set(self.instances)
+                raise SpecError(f"--{option} {name}: no stage named '{name}'{did_you_mean(name, valid)}")
+            chosen |= found
+        return chosen
+
+    def followers(self, names: Iterable[str]) -> set[str]:
+        """Return the instances that read an output of `names`, however indirectly, and `names` themselves."""
+        reached = set(names)
+        for one in self.instances.values():
+            if reached.intersection(one.needs):
+                reached.add(one.name)
+        return reached
+
+
+def build(pipeline: Pipeline) -> Graph:
+    """Expand and check a pipeline.
+
+    Raises:
+        SpecError: an unknown kind, need or key, a cycle, a default that no stage takes, or a need that
+            is not there; names file, key and the nearest valid name.
+    """
+    order = _order(pipeline)
+    kinds = {name: _kind(pipeline, stage) for name, stage in pipeline.stages.items()}
+    _check_defaults(pipeline, kinds)
+    rows: dict[str, list[Row]] = {}
+    instances: dict[str, Instance] = {}
+    ancestors: dict[str, list[str]] = {}
+    for name in order:
+        stage, kind = pipeline.stages[name], kinds[name]
+        above = {need for direct in stage.needs for need in (direct, *ancestors[direct])}
+        ancestors[name] = [one for one in order if one in above]
+        rows[name] = _rows(pipeline, stage, kind, rows)
+        for row in rows[name]:
+            one = _instance(pipeline, stage, kind, row, ancestors[name], instances)
+            instances[one.name] = one
+    return Graph(instances)
+
+
+def _order(pipeline: Pipeline) -> list[str]:
+    for stage in pipeline.stages.values():
+        for need in stage.needs:
+            if need not in pipeline.stages:
+                near = did_you_mean(need, pipeline.stages)
+                raise SpecError(f"{pipeline.where}: {stage.name}.needs: no stage named '{need}'{near}")
+    sorter = graphlib.TopologicalSorter({name: stage.needs for name, stage in pipeline.stages.items()})
+    try:
+        return list(sorter.static_order())
+    except graphlib.CycleError as error:
+        cycle = " → ".join(reversed(error.args[1]))
+        raise SpecError(f"{pipeline.where}: the stages need each other in a circle: {cycle}") from error
+
+
+def _kind(pipeline: Pipeline, stage: Stage) -> StageKind[Any]:
+    if stage.kind not in KINDS:
+        near = did_you_mean(stage.kind, KINDS)
+        raise SpecError(f"{pipeline.where}: {stage.name}.kind: no stage kind named '{stage.kind}'{near}")
+    return KINDS[stage.kind]
+
+
+def _check_defaults(pipeline: Pipeline, kinds: Mapping[str, StageKind[Any]]) -> None:
+    taken = {field for kind in kinds.values() for field in kind.Config.model_fields}
+    for key in pipeline.defaults:
+        if key not in taken:
+            near = did_you_mean(key, taken)
+            raise SpecError(f"{pipeline.where}: defaults has '{key}', which no stage takes{near}")
+
+
+def _rows(pipeline: Pipeline, stage: Stage, kind: StageKind[Any], rows: Mapping[str, list[Row]]) -> list[Row]:
+    joined: list[Row] = [{}]
+    own = [_product(stage.matrix)] if stage.matrix else []
+    for table in [*([] if kind.gathers else [rows[need] for need in stage.needs]), *own]:
+        joined = [left | right for left in joined for right in table if _agree(left, right)]
+    if not joined:
+        raise SpecError(
+            f"{pipeline.where}: {stage.name} has nothing to run: its matrix and those of what it needs "
+            f"({', '.join(stage.needs)}) have no values in common"
+        )
+    return joined
+
+
+def _product(matrix: Mapping[str, tuple[Scalar, ...]]) -> list[Row]:
+    rows: list[Row] = [{}]
+    for axis, values in matrix.items():
+        rows = [row | {axis: value} for row in rows for value in values]
+    return rows
+
+
+def _agree(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+    return all(left[axis] == right[axis] for axis in left.keys() & right.keys())
+
+
+def _instance(
+    pipeline: Pipeline,
+    stage: Stage,
+    kind: StageKind[Any],
+    row: Row,
+    ancestors: list[str],
+    instances: Mapping[str, Instance],
+) -> Instance:
+    axes = {axis: label(value) for axis, value in row.items()}
+    name = stage.name + (f"[{','.join(axes.values())}]" if axes else "")
+    config = _config(pipeline, stage, kind, row)
+    wanted = kind.reads(config)
+    needs: list[Instance] = []
+    for one in instances.values():
+        if one.stage not in ancestors or not _agree(axes, one.axes):
+            continue
+        direct = one.stage in stage.needs and (kind.waits_for_needs or one.kind.waited_for)
+        if direct or one.kind.name in wanted:
+            needs.append(one)
+    _check_reads(pipeline, stage, kind, wanted, needs)
+    return Instance(name, stage.name, kind, config, axes, tuple(one.name for one in needs), stage.retries)
+
+
+def _check_reads(
+    pipeline: Pipeline, stage: Stage, kind: StageKind[Any], wanted: tuple[str, ...], needs: list[Instance]
+) -> None:
+    found = [one.kind.name for one in needs]
+    place = f"{pipeline.where}: {stage.name}.needs"
+    if kind.gathers:
+        if wanted and not set(found).intersection(wanted):
+            raise SpecError(f"{place}: leads to no stage of kind {' or '.join(wanted)}, which it gathers")
+        return
+    for one in wanted:
+        if one not in found:
+            raise SpecError(f"{place}: leads to no stage of kind '{one}', whose output it reads")
+        if found.count(one) > 1:
+            names = ", ".join(need.name for need in needs if need.kind.name == one)
+            raise SpecError(f"{place}: leads to more than one stage of kind '{one}': {names}")
+
+
+def _config(pipeline: Pipeline, stage: Stage, kind: StageKind[Any], row: Row) -> StrictModel:
+    fields = kind.Config.model_fields
+    raw: dict[str, Any] = {key: value for key, value in pipeline.defaults.items() if key in fields}
+    raw |= {axis: value for axis, value in row.items() if axis in fields and axis in kind.follows}
+    raw = _over(raw, stage.config)
+    for axis in stage.matrix:
+        raw = specs.override(raw, axis.split("."), row[axis])
+    config: StrictModel = specs.validate(kind.Config, raw, pipeline.where, prefix=stage.name)
+    return config
+
+
+def _over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    # A default `model: vit_micro` is refined, not replaced, by a stage's `model: {depth: 4}`.
+    lifted = {
+        key: {"preset": value} if isinstance(value, str) and isinstance(over.get(key), Mapping) else value
+        for key, value in base.items()
+    }
+    return specs.merge(lifted, over)

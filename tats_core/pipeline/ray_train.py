@@ -1,0 +1,424 @@
+"""Data-parallel work on Ray Train (V2): starts workers, restarts them from their newest checkpoint.
+
+The driver takes no CPU of the cluster, each worker one (or one GPU). Nothing of Ray reaches the training
+loop: it gets a `World`, an `EventLog` and a `CheckpointStore`.
+
+What a start costs was measured on 2 cores (`docs/operations.md`). Almost all of it is Python processes
+importing things, so there are as few of both as Ray Train allows: see `_environment`, `Gloo`, `_trainer`.
+Modules that import torch are imported inside the functions that run in a worker.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import json
+import logging
+import os
+import secrets
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.train
+from ray._raylet import Config  # type: ignore[attr-defined]
+from ray.train.backend import Backend, BackendConfig
+
+from tats_core import errors
+from tats_core.errors import ResourceError, StageError, TatsError
+from tats_core.pipeline.records import write_json
+from tats_core.pipeline.stages.base import Stopped
+from tats_core.training.events import EventLog
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
+    from tats_core.training.world import World
+
+_STARTED = threading.Lock()
+_CONTROLLER_FAILURES = 2
+_KEPT_CHECKPOINTS = 2
+
+
+def fit(
+    entry: str,
+    job: Mapping[str, Any],
+    *,
+    workers: int,
+    gpu: bool,
+    name: str,
+    storage: Path,
+    out: Path,
+    max_failures: int,
+    stop: threading.Event,
+) -> None:
+    """Call `function(job, world, events, store)` in each of `workers` processes and wait for them.
+
+    Args:
+        entry: "module:function".
+        job: plain values for the function.
+        name: of the training run; the same name goes on from its newest checkpoint.
+        storage: where Ray Train keeps its runs; shared by all machines.
+        out: the stage's folder; events, and under `log/` what each worker prints.
+        max_failures: how often dead workers are replaced before the stage fails.
+        stop: when set, the workers leave after their next checkpoint.
+
+    Raises:
+        TatsError: what a worker raised.
+        StageError: workers died too often, or a bug of ours; names the worker's log.
+        ResourceError: the cluster is smaller than what is asked for.
+        Stopped: `stop` was set.
+    """
+    out, storage = out.absolute(), storage.absolute()
+    connect()
+    _check_resources(workers, gpu)
+    outcomes = _Outcomes(out / "log")
+    outcomes.clear()
+    task = {"entry": entry, "job": dict(job), "out": str(out)}
+    trainer = _trainer(task, workers=workers, gpu=gpu, name=name, storage=storage, max_failures=max_failures)
+    ended = threading.Event()
+    watch = threading.Thread(target=_pass_on_stop, args=(stop, ended, outcomes), daemon=True)
+    watch.start()
+    try:
+        _run(trainer)
+    except ray.train.TrainingFailedError as error:
+        outcomes.raise_failure()
+        raise StageError(f"{_reason(error)}; what the workers printed is in {out / 'log'}") from error
+    finally:
+        ended.set()
+        watch.join()
+    outcomes.raise_failure()
+    if outcomes.stopped.exists():
+        raise Stopped
+
+
+def capacity() -> tuple[int, int]:
+    """Return the CPUs and GPUs of the cluster; starts a local one if there is none."""
+    connect()
+    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return int(there.get("CPU", 0)), int(there.get("GPU", 0))
+
+
+def connect() -> None:
+    """Connect to the cluster that RAY_ADDRESS names, or start a local one; the second call does nothing."""
+    with _STARTED:
+        os.environ.update(_environment())
+        if ray.is_initialized():
+            return
+        address = os.environ.get("RAY_ADDRESS")
+        if not address and "RAY_AUTH_MODE" not in os.environ:
+            # Left alone, Ray would write a token into the home folder. One that lives as long as this
+            # process keeps other users of the machine out just as well.
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+            Config.initialize("")  # Ray read its environment when it was imported
+        ray.init(
+            address=address,
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+        )
+        atexit.register(ray.shutdown)
+
+
+def _environment() -> dict[str, str]:
+    wanted = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # The controller looks at its workers this often; at the default 2 s, the end of a short training
+        # waits a second for it.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+        # Metrics go to Prometheus, which a laptop does not have.
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+        # What workers print goes into the stage's folder, as they print it.
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    }
+    if not os.environ.get("RAY_ADDRESS"):
+        # One process less for each training. On this machine nobody announces a preemption.
+        wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+def _check_resources(workers: int, gpu: bool) -> None:
+    # Ray would wait for what will never come.
+    resource = "GPU" if gpu else "CPU"
+    there = capacity()[gpu]
+    if there < workers:
+        raise ResourceError(
+            f"{workers} workers need {workers} {resource}s, but Ray has {there}; ask for fewer workers"
+        )
+
+
+@dataclass
+class Gloo(BackendConfig):
+    """Joins CPU workers into one gloo process group.
+
+    Ray's own TorchConfig does the same, but makes the controller import torch too: on 2 cores that adds
+    about 2 s of CPU time to the start of every training.
+    """
+
+    backend: str = "gloo"
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """What Ray Train calls around the training."""
+        return _GlooBackend
+
+
+class _GlooBackend(Backend):
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        size = len(worker_group)
+        if size == 1:
+            return
+        address = worker_group.execute_single(0, _free_address)
+        calls = [worker_group.execute_single_async(rank, _join, rank, size, address) for rank in range(size)]
+        ray.get(calls)
+
+    def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        if len(worker_group) > 1:
+            ray.get(worker_group.execute_async(_leave))
+
+
+def _free_address() -> str:
+    import socket
+
+    host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        listener.bind((host, 0))
+        port = listener.getsockname()[1]
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def _join(rank: int, size: int, address: str) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _trainer(
+    task: dict[str, Any], *, workers: int, gpu: bool, name: str, storage: Path, max_failures: int
+) -> TorchTrainer:
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    trainer = TorchTrainer if os.environ.get("RAY_ADDRESS") else _without_cleaner(TorchTrainer)
+    return trainer(
+        _work,
+        train_loop_config=task,
+        torch_config=TorchConfig(backend="nccl") if gpu else Gloo(),  # type: ignore[arg-type]
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpu, resources_per_worker={"GPU": 1} if gpu else {"CPU": 1}
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(storage),
+            checkpoint_config=CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),
+            # The default is to try for ever.
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=max_failures, controller_failure_limit=_CONTROLLER_FAILURES
+            ),
+        ),
+    )
+
+
+def _without_cleaner(trainer: type[TorchTrainer]) -> type[TorchTrainer]:
+    """Return `trainer` without the process that watches whether its controller dies.
+
+    It frees what a dead controller held, for the others of a shared cluster. A local Ray ends with us;
+    there it costs a process a training at the start, and 0.7 s at the end.
+    """
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    class LocalTrainer(trainer):  # type: ignore[misc, valid-type]
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
+
+    return LocalTrainer
+
+
+def _run(trainer: TorchTrainer) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        trainer.fit()
+        return
+    # In the main thread `fit` leaves its own handler behind, and a later Ctrl-C would be swallowed.
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _reason(error: Exception) -> str:
+    failures = getattr(error, "worker_failures", None)
+    if not failures:
+        return f"the training failed: {_last_line(error)}"
+    rank, first = min(failures.items())
+    return f"worker {rank} failed: {_last_line(first)}"
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _pass_on_stop(stop: threading.Event, ended: threading.Event, outcomes: _Outcomes) -> None:
+    while not ended.wait(0.2):
+        if stop.is_set():
+            outcomes.please_stop.touch()
+            return
+
+
+class _Outcomes:
+    """Files by which driver and workers tell each other how it ends; they share the stage's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.please_stop = folder / "please-stop"
+        self.stopped = folder / "stopped"
+
+    def clear(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in (self.please_stop, self.stopped, *self.failures()):
+            path.unlink(missing_ok=True)
+
+    def failures(self) -> list[Path]:
+        return sorted(self.folder.glob("failure-*.json"))
+
+    def record_failure(self, rank: int, error: Exception) -> None:
+        known = type(error).__name__ if isinstance(error, TatsError) else None
+        write_json(
+            self.folder / f"failure-{rank}.json",
+            {"type": known, "text": str(error) if known else f"{type(error).__name__}: {error}"},
+        )
+
+    def raise_failure(self) -> None:
+        for path in self.failures():
+            failure = json.loads(path.read_text(encoding="utf-8"))
+            if failure["type"]:
+                raise getattr(errors, failure["type"])(failure["text"])
+            raise StageError(f"{failure['text']}; the traceback is in {self.folder}")
+
+
+# --- in the workers ----------------------------------------------------------------------------------
+
+
+def _work(task: dict[str, Any]) -> None:
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    out = Path(task["out"])
+    outcomes = _Outcomes(out / "log")
+    if outcomes.failures():
+        # Ray restarts the workers after any exception. One that will come again is not worth a retry:
+        # leave, so that the driver can raise it.
+        return
+    _print_into(out / "log" / f"worker-{rank}.log")
+    world = _world(rank, size)
+    events = EventLog(out / "events.jsonl" if rank == 0 else None)
+    module, _, function = task["entry"].partition(":")
+    try:
+        getattr(importlib.import_module(module), function)(
+            task["job"], world, events, RayStore(world, events, outcomes.please_stop)
+        )
+    except Stopped:
+        if world.is_first:
+            outcomes.stopped.touch()
+    except (RuntimeError, OSError):
+        # What a worker sees when another one dies; a restart helps.
+        traceback.print_exc()
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        outcomes.record_failure(rank, error)
+        raise
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _world(rank: int, size: int) -> World:
+    import torch
+
+    from tats_core.training.world import World
+
+    if torch.cuda.is_available() and ray.get_gpu_ids():
+        from ray.train.torch import get_device
+
+        return World(rank, size, get_device())
+    return World(rank, size, torch.device("cpu"))
+
+
+def _print_into(path: Path) -> None:
+    # The file descriptors, not sys.stderr: FFmpeg and torch print past Python.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+class RayStore:
+    """A `CheckpointStore` on Ray Train: the newest checkpoints of a run, in its storage.
+
+    A checkpoint is a folder: `state.pt` from rank 0, and `rank-<i>.pt` with what differs between ranks.
+    It counts only when all ranks have written theirs.
+    """
+
+    def __init__(self, world: World, events: EventLog, please_stop: Path) -> None:
+        self.world = world
+        self.events = events
+        self.please_stop = please_stop
+
+    def latest(self) -> dict[str, Any] | None:
+        """Return the newest whole state with this rank's `state["rank"]`, or None at a fresh start."""
+        import torch
+
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        with checkpoint.as_directory() as folder:
+            state: dict[str, Any] = torch.load(
+                Path(folder) / "state.pt", map_location="cpu", weights_only=True
+            )
+            own = Path(folder) / f"rank-{self.world.rank}.pt"
+            if own.exists():
+                state["rank"] = torch.load(own, map_location="cpu", weights_only=True)
+        self.events.note(f"goes on from its checkpoint {Path(checkpoint.path).name}")
+        return state
+
+    def save(self, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float]) -> None:
+        """Keep `state`; a barrier for all ranks. Raises Stopped after it if the person asked to stop."""
+        import torch
+
+        with tempfile.TemporaryDirectory(prefix="tats-checkpoint-") as folder:
+            shared = {key: value for key, value in state.items() if key != "rank"}
+            if self.world.is_first:
+                torch.save(shared, Path(folder) / "state.pt")
+            if "rank" in state:
+                torch.save(state["rank"], Path(folder) / f"rank-{self.world.rank}.pt")
+            ray.train.report(
+                {**metrics, "step": step},
+                checkpoint=ray.train.Checkpoint.from_directory(folder),
+                checkpoint_dir_name=f"step-{step:09d}",
+            )
+        self._leave_if_asked()
+
+    def _leave_if_asked(self) -> None:
+        import torch
+
+        # All leave at the same step, or the others would wait for ever: the ranks vote.
+        asked = torch.tensor(float(self.please_stop.exists()), device=self.world.device)
+        if self.world.sum(asked) > 0:
+            raise Stopped

@@ -1,0 +1,207 @@
+"""What is known about one pipeline run: the plan before it, and the record kept while it goes on.
+
+The record is `TATS_HOME/runs/<run id>/run.json`, replaced whole at every change, so that a reader (or
+the next run after a power cut) never sees half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from tats_core.errors import StoreError
+
+Action = Literal["run", "reuse", "skip"]
+StageStatus = Literal["waiting", "running", "finished", "cached", "failed", "stopped", "skipped"]
+RunStatus = Literal["running", "finished", "failed", "stopped"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class PlanItem:
+    """What will happen to one stage, and why.
+
+    `key` is None while it cannot be known: it contains the digests of outputs that do not exist yet.
+    """
+
+    name: str
+    stage: str
+    kind: str
+    axes: Mapping[str, str]
+    needs: tuple[str, ...]
+    action: Action
+    reason: str
+    key: str | None = None
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of a pipeline in an order in which they may run."""
+
+    pipeline: str
+    title: str
+    items: tuple[PlanItem, ...]
+
+    def count(self, action: Action) -> int:
+        """Return how many stages have this action."""
+        return sum(item.action == action for item in self.items)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as plain JSON values (schema 1)."""
+        items = [asdict(item) | {"folder": item.folder and str(item.folder)} for item in self.items]
+        return {"schema": SCHEMA, "pipeline": self.pipeline, "title": self.title, "stages": items}
+
+
+@dataclass
+class StageRecord:
+    """One stage of one run. Times are seconds since the epoch; `seconds` is this run's share of work."""
+
+    name: str
+    stage: str
+    kind: str
+    axes: dict[str, str]
+    needs: list[str]
+    status: StageStatus = "waiting"
+    reason: str = ""
+    key: str | None = None
+    folder: str | None = None
+    attempts: int = 0
+    started: float | None = None
+    finished: float | None = None
+    seconds: float = 0.0
+    error: str | None = None
+    tracking_run: str | None = None
+
+    @property
+    def done(self) -> bool:
+        """True where the stage's output can be used."""
+        return self.status in ("finished", "cached")
+
+
+@dataclass
+class RunRecord:
+    """One run of one pipeline. `status` is "failed" if any stage failed, "stopped" after Ctrl-C."""
+
+    id: str
+    pipeline: str
+    title: str
+    source: str
+    home: str
+    status: RunStatus
+    started: float
+    stages: dict[str, StageRecord]
+    finished: float | None = None
+    overrides: list[str] = field(default_factory=list)
+    error: str | None = None
+    git_commit: str | None = None
+    tracking_uri: str | None = None
+    tracking_run: str | None = None
+    tracking_error: str | None = None
+    pid: int = 0
+    schema: int = SCHEMA
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this record."""
+        return Path(self.home) / "runs" / self.id
+
+    def outputs(self, kind: str) -> list[Path]:
+        """Return the output folders of the finished or reused stages of `kind`, in plan order."""
+        return [
+            Path(one.folder) for one in self.stages.values() if one.kind == kind and one.done and one.folder
+        ]
+
+    def save(self) -> None:
+        """Write `run.json` whole."""
+        write_json(self.folder / "run.json", asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> RunRecord:
+        """Read the record kept in `folder`.
+
+        Raises:
+            StoreError: it is not there, or cannot be understood.
+        """
+        path = folder / "run.json"
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw["stages"] = {name: StageRecord(**one) for name, one in raw["stages"].items()}
+            return cls(**raw)
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{path}: is not the record of a run ({error})") from error
+
+
+class RunUI(Protocol):
+    """Who is told how a run goes. Every call comes from the thread that called `runner.run`."""
+
+    def started(self, plan: Plan, record: RunRecord) -> None:
+        """The plan stands and preflight passed; nothing has run yet."""
+
+    def stage_started(self, name: str) -> None:
+        """A stage begins, or begins again (a retry)."""
+
+    def params(self, name: str, values: Mapping[str, Any]) -> None:
+        """What a stage's configuration came down to: effective batch, learning rate, K visible of N."""
+
+    def progress(self, name: str, event: Mapping[str, Any]) -> None:
+        """`event` has step, steps, epoch, epochs (int), shown (name → number) and time."""
+
+    def note(self, name: str, text: str) -> None:
+        """A sentence for the reader; `name` is a stage's, or "" for the run as a whole."""
+
+    def stage_finished(self, name: str, seconds: float, cached: bool) -> None:
+        """A stage's output is in place; `cached` means nothing had to be done."""
+
+    def stage_failed(self, name: str, error: str) -> None:
+        """A stage failed for good (its retries are used up)."""
+
+    def finished(self, record: RunRecord) -> None:
+        """The run ended, well or not: `record.status`, `record.error`."""
+
+
+class SilentUI:
+    """Tells nobody. For scripts and tests."""
+
+    def started(self, plan: Plan, record: RunRecord) -> None:
+        """Say nothing."""
+
+    def stage_started(self, name: str) -> None:
+        """Say nothing."""
+
+    def params(self, name: str, values: Mapping[str, Any]) -> None:
+        """Say nothing."""
+
+    def progress(self, name: str, event: Mapping[str, Any]) -> None:
+        """Say nothing."""
+
+    def note(self, name: str, text: str) -> None:
+        """Say nothing."""
+
+    def stage_finished(self, name: str, seconds: float, cached: bool) -> None:
+        """Say nothing."""
+
+    def stage_failed(self, name: str, error: str) -> None:
+        """Say nothing."""
+
+    def finished(self, record: RunRecord) -> None:
+        """Say nothing."""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` beside `path`, then rename: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)

@@ -1,0 +1,457 @@
+"""Runs a pipeline: one code path for a first run, a retry and a resume.
+
+The calling thread holds the record and talks to the user interface and the tracker; each running stage
+has a thread of its own, which answers through a queue. A stage starts when what it reads is there and
+enough CPUs and GPUs are free.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import secrets
+import signal
+import subprocess
+import threading
+import time
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tats_core.errors import ResourceError, StoreError, TatsError
+from tats_core.pipeline import graph as graphs
+from tats_core.pipeline import plan as plans
+from tats_core.pipeline.cache import StageStore, make_folder
+from tats_core.pipeline.graph import Graph, Instance
+from tats_core.pipeline.plan import Choice, Decider, Decision
+from tats_core.pipeline.records import Plan, PlanItem, RunRecord, RunUI, SilentUI, StageRecord
+from tats_core.pipeline.spec import Pipeline
+from tats_core.pipeline.stages.base import Input, Preflight
+from tats_core.pipeline.tracking import Tracker
+from tats_core.pipeline.work import Answer, StageWork
+from tats_core.training.events import read_events
+
+__all__ = [
+    "Plan",
+    "PlanItem",
+    "RunRecord",
+    "RunUI",
+    "SilentUI",
+    "StageRecord",
+    "newest_finished",
+    "plan",
+    "run",
+]
+
+OnError = Literal["stop", "continue"]
+
+_TICK = 0.25  # seconds between two looks at the events of the running stages
+
+
+def plan(
+    pipeline: Pipeline,
+    home: Path,
+    *,
+    force: Sequence[str] = (),
+    only: Sequence[str] = (),
+    from_stage: str | None = None,
+) -> Plan:
+    """Say what `run` with the same arguments would do, and why; starts and changes nothing.
+
+    A stage is named as in the file (`finetune`: all of its matrix) or in full (`finetune[ssv2,scratch]`).
+
+    Raises:
+        SpecError: an unknown stage name or a wrong configuration.
+    """
+    return plans.make(_decider(pipeline, home.absolute(), force, only, from_stage))
+
+
+def run(
+    pipeline: Pipeline,
+    home: Path,
+    *,
+    force: Sequence[str] = (),
+    only: Sequence[str] = (),
+    from_stage: str | None = None,
+    on_error: OnError = "stop",
+    ui: RunUI | None = None,
+) -> RunRecord:
+    """Run what is not there yet, reuse what is, and return the record.
+
+    A stage that fails does not raise: `record.status` is "failed" and `record.error` one sentence. The
+    first Ctrl-C stops at the newest checkpoints and returns with status "stopped"; the second raises.
+
+    Args:
+        force: stages that run even though their output is there.
+        only: run these stages alone; what they need must be there already.
+        from_stage: run this stage and all that follow it, even though their outputs are there.
+        on_error: after a failure let running stages end and start no other ("stop"), or go on with all
+            stages that do not need the failed one ("continue").
+
+    Raises:
+        TatsError: found before anything started: wrong configuration, missing data, too few CPUs.
+    """
+    home = home.absolute()
+    decider = _decider(pipeline, home, force, only, from_stage)
+    todo = plans.make(decider)
+    free = _check_before_start(decider.graph, todo, home)
+    make_folder(home)
+    record = _new_record(pipeline, home, todo)
+    return _Run(decider, record, todo, free, on_error, ui or SilentUI()).execute()
+
+
+def newest_finished(home: Path, pipeline_name: str) -> RunRecord | None:
+    """Return the record of the newest run of this pipeline that finished with all its stages, or None."""
+    folders = (home.absolute() / "runs").glob(f"{pipeline_name}-*")
+    for folder in sorted(folders, key=lambda one: one.name.split("-")[-3:-1], reverse=True):
+        if not (folder / "run.json").exists():
+            continue
+        record = RunRecord.load(folder)
+        whole = all(stage.done for stage in record.stages.values())
+        if record.pipeline == pipeline_name and record.status == "finished" and whole:
+            return record
+    return None
+
+
+def _decider(
+    pipeline: Pipeline, home: Path, force: Sequence[str], only: Sequence[str], from_stage: str | None
+) -> Decider:
+    graph = graphs.build(pipeline)
+    return Decider(pipeline, graph, StageStore(home), Choice.of(graph, force, only, from_stage))
+
+
+@dataclass
+class _Resources:
+    """CPUs and GPUs: what there is, or what is free."""
+
+    cpus: int
+    gpus: int
+
+
+def _check_before_start(graph: Graph, todo: Plan, home: Path) -> _Resources:
+    running = [graph.instances[item.name] for item in todo.items if item.action == "run"]
+    wants_gpu = any(one.kind.gpus(one.config) for one in running)
+    there = _capacity(wants_gpu)
+    for one in running:
+        for name, needed, has in (
+            ("CPU", one.kind.cpus(one.config), there.cpus),
+            ("GPU", one.kind.gpus(one.config), there.gpus),
+        ):
+            if needed > has:
+                raise ResourceError(
+                    f"{one.name} needs {needed} {name}s, but there are {has}; "
+                    f"ask for fewer workers (--set {one.stage}.workers={max(has, 1)}) or use a larger machine"
+                )
+    wrong: dict[str, None] = {}  # an ordered set: many stages may miss the same data set
+    for one in running:
+        found = one.kind.preflight(one.config, Preflight(one.name, one.axes, home))
+        wrong.update(dict.fromkeys(found))
+    if wrong:
+        raise TatsError("\n".join(wrong))
+    return there
+
+
+def _capacity(wants_gpu: bool) -> _Resources:
+    if not wants_gpu and not os.environ.get("RAY_ADDRESS"):
+        return _Resources(len(os.sched_getaffinity(0)), 0)  # without starting a Ray for it
+    from tats_core.pipeline import ray_train
+
+    return _Resources(*ray_train.capacity())
+
+
+def _new_record(pipeline: Pipeline, home: Path, todo: Plan) -> RunRecord:
+    now = time.time()
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now)) + f"{int(now * 1000) % 1000:03d}"
+    stages = {
+        item.name: StageRecord(item.name, item.stage, item.kind, dict(item.axes), list(item.needs))
+        for item in todo.items
+    }
+    return RunRecord(
+        id=f"{pipeline.name}-{stamp}-{secrets.token_hex(2)}",
+        pipeline=pipeline.name,
+        title=pipeline.title,
+        source=pipeline.where,
+        home=str(home),
+        status="running",
+        started=now,
+        stages=stages,
+        overrides=list(pipeline.overrides),
+        git_commit=_git_commit(),
+        pid=os.getpid(),
+    )
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the checkout that this code runs from, or None if it runs from elsewhere."""
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():
+        return None
+    command = ["git", "-C", str(checkout), "rev-parse", "--verify", "--quiet", "HEAD"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or None
+
+
+class _Run:
+    """One run of a pipeline, from its first stage to its last."""
+
+    def __init__(
+        self,
+        decider: Decider,
+        record: RunRecord,
+        todo: Plan,
+        free: _Resources,
+        on_error: OnError,
+        ui: RunUI,
+    ) -> None:
+        self.decider = decider
+        self.store = decider.store
+        self.graph = decider.graph
+        self.record = record
+        self.todo = todo
+        self.free = free
+        self.on_error = on_error
+        self.ui = ui
+        self.stop = threading.Event()
+        self.answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self.running: dict[str, StageWork] = {}
+        self.digests: dict[str, str] = {}
+        self.decisions: dict[str, Decision] = {}
+        self.told_stop = False
+        self.tracker = Tracker(Path(record.home), record)
+
+    def execute(self) -> RunRecord:
+        """Run until nothing runs and nothing can start."""
+        self.record.save()
+        self.tracker.run_started(self._resolved())
+        self.ui.started(self.todo, self.record)
+        for item in self.todo.items:
+            if item.action == "skip":
+                self._leave_out(item.name, item.reason)
+        try:
+            with self._signals():
+                self._loop()
+        except BaseException as error:
+            self.record.status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+            self.record.error = f"{type(error).__name__}: {error}"
+            self.record.save()
+            raise
+        self._conclude()
+        return self.record
+
+    def _loop(self) -> None:
+        self._start_ready()
+        while self.running:
+            try:
+                answer: Answer | None = self.answers.get(timeout=_TICK)
+            except queue.Empty:
+                answer = None
+            self._tell_stop()
+            for work in self.running.values():
+                self._read_events(work)
+            if answer is not None:
+                self._take(answer)
+                self._start_ready()
+
+    # --- starting ------------------------------------------------------------------------------------
+
+    def _start_ready(self) -> None:
+        for one in self.graph.instances.values():
+            stage = self.record.stages[one.name]
+            if stage.status != "waiting" or self.stop.is_set():
+                continue
+            if any(self.record.stages[need].status in ("failed", "skipped", "stopped") for need in one.needs):
+                self._leave_out(one.name, "what it needs is not there")
+            elif all(need in self.digests for need in one.needs):
+                self._start(one, stage)
+
+    def _start(self, one: Instance, stage: StageRecord) -> None:
+        decision = self.decisions.get(one.name) or self.decider.decide(one, self.digests)
+        stage.key, stage.reason = decision.key.digest, decision.reason
+        if decision.action == "reuse":
+            stage.status = "cached"
+            self._track(one, decision)
+            self._finished(stage, decision.folder)
+            return
+        if self._halted():
+            return
+        cpus, gpus = one.kind.cpus(one.config), one.kind.gpus(one.config)
+        same = any(work.decision.folder == decision.folder for work in self.running.values())
+        if same:
+            return  # its output will be this one's too
+        self.decisions[one.name] = decision
+        if cpus > self.free.cpus or gpus > self.free.gpus:
+            return
+        self.free.cpus -= cpus
+        self.free.gpus -= gpus
+        stage.status, stage.started, stage.attempts = "running", time.time(), 1
+        self.record.save()
+        self.ui.stage_started(one.name)
+        self._track(one, decision)
+        work = StageWork(
+            one,
+            decision,
+            self.store,
+            self._inputs(one),
+            origin={"pipeline": self.record.pipeline, "stage": one.name, "run": self.record.id},
+            home=Path(self.record.home),
+            stop=self.stop,
+            answers=self.answers,
+        )
+        self.running[one.name] = work
+        work.start()
+
+    def _inputs(self, one: Instance) -> tuple[Input, ...]:
+        inputs = []
+        for need in one.needs:
+            stage = self.record.stages[need]
+            assert stage.folder is not None
+            inputs.append(Input(need, stage.kind, stage.axes, Path(stage.folder)))
+        return tuple(inputs)
+
+    def _halted(self) -> bool:
+        failed = any(stage.status == "failed" for stage in self.record.stages.values())
+        return self.stop.is_set() or (failed and self.on_error == "stop")
+
+    # --- following -----------------------------------------------------------------------------------
+
+    def _read_events(self, work: StageWork) -> None:
+        stage = self.record.stages[work.name]
+        try:
+            for offset, event in read_events(work.events, work.offset):
+                work.offset = offset
+                self.tracker.event(work.name, event)
+                # What an earlier attempt said is for the curves; the person has seen it.
+                if event["time"] >= (stage.started or 0.0):
+                    self._show(work.name, event)
+        except FileNotFoundError:
+            return  # the commit renamed the folder just now; the next look finds it
+
+    def _show(self, name: str, event: Mapping[str, Any]) -> None:
+        if event["kind"] == "progress":
+            self.ui.progress(name, event)
+        elif event["kind"] == "note":
+            self.ui.note(name, event["text"])
+        elif event["kind"] == "params":
+            self.ui.params(name, event["values"])
+
+    def _take(self, answer: Answer) -> None:
+        if answer.what == "note":
+            self.ui.note(answer.name, answer.text)
+        elif answer.what == "again":
+            self._again(answer)
+        else:
+            self._ended(answer, answer.what)
+
+    def _again(self, answer: Answer) -> None:
+        work, stage = self.running[answer.name], self.record.stages[answer.name]
+        stage.attempts += 1
+        self.record.save()
+        self.ui.note(answer.name, f"attempt {stage.attempts}, because {answer.text}")
+        self.ui.stage_started(answer.name)
+        self._track(work.instance, work.decision)
+
+    def _ended(self, answer: Answer, status: Literal["finished", "cached", "failed", "stopped"]) -> None:
+        work, stage = self.running[answer.name], self.record.stages[answer.name]
+        self._read_events(work)
+        del self.running[answer.name]
+        self.free.cpus += work.instance.kind.cpus(work.instance.config)
+        self.free.gpus += work.instance.kind.gpus(work.instance.config)
+        stage.finished = time.time()
+        stage.seconds = stage.finished - (stage.started or stage.finished)
+        stage.status, stage.error = status, answer.text or None
+        if stage.done:
+            self._finished(stage, work.decision.folder)
+            return
+        self.tracker.stage_ended(stage)
+        self.record.save()
+        if status == "failed":
+            self.ui.stage_failed(answer.name, answer.text)
+
+    def _finished(self, stage: StageRecord, folder: Path) -> None:
+        stage.folder = str(folder)
+        self.digests[stage.name] = self.store.output_digest(folder)
+        cached = stage.status == "cached"
+        self.tracker.stage_ended(stage, self._source_run(folder) if cached else None)
+        self.record.save()
+        self.ui.stage_finished(stage.name, stage.seconds, cached)
+
+    def _source_run(self, folder: Path) -> str | None:
+        origin = self.store.origin(folder)
+        try:
+            made = RunRecord.load(Path(self.record.home) / "runs" / origin["run"])
+        except StoreError:
+            return None  # its record was removed; the output is as good
+        stage = made.stages.get(origin["stage"])
+        return stage.tracking_run if stage else None
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        stage = self.record.stages[name]
+        stage.status, stage.reason = "skipped", reason
+
+    # --- telling -------------------------------------------------------------------------------------
+
+    def _track(self, one: Instance, decision: Decision) -> None:
+        folders = [decision.folder]
+        if decision.action == "run":
+            folders.insert(0, self.store.partial(decision.folder))
+        data = [
+            path
+            for need in self._inputs(one)
+            if need.kind == "data"
+            for path in sorted(need.path.glob("*.json"))
+            if path.name.endswith((".train.json", ".test.json"))
+        ]
+        config = one.config.model_dump(mode="json")
+        named = config.get("benchmark")
+        used = [path for path in data if named is None or path.name.startswith(f"{named}.")]
+        self.tracker.stage_started(self.record.stages[one.name], config, tuple(folders), used)
+
+    def _tell_stop(self) -> None:
+        if self.stop.is_set() and not self.told_stop:
+            self.told_stop = True
+            self.ui.note("", "stopping at the next checkpoints; Ctrl-C again stops at once")
+
+    def _resolved(self) -> dict[str, Any]:
+        stages = {
+            one.name: {"kind": one.kind.name, "needs": list(one.needs), **one.config.model_dump(mode="json")}
+            for one in self.graph.instances.values()
+        }
+        return {"name": self.record.pipeline, "overrides": self.record.overrides, "stages": stages}
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM stop at the next checkpoints; the second Ctrl-C raises."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(number: int, frame: types.FrameType | None) -> None:
+            if self.stop.is_set():
+                raise KeyboardInterrupt
+            self.stop.set()  # all else is done by the loop: a handler may interrupt anything
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _conclude(self) -> None:
+        record = self.record
+        for stage in record.stages.values():
+            if stage.status == "waiting":
+                stage.status, stage.reason = "skipped", "the run ended before"
+        failed = [stage for stage in record.stages.values() if stage.status == "failed"]
+        record.error = f"{failed[0].name}: {failed[0].error}" if failed else None
+        record.status = "failed" if failed else "stopped" if self.stop.is_set() else "finished"
+        record.finished = time.time()
+        record.save()
+        self.tracker.close()
+        if record.tracking_error:
+            self.ui.note("", f"tracking ended early: {record.tracking_error}")
+        record.save()
+        self.ui.finished(record)

@@ -1,0 +1,101 @@
+"""Runs a program of yours as a stage: it writes its output into the folder that TATS_OUT names."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from tats_core.errors import StageError
+from tats_core.pipeline.stages.base import StageContext, StageKind, Stopped
+from tats_core.specs import StrictModel
+
+_POLL_SECONDS = 0.5
+_GRACE_SECONDS = 10.0
+
+
+class CommandConfig(StrictModel):
+    """A program, its arguments and what it needs."""
+
+    run: Annotated[
+        tuple[str, ...],
+        BeforeValidator(lambda value: ("/bin/sh", "-c", value) if isinstance(value, str) else value),
+        Field(min_length=1, description="one line for the shell, or a list: the program and its arguments"),
+    ]
+    env: dict[str, str] = Field(default_factory=dict, description="added to the environment")
+    cpus: int = Field(1, ge=0, description="CPUs that it keeps busy")
+    gpus: int = Field(0, ge=0, description="GPUs that it keeps busy")
+
+
+class Command(StageKind[CommandConfig]):
+    """The program gets TATS_OUT (its folder) and TATS_INPUTS: JSON, a list of name, kind, axes, path.
+
+    What it prints is kept in `log/command.log`. Exit code 0 means that the folder holds its output.
+    """
+
+    name = "command"
+    Config = CommandConfig
+    waits_for_needs = True
+    waited_for = True
+    key_excludes = frozenset({"cpus", "gpus"})
+
+    def cpus(self, config: CommandConfig) -> int:
+        """As the configuration says."""
+        return config.cpus
+
+    def gpus(self, config: CommandConfig) -> int:
+        """As the configuration says."""
+        return config.gpus
+
+    def run(self, config: CommandConfig, ctx: StageContext) -> None:
+        """Run the program and wait for it.
+
+        Raises:
+            StageError: it cannot be started, or ends with another exit code than 0.
+        """
+        inputs = [
+            {"name": one.name, "kind": one.kind, "axes": dict(one.axes), "path": str(one.path)}
+            for one in ctx.read
+        ]
+        ours = {"TATS_OUT": str(ctx.out), "TATS_INPUTS": json.dumps(inputs)}
+        log = ctx.out / "log" / "command.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as printed:
+            try:
+                process = subprocess.Popen(
+                    config.run,
+                    env={**os.environ, **config.env, **ours},
+                    stdin=subprocess.DEVNULL,
+                    stdout=printed,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # a Ctrl-C in the terminal is ours to pass on
+                )
+            except OSError as error:
+                raise StageError(f"'{config.run[0]}' cannot be started ({error.strerror})") from error
+            code = _wait(process, ctx)
+        if code != 0:
+            raise StageError(f"the command ended with code {code}; what it printed is in {log}")
+
+
+def _wait(process: subprocess.Popen[bytes], ctx: StageContext) -> int:
+    while True:
+        try:
+            return process.wait(_POLL_SECONDS)
+        except subprocess.TimeoutExpired:
+            if ctx.stop.is_set():
+                break
+    # The whole group: a shell does not pass a signal on to what it started.
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    raise Stopped
+
+
+KIND = Command()

@@ -1,0 +1,80 @@
+"""Gathers the results of a pipeline into one table: JSON, Markdown, CSV, and a chart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import Field
+
+from tats_core.pipeline.records import write_json
+from tats_core.pipeline.stages.base import Input, StageContext, StageKind, read_result
+from tats_core.report import figures, tables
+from tats_core.specs import StrictModel
+
+Row = dict[str, Any]
+
+_PICTURE_TYPES = ("png", "svg")
+
+
+class ReportConfig(StrictModel):
+    """What the report holds beside the table."""
+
+    chart: bool = Field(True, description="draw top-1 of each benchmark, if any was measured")
+
+
+class Report(StageKind[ReportConfig]):
+    """Output: `results.json` (`pipeline`, `rows`, `policy`), `results.md`, `results.csv`, `results.png`.
+
+    A row is one benchmark and one start (pre-trained or from scratch), and one value of each further axis
+    of the pipeline's matrices. `policy` is what the pre-training left behind; where there were several, it
+    is the first one's, and `policies` holds all.
+    """
+
+    name = "report"
+    Config = ReportConfig
+    gathers = True
+    code = ("tats_core.report.tables", "tats_core.report.figures")
+
+    def reads(self, config: ReportConfig) -> tuple[str, ...]:
+        """Return the kinds that leave a result."""
+        return ("evaluate", "probe", "pretrain")
+
+    def run(self, config: ReportConfig, ctx: StageContext) -> None:
+        """Join the results and write them."""
+        policies = [{**one.axes, **read_result(one.path)} for one in ctx.inputs("pretrain")]
+        results: dict[str, Any] = {
+            "pipeline": ctx.pipeline,
+            "rows": join([*ctx.inputs("evaluate"), *ctx.inputs("probe")]),
+            "policy": policies[0] if policies else {},
+        }
+        if len(policies) > 1:
+            results["policies"] = policies
+        write_json(ctx.out / "results.json", results)
+        (ctx.out / "results.md").write_text(tables.markdown(results), encoding="utf-8")
+        (ctx.out / "results.csv").write_text(tables.comma_separated(results), encoding="utf-8")
+        charted = [row for row in results["rows"] if row.get("top1") is not None]
+        if config.chart and charted:
+            chart = figures.results_chart(charted)
+            for kind in _PICTURE_TYPES:
+                chart.savefig(ctx.out / f"results.{kind}")
+            ctx.events.file(0, "results", "results.png")
+
+
+def join(inputs: Iterable[Input]) -> list[Row]:
+    """Return one row for each combination of axes, with the results of all stages that have it.
+
+    A fine-tuned model's own numbers win where two stages name one alike (`seconds`, `parameters`).
+    """
+    rows: dict[tuple[tuple[str, str], ...], Row] = {}
+    for one in inputs:
+        result = read_result(one.path)
+        # A stage with one benchmark only has no such axis, but says so in its result.
+        named = {key: str(result[key]) for key in ("benchmark", "init") if key in result}
+        place: dict[str, str] = {**one.axes, **named}
+        row = rows.setdefault(tuple(sorted(place.items())), {})
+        row |= {key: value for key, value in {**place, **result}.items() if key not in row}
+    return list(rows.values())
+
+
+KIND = Report()

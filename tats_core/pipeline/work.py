@@ -1,0 +1,152 @@
+"""One running stage: its thread, its folder, its retries, its commit."""
+
+from __future__ import annotations
+
+import queue
+import shutil
+import threading
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tats_core.errors import RunError, StoreError, TatsError
+from tats_core.pipeline.cache import StageStore
+from tats_core.pipeline.graph import Instance
+from tats_core.pipeline.plan import Decision
+from tats_core.pipeline.stages.base import Fit, Input, StageContext, Stopped
+from tats_core.training.events import EventLog
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a stage's thread says: how it ended, that it tries "again" and why, or a "note"."""
+
+    name: str
+    what: Literal["finished", "cached", "failed", "stopped", "again", "note"]
+    text: str = ""
+
+
+class StageWork(threading.Thread):
+    """Does the work of one stage; its last answer is how the stage ended."""
+
+    def __init__(
+        self,
+        instance: Instance,
+        decision: Decision,
+        store: StageStore,
+        inputs: tuple[Input, ...],
+        *,
+        origin: Mapping[str, Any],
+        home: Path,
+        stop: threading.Event,
+        answers: queue.SimpleQueue[Answer],
+    ) -> None:
+        super().__init__(name=instance.name, daemon=True)
+        self.instance = instance
+        self.decision = decision
+        self.offset = 0
+        """Bytes of the event file that the main thread has read."""
+        self._store = store
+        self._inputs = inputs
+        self._origin = origin
+        self._home = home
+        self._asked_to_stop = stop
+        self._answers = answers
+        self._fresh = decision.fresh
+        self._waited = False
+
+    @property
+    def events(self) -> Path:
+        """The stage's event file, wherever its folder is now."""
+        partial = self._store.partial(self.decision.folder)
+        return (partial if partial.exists() else self.decision.folder) / "events.jsonl"
+
+    def run(self) -> None:
+        """Work until the stage is finished, stopped or has failed for good."""
+        for left in range(self.instance.retries, -1, -1):
+            answer, may_help = self._attempt()
+            if not (may_help and left) or self._asked_to_stop.is_set():
+                self._answers.put(answer)
+                return
+            self._answers.put(Answer(self.name, "again", answer.text))
+
+    def _attempt(self) -> tuple[Answer, bool]:
+        """Return how one attempt ended, and whether another could end better."""
+        try:
+            with self._store.lock(self.decision.folder, self._while_locked):
+                return self._work(), False
+        except Stopped:
+            return Answer(self.name, "stopped"), False
+        except TatsError as error:
+            return Answer(self.name, "failed", str(error)), isinstance(error, RunError)
+        except OSError as error:
+            text = f"{error.filename or self._home}: {error.strerror or error}"
+            return Answer(self.name, "failed", str(StoreError(text))), False
+        except Exception as error:  # noqa: BLE001 (a bug of ours: the main thread shall not wait for ever)
+            return Answer(self.name, "failed", self._keep_traceback(error)), False
+
+    def _work(self) -> Answer:
+        folder, key = self.decision.folder, self.decision.key
+        if self._waited and self._store.fault(folder, key) is None:
+            return Answer(self.name, "cached")  # the process that we waited for made it
+        partial, training_run = self._store.begin(folder, fresh=self._fresh)
+        self._fresh = False  # a retry goes on
+        checkpoints = self._home / "ray" / training_run
+        context = StageContext(
+            name=self.instance.name,
+            axes=self.instance.axes,
+            pipeline=self._origin["pipeline"],
+            key=key.digest,
+            out=partial,
+            home=self._home,
+            read=self._inputs,
+            events=EventLog(partial / "events.jsonl"),
+            fit=self._fit(partial, checkpoints),
+            stop=self._asked_to_stop,
+        )
+        self.instance.kind.run(self.instance.config, context)
+        self._store.commit(partial, folder, key, self._origin, self.instance.kind.identities(partial))
+        if checkpoints.exists():
+            shutil.rmtree(checkpoints)  # what counts is in the output
+        return Answer(self.name, "finished")
+
+    def _fit(self, out: Path, checkpoints: Path) -> Fit:
+        calls = 0
+
+        def fit(
+            entry: str, job: Mapping[str, Any], *, workers: int, gpu: bool = False, max_failures: int = 2
+        ) -> None:
+            from tats_core.pipeline import ray_train
+
+            nonlocal calls
+            calls += 1
+            # A stage that fits twice resumes each by its place in the order.
+            ray_train.fit(
+                entry,
+                job,
+                workers=workers,
+                gpu=gpu,
+                name=f"fit-{calls}",
+                storage=checkpoints,
+                out=out,
+                max_failures=max_failures,
+                stop=self._asked_to_stop,
+            )
+
+        return fit
+
+    def _while_locked(self, process: str) -> None:
+        if self._asked_to_stop.is_set():
+            raise Stopped
+        if not self._waited:
+            self._waited = True
+            text = f"waits for process {process}, which is making the same output"
+            self._answers.put(Answer(self.name, "note", text))
+
+    def _keep_traceback(self, error: Exception) -> str:
+        path = self._store.partial(self.decision.folder) / "log" / "traceback.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        return f"{type(error).__name__}: {error} (a bug; the traceback is in {path})"

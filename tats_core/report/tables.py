@@ -1,0 +1,214 @@
+"""The results of a pipeline as Markdown, CSV and terminal text, and what each number means.
+
+`results` is what the report stage keeps as `results.json`::
+
+    {"pipeline": "demo",
+     "rows":   [{"benchmark": "ssv2", "init": "pretrained", "top1": 45.0, "low": 35.6, "high": 54.8, ...}],
+     "policy": {"motion_lift": 2.8, "random_lift": 1.0, "entropy_share": 0.42, "mask_ratio": 0.9}}
+
+Accuracies, interval ends and chance are percentages. A number that was not measured is absent or None
+and is shown as a dash, never as a zero.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+Row = Mapping[str, Any]
+Results = Mapping[str, Any]
+
+INITS = ("pretrained", "scratch")
+DASH = "–"
+
+COLUMNS = (
+    "benchmark",
+    "init",
+    "top1",
+    "low",
+    "high",
+    "top5",
+    "chance",
+    "clips",
+    "linear_top1",
+    "knn_top1",
+    "parameters",
+    "seconds",
+    "peak_memory_mb",
+)
+
+_METRICS = {"top1": "top-1", "top5": "top-5", "linear_top1": "linear", "knn_top1": "kNN"}
+
+_MEANINGS = {
+    "top-1": "share of test clips whose most likely class is the right one, after fine-tuning, in percent.",
+    "95%": "the interval in which the true top-1 lies with 95% confidence (Wilson), given this many clips.",
+    "top-5": "share of test clips whose right class is among the five most likely.",
+    "chance": "what guessing would reach: 100 / number of classes.",
+    "clips": "how many test clips were scored.",
+    "linear": "top-1 of a linear classifier on frozen features: what the encoder knows before fine-tuning.",
+    "kNN": "top-1 of a nearest-neighbour vote on the same frozen features: no training at all.",
+    "pretrained": "the encoder starts from the joint TATS + MAE pre-training; scratch: from random weights,"
+    " with the same labels and the same budget.",
+    "motion lift": "how much more motion the visible tokens hold than an average token; random sampling: 1.",
+    "entropy": "how open the policy still is: 1 picks evenly, 0 always picks the same tokens.",
+    "mask ratio": "share of tokens that the encoder does not see while it is pre-trained.",
+}
+
+
+def text(results: Results) -> str:
+    """Return the table for a terminal: at most 79 columns, one line for each benchmark and start."""
+    header = ("benchmark", "start", "top-1", "95%", "top-5", "linear", "kNN", "chance", "clips")
+    lines: list[Sequence[str]] = [header]
+    for benchmark, pair in by_benchmark(results["rows"]).items():
+        for position, (init, row) in enumerate(pair.items()):
+            lines.append(
+                (
+                    benchmark if position == 0 else "",
+                    init,
+                    number(row.get("top1")),
+                    interval(row),
+                    number(row.get("top5")),
+                    number(row.get("linear_top1")),
+                    number(row.get("knn_top1")),
+                    number(row.get("chance")),
+                    number(row.get("clips"), digits=0),
+                )
+            )
+    for position, (init, means) in enumerate(mean_of_benchmarks(results["rows"]).items()):
+        shown = [number(means.get(key)) for key in ("top1", "top5", "linear_top1", "knn_top1")]
+        lines.append(("mean" if position == 0 else "", init, shown[0], "", *shown[1:], "", ""))
+    return "\n".join([*_aligned(lines, left=2), "", *_policy_lines(results.get("policy") or {})]).rstrip()
+
+
+def markdown(results: Results) -> str:
+    """Return the table as GitHub Markdown: one line a benchmark, pre-trained and scratch side by side."""
+    titles = [f"{title} {init}" for title in _METRICS.values() for init in INITS]
+    lines = [
+        f"## {results['pipeline']}",
+        "",
+        "| " + " | ".join(["benchmark", *titles, "chance", "clips"]) + " |",
+        "|---|" + "---:|" * (len(titles) + 2),
+    ]
+    for benchmark, pair in by_benchmark(results["rows"]).items():
+        cells = [_cell(pair.get(init, {}), key) for key in _METRICS for init in INITS]
+        first: Row = next(iter(pair.values()))
+        cells += [number(first.get("chance")), number(first.get("clips"), digits=0)]
+        lines.append("| " + " | ".join([benchmark, *cells]) + " |")
+    means = mean_of_benchmarks(results["rows"])
+    if means:
+        cells = [number(means.get(init, {}).get(key)) for key in _METRICS for init in INITS]
+        lines.append("| " + " | ".join(["**mean**", *cells, "", ""]) + " |")
+    lines += ["", *(f"{line}  " for line in _policy_lines(results.get("policy") or {})), ""]
+    lines += [f"- **{name}**: {meaning}" for name, meaning in _MEANINGS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def comma_separated(results: Results) -> str:
+    """Return the rows as CSV with the columns `COLUMNS`; what was not measured is an empty field."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for pair in by_benchmark(results["rows"]).values():
+        for row in pair.values():
+            writer.writerow(["" if row.get(key) is None else row[key] for key in COLUMNS])
+    return out.getvalue()
+
+
+def legend() -> str:
+    """Return what each number of the table means, for a terminal."""
+    width = max(map(len, _MEANINGS))
+    lines = []
+    for name, meaning in _MEANINGS.items():
+        start = f"  {name:<{width}}  "
+        lines += _wrapped(meaning, start, 79)
+    return "\n".join(lines)
+
+
+def by_benchmark(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
+    """Return benchmark → start → row, benchmarks in the order of `rows`, the pre-trained start first."""
+    grouped: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        grouped.setdefault(row["benchmark"], {})[row["init"]] = row
+    order = {init: place for place, init in enumerate(INITS)}
+    return {
+        benchmark: dict(sorted(pair.items(), key=lambda item: order.get(item[0], len(order))))
+        for benchmark, pair in grouped.items()
+    }
+
+
+def mean_of_benchmarks(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Return start → metric → unweighted mean over the benchmarks.
+
+    A mean is given only over benchmarks that *all* starts were measured on, so that two means are never
+    compared over different sets; with fewer than two such benchmarks there is nothing to average.
+    """
+    grouped = by_benchmark(rows)
+    inits = list(dict.fromkeys(init for pair in grouped.values() for init in pair))
+    means: dict[str, dict[str, float]] = {}
+    for key in _METRICS:
+        whole = [
+            pair
+            for pair in grouped.values()
+            if all(pair.get(init, {}).get(key) is not None for init in inits)
+        ]
+        if len(whole) < 2:
+            continue
+        for init in inits:
+            means.setdefault(init, {})[key] = fmean(pair[init][key] for pair in whole)
+    return means
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """Return `value` with `digits` decimals, or a dash where nothing was measured."""
+    return DASH if value is None else f"{value:.{digits}f}"
+
+
+def interval(row: Row) -> str:
+    """Return the ends of the row's 95% interval as `35.6–54.8`."""
+    if row.get("low") is None or row.get("high") is None:
+        return DASH
+    return f"{row['low']:.1f}–{row['high']:.1f}"
+
+
+def _cell(row: Row, key: str) -> str:
+    shown = number(row.get(key))
+    return f"{shown} ({interval(row)})" if key == "top1" and row.get("low") is not None else shown
+
+
+def _policy_lines(policy: Mapping[str, Any]) -> list[str]:
+    if not policy:
+        return []
+    return [
+        f"TATS's policy: motion lift {number(policy.get('motion_lift'), 2)}"
+        f" (random sampling {number(policy.get('random_lift'), 2)}),",
+        f"entropy {number(policy.get('entropy_share'), 2)} of log N,"
+        f" at mask ratio {number(policy.get('mask_ratio'), 2)}",
+    ]
+
+
+def _aligned(lines: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Pad cells to columns; the first `left` columns are text and lean left, the others are numbers."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    aligned = []
+    for place, line in enumerate(lines):
+        cells = [
+            f"{cell:<{width}}" if column < left else f"{cell:>{width}}"
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        aligned.append("  ".join(cells).rstrip())
+        if place == 0:
+            aligned.append("  ".join("─" * width for width in widths))
+    return aligned
+
+
+def _wrapped(sentence: str, start: str, width: int) -> list[str]:
+    lines, current = [], start
+    for word in sentence.split():
+        if len(current) + len(word) > width and current.strip():
+            lines.append(current.rstrip())
+            current = " " * len(start)
+        current += word + " "
+    return [*lines, current.rstrip()]

@@ -1,0 +1,93 @@
+"""One interface for every token sampler.
+
+Axes: B clips, N tokens, K visible and M masked ones, D width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tats_core.sampling.plackett_luce import complement, gumbel_top_k, visible_count
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A sampler's opinion of each clip's tokens; softmax over N of the logits is the policy pi."""
+
+    logits_BN: Tensor
+    value_BN: Tensor
+    """The critic's per-token values; their mean over N is the value of the clip."""
+
+    @property
+    def log_probs_BN(self) -> Tensor:
+        """log pi(i) of drawing token i first."""
+        return self.logits_BN.float().log_softmax(1)
+
+    @property
+    def entropy_B(self) -> Tensor:
+        """H(pi), nats; log N for a policy that is blind."""
+        log_probs_BN = self.log_probs_BN
+        return -(log_probs_BN.exp() * log_probs_BN).sum(1)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One draw for a batch of clips, and what drew it (None for samplers that learn nothing)."""
+
+    visible_BK: Tensor
+    """Indices of the visible tokens, in the order in which they were drawn."""
+    masked_BM: Tensor
+    """Indices of all other tokens, ascending."""
+    tokens: int
+    policy: Policy | None = None
+
+    @property
+    def visible_BN(self) -> Tensor:
+        """True where a token is visible."""
+        empty_BN = torch.zeros(
+            self.visible_BK.shape[0], self.tokens, dtype=torch.bool, device=self.visible_BK.device
+        )
+        return empty_BN.scatter(1, self.visible_BK, True)
+
+
+class Sampler(nn.Module, ABC):
+    """Chooses the K visible tokens of each clip."""
+
+    learns = False
+    """True where `policy` is defined and there is something to train."""
+
+    def __init__(self, tokens: int, mask_ratio: float) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.set_mask_ratio(mask_ratio)
+
+    def set_mask_ratio(self, mask_ratio: float) -> None:
+        """Change the ratio from the next draw on (a schedule may raise it during training)."""
+        self.visible = visible_count(self.tokens, mask_ratio)
+
+    @abstractmethod
+    def act(self, tokens_BND: Tensor, generator: torch.Generator | None = None) -> Rollout:
+        """Draw visible tokens for clips embedded as `tokens_BND` (with positions), without gradients."""
+
+    def _rollout(self, visible_BK: Tensor, policy: Policy | None = None) -> Rollout:
+        return Rollout(visible_BK, complement(visible_BK, self.tokens), self.tokens, policy)
+
+
+class LearnedSampler(Sampler):
+    """A sampler with a policy: `forward` computes it with gradients, `act` draws from it without."""
+
+    learns = True
+
+    @abstractmethod
+    def forward(self, tokens_BND: Tensor) -> Policy:
+        """Return the policy for clips embedded as `tokens_BND`."""
+
+    @torch.no_grad()
+    def act(self, tokens_BND: Tensor, generator: torch.Generator | None = None) -> Rollout:
+        """Draw by Gumbel-top-k from the policy as it is now: the old policy of the PPO update."""
+        policy = self(tokens_BND)
+        return self._rollout(gumbel_top_k(policy.logits_BN, self.visible, generator), policy)

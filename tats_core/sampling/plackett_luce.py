@@ -1,0 +1,53 @@
+"""Drawing K of N tokens without replacement, and how likely a draw was.
+
+Axes: B clips, N tokens, K drawn.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def visible_count(tokens: int, mask_ratio: float) -> int:
+    """Return K, the visible tokens of a clip of N `tokens`: `max(1, round((1 - mask_ratio) * N))`.
+
+    One rule for every sampler; published code rounds in different directions (of 1568 tokens at 0.95:
+    80, 78), which makes comparisons across samplers unfair.
+    """
+    return max(1, round((1 - mask_ratio) * tokens))
+
+
+def gumbel_top_k(logits_BN: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
+    """Draw `k` tokens a clip without replacement, in order: indices `[B, K]`.
+
+    The K largest of logits plus Gumbel noise are exactly an ordered draw without replacement from
+    softmax(logits) (Kool et al. 2019, arXiv 1903.06059): one pass, no loop.
+    """
+    uniform_BN = torch.rand(logits_BN.shape, generator=generator, device=logits_BN.device)
+    # rand() may be exactly 0; its float32 grid ends at 1 - 2^-24, so the outer log is finite.
+    gumbel_BN = -torch.log(-torch.log(uniform_BN.clamp_min(torch.finfo(torch.float32).tiny)))
+    return (logits_BN.float() + gumbel_BN).topk(k, dim=1).indices
+
+
+def ordered_log_probs(logits_BN: Tensor, order_BK: Tensor) -> Tensor:
+    """Log-probability of each pick given the ones before it, `[B, K]` (Plackett-Luce).
+
+    `log pi(o_k | o_<k) = l(o_k) - logsumexp of the logits of what is not yet drawn`; their sum over k is
+    the log-probability of the ordered draw.
+    """
+    logits_BN = logits_BN.float()
+    picked_BK = logits_BN.gather(1, order_BK)
+    drawn_BN = torch.zeros_like(logits_BN, dtype=torch.bool).scatter(1, order_BK, True)
+    rest_B1 = logits_BN.masked_fill(drawn_BN, -torch.inf).logsumexp(1, keepdim=True)
+    # What is left before pick k: the tokens never drawn and the picks k..K, summed from the end.
+    later_BK = picked_BK.flip(1).logcumsumexp(1).flip(1)
+    return picked_BK - torch.logaddexp(later_BK, rest_B1)
+
+
+def complement(visible_BK: Tensor, tokens: int) -> Tensor:
+    """Return the N-K indices that are not in `visible_BK`, ascending: `[B, M]`."""
+    masked_BN = torch.ones(visible_BK.shape[0], tokens, dtype=torch.bool, device=visible_BK.device)
+    masked_BN.scatter_(1, visible_BK, False)
+    # Each row has the same number of True, so the flat list of columns cuts evenly.
+    return masked_BN.nonzero()[:, 1].view(visible_BK.shape[0], -1)

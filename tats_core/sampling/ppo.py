@@ -1,0 +1,212 @@
+"""Proximal policy optimisation (arXiv 1707.06347) of a token sampler.
+
+One draw of K visible tokens is one decision: there is no time, hence no discount and no GAE. Two ways to
+say which token earned what (`credit`):
+
+* ``masked_token``: for each masked token i the reward is its reconstruction error, the advantage
+  ``A_i = R_i - V``, the ratio ``pi_new(i) / pi_old(i)``: what was hard to reconstruct becomes likelier to
+  be visible next time (AdaMAE's idea under PPO).
+* ``sequence``: the K picks are the actions, each with its exact Plackett-Luce conditional; all share the
+  clip's advantage, its mean error against the critic's value.
+
+The critic's value is the clip's (the mean of its per-token outputs). A per-token baseline
+(``baseline="token"``) would be the reward's own prediction: once it is right, the advantage of every token
+is noise around zero and the policy has nothing left to learn from. A baseline must not depend on the
+action, and in ``masked_token`` the token is the action.
+
+Axes: B clips, N tokens, K visible and M masked ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tats_core.sampling.base import LearnedSampler, Policy, Rollout
+from tats_core.sampling.plackett_luce import ordered_log_probs
+from tats_core.specs import StrictModel
+
+
+class PPOConfig(StrictModel):
+    """How the sampler learns."""
+
+    credit: Literal["masked_token", "sequence"] = Field("masked_token", description="what a reward is for")
+    baseline: Literal["clip", "token"] = Field("clip", description="what the critic's value is of")
+    error_space: Literal["pixel", "normalized"] = Field(
+        "pixel",
+        description="where the reward's error is measured; normalized makes flat noise as hard as motion",
+    )
+    clip: float = Field(0.2, gt=0, lt=1, description="epsilon: a ratio earns nothing beyond 1 +- epsilon")
+    value_clip: float | None = Field(None, gt=0, description="largest move of the value in one update")
+    value_weight: float = Field(0.5, ge=0, description="c_v")
+    entropy_weight: float = Field(0.1, ge=0, description="c_e; where target_entropy is set, its start")
+    target_entropy: float | None = Field(
+        0.6, gt=0, lt=1, description="entropy held by adapting c_e, as a share of log N; null: c_e is fixed"
+    )
+    rollout_length: int = Field(1, ge=1, description="iterations of joint training between two updates")
+    epochs: int = Field(1, ge=1, description="passes over the rollout memory")
+    minibatches: int = Field(1, ge=1, description="parts of the memory, each one optimiser step")
+    kl_stop: float | None = Field(0.05, gt=0, description="approximate KL that ends an update early")
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What one joint iteration leaves for the update: state, action and reward of B clips."""
+
+    tokens_BND: Tensor
+    rollout: Rollout
+    reward_BM: Tensor
+    """Standardised over all workers."""
+
+    def part(self, index: Tensor) -> Transition:
+        """The clips `index` of this transition."""
+        policy = self.rollout.policy
+        assert policy is not None
+        chosen = Rollout(
+            self.rollout.visible_BK[index],
+            self.rollout.masked_BM[index],
+            self.rollout.tokens,
+            Policy(policy.logits_BN[index], policy.value_BN[index]),
+        )
+        return Transition(self.tokens_BND[index], chosen, self.reward_BM[index])
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The parts of the objective, and what a healthy update looks like; all are scalars."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+def surrogate(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """The clipped objective, element by element: `min(r A, clip(r, 1-eps, 1+eps) A)` (PPO, eq. 7)."""
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+
+
+def value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip: float | None) -> Tensor:
+    """Mean squared error of the value; with `clip`, the worse of it and of a value kept near the old one."""
+    error = (value - target).square()
+    if clip is not None:
+        kept = old_value + (value - old_value).clamp(-clip, clip)
+        error = torch.maximum(error, (kept - target).square())
+    return error.mean()
+
+
+def ppo_loss(new: Policy, transition: Transition, config: PPOConfig, entropy_weight: float) -> Loss:
+    """`-E[min(rA, clip(r)A)] + c_v (V-R)^2 - c_e H(pi) / log N` over the clips of `transition`."""
+    rollout, reward_BM = transition.rollout, transition.reward_BM
+    old = rollout.policy
+    assert old is not None
+    if config.credit == "masked_token":
+        new_log_BA = new.log_probs_BN.gather(1, rollout.masked_BM)
+        old_log_BA = old.log_probs_BN.gather(1, rollout.masked_BM)
+        return_BX = reward_BM
+    else:
+        new_log_BA = ordered_log_probs(new.logits_BN, rollout.visible_BK)
+        old_log_BA = ordered_log_probs(old.logits_BN, rollout.visible_BK)
+        return_BX = reward_BM.mean(1, keepdim=True)
+    if config.baseline == "token" and config.credit == "masked_token":
+        value_BX = new.value_BN.gather(1, rollout.masked_BM)
+        old_value_BX = old.value_BN.gather(1, rollout.masked_BM)
+    else:
+        value_BX = new.value_BN.mean(1, keepdim=True)
+        old_value_BX = old.value_BN.mean(1, keepdim=True)
+    target_BX = return_BX if value_BX.shape == return_BX.shape else return_BX.mean(1, keepdim=True)
+    advantage_BX = return_BX - old_value_BX
+
+    log_ratio_BA = new_log_BA - old_log_BA
+    ratio_BA = log_ratio_BA.exp()
+    policy_loss = -surrogate(ratio_BA, advantage_BX.expand_as(ratio_BA), config.clip).mean()
+    critic_loss = value_loss(value_BX, old_value_BX, target_BX, config.value_clip)
+    entropy_share = new.entropy_B.mean() / math.log(rollout.tokens)
+    total = policy_loss + config.value_weight * critic_loss - entropy_weight * entropy_share
+    with torch.no_grad():
+        unexplained = (target_BX - value_BX).var() / target_BX.var().clamp_min(1e-12)
+        parts = {
+            "policy_loss": policy_loss,
+            "value_loss": critic_loss,
+            "entropy_share": entropy_share,
+            # k3 of Schulman's "Approximating KL divergence": unbiased and never negative.
+            "kl": (ratio_BA - 1 - log_ratio_BA).mean(),
+            "clip_fraction": ((ratio_BA - 1).abs() > config.clip).float().mean(),
+            "ratio_max": ratio_BA.max(),
+            "ratio_min": ratio_BA.min(),
+            "explained_variance": 1 - unexplained,
+            "advantage_std": advantage_BX.std(),
+        }
+    return Loss(total, {name: part.detach() for name, part in parts.items()})
+
+
+class EntropyController:
+    """Holds the policy's entropy at a target by moving the weight of the entropy bonus.
+
+    Multiplicative steps on the weight: it must be able to grow from nearly nothing to whatever holds.
+    """
+
+    def __init__(self, weight: float, target_share: float | None, rate: float = 0.1) -> None:
+        self.weight, self.target_share, self.rate = weight, target_share, rate
+
+    def update(self, entropy_share: float) -> None:
+        """Raise the weight where the entropy lies below its target, lower it where above."""
+        if self.target_share is None:
+            return
+        # The error is scaled to the room below the target, so that a collapse is met with full force.
+        gap = (self.target_share - entropy_share) / self.target_share
+        moved = max(self.weight, 1e-3) * math.exp(self.rate * max(-1.0, min(1.0, 5 * gap)))
+        self.weight = min(moved, 10.0)
+
+
+def improve(
+    sampler: Callable[[Tensor], Policy] | LearnedSampler,
+    memory: Sequence[Transition],
+    config: PPOConfig,
+    controller: EntropyController,
+    step_on: Callable[[Tensor], bool],
+    mean: Callable[[Tensor], Tensor],
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """One PPO update: `epochs` passes over `memory` in mini-batches.
+
+    Args:
+        step_on: backward, average over workers, clip and step; False if the gradient was not finite.
+        mean: averages a tensor over workers, so that all of them stop early together.
+        generator: shuffles the mini-batches.
+
+    Returns:
+        The mean of each health figure over the optimiser steps made.
+    """
+    totals: dict[str, float] = {}
+    steps = 0
+    for transition, index in _minibatches(memory, config, generator):
+        part = transition.part(index)
+        loss = ppo_loss(sampler(part.tokens_BND), part, config, controller.weight)
+        names = list(loss.parts)
+        figures = dict(zip(names, mean(torch.stack([loss.parts[n] for n in names])).tolist(), strict=True))
+        if steps and config.kl_stop is not None and figures["kl"] > config.kl_stop:
+            break
+        step_on(loss.total)
+        steps += 1
+        for name, figure in figures.items():
+            totals[name] = totals.get(name, 0.0) + figure
+    health = {name: total / steps for name, total in totals.items()}
+    controller.update(health["entropy_share"])
+    return health | {"entropy_weight": controller.weight, "ppo_steps": float(steps)}
+
+
+def _minibatches(
+    memory: Sequence[Transition], config: PPOConfig, generator: torch.Generator
+) -> list[tuple[Transition, Tensor]]:
+    order: list[tuple[Transition, Tensor]] = []
+    for _ in range(config.epochs):
+        for transition in memory:
+            clips = transition.tokens_BND.shape[0]
+            shuffled = torch.randperm(clips, generator=generator).to(transition.tokens_BND.device)
+            order += [(transition, part) for part in shuffled.tensor_split(config.minibatches) if len(part)]
+    return order

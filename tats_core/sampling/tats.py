@@ -1,0 +1,73 @@
+"""The trajectory-aware adaptive token sampler: an actor and a critic on trajectory attention.
+
+Axes: B clips, N tokens, D encoder width, W sampler width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from tats_core.sampling.base import LearnedSampler, Policy
+from tats_core.sampling.trajectory_attention import TrajectoryAttention
+from tats_core.specs import StrictModel
+
+
+class TATSConfig(StrictModel):
+    """Size and form of the TATS sampler."""
+
+    width: int = Field(384, ge=8, description="W; tokens are projected to it first, unless it is D")
+    depth: int = Field(1, ge=1, description="blocks of trajectory attention and MLP")
+    heads: int = Field(6, ge=1, description="attention heads")
+    mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP over W")
+    values: Literal["paper", "shipped"] = Field(
+        "paper", description="temporal values projected (the paper's eq. 7) or not (Motionformer's code)"
+    )
+    temperature: float = Field(1.0, gt=0, description="divides the logits")
+
+
+class TrajectoryBlock(nn.Module):
+    """Pre-norm trajectory attention and MLP, each with a residual."""
+
+    def __init__(self, config: TATSConfig, slices: int) -> None:
+        super().__init__()
+        width, hidden = config.width, int(config.width * config.mlp_ratio)
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attention = TrajectoryAttention(width, config.heads, slices, config.values)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def forward(self, tokens_BNW: Tensor) -> Tensor:
+        """`[B, N, W]` to `[B, N, W]`."""
+        tokens_BNW = tokens_BNW + self.attention(self.norm1(tokens_BNW))
+        mixed: Tensor = tokens_BNW + self.mlp(self.norm2(tokens_BNW))
+        return mixed
+
+
+class TATSSampler(LearnedSampler):
+    """Trajectory attention, then two linear heads: the actor's logits and the critic's values."""
+
+    def __init__(
+        self, tokens: int, mask_ratio: float, slices: int, encoder_width: int, config: TATSConfig
+    ) -> None:
+        super().__init__(tokens, mask_ratio)
+        self.config = config
+        self.project = (
+            nn.Identity() if config.width == encoder_width else nn.Linear(encoder_width, config.width)
+        )
+        self.blocks = nn.Sequential(*(TrajectoryBlock(config, slices) for _ in range(config.depth)))
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.actor = nn.Linear(config.width, 1)
+        self.critic = nn.Linear(config.width, 1)
+        # The first policy is (nearly) uniform and the first value (nearly) the mean reward, which is 0.
+        for head in (self.actor, self.critic):
+            nn.init.normal_(head.weight, std=0.01)
+            nn.init.zeros_(head.bias)
+
+    def forward(self, tokens_BND: Tensor) -> Policy:
+        """Policy and values of clips; the tokens are detached: no sampler gradient reaches the MAE."""
+        mixed_BNW = self.norm(self.blocks(self.project(tokens_BND.detach())))
+        logits_BN = self.actor(mixed_BNW).squeeze(-1).float() / self.config.temperature
+        return Policy(logits_BN, self.critic(mixed_BNW).squeeze(-1).float())

@@ -1,0 +1,212 @@
+"""Named YAML files (pipelines, sweeps): find, read, override, validate.
+
+A name is looked up in `./<menu>/`, then beside the checkout's `pyproject.toml`, then in the packaged
+`tats_core/_specs/<menu>/`; the first hit wins. Everything wrong with one of them is a `SpecError` that
+names the file, the key and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from tats_core.errors import SpecError, did_you_mean
+
+Menu = Literal["pipelines", "sweeps"]
+Model = TypeVar("Model", bound=BaseModel)
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+class StrictModel(BaseModel):
+    """Base of every configuration: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def folders(menu: Menu) -> list[tuple[str, Path]]:
+    """Return `(what it is called in messages, folder)` for each place where `menu` is looked up, in order."""
+    places = [(f"./{menu}", Path.cwd() / menu)]
+    checkout = _PACKAGE.parent
+    if (checkout / "pyproject.toml").is_file():
+        places.append((str(checkout / menu), checkout / menu))
+    places.append(("the packaged ones", _PACKAGE / "_specs" / menu))
+    unique: dict[Path, tuple[str, Path]] = {}
+    for label, folder in places:
+        unique.setdefault(folder.resolve(), (label, folder))
+    return list(unique.values())
+
+
+def names(menu: Menu) -> dict[str, Path]:
+    """Return every name of `menu` with its file; an earlier folder hides a later one."""
+    found: dict[str, Path] = {}
+    for _, folder in folders(menu):
+        for path in sorted(folder.glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def find(menu: Menu, name: str) -> Path:
+    """Return the file of `name`; `name` may also be a path that ends in `.yaml`.
+
+    Raises:
+        SpecError: nothing of that name; says where it looked and which name is nearest.
+    """
+    if name.endswith((".yaml", ".yml")):
+        if Path(name).is_file():
+            return Path(name)
+        raise SpecError(f"there is no file '{name}'")
+    known = names(menu)
+    if name in known:
+        return known[name]
+    looked = " and ".join(label for label, _ in folders(menu))
+    raise SpecError(f"no {menu[:-1]} named '{name}' (looked in {looked}){did_you_mean(name, known)}")
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Safe loader that refuses a key given twice, which plain YAML silently lets the last one win."""
+
+
+def _mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    # Before `<<` is resolved: a key that overrides one of a merged mapping is no repetition.
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            problem = "a key must be plain text, not a list or a mapping"
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+        if key in seen:
+            problem = f"the key '{key}' is given twice"
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+        seen.add(key)
+    loader.flatten_mapping(node)
+    return {
+        loader.construct_object(key_node, deep=True): loader.construct_object(value_node, deep=True)
+        for key_node, value_node in node.value
+    }
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read one YAML file as a mapping.
+
+    Raises:
+        SpecError: not readable, not YAML, a key given twice, or not a mapping; names file and line.
+    """
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: is not UTF-8 text") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise SpecError(f"{path}, line {line}: {error.problem}") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
+        raise SpecError(f"{path}: is not YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(raw, dict):
+        raise SpecError(f"{path}: must be a mapping of keys, not {type(raw).__name__}")
+    return raw
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """Split `a.b=c` into `(["a", "b"], value)`; the value is read as YAML (so `[1, 2]` is a list).
+
+    Raises:
+        SpecError: no `=`, an empty key, or a value that is not YAML.
+    """
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise SpecError(f"--set {text}: must look like stage.key=value")
+    try:
+        return parts, yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError) as error:
+        raise SpecError(f"--set {text}: '{value}' is not a YAML value") from error
+
+
+def override(raw: Mapping[str, Any], path: Iterable[str], value: Any) -> dict[str, Any]:
+    """Return a copy of `raw` with the value at `path` replaced; missing mappings on the way are made."""
+    head, *rest = path
+    copy = dict(raw)
+    if not rest:
+        copy[head] = value
+        return copy
+    below = copy.get(head)
+    if not isinstance(below, Mapping):
+        # `model: vit_micro` may be refined by `model.depth=4`: a bare name is the preset of a mapping.
+        below = {} if below is None else {"preset": below}
+    copy[head] = override(below, rest, value)
+    return copy
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `over` on top; mappings are merged, everything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def validate(model: type[Model], raw: Mapping[str, Any], where: str, prefix: str = "") -> Model:
+    """Build `model` from `raw`.
+
+    Args:
+        where: how the source is named in messages, usually the file.
+        prefix: dotted place of `raw` within the source (`stages.pretrain`).
+
+    Raises:
+        SpecError: the first thing that is wrong, with its dotted key and, for an unknown key, the nearest.
+    """
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise SpecError(f"{where}: {_sentence(model, error.errors()[0], prefix)}") from error
+
+
+def _sentence(model: type[BaseModel], detail: ErrorDetails, prefix: str) -> str:
+    # Names of union members and validators ("function-before[...]") are not keys of the file.
+    location = [str(part) for part in detail["loc"] if not str(part).startswith("function-")]
+    dotted = ".".join([*([prefix] if prefix else []), *location])
+    if detail["type"] == "extra_forbidden":
+        owner = ".".join([*([prefix] if prefix else []), *location[:-1]]) or "the file"
+        return f"{owner} has no key '{location[-1]}'{did_you_mean(location[-1], _keys(model, location[:-1]))}"
+    if detail["type"] == "missing":
+        return f"{dotted} is missing"
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    value = detail["input"]
+    shown = "" if isinstance(value, Mapping) else f" (it is {value!r})"
+    return f"{dotted or 'the file'}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(part)
+        if field is None:
+            continue  # a tag of a discriminated union or an index: the model below stays the same
+        below = list(_models(field.annotation))
+        if len(below) != 1:
+            return sorted({key for one in below for key in one.model_fields})
+        model = below[0]
+    return list(model.model_fields)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+        return
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models(argument)

@@ -1,0 +1,79 @@
+"""What a running stage says about itself: one append-only JSON-lines file.
+
+A worker never talks to a tracking server. Rank 0 appends events here; the driver reads them, shows
+progress and sends them on, in order and once, so a slow or dead server cannot slow or stop training.
+
+One event a line::
+
+    {"time": 1732..., "kind": "metrics",  "step": 120, "values": {"loss": 0.52, ...}}
+    {"time": 1732..., "kind": "progress", "step": 120, "steps": 900, "epoch": 3, "epochs": 20, "shown": {...}}
+    {"time": 1732..., "kind": "file",     "step": 120, "key": "masks", "path": "pictures/masks-000120.png"}
+    {"time": 1732..., "kind": "note",     "text": "skipped 1 video that cannot be read: ..."}
+    {"time": 1732..., "kind": "params",   "values": {"global_batch": 64, ...}}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+class EventLog:
+    """Appends events to `path`; with `path=None` (every rank but 0) it drops them.
+
+    Each event is one `write` of a whole line, flushed, so a reader never sees half of one unless the
+    machine died in between; `read_events` ignores such a last line.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Record scalars at `step` (optimiser steps of the MAE or classifier, from 1)."""
+        # JSON has no NaN; a curve with a hole says the same thing.
+        finite = {key: float(value) for key, value in values.items() if math.isfinite(value)}
+        self._write("metrics", step=step, values=finite)
+
+    def progress(
+        self, *, step: int, steps: int, epoch: int, epochs: int, shown: Mapping[str, float]
+    ) -> None:
+        """Record how far the stage is; `shown` holds the few numbers worth a place in the terminal."""
+        self._write("progress", step=step, steps=steps, epoch=epoch, epochs=epochs, shown=dict(shown))
+
+    def file(self, step: int, key: str, path: str) -> None:
+        """Record a picture or table written at `path`, relative to the stage's folder."""
+        self._write("file", step=step, key=key, path=path)
+
+    def note(self, text: str) -> None:
+        """Record a sentence for the person who runs the stage."""
+        self._write("note", text=text)
+
+    def params(self, values: Mapping[str, str | int | float | bool]) -> None:
+        """Record what the configuration came down to (effective batch, learning rate, K of N)."""
+        self._write("params", values=dict(values))
+
+    def _write(self, kind: str, **fields: Any) -> None:
+        if self.path is None:
+            return
+        line = json.dumps({"time": time.time(), "kind": kind, **fields}) + "\n"
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line)
+
+
+def read_events(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield `(offset after the event, event)` for each whole line of `path` from byte `offset` on."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            yield offset, json.loads(line)

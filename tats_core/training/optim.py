@@ -1,0 +1,156 @@
+"""Optimisers, schedules and the one guarded step that every loop takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tats_core.errors import TrainingError
+from tats_core.specs import StrictModel
+
+
+class OptimizerConfig(StrictModel):
+    """AdamW with warm-up and cosine; the defaults are VideoMAE's for pre-training.
+
+    Learning rates are for a global batch of 256 clips and are scaled linearly to the actual one.
+    """
+
+    base_lr: float = Field(1.5e-4, gt=0, description="peak learning rate at a global batch of 256")
+    min_lr: float = Field(1e-5, ge=0, description="learning rate at the end, scaled alike")
+    warmup_lr: float = Field(1e-6, ge=0, description="learning rate at the start, scaled alike")
+    warmup_epochs: float = Field(40, ge=0, description="epochs of linear warm-up")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's betas")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW's decoupled weight decay")
+    clip_grad: float | None = Field(None, gt=0, description="largest global gradient norm; null: no clipping")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the rate from one block to the one below")
+
+    def scaled(self, lr: float, global_batch: int) -> float:
+        """The linear scaling rule: `lr * global batch / 256`."""
+        return lr * global_batch / 256
+
+
+def cosine(step: float, steps: float, warmup: float, peak: float, start: float, end: float) -> float:
+    """Learning rate at `step` of `steps`: linear from `start` to `peak`, then a cosine down to `end`."""
+    if step < warmup:
+        return start + (peak - start) * step / warmup
+    share = min(1.0, (step - warmup) / max(1e-9, steps - warmup))
+    return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float = 1.0, depth: int = 0
+) -> list[dict[str, Any]]:
+    """Group parameters by weight decay (none on vectors) and by depth (for layer decay).
+
+    Each group carries `scale`, the factor on its learning rate: `layer_decay ** (depth + 1 - layer)` with
+    layer 0 for the embedding, 1..depth for the encoder's blocks, depth + 1 for what comes after (BEiT).
+    """
+    groups: dict[tuple[bool, int], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer = layer_of(name, depth)
+        decays = parameter.ndim > 1
+        group = groups.setdefault(
+            (decays, layer),
+            {
+                "params": [],
+                "weight_decay": weight_decay if decays else 0.0,
+                "scale": layer_decay ** (depth + 1 - layer),
+            },
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def layer_of(name: str, depth: int) -> int:
+    """Depth of a parameter by its name: 0 embedding, k+1 block k of the encoder, depth+1 the rest."""
+    parts = name.split(".")
+    if parts[:2] == ["encoder", "blocks"]:
+        return int(parts[2]) + 1
+    return 0 if parts[0] == "encoder" and parts[1] == "embedding" else depth + 1
+
+
+def adamw(model: nn.Module, config: OptimizerConfig, depth: int = 0) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`; fused, which is several times fewer passes over the parameters."""
+    groups = parameter_groups(model, config.weight_decay, config.layer_decay, depth)
+    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)
+
+
+class GuardedStep:
+    """Backward, clip, step; a step whose gradient is not finite is skipped and counted.
+
+    The gradient is already averaged over workers when its norm is taken, so all of them decide alike.
+    After `limit` skipped steps in a row training stops.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, clip_grad: float | None, name: str, limit: int = 20
+    ) -> None:
+        self.optimizer, self.clip_grad, self.name, self.limit = optimizer, clip_grad, name, limit
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.skipped = 0
+        self.in_a_row = 0
+        self.last_norm = 0.0
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the next step; each group scales it by its own factor."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("scale", 1.0)
+
+    def __call__(self, loss: Tensor) -> bool:
+        """Take one step; return False if it was skipped.
+
+        Raises:
+            TrainingError: `limit` steps in a row were not finite.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_grad or math.inf)
+        self.last_norm = float(norm)
+        if math.isfinite(self.last_norm):
+            self.optimizer.step()
+            self.in_a_row = 0
+            return True
+        self.skipped += 1
+        self.in_a_row += 1
+        if self.in_a_row >= self.limit:
+            raise TrainingError(
+                f"{self.name}: {self.in_a_row} steps in a row had a non-finite gradient "
+                f"({self.skipped} in all); lower the learning rate or set clip_grad"
+            )
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's state and the counters."""
+        return {"optimizer": self.optimizer.state_dict(), "skipped": self.skipped, "row": self.in_a_row}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Undo `state_dict`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.skipped, self.in_a_row = state["skipped"], state["row"]
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Put modules into evaluation mode for a while, without gradients."""
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.train(mode)
+
+
+def parameter_count(modules: Iterable[nn.Module]) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)

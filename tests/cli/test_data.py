@@ -1,0 +1,86 @@
+"""`tats data generate` and `tats data check` on a set of a few clips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FEW = (
+    "--clips-per-class", "1", "--test-clips-per-class", "1",
+    "--set", "frames=4", "--set", "scene.size=16", "--set", "benchmarks=[ucf101]",
+)  # fmt: skip
+
+
+@pytest.fixture
+def made(tats: Callable[..., Any], tmp_path: Path) -> Path:
+    """Generate one data set of one clip a class and split."""
+    ended = tats("data", "generate", "--out", "made", *FEW)
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
+    assert lines[-2:] == ["ucf101       made/ucf101", f"read them with: TATS_DATA={tmp_path / 'made'}"]
+    assert lines[0].startswith("clips: 0 of ")
+    return tmp_path / "made"
+
+
+def test_a_generated_set_is_read_whole_by_check(
+    tats: Callable[..., Any], made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TATS_DATA", str(made))
+    ended = tats("data", "check", "--decode", "2")
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
+    assert lines[0] == f"ucf101 (UCF101) in {made / 'ucf101'}"
+    assert "(official 9537)" in lines[1]
+    assert lines[1].startswith("  train 1: ")
+    assert lines[2].startswith("    2 of 2 decoded whole, ")
+    # Folds 2 and 3 are other divisions of the same videos: counted, not decoded again.
+    assert [line.split(":")[0].strip() for line in lines if "official" in line][2:4] == ["train 2", "test 2"]
+
+
+def test_generating_again_reuses_everything(tats: Callable[..., Any], made: Path) -> None:
+    ended = tats("data", "generate", "--out", "made", *FEW)
+    assert ended.out.splitlines()[0].endswith("(reused)")
+
+
+def test_another_setting_in_the_same_folder_is_refused(tats: Callable[..., Any], made: Path) -> None:
+    ended = tats("data", "generate", "--out", "made", *FEW, "--seed", "7")
+    assert ended.code == 2
+    assert ended.err.startswith("tats: made holds a set of other settings")
+
+
+def test_a_video_that_cannot_be_decoded_fails_the_check_by_name(tats: Callable[..., Any], made: Path) -> None:
+    for path in made.rglob("*.avi"):
+        path.write_bytes(b"not a video")
+    ended = tats("data", "check", "ucf101", "--root", str(made), "--decode", "1")
+    assert ended.code == 1
+    assert "0 of 1 decoded whole" in ended.out
+    assert ".avi: cannot be read" in ended.err
+
+
+def test_a_wrong_knob_is_named_with_the_nearest(tats: Callable[..., Any]) -> None:
+    ended = tats("data", "generate", "--out", "x", "--set", "scene.nois=0.1")
+    assert ended.code == 2
+    assert ended.err == "tats: data generate: scene has no key 'nois'; did you mean 'noise'?\n"
+
+
+def test_a_set_that_was_asked_for_and_is_nowhere_fails_with_where_it_was_looked_for(
+    tats: Callable[..., Any],
+) -> None:
+    ended = tats("data", "check", "ssv2")
+    assert ended.code == 1
+    assert "TATS_DATA_SSV2 is not set" in ended.err
+
+
+def test_without_names_and_without_any_set_check_says_how_to_set_one(tats: Callable[..., Any]) -> None:
+    ended = tats("data", "check")
+    assert ended.code == 2
+    assert "TATS_DATA" in ended.err
+
+
+def test_an_unknown_data_set_is_refused_with_the_nearest(tats: Callable[..., Any]) -> None:
+    ended = tats("data", "check", "ufc101")
+    assert ended.code == 2
+    assert ended.err == "tats: no data set named 'ufc101'; did you mean 'ucf101'?\n"

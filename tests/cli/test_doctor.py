@@ -1,0 +1,58 @@
+"""`tats doctor` on a machine that lacks something."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tats_core.cli import doctor
+
+
+def test_a_whole_machine_passes_and_says_what_it_has(tats: Callable[..., Any]) -> None:
+    ended = tats("doctor")
+    assert ended.code == 0, ended.out
+    names = [line.split()[1] for line in ended.out.splitlines() if line.startswith("ok ")]
+    assert names == ["Python", "torch", "device", "readers", "Ray", "MLflow", "store", "data"]
+
+
+def test_an_old_python_is_missing_with_what_to_do() -> None:
+    check = doctor.python((3, 10, 9))
+    assert (check.ok, check.found) == (False, "3.10.9")
+    assert "3.11" in check.advice
+    assert doctor.python((3, 11, 0)).ok
+
+
+def test_a_project_folder_that_cannot_be_made_fails_the_command(
+    tats: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    ended = tats("doctor", "--home", str(tmp_path / "file" / "home"))
+    assert ended.code == 1
+    assert "MISSING  store" in ended.out
+    assert "--home or TATS_HOME" in ended.out
+    assert ended.err == "tats: 1 needed thing is missing\n"
+
+
+def test_nothing_is_left_behind_in_the_project_folder(tmp_path: Path) -> None:
+    assert doctor.store(tmp_path).ok
+    assert doctor.store(tmp_path / "not" / "there" / "yet").ok
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_package_that_does_not_load_is_missing_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look() -> doctor.Check:
+        raise OSError("libtorch.so: cannot open shared object file")
+
+    check = doctor._guarded("torch", look)
+    assert not check.ok
+    assert "libtorch.so" in check.found
+    assert "pip install" in check.advice
+
+
+def test_data_sets_that_are_set_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TATS_DATA_UCF101", str(tmp_path))
+    (check,) = doctor._data_sets()
+    assert check.found == f"ucf101 in {tmp_path}"

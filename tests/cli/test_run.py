@@ -1,0 +1,175 @@
+"""`tats run pipeline` around a runner that only says how it was called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tats_core.errors import ResourceError
+from tats_core.pipeline import runner
+from tats_core.pipeline.records import Plan, PlanItem, RunRecord, StageRecord
+
+ROWS = [{"benchmark": "ssv2", "init": "pretrained", "top1": 50.0, "low": 40.0, "high": 60.0, "clips": 90}]
+
+
+@pytest.fixture
+def menu(tmp_path: Path) -> Path:
+    """Put one pipeline beside the working directory."""
+    (tmp_path / "pipelines").mkdir()
+    path = tmp_path / "pipelines" / "mine.yaml"
+    path.write_text("name: mine\nstages: {data: {kind: data}}")
+    return path
+
+
+def ended(home: Path, status: Any, error: str | None = None) -> RunRecord:
+    """Return the record of a run with one report stage whose results are `ROWS`."""
+    folder = home / "stages" / "report-0"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps({"pipeline": "mine", "rows": ROWS, "policy": {}}))
+    stage = StageRecord("report", "report", "report", {}, [], status="finished", folder=str(folder))
+    return RunRecord(
+        "r1", "mine", "", "mine.yaml", str(home), status, 0.0, {"report": stage}, finished=1.0, error=error
+    )
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """Replace `runner.run`; the returned dict says how it was called and what it shall return."""
+    seen: dict[str, Any] = {"status": "finished", "error": None}
+
+    def run(pipeline: Any, home: Path, **options: Any) -> RunRecord:
+        seen.update(options, pipeline=pipeline, home=home)
+        return ended(home, seen["status"], seen["error"])
+
+    monkeypatch.setattr(runner, "run", run)
+    return seen
+
+
+def test_every_option_reaches_the_runner(
+    tats: Callable[..., Any], menu: Path, called: dict[str, Any], tmp_path: Path
+) -> None:
+    words = "--set data.seed=1 --set data.generate=x --from data --only data --force data --on-error continue"
+    assert tats("run", "pipeline", "mine", *words.split(), "--home", "there").code == 0
+    assert called["pipeline"].overrides == ("data.seed=1", "data.generate=x")
+    assert (called["from_stage"], called["only"], called["force"]) == ("data", ["data"], ["data"])
+    assert called["on_error"] == "continue"
+    assert called["home"] == tmp_path / "there"
+
+
+def test_without_options_nothing_is_forced_and_the_home_is_absolute(
+    tats: Callable[..., Any], menu: Path, called: dict[str, Any], tmp_path: Path
+) -> None:
+    tats("run", "pipeline", "mine")
+    assert (called["from_stage"], called["only"], called["force"]) == (None, (), ())
+    assert called["on_error"] == "stop"
+    assert called["home"] == tmp_path / ".tats"
+
+
+def test_the_home_may_come_from_the_environment(
+    tats: Callable[..., Any],
+    menu: Path,
+    called: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TATS_HOME", str(tmp_path / "elsewhere"))
+    tats("run", "pipeline", "mine")
+    assert called["home"] == tmp_path / "elsewhere"
+
+
+def test_a_finished_run_ends_with_its_table_its_legend_and_where_to_look_next(
+    tats: Callable[..., Any], menu: Path, called: dict[str, Any]
+) -> None:
+    shown = tats("run", "pipeline", "mine").out
+    assert "ssv2       pretrained   50.0  40.0–60.0" in shown
+    assert "What each number means" in shown
+    assert shown.splitlines()[-4] == "Where to look next"
+    assert "tats ui" in shown
+    assert "tats results mine" in shown
+
+
+def test_a_stopped_run_exits_with_130_and_the_line_that_goes_on(
+    tats: Callable[..., Any], menu: Path, called: dict[str, Any]
+) -> None:
+    called["status"] = "stopped"
+    words = ("--set", "data.title=a b", "--force", "data", "--only", "data")
+    result = tats("run", "pipeline", "mine", *words)
+    assert result.code == 130
+    # What was forced has begun: going on must not force it again.
+    line = "tats run pipeline mine --set 'data.title=a b' --only data"
+    assert result.out == f"Stopped; what is done is kept. Go on with: {line}\n"
+
+
+def test_a_failed_run_exits_with_1_its_reason_and_the_line_that_goes_on(
+    tats: Callable[..., Any], menu: Path, called: dict[str, Any]
+) -> None:
+    called.update(status="failed", error="pretrain: the disk is full")
+    result = tats("run", "pipeline", "mine", "--home", "there")
+    assert result.code == 1
+    assert result.err.startswith(
+        "tats: pretrain: the disk is full; what is done is kept, go on with: tats run pipeline mine --home "
+    )
+
+
+def test_what_is_wrong_before_the_start_exits_with_2(
+    tats: Callable[..., Any], menu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: Any, **__: Any) -> RunRecord:
+        raise ResourceError("pretrain wants 8 CPUs, and there are 2; give --set pretrain.workers=2")
+
+    monkeypatch.setattr(runner, "run", run)
+    result = tats("run", "pipeline", "mine")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "tats: pretrain wants 8 CPUs, and there are 2; give --set pretrain.workers=2\n"
+
+
+def test_a_plan_is_one_line_a_stage_and_runs_nothing(
+    tats: Callable[..., Any], menu: Path, called: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = (
+        PlanItem("data", "data", "data", {}, (), "reuse", ""),
+        PlanItem("finetune[a]", "finetune", "finetune", {"x": "a"}, ("data",), "run", "epochs: 3 → 4"),
+    )
+    monkeypatch.setattr(runner, "plan", lambda *_, **__: Plan("mine", "", items))
+    assert tats("run", "pipeline", "mine", "--plan").out.splitlines() == [
+        "mine: 2 stages, 1 to run, 1 reused",
+        "  reuse  data",
+        "  run    finetune[a]  epochs: 3 → 4",
+    ]
+    assert "home" not in called
+
+
+def test_results_prints_the_newest_finished_run(
+    tats: Callable[..., Any], menu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = ended(tmp_path / ".tats", "finished")
+    monkeypatch.setattr(runner, "newest_finished", lambda home, name: record)
+    assert "ssv2       pretrained   50.0" in tats("results", "mine").out
+    assert json.loads(tats("results", "mine", "--json").out) == {
+        "run": "r1", "pipeline": "mine", "rows": ROWS, "policy": {},
+    }  # fmt: skip
+
+
+def test_results_before_any_run_says_how_to_make_one(
+    tats: Callable[..., Any], menu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "newest_finished", lambda home, name: None)
+    result = tats("results", "mine")
+    assert (result.code, result.out) == (1, "")
+    home = tmp_path / ".tats"
+    assert result.err == f"tats: no finished run of 'mine' in {home}; make one with: tats run pipeline mine\n"
+
+
+def test_a_table_that_was_deleted_is_said_in_a_sentence(
+    tats: Callable[..., Any], menu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = ended(tmp_path / ".tats", "finished")
+    (record.outputs("report")[0] / "results.json").unlink()
+    monkeypatch.setattr(runner, "newest_finished", lambda home, name: record)
+    result = tats("results", "mine")
+    assert result.code == 2
+    assert "results.json: cannot be read" in result.err

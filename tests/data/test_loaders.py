@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tats_core.data import clips, readers, transforms
+from tats_core.data.benchmarks import BENCHMARKS
+from tats_core.data.loaders import (
+    Batch,
+    ClipOptions,
+    Purpose,
+    Recipe,
+    TrainLoader,
+    eval_views,
+    recipe,
+    steps_per_epoch,
+)
+from tats_core.data.manifest import Manifest, VideoRecord
+from tats_core.errors import DataError, SpecError, VideoError
+from tats_core.specs import validate
+
+SMALL = ClipOptions(frames=4, size=16, colour_jitter=0.3, hue_jitter=0.1, erase=0.5, flip=True)
+
+
+def loader(manifest: Manifest, options: ClipOptions = SMALL, **changes: int) -> TrainLoader:
+    settings = {"batch_size": 3, "seed": 5, **changes}
+    return TrainLoader(manifest, options, **settings)  # type: ignore[arg-type]
+
+
+def same(first: list[Batch], second: list[Batch]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(a, b)
+        for one, other in zip(first, second, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def indices(batches: list[Batch]) -> list[int]:
+    return [index for _, _, index_B in batches for index in index_B.tolist()]
+
+
+def broken(manifest: Manifest, folder: Path, *which: int) -> Manifest:
+    """Return `manifest` with the videos at `which` replaced by files that hold no video."""
+    videos = list(manifest.videos)
+    for index in which:
+        path = folder / f"broken{index}.avi"
+        path.write_bytes(b"no video")
+        videos[index] = replace(videos[index], path=str(path))
+    return replace(manifest, videos=tuple(videos))
+
+
+# ------------------------------------------------------------------------------------------- training
+
+
+def test_a_batch_has_the_shapes_and_the_labels_of_its_videos(tiny: dict[str, Manifest]) -> None:
+    for video_BCTHW, label_B, index_B in loader(tiny["kinetics400"]).epoch(0):
+        assert video_BCTHW.shape == (3, 3, 4, 16, 16)
+        assert (video_BCTHW.dtype, label_B.dtype, index_B.dtype) == (torch.float32, torch.int64, torch.int64)
+        expected = [tiny["kinetics400"].videos[index].label for index in index_B.tolist()]
+        assert label_B.tolist() == expected
+
+
+def test_an_epoch_is_the_same_for_the_same_seed_and_another_for_another(tiny: dict[str, Manifest]) -> None:
+    first = list(loader(tiny["ucf101"]).epoch(2))
+    assert same(first, list(loader(tiny["ucf101"]).epoch(2)))
+    assert indices(first) != indices(list(loader(tiny["ucf101"]).epoch(3)))
+    assert indices(first) != indices(list(loader(tiny["ucf101"], seed=6).epoch(2)))
+
+
+def test_the_augmentation_of_a_video_changes_from_epoch_to_epoch(tiny: dict[str, Manifest]) -> None:
+    train = loader(tiny["ucf101"], batch_size=16)
+    ((first_BCTHW, _, first_B),) = train.epoch(0)
+    ((second_BCTHW, _, second_B),) = train.epoch(1)
+    clip = {index: first_BCTHW[place] for place, index in enumerate(first_B.tolist())}
+    for place, index in enumerate(second_B.tolist()):
+        assert not torch.equal(clip[index], second_BCTHW[place])
+
+
+def test_an_epoch_can_be_entered_in_the_middle(tiny: dict[str, Manifest]) -> None:
+    whole = list(loader(tiny["ucf101"]).epoch(4))
+    assert len(whole) == 5
+    assert same(whole[3:], list(loader(tiny["ucf101"]).epoch(4, first_step=3)))
+
+
+def test_workers_share_an_epoch_in_equal_parts_without_overlap(tiny: dict[str, Manifest]) -> None:
+    # 16 videos, batches of 3 on 2 workers: 2 steps each, 12 videos seen, 4 left out.
+    shares = [indices(list(loader(tiny["ucf101"], rank=rank, world_size=2).epoch(1))) for rank in range(2)]
+    assert [len(share) for share in shares] == [6, 6]
+    assert len(set(shares[0]) | set(shares[1])) == 12
+
+
+def test_cache_and_decoding_processes_change_nothing_but_the_speed(tiny: dict[str, Manifest]) -> None:
+    manifest = tiny["hmdb51"]
+    plain = loader(manifest)
+    cached = loader(manifest, SMALL.model_copy(update={"cache": True}))
+    full = loader(manifest, SMALL.model_copy(update={"cache": True, "cache_mb": 0}))
+    processes = loader(manifest, SMALL.model_copy(update={"decode_workers": 1}))
+    for epoch in range(2):
+        expected = list(plain.epoch(epoch))
+        for other in (cached, full, processes):
+            assert same(list(other.epoch(epoch)), expected)
+    processes.close()
+
+
+def test_a_cached_video_is_read_once(tiny: dict[str, Manifest], monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: Counter[str] = Counter()
+    read = readers.read_clip
+
+    def counted(path: str, choose: readers.Choose, *rest: object) -> readers.Frames:
+        reads[str(path)] += 1
+        return read(path, choose, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(readers, "read_clip", counted)
+    train = loader(tiny["ssv2"], SMALL.model_copy(update={"cache": True}), batch_size=20)
+    for epoch in range(3):
+        list(train.epoch(epoch))
+    assert len(reads) == 20
+    assert set(reads.values()) == {1}
+
+
+def test_several_samples_of_a_clip_are_different_cuts_of_one_video(tiny: dict[str, Manifest]) -> None:
+    video_BCTHW, label_B, index_B = next(loader(tiny["ucf101"], samples_per_clip=2).epoch(0))
+    assert len(video_BCTHW) == len(label_B) == 6
+    assert index_B[0::2].tolist() == index_B[1::2].tolist()
+    assert not torch.equal(video_BCTHW[0], video_BCTHW[1])
+
+
+def test_pixels_are_those_of_the_frames_that_were_drawn(tiny: dict[str, Manifest]) -> None:
+    options = ClipOptions(frames=4, size=32, crop="centre", flip=False, sampling="uniform")
+    manifest = tiny["ucf101"]
+    video_BCTHW, _, index_B = next(loader(manifest, options).epoch(0))
+    shown_BTHWC = (transforms.to_display(video_BCTHW) * 255).round().permute(0, 2, 3, 4, 1).numpy()
+    for clip_THWC, index in zip(shown_BTHWC, index_B.tolist(), strict=True):
+        whole_THWC = readers.read_all(manifest.videos[index].path)
+        # 20 frames in 4 segments of 5: each frame of the clip is one of its segment.
+        for segment, frame_HWC in enumerate(clip_THWC):
+            own = whole_THWC[5 * segment : 5 * segment + 5]
+            assert any(np.array_equal(frame_HWC, candidate) for candidate in own)
+
+
+def test_fewer_videos_than_one_batch_on_each_worker_is_an_error(tiny: dict[str, Manifest]) -> None:
+    assert steps_per_epoch(17, 4, 2) == 2
+    with pytest.raises(DataError, match="16 videos do not fill one batch of 9 on each of 2 workers"):
+        loader(tiny["ucf101"], batch_size=9, world_size=2)
+
+
+# ------------------------------------------------------------------------------------------ bad files
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_video_that_cannot_be_read_is_named_and_the_next_one_stands_in(
+    tiny: dict[str, Manifest], tmp_path: Path, workers: int
+) -> None:
+    manifest = broken(tiny["ucf101"], tmp_path, 7, 8)
+    options = SMALL.model_copy(update={"max_unreadable": 0.2, "decode_workers": workers})
+    train = loader(manifest, options, batch_size=16)
+    ((video_BCTHW, label_B, index_B),) = train.epoch(0)
+    assert len(video_BCTHW) == 16
+    assert Counter(index_B.tolist()) == {**dict.fromkeys({*range(16)} - {7, 8}, 1), 9: 3}
+    assert label_B.tolist() == [manifest.videos[index].label for index in index_B.tolist()]
+    assert set(train.unreadable) == {str(tmp_path / "broken7.avi"), str(tmp_path / "broken8.avi")}
+    assert "Invalid data" in train.unreadable[str(tmp_path / "broken7.avi")]
+    # A stand-in is a clip of its own, not the same one three times.
+    standing_in = video_BCTHW[index_B == 9]
+    assert not torch.equal(standing_in[0], standing_in[1])
+    train.close()
+
+
+def test_a_resumed_epoch_is_the_same_whether_a_failure_is_remembered_or_met_again(
+    tiny: dict[str, Manifest], tmp_path: Path
+) -> None:
+    manifest = broken(tiny["ucf101"], tmp_path, 3)
+    options = SMALL.model_copy(update={"max_unreadable": 0.2})
+    running = loader(manifest, options)
+    for epoch in range(2):
+        list(running.epoch(epoch))
+    assert same(list(running.epoch(2)), list(loader(manifest, options).epoch(2)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_more_unreadable_videos_than_the_limit_stop_the_training_with_one_sentence(
+    tiny: dict[str, Manifest], tmp_path: Path, workers: int
+) -> None:
+    manifest = broken(tiny["ucf101"], tmp_path, 1, 2, 3)
+    options = SMALL.model_copy(update={"max_unreadable": 0.15, "decode_workers": workers})
+    with pytest.raises(DataError) as caught:
+        list(loader(manifest, options, batch_size=16).epoch(0))
+    assert str(caught.value).startswith("3 of 16 videos cannot be read, more than max_unreadable = 0.15")
+    assert "\n" not in str(caught.value)
+
+
+# -------------------------------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "purpose", "expected"),
+    [
+        ("ssv2", "pretrain", Recipe("dense", 2, "multi_scale", False)),
+        ("ssv2", "finetune", Recipe("uniform", 2, "random_resized", False)),
+        ("kinetics400", "pretrain", Recipe("dense", 4, "multi_scale", False)),
+        ("kinetics400", "finetune", Recipe("dense", 4, "random_resized", True)),
+        ("hmdb51", "finetune", Recipe("dense", 2, "random_resized", True)),
+    ],
+)
+def test_open_fields_follow_the_benchmark_and_the_purpose(
+    benchmark: str, purpose: Purpose, expected: Recipe
+) -> None:
+    assert recipe(ClipOptions(), BENCHMARKS[benchmark], purpose) == expected
+
+
+def test_what_is_set_wins_over_the_benchmark() -> None:
+    options = ClipOptions(sampling="dense", stride=3, crop="centre", flip=True)
+    assert recipe(options, BENCHMARKS["ssv2"], "pretrain") == Recipe("dense", 3, "centre", True)
+
+
+def test_options_that_contradict_each_other_are_refused_with_a_sentence() -> None:
+    with pytest.raises(SpecError, match="cache keeps videos in the training process"):
+        validate(ClipOptions, {"cache": True, "decode_workers": 2}, "demo.yaml")
+    with pytest.raises(SpecError, match="crop_area must be two positive numbers, the smaller first"):
+        validate(ClipOptions, {"crop_area": [1.0, 0.5]}, "demo.yaml")
+
+
+# -------------------------------------------------------------------------------------------- testing
+
+
+def test_views_are_clips_times_crops_with_the_crops_side_by_side(tmp_path: Path, tiny_root: Path) -> None:
+    manifest = BENCHMARKS["ucf101"].read(tiny_root / "ucf101", "test")
+    options = ClipOptions(frames=4, size=16, stride=3)
+    batches = list(eval_views(manifest, options, clips=2, crops=3, batch_size=3))
+    assert [len(label_B) for _, label_B, _ in batches] == [3, 3, 2]
+    assert indices(batches) == list(range(8))
+    views_VCTHW = batches[0][0][1]
+    assert views_VCTHW.shape == (6, 3, 4, 16, 16)
+    whole_THWC = torch.from_numpy(readers.read_all(manifest.videos[1].path))
+    for place, (indices_T, box) in enumerate(
+        (indices_T, box)
+        for indices_T in clips.view_indices(20, 4, "dense", 3, 2)
+        for box in transforms.view_boxes(32, 32, 3)
+    ):
+        clip_THWC = transforms.crop_resize(whole_THWC[torch.from_numpy(indices_T)], box, 16)
+        assert torch.equal(views_VCTHW[place], transforms.to_model(clip_THWC[None])[0])
+
+
+def test_a_video_is_read_once_for_all_its_views(
+    tiny: dict[str, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    read = readers.read_clip
+
+    def counted(path: str, choose: readers.Choose, *rest: object) -> readers.Frames:
+        frames_THWC = read(path, choose, *rest)  # type: ignore[arg-type]
+        asked.append(len(frames_THWC))
+        return frames_THWC
+
+    monkeypatch.setattr(readers, "read_clip", counted)
+    # Views of 4 frames at stride 5 over 20 frames start at 0, 2 and 4: 12 different frames.
+    list(eval_views(tiny["ucf101"], ClipOptions(frames=4, size=16, stride=5), clips=3, crops=3))
+    assert asked == [12] * 16
+
+
+def test_without_numbers_the_views_are_the_benchmarks(tiny: dict[str, Manifest]) -> None:
+    options = ClipOptions(frames=2, size=16)
+    for name, views in (("ssv2", 6), ("kinetics400", 15), ("ucf101", 15), ("hmdb51", 30)):
+        assert next(eval_views(tiny[name], options))[0].shape == (1, views, 3, 2, 16, 16)
+
+
+def test_views_are_shared_by_ranks_and_made_in_processes_all_the_same(tiny: dict[str, Manifest]) -> None:
+    options = ClipOptions(frames=2, size=16)
+    whole = list(eval_views(tiny["ucf101"], options, clips=1, crops=1, batch_size=4))
+    beside = options.model_copy(update={"decode_workers": 1})
+    assert same(whole, list(eval_views(tiny["ucf101"], beside, clips=1, crops=1, batch_size=4)))
+    odd = list(eval_views(tiny["ucf101"], options, clips=1, crops=1, rank=1, world_size=2))
+    assert indices(odd) == list(range(1, 16, 2))
+
+
+def test_testing_refuses_a_video_that_cannot_be_read(tiny: dict[str, Manifest], tmp_path: Path) -> None:
+    manifest = broken(tiny["ucf101"], tmp_path, 2)
+    with pytest.raises(VideoError, match="broken2.avi: cannot be read"):
+        list(eval_views(manifest, ClipOptions(frames=2, size=16), clips=1, crops=1))
+
+
+def test_a_manifest_without_labels_feeds_pre_training(tiny: dict[str, Manifest]) -> None:
+    videos = tuple(VideoRecord(video.id, video.path, -1) for video in tiny["ucf101"].videos)
+    _, label_B, _ = next(loader(replace(tiny["ucf101"], videos=videos)).epoch(0))
+    assert label_B.tolist() == [-1, -1, -1]

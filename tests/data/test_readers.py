@@ -1,0 +1,182 @@
+"""Every reader against a plain sequential decode with PyAV, on every container that the generator writes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tats_core.data import readers
+from tats_core.data.clips import dense_indices, uniform_indices
+from tats_core.data.generate import ENCODINGS, Encoding, encode
+from tats_core.data.manifest import Manifest
+from tats_core.errors import VideoError
+
+needs_decord = pytest.mark.skipif(not readers.has_decord(), reason="decord has no wheel for this platform")
+
+OPEN_GROUPS = Encoding(
+    "mp4", "libx264", {"preset": "veryfast", "bf": "2", "x264-params": "open-gop=1:scenecut=0"}
+)
+
+
+def sequential(path: str | Path) -> NDArray[np.uint8]:
+    """The truth: every frame in the order of a decode from the start, by no code of ours."""
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def film(frames: int, height: int = 96, width: int = 128) -> NDArray[np.uint8]:
+    """A texture that moves two pixels a frame, so that no two frames are equal."""
+    rng = np.random.default_rng(0)
+    still = rng.integers(0, 256, (height // 8, width // 8, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+    return np.stack([np.roll(still, (frame, 2 * frame), (0, 1)) for frame in range(frames)])
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A film of 120 frames in each container, long enough for several groups of pictures."""
+    folder = tmp_path_factory.mktemp("films")
+    encodings = {**{e.container: e for e in ENCODINGS.values()}, "open": OPEN_GROUPS}
+    paths = {}
+    for name, encoding in encodings.items():
+        paths[name] = folder / f"{name}.{encoding.container}"
+        encode(paths[name], film(120), 25, replace(encoding, options={**encoding.options, "g": "24"}))
+    paths["cut"] = folder / "cut.mp4"
+    cut_without_encoding(paths["mp4"], paths["cut"])
+    return paths
+
+
+def cut_without_encoding(source: Path, target: Path) -> None:
+    """Copy a stream from its second group on, as tools do that cut without encoding again."""
+    with av.open(str(source)) as given, av.open(str(target), "w") as cut:
+        stream = given.streams.video[0]
+        copy = cut.add_stream_from_template(stream)
+        for packet in given.demux(stream):
+            # Not at a key frame: what cannot be decoded until the next one stays in the file.
+            if packet.pts is not None and packet.pts * packet.time_base > 0.5:
+                packet.stream = copy
+                cut.mux(packet)
+
+
+KINDS = ("webm", "mp4", "avi", "open", "cut")
+
+
+@pytest.mark.parametrize("reader", ["auto", "pyav"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reader_gives_exactly_the_frames_of_a_sequential_decode(
+    films: dict[str, Path], kind: str, reader: readers.ReaderName
+) -> None:
+    truth_THWC = sequential(films[kind])
+    n_frames = len(truth_THWC)
+    assert readers.count_frames(films[kind]) == n_frames
+    assert np.array_equal(readers.read_all(films[kind], reader), truth_THWC)
+    rng = np.random.default_rng(1)
+    for _ in range(8):
+        for indices_T in (
+            rng.integers(0, n_frames, 1),
+            rng.integers(0, n_frames, 7),  # unsorted, with repeats
+            dense_indices(n_frames, 8, 4, rng),
+            uniform_indices(n_frames, 8, rng),
+        ):
+            assert np.array_equal(readers.read_frames(films[kind], indices_T, reader), truth_THWC[indices_T])
+
+
+@pytest.mark.parametrize("benchmark", list(ENCODINGS))
+def test_the_generated_videos_are_read_exactly(tiny: dict[str, Manifest], benchmark: str) -> None:
+    for video in tiny[benchmark].videos[:6]:
+        truth_THWC = sequential(video.path)
+        for reader in ("auto", "pyav"):
+            assert np.array_equal(
+                readers.read_frames(video.path, [17, 3, 3, 8], reader), truth_THWC[[17, 3, 3, 8]]
+            )
+
+
+def test_the_generated_avi_holds_b_frames(tiny: dict[str, Manifest]) -> None:
+    for benchmark in ("ucf101", "hmdb51"):
+        with av.open(tiny[benchmark].videos[0].path) as container:
+            stream = container.streams.video[0]
+            assert stream.codec_context.name == "mpeg4"
+            kinds = {av.video.frame.PictureType(frame.pict_type).name for frame in container.decode(stream)}
+            assert kinds == {"I", "P", "B"}
+
+
+@needs_decord
+def test_decord_is_trusted_only_where_it_is_exact(films: dict[str, Path]) -> None:
+    trusted = {kind for kind in KINDS if readers.is_trusted(films[kind])}
+    assert trusted == {"webm", "mp4"}
+    for kind in trusted:
+        truth_THWC = sequential(films[kind])
+        rng = np.random.default_rng(2)
+        for _ in range(20):
+            indices_T = np.sort(rng.integers(0, len(truth_THWC), 6))
+            frames_THWC = readers.read_frames(films[kind], indices_T, "decord")
+            assert np.array_equal(frames_THWC, truth_THWC[indices_T])
+
+
+@needs_decord
+def test_decord_is_wrong_without_an_error_where_it_is_not_trusted(films: dict[str, Path]) -> None:
+    # The reason for the rule above. If this fails, decord has been mended and may be trusted with more.
+    truth_THWC = sequential(films["avi"])
+    frames_THWC = readers.read_frames(films["avi"], np.arange(5, 115, 10), "decord")
+    assert not np.array_equal(frames_THWC, truth_THWC[5:115:10])
+    assert len(readers.read_all(films["cut"], "decord")) > len(sequential(films["cut"]))
+
+
+@needs_decord
+def test_a_file_on_which_decord_hangs_is_read_by_pyav(
+    films: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+
+    def hang(path: str, choose: Callable[..., object]) -> None:
+        released.wait(20)
+
+    monkeypatch.setattr(readers, "_decord_read", hang)
+    with pytest.raises(VideoError, match="decord did not finish within 0.2 s"):
+        readers.read_frames(films["mp4"], [1], "decord", time_limit=0.2)
+    monkeypatch.setattr(readers, "_DECORD_LIMIT", 0.2)
+    frames_THWC = readers.read_frames(films["mp4"], [1], "auto")
+    released.set()
+    assert np.array_equal(frames_THWC, sequential(films["mp4"])[[1]])
+
+
+def test_a_video_that_keeps_too_many_bytes_is_decoded_twice_and_just_as_right(
+    films: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "_KEEP_BYTES", 100_000)
+    indices_T = np.array([110, 4, 4, 60])
+    frames_THWC = readers.read_frames(films["avi"], indices_T, "pyav")
+    assert np.array_equal(frames_THWC, sequential(films["avi"])[indices_T])
+
+
+@pytest.mark.parametrize("name", ["#1 & (2)!.avi", "a:b.avi", "100%d.avi", "déjà vu.avi"])
+def test_odd_characters_in_a_name_do_no_harm(films: dict[str, Path], tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(films["avi"].read_bytes())
+    assert readers.count_frames(tmp_path / name) == 120
+
+
+def test_what_cannot_be_read_is_named_with_the_reason(films: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.webm").write_text("this is no video " * 100)
+    (tmp_path / "half.mp4").write_bytes(films["mp4"].read_bytes()[:2000])
+    for name in ("empty.mp4", "text.webm", "half.mp4", "none.avi"):
+        for read in (readers.read_all, readers.count_frames):
+            with pytest.raises(VideoError, match=f"{name}: cannot be read"):
+                read(tmp_path / name)
+
+
+def test_an_index_outside_the_video_is_an_error_with_its_length(films: dict[str, Path]) -> None:
+    for kind in ("avi", "mp4"):
+        with pytest.raises(VideoError, match="frames -1 to 120 were asked for, but it has 120"):
+            readers.read_frames(films[kind], [-1, 120])
+
+
+def test_a_file_that_takes_longer_than_its_limit_is_given_up(films: dict[str, Path]) -> None:
+    with pytest.raises(VideoError, match="longer than its time limit"):
+        readers.read_all(films["avi"], "pyav", time_limit=1e-6)

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import colorsys
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from tats_core.data import transforms
+from tats_core.data.transforms import Box, Colour
+
+PLAIN = Colour(np.eye(3), 1.0)
+
+
+def frames(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def recoloured(rgb: list[float], colour: Colour) -> list[float]:
+    """Return what becomes of one colour (values 0 to 255) in a clip of that colour alone."""
+    clip_BTHWC = torch.tensor(rgb).to(torch.uint8).expand(1, 2, 4, 4, 3)
+    shown_BCTHW = transforms.to_display(transforms.to_model(clip_BTHWC, [colour]))
+    assert float(shown_BCTHW.std(dim=(2, 3, 4)).max()) < 1e-6
+    return (shown_BCTHW[0, :, 0, 0, 0] * 255).tolist()
+
+
+# ---------------------------------------------------------------------------------------------- boxes
+
+
+def test_test_crops_are_squares_from_one_end_of_the_longer_side_to_the_other() -> None:
+    assert transforms.view_boxes(4, 10, 3) == [Box(0, 0, 4, 4), Box(0, 3, 4, 4), Box(0, 6, 4, 4)]
+    assert transforms.view_boxes(9, 5, 3) == [Box(0, 0, 5, 5), Box(2, 0, 5, 5), Box(4, 0, 5, 5)]
+    assert transforms.view_boxes(4, 10, 1) == [transforms.whole_box(4, 10)] == [Box(0, 3, 4, 4)]
+
+
+def test_multi_scale_crops_have_near_sides_and_lie_at_the_thirteen_places() -> None:
+    rng = np.random.default_rng(0)
+    boxes = [transforms.multi_scale_box(80, 120, (1.0, 0.75, 0.5), rng) for _ in range(3000)]
+    assert {(box.height, box.width) for box in boxes} == {
+        *((80, 80), (60, 60), (40, 40)),
+        *((80, 60), (60, 80), (60, 40), (40, 60)),
+    }
+    places = {(box.top, box.left) for box in boxes if (box.height, box.width) == (40, 40)}
+    quarters = {(down, across) for down in (0, 10, 20, 30, 40) for across in (0, 20, 40, 60, 80)}
+    assert len(places) == 13
+    assert places < quarters
+    assert {(0, 0), (40, 80), (20, 40), (10, 20), (30, 60)} < places
+
+
+def test_random_resized_crops_keep_to_area_and_ratio() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        box = transforms.random_resized_box(100, 140, (0.2, 0.5), (0.75, 4 / 3), rng)
+        assert 0 <= box.top <= 100 - box.height
+        assert 0 <= box.left <= 140 - box.width
+        assert 0.19 < box.height * box.width / 14_000 < 0.52
+        assert 0.73 < box.width / box.height < 1.37
+
+
+def test_a_random_resized_crop_that_cannot_fit_is_the_central_square() -> None:
+    rng = np.random.default_rng(0)
+    assert transforms.random_resized_box(10, 100, (1.0, 1.0), (1.0, 1.0), rng) == Box(0, 45, 10, 10)
+
+
+def test_a_share_of_the_clips_is_erased_in_a_box_that_fits() -> None:
+    rng = np.random.default_rng(0)
+    boxes = [transforms.draw_erased(50, 0.25, rng) for _ in range(2000)]
+    drawn = [box for box in boxes if box is not None]
+    assert 0.2 < len(drawn) / len(boxes) < 0.3
+    assert all(box.top + box.height <= 50 and box.left + box.width <= 50 for box in drawn)
+    assert max(box.height * box.width for box in drawn) <= 0.36 * 2500
+
+
+# --------------------------------------------------------------------------------------------- pixels
+
+
+def test_a_crop_of_the_right_size_is_a_copy_of_the_pixels_and_a_flip_mirrors_them() -> None:
+    clip_THWC = frames(2, 8, 9, 3)
+    cut_THWC = transforms.crop_resize(clip_THWC, Box(1, 3, 4, 4), 4)
+    assert torch.equal(cut_THWC, clip_THWC[:, 1:5, 3:7])
+    flipped_THWC = transforms.crop_resize(clip_THWC, Box(1, 3, 4, 4), 4, flip=True)
+    assert torch.equal(flipped_THWC, clip_THWC[:, 1:5, 3:7].flip(2))
+
+
+def test_halving_a_checkerboard_gives_grey_not_stripes() -> None:
+    board_HW = (torch.arange(16)[:, None] + torch.arange(16)) % 2 * 255
+    clip_THWC = board_HW.to(torch.uint8)[None, :, :, None].expand(1, 16, 16, 3)
+    half_THWC = transforms.crop_resize(clip_THWC, Box(0, 0, 16, 16), 8)
+    assert half_THWC.float().mean().item() == pytest.approx(127.5, abs=1)
+    assert half_THWC[:, 1:-1, 1:-1].float().std().item() < 1
+
+
+def test_resizing_in_uint8_equals_resizing_in_float_up_to_rounding() -> None:
+    clip_THWC = frames(3, 40, 60, 3)
+    box = Box(5, 7, 30, 41)
+    small_THWC = transforms.crop_resize(clip_THWC, box, 24)
+    cut_TCHW = clip_THWC[:, 5:35, 7:48].permute(0, 3, 1, 2).float()
+    reference_TCHW = interpolate(cut_TCHW, (24, 24), mode="bilinear", antialias=True)
+    assert (small_THWC.permute(0, 3, 1, 2) - reference_TCHW).abs().max().item() <= 1.01
+
+
+def test_the_model_sees_channels_first_with_imagenets_mean_and_deviation_taken_out() -> None:
+    clip_BTHWC = frames(2, 3, 4, 5, 3)
+    video_BCTHW = transforms.to_model(clip_BTHWC)
+    assert video_BCTHW.shape == (2, 3, 3, 4, 5)
+    assert video_BCTHW.is_contiguous()
+    value = clip_BTHWC[1, 2, 3, 4, 1].item()
+    assert video_BCTHW[1, 1, 2, 3, 4].item() == pytest.approx((value / 255 - 0.456) / 0.224, abs=1e-5)
+    back_BTHWC = transforms.to_display(video_BCTHW).permute(0, 2, 3, 4, 1) * 255
+    assert torch.allclose(back_BTHWC, clip_BTHWC.float(), atol=1e-3)
+
+
+def test_no_change_of_colour_changes_nothing() -> None:
+    clip_BTHWC = frames(2, 3, 4, 5, 3)
+    changed_BCTHW = transforms.to_model(clip_BTHWC, [PLAIN, PLAIN])
+    assert torch.allclose(changed_BCTHW, transforms.to_model(clip_BTHWC), atol=1e-5)
+    none = transforms.draw_colour(0.0, 0.0, np.random.default_rng(0))
+    assert np.allclose(none.matrix, np.eye(3))
+    assert none.contrast == 1
+
+
+def test_each_clip_gets_its_own_colours() -> None:
+    clip_BTHWC = torch.full((2, 1, 2, 2, 3), 100, dtype=torch.uint8)
+    dark = Colour(0.5 * np.eye(3), 1.0)
+    shown_BCTHW = transforms.to_display(transforms.to_model(clip_BTHWC, [dark, PLAIN])) * 255
+    assert shown_BCTHW[:, 0, 0, 0, 0].tolist() == pytest.approx([50, 100], abs=1e-3)
+
+
+def test_contrast_works_around_the_mean_grey_of_the_whole_clip() -> None:
+    # Half of the clip is 40, half 120: the mean is 80, and half the contrast gives 60 and 100.
+    clip_BTHWC = torch.full((1, 2, 2, 2, 3), 40, dtype=torch.uint8)
+    clip_BTHWC[:, 1] = 120
+    shown_BCTHW = transforms.to_display(transforms.to_model(clip_BTHWC, [Colour(np.eye(3), 0.5)])) * 255
+    assert shown_BCTHW[0, :, 0, 0, 0].tolist() == pytest.approx([60] * 3, abs=1e-3)
+    assert shown_BCTHW[0, :, 1, 0, 0].tolist() == pytest.approx([100] * 3, abs=1e-3)
+
+
+def test_colours_end_at_black_and_white() -> None:
+    assert recoloured([200, 100, 0], Colour(2 * np.eye(3), 1.0)) == pytest.approx([255, 200, 0], abs=1e-3)
+
+
+def test_a_third_of_the_colour_circle_turns_red_into_green_and_leaves_grey() -> None:
+    turn = transforms._turn(2 * math.pi / 3)
+    assert recoloured([200, 40, 10], Colour(turn, 1.0)) == pytest.approx([10, 200, 40], abs=1e-3)
+    for angle in (0.3, 1.0, 2.5):
+        assert recoloured([90, 90, 90], Colour(transforms._turn(angle), 1.0)) == pytest.approx(
+            [90] * 3, abs=1e-3
+        )
+        hue, *_ = colorsys.rgb_to_hsv(*(np.array([0.6, 0.5, 0.4]) @ transforms._turn(angle)))
+        before, *_ = colorsys.rgb_to_hsv(0.6, 0.5, 0.4)
+        # Not exactly HSV's hue, but the same direction and nearly the same way.
+        assert (hue - before) % 1 == pytest.approx(angle / (2 * math.pi), abs=0.03)
+
+
+def test_jitter_stays_within_its_factors() -> None:
+    rng = np.random.default_rng(0)
+    colours = [transforms.draw_colour(0.4, 0.0, rng) for _ in range(500)]
+    # A grey stays grey, so a row sum of the transposed matrix is the brightness alone.
+    brightness = np.array([np.ones(3) @ colour.matrix for colour in colours])
+    assert np.allclose(brightness, brightness[:, :1])
+    for factors in (brightness[:, 0], np.array([colour.contrast for colour in colours])):
+        assert 0.6 <= factors.min() < 0.65
+        assert 1.35 < factors.max() <= 1.4
+
+
+def test_erasing_fills_the_box_in_every_frame_and_nothing_else() -> None:
+    clip_CTHW = torch.full((3, 4, 10, 10), 9.0)
+    transforms.erase(clip_CTHW, Box(2, 3, 4, 5), np.random.default_rng(0))
+    erased_CTHW = clip_CTHW != 9.0
+    assert int(erased_CTHW.sum()) == 3 * 4 * 4 * 5
+    assert erased_CTHW[:, :, 2:6, 3:8].all()
+    assert clip_CTHW[:, :, 2:6, 3:8].std().item() == pytest.approx(1, abs=0.15)

@@ -1,0 +1,97 @@
+"""The tables, on rows whose every number is known."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from tats_core.report import tables
+
+
+def row(benchmark: str, init: str, top1: float, **more: Any) -> dict[str, Any]:
+    """Return a row with an interval of ±5 points."""
+    return {
+        "benchmark": benchmark, "init": init, "top1": top1, "low": top1 - 5, "high": top1 + 5,
+        "top5": 90.0, "chance": 12.5, "clips": 96, **more,
+    }  # fmt: skip
+
+
+ROWS = [
+    row("ssv2", "scratch", 30.0, linear_top1=20.0),
+    row("ssv2", "pretrained", 50.0, linear_top1=40.0, knn_top1=25.0),
+    row("ucf101", "pretrained", 60.0, linear_top1=42.0),
+    row("ucf101", "scratch", 20.0, linear_top1=30.0),
+]
+POLICY = {"motion_lift": 2.756, "random_lift": 1.0, "entropy_share": 0.41, "mask_ratio": 0.9}
+RESULTS = {"pipeline": "demo", "rows": ROWS, "policy": POLICY}
+
+
+def test_the_terminal_table_is_exactly_this() -> None:
+    assert tables.text(RESULTS) == "\n".join(
+        [
+            "benchmark  start       top-1        95%  top-5  linear   kNN  chance  clips",
+            "─────────  ──────────  ─────  ─────────  ─────  ──────  ────  ──────  ─────",
+            "ssv2       pretrained   50.0  45.0–55.0   90.0    40.0  25.0    12.5     96",
+            "           scratch      30.0  25.0–35.0   90.0    20.0     –    12.5     96",
+            "ucf101     pretrained   60.0  55.0–65.0   90.0    42.0     –    12.5     96",
+            "           scratch      20.0  15.0–25.0   90.0    30.0     –    12.5     96",
+            "mean       pretrained   55.0              90.0    41.0     –",
+            "           scratch      25.0              90.0    25.0     –",
+            "",
+            "TATS's policy: motion lift 2.76 (random sampling 1.00),",
+            "entropy 0.41 of log N, at mask ratio 0.90",
+        ]
+    )
+
+
+def test_markdown_puts_pretrained_and_scratch_of_a_benchmark_on_one_line() -> None:
+    lines = tables.markdown(RESULTS).splitlines()
+    assert lines[0] == "## demo"
+    assert (
+        "| ssv2 | 50.0 (45.0–55.0) | 30.0 (25.0–35.0) | 90.0 | 90.0 | 40.0 | 20.0 | 25.0 | – | 12.5 | 96 |"
+        in lines
+    )
+    table = [line for line in lines if line.startswith("|")]
+    assert {line.count("|") for line in table} == {12}
+
+
+def test_csv_has_a_line_for_each_row_and_an_empty_field_for_what_was_not_measured() -> None:
+    read = list(csv.DictReader(io.StringIO(tables.comma_separated(RESULTS))))
+    assert [(one["benchmark"], one["init"], one["top1"], one["knn_top1"]) for one in read] == [
+        ("ssv2", "pretrained", "50.0", "25.0"),
+        ("ssv2", "scratch", "30.0", ""),
+        ("ucf101", "pretrained", "60.0", ""),
+        ("ucf101", "scratch", "20.0", ""),
+    ]
+    assert tuple(read[0]) == tables.COLUMNS
+
+
+def test_a_mean_is_taken_only_over_benchmarks_that_every_start_was_measured_on() -> None:
+    rows = [*ROWS, row("hmdb51", "pretrained", 99.0)]
+    means = tables.mean_of_benchmarks(rows)
+    assert means["pretrained"]["top1"] == (50.0 + 60.0) / 2
+    assert means["scratch"]["top1"] == (30.0 + 20.0) / 2
+
+
+def test_one_benchmark_has_no_mean() -> None:
+    assert tables.mean_of_benchmarks(ROWS[:2]) == {}
+    assert "mean" not in tables.text({**RESULTS, "rows": ROWS[:2]})
+
+
+def test_a_zero_is_a_number_and_not_a_dash() -> None:
+    assert tables.number(0.0) == "0.0"
+    assert tables.number(None) == "–"
+
+
+def test_without_a_policy_nothing_is_said_about_one() -> None:
+    assert "policy" not in tables.text({**RESULTS, "policy": {}})
+    assert tables.text({**RESULTS, "policy": None}) == tables.text({**RESULTS, "policy": {}})
+
+
+def test_every_column_of_the_table_is_explained_within_79_characters_a_line() -> None:
+    legend = tables.legend()
+    for word in ("top-1", "95%", "top-5", "chance", "clips", "linear", "kNN", "motion lift", "entropy"):
+        assert f"  {word} " in legend
+    assert max(map(len, legend.splitlines())) <= 79
+    assert max(map(len, tables.text(RESULTS).splitlines())) <= 79

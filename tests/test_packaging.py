@@ -1,0 +1,169 @@
+"""The wheel, installed elsewhere; the pins; the files of the house."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from tats_core import __version__
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+SHIPPED = sorted(path.stem for path in (CHECKOUT / "pipelines").glob("*.yaml"))
+
+
+def pins() -> dict[str, Version]:
+    """Return package → version of the lock."""
+    lines = (CHECKOUT / "requirements.lock").read_text().splitlines()
+    split = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(name): Version(version) for name, version in split}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel with the tools that are installed, without a network."""
+    out = tmp_path_factory.mktemp("wheel")
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(out),
+        str(CHECKOUT),
+    ]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the wheel, without its dependencies, into a folder of its own."""
+    target = tmp_path_factory.mktemp("installed")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*command, "--target", str(target), str(wheel)], check=True, capture_output=True)
+    return target
+
+
+def tats(installed: Path, *words: str) -> str:
+    """Run the installed `tats` in the installation's folder, where no checkout is in sight."""
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    command = [sys.executable, "-m", "tats_core", *words]
+    done = subprocess.run(command, cwd=installed, env=environment, check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_the_pipelines_the_licence_and_no_tests(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    for name in SHIPPED:
+        assert f"tats_core/_specs/pipelines/{name}.yaml" in names
+    assert f"tats_core-{__version__}.dist-info/licenses/LICENSE" in names
+    assert {name.split("/")[0] for name in names} == {"tats_core", f"tats_core-{__version__}.dist-info"}
+
+
+@pytest.mark.slow
+def test_installed_elsewhere_it_lists_the_pipelines(installed: Path) -> None:
+    where = "import tats_core, pathlib; print(pathlib.Path(tats_core.__file__).parent.parent)"
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    done = subprocess.run(
+        [sys.executable, "-c", where],
+        cwd=installed,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == str(installed)
+    assert sorted(line.split()[0] for line in tats(installed, "list").splitlines()) == SHIPPED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
+def test_installed_elsewhere_it_plans_every_pipeline(installed: Path, name: str) -> None:
+    first = tats(installed, "run", "pipeline", name, "--plan").splitlines()[0]
+    assert re.fullmatch(rf"{name}: \d+ stages, \d+ to run, 0 reused", first)
+    assert not (installed / ".tats").exists()
+
+
+def test_the_lock_has_a_pin_that_satisfies_every_requirement() -> None:
+    pinned = pins()
+    for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), text
+
+
+def test_every_lower_bound_is_of_the_minor_release_that_was_tested() -> None:
+    pinned = pins()
+    for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]:
+        requirement = Requirement(text)
+        (bound,) = [Version(one.version) for one in requirement.specifier if one.operator == ">="]
+        assert bound.release[:2] == pinned[canonicalize_name(requirement.name)].release[:2], text
+
+
+def test_the_lock_names_no_file_no_address_and_nothing_twice() -> None:
+    lines = (CHECKOUT / "requirements.lock").read_text().splitlines()
+    entries = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line) for line in entries)
+    assert len(entries) == len(pins())
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "wanted"),
+    [
+        ("linux", "x86_64", True),
+        ("linux", "aarch64", False),
+        ("darwin", "arm64", False),
+        ("win32", "AMD64", True),
+    ],
+)
+def test_decord_is_asked_for_only_where_it_has_a_wheel(system: str, machine: str, wanted: bool) -> None:
+    (text,) = [text for text in PROJECT["dependencies"] if text.startswith("decord")]
+    marker = Requirement(text).marker
+    assert isinstance(marker, Marker)
+    assert marker.evaluate({"sys_platform": system, "platform_machine": machine}) is wanted
+
+
+@pytest.mark.parametrize(
+    ("fake", "said"),
+    [
+        (None, "make: there is no '{python}' here; install Python 3.11 or newer"),
+        (
+            "echo 'Python 3.8.10'; exit 1",
+            "make: Python 3.11 or newer is needed and '{python}' is Python 3.8.10",
+        ),
+        (
+            'case "$2" in *ensurepip*) exit 1;; esac',
+            "make: '{python}' cannot make virtual environments; on Debian",
+        ),
+    ],
+)
+def test_a_missing_system_piece_gets_one_sentence_from_make(
+    tmp_path: Path, fake: str | None, said: str
+) -> None:
+    python = tmp_path / "python"
+    if fake is not None:
+        python.write_text(f"#!/bin/sh\n{fake}\n")
+        python.chmod(0o755)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "demo", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"],
+        cwd=CHECKOUT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    first, *rest = done.stderr.splitlines()
+    assert first.startswith(said.format(python=python))
+    assert all(line.startswith("make: *** ") for line in rest)
+    assert not (tmp_path / "venv").exists()

@@ -1,0 +1,268 @@
+"""Finding, reading, overriding and validating named YAML files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field, field_validator
+
+from tats_core import specs
+from tats_core.errors import SpecError
+from tats_core.specs import StrictModel
+
+
+class Sampler(StrictModel):
+    """A part of a configuration."""
+
+    mask_ratio: float = Field(0.9, gt=0, lt=1)
+    depth: int = 1
+
+
+class Small(StrictModel):
+    """One member of a union."""
+
+    kind: Literal["small"]
+    width: int = 8
+
+
+class Large(StrictModel):
+    """The other member."""
+
+    kind: Literal["large"]
+    height: int = 8
+
+
+class Config(StrictModel):
+    """A configuration with a nested part, a union and a check of its own."""
+
+    epochs: int = Field(ge=1)
+    sampler: Sampler = Sampler()
+    body: Annotated[Small | Large, Field(discriminator="kind")] | None = None
+    seed: int = 0
+
+    @field_validator("seed")
+    @classmethod
+    def _even(cls, value: int) -> int:
+        if value % 2:
+            raise ValueError("Seeds are even here")
+        return value
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder with a `pipelines` menu."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pipelines").mkdir()
+    return tmp_path
+
+
+def sentence(raw: dict[str, object]) -> str:
+    """Return what is said about `raw`."""
+    with pytest.raises(SpecError) as caught:
+        specs.validate(Config, raw, "my.yaml", "pretrain")
+    return str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------ finding
+
+
+def test_the_working_directory_comes_before_the_shipped_menu(here: Path) -> None:
+    mine = here / "pipelines" / "demo.yaml"
+    mine.write_text("name: demo")
+    assert specs.find("pipelines", "demo") == mine
+
+
+def test_an_unknown_name_says_where_it_was_looked_up_and_which_is_nearest(here: Path) -> None:
+    (here / "pipelines" / "full_mine.yaml").write_text("name: full_mine")
+    with pytest.raises(SpecError) as caught:
+        specs.find("pipelines", "ful_mine")
+    said = str(caught.value)
+    assert said.startswith("no pipeline named 'ful_mine' (looked in ./pipelines and ")
+    assert said.endswith("; did you mean 'full_mine'?")
+
+
+def test_a_path_is_taken_as_it_is(here: Path) -> None:
+    path = here / "elsewhere.yaml"
+    path.write_text("name: elsewhere")
+    assert specs.find("pipelines", str(path)) == path
+    with pytest.raises(SpecError, match=r"there is no file 'nowhere\.yaml'"):
+        specs.find("pipelines", "nowhere.yaml")
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def test_a_key_given_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("epochs: 1\nseed: 2\nepochs: 3\n")
+    with pytest.raises(SpecError, match=r"a\.yaml, line 3: the key 'epochs' is given twice"):
+        specs.read(path)
+
+
+def test_a_key_given_twice_deep_inside_is_refused_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("stages:\n  data: {kind: data, kind: probe}\n")
+    with pytest.raises(SpecError, match="line 2: the key 'kind' is given twice"):
+        specs.read(path)
+
+
+def test_a_merged_mapping_may_be_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("base: &base {depth: 1, width: 2}\nother: {<<: *base, depth: 3}\n")
+    assert specs.read(path)["other"] == {"depth": 3, "width": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1", "line 1:"),
+        ("- a\n- b", "must be a mapping of keys, not list"),
+        ("", "not NoneType"),
+        ("a: 1\nb: {{x}}", "line 2: a key must be plain text"),
+        ("a: \0", "is not YAML"),
+        ("a: 2024-13-45", "is not YAML (month must be in 1..12)"),
+    ],
+)
+def test_what_is_not_a_mapping_in_yaml_is_refused_with_the_file(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(SpecError) as caught:
+        specs.read(path)
+    assert str(path) in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"none\.yaml: cannot be read \(No such file or directory\)"):
+        specs.read(tmp_path / "none.yaml")
+    path = tmp_path / "latin.yaml"
+    path.write_bytes(b"name: caf\xe9")
+    with pytest.raises(SpecError, match=r"latin\.yaml: is not UTF-8 text"):
+        specs.read(path)
+
+
+def test_yaml_cannot_make_python_objects(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("a: !!python/object/apply:os.getcwd []")
+    with pytest.raises(SpecError, match="line 1: could not determine a constructor"):
+        specs.read(path)
+
+
+# --------------------------------------------------------------------------------------------- overriding
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a.b=3", 3),
+        ("a.b=.5", 0.5),
+        ("a.b=[1, x]", [1, "x"]),
+        ("a.b=", None),
+        ("a.b=x=y", "x=y"),
+        ("a.b=true", True),
+    ],
+)
+def test_the_value_of_an_override_is_read_as_yaml(text: str, value: object) -> None:
+    assert specs.parse_override(text) == (["a", "b"], value)
+
+
+@pytest.mark.parametrize("text", ["a.b", "=3", "a..b=3", ".a=3", "a.=3"])
+def test_an_override_without_key_or_equals_is_refused(text: str) -> None:
+    with pytest.raises(SpecError, match=r"must look like stage\.key=value"):
+        specs.parse_override(text)
+
+
+def test_an_override_that_is_not_yaml_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"--set a=\[1: '\[1' is not a YAML value"):
+        specs.parse_override("a=[1")
+
+
+def test_an_override_changes_one_place_of_a_copy() -> None:
+    raw = {"a": {"b": 1, "c": 2}}
+    assert specs.override(raw, ["a", "b"], 9) == {"a": {"b": 9, "c": 2}}
+    assert raw == {"a": {"b": 1, "c": 2}}
+
+
+def test_an_override_makes_the_mappings_on_its_way() -> None:
+    assert specs.override({}, ["a", "b", "c"], 1) == {"a": {"b": {"c": 1}}}
+
+
+def test_an_override_below_a_preset_refines_the_preset() -> None:
+    raw = {"model": "vit_micro"}
+    assert specs.override(raw, ["model", "depth"], 4) == {"model": {"preset": "vit_micro", "depth": 4}}
+
+
+def test_merging_goes_into_mappings_and_replaces_everything_else() -> None:
+    base = {"clip": {"frames": 8, "size": 48}, "views": [1, 2]}
+    over = {"clip": {"size": 64}, "views": [3]}
+    assert specs.merge(base, over) == {"clip": {"frames": 8, "size": 64}, "views": [3]}
+
+
+trees = st.recursive(
+    st.integers(), lambda below: st.dictionaries(st.sampled_from("abc"), below, max_size=3), max_leaves=8
+)
+mappings = st.dictionaries(st.sampled_from("abc"), trees, max_size=3)
+
+
+@given(mappings)
+def test_merging_with_nothing_or_with_itself_changes_nothing(raw: dict[str, object]) -> None:
+    assert specs.merge(raw, {}) == raw
+    assert specs.merge({}, raw) == raw
+    assert specs.merge(raw, raw) == raw
+
+
+@given(mappings, st.lists(st.sampled_from("abc"), min_size=1, max_size=3), st.integers())
+def test_what_was_overridden_is_found_at_its_place(
+    raw: dict[str, object], path: list[str], value: int
+) -> None:
+    found: object = specs.override(raw, path, value)
+    for part in path:
+        assert isinstance(found, dict)
+        found = found[part]
+    assert found == value
+
+
+# --------------------------------------------------------------------------------------------- validating
+
+
+def test_a_valid_mapping_becomes_a_frozen_model() -> None:
+    config = specs.validate(Config, {"epochs": 3, "sampler": {"depth": 2}}, "my.yaml")
+    assert (config.epochs, config.sampler.depth, config.sampler.mask_ratio) == (3, 2, 0.9)
+    with pytest.raises(ValueError, match="frozen"):
+        config.epochs = 4  # type: ignore[misc]
+
+
+def test_an_unknown_key_is_named_with_its_owner_and_the_nearest() -> None:
+    said = sentence({"epochs": 1, "sampler": {"mask_ration": 0.9}})
+    assert said == "my.yaml: pretrain.sampler has no key 'mask_ration'; did you mean 'mask_ratio'?"
+
+
+def test_an_unknown_key_at_the_top_is_named_too() -> None:
+    assert sentence({"epocs": 1}).startswith("my.yaml: pretrain")
+
+
+def test_a_missing_key_is_named() -> None:
+    assert sentence({}) == "my.yaml: pretrain.epochs is missing"
+
+
+def test_a_value_out_of_range_is_shown() -> None:
+    said = sentence({"epochs": 0})
+    assert said == "my.yaml: pretrain.epochs: input should be greater than or equal to 1 (it is 0)"
+
+
+def test_a_check_of_the_model_itself_is_said_in_its_own_words() -> None:
+    assert sentence({"epochs": 1, "seed": 3}) == "my.yaml: pretrain.seed: seeds are even here (it is 3)"
+
+
+def test_an_unknown_key_of_a_union_suggests_a_key_of_a_member() -> None:
+    said = sentence({"epochs": 1, "body": {"kind": "small", "widht": 3}})
+    assert said.endswith("has no key 'widht'; did you mean 'width'?")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_not_finite_is_refused(value: float) -> None:
+    assert "pretrain.sampler.mask_ratio" in sentence({"epochs": 1, "sampler": {"mask_ratio": value}})
