@@ -76,5 +76,6 @@ def main() -> None:
     try:
         app(prog_name="tats")
     except TatsError as error:
-        typer.echo(f"tats: {error}", err=True)
+        for line in str(error).splitlines():  # several where several things are missing
+            typer.echo(f"tats: {line}", err=True)
         sys.exit(error.exit_code)

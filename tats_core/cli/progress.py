@@ -68,14 +68,16 @@ def header(plan: Plan, record: RunRecord) -> list[str]:
 def describe(values: Mapping[str, Any]) -> str:
     """Return what a stage's configuration came down to, as one line.
 
-    `visible` and `tokens` become "51 visible of 512 tokens"; every other value is shown by its name.
+    `visible_tokens` and `tokens` become "51 visible of 512 tokens"; every other value is shown by its name.
     """
     rest = dict(values)
     parts = []
-    if "visible" in rest and "tokens" in rest:
-        parts.append(f"{rest.pop('visible')} visible of {rest.pop('tokens')} tokens")
+    if "visible_tokens" in rest and "tokens" in rest:
+        parts.append(f"{rest.pop('visible_tokens')} visible of {rest.pop('tokens')} tokens")
     for key, value in rest.items():
-        shown = f"{value:.3g}" if isinstance(value, float) else str(value)
+        shown = (
+            f"{value:.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+        )
         parts.append(f"{key.replace('_', ' ')} {shown}")
     return ", ".join(parts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -38,6 +39,8 @@ def ui(
         raise ResourceError(f"port {port} of {host} is in use; give another one with --port")
     tracking.connect(home, uri)  # brings a database of an older MLflow up to date
     log = home / "ui.log"
+    # `kill` ends the page as Ctrl-C does; by itself it would leave the server behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     server = _start(uri, home, host, port, log)
     try:
         _wait_until_up(server, host, port, log)

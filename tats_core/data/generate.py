@@ -25,7 +25,6 @@ from pydantic import Field, model_validator
 
 from tats_core.data import synthetic
 from tats_core.data.benchmarks import hmdb51, kinetics400, ssv2, ucf101
-from tats_core.data.ground_truth import motion_path, save_motion
 from tats_core.data.synthetic import VOCABULARIES, SceneConfig
 from tats_core.errors import DataError
 from tats_core.specs import StrictModel, merge
@@ -48,6 +47,9 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     },
 }
 """Scenes by name: "demo" teaches something in minutes, each of the next adds one difficulty, "hard" all."""
+
+MOTION: Final = "ground_truth_motion"
+"""Folder of the masks, below the root of a set."""
 
 _VERSION: Final = 1  # of what this module makes from a configuration
 _MARKER: Final = "generated.json"
@@ -249,11 +251,22 @@ def _make(out: Path, config: GenerateConfig, clip: _Clip) -> None:
     for path in (motion, video):
         path.parent.mkdir(parents=True, exist_ok=True)
     beside = motion.with_name(f"{motion.name}.tmp")
-    save_motion(beside, motion_THW)
+    _save_motion(beside, motion_THW)
     beside.replace(motion)
     beside = video.with_name(f"{video.name}.tmp")
     encode(beside, frames_THWC, config.fps, ENCODINGS[clip.benchmark])
     beside.replace(video)
+
+
+def motion_path(root: Path, video_id: str) -> Path:
+    """Return the place of a video's ground truth below the root of its data set."""
+    return root / MOTION / f"{video_id}.npz"
+
+
+def _save_motion(path: Path, motion_THW: NDArray[np.bool_]) -> None:
+    """Write a mask, eight pixels a byte, compressed; `ground_truth.load_motion` reads it."""
+    with path.open("wb") as file:
+        np.savez_compressed(file, bits=np.packbits(motion_THW), shape=np.array(motion_THW.shape))
 
 
 def encode(path: Path, frames_THWC: NDArray[np.uint8], fps: int, encoding: Encoding) -> None:

@@ -1,37 +1,28 @@
 """Where the motion is in a generated video: for measuring the sampler (motion lift), never for training.
 
-The masks lie beside the videos as `ground_truth_motion/<id>.npz`, which no reader or loader opens. The view
-of a mask that fits a test clip is in `motion_views`.
+The masks lie beside the videos (`generate.motion_path`), where no reader or loader opens them.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Final
+from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate
 
+from tats_core.data import benchmarks, clips, transforms
+from tats_core.data.generate import MOTION, motion_path
+from tats_core.data.loaders import ClipOptions, recipe
 from tats_core.data.manifest import Manifest
 from tats_core.errors import DataError
-
-FOLDER: Final = "ground_truth_motion"
-
-
-def motion_path(root: Path, video_id: str) -> Path:
-    """Return the place of a video's mask below the root of its data set."""
-    return root / FOLDER / f"{video_id}.npz"
-
-
-def save_motion(path: Path, motion_THW: NDArray[np.bool_]) -> None:
-    """Write a mask, eight pixels a byte, compressed."""
-    with path.open("wb") as file:
-        np.savez_compressed(file, bits=np.packbits(motion_THW), shape=np.array(motion_THW.shape))
 
 
 def has_motion(manifest: Manifest) -> bool:
     """Return whether the data set has ground truth; only generated ones do."""
-    return (manifest.root / FOLDER).is_dir()
+    return (manifest.root / MOTION).is_dir()
 
 
 def load_motion(manifest: Manifest, video_id: str) -> NDArray[np.bool_]:
@@ -50,3 +41,27 @@ def load_motion(manifest: Manifest, video_id: str) -> NDArray[np.bool_]:
         raise DataError(
             f"no ground truth of motion for video '{video_id}' at {path}; only generated data sets have it"
         ) from error
+
+
+def motion_clips(manifest: Manifest, options: ClipOptions, indices: Sequence[int]) -> Tensor:
+    """Return `motion_BTHW` in [0, 1] of the central views of videos: the share of each pixel that moves.
+
+    They are the views that `eval_views(manifest, options, clips=1, crops=1)` yields, pixel for pixel.
+
+    Raises:
+        DataError: there is no ground truth for one of them.
+    """
+    return torch.stack(
+        [_central(load_motion(manifest, manifest.videos[index].id), manifest, options) for index in indices]
+    )
+
+
+def _central(motion_THW: NDArray[np.bool_], manifest: Manifest, options: ClipOptions) -> Tensor:
+    plan = recipe(options, benchmarks.find(manifest.benchmark), "finetune")
+    n_frames, height, width = motion_THW.shape
+    indices_VT = clips.view_indices(n_frames, options.frames, plan.sampling, plan.stride, 1)
+    (box,) = transforms.view_boxes(height, width, 1)
+    rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
+    cut_T1HW = torch.from_numpy(motion_THW[indices_VT[0], rows, columns]).float().unsqueeze(1)
+    size = (options.size, options.size)
+    return interpolate(cut_T1HW, size, mode="bilinear", antialias=True).squeeze(1)

@@ -52,6 +52,11 @@ class ClipOptions(StrictModel):
     flip: bool | None = Field(
         None, description="mirror half of the clips; pre-training: no, fine-tuning: if the classes allow"
     )
+    rand_augment: str | None = Field(
+        None,
+        pattern=r"rand(-[a-z]+[0-9.]*)*$",
+        description="timm's RandAugment of the training clips (fine-tuning: rand-m7-n4-mstd0.5-inc1)",
+    )
     colour_jitter: float = Field(0.0, ge=0, lt=1, description="brightness, saturation, contrast: 1 ± this")
     hue_jitter: float = Field(0.0, ge=0, le=0.5, description="share of the colour circle, either way")
     erase: float = Field(0.0, ge=0, le=1, description="share of the training clips with a box erased")
@@ -258,7 +263,11 @@ class _TrainClips(Dataset[_Answer]):
         else:
             box = transforms.whole_box(height, width)
         flip = self.plan.flip and rng.random() < 0.5
-        return transforms.crop_resize(clip_THWC, box, options.size, flip)
+        cut_THWC = transforms.crop_resize(clip_THWC, box, options.size, flip)
+        if options.rand_augment:
+            # On the crop, not on the whole frame as VideoMAE does: the same operations on far fewer pixels.
+            return transforms.rand_augment(cut_THWC, options.rand_augment, rng)
+        return cut_THWC
 
 
 def _check_unreadable(unreadable: dict[str, str], share: float, n_videos: int) -> None:

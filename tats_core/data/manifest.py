@@ -148,6 +148,17 @@ class Manifest:
             chosen.update(video.id for video in sorted(videos, key=lambda v: _rank(seed, v.id))[:per_class])
         return replace(self, videos=tuple(video for video in self.videos if video.id in chosen))
 
+    def spread(self, count: int) -> Manifest:
+        """Return `count` videos at equal distances in the list: every class has its share, sorted or not."""
+        if count >= len(self.videos):
+            return self
+        places = [place * len(self.videos) // count for place in range(count)]
+        return replace(self, videos=tuple(self.videos[place] for place in places))
+
+    def first(self, count: int) -> Manifest:
+        """Return the first `count` videos of the list, which may be sorted by class (see `spread`)."""
+        return replace(self, videos=self.videos[:count])
+
     def labels(self) -> list[int]:
         """Return the label of every video, in order."""
         return [video.label for video in self.videos]

@@ -32,12 +32,17 @@ class SceneConfig(StrictModel):
 
     size: int = Field(64, ge=16, description="height and width of a frame")
     sprite_radius: tuple[float, float] = Field((8.0, 11.0), description="smallest and largest sprite radius")
+    texture: float = Field(0.1, ge=0, le=1, description="contrast of a sprite's texture")
     still_sprites: int = Field(1, ge=0, description="sprites that stand still, beside the one that moves")
     travel: tuple[float, float] = Field(
         (0.55, 0.8), description="way of the moving sprite in one clip, as a share of the frame's width"
     )
-    background: float = Field(0.06, ge=0, le=1, description="contrast of the background's texture (0: flat grey)")
-    background_colour: float = Field(0.0, ge=0, le=1, description="spread of the background's colour over clips")
+    background: float = Field(
+        0.06, ge=0, le=1, description="contrast of the background's texture (0: flat grey)"
+    )
+    background_colour: float = Field(
+        0.0, ge=0, le=1, description="spread of the background's colour over clips"
+    )
     camera_jitter: float = Field(0.0, ge=0, description="standard deviation of the camera's shake")
     noise: float = Field(0.0, ge=0, le=1, description="standard deviation of each pixel's noise (1: white)")
 
@@ -203,7 +208,7 @@ def _draw(
     """Draw one sprite with random looks along `(x, y)` from a random start; return where it is."""
     size = config.size
     radius = rng.uniform(*config.sprite_radius)
-    sprite = _sprite_looks(rng)
+    sprite = _sprite_looks(config.texture, rng)
     start = rng.uniform(0, size, 2)
     angle = rng.uniform(0, 2 * math.pi)
     cosine, sine = math.cos(angle), math.sin(angle)
@@ -215,7 +220,9 @@ def _draw(
         centre_y = start[1] + y_T[frame] + shake_T2[frame, 1]
         columns, rows = steps + math.floor(centre_x), steps + math.floor(centre_y)
         across, down = np.meshgrid((columns - centre_x) / radius, (rows - centre_y) / radius)
-        colour_HWC, inside_HW = sprite(across * cosine + down * sine, down * cosine - across * sine, 1 / radius)
+        colour_HWC, inside_HW = sprite(
+            across * cosine + down * sine, down * cosine - across * sine, 1 / radius
+        )
         place = np.ix_(rows % size, columns % size)
         cover = inside_HW[..., None]
         video_THWC[frame][place] = video_THWC[frame][place] * (1 - cover) + colour_HWC * cover
@@ -223,11 +230,15 @@ def _draw(
     return covered_THW
 
 
-def _sprite_looks(rng: np.random.Generator) -> Callable[[Any, Any, float], tuple[Floats, Floats]]:
+def _sprite_looks(
+    texture: float, rng: np.random.Generator
+) -> Callable[[Any, Any, float], tuple[Floats, Floats]]:
     """Return a function from sprite coordinates in [-1, 1] to colour and (anti-aliased) cover."""
     texels = 24
-    colour = rng.uniform(-0.28, 0.28, 3).astype(np.float32)
-    looks = (0.5 + colour + 0.22 * _texture(texels, 4, rng)).clip(0, 1)
+    # A colour at some distance from the background's grey, so that every sprite can be seen.
+    towards = rng.normal(0, 1, 3)
+    colour = 0.5 + rng.uniform(0.35, 0.5) * towards / np.abs(towards).max()
+    looks = (colour + texture * _texture(texels, 4, rng)).clip(0, 1).astype(np.float32)
     square = rng.uniform() < 0.5
 
     def sprite(u: Any, v: Any, edge: float) -> tuple[Floats, Floats]:

@@ -10,12 +10,16 @@ of the decoders, for which torch's antialiased resize is several times faster th
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -157,6 +161,40 @@ def crop_resize(frames_THWC: Tensor, box: Box, size: int, flip: bool = False) ->
         resized_TCHW = interpolate(cut_TCHW, (size, size), mode="bilinear", antialias=True)
         cut_THWC = resized_TCHW.permute(0, 2, 3, 1)
     return cut_THWC.flip(2) if flip else cut_THWC
+
+
+def rand_augment(frames_THWC: Tensor, policy: str, rng: np.random.Generator) -> Tensor:
+    """Apply timm's RandAugment (arXiv 1909.13719) to uint8 frames, the same operations to every frame.
+
+    Args:
+        policy: timm's description, `rand-m7-n4-mstd0.5-inc1` in VideoMAE's fine-tuning.
+    """
+    # Here, since timm takes seconds to import and only long recipes use it.
+    from timm.data.auto_augment import rand_augment_transform
+
+    _, height, width, _ = frames_THWC.shape
+    fill = tuple(round(255 * value) for value in MEAN)
+    settings = {"translate_const": int(0.45 * min(height, width)), "img_mean": fill}
+    augment = rand_augment_transform(policy, settings)
+    seed = int(rng.integers(2**32))
+    done = []
+    for frame_HWC in frames_THWC.numpy():
+        with _global_seed(seed):
+            done.append(np.asarray(augment(Image.fromarray(frame_HWC))))
+    return torch.from_numpy(np.stack(done))
+
+
+@contextmanager
+def _global_seed(seed: int) -> Iterator[None]:
+    """Seed Python's and numpy's global generators, which timm draws from, and put them back afterwards."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def to_model(frames_BTHWC: Tensor, colours: list[Colour] | None = None) -> Tensor:

@@ -23,6 +23,12 @@ class MAEConfig(StrictModel):
     decoder_width: int = Field(384, ge=8, description="E")
     decoder_depth: int = Field(4, ge=1, description="decoder blocks")
     decoder_heads: int = Field(6, ge=1, description="decoder attention heads")
+    decoded_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="part of the masked tokens that is decoded (VideoMAE V2's idea)",
+    )
     target: Literal["normalized", "floored", "pixel"] = Field(
         "normalized",
         description="normalized: each token's pixels per channel to mean 0, deviation 1 (VideoMAE); floored: "
@@ -58,12 +64,13 @@ class Reconstruction:
         A token's error is the sum of two orthogonal parts, of its mean over the tubelet's frames and of
         what changes between them; `motion_weight` multiplies the second.
         """
-        difference_BMP = self.prediction_BMP.float() - self.target_BMP
-        error_BM = difference_BMP.square().mean(-1)
+        difference_BMP: Tensor = self.prediction_BMP.float() - self.target_BMP
+        error_BM: Tensor = difference_BMP.square().mean(-1)
         if self.motion_weight == 1:
             return error_BM
-        difference_BMTQ = difference_BMP.unflatten(-1, (self.tubelet, -1))
-        change_BMTQ = difference_BMTQ - difference_BMTQ.mean(2, keepdim=True)
+        b, m, p = difference_BMP.shape
+        frames_BMTQ = difference_BMP.view(b, m, self.tubelet, p // self.tubelet)
+        change_BMTQ = frames_BMTQ - frames_BMTQ.mean(2, keepdim=True)
         return error_BM + (self.motion_weight - 1) * change_BMTQ.square().mean((2, 3))
 
     @property
@@ -84,9 +91,7 @@ class VideoMAE(nn.Module):
         self.encoder = VideoViT(vit, clip)
         self.to_decoder = nn.Linear(vit.width, width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer(
-            "decoder_position_NE", positions(clip, width, vit.positions), persistent=False
-        )
+        self.register_buffer("decoder_position_NE", positions(clip, width, vit.positions), persistent=False)
         self.decoder = blocks(width, mae.decoder_depth, mae.decoder_heads, vit.mlp_ratio, 0.0)
         self.decoder_norm = nn.LayerNorm(width, eps=1e-6)
         self.to_pixels = nn.Linear(width, clip.pixels)
@@ -119,21 +124,29 @@ class VideoMAE(nn.Module):
 
     def target(self, patches_BMP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return target, mean and scale (to get back to pixels in [0, 1]) of tokens, each `[B, M, P]`."""
-        repeat = patches_BMP.shape[-1] // 3
-        mean_P = patches_BMP.new_tensor(_MEAN).repeat(repeat)
-        deviation_P = patches_BMP.new_tensor(_DEVIATION).repeat(repeat)
         if self.config.target == "pixel":
+            mean_P, deviation_P = _imagenet(patches_BMP)
             return patches_BMP, mean_P.expand_as(patches_BMP), deviation_P.expand_as(patches_BMP)
         # P is ordered (t, p, p, c): the statistics are per channel, over the token's t*p*p pixels.
-        pixels_BMQC = (patches_BMP * deviation_P + mean_P).unflatten(-1, (-1, 3))
+        b, m, p = patches_BMP.shape
+        pixels_BMQC = raw_pixels(patches_BMP).view(b, m, p // 3, 3)
         mean_BM1C = pixels_BMQC.mean(2, keepdim=True)
         scale_BM1C = (pixels_BMQC.var(2, keepdim=True) + 1e-12).sqrt() + 1e-6
         if self.config.target == "floored":
             scale_BM1C = scale_BM1C.clamp_min(self.config.target_floor)
         target_BMP = ((pixels_BMQC - mean_BM1C) / scale_BM1C).flatten(2)
-        expand = pixels_BMQC.shape
-        return target_BMP, mean_BM1C.expand(expand).flatten(2), scale_BM1C.expand(expand).flatten(2)
+        mean_BMP, scale_BMP = (x.expand_as(pixels_BMQC).flatten(2) for x in (mean_BM1C, scale_BM1C))
+        return target_BMP, mean_BMP, scale_BMP
 
 
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's, of pixels in [0, 1]: what the videos were normalised with."""
+def raw_pixels(patches_BMP: Tensor) -> Tensor:
+    """Undo ImageNet's normalisation of the videos: tokens of pixels in [0, 1]."""
+    mean_P, deviation_P = _imagenet(patches_BMP)
+    return patches_BMP * deviation_P + mean_P
+
+
+def _imagenet(patches_BMP: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation that the videos were normalised with, for pixels ordered (t, p, p, c): `[P]`."""
+    pixels = patches_BMP.shape[-1] // 3
+    mean_P = patches_BMP.new_tensor((0.485, 0.456, 0.406)).repeat(pixels)
+    return mean_P, patches_BMP.new_tensor((0.229, 0.224, 0.225)).repeat(pixels)

@@ -18,7 +18,7 @@ from tats_core.specs import StrictModel
 
 
 class ClipConfig(StrictModel):
-    """The clip that a model sees and how it is cut into tokens (VideoMAE: 16 x 224^2, tubelet 2, patch 16)."""
+    """The clip that a model sees, and how it is cut into tokens; the defaults are VideoMAE's."""
 
     frames: int = Field(16, ge=1, description="T, frames a clip")
     size: int = Field(224, ge=1, description="H = W, pixels")

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 import torch
 from pydantic import Field, model_validator
+from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -42,9 +43,10 @@ class ViTConfig(StrictModel):
         "joint", description="joint: VideoMAE's table over N; separable: slice, row and column apart"
     )
     attention_init: Literal["xavier", "mimetic"] = Field(
-        "xavier", description="mimetic: heads start by looking at tokens like themselves; learns from few steps"
+        "xavier",
+        description="mimetic: heads start by looking at their like; for few steps",
     )
-    gradient_checkpointing: bool = Field(False, description="recompute blocks in backward: less memory, more time")
+    gradient_checkpointing: bool = Field(False, description="recompute blocks in backward: less memory")
 
     @model_validator(mode="before")
     @classmethod
@@ -72,7 +74,7 @@ def blocks(width: int, depth: int, heads: int, mlp_ratio: float, drop_path: floa
             mlp_ratio,
             qkv_bias=True,
             drop_path=rate,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]
         )
         for rate in rates
     )
@@ -106,10 +108,14 @@ def initialise_mimetic(block: Block) -> None:
     `W_v W_o = 0.4 Z - 0.4 I`, Z normal with variance 1/D, each cut to the rank of the head.
     """
     attention = block.attn
-    width, heads = attention.proj.in_features, attention.num_heads
+    assert isinstance(attention, Attention)
+    qkv, out = attention.qkv, attention.proj
+    assert isinstance(qkv, nn.Linear)
+    assert isinstance(out, nn.Linear)
+    width, heads = out.in_features, attention.num_heads
     head = width // heads
     identity = torch.eye(width)
-    query, key, value = attention.qkv.weight.view(3, heads, head, width)
+    query, key, value = qkv.weight.view(3, heads, head, width)
     for place in range(heads):
         noise = torch.randn(width, width) / width**0.5
         left, size, right = torch.linalg.svd(0.7 * identity + 0.7 * noise)
@@ -119,7 +125,7 @@ def initialise_mimetic(block: Block) -> None:
     noise = torch.randn(width, width) / width**0.5
     left, size, right = torch.linalg.svd(0.4 * noise - 0.4 * identity)
     value.view(width, width).copy_((left * size.sqrt()).T)
-    attention.proj.weight.copy_((size.sqrt()[:, None] * right).T)
+    out.weight.copy_((size.sqrt()[:, None] * right).T)
 
 
 class VideoViT(nn.Module):

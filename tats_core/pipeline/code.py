@@ -24,7 +24,7 @@ _STAGES = "tats_core.pipeline.stages."
 def digests(modules: Iterable[str]) -> dict[str, str]:
     """Return module → digest (16 hex digits) for `modules` and all they import from tats_core."""
     found: dict[str, str] = {}
-    waiting = list(modules)
+    waiting = [part for module in modules for part in (list(_with_packages(module)) or [module])]
     while waiting:
         module = waiting.pop()
         if module in found or _neutral(module):
@@ -38,7 +38,8 @@ def digests(modules: Iterable[str]) -> dict[str, str]:
 def _neutral(module: str) -> bool:
     if module.startswith(_STAGES) and module != _STAGES + "base":
         return False
-    return any(module == one or module.startswith(one + ".") for one in _NEUTRAL)
+    # The package itself holds its version, which no stage reads.
+    return module == PACKAGE or any(module == one or module.startswith(one + ".") for one in _NEUTRAL)
 
 
 @cache

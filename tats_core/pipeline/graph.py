@@ -156,7 +156,8 @@ def _instance(
 ) -> Instance:
     axes = {axis: label(value) for axis, value in row.items()}
     name = stage.name + (f"[{','.join(axes.values())}]" if axes else "")
-    config = _config(pipeline, stage, kind, row)
+    inherited = {axis for one in instances.values() if one.stage in stage.needs for axis in one.axes}
+    config = _config(pipeline, stage, kind, row, inherited)
     wanted = kind.reads(config)
     needs: list[Instance] = []
     for one in instances.values():
@@ -186,12 +187,16 @@ def _check_reads(
             raise SpecError(f"{place}: leads to more than one stage of kind '{one}': {names}")
 
 
-def _config(pipeline: Pipeline, stage: Stage, kind: StageKind[Any], row: Row) -> StrictModel:
+def _config(
+    pipeline: Pipeline, stage: Stage, kind: StageKind[Any], row: Row, inherited: set[str]
+) -> StrictModel:
     fields = kind.Config.model_fields
     raw: dict[str, Any] = {key: value for key, value in pipeline.defaults.items() if key in fields}
     raw |= {axis: value for axis, value in row.items() if axis in fields and axis in kind.follows}
     raw = _over(raw, stage.config)
     for axis in stage.matrix:
+        if axis in inherited and axis not in fields:
+            continue  # the matrix only picks among the instances of what the stage needs
         raw = specs.override(raw, axis.split("."), row[axis])
     config: StrictModel = specs.validate(kind.Config, raw, pipeline.where, prefix=stage.name)
     return config

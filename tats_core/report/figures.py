@@ -239,7 +239,7 @@ def _rows(
         ("video", f"{shape[0]} × {shape[1]} × {shape[2]}", frames_THWC),
         ("visible", f"{100 * visible.mean():.0f}% of tokens", seen_THWC),
         ("policy", f"0 to {policy_top:.2g}", policy_THWC),
-        ("prediction", "masked tokens", _as_pixels(prediction_THWC, frames_THWC)),
+        ("prediction", "by the decoder", _as_pixels(prediction_THWC, frames_THWC)),
         ("error", f"0 to {error_top:.2g}", error_THWC),
     ]
 

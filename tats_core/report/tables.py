@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -128,10 +129,18 @@ def legend() -> str:
 
 
 def by_benchmark(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
-    """Return benchmark → start → row, benchmarks in the order of `rows`, the pre-trained start first."""
+    """Return benchmark → start → row, benchmarks in the order of `rows`, the pre-trained start first.
+
+    Where a pipeline has further axes (a seed), a benchmark and start come more than once: the second time
+    they stand under `ssv2 #2`, and so on, so that no row is lost.
+    """
     grouped: dict[str, dict[str, Row]] = {}
+    seen: Counter[tuple[str, str]] = Counter()
     for row in rows:
-        grouped.setdefault(row["benchmark"], {})[row["init"]] = row
+        place = (row["benchmark"], row["init"])
+        seen[place] += 1
+        name = place[0] if seen[place] == 1 else f"{place[0]} #{seen[place]}"
+        grouped.setdefault(name, {})[place[1]] = row
     order = {init: place for place, init in enumerate(INITS)}
     return {
         benchmark: dict(sorted(pair.items(), key=lambda item: order.get(item[0], len(order))))

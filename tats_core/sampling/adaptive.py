@@ -39,7 +39,7 @@ class AdaptiveSampler(LearnedSampler):
 
 
 def sampling_loss(policy: Policy, rollout: Rollout, error_BM: Tensor, weight: float) -> Tensor:
-    """AdaMAE's objective (eq. 3): `-weight * sum over masked tokens of log pi(i) * error(i)`, mean over clips.
+    """AdaMAE's objective (eq. 3): `-weight * sum over masked i of log pi(i) * error(i)`, mean over clips.
 
     Large errors raise the probability of being visible; `error_BM` is a constant here.
     """

@@ -65,9 +65,7 @@ class TrajectoryAttention(nn.Module):
         own_slice_N = torch.arange(n, device=tokens_BND.device) // (n // f)
         own_BND = path_BNFD[:, torch.arange(n, device=tokens_BND.device), own_slice_N]
         query_BNHE = self.temporal_query(own_BND).view(b, n, h, e)
-        absorbed_BNHD = torch.einsum(
-            "bnhe,hed->bnhd", query_BNHE, self.temporal_key.weight.view(h, e, d)
-        )
+        absorbed_BNHD = torch.einsum("bnhe,hed->bnhd", query_BNHE, self.temporal_key.weight.view(h, e, d))
         weight_BNHF = (absorbed_BNHD @ path_BNFD.transpose(2, 3) / math.sqrt(e)).softmax(-1)
         if isinstance(self.temporal_value, nn.Linear):
             mean_BNHD = weight_BNHF @ path_BNFD
@@ -75,7 +73,7 @@ class TrajectoryAttention(nn.Module):
             along_BND = torch.einsum("bnhd,hed->bnhe", mean_BNHD, value_HED).reshape(b, n, d)
             along_BND = along_BND + self.temporal_value.bias
         else:
-            along_BND = torch.einsum("bnhf,bnfhe->bnhe", weight_BNHF, path_BNFD.unflatten(3, (h, e)))
+            along_BND = torch.einsum("bnhf,bnfhe->bnhe", weight_BNHF, path_BNFD.view(b, n, f, h, e))
             along_BND = along_BND.reshape(b, n, d)
         mixed: Tensor = self.out(along_BND)
         return mixed

@@ -40,9 +40,7 @@ class EventLog:
         finite = {key: float(value) for key, value in values.items() if math.isfinite(value)}
         self._write("metrics", step=step, values=finite)
 
-    def progress(
-        self, *, step: int, steps: int, epoch: int, epochs: int, shown: Mapping[str, float]
-    ) -> None:
+    def progress(self, *, step: int, steps: int, epoch: int, epochs: int, shown: Mapping[str, float]) -> None:
         """Record how far the stage is; `shown` holds the few numbers worth a place in the terminal."""
         self._write("progress", step=step, steps=steps, epoch=epoch, epochs=epochs, shown=dict(shown))
 

@@ -1,12 +1,12 @@
-"""Fine-tuning of the encoder for action recognition, and its multi-view test.
+"""Fine-tuning of the encoder for action recognition.
 
-Axes: B clips, V views a clip, C=3 channels (or classes, in scores), T frames, H W pixels.
+Axes: B clips, C=3 channels (or classes, in logits), T frames, H W pixels.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from timm.data.mixup import Mixup
-from timm.loss import SoftTargetCrossEntropy
+from timm.loss.cross_entropy import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from tats_core.models.classifier import HeadNorm, VideoClassifier
@@ -23,7 +23,7 @@ from tats_core.models.vit import ViTConfig
 from tats_core.specs import StrictModel
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog
-from tats_core.training.optim import GuardedStep, OptimizerConfig, adamw, cosine, evaluating
+from tats_core.training.optim import GuardedStep, OptimizerConfig, adamw, cosine
 from tats_core.training.pretrain import Loader
 from tats_core.training.world import World
 
@@ -35,7 +35,9 @@ class FinetuneOptimizerConfig(OptimizerConfig):
     min_lr: float = Field(1e-6, ge=0, description="learning rate at the end, scaled alike")
     warmup_epochs: float = Field(5, ge=0, description="epochs of linear warm-up")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas")
-    layer_decay: float = Field(0.75, gt=0, le=1, description="factor on the rate from one block to the one below")
+    layer_decay: float = Field(
+        0.75, gt=0, le=1, description="factor on the rate from one block to the one below"
+    )
 
 
 class FinetuneConfig(StrictModel):
@@ -89,14 +91,14 @@ class FinetuneTrainer:
         self.guarded = GuardedStep(optimizer, config.optimizer.clip_grad, "classifier")
         self.mix = None
         if config.mixup or config.cutmix:
-            self.mix = Mixup(
+            self.mix = Mixup(  # type: ignore[no-untyped-call]
                 mixup_alpha=config.mixup,
                 cutmix_alpha=config.cutmix,
                 label_smoothing=config.label_smoothing,
                 num_classes=self.classes,
             )
         self.loss: nn.Module = (
-            SoftTargetCrossEntropy()
+            SoftTargetCrossEntropy()  # type: ignore[no-untyped-call]
             if self.mix
             else nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         )
@@ -110,7 +112,7 @@ class FinetuneTrainer:
         torch.manual_seed(draw)
         target: Tensor = label_B
         if self.mix is not None:
-            np.random.seed(draw % 2**32)
+            np.random.seed(draw % 2**32)  # noqa: NPY002, timm draws from it
             # timm mixes pictures; frames pass as channels, so that a clip is cut by one box.
             flat_BXHW, target = self.mix(video_BCTHW.flatten(1, 2), label_B)
             video_BCTHW = flat_BXHW.view_as(video_BCTHW)
@@ -125,7 +127,6 @@ class FinetuneTrainer:
             "grad_norm": self.guarded.last_norm,
             "train_top1": 100 * hits.item(),
         }
-'''
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
@@ -182,24 +183,3 @@ def finetune(
             saved = {"trainer": trainer.state_dict(), "epoch": epoch + 1, "step": step, "rank": {}}
             store.save(saved, step=step, metrics=figures)
     return figures
-
-
-def score_views(
-    model: VideoClassifier, batches: Iterable[tuple[Tensor, Tensor, Tensor]], world: World
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Class probabilities of videos: the mean of their views' softmax (VideoMAE's multi-view test).
-
-    Args:
-        batches: `views_BVCTHW` (normalised), `label_B` and `index_B`, each video once.
-
-    Returns:
-        `scores_BC`, `label_B` and `index_B` of all videos of `batches`, on the CPU.
-    """
-    scores, labels, indices = [], [], []
-    with evaluating(model):
-        for views_BVCTHW, label_B, index_B in batches:
-            logits_VC = model(views_BVCTHW.flatten(0, 1).to(world.device))
-            scores.append(logits_VC.softmax(-1).unflatten(0, views_BVCTHW.shape[:2]).mean(1).cpu())
-            labels.append(label_B)
-            indices.append(index_B)
-    return torch.cat(scores), torch.cat(labels), torch.cat(indices)

@@ -47,7 +47,7 @@ class HeldOut:
 
 
 def pixel_motion(video_BCTHW: Tensor) -> Tensor:
-    """Mean absolute temporal difference of each pixel, `[B, T, H, W]` (the first frame repeats the second's)."""
+    """Mean absolute temporal difference of each pixel, `[B, T, H, W]`; the first frame repeats the next."""
     change_BTHW = (video_BCTHW[:, :, 1:] - video_BCTHW[:, :, :-1]).abs().mean(1)
     return torch.cat([change_BTHW[:, :1], change_BTHW], 1)
 
@@ -89,7 +89,7 @@ class HealthCheck:
     def _pooled(self, mae: VideoMAE, video_BCTHW: Tensor) -> Tensor:
         encoder = mae.encoder
         parts = []
-        for part_BCTHW in video_BCTHW.split(32):
+        for part_BCTHW in torch.split(video_BCTHW, 32):
             patches_BNP = patchify(part_BCTHW.to(self.world.device), encoder.clip)
             # Before the final norm, as the fine-tuned model pools them.
             parts.append(encoder.encode(encoder.tokenize(patches_BNP)).mean(1).float())
@@ -106,7 +106,10 @@ class HealthCheck:
             part = slice(start, start + 32)
             video_BCTHW = held.test_BCTHW[part].to(device)
             tokens_BND = mae.encoder.tokenize(patchify(video_BCTHW, mae.clip))
-            rollout, blind_BK = sampler.act(tokens_BND, generator), blind.act(tokens_BND, generator).visible_BK
+            rollout, blind_BK = (
+                sampler.act(tokens_BND, generator),
+                blind.act(tokens_BND, generator).visible_BK,
+            )
             change_BN = per_token(pixel_motion(video_BCTHW), mae.clip)
             motion_BN = change_BN
             if held.motion_BTHW is not None:

@@ -28,7 +28,9 @@ class OptimizerConfig(StrictModel):
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's betas")
     weight_decay: float = Field(0.05, ge=0, description="AdamW's decoupled weight decay")
     clip_grad: float | None = Field(None, gt=0, description="largest global gradient norm; null: no clipping")
-    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the rate from one block to the one below")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor on the rate from one block to the one below"
+    )
 
     def scaled(self, lr: float, global_batch: int) -> float:
         """The linear scaling rule: `lr * global batch / 256`."""

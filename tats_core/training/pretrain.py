@@ -6,10 +6,9 @@ Axes: B clips, C=3 channels, T frames, H W pixels, N tokens, M masked ones, P pi
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig, patchify
 from tats_core.models.vit import ViTConfig
-from tats_core.sampling import LearnedSampler, Sampler, SamplerConfig, SamplerSite, build_sampler
+from tats_core.sampling import Policy, Rollout, Sampler, SamplerConfig, SamplerSite, build_sampler
 from tats_core.sampling.adaptive import AdaptiveSampler, sampling_loss
 from tats_core.sampling.fixed import RandomSampler
 from tats_core.sampling.ppo import EntropyController, Transition, improve
@@ -107,7 +106,7 @@ class JointTrainer:
         with torch.no_grad():
             tokens_BND = self.mae.encoder.tokenize(patches_BNP)
         sampler = self.warmup_sampler if warming_up else self.sampler
-        rollout = sampler.act(tokens_BND, self.draws)
+        rollout = self.decoded(sampler.act(tokens_BND, self.draws))
 
         reconstruction = self.mae_parallel(patches_BNP, rollout.visible_BK, rollout.masked_BM)
         error_BM = reconstruction.error_BM
@@ -121,7 +120,17 @@ class JointTrainer:
             figures |= self.update_sampler(tokens_BND, rollout, reward_BM)
         return {name: float(figure) for name, figure in figures.items()}
 
-    def update_sampler(self, tokens_BND: Tensor, rollout: Any, reward_BM: Tensor) -> dict[str, float]:
+    def decoded(self, rollout: Rollout) -> Rollout:
+        """Keep a random part of the masked tokens for the decoder (VideoMAE V2); the others earn nothing."""
+        share = self.config.mae.decoded_share
+        if share == 1:
+            return rollout
+        batch, masked = rollout.masked_BM.shape
+        noise_BM = torch.rand(batch, masked, generator=self.draws, device=self.world.device)
+        place_BM = noise_BM.topk(max(1, round(share * masked)), dim=1).indices
+        return replace(rollout, masked_BM=rollout.masked_BM.gather(1, place_BM))
+
+    def update_sampler(self, tokens_BND: Tensor, rollout: Rollout, reward_BM: Tensor) -> dict[str, float]:
         """Teach the sampler what this draw earned; `reward_BM` are the errors of the masked tokens."""
         mean, deviation = self.world.moments(reward_BM)
         figures = {"reward_mean": float(mean), "reward_std": float(deviation)}
@@ -190,8 +199,6 @@ def _pack(transition: Transition) -> dict[str, Any]:
 
 
 def _unpack(packed: Mapping[str, Tensor], device: torch.device) -> Transition:
-    from tats_core.sampling import Policy, Rollout
-
     held = {name: tensor.to(device) for name, tensor in packed.items()}
     policy = Policy(held["logits_BN"], held["value_BN"])
     rollout = Rollout(held["visible_BK"], held["masked_BM"], held["tokens_BND"].shape[1], policy)
@@ -205,7 +212,6 @@ def pretrain(
     events: EventLog,
     store: CheckpointStore,
     health: Health,
-    stop: threading.Event | None = None,
 ) -> dict[str, float]:
     """Run joint pre-training to its end, from the newest state in `store` if there is one.
 
@@ -226,7 +232,7 @@ def pretrain(
     first_epoch, step = 0, 0
     state = store.latest()
     if state is not None:
-        trainer.load_state_dict(state["trainer"])
+        trainer.load_state_dict({**state["trainer"], "rank": state["rank"]})
         first_epoch, step = state["epoch"], state["step"]
         events.note(f"resumed after epoch {first_epoch} of {config.epochs}")
     figures: dict[str, float] = {}
@@ -238,10 +244,11 @@ def pretrain(
         for video_BCTHW, _, _ in loader.epoch(epoch):
             waited += time.perf_counter() - asked
             lr = cosine(step, steps, warmup, peak, start, end)
-            figures |= trainer.step(video_BCTHW.to(world.device, non_blocking=True), lr, warming_up=warming_up)
+            video_BCTHW = video_BCTHW.to(world.device, non_blocking=True)
+            figures |= trainer.step(video_BCTHW, lr, warming_up=warming_up)
             step += 1
             if step % config.log_every == 0 or step == steps:
-                events.metrics(step, _everywhere(figures, world))
+                events.metrics(step, _averaged(figures, world))
                 shown = {"loss": figures["loss"]} | {k: v for k, v in looked.items() if k == "motion_lift"}
                 events.progress(step=step, steps=steps, epoch=epoch + 1, epochs=config.epochs, shown=shown)
             asked = time.perf_counter()
@@ -257,7 +264,16 @@ def pretrain(
             pace |= looked
         events.metrics(step, pace)
         if (epoch + 1) % config.checkpoint_every == 0 or epoch + 1 == config.epochs:
-            saved = {"trainer": trainer.state_dict(), "epoch": epoch + 1, "step": step, "health": looked}
-            saved["rank"] = saved["trainer"].pop("rank")
+            state = trainer.state_dict()
+            own = {"rank": state.pop("rank")}
+            saved = {"trainer": state, "epoch": epoch + 1, "step": step, "health": looked, **own}
             store.save(saved, step=step, metrics=looked | {"loss": figures["loss"]})
     return looked | {"loss": figures.get("loss", math.nan), "steps": float(steps)}
+
+
+def _averaged(figures: Mapping[str, float], world: World) -> dict[str, float]:
+    """Mean of each figure over workers; they all hold the same ones after the same step."""
+    if world.size == 1:
+        return dict(figures)
+    own = torch.tensor(list(figures.values()), dtype=torch.float64, device=world.device)
+    return dict(zip(figures, (world.sum(own) / world.size).tolist(), strict=True))

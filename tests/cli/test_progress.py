@@ -59,8 +59,16 @@ def test_two_events_of_the_same_step_estimate_nothing() -> None:
 
 
 def test_visible_and_tokens_are_said_together_and_everything_else_by_its_name() -> None:
-    values = {"global_batch": 64, "learning_rate": 0.00078125, "visible": 51, "tokens": 512, "device": "cpu"}
-    assert describe(values) == "51 visible of 512 tokens, global batch 64, learning rate 0.000781, device cpu"
+    values = {
+        "global_batch": 2048,
+        "learning_rate": 0.00078125,
+        "visible_tokens": 51,
+        "tokens": 512,
+        "device": "cpu",
+    }
+    assert (
+        describe(values) == "51 visible of 512 tokens, global batch 2,048, learning rate 0.000781, device cpu"
+    )
 
 
 def test_numbers_have_three_digits_and_readable_names() -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 
 from tats_core.data import readers
 from tats_core.data.benchmarks import BENCHMARKS
 from tats_core.data.generate import PRESETS, GenerateConfig, generate
-from tats_core.data.ground_truth import has_motion, load_motion
+from tats_core.data.ground_truth import has_motion, load_motion, motion_clips
 from tats_core.data.loaders import ClipOptions, eval_views
 from tats_core.data.manifest import Manifest
-from tats_core.data.motion_views import view_motion
 from tats_core.data.synthetic import VOCABULARIES, SceneConfig
 from tats_core.errors import DataError, SpecError
 from tats_core.specs import validate
@@ -120,14 +120,14 @@ def test_a_finished_set_is_reused_and_a_broken_off_one_completed(tmp_path: Path)
     generate(tmp_path, SMALL, lambda *call: calls.append(call), workers=1)
     assert calls == [(54, 54, "reused")]
 
-    class Stopped(Exception):
+    class StoppedError(Exception):
         pass
 
     def stop(done: int, total: int, text: str) -> None:
         if done >= 16:
-            raise Stopped
+            raise StoppedError
 
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         generate(tmp_path / "again", SMALL, stop, workers=1)
     assert 0 < len(list((tmp_path / "again").rglob("*.webm"))) < 30
     generate(tmp_path / "again", SMALL, workers=1)
@@ -183,12 +183,18 @@ def test_the_motion_of_a_view_fits_the_view_pixel_for_pixel(tiny: dict[str, Mani
     same_size = ClipOptions(frames=4, size=32, stride=3)
     # 20 frames, a clip that spans 10 of them in the middle: frames 5, 8, 11 and 14.
     whole_THW = load_motion(manifest, manifest.videos[2].id)
-    assert np.array_equal(view_motion(manifest, same_size, 2).numpy(), whole_THW[[5, 8, 11, 14]])
+    motion_BTHW = motion_clips(manifest, same_size, [7, 2])
+    assert np.array_equal(motion_BTHW[1].numpy(), whole_THW[[5, 8, 11, 14]])
     halved = ClipOptions(frames=4, size=16, stride=3)
-    motion_THW = view_motion(manifest, halved, 2)
-    assert motion_THW.mean().item() == pytest.approx(whole_THW[[5, 8, 11, 14]].mean(), abs=0.01)
-    for index, (views_BVCTHW, _, _) in enumerate(eval_views(manifest, halved, clips=1, crops=1)):
-        assert views_BVCTHW.shape[3:] == view_motion(manifest, halved, index).shape
+    half_BTHW = motion_clips(manifest, halved, range(len(manifest)))
+    assert half_BTHW[2].mean().item() == pytest.approx(whole_THW[[5, 8, 11, 14]].mean(), abs=0.01)
+    views_BVCTHW, _, index_B = next(eval_views(manifest, halved, clips=1, crops=1, batch_size=16))
+    assert index_B.tolist() == list(range(16))
+    assert views_BVCTHW[:, 0, 0].shape == half_BTHW.shape
+    # The view changes more from frame to frame where the mask says that something moves.
+    change_BTHW = views_BVCTHW[:, 0].diff(dim=2).abs().mean(1)
+    moving_BTHW = torch.maximum(half_BTHW[:, 1:], half_BTHW[:, :-1]) > 0.5
+    assert change_BTHW[moving_BTHW].mean() > 4 * change_BTHW[~moving_BTHW].mean()
 
 
 def test_a_set_without_ground_truth_says_so(tiny: dict[str, Manifest]) -> None:

@@ -24,7 +24,15 @@ from tats_core.data.manifest import Manifest, VideoRecord
 from tats_core.errors import DataError, SpecError, VideoError
 from tats_core.specs import validate
 
-SMALL = ClipOptions(frames=4, size=16, colour_jitter=0.3, hue_jitter=0.1, erase=0.5, flip=True)
+SMALL = ClipOptions(
+    frames=4,
+    size=16,
+    rand_augment="rand-m7-n2-mstd0.5",
+    colour_jitter=0.3,
+    hue_jitter=0.1,
+    erase=0.5,
+    flip=True,
+)
 
 
 def loader(manifest: Manifest, options: ClipOptions = SMALL, **changes: int) -> TrainLoader:
@@ -280,7 +288,7 @@ def test_views_are_shared_by_ranks_and_made_in_processes_all_the_same(tiny: dict
 
 def test_testing_refuses_a_video_that_cannot_be_read(tiny: dict[str, Manifest], tmp_path: Path) -> None:
     manifest = broken(tiny["ucf101"], tmp_path, 2)
-    with pytest.raises(VideoError, match="broken2.avi: cannot be read"):
+    with pytest.raises(VideoError, match=r"broken2\.avi: cannot be read"):
         list(eval_views(manifest, ClipOptions(frames=2, size=16), clips=1, crops=1))
 
 

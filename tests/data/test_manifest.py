@@ -63,6 +63,14 @@ def test_few_labels_are_balanced_nested_and_independent_of_the_order(tmp_path: P
     assert set(whole.few_labels(2, seed=2).videos) != set(two.videos)
 
 
+def test_a_spread_of_a_sorted_list_takes_the_same_number_of_each_class(tmp_path: Path) -> None:
+    whole = manifest(tmp_path, per_class=6)
+    by_class = replace(whole, videos=tuple(sorted(whole.videos, key=lambda video: video.label)))
+    assert by_class.spread(6).labels() == [0, 0, 1, 1, 2, 2]
+    assert by_class.first(6).labels() == [0] * 6
+    assert by_class.spread(18) is by_class.spread(50) is by_class
+
+
 def test_more_labels_than_there_are_is_an_error_that_names_the_class(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="class 'left' has 5 videos, fewer than the 6"):
         manifest(tmp_path).few_labels(6, seed=0)

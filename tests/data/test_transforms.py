@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import colorsys
 import math
+import random
 
 import numpy as np
 import pytest
@@ -163,6 +164,23 @@ def test_jitter_stays_within_its_factors() -> None:
     for factors in (brightness[:, 0], np.array([colour.contrast for colour in colours])):
         assert 0.6 <= factors.min() < 0.65
         assert 1.35 < factors.max() <= 1.4
+
+
+def test_rand_augment_treats_all_frames_of_a_clip_alike_and_draws_from_the_given_stream_only() -> None:
+    clip_THWC = frames(1, 24, 24, 3).expand(4, 24, 24, 3)
+    np.random.seed(1)  # noqa: NPY002
+    random.seed(1)
+    before = (np.random.get_state()[2], random.getstate())  # noqa: NPY002
+    results = [
+        transforms.rand_augment(clip_THWC, "rand-m7-n4-mstd0.5-inc1", np.random.default_rng(seed))
+        for seed in (0, 0, 1, 2, 3)
+    ]
+    assert (np.random.get_state()[2], random.getstate()) == before  # noqa: NPY002
+    assert torch.equal(results[0], results[1])
+    assert len({result.numpy().tobytes() for result in results}) > 2
+    for result in results:
+        assert result.shape == clip_THWC.shape
+        assert torch.equal(result, result[:1].expand_as(result))
 
 
 def test_erasing_fills_the_box_in_every_frame_and_nothing_else() -> None:

@@ -23,7 +23,9 @@ def test_the_engines_keys_are_separated_from_those_of_the_stage_kind(load):
 
 
 def test_an_override_reaches_stages_defaults_and_the_engines_keys(load):
-    pipeline = load(STAGES, "grow.add=9", "defaults.shape.depth=5", "grow.matrix.benchmark=[b]", "grow.new.x=1")
+    pipeline = load(
+        STAGES, "grow.add=9", "defaults.shape.depth=5", "grow.matrix.benchmark=[b]", "grow.new.x=1"
+    )
     assert pipeline.stages["grow"].config == {"add": 9, "new": {"x": 1}}
     assert pipeline.stages["grow"].matrix == {"benchmark": ("b",)}
     assert pipeline.defaults == {"shape": {"depth": 5}}
@@ -38,7 +40,8 @@ def test_an_override_reaches_stages_defaults_and_the_engines_keys(load):
         ("grow.add", "--set grow.add: must look like stage.key=value"),
         ("grow.benchmark=c", "pipelines/toy.yaml: grow.benchmark is an axis of its matrix; "
                              "set grow.matrix.benchmark"),
-        ("grow.matrix.benchmark=[a, a]", "pipelines/toy.yaml: grow.matrix.benchmark has the same value twice"),
+        ("grow.matrix.benchmark=[a, a]",
+         "pipelines/toy.yaml: grow.matrix.benchmark has the same value twice"),
     ],
 )  # fmt: skip
 def test_a_wrong_override_is_named_with_what_would_be_right(load, sets, sentence):
@@ -52,7 +55,7 @@ def test_a_wrong_override_is_named_with_what_would_be_right(load, sets, sentence
     [
         ("stages: {}", "stages"),
         ("stages: {a: {needs: b}}", "a.kind is missing"),
-        ("stage: {a: {kind: make}}", "has no key 'stage'; did you mean 'stages'?"),
+        ("{stages: {a: {kind: make}}, default: {}}", "has no key 'default'; did you mean 'defaults'?"),
         ("name: other\nstages: {a: {kind: make}}", "name is 'other', but the file's name calls it 'toy'"),
         ("stages: {'a b': {kind: make}}", "'a b' cannot name a stage"),
         ("stages: {a: {kind: make, matrix: {x: []}}}", "a.matrix.x"),

@@ -74,6 +74,14 @@ def test_a_mean_is_taken_only_over_benchmarks_that_every_start_was_measured_on()
     assert means["scratch"]["top1"] == (30.0 + 20.0) / 2
 
 
+def test_a_benchmark_measured_twice_keeps_both_rows() -> None:
+    rows = [row("ssv2", "pretrained", 50.0, seed=0), row("ssv2", "pretrained", 52.0, seed=1)]
+    assert {name: pair["pretrained"]["top1"] for name, pair in tables.by_benchmark(rows).items()} == {
+        "ssv2": 50.0,
+        "ssv2 #2": 52.0,
+    }
+
+
 def test_one_benchmark_has_no_mean() -> None:
     assert tables.mean_of_benchmarks(ROWS[:2]) == {}
     assert "mean" not in tables.text({**RESULTS, "rows": ROWS[:2]})

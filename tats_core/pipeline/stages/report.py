@@ -70,8 +70,8 @@ def join(inputs: Iterable[Input]) -> list[Row]:
     for one in inputs:
         result = read_result(one.path)
         # A stage with one benchmark only has no such axis, but says so in its result.
-        named = {key: str(result[key]) for key in ("benchmark", "init") if key in result}
-        place: dict[str, str] = {**one.axes, **named}
+        named: dict[str, str] = {key: str(result[key]) for key in ("benchmark", "init") if key in result}
+        place = {**one.axes, **named}
         row = rows.setdefault(tuple(sorted(place.items())), {})
         row |= {key: value for key, value in {**place, **result}.items() if key not in row}
     return list(rows.values())

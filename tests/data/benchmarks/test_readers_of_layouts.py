@@ -63,7 +63,7 @@ def test_ssv2_refuses_a_copy_that_lacks_a_video(tmp_path: Path) -> None:
 def test_ssv2_refuses_a_template_that_is_no_class_and_labels_that_leave_a_gap(tmp_path: Path) -> None:
     write(ssv2(tmp_path), "labels/labels.json", json.dumps({"Moving something up": "0"}))
     with pytest.raises(
-        DataError, match="'42326' has the class 'Dropping something', which labels.json lacks"
+        DataError, match=r"'42326' has the class 'Dropping something', which labels\.json lacks"
     ):
         BENCHMARKS["ssv2"].read(tmp_path, "train")
     write(tmp_path, "labels/labels.json", json.dumps({"Moving something up": "1"}))
@@ -147,7 +147,7 @@ def test_ucf101_takes_the_test_label_from_the_folder_in_every_fold(tmp_path: Pat
 
 def test_ucf101_refuses_a_label_that_contradicts_the_class_list(tmp_path: Path) -> None:
     write(ucf(tmp_path), "ucfTrainTestlist/trainlist01.txt", "Archery/v_Archery_g01_c01.avi 1\n")
-    with pytest.raises(DataError, match="trainlist01.txt, line 1: label 1, but classInd.txt says 2"):
+    with pytest.raises(DataError, match=r"trainlist01\.txt, line 1: label 1, but classInd\.txt says 2"):
         BENCHMARKS["ucf101"].read(tmp_path, "train")
 
 
@@ -185,7 +185,7 @@ def test_hmdb51_reads_flags_and_names_with_odd_characters(tmp_path: Path) -> Non
 
 def test_hmdb51_refuses_a_row_without_a_flag_and_a_fold_without_lists(tmp_path: Path) -> None:
     write(hmdb(tmp_path), "testTrainMulti_7030_splits/clap_test_split1.txt", "name.avi\n")
-    with pytest.raises(DataError, match="clap_test_split1.txt, line 1: must be 'name.avi flag'"):
+    with pytest.raises(DataError, match=r"clap_test_split1\.txt, line 1: must be 'name\.avi flag'"):
         BENCHMARKS["hmdb51"].read(tmp_path, "train")
     with pytest.raises(DataError, match=r"no '\*_test_split2.txt'"):
         BENCHMARKS["hmdb51"].read(tmp_path, "train", 2)
@@ -207,13 +207,13 @@ def test_a_file_list_may_be_blank_separated_tabbed_or_without_labels(tmp_path: P
 def test_a_file_list_names_the_row_that_is_wrong(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4")
     write(tmp_path, "list.txt", "a.mp4 jumping\n")
-    with pytest.raises(DataError, match="list.txt, line 1: must be 'path label'"):
+    with pytest.raises(DataError, match=r"list\.txt, line 1: must be 'path label'"):
         read_list(tmp_path / "list.txt", "train")
     write(tmp_path, "list.txt", "b.mp4 0\n")
-    with pytest.raises(DataError, match="'b.mp4' is not a file"):
+    with pytest.raises(DataError, match=r"'b\.mp4' is not a file"):
         read_list(tmp_path / "list.txt", "train")
     write(tmp_path, "list.txt", "a.mp4 2\n")
-    with pytest.raises(DataError, match="label 2, but classes.txt names 2"):
+    with pytest.raises(DataError, match=r"label 2, but classes\.txt names 2"):
         read_list(tmp_path / "list.txt", "train", ("x", "y"))
 
 

@@ -1,0 +1,70 @@
+"""Multi-view test of a fine-tuned model on its benchmark."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tats_core.pipeline.stages.base import StageContext, StageKind
+from tats_core.pipeline.stages.training import KEY_EXCLUDES, Placed, run_here
+from tats_core.training.jobs import evaluate
+from tats_core.training.jobs.evaluate import EvaluateJob
+
+
+class EvaluateStage(Placed):
+    """Views, and where the test runs."""
+
+    init: Literal["pretrained", "scratch"] = Field("pretrained", description="which fine-tuned model")
+    clips: int | None = Field(None, ge=1, description="clips of each video; null: the benchmark's")
+    crops: int | None = Field(None, ge=1, description="crops of each clip; null: the benchmark's")
+    batch_size: int = Field(8, ge=1, description="videos scored together by one worker")
+    test_workers: int = Field(0, ge=0, description="workers that share the videos; 0: none beside the driver")
+
+
+class Evaluate(StageKind[EvaluateStage]):
+    """Output: `result.json` (top-1, top-5, interval, chance) and `predictions.json`."""
+
+    name = "evaluate"
+    Config = EvaluateStage
+    key_excludes = KEY_EXCLUDES | {"batch_size", "test_workers"}
+    code = ("tats_core.training.jobs.evaluate",)
+
+    def reads(self, config: EvaluateStage) -> tuple[str, ...]:
+        """It reads the manifests and the model."""
+        return ("data", "finetune")
+
+    def cpus(self, config: EvaluateStage) -> int:
+        """One a worker."""
+        return max(1, config.test_workers)
+
+    def gpus(self, config: EvaluateStage) -> int:
+        """One a worker, if at all."""
+        return config.test_workers if config.gpu else 0
+
+    def run(self, config: EvaluateStage, ctx: StageContext) -> None:
+        """Score all test videos."""
+        job = EvaluateJob(
+            data=config.data,
+            test=str(ctx.input("data").path / f"{config.benchmark}.test.json"),
+            model=str(ctx.input("finetune").path),
+            clips=config.clips,
+            crops=config.crops,
+            batch_size=config.batch_size,
+            benchmark=config.benchmark,
+            init=config.init,
+            out=str(ctx.out),
+        ).model_dump(mode="json", exclude_unset=True)
+        if not config.test_workers:
+            run_here(evaluate.run, job, ctx)
+            return
+        ctx.fit(
+            "tats_core.training.jobs.evaluate:run",
+            job,
+            workers=config.test_workers,
+            gpu=config.gpu,
+            max_failures=config.max_failures,
+        )
+
+
+KIND = Evaluate()

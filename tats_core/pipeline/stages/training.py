@@ -1,0 +1,53 @@
+"""What the stages that train or test a model have in common."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from pydantic import Field, field_validator
+
+from tats_core.data import benchmarks
+from tats_core.data.loaders import ClipOptions
+from tats_core.errors import DataError
+from tats_core.pipeline.stages.base import StageContext
+from tats_core.specs import StrictModel
+from tats_core.training.checkpoint import FolderStore
+from tats_core.training.world import World
+
+KEY_EXCLUDES: Final = frozenset(
+    {
+        "cache",
+        "cache_mb",
+        "checkpoint_every",
+        "decode_workers",
+        "gpu",
+        "gradient_checkpointing",
+        "log_every",
+        "max_failures",
+        "time_limit",
+    }
+)
+"""Fields that change speed, memory or records, not the output."""
+
+
+class Placed(StrictModel):
+    """Which videos, and where the work is done."""
+
+    benchmark: str = Field(description="whose videos")
+    data: ClipOptions = Field(default_factory=ClipOptions, description="how clips are cut out of videos")
+    gpu: bool = Field(False, description="each worker takes a GPU")
+    max_failures: int = Field(2, ge=0, description="lost workers that are replaced before the stage fails")
+
+    @field_validator("benchmark")
+    @classmethod
+    def _known_benchmark(cls, name: str) -> str:
+        try:
+            benchmarks.find(name)
+        except DataError as error:
+            raise ValueError(str(error)) from error
+        return name
+
+
+def run_here(entry: Any, job: dict[str, Any], ctx: StageContext) -> None:
+    """Run a job in this process, on the CPU: for what is short beside the start of workers."""
+    entry(job, World(), ctx.events, FolderStore(ctx.out / "checkpoints"))

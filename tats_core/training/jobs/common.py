@@ -1,0 +1,56 @@
+"""What the jobs share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tats_core.data.loaders import ClipOptions, TrainLoader
+from tats_core.data.manifest import Manifest
+from tats_core.errors import SpecError
+from tats_core.models.tokens import ClipConfig
+from tats_core.training.events import EventLog
+from tats_core.training.world import World
+
+
+def clip_options(clip: ClipConfig, data: ClipOptions) -> ClipOptions:
+    """Give the loader the model's clip: frames and size have one home, `clip`."""
+    for name in ("frames", "size"):
+        if name in data.model_fields_set and getattr(data, name) != getattr(clip, name):
+            raise SpecError(f"data.{name} contradicts clip.{name}: leave it out and set clip.{name}")
+    return data.model_copy(update={"frames": clip.frames, "size": clip.size})
+
+
+def few_labels(manifest: Manifest, per_class: int | None, seed: int) -> Manifest:
+    """Keep `per_class` videos of each class (all for None), the same ones for the same seed."""
+    return manifest if per_class is None else manifest.few_labels(per_class, seed)
+
+
+def per_worker(batch_size: int, world: World) -> int:
+    """Share a global batch evenly.
+
+    Raises:
+        SpecError: it does not divide.
+    """
+    if batch_size % world.size:
+        raise SpecError(
+            f"batch_size ({batch_size}) is over all workers and must be a multiple of workers ({world.size})"
+        )
+    return batch_size // world.size
+
+
+def say_unreadable(loader: TrainLoader, events: EventLog) -> None:
+    for path, reason in loader.unreadable.items():
+        events.note(f"skipped a video that cannot be read: {path}: {reason}")
+
+
+def write_result(out: Path, figures: Mapping[str, Any]) -> None:
+    write_json(out / "result.json", dict(figures))
+
+
+def write_json(path: Path, value: Any) -> None:
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)

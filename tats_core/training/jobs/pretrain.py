@@ -1,0 +1,108 @@
+"""The job of pre-training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from tats_core.data import ground_truth
+from tats_core.data.loaders import ClipOptions, TrainLoader, eval_views
+from tats_core.data.manifest import Manifest
+from tats_core.specs import StrictModel
+from tats_core.training import metrics, weights
+from tats_core.training.checkpoint import CheckpointStore
+from tats_core.training.events import EventLog
+from tats_core.training.health import HealthCheck, HeldOut
+from tats_core.training.jobs.common import clip_options, per_worker, say_unreadable, write_result
+from tats_core.training.optim import parameter_count
+from tats_core.training.pretrain import JointTrainer, PretrainConfig, pretrain
+from tats_core.training.world import World
+
+
+class PretrainJob(StrictModel):
+    """Pre-train on the clips of one manifest."""
+
+    recipe: PretrainConfig
+    data: ClipOptions
+    train: str = Field(description="manifest of the training videos")
+    held_out: str = Field(description="manifest of videos for health figures and pictures")
+    health_clips: int = Field(256, ge=1, description="clips of each of the two for the health check")
+    out: str
+
+
+def run(job: Mapping[str, Any], world: World, events: EventLog, store: CheckpointStore) -> None:
+    """Joint pre-training of one worker."""
+    began = time.perf_counter()
+    task = PretrainJob.model_validate(job)
+    recipe, out = task.recipe, Path(task.out)
+    options = clip_options(recipe.clip, task.data)
+    manifest = Manifest.load(Path(task.train))
+    loader = TrainLoader(
+        manifest,
+        options,
+        batch_size=per_worker(recipe.batch_size, world),
+        seed=recipe.seed,
+        rank=world.rank,
+        world_size=world.size,
+        purpose="pretrain",
+    )
+    trainer = JointTrainer(recipe, world)
+    visible, tokens = trainer.sampler.visible, trainer.sampler.tokens
+    parameters = parameter_count([trainer.mae])
+    events.params(
+        {
+            "clips": len(manifest),
+            "global_batch": recipe.batch_size,
+            "steps": recipe.epochs * loader.steps,
+            "epochs": recipe.epochs,
+            "peak_lr": recipe.optimizer.scaled(recipe.optimizer.base_lr, recipe.batch_size),
+            "visible_tokens": visible,
+            "tokens": tokens,
+            "workers": world.size,
+            "device": str(world.device),
+            "parameters": parameters,
+            "sampler_parameters": parameter_count([trainer.sampler]),
+        }
+    )
+    held_out = held_out_clips(manifest, Manifest.load(Path(task.held_out)), options, task.health_clips, world)
+    health = HealthCheck(held_out, recipe.sampler.mask_ratio, world, events, out, recipe.seed)
+    figures = pretrain(trainer, loader, events=events, store=store, health=health)
+    say_unreadable(loader, events)
+    if world.is_first:
+        weights.save(out, trainer.mae, {"model": recipe.model, "clip": recipe.clip, "mae": recipe.mae})
+        weights.save(out, trainer.sampler, {"sampler": recipe.sampler}, name="sampler")
+        usage = {
+            "seconds": time.perf_counter() - began,
+            "peak_memory_mb": metrics.peak_memory_mb(world.device),
+            "parameters": parameters,
+            "visible": visible,
+            "tokens": tokens,
+            "mask_ratio": recipe.sampler.mask_ratio,
+            "sampler": recipe.sampler.kind,
+            "skipped_steps": trainer.mae_step.skipped,
+            "unreadable_videos": len(loader.unreadable),
+        }
+        write_result(out, figures | usage)
+
+
+def held_out_clips(
+    train: Manifest, test: Manifest, options: ClipOptions, clips: int, world: World
+) -> HeldOut:
+    """This worker's share of the clips of a health check, `clips` of each manifest over all workers."""
+    halves = []
+    for manifest in (train, test):
+        count = min(clips, len(manifest)) // world.size * world.size
+        part = manifest.spread(count)
+        batches = list(eval_views(part, options, clips=1, crops=1, rank=world.rank, world_size=world.size))
+        videos, labels, indices = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        halves.append((part, videos[:, 0], labels, indices))
+    (_, train_BCTHW, train_label_B, _), (part, test_BCTHW, test_label_B, index_B) = halves
+    motion_BTHW = None
+    if ground_truth.has_motion(test):
+        motion_BTHW = ground_truth.motion_clips(part, options, index_B.tolist())
+    return HeldOut(train_BCTHW, train_label_B, test_BCTHW, test_label_B, motion_BTHW, len(train.classes))

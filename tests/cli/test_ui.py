@@ -1,0 +1,82 @@
+"""`tats ui` with the real MLflow server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tats_core.pipeline import tracking
+
+
+@pytest.fixture
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_the_page_serves_the_runs_of_the_project_and_ends_with_the_command(
+    tmp_path: Path, free_port: int, end: signal.Signals
+) -> None:
+    client = tracking.connect(tmp_path, tracking.tracking_uri(tmp_path))
+    client.create_experiment("mine", artifact_location=(tmp_path / "mlflow-artifacts").as_uri())
+    command = [sys.executable, "-m", "tats_core", "ui", "--home", str(tmp_path), "--port", str(free_port)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    page = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    address = f"http://127.0.0.1:{free_port}"
+    assert page.stdout is not None
+    assert page.stdout.readline() == f"MLflow shows the runs of {tmp_path} at {address} (Ctrl-C ends it)\n"
+    search = f"{address}/api/2.0/mlflow/experiments/search?max_results=10"
+    with urllib.request.urlopen(search) as answer:
+        names = {one["name"] for one in json.load(answer)["experiments"]}
+    page.send_signal(end)
+    assert page.wait(30) == 0
+    page.stdout.close()
+    assert "mine" in names
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", free_port)) != 0
+
+
+def test_before_the_first_run_there_is_nothing_to_show(tats: Callable[..., Any], tmp_path: Path) -> None:
+    ended = tats("ui")
+    assert ended.code == 1
+    home = tmp_path / ".tats"
+    assert ended.err == (
+        f"tats: nothing has run in {home} yet, so there is nothing to show; "
+        "start with: tats run pipeline demo\n"
+    )
+
+
+def test_a_port_in_use_is_said_before_anything_starts(tats: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / ".tats").mkdir()
+    (tmp_path / ".tats" / "mlflow.db").touch()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ended = tats("ui", "--port", str(port))
+    assert ended.code == 2
+    assert ended.err == f"tats: port {port} of 127.0.0.1 is in use; give another one with --port\n"
+
+
+def test_with_a_tracking_server_its_address_is_named(
+    tats: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://runs.example.org")
+    ended = tats("ui")
+    assert (ended.code, ended.out) == (
+        0, "The runs are kept by a tracking server: open https://runs.example.org\n"
+    )  # fmt: skip

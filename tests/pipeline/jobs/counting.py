@@ -1,0 +1,35 @@
+"""What the workers of `test_ray_train.py` do: a sum over steps that shows any step lost or done twice."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import torch
+
+
+def count(job, world, events, store):
+    state = store.latest()
+    step, total = (state["step"], state["total"]) if state else (0, torch.zeros(1))
+    generator = torch.Generator().manual_seed(world.rank)
+    if state:
+        generator.set_state(state["rank"]["generator"])
+    while step < job["steps"]:
+        step += 1
+        total = total + world.sum(torch.rand(1, generator=generator))
+        events.metrics(step, {"total": total.item()})
+        if job.get("die_at") == step and state is None and world.rank == 1:
+            os._exit(1)
+        if job.get("raise_at") == step:
+            from tats_core.errors import TrainingError
+
+            raise TrainingError("the loss is not finite")
+        rank = {"generator": generator.get_state()}
+        store.save({"step": step, "total": total, "rank": rank}, step=step, metrics={"total": total.item()})
+        if job.get("ask_at") == step:
+            # Stands for the person: the driver sets its event when it sees this file.
+            Path(job["out"], "ask").touch()
+            time.sleep(3)
+    if world.is_first:
+        Path(job["out"], "total").write_text(f"{total.item()!r} {step} {world.size}")

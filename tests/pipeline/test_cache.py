@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tats_core.errors import StoreError
+from tats_core.pipeline import graph as graphs
+from tats_core.pipeline.cache import StageKey, StageStore, changes, make_folder, stage_key, without
+
+KEY = StageKey({"kind": "make/1", "config": {"value": 1}, "code": {}, "inputs": [], "external": {}})
+ORIGIN = {"pipeline": "toy", "stage": "make", "run": "r"}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StageStore:
+    return StageStore(tmp_path)
+
+
+def committed(store: StageStore, key: StageKey = KEY, **files: str) -> Path:
+    folder = store.folder("make", key)
+    partial, _ = store.begin(folder, fresh=False)
+    for name, text in (files or {"value": "1"}).items():
+        (partial / f"{name}.txt").write_text(text)
+    store.commit(partial, folder, key, ORIGIN, {})
+    return folder
+
+
+def test_a_commit_leaves_the_output_and_nothing_of_the_attempt(store):
+    folder = committed(store)
+    assert sorted(path.name for path in folder.iterdir()) == ["key.json", "manifest.json", "value.txt"]
+    assert not store.partial(folder).exists()
+    assert store.fault(folder, KEY) is None
+    assert store.origin(folder)["components"] == KEY.components
+
+
+def test_an_output_that_is_not_there_has_an_empty_fault(store):
+    assert store.fault(store.folder("make", KEY), KEY) == ""
+
+
+@pytest.mark.parametrize(
+    ("harm", "fault"),
+    [
+        (lambda folder: (folder / "value.txt").unlink(), "value.txt is gone"),
+        (lambda folder: (folder / "value.txt").write_text("12"), "value.txt has another size"),
+        (lambda folder: (folder / "value.txt").write_text("2"), "value.txt has another content"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "its manifest cannot be read"),
+    ],
+)
+def test_a_damaged_output_does_not_count(store, harm, fault):
+    folder = committed(store)
+    harm(folder)
+    assert store.fault(folder, KEY).startswith(fault)
+
+
+def test_an_output_under_another_key_with_the_same_first_digits_does_not_count(store):
+    folder = committed(store)
+    other = StageKey({**KEY.components, "config": {"value": 2}})
+    assert store.fault(folder, other) == "it was made under another key"
+
+
+def test_a_file_larger_than_a_mebibyte_is_checked_by_its_size_only(store):
+    folder = committed(store, large="x" * (1 << 21))
+    (folder / "large.txt").write_text("y" * (1 << 21))
+    assert store.fault(folder, KEY) is None
+    (folder / "large.txt").write_text("y")
+    assert store.fault(folder, KEY) == "large.txt has another size"
+
+
+def test_the_output_digest_leaves_out_events_and_logs(store, tmp_path):
+    first = committed(store)
+    digest = store.output_digest(first)
+    other = StageStore(tmp_path / "other")
+    partial, _ = other.begin(other.folder("make", KEY), fresh=False)
+    (partial / "value.txt").write_text("1")
+    (partial / "events.jsonl").write_text("{}\n")
+    (partial / "log").mkdir()
+    (partial / "log" / "worker-0.log").write_text("hello")
+    other.commit(partial, other.folder("make", KEY), KEY, ORIGIN, {})
+    assert other.output_digest(other.folder("make", KEY)) == digest
+
+
+def test_an_identity_stands_for_the_bytes_of_a_file(store, tmp_path):
+    digests = []
+    for name in ("here", "there"):
+        one = StageStore(tmp_path / name)
+        partial, _ = one.begin(one.folder("make", KEY), fresh=False)
+        (partial / "list.json").write_text(f"/data/{name}")
+        one.commit(partial, one.folder("make", KEY), KEY, ORIGIN, {"list.json": "the same videos"})
+        digests.append(one.output_digest(one.folder("make", KEY)))
+    assert digests[0] == digests[1]
+
+
+def test_an_attempt_goes_on_in_its_folder_under_its_training_run(store):
+    folder = store.folder("make", KEY)
+    partial, run = store.begin(folder, fresh=False)
+    (partial / "half").touch()
+    assert store.begin(folder, fresh=False) == (partial, run)
+    assert (partial / "half").exists()
+    assert store.unfinished(folder) == "begun"
+
+
+def test_a_fresh_attempt_starts_empty_under_a_new_training_run(store):
+    folder = store.folder("make", KEY)
+    partial, run = store.begin(folder, fresh=False)
+    (partial / "half").touch()
+    again, other = store.begin(folder, fresh=True)
+    assert again == partial
+    assert other != run
+    assert not (partial / "half").exists()
+    assert store.unfinished(folder) == "forced"
+
+
+def test_a_commit_replaces_an_earlier_output_whole(store):
+    committed(store, old="1")
+    folder = committed(store, new="2")
+    assert not (folder / "old.txt").exists()
+    assert store.fault(folder, KEY) is None
+    assert [path.name for path in store.root.iterdir()] == [folder.name]
+
+
+def test_only_one_process_at_a_time_makes_an_output(store, tmp_path):
+    folder = store.folder("make", KEY)
+    make_folder(store.root)
+    script = f"""
+        import sys
+        from pathlib import Path
+        from tats_core.pipeline.cache import StageStore
+        store = StageStore(Path({str(tmp_path)!r}))
+        with store.lock(Path({str(folder)!r}), lambda process: None):
+            print("locked", flush=True)
+            sys.stdin.read()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        told: list[str] = []
+
+        def wait(process: str) -> None:
+            told.append(process)
+            other.kill()  # a lock ends with the process that held it
+
+        with store.lock(folder, wait):
+            assert told[0] == str(other.pid)
+    with (store.root / ".locks" / folder.name).open() as file:
+        assert file.read() == str(os.getpid())
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_read_only_place_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"file/stages: cannot be created .*; set TATS_HOME"):
+        make_folder(tmp_path / "file" / "stages")
+
+
+def test_excluded_fields_are_left_out_at_any_depth():
+    config = {"a": 1, "workers": 2, "clip": {"workers": 3, "size": 4}, "list": [{"workers": 5, "b": 6}]}
+    assert without(config, frozenset({"workers"})) == {"a": 1, "clip": {"size": 4}, "list": [{"b": 6}]}
+
+
+def test_a_key_depends_on_configuration_and_inputs_but_not_on_names(load):
+    def key(text: str, *digests: str, pipeline: str = "toy") -> str:
+        graph = graphs.build(load(text))
+        one = list(graph.instances.values())[-1]
+        inputs = [(graph.instances[need], digest) for need, digest in zip(one.needs, digests, strict=True)]
+        return stage_key(one, inputs, pipeline).digest
+
+    base = key("stages: {m: {kind: make}, g: {kind: grow, needs: m}}", "d1")
+    assert key("stages: {other: {kind: make}, name: {kind: grow, needs: other}}", "d1") == base
+    assert key("stages: {m: {kind: make}, g: {kind: grow, needs: m}}", "d1", pipeline="b") == base
+    assert key("stages: {m: {kind: make}, g: {kind: grow, needs: m}}", "d2") != base
+    assert key("stages: {m: {kind: make}, g: {kind: grow, needs: m, add: 2}}", "d1") != base
+    assert key("stages: {m: {kind: make}, g: {kind: grow, needs: m, cpus: 2}}", "d1") == base
+    assert key("stages: {m: {kind: make, decode_workers: 9}}") == key("stages: {m: {kind: make}}")
+
+
+def test_a_change_is_told_by_its_component():
+    old = {
+        "kind": "grow/1",
+        "config": {"model": {"depth": 2}, "lr": 0.1},
+        "code": {"a": "1", "b": "2"},
+        "inputs": [{"kind": "make", "digest": "x"}],
+        "external": {"ssv2": "e"},
+    }
+    new = {
+        "kind": "grow/2",
+        "config": {"model": {"depth": 4}, "lr": 0.1},
+        "code": {"a": "1", "b": "3"},
+        "inputs": [{"kind": "make", "digest": "y"}],
+        "external": {"ssv2": "f"},
+    }
+    assert changes(old, old) == []
+    assert changes(old, new) == [
+        "model.depth: 2 → 4",
+        "code changed: b",
+        "new input from make",
+        "changed on disk: ssv2",
+        "grow/1 → grow/2",
+    ]
+
+
+def test_a_key_file_holds_every_component(store):
+    stored = json.loads((committed(store) / "key.json").read_text())
+    assert set(stored["components"]) == {"kind", "config", "code", "inputs", "external"}
+    assert (stored["pipeline"], stored["stage"], stored["run"]) == ("toy", "make", "r")

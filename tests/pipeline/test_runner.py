@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tats_core.errors import ResourceError, SpecError, StageError, TatsError
+from tats_core.pipeline import runner
+from tats_core.pipeline.records import RunRecord
+from tats_core.pipeline.stages.base import StageContext
+
+from .conftest import Grow, RecordingUI
+
+pytestmark = pytest.mark.usefixtures("no_tracker")
+
+TOY = """
+stages:
+  make: {kind: make, value: 3}
+  grow: {kind: grow, needs: make, matrix: {benchmark: [a, b], init: [pretrained, scratch]}, add: 4}
+  sum:  {kind: sum, needs: grow}
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+def statuses(record: RunRecord) -> dict[str, str]:
+    return {name: stage.status for name, stage in record.stages.items()}
+
+
+def test_a_pipeline_runs_and_each_stage_reads_the_outputs_that_it_needs(load, home, ui):
+    record = runner.run(load(TOY), home, ui=ui)
+    assert record.status == "finished"
+    assert set(statuses(record).values()) == {"finished"}
+    values = json.loads((record.outputs("sum")[0] / "values.json").read_text())
+    assert values == {
+        "grow[a,pretrained]": 7,
+        "grow[a,scratch]": 4,
+        "grow[b,pretrained]": 7,
+        "grow[b,scratch]": 4,
+    }
+    assert ui.calls[0][0] == "started"
+    assert ui.of("finished") == [("", "finished")]
+    assert [event["shown"] for _, event in ui.of("progress")] == [{"value": 3}]
+
+
+def test_the_second_run_reuses_every_stage(load, home, ui):
+    first = runner.run(load(TOY), home)
+    Grow.ran.clear()
+    record = runner.run(load(TOY), home, ui=ui)
+    assert set(statuses(record).values()) == {"cached"}
+    assert Grow.ran == []
+    assert [cached for _, cached in ui.of("stage_finished")] == [True] * 6
+    assert record.outputs("sum") == first.outputs("sum")
+
+
+def test_stages_with_the_same_key_do_the_work_once(load, home):
+    pipeline = load("""
+stages:
+  make: {kind: make}
+  one:  {kind: grow, needs: make}
+  two:  {kind: grow, needs: make}
+""")
+    record = runner.run(pipeline, home)
+    assert len(Grow.ran) == 1
+    assert sorted(statuses(record).values()) == ["cached", "finished", "finished"]
+    assert len(set(record.outputs("grow"))) == 1
+
+
+def test_a_change_runs_what_it_reaches_and_the_plan_says_why(load, home):
+    runner.run(load(TOY), home)
+    plan = runner.plan(load(TOY, "make.value=5"), home)
+    told = {item.name: (item.action, item.reason) for item in plan.items}
+    assert told["make"] == ("run", "value: 3 → 5")
+    assert told["grow[a,pretrained]"] == ("run", "after make")
+    assert told["grow[a,scratch]"] == ("reuse", "unchanged")
+    assert told["sum"] == ("run", "after grow[a,pretrained], grow[b,pretrained]")
+    Grow.ran.clear()
+    runner.run(load(TOY, "make.value=5"), home)
+    assert sorted(Grow.ran) == ["grow[a,pretrained]", "grow[b,pretrained]"]
+
+
+def test_an_output_that_comes_out_the_same_stops_the_change_there(load, home):
+    text = TOY.replace("value: 3", "value: 3, shape: {depth: 1}")
+    runner.run(load(text), home)
+    Grow.ran.clear()
+    record = runner.run(load(text, "make.shape.depth=2"), home)
+    assert statuses(record)["make"] == "finished"
+    assert Grow.ran == []
+
+
+def test_a_plan_changes_nothing_on_disk(load, home):
+    plan = runner.plan(load(TOY), home)
+    assert {item.reason for item in plan.items if item.name == "make"} == {"has no output yet"}
+    assert not home.exists()
+    assert json.loads(json.dumps(plan.to_json()))["stages"][0]["name"] == "make"
+
+
+def test_a_damaged_output_is_made_again(load, home):
+    record = runner.run(load(TOY), home)
+    Path(record.stages["grow[a,scratch]"].folder or "", "value.txt").unlink()
+    plan = {item.name: item for item in runner.plan(load(TOY), home).items}
+    assert plan["grow[a,scratch]"].reason == "its output is damaged: value.txt is gone"
+    Grow.ran.clear()
+    assert runner.run(load(TOY), home).status == "finished"
+    assert Grow.ran == ["grow[a,scratch]"]
+
+
+def test_force_runs_a_stage_again_and_from_also_what_follows(load, home):
+    runner.run(load(TOY), home)
+    forced = runner.plan(load(TOY), home, force=["grow[a,scratch]"])
+    assert [item.name for item in forced.items if item.action == "run"] == ["grow[a,scratch]", "sum"]
+    from_make = runner.plan(load(TOY), home, from_stage="make")
+    assert [item.name for item in from_make.items if item.action == "reuse"] == [
+        "grow[a,scratch]",
+        "grow[b,scratch]",
+    ]
+    Grow.ran.clear()
+    record = runner.run(load(TOY), home, force=["grow[a,scratch]"])
+    assert Grow.ran == ["grow[a,scratch]"]
+    assert statuses(record)["sum"] == "cached", "the forced stage gave the same output"
+
+
+def test_a_forced_stage_that_was_cut_off_goes_on_without_force(load, home, monkeypatch):
+    runner.run(load(TOY), home)
+    monkeypatch.setattr(Grow, "hook", staticmethod(_break))
+    assert runner.run(load(TOY), home, force=["grow[a,scratch]"]).status == "failed"
+    monkeypatch.setattr(Grow, "hook", staticmethod(lambda ctx: None))
+    plan = {item.name: item for item in runner.plan(load(TOY), home).items}
+    assert plan["grow[a,scratch]"].reason == "goes on where it was cut off"
+
+
+def test_only_runs_one_stage_and_leaves_the_others_out(load, home):
+    with pytest.raises(SpecError, match=r"--only grow: it needs the output of make, which has none yet"):
+        runner.run(load(TOY), home, only=["grow"])
+    record = runner.run(load(TOY), home, only=["make"])
+    assert statuses(record)["make"] == "finished"
+    assert statuses(record)["sum"] == "skipped"
+    assert record.status == "finished"
+    assert runner.newest_finished(home, "toy") is None, "a part is not a whole run"
+    assert statuses(runner.run(load(TOY), home, only=["grow"]))["grow[a,pretrained]"] == "finished"
+
+
+def test_a_failure_stops_the_run_or_only_what_needs_it(load, home, ui):
+    text = """
+stages:
+  make: {kind: make}
+  bad:  {kind: grow, needs: make, fail: always, cpus: 2}
+  next: {kind: sum, needs: bad}
+  good: {kind: grow, needs: make, add: 7, cpus: 2}
+"""
+    record = runner.run(load(text), home, ui=ui)
+    assert (record.status, record.error) == ("failed", "bad: it broke")
+    assert statuses(record) == {"make": "finished", "bad": "failed", "next": "skipped", "good": "skipped"}
+    assert ui.of("stage_failed") == [("bad", "it broke")]
+    record = runner.run(load(text), home, on_error="continue")
+    assert statuses(record) == {"make": "cached", "bad": "failed", "next": "skipped", "good": "finished"}
+    assert record.status == "failed"
+
+
+def test_a_retry_goes_on_in_the_same_folder(load, home, ui):
+    text = "stages: {make: {kind: make}, grow: {kind: grow, needs: make, fail: once, retries: 1}}"
+    record = runner.run(load(text), home, ui=ui)
+    assert record.status == "finished"
+    assert record.stages["grow"].attempts == 2
+    assert ("grow", "attempt 2, because it broke") in ui.of("note")
+    assert (record.outputs("grow")[0] / "tried").exists()
+
+
+def test_a_failed_stage_goes_on_in_its_folder_in_the_next_run(load, home):
+    text = "stages: {make: {kind: make}, grow: {kind: grow, needs: make, fail: once}}"
+    assert runner.run(load(text), home).status == "failed"
+    plan = runner.plan(load(text), home)
+    assert plan.items[-1].reason == "goes on where it was cut off"
+    assert runner.run(load(text), home).status == "finished"
+
+
+def test_a_bug_ends_its_stage_with_a_traceback_on_disk_and_is_not_tried_again(load, home):
+    text = "stages: {make: {kind: make}, grow: {kind: grow, needs: make, fail: bug, retries: 3}}"
+    record = runner.run(load(text), home)
+    assert record.stages["grow"].attempts == 1
+    assert "KeyError: 'a bug'" in (record.error or "")
+    (traceback,) = home.glob("stages/grow-*.partial/log/traceback.txt")
+    assert 'raise KeyError("a bug")' in traceback.read_text()
+
+
+def test_stages_run_side_by_side_within_the_cpus_there_are(load, home, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    running, most = set(), []
+    lock = threading.Lock()
+
+    def hook(ctx: StageContext) -> None:
+        with lock:
+            running.add(ctx.name)
+            most.append(len(running))
+        time.sleep(0.2)
+        with lock:
+            running.discard(ctx.name)
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(hook))
+    text = "stages: {grow: {kind: grow, init: scratch, matrix: {add: [1, 2, 3, 4]}}}"
+    assert runner.run(load(text), home).status == "finished"
+    assert max(most) == 2
+
+
+def test_what_is_too_large_or_missing_is_said_before_anything_starts(load, home, ui, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    base = "make: {kind: make}, grow: {kind: grow, needs: make, "
+    with pytest.raises(ResourceError, match=r"grow needs 3 CPUs, but there are 2; .*--set grow.workers=2"):
+        runner.run(load(f"stages: {{{base} cpus: 3}}}}"), home, ui=ui)
+    text = f"stages: {{{base} matrix: {{missing: [no data here, no data there]}}}}}}"
+    with pytest.raises(TatsError) as error:
+        runner.run(load(text), home, ui=ui)
+    assert str(error.value) == "no data here\nno data there"
+    assert ui.calls == []
+    assert not home.exists()
+
+
+def test_the_first_interrupt_stops_gracefully_and_the_next_run_goes_on(load, home, ui, monkeypatch):
+    def hook(ctx: StageContext) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert ctx.stop.wait(10)
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(hook))
+    before = signal.getsignal(signal.SIGINT)
+    text = "stages: {make: {kind: make}, grow: {kind: grow, needs: make}, sum: {kind: sum, needs: grow}}"
+    record = runner.run(load(text), home, ui=ui)
+    assert record.status == "stopped"
+    assert statuses(record) == {"make": "finished", "grow": "stopped", "sum": "skipped"}
+    assert ("", "stopping at the next checkpoints; Ctrl-C again stops at once") in ui.of("note")
+    assert signal.getsignal(signal.SIGINT) is before
+    monkeypatch.setattr(Grow, "hook", staticmethod(lambda ctx: None))
+    assert statuses(runner.run(load(text), home)) == {"make": "cached", "grow": "finished", "sum": "finished"}
+
+
+def test_the_second_interrupt_stops_at_once(load, home, monkeypatch):
+    def hook(ctx: StageContext) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        ctx.stop.wait(10)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(hook))
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(load("stages: {grow: {kind: grow, init: scratch}}"), home)
+    assert time.monotonic() - start < 3
+    (folder,) = (home / "runs").iterdir()
+    assert RunRecord.load(folder).status == "stopped"
+
+
+def test_a_run_waits_for_another_that_makes_the_same_output_and_takes_it(load, home, ui, monkeypatch):
+    started = threading.Event()
+
+    def hook(ctx: StageContext) -> None:
+        started.set()
+        time.sleep(1)
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(hook))
+    pipeline = load("stages: {grow: {kind: grow, init: scratch}}")
+    other = threading.Thread(target=runner.run, args=(pipeline, home))
+    other.start()
+    assert started.wait(10)
+    record = runner.run(pipeline, home, ui=ui)
+    other.join()
+    assert Grow.ran == ["grow"]
+    assert statuses(record) == {"grow": "cached"}
+    ((_, text),) = ui.of("note")
+    assert text == f"waits for process {os.getpid()}, which is making the same output"
+
+
+def test_the_newest_finished_run_is_found_among_those_of_other_pipelines(load, home):
+    assert runner.newest_finished(home, "toy") is None
+    runner.run(load(TOY), home)
+    second = runner.run(load(TOY), home)
+    runner.run(load(TOY, name="toy-two"), home)
+    failed = load(TOY.replace("add: 4", "add: 5, fail: always"))
+    assert runner.run(failed, home).status == "failed"
+    found = runner.newest_finished(home, "toy")
+    assert found is not None
+    assert found.id == second.id
+    assert found.folder == home / "runs" / second.id
+
+
+def test_a_run_record_survives_a_round_trip(load, home):
+    record = runner.run(load(TOY, "grow.add=1"), home)
+    assert RunRecord.load(record.folder) == record
+    assert record.overrides == ["grow.add=1"]
+
+
+def test_what_an_earlier_attempt_said_is_not_shown_again(load, home, ui):
+    text = "stages: {make: {kind: make}, grow: {kind: grow, needs: make, fail: always}}"
+    runner.run(load(text), home)
+    (partial,) = home.glob("stages/grow-*.partial")
+    (partial / "events.jsonl").write_text('{"time": 1.0, "kind": "note", "text": "old"}\n')
+    runner.run(load(text), home, ui=ui)
+    assert ("grow", "old") not in ui.of("note")
+
+
+def test_an_output_that_was_removed_is_told_so(load, home):
+    record = runner.run(load(TOY), home)
+    shutil.rmtree(record.outputs("make")[0])
+    assert runner.plan(load(TOY), home).items[0].reason == "has no output yet"
+
+
+def _break(ctx: StageContext) -> None:
+    raise StageError("cut off")
+
+
+def test_a_user_interface_that_fails_leaves_a_record_that_says_so(load, home):
+    ui = RecordingUI()
+    ui.on_progress = lambda: (_ for _ in ()).throw(ValueError("no terminal"))
+    with pytest.raises(ValueError, match="no terminal"):
+        runner.run(load(TOY), home, ui=ui)
+    (folder,) = (home / "runs").iterdir()
+    assert RunRecord.load(folder).status == "failed"

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from tats_core.pipeline import runner, tracking
+from tats_core.pipeline.records import RunRecord, write_json
+from tats_core.pipeline.stages.base import StageContext
+
+from .conftest import Grow
+
+# MLflow's own use of its libraries; nothing that we could call otherwise.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow.*"),
+]
+
+TOY = """
+stages:
+  make: {kind: make, value: 3}
+  grow: {kind: grow, needs: make, matrix: {init: [pretrained, scratch]}}
+"""
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("empty")
+    tracking.connect(home, tracking.tracking_uri(home))
+    return home / "mlflow.db"
+
+
+@pytest.fixture
+def home(tmp_path: Path, empty_database: Path) -> Path:
+    (tmp_path / "home").mkdir()
+    shutil.copy(empty_database, tmp_path / "home" / "mlflow.db")
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def client(home: Path) -> MlflowClient:
+    return tracking.connect(home, tracking.tracking_uri(home))
+
+
+def children(client: MlflowClient, record: RunRecord) -> dict[str, Run]:
+    assert record.tracking_error is None
+    experiment = client.get_experiment_by_name(record.pipeline)
+    found = client.search_runs(
+        [experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{record.tracking_run}'"
+    )
+    return {run.info.run_name: run for run in found}
+
+
+def test_a_run_has_a_parent_and_a_child_for_each_stage(load, home, client):
+    record = runner.run(load(TOY, "grow.add=2"), home)
+    parent = client.get_run(record.tracking_run)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["mlflow.source.name"] == "tats run pipeline toy --set grow.add=2"
+    runs = children(client, record)
+    assert set(runs) == {"make", "grow[pretrained]", "grow[scratch]"}
+    grow = runs["grow[scratch]"]
+    assert grow.info.status == "FINISHED"
+    assert grow.data.params["add"] == "2"
+    assert (grow.data.tags["kind"], grow.data.tags["axis.init"], grow.data.tags["cached"]) == (
+        "grow",
+        "scratch",
+        "false",
+    )
+    assert runs["make"].data.params["shape.depth"] == "1"
+    assert runs["make"].data.metrics == {"value": 3.0}
+    assert record.stages["make"].tracking_run == runs["make"].info.run_id
+
+
+def test_a_cached_stage_names_its_source_and_has_its_last_values(load, home, client):
+    first = runner.run(load(TOY), home)
+    second = runner.run(load(TOY), home)
+    make = children(client, second)["make"]
+    assert make.data.tags["cached"] == "true"
+    assert make.data.tags["source_run"] == first.stages["make"].tracking_run
+    assert make.data.metrics == {"value": 3.0}
+
+
+def test_steps_that_come_again_after_a_resume_are_logged_once(load, home, client, monkeypatch):
+    def hook(ctx: StageContext) -> None:
+        for step in (
+            1,
+            2,
+            3,
+            2,
+            3,
+            4,
+        ):  # a worker died after step 3; the newest checkpoint was that of step 1
+            ctx.events.metrics(step, {"loss": 1 / step})
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(hook))
+    record = runner.run(load("stages: {grow: {kind: grow, init: scratch}}"), home)
+    history = client.get_metric_history(record.stages["grow"].tracking_run, "loss")
+    assert [(point.step, point.value) for point in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25)]
+
+
+def test_a_resumed_stage_has_the_whole_curve_in_its_new_run(load, home, client, monkeypatch):
+    def hook(ctx: StageContext) -> None:
+        again = (ctx.out / "again").exists()
+        (ctx.out / "again").touch()
+        for step in (3, 4) if again else (1, 2):
+            ctx.events.metrics(step, {"loss": step})
+        if not again:
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(hook))
+    pipeline = load("stages: {grow: {kind: grow, init: scratch}}")
+    failed = runner.run(pipeline, home)
+    assert children(client, failed)["grow"].info.status == "FAILED"
+    record = runner.run(pipeline, home)
+    history = client.get_metric_history(record.stages["grow"].tracking_run, "loss")
+    assert [point.step for point in history] == [1, 2, 3, 4]
+
+
+def test_pictures_params_results_and_checkpoints_are_kept(load, home, client, monkeypatch):
+    def hook(ctx: StageContext) -> None:
+        (ctx.out / "pictures").mkdir()
+        for step in (10, 20):
+            picture = PIL.Image.fromarray(np.full((8, 8, 3), step, np.uint8))
+            picture.save(ctx.out / "pictures" / f"masks-{step}.png")
+            ctx.events.file(step, "masks", f"pictures/masks-{step}.png")
+        ctx.events.params({"global_batch": 64})
+        (ctx.out / "weights.pt").write_bytes(b"weights")
+        write_json(ctx.out / "result.json", {"top1": 50.0, "benchmark": "ssv2", "clips": 12})
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(hook))
+    record = runner.run(load("stages: {grow: {kind: grow, init: scratch}}"), home)
+    run = children(client, record)["grow"]
+    assert run.data.params["effective.global_batch"] == "64"
+    assert run.data.metrics == {"result/top1": 50.0, "result/clips": 12.0}
+    weights = record.outputs("grow")[0] / "weights.pt"
+    assert run.data.tags["checkpoint.weights.pt"] == weights.as_uri()
+    assert len(run.data.tags["checkpoint.weights.pt.sha256"]) == 64
+    grid = [artifact.path for artifact in client.list_artifacts(run.info.run_id, "images")]
+    assert sum(path.endswith(".png") for path in grid) == 2
+    assert {artifact.path for artifact in client.list_artifacts(run.info.run_id, "masks")} == {
+        "masks/masks-10.png",
+        "masks/masks-20.png",
+    }
+    assert "config.json" in {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+
+
+def test_the_table_of_the_pipeline_is_on_the_parent(load, home, client, monkeypatch):
+    row = {"benchmark": "ssv2", "init": "pretrained", "top1": 40.0, "clips": 8}
+
+    def hook(ctx: StageContext) -> None:
+        write_json(ctx.out / "results.json", {"rows": [row], "policy": {"motion_lift": 2.5}})
+        (ctx.out / "results.md").write_text("| ssv2 |")
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(hook))
+    record = runner.run(load("stages: {grow: {kind: grow, init: scratch}}"), home)
+    parent = client.get_run(record.tracking_run)
+    assert parent.data.metrics == {"policy/motion_lift": 2.5, "ssv2/pretrained/top1": 40.0}
+    assert {artifact.path for artifact in client.list_artifacts(parent.info.run_id, "results")} == {
+        "results/results.json",
+        "results/results.md",
+    }
+    table = json.loads(Path(client.download_artifacts(parent.info.run_id, "results_table.json")).read_text())
+    assert dict(zip(table["columns"], table["data"][0], strict=True)) == row
+
+
+def test_a_server_that_is_down_ends_tracking_and_not_the_run(load, home, ui, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    record = runner.run(load(TOY), home, ui=ui)
+    assert record.status == "finished"
+    assert record.tracking_error is not None
+    ((_, text),) = ui.of("note")
+    assert text.startswith("tracking ended early: ")
+
+
+def test_nested_settings_become_dotted_parameters():
+    assert tracking.flat({"a": {"b": {"c": 1}, "d": [2]}, "e": None}) == {"a.b.c": 1, "a.d": [2], "e": None}
+
+
+def test_truth_values_and_texts_are_no_numbers():
+    assert tracking.numbers({"a": 1, "b": True, "c": "x", "d": 0.5, "e": None}, "r/") == {
+        "r/a": 1.0,
+        "r/d": 0.5,
+    }
