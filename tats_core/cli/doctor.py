@@ -16,6 +16,7 @@ import typer
 
 from tats_core.cli.options import DEFAULT_HOME, Home
 from tats_core.errors import TatsError
+from tats_core.machine import available_cpus
 
 _MINIMUM_PYTHON = (3, 11)
 _LOW_DISK_GB = 2.0
@@ -146,12 +147,18 @@ def _readers() -> Check:
 def _ray() -> Check:
     version = importlib.metadata.version("ray")
     address = os.environ.get("RAY_ADDRESS")
-    where = f"runs on the cluster at {address} (RAY_ADDRESS)" if address else f"{_cpus()} CPUs here"
-    return Check("Ray", True, f"{version}, {where}")
+    if not address:
+        return Check(
+            "Ray", True, f"{version}, a local one with {available_cpus()} CPUs is started when needed"
+        )
+    from tats_core.pipeline import ray_train
 
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        cpus, gpus = ray_train.capacity()
+    except (OSError, RuntimeError) as error:
+        advice = "start the cluster, or unset RAY_ADDRESS to run here"
+        return Check("Ray", False, f"{version}, the cluster at {address} does not answer ({error})", advice)
+    return Check("Ray", True, f"{version}, the cluster at {address} has {cpus} CPUs and {gpus} GPUs")
 
 
 def _data_sets() -> Iterator[Check]:

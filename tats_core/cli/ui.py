@@ -58,7 +58,11 @@ def _start(uri: str, home: Path, host: str, port: int, log: Path) -> subprocess.
     command += ["--artifacts-destination", (home / "mlflow-artifacts").as_uri()]
     command += ["--host", host, "--port", str(port)]
     # Without this, seven more processes wait for jobs (scoring of language models) that we never give them.
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
+    environment = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        **os.environ,
+    }
     with log.open("wb") as out:
         return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
 

@@ -27,6 +27,7 @@ from tats_core.data import synthetic
 from tats_core.data.benchmarks import hmdb51, kinetics400, ssv2, ucf101
 from tats_core.data.synthetic import VOCABULARIES, SceneConfig
 from tats_core.errors import DataError
+from tats_core.machine import available_cpus
 from tats_core.specs import StrictModel, merge
 
 Progress = Callable[[int, int, str], None]
@@ -34,11 +35,14 @@ Progress = Callable[[int, int, str], None]
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
     "demo": {},
+    "colourful": {"colour": 1.0, "texture": 0.2},
     "crowded": {"still_sprites": 3},
     "textured": {"background": 0.2, "background_colour": 0.5},
     "shaky": {"camera_jitter": 1.0},
     "noisy": {"noise": 0.06},
     "hard": {
+        "colour": 1.0,
+        "texture": 0.2,
         "still_sprites": 3,
         "background": 0.2,
         "background_colour": 0.5,
@@ -157,7 +161,7 @@ def generate(
         return roots
     done = len(clips) - len(todo)
     show(done, len(clips), "encoding")
-    for name in _made(out, config, todo, workers or _cores()):
+    for name in _made(out, config, todo, workers or available_cpus()):
         done += 1
         if done % _CHUNK == 0 or done == len(clips):
             show(done, len(clips), name)
@@ -166,12 +170,6 @@ def generate(
             _write(out / name / place, text)
     _mark(out, config, complete=True)
     return roots
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _claim(out: Path, config: GenerateConfig) -> bool:

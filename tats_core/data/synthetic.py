@@ -31,14 +31,21 @@ class SceneConfig(StrictModel):
     """What a scene looks like; every number is in pixels of the rendered frame unless said."""
 
     size: int = Field(64, ge=16, description="height and width of a frame")
-    sprite_radius: tuple[float, float] = Field((8.0, 11.0), description="smallest and largest sprite radius")
+    sprite_radius: tuple[float, float] = Field((9.0, 13.0), description="smallest and largest sprite radius")
     texture: float = Field(0.1, ge=0, le=1, description="contrast of a sprite's texture")
-    still_sprites: int = Field(1, ge=0, description="sprites that stand still, beside the one that moves")
+    colour: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="spread of the sprites' colours over clips; 1: any colour, and it is what an encoder "
+        "learns first",
+    )
+    still_sprites: int = Field(0, ge=0, description="sprites that stand still, beside the one that moves")
     travel: tuple[float, float] = Field(
-        (0.55, 0.8), description="way of the moving sprite in one clip, as a share of the frame's width"
+        (0.6, 0.9), description="way of the moving sprite in one clip, as a share of the frame's width"
     )
     background: float = Field(
-        0.06, ge=0, le=1, description="contrast of the background's texture (0: flat grey)"
+        0.03, ge=0, le=1, description="contrast of the background's texture (0: flat grey)"
     )
     background_colour: float = Field(
         0.0, ge=0, le=1, description="spread of the background's colour over clips"
@@ -208,7 +215,7 @@ def _draw(
     """Draw one sprite with random looks along `(x, y)` from a random start; return where it is."""
     size = config.size
     radius = rng.uniform(*config.sprite_radius)
-    sprite = _sprite_looks(config.texture, rng)
+    sprite = _sprite_looks(config, rng)
     start = rng.uniform(0, size, 2)
     angle = rng.uniform(0, 2 * math.pi)
     cosine, sine = math.cos(angle), math.sin(angle)
@@ -231,14 +238,14 @@ def _draw(
 
 
 def _sprite_looks(
-    texture: float, rng: np.random.Generator
+    config: SceneConfig, rng: np.random.Generator
 ) -> Callable[[Any, Any, float], tuple[Floats, Floats]]:
     """Return a function from sprite coordinates in [-1, 1] to colour and (anti-aliased) cover."""
     texels = 24
-    # A colour at some distance from the background's grey, so that every sprite can be seen.
-    towards = rng.normal(0, 1, 3)
-    colour = 0.5 + rng.uniform(0.35, 0.5) * towards / np.abs(towards).max()
-    looks = (colour + texture * _texture(texels, 4, rng)).clip(0, 1).astype(np.float32)
+    # Away from the background's grey, so that every sprite can be seen; white where all are alike.
+    towards = (1 - config.colour) * np.ones(3) + config.colour * rng.normal(0, 1, 3)
+    colour = 0.5 + rng.uniform(0.3, 0.4) * towards / np.abs(towards).max()
+    looks = (colour + config.texture * _texture(texels, 4, rng)).clip(0, 1).astype(np.float32)
     square = rng.uniform() < 0.5
 
     def sprite(u: Any, v: Any, edge: float) -> tuple[Floats, Floats]:

@@ -23,6 +23,11 @@ class MAEConfig(StrictModel):
     decoder_width: int = Field(384, ge=8, description="E")
     decoder_depth: int = Field(4, ge=1, description="decoder blocks")
     decoder_heads: int = Field(6, ge=1, description="decoder attention heads")
+    global_token: bool = Field(
+        False,
+        description="mask tokens also carry the mean of the encoded tokens, so that the pooled features that "
+        "fine-tuning and probes use must describe the clip (RetroMAE's bottleneck, arXiv 2205.12035)",
+    )
     decoded_share: float = Field(
         1.0,
         gt=0,
@@ -90,6 +95,7 @@ class VideoMAE(nn.Module):
         width = mae.decoder_width
         self.encoder = VideoViT(vit, clip)
         self.to_decoder = nn.Linear(vit.width, width, bias=False)
+        self.global_to_decoder = nn.Linear(vit.width, width) if mae.global_token else None
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer("decoder_position_NE", positions(clip, width, vit.positions), persistent=False)
         self.decoder = blocks(width, mae.decoder_depth, mae.decoder_heads, vit.mlp_ratio, 0.0)
@@ -117,6 +123,8 @@ class VideoMAE(nn.Module):
         """Run the decoder over visible and masked tokens; return the masked ones `[B, M, E]`."""
         visible_BKE = self.to_decoder(encoded_BKD) + self.decoder_position_NE[visible_BK]
         masked_BME = self.mask_token + self.decoder_position_NE[masked_BM]
+        if self.global_to_decoder is not None:
+            masked_BME = masked_BME + self.global_to_decoder(encoded_BKD.mean(1, keepdim=True))
         tokens_BNE = torch.cat([visible_BKE, masked_BME.to(visible_BKE.dtype)], 1)
         for block in self.decoder:
             tokens_BNE = block(tokens_BNE)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tats_core.errors import ResourceError, StoreError, TatsError
+from tats_core.machine import available_cpus
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import plan as plans
 from tats_core.pipeline.cache import StageStore, make_folder
@@ -133,6 +134,13 @@ class _Resources:
 
 def _check_before_start(graph: Graph, todo: Plan, home: Path) -> _Resources:
     running = [graph.instances[item.name] for item in todo.items if item.action == "run"]
+    # What is missing first: no data set is worse than too small a machine, and is known without Ray.
+    wrong: dict[str, None] = {}  # an ordered set: many stages may miss the same data set
+    for one in running:
+        found = one.kind.preflight(one.config, Preflight(one.name, one.axes, home))
+        wrong.update(dict.fromkeys(found))
+    if wrong:
+        raise TatsError("\n".join(wrong))
     wants_gpu = any(one.kind.gpus(one.config) for one in running)
     there = _capacity(wants_gpu)
     for one in running:
@@ -145,18 +153,12 @@ def _check_before_start(graph: Graph, todo: Plan, home: Path) -> _Resources:
                     f"{one.name} needs {needed} {name}s, but there are {has}; "
                     f"ask for fewer workers (--set {one.stage}.workers={max(has, 1)}) or use a larger machine"
                 )
-    wrong: dict[str, None] = {}  # an ordered set: many stages may miss the same data set
-    for one in running:
-        found = one.kind.preflight(one.config, Preflight(one.name, one.axes, home))
-        wrong.update(dict.fromkeys(found))
-    if wrong:
-        raise TatsError("\n".join(wrong))
     return there
 
 
 def _capacity(wants_gpu: bool) -> _Resources:
     if not wants_gpu and not os.environ.get("RAY_ADDRESS"):
-        return _Resources(len(os.sched_getaffinity(0)), 0)  # without starting a Ray for it
+        return _Resources(available_cpus(), 0)  # without starting a Ray for it
     from tats_core.pipeline import ray_train
 
     return _Resources(*ray_train.capacity())

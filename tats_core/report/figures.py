@@ -14,18 +14,21 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.artist import Artist
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from tats_core.report.tables import Row, by_benchmark
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.figure import Figure
+
+# Importing matplotlib's drawing part takes 0.3 s; a training worker, which makes mask pictures only, and a
+# run that reuses everything do without it. So the functions that draw charts import it.
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Map: TypeAlias = NDArray[Any]
@@ -186,6 +189,9 @@ def results_chart(rows: Sequence[Row]) -> Figure:
 
 
 def _handles(rows: Sequence[Row]) -> list[Artist]:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
     measured = {row["init"] for row in rows}
     handles: list[Artist] = [
         Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=label)
@@ -212,6 +218,8 @@ def _bar(axes: Any, x: float, wide: float, row: Row, colour: str, hatch: str) ->
 
 
 def _axes(wide: float, high: float, title: str) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
     # A Figure of its own instead of pyplot's: no global state, no display, safe in threads.
     figure = Figure(figsize=(wide, high), dpi=140, layout="constrained")
     axes = figure.add_subplot()

@@ -157,10 +157,11 @@ class EntropyController:
         """Raise the weight where the entropy lies below its target, lower it where above."""
         if self.target_share is None:
             return
-        # The error is scaled to the room below the target, so that a collapse is met with full force.
+        # Slow on purpose: the policy answers to a weight only after tens of steps, and a fast controller
+        # swings between blind and collapsed.
         gap = (self.target_share - entropy_share) / self.target_share
-        moved = max(self.weight, 1e-3) * math.exp(self.rate * max(-1.0, min(1.0, 5 * gap)))
-        self.weight = min(moved, 10.0)
+        moved = max(self.weight, 1e-3) * math.exp(self.rate * gap)
+        self.weight = min(moved, 2.0)
 
 
 def improve(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tats_core.cli import doctor
+from tats_core.pipeline import ray_train
 
 
 def test_a_whole_machine_passes_and_says_what_it_has(tats: Callable[..., Any]) -> None:
@@ -56,3 +57,16 @@ def test_data_sets_that_are_set_are_named(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("TATS_DATA_UCF101", str(tmp_path))
     (check,) = doctor._data_sets()
     assert check.found == f"ucf101 in {tmp_path}"
+
+
+@pytest.mark.parametrize("error", [ConnectionError("nobody there"), RuntimeError("versions differ")])
+def test_a_cluster_that_does_not_answer_is_missing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def capacity() -> tuple[int, int]:
+        raise error
+
+    monkeypatch.setenv("RAY_ADDRESS", "ray.example.org:6379")
+    monkeypatch.setattr(ray_train, "capacity", capacity)
+    check = doctor._ray()
+    assert not check.ok
+    assert f"the cluster at ray.example.org:6379 does not answer ({error})" in check.found
+    assert "unset RAY_ADDRESS" in check.advice

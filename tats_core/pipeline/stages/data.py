@@ -18,6 +18,7 @@ from tats_core.data.benchmarks.base import Split
 from tats_core.data.generate import GenerateConfig, generate
 from tats_core.data.manifest import Manifest
 from tats_core.errors import DataError, did_you_mean
+from tats_core.machine import available_cpus
 from tats_core.pipeline.stages.base import Preflight, StageContext, StageKind
 from tats_core.specs import StrictModel
 
@@ -60,7 +61,7 @@ class Data(StageKind[DataConfig]):
 
     def cpus(self, config: DataConfig) -> int:
         """Return all there are for generating, which is spread over processes; reading takes one."""
-        return len(os.sched_getaffinity(0)) if config.generate else 1
+        return available_cpus() if config.generate else 1
 
     def preflight(self, config: DataConfig, ctx: Preflight) -> list[str]:
         """Return one sentence for each data set that is not there."""

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tats_core.models.mae import MAEConfig, Reconstruction, VideoMAE, raw_pixels
+from tats_core.models.tokens import ClipConfig
+from tats_core.models.vit import ViTConfig, take
+
+CLIP = ClipConfig(frames=4, size=8, tubelet=2, patch=4)
+N, P = CLIP.tokens, CLIP.pixels
+MEAN, DEVIATION = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+
+def _mae(**changes: object) -> VideoMAE:
+    torch.manual_seed(0)
+    vit = ViTConfig.model_validate({"preset": "vit_micro", "width": 24, "depth": 2, "heads": 3})
+    config = {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2} | changes
+    return VideoMAE(vit, MAEConfig.model_validate(config), CLIP)
+
+
+def _split(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    order_BN = torch.rand(batch, N, generator=torch.Generator().manual_seed(1)).argsort(1)
+    return order_BN[:, :3], order_BN[:, 3:]
+
+
+def _reconstruction(difference: list[float], motion_weight: float) -> Reconstruction:
+    prediction = torch.tensor([[difference]])
+    return Reconstruction(
+        prediction, torch.zeros_like(prediction), prediction, prediction, tubelet=2, motion_weight=motion_weight
+    )
+
+
+def test_what_is_masked_does_not_change_its_own_prediction() -> None:
+    mae = _mae(global_token=True)
+    visible_BK, masked_BM = _split()
+    patches_BNP = torch.randn(2, N, P)
+    other_BNP = patches_BNP.scatter(1, masked_BM[..., None].expand(-1, -1, P), 7.0)
+    one, other = (mae(x, visible_BK, masked_BM).prediction_BMP for x in (patches_BNP, other_BNP))
+    assert torch.equal(one, other)
+
+
+def test_predictions_follow_the_order_in_which_masked_tokens_are_asked_for() -> None:
+    mae = _mae().double()
+    visible_BK, masked_BM = _split()
+    patches_BNP = torch.randn(2, N, P, dtype=torch.float64)
+    straight = mae(patches_BNP, visible_BK, masked_BM).prediction_BMP
+    turned = mae(patches_BNP, visible_BK.flip(1), masked_BM.flip(1)).prediction_BMP
+    torch.testing.assert_close(turned.flip(1), straight, rtol=0, atol=1e-12)
+
+
+def test_a_mask_token_is_one_vector_and_its_position() -> None:
+    mae = _mae()
+    visible_BK, masked_BM = _split()
+    mae.decoder = nn.ModuleList()
+    decoded_BME = mae.decode(torch.randn(2, 3, 24), visible_BK, masked_BM)
+    assert torch.equal(decoded_BME, mae.mask_token + mae.decoder_position_NE[masked_BM])
+
+
+def test_with_a_global_token_it_also_carries_the_projected_mean_of_what_was_encoded() -> None:
+    mae = _mae(global_token=True)
+    assert mae.global_to_decoder is not None
+    visible_BK, masked_BM = _split()
+    mae.decoder = nn.ModuleList()
+    encoded_BKD = torch.randn(2, 3, 24)
+    decoded_BME = mae.decode(encoded_BKD, visible_BK, masked_BM)
+    mean_BE = encoded_BKD.mean(1) @ mae.global_to_decoder.weight.T + mae.global_to_decoder.bias
+    expected_BME = mae.mask_token + mae.decoder_position_NE[masked_BM] + mean_BE[:, None]
+    torch.testing.assert_close(decoded_BME, expected_BME)
+
+
+def test_the_normalized_target_has_mean_0_and_deviation_1_in_each_channel_of_each_token() -> None:
+    patches_BMP = torch.randn(2, 5, P)
+    target_BMP, mean_BMP, scale_BMP = _mae().target(patches_BMP)
+    target_BMQC = target_BMP.view(2, 5, P // 3, 3)
+    torch.testing.assert_close(target_BMQC.mean(2), torch.zeros(2, 5, 3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(target_BMQC.std(2), torch.ones(2, 5, 3), rtol=1e-4, atol=0)
+    torch.testing.assert_close(target_BMP * scale_BMP + mean_BMP, raw_pixels(patches_BMP))
+
+
+def test_raw_pixels_undo_imagenets_normalisation() -> None:
+    pixels_C = torch.tensor([0.2, 0.5, 0.9])
+    normalised_P = ((pixels_C - MEAN) / DEVIATION).repeat(P // 3)
+    torch.testing.assert_close(raw_pixels(normalised_P[None, None])[0, 0], pixels_C.repeat(P // 3))
+
+
+def test_the_floored_target_of_a_flat_token_is_zero_and_of_a_faint_one_is_faint() -> None:
+    pixels_BMQC = torch.full((1, 2, P // 3, 3), 0.5)
+    # 32 pixels a channel, half of them 0.01 above and half 0.01 below the mean: deviation about 0.01.
+    pixels_BMQC[0, 1, ::2] += 0.01
+    pixels_BMQC[0, 1, 1::2] -= 0.01
+    patches_BMP = ((pixels_BMQC - MEAN) / DEVIATION).flatten(2)
+    target_BMP, _, scale_BMP = _mae(target="floored", target_floor=0.1).target(patches_BMP)
+    torch.testing.assert_close(target_BMP[0, 0], torch.zeros(P), rtol=0, atol=1e-5)
+    torch.testing.assert_close(target_BMP[0, 1].abs(), torch.full((P,), 0.1), rtol=1e-4, atol=0)
+    assert scale_BMP.unique().tolist() == pytest.approx([0.1])
+    # VideoMAE's makes the faint one as loud as any: 0.01 over sqrt(32/31) * 0.01.
+    loud_BMP, _, _ = _mae().target(patches_BMP)
+    assert loud_BMP[0, 1].abs().mean().item() == pytest.approx((31 / 32) ** 0.5, rel=1e-3)
+
+
+def test_the_pixel_target_is_what_the_encoder_sees_and_its_error_is_in_pixels() -> None:
+    patches_BMP = torch.randn(1, 2, P)
+    target_BMP, mean_BMP, scale_BMP = _mae(target="pixel").target(patches_BMP)
+    assert torch.equal(target_BMP, patches_BMP)
+    found = Reconstruction(target_BMP + 1, target_BMP, mean_BMP, scale_BMP, tubelet=2)
+    torch.testing.assert_close(found.error_BM, torch.ones(1, 2))
+    torch.testing.assert_close(found.pixel_error_BM, torch.full((1, 2), DEVIATION.square().mean().item()))
+
+
+def test_an_error_that_stays_the_same_within_the_tubelet_is_not_reweighted() -> None:
+    assert _reconstruction([1, 1, 1, 1, 1, 1], motion_weight=5).error_BM.item() == 1
+
+
+def test_an_error_that_changes_within_the_tubelet_counts_motion_weight_times() -> None:
+    assert _reconstruction([1, 1, 1, -1, -1, -1], motion_weight=5).error_BM.item() == 5
+
+
+def test_a_mixed_error_is_split_into_its_mean_and_its_change() -> None:
+    # Frames 2 and 0: mean 1, change +1 and -1; the plain error is (4 + 0) / 2 = 2 = 1 + 1.
+    assert _reconstruction([2, 2, 2, 0, 0, 0], motion_weight=1).error_BM.item() == 2
+    assert _reconstruction([2, 2, 2, 0, 0, 0], motion_weight=5).error_BM.item() == 6
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.floats(1, 20), st.integers(1, 4), st.integers(0, 2**31 - 1))
+def test_the_weighted_error_is_linear_in_the_weight(weight: float, tubelet: int, seed: int) -> None:
+    difference = torch.randn(2, 3, tubelet * 12, generator=torch.Generator().manual_seed(seed)).double()
+    zero = torch.zeros_like(difference)
+
+    def error(motion_weight: float) -> torch.Tensor:
+        return Reconstruction(difference, zero, zero, zero, tubelet, motion_weight).error_BM
+
+    # Exactly the change is added: two points of a line give a third.
+    expected = error(1.0) + (weight - 1) * (error(2.0) - error(1.0))
+    torch.testing.assert_close(error(weight), expected, rtol=1e-5, atol=1e-5)
+    assert (error(weight) >= error(1.0) - 1e-6).all()
+
+
+def test_decoding_a_part_of_the_masked_tokens_gives_the_errors_of_that_part() -> None:
+    mae = _mae()
+    visible_BK, masked_BM = _split()
+    patches_BNP = torch.randn(2, N, P)
+    part = mae(patches_BNP, visible_BK, masked_BM[:, :2])
+    whole_target_BMP, _, _ = mae.target(take(patches_BNP, masked_BM))
+    assert part.error_BM.shape == (2, 2)
+    torch.testing.assert_close(part.target_BMP, whole_target_BMP[:, :2])
+
+
+def test_the_loss_reaches_every_parameter() -> None:
+    mae = _mae(global_token=True)
+    mae(torch.randn(2, N, P), *_split()).error_BM.mean().backward()
+    assert [name for name, p in mae.named_parameters() if p.grad is None or not p.grad.any()] == []

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import nn
+
+from tats_core.models.tokens import ClipConfig, CubeEmbedding, patchify, per_token, positions, unpatchify
+
+CLIP = ClipConfig(frames=4, size=6, tubelet=2, patch=3)
+
+
+def test_the_default_clip_is_videomaes() -> None:
+    clip = ClipConfig()
+    assert (clip.slices, clip.side, clip.tokens, clip.pixels) == (8, 14, 1568, 1536)
+
+
+def test_a_clip_must_be_cut_without_a_rest() -> None:
+    with pytest.raises(ValidationError, match=r"frames \(5\) must be a multiple of tubelet \(2\)"):
+        ClipConfig(frames=5)
+    with pytest.raises(ValidationError, match=r"size \(225\) must be a multiple of patch \(16\)"):
+        ClipConfig(size=225)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 2))
+def test_cutting_a_clip_into_tokens_loses_nothing(t: int, p: int, slices: int, side: int, batch: int) -> None:
+    clip = ClipConfig(frames=t * slices, size=p * side, tubelet=t, patch=p)
+    video_BCTHW = torch.randn(batch, 3, clip.frames, clip.size, clip.size)
+    patches_BNP = patchify(video_BCTHW, clip)
+    assert patches_BNP.shape == (batch, clip.tokens, clip.pixels)
+    assert torch.equal(unpatchify(patches_BNP, clip), video_BCTHW)
+
+
+def test_a_token_holds_its_cube_ordered_by_time_row_column_and_channel() -> None:
+    # Pixel (c, t, y, x) has the value 1000 c + 100 t + 10 y + x.
+    c, t, y, x = torch.meshgrid(*(torch.arange(n) for n in (3, 4, 6, 6)), indexing="ij")
+    patches_NP = patchify((1000 * c + 100 * t + 10 * y + x)[None], CLIP)[0]
+    # Token 6 is slice 1 (frames 2, 3), patch row 1 (y 3..5), patch column 0 (x 0..2).
+    assert patches_NP[6, :9].tolist() == [230, 1230, 2230, 231, 1231, 2231, 232, 1232, 2232]
+    assert patches_NP[6, 9:12].tolist() == [240, 1240, 2240]
+    assert patches_NP[6, 27] == 330
+    assert patches_NP[5, 0] == 203
+    assert patches_NP[:4, 0].tolist() == [0, 3, 30, 33]
+
+
+def test_a_map_over_pixels_becomes_its_mean_over_each_cube() -> None:
+    motion_BTHW = torch.zeros(1, 4, 6, 6)
+    motion_BTHW[0, 0, 0, 0] = 9.0
+    motion_BTHW[0, 2:, 3:, 3:] = 1.0
+    # 9 in one of the 2*3*3 pixels of the first token; the last token moves as a whole.
+    assert per_token(motion_BTHW, CLIP).tolist() == [[0.5, 0, 0, 0, 0, 0, 0, 1]]
+
+
+def test_the_cube_embedding_is_a_convolution_whose_stride_is_its_kernel() -> None:
+    embedding = CubeEmbedding(CLIP, 10).double()
+    nn.init.normal_(embedding.bias)
+    video_BCTHW = torch.randn(2, 3, 4, 6, 6, dtype=torch.float64)
+    expected_BDFHW = nn.functional.conv3d(video_BCTHW, embedding.weight, embedding.bias, stride=(2, 3, 3))
+    embedded_BND = embedding(patchify(video_BCTHW, CLIP))
+    torch.testing.assert_close(embedded_BND, expected_BDFHW.flatten(2).transpose(1, 2), rtol=0, atol=1e-12)
+
+
+def test_the_cube_embedding_starts_with_xavier_on_the_flattened_kernel() -> None:
+    torch.manual_seed(0)
+    embedding = CubeEmbedding(CLIP, 64)
+    bound = math.sqrt(6 / (CLIP.pixels + 64))
+    assert embedding.weight.shape == (64, 3, 2, 3, 3)
+    assert 0.95 * bound < embedding.weight.abs().max() <= bound
+    assert not embedding.bias.any()
+
+
+def test_joint_positions_start_as_worked_by_hand() -> None:
+    table_ND = positions(CLIP, 4, "joint")
+    # Width 4: frequencies 1 and 10000^(-2/4) = 0.01, each as sine and cosine.
+    torch.testing.assert_close(table_ND[0], torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    by_hand = torch.tensor([math.sin(3), math.cos(3), math.sin(0.03), math.cos(0.03)])
+    torch.testing.assert_close(table_ND[3], by_hand)
+
+
+def test_separable_positions_keep_the_place_apart_from_the_time() -> None:
+    clip = ClipConfig(frames=8, size=24, tubelet=2, patch=8)
+    table_FSD = positions(clip, 128, "separable").view(4, 9, 128)
+    time = 128 - 2 * (2 * (128 // 6))
+    # The same place at another time differs in the coordinates of time alone, and the other way round.
+    assert torch.equal(table_FSD[0, :, time:], table_FSD[3, :, time:])
+    assert torch.equal(table_FSD[:, 0, :time], table_FSD[:, 8, :time])
+    assert len(table_FSD.view(36, 128).unique(dim=0)) == 36
+
+
+@pytest.mark.parametrize("kind", ["joint", "separable"])
+def test_every_position_has_the_same_length(kind: str) -> None:
+    # One sine and one cosine of each frequency: the squared length is half the width.
+    table_ND = positions(ClipConfig(frames=4, size=32, patch=8), 96, kind)  # type: ignore[arg-type]
+    torch.testing.assert_close(table_ND.square().sum(1), torch.full((32,), 48.0))

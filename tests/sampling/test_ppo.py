@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tats_core.sampling.base import Policy, Rollout
+from tats_core.sampling.plackett_luce import complement, gumbel_top_k
+from tats_core.sampling.ppo import (
+    EntropyController,
+    PPOConfig,
+    Transition,
+    improve,
+    ppo_loss,
+    surrogate,
+    value_loss,
+)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "earned", "slope"),
+    [
+        # Better than expected: the ratio earns up to 1.2, and then nothing more.
+        (1.0, 1.0, 1.0, 1.0),
+        (1.1, 2.0, 2.2, 2.0),
+        (1.5, 1.0, 1.2, 0.0),
+        # A ratio that fell although the token was good is always corrected.
+        (0.5, 1.0, 0.5, 1.0),
+        # Worse than expected: lowering the ratio earns down to 0.8.
+        (0.9, -2.0, -1.8, -2.0),
+        (0.5, -1.0, -0.8, 0.0),
+        # A ratio that rose although the token was bad is always corrected.
+        (1.5, -1.0, -1.5, -1.0),
+        (1.5, 0.0, 0.0, 0.0),
+    ],
+)
+def test_the_clipped_objective_of_each_case(ratio: float, advantage: float, earned: float, slope: float) -> None:
+    ratio_tensor = torch.tensor(ratio, requires_grad=True)
+    objective = surrogate(ratio_tensor, torch.tensor(advantage), clip=0.2)
+    objective.backward()
+    assert objective.item() == pytest.approx(earned)
+    assert ratio_tensor.grad is not None
+    assert ratio_tensor.grad.item() == pytest.approx(slope)
+
+
+@pytest.mark.parametrize(
+    ("value", "old", "target", "clip", "expected"),
+    [
+        (2.0, 1.0, 0.0, None, 4.0),
+        # Moved away from the target by 1, kept 0.5 from the old one: 1.5, and the worse error counts.
+        (2.0, 1.0, 0.0, 0.5, 4.0),
+        # On the target, but by a larger move than allowed: as if it stood at 1.5, half way.
+        (3.0, 1.0, 3.0, 0.5, 2.25),
+        (1.2, 1.0, 3.0, 0.5, 3.24),
+    ],
+)
+def test_the_value_loss_of_each_case(
+    value: float, old: float, target: float, clip: float | None, expected: float
+) -> None:
+    found = value_loss(torch.tensor([value]), torch.tensor([old]), torch.tensor([target]), clip)
+    assert found.item() == pytest.approx(expected)
+
+
+def _two_clips() -> tuple[Policy, Transition]:
+    """Old policy (1/2, 1/2), new one (3/4, 1/4); each clip masks one token of two."""
+    old = Policy(torch.zeros(2, 2), torch.tensor([[0.1, 0.3], [0.1, 0.3]]))
+    new_logits = torch.tensor([[math.log(3), 0.0], [math.log(3), 0.0]], requires_grad=True)
+    new = Policy(new_logits, torch.tensor([[0.4, 0.6], [-0.4, -0.6]]))
+    rollout = Rollout(torch.tensor([[0], [1]]), torch.tensor([[1], [0]]), 2, old)
+    return new, Transition(torch.zeros(2, 2, 1), rollout, torch.tensor([[1.0], [-1.0]]))
+
+
+def test_the_whole_objective_with_credit_to_masked_tokens() -> None:
+    config = PPOConfig(clip=0.2, value_weight=0.5)
+    loss = ppo_loss(*_two_clips(), config, entropy_weight=0.1)
+    found = {name: part.item() for name, part in loss.parts.items()}
+    # Clip 0: ratio 1/4 : 1/2 = 0.5, advantage 1 - 0.2, min(0.4, 0.64).
+    # Clip 1: ratio 3/4 : 1/2 = 1.5, advantage -1 - 0.2, min(-1.8, -1.44).
+    assert found["policy_loss"] == pytest.approx(-(0.4 - 1.8) / 2)
+    # Values 0.5 and -0.5 of returns 1 and -1.
+    assert found["value_loss"] == pytest.approx(0.25)
+    entropy = (0.75 * math.log(4 / 3) + 0.25 * math.log(4)) / math.log(2)
+    assert found["entropy_share"] == pytest.approx(entropy)
+    assert loss.total.item() == pytest.approx(0.7 + 0.5 * 0.25 - 0.1 * entropy)
+    # r - 1 - log r of the two ratios.
+    assert found["kl"] == pytest.approx((0.5 - 1 + math.log(2) + 1.5 - 1 - math.log(1.5)) / 2, rel=1e-5)
+    assert found["clip_fraction"] == 1
+    assert (found["ratio_min"], found["ratio_max"]) == pytest.approx((0.5, 1.5))
+    # Residuals 0.5 and -0.5 of returns 1 and -1: a quarter of their variance is left.
+    assert found["explained_variance"] == pytest.approx(0.75)
+
+
+def test_only_the_unclipped_clip_moves_the_policy() -> None:
+    new, transition = _two_clips()
+    ppo_loss(new, transition, PPOConfig(), entropy_weight=0.0).total.backward()
+    gradient_BN = new.logits_BN.grad
+    assert gradient_BN is not None
+    # -1/2 d(r A)/dl of clip 0, with r = pi_new(1) / pi_old(1): dr/dl_1 = r (1 - 1/4), dr/dl_0 = -r 3/4.
+    assert gradient_BN[0].tolist() == pytest.approx([0.5 * 0.8 * 0.5 * 0.75, -0.5 * 0.8 * 0.5 * 0.75])
+    assert gradient_BN[1].tolist() == pytest.approx([-(-1.2) / 2 * 1.5 * 0.25, 1.2 / 2 * 1.5 * -0.25])
+
+
+def test_the_whole_objective_with_credit_to_the_sequence() -> None:
+    # Three tokens, two drawn in order (0, 1); old policy uniform, new one (2, 1, 1) / 4.
+    old = Policy(torch.zeros(2, 3), torch.zeros(2, 3))
+    new = Policy(torch.tensor([[math.log(2), 0, 0]] * 2), torch.tensor([[3.0, 0, 0], [0, 0, 0]]))
+    rollout = Rollout(torch.tensor([[0, 1], [1, 0]]), torch.tensor([[2], [2]]), 3, old)
+    transition = Transition(torch.zeros(2, 3, 1), rollout, torch.tensor([[1.0], [2.0]]))
+    loss = ppo_loss(new, transition, PPOConfig(credit="sequence", clip=0.2), entropy_weight=0.0)
+    # Clip 0: 2/4 : 1/3 = 1.5 (clipped to 1.2), then 1/2 : 1/2 = 1; advantage 1.
+    # Clip 1: 1/4 : 1/3 = 0.75, then 2/3 : 1/2 = 4/3 (clipped to 1.2); advantage 2.
+    assert loss.parts["policy_loss"].item() == pytest.approx(-(1.2 + 1 + 2 * 0.75 + 2 * 1.2) / 4)
+    # Values 1 and 0 of returns 1 and 2.
+    assert loss.parts["value_loss"].item() == pytest.approx((0 + 4) / 2)
+
+
+def test_a_baseline_of_each_token_is_compared_with_that_tokens_reward() -> None:
+    old = Policy(torch.zeros(1, 3), torch.tensor([[9.0, 0.5, 1.0]]))
+    rollout = Rollout(torch.tensor([[0]]), torch.tensor([[1, 2]]), 3, old)
+    transition = Transition(torch.zeros(1, 3, 1), rollout, torch.tensor([[2.0, 1.0]]))
+    loss = ppo_loss(old, transition, PPOConfig(baseline="token"), entropy_weight=0.0)
+    # Advantages 1.5 and 0 at ratio 1; squared value errors 2.25 and 0.
+    assert loss.parts["policy_loss"].item() == pytest.approx(-0.75)
+    assert loss.parts["value_loss"].item() == pytest.approx(1.125)
+
+
+@pytest.mark.parametrize("credit", ["masked_token", "sequence"])
+def test_before_the_first_step_old_and_new_policy_are_one(credit: str) -> None:
+    policy = Policy(torch.randn(4, 10), torch.randn(4, 10))
+    visible_BK = gumbel_top_k(policy.logits_BN, 3, torch.Generator().manual_seed(0))
+    rollout = Rollout(visible_BK, complement(visible_BK, 10), 10, policy)
+    transition = Transition(torch.zeros(4, 10, 1), rollout, torch.randn(4, 7))
+    parts = ppo_loss(policy, transition, PPOConfig(credit=credit), 0.1).parts  # type: ignore[arg-type]
+    assert parts["ratio_min"].item() == parts["ratio_max"].item() == 1
+    assert parts["kl"].item() == parts["clip_fraction"].item() == 0
+
+
+@pytest.mark.parametrize(
+    ("weight", "target", "share", "expected"),
+    [
+        (0.1, 0.6, 0.6, 0.1),
+        # A tenth of the target too high: half the full step down. Half of it too low: the full step up.
+        (0.1, 0.6, 0.66, 0.1 * math.exp(-0.05)),
+        (0.1, 0.6, 0.3, 0.1 * math.exp(0.1)),
+        (0.1, 0.6, 0.0, 0.1 * math.exp(0.1)),
+        (0.1, 0.6, 1.0, 0.1 * math.exp(-0.1)),
+        # It can start from nothing, and it has a ceiling.
+        (0.0, 0.6, 0.0, 1e-3 * math.exp(0.1)),
+        (9.9, 0.6, 0.0, 10.0),
+        (0.1, None, 0.0, 0.1),
+    ],
+)
+def test_the_weight_of_the_entropy_moves_towards_its_target(
+    weight: float, target: float | None, share: float, expected: float
+) -> None:
+    controller = EntropyController(weight, target, rate=0.1)
+    controller.update(share)
+    assert controller.weight == pytest.approx(expected)
+
+
+class Table(nn.Module):
+    """A policy that is a table of logits, the same for every clip."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.logits_N = nn.Parameter(torch.zeros(tokens))
+        self.value = nn.Parameter(torch.zeros(()))
+
+    def forward(self, tokens_BND: Tensor) -> Policy:
+        shape = tokens_BND.shape[:2]
+        return Policy(self.logits_N.expand(shape), self.value.expand(shape))
+
+
+def _draw(table: Table, reward_N: Tensor, clips: int, generator: torch.Generator) -> Transition:
+    tokens_BND = torch.zeros(clips, len(reward_N), 1)
+    with torch.no_grad():
+        policy = table(tokens_BND)
+    visible_BK = gumbel_top_k(policy.logits_BN, 2, generator)
+    rollout = Rollout(visible_BK, complement(visible_BK, len(reward_N)), len(reward_N), policy)
+    return Transition(tokens_BND, rollout, reward_N[rollout.masked_BM])
+
+
+def _train(config: PPOConfig, updates: int) -> tuple[Table, dict[str, float]]:
+    """Tokens 0 and 1 of 10 are hard to reconstruct when masked, the others easy."""
+    reward_N = torch.full((10,), -0.5)
+    reward_N[:2] = 2.0
+    table, generator = Table(10), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(table.parameters(), lr=0.05)
+    controller = EntropyController(config.entropy_weight, config.target_entropy)
+
+    def step_on(loss: Tensor) -> bool:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return True
+
+    health: dict[str, float] = {}
+    for _ in range(updates):
+        memory = [_draw(table, reward_N, 16, generator)]
+        health = improve(table, memory, config, controller, step_on, lambda values: values, generator)
+    return table, health
+
+
+def test_tokens_that_are_hard_when_masked_become_likelier_to_be_visible() -> None:
+    table, _ = _train(PPOConfig(target_entropy=None, entropy_weight=0.0), updates=40)
+    probability_N = table.logits_N.detach().softmax(0)
+    assert probability_N[:2].min() > 2 * probability_N[2:].max()
+
+
+def test_the_controller_keeps_a_policy_from_collapsing_that_would_without_it() -> None:
+    _, alone = _train(PPOConfig(target_entropy=None, entropy_weight=0.0), updates=200)
+    _, held = _train(PPOConfig(target_entropy=0.8, entropy_weight=0.01), updates=200)
+    assert alone["entropy_share"] < 0.6
+    assert held["entropy_share"] == pytest.approx(0.8, abs=0.1)
+
+
+def _count_clips(config: PPOConfig, memory: list[Transition], kl: float = 0.0) -> tuple[list[int], float]:
+    """Run an update that changes nothing; returns the size of each mini-batch and the steps told."""
+    sizes: list[int] = []
+
+    def policy(tokens_BND: Tensor) -> Policy:
+        sizes.append(len(tokens_BND))
+        shift = math.log(2) if kl else 0.0
+        logits_BN = torch.zeros(tokens_BND.shape[:2])
+        logits_BN[:, 0] += shift
+        return Policy(logits_BN, torch.zeros(tokens_BND.shape[:2]))
+
+    health = improve(
+        policy,
+        memory,
+        config,
+        EntropyController(0.1, None),
+        lambda loss: True,
+        lambda values: values,
+        torch.Generator().manual_seed(0),
+    )
+    return sizes, health["ppo_steps"]
+
+
+def _memory(*clips: int) -> list[Transition]:
+    generator = torch.Generator().manual_seed(0)
+    return [_draw(Table(6), torch.randn(6, generator=generator), count, generator) for count in clips]
+
+
+def test_an_update_passes_over_the_whole_memory_in_mini_batches() -> None:
+    sizes, steps = _count_clips(PPOConfig(epochs=2, minibatches=2), _memory(5, 4))
+    assert sizes == [3, 2, 2, 2] * 2
+    assert steps == 8
+
+
+def test_every_clip_is_seen_once_in_a_pass() -> None:
+    (transition,) = _memory(7)
+    marked = Transition(
+        torch.arange(7.0).view(7, 1, 1).expand(7, 6, 1), transition.rollout, transition.reward_BM
+    )
+    seen: list[float] = []
+
+    def policy(tokens_BND: Tensor) -> Policy:
+        seen.extend(tokens_BND[:, 0, 0].tolist())
+        return Policy(torch.zeros(tokens_BND.shape[:2]), torch.zeros(tokens_BND.shape[:2]))
+
+    config = PPOConfig(epochs=1, minibatches=3)
+    generator = torch.Generator().manual_seed(0)
+    controller = EntropyController(0.1, None)
+    improve(policy, [marked], config, controller, lambda loss: True, lambda values: values, generator)
+    assert sorted(seen) == list(range(7))
+    assert seen != sorted(seen)
+
+
+def test_a_part_of_a_transition_keeps_what_belongs_together() -> None:
+    (transition,) = _memory(5)
+    part = transition.part(torch.tensor([3, 1]))
+    for whole, piece in (
+        (transition.reward_BM, part.reward_BM),
+        (transition.rollout.visible_BK, part.rollout.visible_BK),
+        (transition.rollout.masked_BM, part.rollout.masked_BM),
+        (transition.rollout.policy.logits_BN, part.rollout.policy.logits_BN),  # type: ignore[union-attr]
+    ):
+        assert torch.equal(whole[[3, 1]], piece)
+
+
+def test_an_update_stops_when_the_policy_has_moved_too_far_but_never_before_its_first_step() -> None:
+    sizes, steps = _count_clips(PPOConfig(epochs=5, kl_stop=0.01), _memory(4), kl=1.0)
+    # The second pass measures the KL and takes no step.
+    assert (sizes, steps) == ([4, 4], 1)
+    sizes, steps = _count_clips(PPOConfig(epochs=5, kl_stop=None), _memory(4), kl=1.0)
+    assert (len(sizes), steps) == (5, 5)

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tats_core.sampling import SAMPLERS, LearnedSampler, Policy, Sampler, SamplerConfig, SamplerSite, build_sampler
+from tats_core.sampling.adaptive import AdaptiveSampler, sampling_loss
+from tats_core.sampling.base import Rollout
+from tats_core.sampling.fixed import FrameSampler, RandomSampler, TubeSampler
+from tats_core.sampling.tats import TATSSampler
+
+F, S, D = 4, 9, 12
+N = F * S
+NETWORK = {"width": 8, "heads": 2}
+
+
+def _build(kind: str, mask_ratio: float = 0.75, **network: object) -> Sampler:
+    torch.manual_seed(0)
+    config = SamplerConfig.model_validate(
+        {"kind": kind, "mask_ratio": mask_ratio, "network": NETWORK | network}
+    )
+    return build_sampler(config, SamplerSite(tokens=N, slices=F, width=D, heads=2))
+
+
+def _seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _tokens(batch: int = 3) -> torch.Tensor:
+    return torch.randn(batch, N, D, generator=_seeded(9))
+
+
+def test_a_misspelt_sampler_is_answered_with_the_nearest_one() -> None:
+    with pytest.raises(ValidationError, match="no sampler 'tubes'; did you mean 'tube'"):
+        SamplerConfig.model_validate({"kind": "tubes"})
+
+
+@pytest.mark.parametrize("kind", sorted(SAMPLERS))
+def test_visible_and_masked_tokens_are_each_token_once(kind: str) -> None:
+    rollout = _build(kind).act(_tokens(), _seeded())
+    both = torch.cat([rollout.visible_BK, rollout.masked_BM], 1).sort(1).values
+    assert torch.equal(both, torch.arange(N).expand(3, -1))
+    assert torch.equal(rollout.masked_BM, rollout.masked_BM.sort(1).values)
+    assert rollout.visible_BN.sum(1).tolist() == [rollout.visible_BK.shape[1]] * 3
+    assert rollout.visible_BN.gather(1, rollout.visible_BK).all()
+
+
+@pytest.mark.parametrize("kind", sorted(SAMPLERS))
+def test_a_draw_is_repeated_by_its_generator_alone(kind: str) -> None:
+    sampler = _build(kind)
+    torch.manual_seed(1)
+    first = sampler.act(_tokens(), _seeded(5))
+    torch.manual_seed(2)
+    again, other = sampler.act(_tokens(), _seeded(5)), sampler.act(_tokens(), _seeded(6))
+    assert torch.equal(first.visible_BK, again.visible_BK)
+    assert not torch.equal(first.visible_BN, other.visible_BN)
+
+
+@pytest.mark.parametrize("kind", sorted(SAMPLERS))
+@pytest.mark.parametrize(("mask_ratio", "visible"), [(0.5, 18), (0.75, 9), (0.9, 4), (0.999, 1)])
+def test_all_samplers_show_the_number_of_tokens_of_one_rule(
+    kind: str, mask_ratio: float, visible: int
+) -> None:
+    if kind == "tube":
+        # The nearest multiple of 4 slices: 18 / 4 = 4.5 rounds to 4 places, 9 / 4 to 2, and one at least.
+        visible = {18: 16, 9: 8, 4: 4, 1: 4}[visible]
+    sampler = _build(kind, mask_ratio)
+    assert sampler.visible == visible
+    assert sampler.act(_tokens(), _seeded()).visible_BK.shape == (3, visible)
+
+
+@pytest.mark.parametrize("kind", sorted(SAMPLERS))
+def test_the_mask_ratio_may_change_between_draws(kind: str) -> None:
+    sampler = _build(kind, 0.75)
+    sampler.set_mask_ratio(1 - 12 / N)
+    assert sampler.act(_tokens(), _seeded()).visible_BK.shape == (3, 12)
+
+
+def test_videomaes_tube_shows_the_multiple_of_8_slices_nearest_to_the_rule(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        visible = [TubeSampler(1568, ratio, 8).visible for ratio in (0.75, 0.85, 0.9, 0.95)]
+    # The rule's 392 is one; 235, 157 and 78 lie nearest to 232, 160 and 80, and each change is said.
+    assert visible == [392, 232, 160, 80]
+    assert [r.getMessage() for r in caplog.records] == [
+        f"tube masking shows {shown} tokens, the multiple of 8 slices nearest to {wanted}"
+        for shown, wanted in ((232, 235), (160, 157), (80, 78))
+    ]
+
+
+def test_a_tube_shows_the_same_places_in_every_slice() -> None:
+    visible_BFS = TubeSampler(N, 0.7, F).act(_tokens(50), _seeded()).visible_BN.view(50, F, S)
+    assert torch.equal(visible_BFS, visible_BFS[:, :1].expand_as(visible_BFS))
+    assert visible_BFS[:, 0].sum(1).unique().tolist() == [3]
+    assert visible_BFS[:, 0].any(0).all()
+
+
+def test_frames_are_shown_whole_but_for_the_last_one() -> None:
+    # 24 of 36 tokens: two slices of 9 and 6 tokens of a third.
+    visible_BFS = FrameSampler(N, 1 / 3, F).act(_tokens(50), _seeded()).visible_BN.view(50, F, S)
+    shown_BF = visible_BFS.sum(2)
+    assert shown_BF.sort(1).values.unique(dim=0).tolist() == [[0, 6, 9, 9]]
+    # Every slice is at some time whole, partly shown and hidden; the partly shown places vary.
+    assert all(set(column) == {0, 6, 9} for column in shown_BF.T.tolist())
+    assert len(visible_BFS[shown_BF == 6].unique(dim=0)) > 10
+
+
+def test_random_tokens_are_all_shown_equally_often() -> None:
+    rollout = RandomSampler(N, 0.75).act(torch.zeros(20_000, N, 1), _seeded())
+    share_N = rollout.visible_BN.double().mean(0)
+    deviation = math.sqrt(0.25 * 0.75 / 20_000)
+    assert (share_N - 0.25).abs().max().item() < 4.5 * deviation
+
+
+def test_a_policy_knows_its_log_probabilities_and_entropy() -> None:
+    policy = Policy(torch.tensor([[0.0, 0.0, 0.0, 0.0], [math.log(3), 0.0, -1e4, -1e4]]), torch.zeros(2, 4))
+    assert policy.entropy_B[0].item() == pytest.approx(math.log(4))
+    # Probabilities 3/4 and 1/4.
+    assert policy.entropy_B[1].item() == pytest.approx(0.75 * math.log(4 / 3) + 0.25 * math.log(4))
+    assert policy.log_probs_BN[1, :2].exp().tolist() == pytest.approx([0.75, 0.25])
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "tats"])
+def test_no_gradient_of_a_sampler_reaches_the_tokens(kind: str) -> None:
+    sampler = _build(kind)
+    assert isinstance(sampler, LearnedSampler)
+    source = _tokens().requires_grad_()
+    # Through an operation, as tokens come out of the MAE.
+    policy = sampler(source * 1.0)
+    (policy.logits_BN.square().sum() + policy.value_BN.sum()).backward()
+    assert source.grad is None
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in sampler.parameters() if p.requires_grad) or (
+        kind == "adaptive"
+    )
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "tats"])
+def test_a_rollout_keeps_the_old_policy_without_gradients(kind: str) -> None:
+    sampler = _build(kind)
+    rollout = sampler.act(_tokens().requires_grad_(), _seeded())
+    assert rollout.policy is not None
+    assert not rollout.policy.logits_BN.requires_grad
+    assert torch.equal(rollout.policy.logits_BN, sampler(_tokens()).logits_BN)
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "tats"])
+def test_a_fresh_policy_is_nearly_blind(kind: str) -> None:
+    policy = _build(kind)(_tokens())
+    assert (policy.entropy_B / math.log(N)).min().item() > 0.99
+    assert policy.value_BN.abs().max().item() < 0.2
+
+
+def test_a_fresh_sampler_of_the_encoders_width_has_no_projection() -> None:
+    assert not list(_build("tats", width=D).project.parameters())  # type: ignore[union-attr, arg-type]
+    assert list(_build("tats").project.parameters())  # type: ignore[union-attr, arg-type]
+
+
+def test_a_temperature_divides_the_logits() -> None:
+    cold, warm = _build("tats"), _build("tats", temperature=4.0)
+    torch.testing.assert_close(cold(_tokens()).logits_BN, 4 * warm(_tokens()).logits_BN)
+
+
+def test_tats_draws_what_its_actor_prefers() -> None:
+    sampler = _build("tats")
+    assert isinstance(sampler, TATSSampler)
+    with torch.no_grad():
+        sampler.actor.weight.mul_(1e4)
+    rollout = sampler.act(_tokens(), _seeded())
+    assert rollout.policy is not None
+    best_BK = rollout.policy.logits_BN.topk(sampler.visible).indices
+    agreement = [len(set(a) & set(b)) for a, b in zip(best_BK.tolist(), rollout.visible_BK.tolist(), strict=True)]
+    assert min(agreement) >= sampler.visible - 1
+
+
+def test_adamaes_loss_is_as_worked_by_hand() -> None:
+    # Two clips of 3 tokens under a uniform policy: log pi = -log 3 for every masked token.
+    policy = Policy(torch.zeros(2, 3, requires_grad=True), torch.zeros(2, 3))
+    rollout = Rollout(torch.tensor([[0], [1]]), torch.tensor([[1, 2], [0, 2]]), 3)
+    error_BM = torch.tensor([[1.0, 3.0], [0.5, 0.5]])
+    loss = sampling_loss(policy, rollout, error_BM, weight=0.1)
+    assert loss.item() == pytest.approx(0.1 * math.log(3) * (4 + 1) / 2)
+    loss.backward()
+    # d/dl_j of -w/B sum_i e_i log pi_i = -w/B (e_j - pi_j sum e): the hard token 2 of clip 0 is raised most.
+    gradient_BN = policy.logits_BN.grad
+    assert gradient_BN is not None
+    by_hand = [0.05 * (4 / 3 - 0), 0.05 * (4 / 3 - 1), 0.05 * (4 / 3 - 3)]
+    assert gradient_BN[0].tolist() == pytest.approx(by_hand)
+
+
+def test_adamaes_sampler_has_no_critic() -> None:
+    sampler = _build("adaptive")
+    assert isinstance(sampler, AdaptiveSampler)
+    assert not sampler(_tokens()).value_BN.any()
