@@ -15,13 +15,14 @@ import importlib
 import json
 import logging
 import os
+import queue
 import secrets
 import signal
 import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,18 @@ if TYPE_CHECKING:
 _STARTED = threading.Lock()
 _CONTROLLER_FAILURES = 2
 _KEPT_CHECKPOINTS = 2
+
+# What would come again after a restart: the user's mistakes, and our bugs.
+_CERTAIN = (
+    TatsError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    TypeError,
+    ValueError,
+)
 
 
 def fit(
@@ -118,14 +131,39 @@ def connect() -> None:
             # process keeps other users of the machine out just as well.
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
             Config.initialize("")  # Ray read its environment when it was imported
-        ray.init(
-            address=address,
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=True,
+        _in_a_thread_that_stays(
+            lambda: ray.init(
+                address=address,
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+            )
         )
         atexit.register(ray.shutdown)
+
+
+def _in_a_thread_that_stays(work: Callable[[], Any]) -> None:
+    """Run `work` in a thread that lives as long as this process.
+
+    Ray asks the kernel to kill its servers when their parent dies, and for the kernel the parent is the
+    *thread* that started them: a stage's thread would take the cluster along when the stage ends.
+    """
+    answer: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def stay() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001, it is raised by the caller
+            answer.put(error)
+            return
+        answer.put(None)
+        threading.Event().wait()
+
+    threading.Thread(target=stay, name="ray-parent", daemon=True).start()
+    error = answer.get()
+    if error is not None:
+        raise error
 
 
 def _environment() -> dict[str, str]:
@@ -138,6 +176,8 @@ def _environment() -> dict[str, str]:
         "RAY_TRAIN_METRICS_ENABLED": "0",
         # What workers print goes into the stage's folder, as they print it.
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        # Ray would run its workers at niceness 15: beside any busy process, a start took minutes.
+        "RAY_worker_niceness": "0",
     }
     if not os.environ.get("RAY_ADDRESS"):
         # One process less for each training. On this machine nobody announces a preemption.
@@ -337,13 +377,13 @@ def _work(task: dict[str, Any]) -> None:
     except Stopped:
         if world.is_first:
             outcomes.stopped.touch()
-    except (RuntimeError, OSError):
-        # What a worker sees when another one dies; a restart helps.
+    except _CERTAIN as error:
+        outcomes.record_failure(rank, error)
         traceback.print_exc()
         raise
-    except Exception as error:
+    except Exception:
+        # Perhaps only what a worker sees when another one dies; a restart may help.
         traceback.print_exc()
-        outcomes.record_failure(rank, error)
         raise
     finally:
         sys.stdout.flush()

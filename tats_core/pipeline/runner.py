@@ -149,9 +149,9 @@ def _check_before_start(graph: Graph, todo: Plan, home: Path) -> _Resources:
             ("GPU", one.kind.gpus(one.config), there.gpus),
         ):
             if needed > has:
+                fewer = f"ask for fewer workers (--set {one.stage}.workers={has}) or " if has else ""
                 raise ResourceError(
-                    f"{one.name} needs {needed} {name}s, but there are {has}; "
-                    f"ask for fewer workers (--set {one.stage}.workers={max(has, 1)}) or use a larger machine"
+                    f"{one.name} needs {needed} {name}s, but there are {has}; {fewer}use a larger machine"
                 )
     return there
 

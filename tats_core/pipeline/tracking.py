@@ -314,6 +314,8 @@ def connect(home: Path, uri: str) -> MlflowClient:
 
     Processes that open a new database at the same time would both create its tables, so they take turns.
     """
+    # It would report each run to its makers; who wants that sets the variable to false.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # MLflow sets up its loggers when it is imported, and reports every table that it creates.
     import mlflow.exceptions
     from mlflow import MlflowClient

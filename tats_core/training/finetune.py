@@ -156,12 +156,12 @@ def finetune(
         recipe.scaled(lr, config.batch_size) for lr in (recipe.base_lr, recipe.min_lr, recipe.warmup_lr)
     )
     first_epoch, step = 0, 0
+    figures: dict[str, float] = {}
     state = store.latest()
     if state is not None:
         trainer.load_state_dict(state["trainer"])
-        first_epoch, step = state["epoch"], state["step"]
+        first_epoch, step, figures = state["epoch"], state["step"], dict(state["figures"])
         events.note(f"resumed after epoch {first_epoch} of {config.epochs}")
-    figures: dict[str, float] = {}
     for epoch in range(first_epoch, config.epochs):
         trainer.model.train()
         sums: dict[str, float] = {}
@@ -180,6 +180,6 @@ def finetune(
         events.metrics(step, {"epoch": epoch + 1, "clips_per_second": pace, "skipped_steps": skipped})
         events.progress(step=step, steps=steps, epoch=epoch + 1, epochs=config.epochs, shown=figures)
         if (epoch + 1) % config.checkpoint_every == 0 or epoch + 1 == config.epochs:
-            saved = {"trainer": trainer.state_dict(), "epoch": epoch + 1, "step": step, "rank": {}}
-            store.save(saved, step=step, metrics=figures)
+            done = {"epoch": epoch + 1, "step": step, "figures": figures}
+            store.save({"trainer": trainer.state_dict(), **done, "rank": {}}, step=step, metrics=figures)
     return figures

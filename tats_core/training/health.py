@@ -178,6 +178,12 @@ def reconstructions(
     maps_B3THW = unpatchify(maps_BN3.repeat(1, 1, pixels), clip).cpu().numpy()
     both = [unpatchify(x, clip).permute(0, 2, 3, 4, 1).cpu().numpy() for x in (true_BNP, shown_BNP)]
     return [
-        Picture((true.clip(0, 1) * 255).round().astype(np.uint8), visible > 0.5, policy, shown, error)
+        Picture(
+            frames_THWC=(true.clip(0, 1) * 255).round().astype(np.uint8),
+            visible_THW=visible > 0.5,
+            policy_THW=policy,
+            prediction_THWC=shown,
+            error_THW=np.where(visible > 0.5, np.nan, error),
+        )
         for true, shown, (visible, policy, error) in zip(*both, maps_B3THW, strict=True)
     ]

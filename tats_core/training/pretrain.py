@@ -235,7 +235,7 @@ def pretrain(
         trainer.load_state_dict({**state["trainer"], "rank": state["rank"]})
         first_epoch, step = state["epoch"], state["step"]
         events.note(f"resumed after epoch {first_epoch} of {config.epochs}")
-    figures: dict[str, float] = {}
+    figures: dict[str, float] = dict(state["figures"]) if state is not None else {}
     looked: dict[str, float] = dict(state["health"]) if state is not None else {}
     for epoch in range(first_epoch, config.epochs):
         warming_up = epoch < config.sampler_warmup_epochs
@@ -265,8 +265,8 @@ def pretrain(
         events.metrics(step, pace)
         if (epoch + 1) % config.checkpoint_every == 0 or epoch + 1 == config.epochs:
             state = trainer.state_dict()
-            own = {"rank": state.pop("rank")}
-            saved = {"trainer": state, "epoch": epoch + 1, "step": step, "health": looked, **own}
+            done = {"epoch": epoch + 1, "step": step, "health": looked, "figures": figures}
+            saved = {"rank": state.pop("rank"), "trainer": state, **done}
             store.save(saved, step=step, metrics=looked | {"loss": figures["loss"]})
     return looked | {"loss": figures.get("loss", math.nan), "steps": float(steps)}
 

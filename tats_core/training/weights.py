@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from tats_core.errors import WeightsError
 from tats_core.models.vit import VideoViT
@@ -48,9 +49,9 @@ def load(folder: Path, module: nn.Module, name: str = "model") -> None:
     """Load `<name>.safetensors` into `module`; every name and shape must match.
 
     Raises:
-        WeightsError: they do not.
+        WeightsError: they do not, or the file cannot be read.
     """
-    _fill(module, load_file(folder / f"{name}.safetensors"), str(folder))
+    _fill(module, _read(folder / f"{name}.safetensors"), str(folder))
 
 
 def load_encoder(encoder: VideoViT, folder: Path, without: tuple[str, ...] = ()) -> None:
@@ -64,12 +65,19 @@ def load_encoder(encoder: VideoViT, folder: Path, without: tuple[str, ...] = ())
     """
     tensors = {
         key.removeprefix("encoder."): tensor
-        for key, tensor in load_file(folder / "model.safetensors").items()
+        for key, tensor in _read(folder / "model.safetensors").items()
         if key.startswith("encoder.") and not key.removeprefix("encoder.").startswith(without)
     }
     if not tensors:
         raise WeightsError(f"{folder}: holds no encoder; is it the output of a pre-training?")
     _fill(encoder, tensors, str(folder))
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: the saved weights cannot be read ({error})") from error
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Any], where: str) -> None:

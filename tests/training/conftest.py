@@ -1,0 +1,45 @@
+"""Models and clips of a size at which a step takes a few milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+TINY: dict[str, Any] = {
+    "model": {"preset": "vit_micro", "width": 24, "depth": 2, "heads": 3},
+    "clip": {"frames": 4, "size": 16, "tubelet": 2, "patch": 4},
+}
+
+
+class Clips:
+    """A loader of clips drawn from the epoch's number, as `TrainLoader` is a function of it."""
+
+    def __init__(self, steps: int = 3, batch: int = 4, classes: int = 3, fail_at: int | None = None) -> None:
+        self.steps, self.batch, self.classes, self.fail_at = steps, batch, classes, fail_at
+        self.epochs_read: list[int] = []
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        self.epochs_read.append(epoch)
+        if epoch == self.fail_at:
+            raise KeyboardInterrupt
+        generator = torch.Generator().manual_seed(epoch)
+        for _ in range(self.steps):
+            video_BCTHW = torch.randn(self.batch, 3, 4, 16, 16, generator=generator)
+            label_B = torch.randint(self.classes, (self.batch,), generator=generator)
+            yield video_BCTHW, label_B, torch.arange(self.batch)
+
+
+@pytest.fixture
+def tiny() -> dict[str, Any]:
+    """Model and clip of a recipe."""
+    return {key: dict(value) for key, value in TINY.items()}
+
+
+@pytest.fixture
+def clips() -> type[Clips]:
+    """The fake loader."""
+    return Clips

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tats_core.data.loaders import ClipOptions
+from tats_core.errors import SpecError
+from tats_core.models.tokens import ClipConfig
+from tats_core.training.jobs.common import clip_options, per_worker, write_result
+from tats_core.training.world import World
+
+CLIP = ClipConfig(frames=8, size=48, patch=8)
+
+
+def test_a_global_batch_is_shared_evenly() -> None:
+    assert per_worker(32, World()) == 32
+    assert per_worker(32, World(rank=3, size=4)) == 8
+    with pytest.raises(SpecError, match=r"batch_size \(30\) .* must be a multiple of workers \(4\)"):
+        per_worker(30, World(size=4))
+
+
+def test_the_loader_reads_the_clip_that_the_model_sees() -> None:
+    options = clip_options(CLIP, ClipOptions.model_validate({"stride": 3}))
+    assert (options.frames, options.size, options.stride) == (8, 48, 3)
+
+
+def test_a_loader_told_of_another_clip_is_refused() -> None:
+    assert clip_options(CLIP, ClipOptions.model_validate({"frames": 8})).frames == 8
+    with pytest.raises(SpecError, match=r"data.size contradicts clip.size"):
+        clip_options(CLIP, ClipOptions.model_validate({"size": 224}))
+
+
+def test_a_result_appears_whole(tmp_path: Path) -> None:
+    write_result(tmp_path, {"top1": 12.5, "benchmark": "ssv2"})
+    assert json.loads((tmp_path / "result.json").read_text()) == {"top1": 12.5, "benchmark": "ssv2"}
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from tats_core.training.events import EventLog, read_events
+
+
+def test_events_are_read_in_the_order_in_which_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "stage" / "events.jsonl"
+    log = EventLog(path)
+    log.params({"global_batch": 64})
+    log.metrics(3, {"loss": 0.5})
+    log.progress(step=3, steps=9, epoch=1, epochs=3, shown={"loss": 0.5})
+    log.file(3, "masks", "pictures/masks.png")
+    log.note("two\nlines, and a 漢")
+    events = [event for _, event in read_events(path)]
+    assert all(event.pop("time") > 1e9 for event in events)
+    assert events == [
+        {"kind": "params", "values": {"global_batch": 64}},
+        {"kind": "metrics", "step": 3, "values": {"loss": 0.5}},
+        {"kind": "progress", "step": 3, "steps": 9, "epoch": 1, "epochs": 3, "shown": {"loss": 0.5}},
+        {"kind": "file", "step": 3, "key": "masks", "path": "pictures/masks.png"},
+        {"kind": "note", "text": "two\nlines, and a 漢"},
+    ]
+
+
+def test_a_figure_that_is_not_finite_is_a_hole_in_its_curve(tmp_path: Path) -> None:
+    EventLog(tmp_path / "e").metrics(1, {"loss": math.nan, "norm": math.inf, "lr": 0.1})
+    ((_, event),) = read_events(tmp_path / "e")
+    assert event["values"] == {"lr": 0.1}
+
+
+def test_a_reader_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "e")
+    log.note("first")
+    ((offset, _),) = read_events(tmp_path / "e")
+    assert list(read_events(tmp_path / "e", offset)) == []
+    log.note("second")
+    assert [event["text"] for _, event in read_events(tmp_path / "e", offset)] == ["second"]
+
+
+def test_half_a_last_line_waits_until_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "e"
+    EventLog(path).note("whole")
+    with path.open("a") as file:
+        file.write('{"kind": "note", "te')
+    ((offset, event),) = read_events(path)
+    assert event["text"] == "whole"
+    with path.open("a") as file:
+        file.write('xt": "late"}\n')
+    assert [event["text"] for _, event in read_events(path, offset)] == ["late"]
+
+
+def test_a_log_without_a_path_drops_everything(tmp_path: Path) -> None:
+    EventLog(None).note("nobody reads this")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_there_are_no_events_before_the_first() -> None:
+    assert list(read_events(Path("nowhere.jsonl"))) == []

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tats_core.models.mae import MAEConfig, VideoMAE
+from tats_core.models.tokens import ClipConfig
+from tats_core.models.vit import ViTConfig
+from tats_core.sampling import Rollout, Sampler, SamplerConfig, SamplerSite, build_sampler
+from tats_core.training.events import EventLog, read_events
+from tats_core.training.health import HealthCheck, HeldOut, pixel_motion, reconstructions
+from tats_core.training.world import World
+
+CLIP = ClipConfig(frames=4, size=16, tubelet=2, patch=4)
+VIT = ViTConfig.model_validate({"preset": "vit_micro", "width": 24, "depth": 2, "heads": 3})
+
+
+class Corner(Sampler):
+    """Always shows the first places of the first slice."""
+
+    def act(self, tokens_BND: Tensor, generator: torch.Generator | None = None) -> Rollout:
+        return self._rollout(torch.arange(self.visible).expand(len(tokens_BND), -1))
+
+
+def _mae() -> VideoMAE:
+    torch.manual_seed(0)
+    return VideoMAE(VIT, MAEConfig(decoder_width=16, decoder_depth=1, decoder_heads=2), CLIP)
+
+
+def _moving_corner(clips: int) -> Tensor:
+    """Ground truth: the first 4 tokens of slice 0 move, nothing else does."""
+    motion_BTHW = torch.zeros(clips, 4, 16, 16)
+    motion_BTHW[:, :2, :4] = 1
+    return motion_BTHW
+
+
+def _check(folder: Path, events: EventLog | None = None, motion: bool = True) -> HealthCheck:
+    generator = torch.Generator().manual_seed(0)
+    label_B = torch.arange(48) % 3
+    # Classes differ in brightness, which even an untrained encoder passes on.
+    video_BCTHW = torch.randn(48, 3, 4, 16, 16, generator=generator) + 2 * label_B.view(-1, 1, 1, 1, 1)
+    held_out = HeldOut(
+        video_BCTHW[:24],
+        label_B[:24],
+        video_BCTHW[8:],
+        label_B[8:],
+        _moving_corner(40) if motion else None,
+        classes=3,
+    )
+    return HealthCheck(held_out, 0.875, World(), events or EventLog(None), folder, seed=0)
+
+
+def test_pixel_motion_is_the_change_from_the_frame_before() -> None:
+    video_BCTHW = torch.tensor([0.0, 1.0, 1.0, 4.0]).view(1, 1, 4, 1, 1).repeat(1, 3, 1, 2, 2)
+    video_BCTHW[:, 0] = 0
+    # Two of three channels change; the first frame repeats the change of the second.
+    expected = [2 / 3, 2 / 3, 0.0, 2.0]
+    assert pixel_motion(video_BCTHW)[0, :, 0, 0].tolist() == pytest.approx(expected)
+
+
+def test_the_policy_is_measured_by_the_ground_truth_of_motion(tmp_path: Path) -> None:
+    figures = _check(tmp_path).policy(_mae(), Corner(32, 0.875))
+    # The four visible tokens are the four that move: 1 over 4/32.
+    assert figures["motion_lift"] == pytest.approx(8)
+    # Blind drawing has lift 1, here from 40 clips of 4 tokens of 32.
+    deviation = 8 * math.sqrt(1 / 8 * 7 / 8 / 160)
+    assert figures["random_lift"] == pytest.approx(1, abs=4 * deviation)
+    # Noise moves everywhere alike.
+    assert figures["pixel_motion_lift"] == pytest.approx(1, abs=0.1)
+    assert figures["coverage"] == 4 / 32
+    assert figures["entropy_share"] == 1
+
+
+def test_without_ground_truth_motion_is_that_of_pixels(tmp_path: Path) -> None:
+    figures = _check(tmp_path, motion=False).policy(_mae(), Corner(32, 0.875))
+    assert figures["motion_lift"] == figures["pixel_motion_lift"]
+
+
+def test_the_entropy_of_a_learned_policy_is_a_share_of_log_n(tmp_path: Path) -> None:
+    config = SamplerConfig.model_validate(
+        {"kind": "tats", "mask_ratio": 0.875, "network": {"width": 12, "heads": 2}}
+    )
+    sampler = build_sampler(config, SamplerSite(tokens=32, slices=2, width=24, heads=3))
+    assert _check(tmp_path).policy(_mae(), sampler)["entropy_share"] == pytest.approx(1, abs=0.01)
+    with torch.no_grad():
+        sampler.actor.weight.mul_(1e6)  # type: ignore[union-attr, operator]
+    assert _check(tmp_path).policy(_mae(), sampler)["entropy_share"] < 0.2
+
+
+def test_features_that_carry_the_class_are_seen_by_the_probes(tmp_path: Path) -> None:
+    with torch.no_grad():
+        figures = _check(tmp_path).features(_mae())
+    assert figures["linear_top1"] == 100
+    assert figures["knn_top1"] == 100
+    assert figures["probe_chance"] == pytest.approx(100 / 3)
+    assert 1 < figures["effective_rank"] <= 24
+
+
+def test_a_collapsed_encoder_is_seen_by_rank_and_variance(tmp_path: Path) -> None:
+    mae = _mae()
+    with torch.no_grad():
+        mae.encoder.embedding.weight.zero_()
+        figures = _check(tmp_path).features(mae)
+    assert figures["between_clip_variance"] == pytest.approx(0, abs=1e-9)
+    assert figures["linear_top1"] == pytest.approx(100 / 3, abs=5)
+
+
+def test_a_check_leaves_the_model_training_and_repeats_itself(tmp_path: Path) -> None:
+    mae, sampler = (
+        _mae().train(),
+        build_sampler(
+            SamplerConfig(kind="random", mask_ratio=0.875),
+            SamplerSite(tokens=32, slices=2, width=24, heads=3),
+        ),
+    )
+    check = _check(tmp_path)
+    assert check(mae, sampler, 1) == check(mae, sampler, 2)
+    assert mae.training
+
+
+def test_pictures_are_written_and_told_of(tmp_path: Path) -> None:
+    _check(tmp_path, EventLog(tmp_path / "events.jsonl"))(_mae(), Corner(32, 0.875), 7)
+    files = [event for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "file"]
+    assert [event["step"] for event in files] == [7] * 8
+    assert {event["key"] for event in files} == {f"masks/clip{place}" for place in range(4)}
+    for event in files:
+        with Image.open(tmp_path / event["path"]) as picture:
+            assert getattr(picture, "n_frames", 1) == (4 if event["path"].endswith("gif") else 1)
+
+
+def test_a_picture_shows_what_is_visible_as_it_is_and_never_leaks_what_is_masked() -> None:
+    mae, sampler = _mae().eval(), Corner(32, 0.875)
+    video_BCTHW = 0.5 * torch.randn(1, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    other_BCTHW = video_BCTHW.clone()
+    other_BCTHW[:, :, 2:] = 0.3
+    with torch.no_grad():
+        (one,), (other,) = (
+            reconstructions(mae, sampler, x, torch.Generator()) for x in (video_BCTHW, other_BCTHW)
+        )
+    assert one.visible_THW.sum() == 4 * CLIP.pixels // 3
+    assert one.visible_THW[:2, :4].all()
+    # The masked half of the clip was changed, the prediction was not.
+    hidden_THW = ~one.visible_THW
+    np.testing.assert_allclose(one.prediction_THWC[hidden_THW], other.prediction_THWC[hidden_THW], atol=1e-6)
+    assert not np.array_equal(one.frames_THWC[2:], other.frames_THWC[2:])
+    visible = one.visible_THW
+    shown = (one.prediction_THWC[visible].clip(0, 1) * 255).round()
+    np.testing.assert_allclose(shown, one.frames_THWC[visible], atol=1)
+    assert np.isnan(one.error_THW[visible]).all()
+    assert np.isfinite(one.error_THW[hidden_THW]).all()

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tats_core.errors import TrainingError
+from tats_core.models.classifier import VideoClassifier
+from tats_core.models.tokens import ClipConfig
+from tats_core.models.vit import ViTConfig
+from tats_core.training.optim import (
+    GuardedStep,
+    OptimizerConfig,
+    adamw,
+    cosine,
+    evaluating,
+    layer_of,
+    parameter_count,
+    parameter_groups,
+)
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [
+        (0, 1.0),  # the start
+        (5, 5.5),  # half of the warm-up
+        (10, 10.0),  # the peak
+        (35, 2.0 + 8.0 * 0.5 * (1 + math.cos(math.pi / 4))),
+        (60, 6.0),  # half way down: the mean of peak and end
+        (110, 2.0),
+        (200, 2.0),  # beyond the end it stays there
+    ],
+)
+def test_the_rate_rises_linearly_and_falls_along_a_cosine(step: int, rate: float) -> None:
+    assert cosine(step, 110, 10, peak=10.0, start=1.0, end=2.0) == pytest.approx(rate)
+
+
+def test_without_warm_up_the_rate_starts_at_its_peak() -> None:
+    assert cosine(0, 100, 0, peak=3.0, start=1.0, end=0.0) == 3
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 300), st.floats(0, 400), st.floats(0, 400))
+def test_the_rate_never_leaves_what_lies_between_its_ends(steps: int, warmup: float, step: float) -> None:
+    assert 1.0 - 1e-9 <= cosine(step, steps, warmup, peak=10.0, start=1.0, end=2.0) <= 10.0 + 1e-9
+
+
+def test_rates_are_for_256_clips_and_scale_with_the_batch() -> None:
+    assert OptimizerConfig().scaled(1.5e-4, 1024) == pytest.approx(6e-4)
+
+
+def _classifier() -> VideoClassifier:
+    vit = ViTConfig.model_validate({"preset": "vit_micro", "width": 24, "depth": 2, "heads": 3})
+    return VideoClassifier(vit, ClipConfig(frames=4, size=8, tubelet=2, patch=4), 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("encoder.embedding.weight", 0),
+        ("encoder.blocks.0.attn.qkv.weight", 1),
+        ("encoder.blocks.11.mlp.fc1.bias", 12),
+        ("head.weight", 13),
+        ("head_norm.weight", 13),
+        ("decoder.0.norm1.weight", 13),
+        ("mask_token", 13),
+    ],
+)
+def test_a_layer_is_known_by_the_name_of_its_parameter(name: str, layer: int) -> None:
+    assert layer_of(name, depth=12) == layer
+
+
+def test_layer_decay_slows_what_lies_deeper() -> None:
+    model = _classifier()
+    optimizer = adamw(model, OptimizerConfig(layer_decay=0.5), depth=2)
+    GuardedStep(optimizer, None, "test").set_lr(0.8)
+    rate_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    rates = {name: rate_of[id(p)] for name, p in model.named_parameters()}
+    assert rates["head.weight"] == rates["head_norm.bias"] == pytest.approx(0.8)
+    assert rates["encoder.blocks.1.attn.qkv.weight"] == pytest.approx(0.4)
+    assert rates["encoder.blocks.0.norm1.weight"] == pytest.approx(0.2)
+    assert rates["encoder.embedding.weight"] == rates["encoder.embedding.bias"] == pytest.approx(0.1)
+    assert len(rates) == len(list(model.parameters()))
+
+
+def test_weight_decay_is_for_matrices_alone_and_every_parameter_has_one_group() -> None:
+    model = _classifier()
+    groups = parameter_groups(model, weight_decay=0.05)
+    for group in groups:
+        assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] == 0.05}
+    assert sorted(id(p) for g in groups for p in g["params"]) == sorted(id(p) for p in model.parameters())
+
+
+def test_a_frozen_parameter_is_in_no_group_and_not_counted() -> None:
+    layer = nn.Linear(3, 2)
+    layer.bias.requires_grad_(False)
+    assert [p.shape for g in parameter_groups(layer, 0.05) for p in g["params"]] == [(2, 3)]
+    assert parameter_count([layer, nn.Linear(2, 1)]) == 6 + 3
+
+
+def _guarded(
+    value: float, clip_grad: float | None = None, limit: int = 20
+) -> tuple[nn.Parameter, GuardedStep]:
+    parameter = nn.Parameter(torch.tensor([value, 0.0]))
+    optimizer = torch.optim.SGD([parameter], lr=0.0)
+    guarded = GuardedStep(optimizer, clip_grad, "toy", limit)
+    guarded.set_lr(1.0)
+    return parameter, guarded
+
+
+def _loss(parameter: nn.Parameter, slope: float) -> Tensor:
+    return (parameter * torch.tensor([3.0 * slope, 4.0 * slope])).sum()
+
+
+def test_a_step_follows_the_gradient_and_tells_its_norm() -> None:
+    parameter, guarded = _guarded(1.0)
+    assert guarded(_loss(parameter, 1.0))
+    assert parameter.tolist() == [1 - 3, -4]
+    assert guarded.last_norm == pytest.approx(5)
+
+
+def test_a_long_gradient_is_cut_to_its_limit_and_told_at_full_length() -> None:
+    parameter, guarded = _guarded(1.0, clip_grad=0.5)
+    guarded(_loss(parameter, 2.0))
+    assert parameter.tolist() == pytest.approx([1 - 0.3, -0.4], rel=1e-4)
+    assert guarded.last_norm == pytest.approx(10)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(broken: float) -> None:
+    parameter, guarded = _guarded(1.0)
+    assert not guarded(_loss(parameter, broken))
+    assert parameter.tolist() == [1, 0]
+    assert (guarded.skipped, guarded.in_a_row) == (1, 1)
+    assert guarded(_loss(parameter, 1.0))
+    assert (guarded.skipped, guarded.in_a_row) == (1, 0)
+
+
+def test_a_skipped_step_leaves_no_trace_in_adamw() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    guarded = GuardedStep(adamw(model, OptimizerConfig()), None, "toy")
+    guarded.set_lr(0.1)
+    guarded(model(torch.ones(1, 2)).sum())
+    before = [x.clone() for x in (model.weight, *guarded.optimizer.state[model.weight].values())]
+    guarded(model(torch.full((1, 2), math.nan)).sum())
+    after = (model.weight, *guarded.optimizer.state[model.weight].values())
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+def test_training_stops_after_too_many_skipped_steps_in_a_row() -> None:
+    parameter, guarded = _guarded(1.0, limit=3)
+    for slope in (math.nan, math.nan, 1.0, math.nan, math.nan):
+        guarded(_loss(parameter, slope))
+    with pytest.raises(
+        TrainingError, match=r"toy: 3 steps in a row .* \(5 in all\); lower the learning rate"
+    ):
+        guarded(_loss(parameter, math.nan))
+
+
+def test_the_counters_of_skipped_steps_survive_a_resume() -> None:
+    parameter, guarded = _guarded(1.0, limit=3)
+    guarded(_loss(parameter, math.nan))
+    guarded(_loss(parameter, math.nan))
+    resumed_parameter, resumed = _guarded(1.0, limit=3)
+    resumed.load_state_dict(guarded.state_dict())
+    with pytest.raises(TrainingError):
+        resumed(_loss(resumed_parameter, math.nan))
+
+
+def test_evaluation_is_without_gradients_and_every_module_gets_its_mode_back() -> None:
+    training, resting = nn.Dropout().train(), nn.Dropout().eval()
+
+    def fail() -> None:
+        with evaluating(training, resting):
+            assert not training.training
+            assert not torch.is_grad_enabled()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert torch.is_grad_enabled()
+    assert (training.training, resting.training) == (True, False)

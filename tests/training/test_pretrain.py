@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tats_core.models.mae import VideoMAE
+from tats_core.sampling import Sampler
+from tats_core.training.checkpoint import FolderStore
+from tats_core.training.events import EventLog, read_events
+from tats_core.training.pretrain import JointTrainer, PretrainConfig, pretrain
+from tats_core.training.world import World
+
+SAMPLERS: dict[str, dict[str, Any]] = {
+    "random": {"kind": "random"},
+    "adaptive": {"kind": "adaptive"},
+    "tats": {"kind": "tats", "ppo": {"epochs": 2, "minibatches": 2}},
+    "tats, sequence": {"kind": "tats", "ppo": {"credit": "sequence"}},
+    # Three steps an epoch, two in the memory: a checkpoint falls between two updates.
+    "tats, long rollout": {"kind": "tats", "ppo": {"rollout_length": 2, "epochs": 2, "minibatches": 2}},
+}
+
+
+def _recipe(tiny: dict[str, Any], sampler: dict[str, Any], **changes: Any) -> PretrainConfig:
+    return PretrainConfig.model_validate(
+        {
+            **tiny,
+            "mae": {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2, "decoded_share": 0.5},
+            "sampler": {"mask_ratio": 0.8, "network": {"width": 12, "heads": 2}, **sampler},
+            "optimizer": {"base_lr": 0.05, "warmup_epochs": 1},
+            "epochs": 4,
+            "batch_size": 4,
+            "log_every": 1,
+            "checkpoint_every": 1,
+            "health_every": 2,
+        }
+        | changes
+    )
+
+
+def _look(mae: VideoMAE, sampler: Sampler, step: int) -> dict[str, float]:
+    return {"looked_at": float(step)}
+
+
+def _run(
+    recipe: PretrainConfig, loader: Any, folder: Path, events: EventLog | None = None
+) -> tuple[JointTrainer, dict[str, float]]:
+    trainer = JointTrainer(recipe, World())
+    events = events or EventLog(None)
+    return trainer, pretrain(trainer, loader, events=events, store=FolderStore(folder), health=_look)
+
+
+def _flat(state: Any, name: str = "") -> dict[str, Any]:
+    if isinstance(state, dict):
+        return {k: v for key in state for k, v in _flat(state[key], f"{name}.{key}").items()}
+    if isinstance(state, (list, tuple)):
+        return {k: v for place, one in enumerate(state) for k, v in _flat(one, f"{name}.{place}").items()}
+    return {name: state}
+
+
+def _assert_same(one: Any, other: Any) -> None:
+    flat, flat_other = _flat(one), _flat(other)
+    assert flat.keys() == flat_other.keys()
+    for name, value in flat.items():
+        same = (
+            torch.equal(value, flat_other[name]) if isinstance(value, Tensor) else value == flat_other[name]
+        )
+        assert same, name
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
+def test_a_resumed_run_ends_in_the_same_bits(
+    sampler: dict[str, Any], tiny: dict[str, Any], clips: Any, tmp_path: Path
+) -> None:
+    recipe = _recipe(tiny, sampler)
+    straight, figures = _run(recipe, clips(), tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        _run(recipe, clips(fail_at=2), tmp_path / "killed")
+    torch.manual_seed(999)
+    loader = clips()
+    resumed, resumed_figures = _run(recipe, loader, tmp_path / "killed")
+    assert loader.epochs_read == [2, 3]
+    assert figures == resumed_figures
+    _assert_same(straight.state_dict(), resumed.state_dict())
+
+
+def test_a_finished_run_that_is_started_again_returns_its_figures(
+    tiny: dict[str, Any], clips: Any, tmp_path: Path
+) -> None:
+    recipe = _recipe(tiny, SAMPLERS["tats"], epochs=1)
+    _, figures = _run(recipe, clips(), tmp_path)
+    loader = clips()
+    _, again = _run(recipe, loader, tmp_path)
+    assert loader.epochs_read == []
+    assert again == figures
+    assert math.isfinite(figures["loss"])
+
+
+def test_the_same_seed_trains_the_same_model_and_another_one_does_not(
+    tiny: dict[str, Any], clips: Any, tmp_path: Path
+) -> None:
+    states = [
+        _run(_recipe(tiny, SAMPLERS["tats"], epochs=1, seed=seed), clips(), tmp_path / str(place))[
+            0
+        ].state_dict()
+        for place, seed in enumerate((0, 0, 1))
+    ]
+    _assert_same(states[0], states[1])
+    assert not torch.equal(states[0]["mae"]["mask_token"], states[2]["mae"]["mask_token"])
+
+
+def test_the_loss_falls_on_clips_that_repeat(tiny: dict[str, Any]) -> None:
+    recipe = _recipe(
+        tiny, SAMPLERS["random"], mae={"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+    )
+    trainer = JointTrainer(recipe, World())
+    # A still picture repeated over time: what is masked can be copied from another slice.
+    picture_BCHW = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(0)).repeat(1, 1, 4, 4)
+    video_BCTHW = picture_BCHW[:, :, None].expand(-1, -1, 4, -1, -1)
+    losses = [trainer.step(video_BCTHW, lr=3e-3)["loss"] for _ in range(60)]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_while_warming_up_masking_is_random_and_the_sampler_rests(tiny: dict[str, Any], clips: Any) -> None:
+    trainer = JointTrainer(_recipe(tiny, SAMPLERS["tats"]), World())
+    before = {name: tensor.clone() for name, tensor in trainer.sampler.state_dict().items()}
+    (video_BCTHW, _, _), *_ = clips().epoch(0)
+    figures = trainer.step(video_BCTHW, lr=1e-3, warming_up=True)
+    assert "entropy_share" not in figures
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.sampler.state_dict().items())
+    figures = trainer.step(video_BCTHW, lr=1e-3)
+    assert figures["entropy_share"] == pytest.approx(1, abs=0.01)
+    assert not torch.equal(trainer.sampler.state_dict()["norm.weight"], before["norm.weight"])
+
+
+def test_rewards_are_standardised_and_their_figures_told(tiny: dict[str, Any]) -> None:
+    trainer = JointTrainer(_recipe(tiny, {"kind": "tats", "ppo": {"rollout_length": 9}}), World())
+    tokens_BND = torch.randn(2, 32, 24)
+    rollout = trainer.sampler.act(tokens_BND, trainer.draws)
+    reward_BM = torch.rand(rollout.masked_BM.shape)
+    figures = trainer.update_sampler(tokens_BND, rollout, reward_BM)
+    assert figures["reward_mean"] == pytest.approx(reward_BM.mean().item())
+    assert figures["reward_std"] == pytest.approx(reward_BM.std(correction=0).item())
+    kept_BM = trainer.memory[0].reward_BM
+    assert kept_BM.mean().item() == pytest.approx(0, abs=1e-6)
+    assert kept_BM.std(correction=0).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_decoder_gets_a_random_share_of_the_masked_tokens(tiny: dict[str, Any]) -> None:
+    trainer = JointTrainer(_recipe(tiny, SAMPLERS["random"]), World())
+    rollout = trainer.sampler.act(torch.zeros(50, 32, 1), trainer.draws)
+    part = trainer.decoded(rollout)
+    # 6 of 32 tokens are visible; half of 26 is decoded.
+    assert part.masked_BM.shape == (50, 13)
+    assert torch.equal(part.visible_BK, rollout.visible_BK)
+    for some, every in zip(part.masked_BM.tolist(), rollout.masked_BM.tolist(), strict=True):
+        assert len(set(some)) == 13
+        assert set(some) <= set(every)
+    assert len(part.masked_BM.unique()) == 32
+
+
+def test_a_broken_batch_is_skipped_and_does_not_reach_the_weights(tiny: dict[str, Any], clips: Any) -> None:
+    trainer = JointTrainer(_recipe(tiny, SAMPLERS["random"]), World())
+    (video_BCTHW, _, _), *_ = clips().epoch(0)
+    before = trainer.mae.mask_token.detach().clone()
+    trainer.step(video_BCTHW.clone().fill_(math.nan), lr=1e-2)
+    assert trainer.mae_step.skipped == 1
+    assert torch.equal(trainer.mae.mask_token, before)
+
+
+def test_the_log_tells_every_step_the_health_figures_and_the_end(
+    tiny: dict[str, Any], clips: Any, tmp_path: Path
+) -> None:
+    recipe = _recipe(tiny, SAMPLERS["tats"], epochs=3)
+    _, figures = _run(recipe, clips(), tmp_path, EventLog(tmp_path / "events.jsonl"))
+    events = [event for _, event in read_events(tmp_path / "events.jsonl")]
+    points = [e for e in events if e["kind"] == "metrics" and "loss" in e["values"]]
+    assert [e["step"] for e in points] == list(range(1, 10))
+    assert points[-1]["values"]["loss"] == figures["loss"]
+    assert {"entropy_share", "kl", "clip_fraction", "explained_variance", "reward_std"} <= points[0][
+        "values"
+    ].keys()
+    # One epoch of warm-up to 0.05 * 4 / 256, from 1e-6 * 4 / 256 in three steps.
+    rates = [e["values"]["lr"] for e in points]
+    assert rates[:4] == pytest.approx([s * (5e-2 - 1e-6) / 64 / 3 + 1e-6 / 64 for s in range(4)])
+    # Health every second epoch and at the end.
+    looked = [(e["step"], e["values"]["looked_at"]) for e in events if "looked_at" in e.get("values", {})]
+    assert looked == [(6, 6.0), (9, 9.0)]
+    last = [e for e in events if e["kind"] == "progress"][-1]
+    assert (last["step"], last["steps"], last["epoch"], last["epochs"]) == (9, 9, 3, 3)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tats_core.training.jobs.evaluate import gather_uneven
+from tats_core.training.world import World
+
+WORKER = Path(__file__).parent / "workers" / "two_workers.py"
+
+
+def test_a_worker_alone_is_the_first_and_the_whole_world() -> None:
+    world, module, values = World(), nn.Linear(2, 2), torch.tensor([1.0, 2.0])
+    assert world.is_first
+    assert world.parallel(module) is module
+    assert torch.equal(world.sum(values), values)
+    assert torch.equal(world.gather(values), values)
+    assert torch.equal(gather_uneven(world, values)[0], values)
+    assert not World(rank=1, size=2).is_first
+
+
+def test_moments_are_those_of_the_population_and_do_not_cancel_far_from_zero() -> None:
+    # 1, 2, 3, 4 and a million: deviation sqrt(1.25), which float32 sums of squares would lose.
+    mean, deviation = World().moments(torch.tensor([[1.0, 2.0], [3.0, 4.0]]) + 1e6)
+    assert mean.item() == 1e6 + 2.5
+    assert deviation.item() == pytest.approx(1.25**0.5)
+
+
+def _load_worker() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("two_workers", WORKER)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two workers found, by rank."""
+    out = tmp_path_factory.mktemp("workers")
+    command = [sys.executable, str(WORKER)]
+    workers = [
+        subprocess.Popen(
+            [*command, str(rank), str(out / "meet"), str(out)], cwd=WORKER.parents[3], stderr=subprocess.PIPE
+        )
+        for rank in range(2)
+    ]
+    said = [worker.communicate(timeout=240)[1].decode() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(said)
+    return [torch.load(out / f"{rank}.pt") for rank in range(2)]
+
+
+def _assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(
+            found[name], tensor, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.slow
+def test_two_workers_pool_what_they_know(both: list[dict[str, Any]]) -> None:
+    for found in both:
+        # Over 1, 3, 5 and 7 (and a million): mean 4, deviation sqrt((9 + 1 + 1 + 9) / 4).
+        assert found["moments"] == pytest.approx([1e6 + 4, 5**0.5])
+        assert found["sum"] == [2, 10]
+        assert found["gather"] == [[0, 7], [1, 7]]
+        assert found["uneven"] == [[0, 1, 2, 10, 11], [[0], [1], [2], [10], [11]]]
+
+
+@pytest.mark.slow
+def test_two_workers_take_the_fine_tuning_step_of_one(both: list[dict[str, Any]]) -> None:
+    alone = _load_worker().classifier(World())
+    for found in both:
+        _assert_close(found["classifier"], alone)
+
+
+@pytest.mark.slow
+def test_two_workers_take_the_joint_step_of_one(both: list[dict[str, Any]]) -> None:
+    alone = _load_worker().joint(World(), steps=1)
+    for found in both:
+        # The masked autoencoder's gradient, and the sampler's after PPO with rewards standardised over both.
+        _assert_close(found["joint"]["mae"], alone["mae"])
+        _assert_close(found["joint"]["sampler"], alone["sampler"])
+        for name in ("reward_mean", "reward_std", "policy_loss", "entropy_share", "kl"):
+            assert found["joint"]["figures"][0][name] == pytest.approx(alone["figures"][0][name], abs=1e-5), (
+                name
+            )
+
+
+@pytest.mark.slow
+def test_two_workers_hold_the_same_weights_after_some_steps(both: list[dict[str, Any]]) -> None:
+    one, other = (found["joint"]["weights"] for found in both)
+    assert [name for name, tensor in one.items() if not torch.equal(tensor, other[name])] == []
+    entropy_weights = [[f["entropy_weight"] for f in found["joint"]["figures"]] for found in both]
+    assert entropy_weights[0] == entropy_weights[1]
