@@ -174,7 +174,9 @@ def validate(model: type[Model], raw: Mapping[str, Any], where: str, prefix: str
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise SpecError(f"{where}: {_sentence(model, error.errors()[0], prefix)}") from error
+        # A misspelt required key is missing and unknown at once: the unknown one tells what happened.
+        first = min(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
+        raise SpecError(f"{where}: {_sentence(model, first, prefix)}") from error
 
 
 def _sentence(model: type[BaseModel], detail: ErrorDetails, prefix: str) -> str:

@@ -3,8 +3,8 @@
 The driver takes no CPU of the cluster, each worker one (or one GPU). Nothing of Ray reaches the training
 loop: it gets a `World`, an `EventLog` and a `CheckpointStore`.
 
-What a start costs was measured on 2 cores (`docs/operations.md`). Almost all of it is Python processes
-importing things, so there are as few of both as Ray Train allows: see `_environment`, `Gloo`, `_trainer`.
+Almost all that a start costs is Python processes importing things, so there are as few of both as Ray Train
+allows: see `_environment`, `Gloo`, `_trainer`.
 Modules that import torch are imported inside the functions that run in a worker.
 """
 
