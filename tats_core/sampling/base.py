@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tats_core.errors import SpecError
 from tats_core.sampling.plackett_luce import complement, gumbel_top_k, visible_count
 
 
@@ -68,6 +69,11 @@ class Sampler(nn.Module, ABC):
     def set_mask_ratio(self, mask_ratio: float) -> None:
         """Change the ratio from the next draw on (a schedule may raise it during training)."""
         self.visible = visible_count(self.tokens, mask_ratio)
+        if self.visible >= self.tokens:
+            raise SpecError(
+                f"sampler.mask_ratio {mask_ratio:g} leaves all {self.tokens} tokens of a clip visible and "
+                "nothing to reconstruct; raise it"
+            )
 
     @abstractmethod
     def act(self, tokens_BND: Tensor, generator: torch.Generator | None = None) -> Rollout:

@@ -128,7 +128,7 @@ def ppo_loss(new: Policy, transition: Transition, config: PPOConfig, entropy_wei
     entropy_share = new.entropy_B.mean() / math.log(rollout.tokens)
     total = policy_loss + config.value_weight * critic_loss - entropy_weight * entropy_share
     with torch.no_grad():
-        unexplained = (target_BX - value_BX).var() / target_BX.var().clamp_min(1e-12)
+        unexplained = (target_BX - value_BX).var(correction=0) / target_BX.var(correction=0).clamp_min(1e-12)
         parts = {
             "policy_loss": policy_loss,
             "value_loss": critic_loss,
@@ -139,7 +139,7 @@ def ppo_loss(new: Policy, transition: Transition, config: PPOConfig, entropy_wei
             "ratio_max": ratio_BA.max(),
             "ratio_min": ratio_BA.min(),
             "explained_variance": 1 - unexplained,
-            "advantage_std": advantage_BX.std(),
+            "advantage_std": advantage_BX.std(correction=0),
         }
     return Loss(total, {name: part.detach() for name, part in parts.items()})
 
@@ -152,6 +152,8 @@ class EntropyController:
 
     def __init__(self, weight: float, target_share: float | None, rate: float = 0.1) -> None:
         self.weight, self.target_share, self.rate = weight, target_share, rate
+        # A fresh policy is blind and needs no bonus; it must not have to be earned back from nothing.
+        self.lowest = max(weight / 10, 1e-3)
 
     def update(self, entropy_share: float) -> None:
         """Raise the weight where the entropy lies below its target, lower it where above."""
@@ -160,8 +162,8 @@ class EntropyController:
         # Slow on purpose: the policy answers to a weight only after tens of steps, and a fast controller
         # swings between blind and collapsed.
         gap = (self.target_share - entropy_share) / self.target_share
-        moved = max(self.weight, 1e-3) * math.exp(self.rate * gap)
-        self.weight = min(moved, 2.0)
+        moved = max(self.weight, self.lowest) * math.exp(self.rate * gap)
+        self.weight = min(max(moved, self.lowest), 2.0)
 
 
 def improve(

@@ -36,13 +36,11 @@ class EventLog:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record scalars at `step` (optimiser steps of the MAE or classifier, from 1)."""
-        # JSON has no NaN; a curve with a hole says the same thing.
-        finite = {key: float(value) for key, value in values.items() if math.isfinite(value)}
-        self._write("metrics", step=step, values=finite)
+        self._write("metrics", step=step, values=_finite(values))
 
     def progress(self, *, step: int, steps: int, epoch: int, epochs: int, shown: Mapping[str, float]) -> None:
         """Record how far the stage is; `shown` holds the few numbers worth a place in the terminal."""
-        self._write("progress", step=step, steps=steps, epoch=epoch, epochs=epochs, shown=dict(shown))
+        self._write("progress", step=step, steps=steps, epoch=epoch, epochs=epochs, shown=_finite(shown))
 
     def file(self, step: int, key: str, path: str) -> None:
         """Record a picture or table written at `path`, relative to the stage's folder."""
@@ -62,6 +60,11 @@ class EventLog:
         line = json.dumps({"time": time.time(), "kind": kind, **fields}) + "\n"
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line)
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    # JSON has no NaN; a curve with a hole says the same thing.
+    return {key: float(value) for key, value in values.items() if math.isfinite(value)}
 
 
 def read_events(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:

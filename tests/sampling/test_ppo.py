@@ -288,3 +288,10 @@ def test_an_update_stops_when_the_policy_has_moved_too_far_but_never_before_its_
     assert (sizes, steps) == ([4, 4], 1)
     sizes, steps = _count_clips(PPOConfig(epochs=5, kl_stop=None), _memory(4), kl=1.0)
     assert (len(sizes), steps) == (5, 5)
+
+
+def test_the_weight_never_falls_below_a_tenth_of_its_start_while_the_policy_is_blind() -> None:
+    controller = EntropyController(0.1, 0.6, rate=0.1)
+    for _ in range(200):
+        controller.update(1.0)
+    assert controller.weight == pytest.approx(0.01)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from tats_core.errors import SpecError
 from tats_core.sampling import (
     SAMPLERS,
     LearnedSampler,
@@ -204,3 +205,8 @@ def test_adamaes_sampler_has_no_critic() -> None:
     sampler = _build("adaptive")
     assert isinstance(sampler, AdaptiveSampler)
     assert not sampler(_tokens()).value_BN.any()
+
+
+def test_a_ratio_that_masks_nothing_is_refused_with_a_sentence() -> None:
+    with pytest.raises(SpecError, match=r"mask_ratio 0\.01 leaves all 16 tokens of a clip visible"):
+        RandomSampler(16, 0.01)
