@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 _SHORT = {"motion_lift": "motion lift", "entropy_share": "entropy", "learning_rate": "lr"}
 
 
+def _epoch(event: Mapping[str, Any]) -> list[str]:
+    # What passes once over its work, such as the data stage, has no epochs worth telling.
+    return [f"epoch {event['epoch']}/{event['epochs']}"] if event["epochs"] > 1 else []
+
+
 class Remaining:
     """Estimates how long a stage still takes, from the steps seen since it (re)started."""
 
@@ -125,7 +130,7 @@ class PlainUI:
         if now - self._said.get(name, -self._every) < self._every:
             return
         self._said[name] = now
-        parts = [f"epoch {event['epoch']}/{event['epochs']}", f"step {event['step']}/{event['steps']}"]
+        parts = [*_epoch(event), f"step {event['step']}/{event['steps']}"]
         if event["shown"]:
             parts.append(numbers(event["shown"]))
         if left is not None:
@@ -190,7 +195,7 @@ class LiveUI:
     def progress(self, name: str, event: Mapping[str, Any]) -> None:
         """Move the stage's bar."""
         left = self._remaining.setdefault(name, Remaining()).seconds(event)
-        parts = [f"epoch {event['epoch']}/{event['epochs']}"]
+        parts = _epoch(event)
         if left is not None:
             parts.append(f"{duration(left)} left")
         if event["shown"]:

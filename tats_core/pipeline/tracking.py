@@ -354,7 +354,9 @@ def _experiment(client: MlflowClient, home: Path, uri: str, name: str) -> str:
         return str(found.experiment_id)
     local = uri.startswith("sqlite:")
     place = (home.absolute() / "mlflow-artifacts").as_uri() if local else None
-    return str(client.create_experiment(name, artifact_location=place))
+    # Else MLflow's page opens with what is meant for language-model applications.
+    tags = {"mlflow.experimentKind": "custom_model_development"}
+    return str(client.create_experiment(name, artifact_location=place, tags=tags))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -23,7 +23,7 @@ from tats_core.models.vit import ViTConfig
 from tats_core.specs import StrictModel
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog
-from tats_core.training.optim import GuardedStep, OptimizerConfig, adamw, cosine
+from tats_core.training.optim import GuardedStep, OptimizerConfig, adamw, cosine, fresh_weights
 from tats_core.training.pretrain import Loader
 from tats_core.training.world import World
 
@@ -72,16 +72,17 @@ class FinetuneTrainer:
 
     def __post_init__(self) -> None:
         config = self.config
-        torch.manual_seed(config.seed)
-        self.model = VideoClassifier(
-            config.model,
-            config.clip,
-            self.classes,
-            head_norm=config.head_norm,
-            drop_path=config.drop_path,
-            head_dropout=config.head_dropout,
-            head_scale=config.head_scale,
-        ).to(self.world.device)
+        with fresh_weights(config.seed):
+            model = VideoClassifier(
+                config.model,
+                config.clip,
+                self.classes,
+                head_norm=config.head_norm,
+                drop_path=config.drop_path,
+                head_dropout=config.head_dropout,
+                head_scale=config.head_scale,
+            )
+        self.model = model.to(self.world.device)
 
     def start(self) -> None:
         """Make what depends on the first weights; call it after they are loaded."""

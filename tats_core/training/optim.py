@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -137,6 +138,21 @@ class GuardedStep:
         """Undo `state_dict`."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.skipped, self.in_a_row = state["skipped"], state["row"]
+
+
+_BUILDING = threading.Lock()
+
+
+@contextmanager
+def fresh_weights(seed: int) -> Iterator[None]:
+    """Build models in here: their first weights depend on `seed` alone.
+
+    Layers draw from torch's global generator, which stages that run side by side in one process share;
+    they take turns.
+    """
+    with _BUILDING:
+        torch.manual_seed(seed)
+        yield
 
 
 @contextmanager

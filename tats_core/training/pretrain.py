@@ -25,7 +25,7 @@ from tats_core.sampling.ppo import EntropyController, Transition, improve
 from tats_core.specs import StrictModel
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog
-from tats_core.training.optim import GuardedStep, OptimizerConfig, adamw, cosine
+from tats_core.training.optim import GuardedStep, OptimizerConfig, adamw, cosine, fresh_weights
 from tats_core.training.world import World
 
 
@@ -75,13 +75,13 @@ class JointTrainer:
     sampler: Sampler = field(init=False)
 
     def __post_init__(self) -> None:
-        # Equal weights on all workers; DistributedDataParallel would broadcast rank 0's anyway.
-        torch.manual_seed(self.config.seed)
         config, device = self.config, self.world.device
         clip, vit = config.clip, config.model
-        self.mae = VideoMAE(vit, config.mae, clip).to(device)
         site = SamplerSite(tokens=clip.tokens, slices=clip.slices, width=vit.width, heads=vit.heads)
-        self.sampler = build_sampler(config.sampler, site).to(device)
+        # Equal weights on all workers; DistributedDataParallel would broadcast rank 0's anyway.
+        with fresh_weights(config.seed):
+            self.mae = VideoMAE(vit, config.mae, clip).to(device)
+            self.sampler = build_sampler(config.sampler, site).to(device)
         self.warmup_sampler = RandomSampler(clip.tokens, config.sampler.mask_ratio)
         self.mae_parallel = self.world.parallel(self.mae)
         self.mae_step = GuardedStep(

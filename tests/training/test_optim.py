@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tats_core.training.optim import (
     adamw,
     cosine,
     evaluating,
+    fresh_weights,
     layer_of,
     parameter_count,
     parameter_groups,
@@ -185,3 +187,16 @@ def test_evaluation_is_without_gradients_and_every_module_gets_its_mode_back() -
         fail()
     assert torch.is_grad_enabled()
     assert (training.training, resting.training) == (True, False)
+
+
+def test_models_built_side_by_side_have_the_weights_of_models_built_alone() -> None:
+    def build(seed: int) -> torch.Tensor:
+        with fresh_weights(seed):
+            layers = [nn.Linear(16, 16) for _ in range(200)]
+        return torch.stack([layer.weight.detach() for layer in layers])
+
+    alone = [build(seed) for seed in range(6)]
+    with ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(build, range(6)))
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one, other)

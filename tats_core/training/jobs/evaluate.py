@@ -23,7 +23,7 @@ from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.evaluate import score_views
 from tats_core.training.events import EventLog
 from tats_core.training.jobs.common import clip_options, write_json, write_result
-from tats_core.training.optim import parameter_count
+from tats_core.training.optim import fresh_weights, parameter_count
 from tats_core.training.world import World
 
 
@@ -98,7 +98,8 @@ def load_classifier(folder: Path) -> tuple[VideoClassifier, list[str]]:
     described = weights.describe(folder)
     vit, clip = ViTConfig.model_validate(described["model"]), ClipConfig.model_validate(described["clip"])
     classes: list[str] = described["classes"]
-    model = VideoClassifier(vit, clip, len(classes), head_norm=described["head_norm"])
+    with fresh_weights(0):  # replaced below, but the draws must not disturb another stage's
+        model = VideoClassifier(vit, clip, len(classes), head_norm=described["head_norm"])
     weights.load(folder, model)
     return model, classes
 

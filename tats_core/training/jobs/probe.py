@@ -20,7 +20,7 @@ from tats_core.training import metrics, weights
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog
 from tats_core.training.jobs.common import clip_options, few_labels, write_result
-from tats_core.training.optim import evaluating
+from tats_core.training.optim import evaluating, fresh_weights
 from tats_core.training.world import World
 
 
@@ -47,8 +47,8 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
     task = ProbeJob.model_validate(job)
     train = few_labels(Manifest.load(Path(task.train)), task.labels_per_class, task.seed)
     test = Manifest.load(Path(task.test))
-    torch.manual_seed(task.seed)
-    model = VideoClassifier(task.model, task.clip, len(train.classes))
+    with fresh_weights(task.seed):
+        model = VideoClassifier(task.model, task.clip, len(train.classes))
     if task.encoder is not None:
         weights.load_encoder(model.encoder, Path(task.encoder), without=("norm.",))
     model.to(world.device)
