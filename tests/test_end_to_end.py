@@ -102,7 +102,7 @@ def test_mlflow_holds_parent_and_stages_with_curves_pictures_parameters_and_the_
     for name in ("entropy_share", "kl", "clip_fraction", "explained_variance", "ratio_max", "reward_std"):
         assert client.get_metric_history(pretrain, name), name
     lifts = client.get_metric_history(pretrain, "motion_lift")
-    assert [point.step for point in lifts] == [5, 10, 15]
+    assert [point.step for point in lifts] == [0, 5, 10, 15]
     assert client.get_metric_history(pretrain, "effective_rank")
     assert children["pretrain"].data.params["visible_tokens"] == "14"
 

@@ -407,9 +407,10 @@ class _Run:
             if path.name.endswith((".train.json", ".test.json"))
         ]
         config = one.config.model_dump(mode="json")
+        settings = one.config.model_dump(mode="json", exclude_unset=True)
         named = config.get("benchmark")
         used = [path for path in data if named is None or path.name.startswith(f"{named}.")]
-        self.tracker.stage_started(self.record.stages[one.name], config, tuple(folders), used)
+        self.tracker.stage_started(self.record.stages[one.name], config, settings, tuple(folders), used)
 
     def _tell_stop(self) -> None:
         if self.stop.is_set() and not self.told_stop:

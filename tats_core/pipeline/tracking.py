@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from tats_core.pipeline.cache import KEY, MANIFEST
 from tats_core.pipeline.records import RunRecord, StageRecord
+from tats_core.report import tables
 from tats_core.training.events import read_events
 
 if TYPE_CHECKING:
@@ -74,16 +75,23 @@ class Tracker:
         self._calls.put(lambda: self._start_parent(resolved))
 
     def stage_started(
-        self, stage: StageRecord, config: Mapping[str, Any], folders: tuple[Path, ...], data: Iterable[Path]
+        self,
+        stage: StageRecord,
+        config: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        folders: tuple[Path, ...],
+        data: Iterable[Path],
     ) -> None:
         """Create a stage's run, or go on with it after a retry.
 
         Args:
+            config: the resolved configuration, an artifact.
+            settings: what of it the pipeline sets, the run's parameters.
             folders: where the stage's files are: its work folder, and its place once committed.
             data: manifests of the videos that the stage reads.
         """
         data = tuple(data)
-        self._calls.put(lambda: self._start_child(stage, config, folders, data))
+        self._calls.put(lambda: self._start_child(stage, config, settings, folders, data))
 
     def event(self, name: str, event: Mapping[str, Any]) -> None:
         """Pass on one event of a stage."""
@@ -135,14 +143,17 @@ class Tracker:
         }
         if record.git_commit:
             tags |= {"git_commit": record.git_commit, "mlflow.source.git.commit": record.git_commit}
-        run = self._client.create_run(experiment, run_name=f"{record.pipeline} {record.id}", tags=tags)
+        run = self._client.create_run(experiment, run_name=record.id, tags=tags)
         record.tracking_run = run.info.run_id
+        # What was changed for this run, so that two runs of a pipeline can be told apart at a glance.
+        self._log_params(run.info.run_id, dict(text.split("=", 1) for text in record.overrides))
         self._client.log_dict(run.info.run_id, dict(resolved), "pipeline.json")
 
     def _start_child(
         self,
         stage: StageRecord,
         config: Mapping[str, Any],
+        settings: Mapping[str, Any],
         folders: tuple[Path, ...],
         data: tuple[Path, ...],
     ) -> None:
@@ -172,7 +183,8 @@ class Tracker:
         run = self._client.create_run(experiment, run_name=stage.name, tags=tags)
         stage.tracking_run = run.info.run_id
         self._children[stage.name] = _Child(run.info.run_id, folders)
-        self._log_params(run.info.run_id, flat(config))
+        # What the pipeline sets; the rest, which would bury it on MLflow's page, is in config.json.
+        self._log_params(run.info.run_id, flat(settings))
         self._client.log_dict(run.info.run_id, dict(config), "config.json")
         self._log_datasets(run.info.run_id, data)
 
@@ -294,7 +306,9 @@ class Tracker:
                     self._client.log_artifact(run_id, str(path), artifact_path="results")
         rows = results["rows"]
         if rows:
-            columns = {key: [row.get(key) for row in rows] for key in rows[0]}
+            known = [key for key in tables.COLUMNS if any(key in row for row in rows)]
+            order = [*known, *(key for key in rows[0] if key not in known)]
+            columns = {key: [row.get(key) for row in rows] for key in order}
             self._client.log_table(parent, columns, "results_table.json")
         values = numbers(results.get("policy", {}), "policy/")
         for row in rows:

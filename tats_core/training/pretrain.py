@@ -236,6 +236,9 @@ def pretrain(
         first_epoch, step = state["epoch"], state["step"]
         events.note(f"resumed after epoch {first_epoch} of {config.epochs}")
     figures: dict[str, float] = dict(state["figures"]) if state is not None else {}
+    if state is None:
+        # Where features and policy start from: without it, a curve that stays low looks healthy.
+        events.metrics(0, health(trainer.mae, trainer.sampler, 0))
     looked: dict[str, float] = dict(state["health"]) if state is not None else {}
     for epoch in range(first_epoch, config.epochs):
         warming_up = epoch < config.sampler_warmup_epochs

@@ -72,7 +72,8 @@ def test_a_run_has_a_parent_and_a_child_for_each_stage(load, home, client):
         "scratch",
         "false",
     )
-    assert runs["make"].data.params["shape.depth"] == "1"
+    assert "shape.depth" not in runs["make"].data.params, "a default is in the artifact alone"
+    assert parent.data.params == {"grow.add": "2"}
     assert runs["make"].data.metrics == {"value": 3.0}
     assert record.stages["make"].tracking_run == runs["make"].info.run_id
 

@@ -187,8 +187,8 @@ def test_the_log_tells_every_step_the_health_figures_and_the_end(
     # One epoch of warm-up to 0.05 * 4 / 256, from 1e-6 * 4 / 256 in three steps.
     rates = [e["values"]["lr"] for e in points]
     assert rates[:4] == pytest.approx([s * (5e-2 - 1e-6) / 64 / 3 + 1e-6 / 64 for s in range(4)])
-    # Health every second epoch and at the end.
+    # Health before the first step, every second epoch and at the end.
     looked = [(e["step"], e["values"]["looked_at"]) for e in events if "looked_at" in e.get("values", {})]
-    assert looked == [(6, 6.0), (9, 9.0)]
+    assert looked == [(0, 0.0), (6, 6.0), (9, 9.0)]
     last = [e for e in events if e["kind"] == "progress"][-1]
     assert (last["step"], last["steps"], last["epoch"], last["epochs"]) == (9, 9, 3, 3)

@@ -17,6 +17,10 @@ Row = dict[str, Any]
 _PICTURE_TYPES = ("png", "svg")
 
 
+# In this order: what the fine-tuning took (seconds, memory) stands for the row.
+_ROW_KINDS = ("finetune", "evaluate", "probe")
+
+
 class ReportConfig(StrictModel):
     """What the report holds beside the table."""
 
@@ -38,14 +42,14 @@ class Report(StageKind[ReportConfig]):
 
     def reads(self, config: ReportConfig) -> tuple[str, ...]:
         """Return the kinds that leave a result."""
-        return ("evaluate", "probe", "pretrain")
+        return ("finetune", "evaluate", "probe", "pretrain")
 
     def run(self, config: ReportConfig, ctx: StageContext) -> None:
         """Join the results and write them."""
         policies = [{**one.axes, **read_result(one.path)} for one in ctx.inputs("pretrain")]
         results: dict[str, Any] = {
             "pipeline": ctx.pipeline,
-            "rows": join([*ctx.inputs("evaluate"), *ctx.inputs("probe")]),
+            "rows": join([one for kind in _ROW_KINDS for one in ctx.inputs(kind)]),
             "policy": policies[0] if policies else {},
         }
         if len(policies) > 1:
@@ -64,7 +68,7 @@ class Report(StageKind[ReportConfig]):
 def join(inputs: Iterable[Input]) -> list[Row]:
     """Return one row for each combination of axes, with the results of all stages that have it.
 
-    A fine-tuned model's own numbers win where two stages name one alike (`seconds`, `parameters`).
+    The first wins where two stages name a number alike (`seconds`, `labels`).
     """
     rows: dict[tuple[tuple[str, str], ...], Row] = {}
     for one in inputs:

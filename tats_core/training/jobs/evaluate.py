@@ -81,8 +81,7 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
         "clips": len(manifest),
         "classes": len(classes),
         "parameters": parameter_count([model]),
-        "seconds": time.perf_counter() - began,
-        "peak_memory_mb": metrics.peak_memory_mb(world.device),
+        "test_seconds": time.perf_counter() - began,
     }
     order = index_B.argsort()
     predictions = [
