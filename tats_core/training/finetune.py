@@ -69,6 +69,7 @@ class FinetuneTrainer:
     classes: int
     world: World
     model: VideoClassifier = field(init=False)
+    last_index_B: Tensor | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         config = self.config
@@ -167,7 +168,7 @@ def finetune(
         trainer.model.train()
         sums: dict[str, float] = {}
         began = time.perf_counter()
-        for video_BCTHW, label_B, _ in loader.epoch(epoch):
+        for video_BCTHW, label_B, trainer.last_index_B in loader.epoch(epoch):
             lr = cosine(step, steps, recipe.warmup_epochs * loader.steps, peak, begin, end)
             video_BCTHW, label_B = (x.to(world.device, non_blocking=True) for x in (video_BCTHW, label_B))
             found = trainer.step(video_BCTHW, label_B, step, lr)

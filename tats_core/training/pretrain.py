@@ -73,6 +73,7 @@ class JointTrainer:
     world: World
     mae: VideoMAE = field(init=False)
     sampler: Sampler = field(init=False)
+    last_index_B: Tensor | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         config, device = self.config, self.world.device
@@ -111,10 +112,11 @@ class JointTrainer:
         reconstruction = self.mae_parallel(patches_BNP, rollout.visible_BK, rollout.masked_BM)
         error_BM = reconstruction.error_BM
         self.mae_step.set_lr(lr)
-        self.mae_step(error_BM.mean())
+        stepped = self.mae_step(error_BM.mean())
 
         figures = {"loss": error_BM.detach().mean(), "lr": lr, "grad_norm": self.mae_step.last_norm}
-        if self.sampler.learns and not warming_up:
+        # Errors that are not finite are no rewards: one such batch would poison policy and controller.
+        if self.sampler.learns and not warming_up and stepped:
             in_pixels = self.config.sampler.ppo.error_space == "pixel"
             reward_BM = (reconstruction.pixel_error_BM if in_pixels else error_BM).detach()
             figures |= self.update_sampler(tokens_BND, rollout, reward_BM)
@@ -244,7 +246,7 @@ def pretrain(
         warming_up = epoch < config.sampler_warmup_epochs
         began, waited = time.perf_counter(), 0.0
         asked = began
-        for video_BCTHW, _, _ in loader.epoch(epoch):
+        for video_BCTHW, _, trainer.last_index_B in loader.epoch(epoch):
             waited += time.perf_counter() - asked
             lr = cosine(step, steps, warmup, peak, start, end)
             video_BCTHW = video_BCTHW.to(world.device, non_blocking=True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tats_core.errors import TrainingError
 from tats_core.models.mae import VideoMAE
 from tats_core.sampling import Sampler
 from tats_core.training.checkpoint import FolderStore
@@ -192,3 +193,35 @@ def test_the_log_tells_every_step_the_health_figures_and_the_end(
     assert looked == [(0, 0.0), (6, 6.0), (9, 9.0)]
     last = [e for e in events if e["kind"] == "progress"][-1]
     assert (last["step"], last["steps"], last["epoch"], last["epochs"]) == (9, 9, 3, 3)
+
+
+def test_a_storm_of_nans_changes_no_weight_and_ends_training_with_a_sentence(
+    tiny: dict[str, Any], clips: Any, tmp_path: Path
+) -> None:
+    class Broken(clips):  # type: ignore[misc]
+        def epoch(self, epoch: int, first_step: int = 0) -> Any:
+            for video_BCTHW, label_B, index_B in super().epoch(epoch, first_step):
+                yield video_BCTHW * math.nan, label_B, index_B
+
+    recipe = _recipe(tiny, SAMPLERS["tats"], epochs=20)
+    trainer = JointTrainer(recipe, World())
+    before = {name: tensor.clone() for name, tensor in trainer.mae.state_dict().items()}
+    with pytest.raises(TrainingError, match="20 steps in a row had a non-finite gradient"):
+        pretrain(trainer, Broken(), events=EventLog(None), store=FolderStore(tmp_path), health=_look)
+    _assert_same(before, dict(trainer.mae.state_dict()))
+    assert trainer.last_index_B is not None
+
+
+def test_one_broken_batch_is_skipped_and_counted(tiny: dict[str, Any], clips: Any, tmp_path: Path) -> None:
+    class OnceBroken(clips):  # type: ignore[misc]
+        def epoch(self, epoch: int, first_step: int = 0) -> Any:
+            for step, (video_BCTHW, label_B, index_B) in enumerate(super().epoch(epoch, first_step)):
+                bad = math.inf if (epoch, step) == (1, 1) else 1.0
+                yield video_BCTHW * bad, label_B, index_B
+
+    trainer, figures = _run(_recipe(tiny, SAMPLERS["tats"]), OnceBroken(), tmp_path)
+    assert trainer.mae_step.skipped == 1
+    assert trainer.sampler_step.skipped == 0, "what cannot be rewarded is not learnt from"
+    assert math.isfinite(figures["loss"])
+    for module in (trainer.mae, trainer.sampler):
+        assert all(torch.isfinite(p).all() for p in module.parameters())

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
 
 from tats_core.data.loaders import ClipOptions, TrainLoader
 from tats_core.data.manifest import Manifest
-from tats_core.errors import SpecError
+from tats_core.errors import SpecError, TrainingError
 from tats_core.models.tokens import ClipConfig
 from tats_core.training.events import EventLog
 from tats_core.training.world import World
@@ -44,6 +48,35 @@ def per_worker(batch_size: int, world: World) -> int:
 def say_unreadable(loader: TrainLoader, events: EventLog) -> None:
     for path, reason in loader.unreadable.items():
         events.note(f"skipped a video that cannot be read: {path}: {reason}")
+
+
+class Dumpable(Protocol):
+    """What training leaves behind when it fails."""
+
+    last_index_B: Tensor | None
+    """Places of the last batch's videos in the manifest."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        ...
+
+
+@contextmanager
+def dump_on_failure(trainer: Dumpable, manifest: Manifest, out: Path, world: World) -> Iterator[None]:
+    """Where training cannot go on, leave its state and its last videos for a person to look at.
+
+    Raises:
+        TrainingError: the one that was raised inside, with the dump's place.
+    """
+    try:
+        yield
+    except TrainingError as error:
+        folder = out / "dump" / f"worker-{world.rank}"
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(trainer.state_dict(), folder / "state.pt")
+        last = trainer.last_index_B.tolist() if trainer.last_index_B is not None else []
+        write_json(folder / "videos.json", [manifest.videos[index].path for index in last])
+        raise TrainingError(f"{error}; state and last videos are in {out / 'dump'}") from error
 
 
 def write_result(out: Path, figures: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from tats_core.training.events import EventLog
 from tats_core.training.finetune import FinetuneConfig, FinetuneTrainer, finetune
 from tats_core.training.jobs.common import (
     clip_options,
+    dump_on_failure,
     few_labels,
     per_worker,
     say_unreadable,
@@ -73,7 +74,8 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
             "device": str(world.device),
         }
     )
-    figures = finetune(trainer, loader, events=events, store=store)
+    with dump_on_failure(trainer, manifest, out, world):
+        figures = finetune(trainer, loader, events=events, store=store)
     say_unreadable(loader, events)
     if world.is_first:
         described = {

@@ -18,7 +18,13 @@ from tats_core.training import metrics, weights
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog
 from tats_core.training.health import HealthCheck, HeldOut
-from tats_core.training.jobs.common import clip_options, per_worker, say_unreadable, write_result
+from tats_core.training.jobs.common import (
+    clip_options,
+    dump_on_failure,
+    per_worker,
+    say_unreadable,
+    write_result,
+)
 from tats_core.training.optim import parameter_count
 from tats_core.training.pretrain import JointTrainer, PretrainConfig, pretrain
 from tats_core.training.world import World
@@ -71,7 +77,8 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
     )
     held_out = held_out_clips(manifest, Manifest.load(Path(task.held_out)), options, task.health_clips, world)
     health = HealthCheck(held_out, recipe.sampler.mask_ratio, world, events, out, recipe.seed)
-    figures = pretrain(trainer, loader, events=events, store=store, health=health)
+    with dump_on_failure(trainer, manifest, out, world):
+        figures = pretrain(trainer, loader, events=events, store=store, health=health)
     say_unreadable(loader, events)
     if world.is_first:
         weights.save(out, trainer.mae, {"model": recipe.model, "clip": recipe.clip, "mae": recipe.mae})
