@@ -78,7 +78,7 @@ def test_the_results_hold_a_row_for_each_start_and_what_the_policy_became(tiny):
 def test_a_second_run_reuses_every_stage(tiny):
     done = _tats(tiny, "run", "pipeline", "tiny")
     assert done.returncode == 0, done.stderr
-    assert "0 to run, 8 reused" in done.stdout
+    assert "0 to run, 9 reused" in done.stdout
 
 
 def test_mlflow_holds_parent_and_stages_with_curves_pictures_parameters_and_the_table(tiny):
@@ -89,11 +89,11 @@ def test_mlflow_holds_parent_and_stages_with_curves_pictures_parameters_and_the_
     runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
     parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     children = {
-        run.data.tags["stage"]: run
+        run.info.run_name: run
         for run in runs
         if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
     }
-    assert len(children) == 8
+    assert len(children) == 9
     assert all(run.info.status == "FINISHED" for run in children.values())
 
     pretrain = children["pretrain"].info.run_id
