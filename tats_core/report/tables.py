@@ -51,7 +51,7 @@ _MEANINGS = {
     "clips": "how many test clips were scored.",
     "linear": "top-1 of a linear classifier on frozen features: what the encoder knows before fine-tuning.",
     "kNN": "top-1 of a nearest-neighbour vote on the same frozen features: no training at all.",
-    "pretrained": "the encoder starts from the joint TATS + MAE pre-training; scratch: from random weights,"
+    "pretrained": "the encoder starts from the joint pre-training; scratch: from random weights,"
     " with the same labels and the same budget.",
     "motion lift": "how much more motion the visible tokens hold than an average token; random sampling: 1.",
     "entropy": "how open the policy still is: 1 picks evenly, 0 always picks the same tokens.",
@@ -191,7 +191,7 @@ def _policy_lines(policy: Mapping[str, Any]) -> list[str]:
     if not policy:
         return []
     return [
-        f"TATS's policy: motion lift {number(policy.get('motion_lift'), 2)}"
+        f"Sampler '{policy.get('sampler', 'tats')}': motion lift {number(policy.get('motion_lift'), 2)}"
         f" (random sampling {number(policy.get('random_lift'), 2)}),",
         f"entropy {number(policy.get('entropy_share'), 2)} of log N,"
         f" at mask ratio {number(policy.get('mask_ratio'), 2)}",

@@ -39,7 +39,7 @@ def test_the_terminal_table_is_exactly_this() -> None:
             "mean       pretrained   55.0              90.0    41.0     –",
             "           scratch      25.0              90.0    25.0     –",
             "",
-            "TATS's policy: motion lift 2.76 (random sampling 1.00),",
+            "Sampler 'tats': motion lift 2.76 (random sampling 1.00),",
             "entropy 0.41 of log N, at mask ratio 0.90",
         ]
     )

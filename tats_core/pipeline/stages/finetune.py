@@ -6,18 +6,17 @@ from typing import Literal
 
 from pydantic import Field
 
-from tats_core.pipeline.stages.base import StageContext, StageKind
-from tats_core.pipeline.stages.training import KEY_EXCLUDES, Placed
+from tats_core.pipeline.stages.base import StageContext
+from tats_core.pipeline.stages.training import Trained, TrainedKind
 from tats_core.training.finetune import FinetuneConfig
 from tats_core.training.jobs.finetune import FinetuneJob
 
 
-class FinetuneStage(Placed, FinetuneConfig):
+class FinetuneStage(Trained, FinetuneConfig):
     """A recipe, its start, and where it runs."""
 
     init: Literal["pretrained", "scratch"] = Field("pretrained", description="what the encoder starts from")
     labels_per_class: int | None = Field(None, ge=1, description="labelled videos of each class; null: all")
-    workers: int = Field(1, ge=1, description="data-parallel workers, each one CPU or one GPU")
 
     @property
     def recipe(self) -> FinetuneConfig:
@@ -25,25 +24,16 @@ class FinetuneStage(Placed, FinetuneConfig):
         return FinetuneConfig.model_validate(self.model_dump(include=set(FinetuneConfig.model_fields)))
 
 
-class Finetune(StageKind[FinetuneStage]):
+class Finetune(TrainedKind[FinetuneStage]):
     """Output: `model.safetensors` with `model.json` (classes, size) and `result.json`."""
 
     name = "finetune"
     Config = FinetuneStage
-    key_excludes = KEY_EXCLUDES
     code = ("tats_core.training.jobs.finetune",)
 
     def reads(self, config: FinetuneStage) -> tuple[str, ...]:
         """From scratch it does not wait for a pre-training."""
         return ("data", "pretrain") if config.init == "pretrained" else ("data",)
-
-    def cpus(self, config: FinetuneStage) -> int:
-        """One a worker."""
-        return config.workers
-
-    def gpus(self, config: FinetuneStage) -> int:
-        """One a worker, if at all."""
-        return config.workers if config.gpu else 0
 
     def run(self, config: FinetuneStage, ctx: StageContext) -> None:
         """Train on Ray Train's workers."""
@@ -59,13 +49,7 @@ class Finetune(StageKind[FinetuneStage]):
             init=config.init,
             out=str(ctx.out),
         )
-        ctx.fit(
-            "tats_core.training.jobs.finetune:run",
-            job.model_dump(mode="json", exclude_unset=True),
-            workers=config.workers,
-            gpu=config.gpu,
-            max_failures=config.max_failures,
-        )
+        self.fit("tats_core.training.jobs.finetune:run", job, config, ctx)
 
 
 KIND = Finetune()

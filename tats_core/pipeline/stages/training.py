@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pydantic import Field, field_validator
 
 from tats_core.data import benchmarks
 from tats_core.data.loaders import ClipOptions
 from tats_core.errors import DataError
-from tats_core.pipeline.stages.base import StageContext
+from tats_core.pipeline.stages.base import StageContext, StageKind
 from tats_core.specs import StrictModel
 from tats_core.training.checkpoint import FolderStore
 from tats_core.training.world import World
@@ -46,6 +46,39 @@ class Placed(StrictModel):
         except DataError as error:
             raise ValueError(str(error)) from error
         return name
+
+
+class Trained(Placed):
+    """A stage whose recipe runs on data-parallel workers."""
+
+    workers: int = Field(1, ge=1, description="data-parallel workers, each one CPU or one GPU")
+
+
+Config = TypeVar("Config", bound=Trained)
+
+
+class TrainedKind(StageKind[Config]):
+    """What pre-training and fine-tuning share: workers, and what is left out of their keys."""
+
+    key_excludes = KEY_EXCLUDES
+
+    def cpus(self, config: Config) -> int:
+        """One a worker."""
+        return config.workers
+
+    def gpus(self, config: Config) -> int:
+        """One a worker, if at all."""
+        return config.workers if config.gpu else 0
+
+    def fit(self, entry: str, job: StrictModel, config: Config, ctx: StageContext) -> None:
+        """Run `entry` ("module:function") with `job` on Ray Train's workers."""
+        ctx.fit(
+            entry,
+            job.model_dump(mode="json", exclude_unset=True),
+            workers=config.workers,
+            gpu=config.gpu,
+            max_failures=config.max_failures,
+        )
 
 
 def run_here(entry: Any, job: dict[str, Any], ctx: StageContext) -> None:
