@@ -11,11 +11,11 @@ import torch
 
 from tats_core.data import readers
 from tats_core.data.benchmarks import BENCHMARKS
-from tats_core.data.generate import PRESETS, GenerateConfig, generate
+from tats_core.data.generate import ENCODINGS, PRESETS, GenerateConfig, encode, generate
 from tats_core.data.ground_truth import has_motion, load_motion, motion_clips
 from tats_core.data.loaders import ClipOptions, eval_views
 from tats_core.data.manifest import Manifest
-from tats_core.data.synthetic import VOCABULARIES, SceneConfig
+from tats_core.data.synthetic import VOCABULARIES, SceneConfig, render
 from tats_core.errors import DataError, SpecError
 from tats_core.specs import validate
 
@@ -200,3 +200,23 @@ def test_the_motion_of_a_view_fits_the_view_pixel_for_pixel(tiny: dict[str, Mani
 def test_a_set_without_ground_truth_says_so(tiny: dict[str, Manifest]) -> None:
     with pytest.raises(DataError, match="no ground truth of motion for video 'nobody'"):
         load_motion(tiny["ssv2"], "nobody")
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_the_bytes_of_a_clip_do_not_depend_on_what_was_encoded_before_it(name, tmp_path):
+    motions = VOCABULARIES[name]
+    clips = [
+        render(name, motions[number % len(motions)], SceneConfig(), 12, np.random.default_rng(number))[0]
+        for number in range(24)
+    ]
+
+    def bytes_of(numbers):
+        path = tmp_path / f"clip.{ENCODINGS[name].container}"
+        found = {}
+        for number in numbers:
+            path.unlink(missing_ok=True)
+            encode(path, clips[number], 12, ENCODINGS[name])
+            found[number] = path.read_bytes()
+        return found
+
+    assert bytes_of(range(24)) == bytes_of(reversed(range(24)))
