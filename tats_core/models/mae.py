@@ -1,16 +1,19 @@
 """The video masked autoencoder (VideoMAE, arXiv 2203.12602): encode what is visible, predict the rest.
 
-Axes: B clips, N tokens, K visible and M masked ones, P pixel values a token, D encoder and E decoder width.
+Axes: B clips, N tokens, K visible and M masked ones, P pixel values a token, C=3 channels and Q=P/C values of
+each, D encoder and E decoder width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from tats_core.models.tokens import ClipConfig, positions
 from tats_core.models.vit import VideoViT, ViTConfig, blocks, initialise, start_blocks, take
@@ -55,12 +58,18 @@ class Reconstruction:
 
     prediction_BMP: Tensor
     target_BMP: Tensor
-    mean_BMP: Tensor
-    """Subtracted from the pixels to get the target (broadcastable)."""
-    scale_BMP: Tensor
-    """The pixels were divided by it (broadcastable)."""
+    mean_BMC: Tensor
+    """Of each token's channels: subtracted from the pixels to get the target."""
+    scale_BMC: Tensor
+    """The pixels were divided by it."""
     tubelet: int
     motion_weight: float = 1.0
+
+    @cached_property
+    def error_BMC(self) -> Tensor:
+        """Mean squared error of each channel of each masked token in the target's space."""
+        error_BMC: Tensor = _SquaredError.apply(self.prediction_BMP.float(), self.target_BMP)
+        return error_BMC
 
     @property
     def error_BM(self) -> Tensor:
@@ -69,19 +78,43 @@ class Reconstruction:
         A token's error is the sum of two orthogonal parts, of its mean over the tubelet's frames and of
         what changes between them; `motion_weight` multiplies the second.
         """
-        difference_BMP: Tensor = self.prediction_BMP.float() - self.target_BMP
-        error_BM: Tensor = difference_BMP.square().mean(-1)
+        error_BM: Tensor = self.error_BMC.mean(-1)
         if self.motion_weight == 1:
             return error_BM
-        b, m, p = difference_BMP.shape
-        frames_BMTQ = difference_BMP.view(b, m, self.tubelet, p // self.tubelet)
-        change_BMTQ = frames_BMTQ - frames_BMTQ.mean(2, keepdim=True)
-        return error_BM + (self.motion_weight - 1) * change_BMTQ.square().mean((2, 3))
+        difference_BMP = self.prediction_BMP.float() - self.target_BMP
+        b, m, _ = difference_BMP.shape
+        frames_BMCTX = difference_BMP.view(b, m, 3, self.tubelet, -1)
+        change_BMCTX = frames_BMCTX - frames_BMCTX.mean(3, keepdim=True)
+        extra_BM: Tensor = change_BMCTX.square().mean((2, 3, 4))
+        return error_BM + (self.motion_weight - 1) * extra_BM
 
     @property
     def pixel_error_BM(self) -> Tensor:
         """Mean squared error of each masked token in pixels: what a viewer would see as wrong."""
-        return ((self.prediction_BMP.float() - self.target_BMP) * self.scale_BMP).square().mean(-1)
+        return (self.error_BMC * self.scale_BMC.square()).mean(-1)
+
+
+class _SquaredError(torch.autograd.Function):
+    """Mean squared error of each channel: prediction and target `[B, M, P]` to `[B, M, C]`.
+
+    At ViT-B these are the largest tensors of a step; autograd's way (difference, square, mean, and back)
+    would allocate and pass over five of their size, this one over one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
+        difference_XQ = (prediction_BMP - target_BMP).view(-1, prediction_BMP.shape[-1] // 3)
+        ctx.save_for_backward(difference_XQ)
+        squares_X = torch.bmm(difference_XQ.unsqueeze(1), difference_XQ.unsqueeze(2))
+        return squares_X.view(*prediction_BMP.shape[:2], 3) / difference_XQ.shape[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BMC: Tensor) -> tuple[Tensor, None]:
+        (difference_XQ,) = ctx.saved_tensors
+        factor_X1 = grad_BMC.reshape(-1, 1) * (2 / difference_XQ.shape[1])
+        # In place: nothing else reads it, and a second backward is refused by its version.
+        return difference_XQ.mul_(factor_X1).view(*grad_BMC.shape[:2], -1), None
 
 
 class VideoMAE(nn.Module):
@@ -114,9 +147,9 @@ class VideoMAE(nn.Module):
         encoded_BKD = self.encoder(patches_BNP, visible_BK)
         decoded_BME = self.decode(encoded_BKD, visible_BK, masked_BM)
         prediction_BMP = self.to_pixels(self.decoder_norm(decoded_BME))
-        target_BMP, mean_BMP, scale_BMP = self.target(take(patches_BNP, masked_BM))
+        target_BMP, mean_BMC, scale_BMC = self.target(take(patches_BNP, masked_BM))
         return Reconstruction(
-            prediction_BMP, target_BMP, mean_BMP, scale_BMP, self.clip.tubelet, self.config.motion_weight
+            prediction_BMP, target_BMP, mean_BMC, scale_BMC, self.clip.tubelet, self.config.motion_weight
         )
 
     def decode(self, encoded_BKD: Tensor, visible_BK: Tensor, masked_BM: Tensor) -> Tensor:
@@ -131,30 +164,34 @@ class VideoMAE(nn.Module):
         return tokens_BNE[:, visible_BK.shape[1] :]
 
     def target(self, patches_BMP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return target, mean and scale (to get back to pixels in [0, 1]) of tokens, each `[B, M, P]`."""
+        """Return the target `[B, M, P]` of tokens; mean and scale `[B, M, C]` lead back to their pixels."""
+        mean_C, deviation_C = _imagenet(patches_BMP)
         if self.config.target == "pixel":
-            mean_P, deviation_P = _imagenet(patches_BMP)
-            return patches_BMP, mean_P.expand_as(patches_BMP), deviation_P.expand_as(patches_BMP)
-        # P is ordered (t, p, p, c): the statistics are per channel, over the token's t*p*p pixels.
-        b, m, p = patches_BMP.shape
-        pixels_BMQC = raw_pixels(patches_BMP).view(b, m, p // 3, 3)
-        mean_BM1C = pixels_BMQC.mean(2, keepdim=True)
-        scale_BM1C = (pixels_BMQC.var(2, keepdim=True) + 1e-12).sqrt() + 1e-6
+            token_BMC = (*patches_BMP.shape[:2], 3)
+            return patches_BMP, mean_C.expand(token_BMC), deviation_C.expand(token_BMC)
+        pixels_BMCQ = patches_BMP.view(*patches_BMP.shape[:2], 3, -1)
+        # Of the normalised pixels, then brought to [0, 1]: the pixels themselves need not be touched for it.
+        variance_BMC, centre_BMC = torch.var_mean(pixels_BMCQ, -1)
+        scale_BMC = (variance_BMC * deviation_C.square() + 1e-12).sqrt() + 1e-6
         if self.config.target == "floored":
-            scale_BM1C = scale_BM1C.clamp_min(self.config.target_floor)
-        target_BMP = ((pixels_BMQC - mean_BM1C) / scale_BM1C).flatten(2)
-        mean_BMP, scale_BMP = (x.expand_as(pixels_BMQC).flatten(2) for x in (mean_BM1C, scale_BM1C))
-        return target_BMP, mean_BMP, scale_BMP
+            scale_BMC = scale_BMC.clamp_min(self.config.target_floor)
+        target_BMCQ = (pixels_BMCQ - centre_BMC.unsqueeze(-1)).mul_((deviation_C / scale_BMC).unsqueeze(-1))
+        return target_BMCQ.flatten(2), centre_BMC * deviation_C + mean_C, scale_BMC
 
 
 def raw_pixels(patches_BMP: Tensor) -> Tensor:
     """Undo ImageNet's normalisation of the videos: tokens of pixels in [0, 1]."""
-    mean_P, deviation_P = _imagenet(patches_BMP)
-    return patches_BMP * deviation_P + mean_P
+    mean_C, deviation_C = _imagenet(patches_BMP)
+    return patches_BMP * per_pixel(deviation_C, patches_BMP.shape[-1]) + per_pixel(
+        mean_C, patches_BMP.shape[-1]
+    )
 
 
-def _imagenet(patches_BMP: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation that the videos were normalised with, for pixels ordered (t, p, p, c): `[P]`."""
-    pixels = patches_BMP.shape[-1] // 3
-    mean_P = patches_BMP.new_tensor((0.485, 0.456, 0.406)).repeat(pixels)
-    return mean_P, patches_BMP.new_tensor((0.229, 0.224, 0.225)).repeat(pixels)
+def per_pixel(values_XC: Tensor, pixels: int) -> Tensor:
+    """Repeat a value of each channel for all pixels of a token: `[..., C]` to `[..., P]`."""
+    return values_XC.repeat_interleave(pixels // 3, -1)
+
+
+def _imagenet(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation `[C]` that the videos were normalised with."""
+    return like.new_tensor((0.485, 0.456, 0.406)), like.new_tensor((0.229, 0.224, 0.225))

@@ -1,7 +1,7 @@
 """From pixels to tokens and back: the token grid, cube embedding, fixed positions.
 
 Axes: B clips, C=3 channels, T frames, H W pixels, F temporal slices, S patches a slice, N=F*S tokens,
-P=t*p*p*3 pixel values a token, D width.
+P=3*t*p*p pixel values a token, D width.
 """
 
 from __future__ import annotations
@@ -55,19 +55,24 @@ class ClipConfig(StrictModel):
 
 
 def patchify(video_BCTHW: Tensor, clip: ClipConfig) -> Tensor:
-    """Cut clips into tokens of pixels `[B, N, P]`; P is ordered (t, p, p, c), as VideoMAE's target is."""
+    """Cut clips into tokens of pixels `[B, N, P]`; P is ordered (c, t, p, p), as in a convolution's kernel.
+
+    VideoMAE's own order is (t, p, p, c). Ours copies whole rows of p pixels, needs no turning of the
+    embedding's weight, and has each channel's values side by side for the target's mean and deviation;
+    `checkpoints_io` turns the rows of VideoMAE's prediction head.
+    """
     b, c = video_BCTHW.shape[:2]
     t, p, f, s = clip.tubelet, clip.patch, clip.slices, clip.side
     cut = video_BCTHW.reshape(b, c, f, t, s, p, s, p)
-    return cut.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(b, f * s * s, t * p * p * c)
+    return cut.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(b, f * s * s, c * t * p * p)
 
 
 def unpatchify(patches_BNP: Tensor, clip: ClipConfig) -> Tensor:
     """Undo `patchify`: `[B, N, P]` to `[B, 3, T, H, W]`."""
     b = patches_BNP.shape[0]
     t, p, f, s = clip.tubelet, clip.patch, clip.slices, clip.side
-    cut = patches_BNP.reshape(b, f, s, s, t, p, p, 3)
-    return cut.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(b, 3, clip.frames, clip.size, clip.size)
+    cut = patches_BNP.reshape(b, f, s, s, 3, t, p, p)
+    return cut.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(b, 3, clip.frames, clip.size, clip.size)
 
 
 def per_token(values_BTHW: Tensor, clip: ClipConfig) -> Tensor:
@@ -92,7 +97,7 @@ class CubeEmbedding(nn.Module):
 
     def forward(self, patches_BMP: Tensor) -> Tensor:
         """Embed any choice of tokens: `[B, M, P]` to `[B, M, D]`."""
-        return functional.linear(patches_BMP, self.weight.permute(0, 2, 3, 4, 1).flatten(1), self.bias)
+        return functional.linear(patches_BMP, self.weight.flatten(1), self.bias)
 
 
 def _sine_cosine(places: Tensor, width: int) -> Tensor:

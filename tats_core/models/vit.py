@@ -172,4 +172,8 @@ class VideoViT(nn.Module):
 
 def take(values_BNX: Tensor, index_BM: Tensor) -> Tensor:
     """Pick tokens by index: `[B, N, X]` and `[B, M]` to `[B, M, X]`."""
-    return values_BNX.gather(1, index_BM.unsqueeze(-1).expand(-1, -1, values_BNX.shape[-1]))
+    b, n = values_BNX.shape[:2]
+    # Whole rows of the flat batch: `gather` would look up an index for every value.
+    row_BM = index_BM + n * torch.arange(b, device=index_BM.device)[:, None]
+    picked = values_BNX.flatten(0, 1).index_select(0, row_BM.flatten())
+    return picked.view(*index_BM.shape, *values_BNX.shape[2:])

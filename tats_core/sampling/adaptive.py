@@ -23,9 +23,8 @@ class AdaptiveSampler(LearnedSampler):
         self.norm = nn.LayerNorm(encoder_width, eps=1e-6)
         self.qkv = nn.Linear(encoder_width, 3 * encoder_width)
         self.out = nn.Linear(encoder_width, encoder_width)
-        self.actor = nn.Linear(encoder_width, 1)
+        self.actor = nn.Linear(encoder_width, 1, bias=False)  # a bias would drop out of the softmax
         nn.init.normal_(self.actor.weight, std=0.01)
-        nn.init.zeros_(self.actor.bias)
 
     def forward(self, tokens_BND: Tensor) -> Policy:
         """Policy of clips; values are zero."""

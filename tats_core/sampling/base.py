@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tats_core.errors import SpecError
-from tats_core.sampling.plackett_luce import complement, gumbel_top_k, visible_count
+from tats_core.sampling.plackett_luce import Noise, complement, gumbel_top_k, visible_count
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class Policy:
         """H(pi), nats; log N for a policy that is blind."""
         log_probs_BN = self.log_probs_BN
         return -(log_probs_BN.exp() * log_probs_BN).sum(1)
+
+    def detached(self) -> Policy:
+        """The same numbers as constants: the old policy of a PPO update."""
+        return Policy(self.logits_BN.detach(), self.value_BN.detach())
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Sampler(nn.Module, ABC):
     """Chooses the K visible tokens of each clip."""
 
     learns = False
-    """True where `policy` is defined and there is something to train."""
+    """True for a `LearnedSampler`: it draws from a policy, and there is something to train."""
 
     def __init__(self, tokens: int, mask_ratio: float) -> None:
         super().__init__()
@@ -76,15 +80,20 @@ class Sampler(nn.Module, ABC):
             )
 
     @abstractmethod
-    def act(self, tokens_BND: Tensor, generator: torch.Generator | None = None) -> Rollout:
-        """Draw visible tokens for clips embedded as `tokens_BND` (with positions), without gradients."""
+    def draw(self, clips: int, noise: Noise, policy: Policy | None = None) -> Rollout:
+        """Draw the visible tokens of `clips` clips; a learned sampler draws from `policy`."""
+
+    @torch.no_grad()
+    def act(self, tokens_BND: Tensor, generator: torch.Generator) -> Rollout:
+        """Draw for clips embedded as `tokens_BND` (with positions), without gradients."""
+        return self.draw(len(tokens_BND), Noise(generator))
 
     def _rollout(self, visible_BK: Tensor, policy: Policy | None = None) -> Rollout:
         return Rollout(visible_BK, complement(visible_BK, self.tokens), self.tokens, policy)
 
 
 class LearnedSampler(Sampler):
-    """A sampler with a policy: `forward` computes it with gradients, `act` draws from it without."""
+    """A sampler with a policy: `forward` computes it with gradients."""
 
     learns = True
 
@@ -92,8 +101,13 @@ class LearnedSampler(Sampler):
     def forward(self, tokens_BND: Tensor) -> Policy:
         """Return the policy for clips embedded as `tokens_BND`."""
 
+    def draw(self, clips: int, noise: Noise, policy: Policy | None = None) -> Rollout:
+        """Draw by Gumbel-top-k."""
+        assert policy is not None
+        uniform_BN = noise.uniform(clips, self.tokens)
+        return self._rollout(gumbel_top_k(policy.logits_BN, self.visible, uniform_BN), policy)
+
     @torch.no_grad()
-    def act(self, tokens_BND: Tensor, generator: torch.Generator | None = None) -> Rollout:
-        """Draw by Gumbel-top-k from the policy as it is now: the old policy of the PPO update."""
-        policy = self(tokens_BND)
-        return self._rollout(gumbel_top_k(policy.logits_BN, self.visible, generator), policy)
+    def act(self, tokens_BND: Tensor, generator: torch.Generator) -> Rollout:
+        """Draw from the policy as it is now."""
+        return self.draw(len(tokens_BND), Noise(generator), self(tokens_BND))

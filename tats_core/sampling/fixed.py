@@ -8,10 +8,9 @@ from __future__ import annotations
 import logging
 
 import torch
-from torch import Tensor
 
-from tats_core.sampling.base import Rollout, Sampler
-from tats_core.sampling.plackett_luce import gumbel_top_k
+from tats_core.sampling.base import Policy, Rollout, Sampler
+from tats_core.sampling.plackett_luce import Noise
 
 logger = logging.getLogger(__name__)
 
@@ -19,10 +18,9 @@ logger = logging.getLogger(__name__)
 class RandomSampler(Sampler):
     """Any K of the N tokens, all draws alike (MAE-ST, arXiv 2205.09113)."""
 
-    def act(self, tokens_BND: Tensor, generator: torch.Generator | None = None) -> Rollout:
+    def draw(self, clips: int, noise: Noise, policy: Policy | None = None) -> Rollout:
         """Draw K tokens uniformly without replacement."""
-        flat_BN = torch.zeros(tokens_BND.shape[:2], device=tokens_BND.device)
-        return self._rollout(gumbel_top_k(flat_BN, self.visible, generator))
+        return self._rollout(noise.uniform(clips, self.tokens).topk(self.visible, dim=1).indices)
 
 
 class TubeSampler(Sampler):
@@ -45,11 +43,10 @@ class TubeSampler(Sampler):
                 wanted,
             )
 
-    def act(self, tokens_BND: Tensor, generator: torch.Generator | None = None) -> Rollout:
+    def draw(self, clips: int, noise: Noise, policy: Policy | None = None) -> Rollout:
         """Draw K/F places uniformly and repeat them over the F slices."""
         places = self.tokens // self.slices
-        flat_BS = torch.zeros(tokens_BND.shape[0], places, device=tokens_BND.device)
-        place_BK = gumbel_top_k(flat_BS, self.visible // self.slices, generator)
+        place_BK = noise.uniform(clips, places).topk(self.visible // self.slices, dim=1).indices
         first_F = torch.arange(self.slices, device=place_BK.device) * places
         return self._rollout((place_BK.unsqueeze(1) + first_F[:, None]).flatten(1))
 
@@ -61,13 +58,10 @@ class FrameSampler(Sampler):
         super().__init__(tokens, mask_ratio)
         self.slices = slices
 
-    def act(self, tokens_BND: Tensor, generator: torch.Generator | None = None) -> Rollout:
+    def draw(self, clips: int, noise: Noise, policy: Policy | None = None) -> Rollout:
         """Draw slices uniformly without replacement."""
-        batch, places = tokens_BND.shape[0], self.tokens // self.slices
-        flat_BF = torch.zeros(batch, self.slices, device=tokens_BND.device)
-        order_BF = gumbel_top_k(flat_BF, self.slices, generator)
-        rank_BF = order_BF.argsort(1)
-        # Slice rank decides, chance within a slice: uniform noise in [0, 1) never overtakes a whole rank.
-        noise_BN = torch.rand(batch, self.tokens, generator=generator, device=order_BF.device)
-        score_BN = rank_BF.repeat_interleave(places, 1) + noise_BN
+        rank_BF = noise.uniform(clips, self.slices).argsort(1).argsort(1)
+        # Slice rank decides, chance within a slice: noise in [0, 1) never overtakes a whole rank.
+        chance_BN = noise.uniform(clips, self.tokens)
+        score_BN = rank_BF.repeat_interleave(self.tokens // self.slices, 1) + chance_BN
         return self._rollout(score_BN.topk(self.visible, dim=1, largest=False).indices)

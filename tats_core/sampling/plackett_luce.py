@@ -18,14 +18,31 @@ def visible_count(tokens: int, mask_ratio: float) -> int:
     return max(1, round((1 - mask_ratio) * tokens))
 
 
-def gumbel_top_k(logits_BN: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
+class Noise:
+    """Uniform noise for one worker's clips: its rows of one draw for the global batch.
+
+    Row i of a worker's batch is row ``i * workers + rank`` of the global one, as the loader deals out the
+    clips; so what is drawn for a clip does not depend on how many workers share the batch.
+    """
+
+    def __init__(self, generator: torch.Generator, rank: int = 0, workers: int = 1) -> None:
+        self.generator, self.rank, self.workers = generator, rank, workers
+
+    def uniform(self, clips: int, columns: int) -> Tensor:
+        """`[clips, columns]` of numbers in [0, 1) for this worker's `clips`."""
+        device = self.generator.device
+        drawn = torch.rand(clips * self.workers, columns, generator=self.generator, device=device)
+        return drawn[self.rank :: self.workers]
+
+
+def gumbel_top_k(logits_BN: Tensor, k: int, uniform_BN: Tensor) -> Tensor:
     """Draw `k` tokens a clip without replacement, in order: indices `[B, K]`.
 
     The K largest of logits plus Gumbel noise are exactly an ordered draw without replacement from
-    softmax(logits) (Kool et al. 2019, arXiv 1903.06059): one pass, no loop.
+    softmax(logits) (Kool et al. 2019, arXiv 1903.06059): one pass, no loop. The noise is made of
+    `uniform_BN`, numbers in [0, 1).
     """
-    uniform_BN = torch.rand(logits_BN.shape, generator=generator, device=logits_BN.device)
-    # rand() may be exactly 0; its float32 grid ends at 1 - 2^-24, so the outer log is finite.
+    # They may be exactly 0; their float32 grid ends at 1 - 2^-24, so the outer log is finite.
     gumbel_BN = -torch.log(-torch.log(uniform_BN.clamp_min(torch.finfo(torch.float32).tiny)))
     return (logits_BN.float() + gumbel_BN).topk(k, dim=1).indices
 

@@ -20,15 +20,15 @@ Axes: B clips, N tokens, K visible and M masked ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from tats_core.sampling.base import LearnedSampler, Policy, Rollout
+from tats_core.sampling.base import Policy, Rollout
 from tats_core.sampling.plackett_luce import ordered_log_probs
 from tats_core.specs import StrictModel
 
@@ -166,21 +166,47 @@ class EntropyController:
         self.weight = min(max(moved, self.lowest), 2.0)
 
 
+class Learner(Protocol):
+    """The sampler in training, as an update sees it; `training.pretrain.SamplerLearner` is one."""
+
+    def policy(self, tokens_BND: Tensor, *, last: bool) -> Policy:
+        """The policy as it is now, with gradients; `last` of the parts of one optimiser step."""
+        ...
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradient of one part."""
+        ...
+
+    def step(self) -> bool:
+        """Average over workers, clip and step; False if the gradient was not finite."""
+        ...
+
+    def discard(self) -> None:
+        """Forget the gradients added since the last step."""
+        ...
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Average over workers, so that all of them stop early together."""
+        ...
+
+
 def improve(
-    sampler: Callable[[Tensor], Policy] | LearnedSampler,
+    learner: Learner,
     memory: Sequence[Transition],
     config: PPOConfig,
     controller: EntropyController,
-    step_on: Callable[[Tensor], bool],
-    mean: Callable[[Tensor], Tensor],
     generator: torch.Generator,
+    *,
+    parts: int = 1,
+    first: Policy | None = None,
 ) -> dict[str, float]:
     """One PPO update: `epochs` passes over `memory` in mini-batches.
 
     Args:
-        step_on: backward, average over workers, clip and step; False if the gradient was not finite.
-        mean: averages a tensor over workers, so that all of them stop early together.
         generator: shuffles the mini-batches.
+        parts: gradients of a mini-batch are added up over so many parts of it, to save memory.
+        first: the policy that drew `memory`, with its graph: where one mini-batch is the whole memory, the
+            first pass would compute the same again.
 
     Returns:
         The mean of each health figure over the optimiser steps made.
@@ -188,15 +214,30 @@ def improve(
     totals: dict[str, float] = {}
     steps = 0
     for transition, index in _minibatches(memory, config, generator):
-        part = transition.part(index)
-        loss = ppo_loss(sampler(part.tokens_BND), part, config, controller.weight)
-        names = list(loss.parts)
-        figures = dict(zip(names, mean(torch.stack([loss.parts[n] for n in names])).tolist(), strict=True))
-        if steps and config.kl_stop is not None and figures["kl"] > config.kl_stop:
+        figures = torch.zeros(0)
+        names: list[str] = []
+        pieces = [piece for piece in index.tensor_split(parts) if len(piece)]
+        for place, piece in enumerate(pieces):
+            last = place == len(pieces) - 1
+            if first is not None:
+                part, policy = transition, first
+            else:
+                part = transition.part(piece)
+                policy = learner.policy(part.tokens_BND, last=last)
+            loss = ppo_loss(policy, part, config, controller.weight)
+            share = len(piece) / len(index)
+            learner.backward(loss.total * share, last=last)
+            names = list(loss.parts)
+            found = torch.stack([loss.parts[name] for name in names]) * share
+            figures = found if place == 0 else figures + found
+        first = None
+        known = dict(zip(names, learner.mean(figures).tolist(), strict=True))
+        if steps and config.kl_stop is not None and known["kl"] > config.kl_stop:
+            learner.discard()
             break
-        step_on(loss.total)
+        learner.step()
         steps += 1
-        for name, figure in figures.items():
+        for name, figure in known.items():
             totals[name] = totals.get(name, 0.0) + figure
     health = {name: total / steps for name, total in totals.items()}
     controller.update(health["entropy_share"])

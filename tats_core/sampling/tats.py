@@ -21,7 +21,7 @@ class TATSConfig(StrictModel):
     width: int = Field(384, ge=8, description="W; tokens are projected to it first, unless it is D")
     depth: int = Field(1, ge=1, description="blocks of trajectory attention and MLP")
     heads: int = Field(6, ge=1, description="attention heads")
-    mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP over W")
+    mlp_ratio: float = Field(2.0, gt=0, description="hidden width of the MLP over W")
     values: Literal["paper", "shipped"] = Field(
         "paper", description="temporal values projected (the paper's eq. 7) or not (Motionformer's code)"
     )
@@ -59,12 +59,13 @@ class TATSSampler(LearnedSampler):
         )
         self.blocks = nn.Sequential(*(TrajectoryBlock(config, slices) for _ in range(config.depth)))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
-        self.actor = nn.Linear(config.width, 1)
+        # A bias would be the same for all tokens and drop out of the policy's softmax.
+        self.actor = nn.Linear(config.width, 1, bias=False)
         self.critic = nn.Linear(config.width, 1)
         # The first policy is (nearly) uniform and the first value (nearly) the mean reward, which is 0.
         for head in (self.actor, self.critic):
             nn.init.normal_(head.weight, std=0.01)
-            nn.init.zeros_(head.bias)
+        nn.init.zeros_(self.critic.bias)
 
     def forward(self, tokens_BND: Tensor) -> Policy:
         """Policy and values of clips; the tokens are detached: no sampler gradient reaches the MAE."""

@@ -1,7 +1,7 @@
 """Trajectory attention (Motionformer, arXiv 2106.05392, eq. 4-7), without its N*F projections.
 
 Axes: B clips, F temporal slices, G the slices attended to (also F of them), S patches a slice, N=F*S
-tokens, D width, H heads, E=D/H width of a head.
+tokens, R rows: a part of the tokens, D width, H heads, E=D/H width of a head.
 
 Literally, the second (temporal) step projects every token of every trajectory: k~ = W_k y~ and
 v~ = W_v y~ over N*F tokens. Two exact rewrites take both away:
@@ -11,16 +11,25 @@ v~ = W_v y~ over N*F tokens. Two exact rewrites take both away:
 
 A key bias is constant over t' and drops out of the softmax; a value bias passes through, since the
 weights sum to 1. The literal form lives in the tests as the reference.
+
+What is left is little arithmetic on large tensors ([N, H, D] and [N, F, D]), so the temporal step goes
+through the tokens in parts that stay in the processor's cache, and keeps for its backward only the
+weights [N, H, F] beside the trajectories themselves; see `_TemporalStep`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+_PART_BYTES: Final = {"cpu": 4 << 20, "cuda": 256 << 20}
+"""Of the tensors of one part: on a CPU they must fit its caches, on a GPU launches must be few."""
 
 
 class TrajectoryAttention(nn.Module):
@@ -40,40 +49,201 @@ class TrajectoryAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.temporal_query = nn.Linear(width, width)
         self.temporal_key = nn.Linear(width, width, bias=False)
-        self.temporal_value = nn.Linear(width, width) if values == "paper" else nn.Identity()
+        self.temporal_value = nn.Linear(width, width) if values == "paper" else None
         self.out = nn.Linear(width, width)
 
-    def trajectories(self, tokens_BND: Tensor) -> Tensor:
-        """Spatial step: `y~[st, t']`, what token st is most alike in slice t': `[B, N, F, D]`."""
+    def trajectories(self, tokens_BND: Tensor) -> list[Tensor]:
+        """Spatial step: for each slice t', `y~[:, t']`, what every token is most alike there: `[B, N, D]`."""
         b, n, d = tokens_BND.shape
-        h, f, s = self.heads, self.slices, n // self.slices
-        qkv_3BHNE = self.qkv(tokens_BND).view(b, n, 3, h, d // h).permute(2, 0, 3, 1, 4)
+        qkv_3BHNE = self.qkv(tokens_BND).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         query_BHNE, key_BHNE, value_BHNE = qkv_3BHNE.unbind(0)
         # Plain attention of N queries on the S keys of one slice, slice by slice: no N x N matrix, and the
         # queries are not copied F times, which one call batched over slices would need.
-        path_FBHNE = [
+        places = n // self.slices
+        return [
             functional.scaled_dot_product_attention(query_BHNE, key_BHSE, value_BHSE)
-            for key_BHSE, value_BHSE in zip(key_BHNE.split(s, 2), value_BHNE.split(s, 2), strict=True)
+            .transpose(1, 2)
+            .reshape(b, n, d)
+            for key_BHSE, value_BHSE in zip(
+                key_BHNE.split(places, 2), value_BHNE.split(places, 2), strict=True
+            )
         ]
-        return torch.stack(path_FBHNE, 1).permute(0, 3, 1, 2, 4).reshape(b, n, f, d)
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         """`[B, N, D]` to `[B, N, D]`; N must be slices times patches, slice-major."""
-        b, n, d = tokens_BND.shape
-        h, f, e = self.heads, self.slices, d // self.heads
-        path_BNFD = self.trajectories(tokens_BND)
-        own_slice_N = torch.arange(n, device=tokens_BND.device) // (n // f)
-        own_BND = path_BNFD[:, torch.arange(n, device=tokens_BND.device), own_slice_N]
-        query_BNHE = self.temporal_query(own_BND).view(b, n, h, e)
-        absorbed_BNHD = torch.einsum("bnhe,hed->bnhd", query_BNHE, self.temporal_key.weight.view(h, e, d))
-        weight_BNHF = (absorbed_BNHD @ path_BNFD.transpose(2, 3) / math.sqrt(e)).softmax(-1)
-        if isinstance(self.temporal_value, nn.Linear):
-            mean_BNHD = weight_BNHF @ path_BNFD
-            value_HED = self.temporal_value.weight.view(h, e, d)
-            along_BND = torch.einsum("bnhd,hed->bnhe", mean_BNHD, value_HED).reshape(b, n, d)
-            along_BND = along_BND + self.temporal_value.bias
-        else:
-            along_BND = torch.einsum("bnhf,bnfhe->bnhe", weight_BNHF, path_BNFD.view(b, n, f, h, e))
-            along_BND = along_BND.reshape(b, n, d)
+        paths = self.trajectories(tokens_BND)
+        weights = [self.temporal_query.weight, self.temporal_query.bias, self.temporal_key.weight]
+        if self.temporal_value is not None:
+            weights += [self.temporal_value.weight, self.temporal_value.bias]
+        # Under autocast the trajectories are in bfloat16, and so is all arithmetic on them.
+        along_BND = _TemporalStep.apply(
+            self.heads, *(weight.to(paths[0].dtype) for weight in weights), *paths
+        )
         mixed: Tensor = self.out(along_BND)
         return mixed
+
+
+class _TemporalStep(torch.autograd.Function):
+    """Attention of each token along its own path, part by part.
+
+    Written out because autograd would keep, and pass over in memory several times, tensors of N*H*D and
+    N*F*D values. Backward recomputes what is absorbed from the query. In a part of R tokens of slice t, with
+    P = y~ ``[R, F, D]`` and, for each head,
+
+        q = (W_q P[t] + b_q) / sqrt(E)         u = W_k^T q               a = softmax_t'(u . P)
+        m = sum_t' a P                         z = W_v m + b_v
+
+    the gradients of z, g, flow back as
+
+        dm = W_v^T g     da = dm . P           ds = a (da - sum_t' a da) du = sum_t' ds P     dq = W_k du
+        dP = a dm + ds u                       dP[t] += W_q^T dq / sqrt(E)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, heads: int, *tensors: Tensor) -> Tensor:
+        """`tensors`: W_q, b_q, W_k, and in the paper's form W_v, b_v; then F trajectories `[B, N, D]`."""
+        slices = _slices(tensors)
+        weights, paths = tensors[:-slices], tensors[-slices:]
+        step = _Weights(heads, weights)
+        b, n, d = paths[0].shape
+        along_BND = torch.empty_like(paths[0])
+        attention_BNHF = paths[0].new_empty(b, n, heads, slices)
+        with torch.autocast(paths[0].device.type, enabled=False):
+            for part in _parts(paths[0], heads, slices):
+                path_RFD = _rows(paths, part)
+                query_HRE = step.query(path_RFD[:, part.slice])
+                absorbed_RHD = torch.bmm(query_HRE, step.key_HED).transpose(0, 1)
+                score_RHF = absorbed_RHD @ path_RFD.transpose(1, 2)
+                weight_RHF = score_RHF.softmax(-1, dtype=_wide(score_RHF)).to(score_RHF.dtype)
+                attention_BNHF[part.index] = weight_RHF.view(part.shape(heads, slices))
+                along_BND[part.index] = step.along(weight_RHF, path_RFD).view(part.shape(d))
+        ctx.heads = heads
+        ctx.save_for_backward(attention_BNHF, *tensors)
+        return along_BND
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, along_grad_BND: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of all weights and trajectories."""
+        attention_BNHF, *tensors = ctx.saved_tensors
+        heads, slices = ctx.heads, attention_BNHF.shape[-1]
+        weights, paths = tensors[:-slices], tensors[-slices:]
+        step = _Weights(heads, weights)
+        d = paths[0].shape[-1]
+        grads = _Weights(heads, [torch.zeros_like(weight, dtype=_wide(weight)) for weight in weights])
+        path_grads = [torch.empty_like(path) for path in paths]
+        for part in _parts(paths[0], heads, slices):
+            path_RFD = _rows(paths, part)
+            own_RD = path_RFD[:, part.slice]
+            query_HRE = step.query(own_RD)
+            absorbed_RHD = torch.bmm(query_HRE, step.key_HED).transpose(0, 1)
+            weight_RHF = attention_BNHF[part.index].flatten(0, 1)
+            grad_HRE = along_grad_BND[part.index].reshape(-1, heads, d // heads).transpose(0, 1)
+            if step.value_HED is not None:
+                mean_grad_RHD = torch.bmm(grad_HRE, step.value_HED).transpose(0, 1)
+            else:  # W_v is the identity: head h's gradient lies in head h's columns
+                mean_grad_RHD = _by_head(grad_HRE, d)
+            weight_grad_RHF = mean_grad_RHD @ path_RFD.transpose(1, 2)
+            along = (weight_RHF * weight_grad_RHF).sum(-1, keepdim=True)
+            score_grad_RHF = weight_RHF * (weight_grad_RHF - along)
+            # Two sums over heads, and two over slices, each as one product.
+            both_RXF = torch.cat([weight_RHF, score_grad_RHF], 1)
+            path_grad_RFD = both_RXF.transpose(1, 2) @ torch.cat([mean_grad_RHD, absorbed_RHD], 1)
+            mean_RHD, absorbed_grad_RHD = (both_RXF @ path_RFD).tensor_split(2, 1)
+            absorbed_grad_HRD = absorbed_grad_RHD.transpose(0, 1)
+            query_grad_HRE = torch.bmm(absorbed_grad_HRD, step.key_HED.transpose(1, 2))
+            query_grad_RD = query_grad_HRE.transpose(0, 1).flatten(1) * step.scale
+            path_grad_RFD[:, part.slice] += query_grad_RD @ step.query_weight
+            for path_grad, grad_RD in zip(path_grads, path_grad_RFD.unbind(1), strict=True):
+                path_grad[part.index] = grad_RD.view(part.shape(d))
+            grads.query_weight += query_grad_RD.T @ own_RD
+            grads.query_bias += query_grad_RD.sum(0)
+            grads.key_HED += torch.bmm(query_HRE.transpose(1, 2), absorbed_grad_HRD)
+            if grads.value_HED is not None and grads.value_bias is not None:
+                grads.value_HED += torch.bmm(grad_HRE.transpose(1, 2), mean_RHD.transpose(0, 1))
+                grads.value_bias += grad_HRE.sum(1).flatten()
+        return (
+            None,
+            *(grad.to(weight.dtype) for grad, weight in zip(grads.all, weights, strict=True)),
+            *path_grads,
+        )
+
+
+class _Weights:
+    """The projections of the temporal step, cut into heads (views)."""
+
+    def __init__(self, heads: int, weights: list[Tensor] | tuple[Tensor, ...]) -> None:
+        self.all = tuple(weights)
+        self.query_weight, self.query_bias, key, *value = weights
+        d = key.shape[0]
+        self.heads, self.scale = heads, 1 / math.sqrt(d // heads)
+        self.key_HED = key.view(heads, -1, d)
+        self.value_HED: Tensor | None = value[0].view(heads, -1, d) if value else None
+        self.value_bias: Tensor | None = value[1] if value else None
+
+    def query(self, own_RD: Tensor) -> Tensor:
+        """Scaled queries of tokens from the place of their path in their own slice: `[H, R, E]`."""
+        query_RD = torch.addmm(self.query_bias, own_RD, self.query_weight.T).mul_(self.scale)
+        return query_RD.view(len(own_RD), self.heads, -1).transpose(0, 1)
+
+    def along(self, weight_RHF: Tensor, path_RFD: Tensor) -> Tensor:
+        """The weighted mean of each path, projected: `[R, D]`."""
+        r, _, d = path_RFD.shape
+        if self.value_HED is None or self.value_bias is None:
+            path_RHFE = path_RFD.view(r, -1, self.heads, d // self.heads).transpose(1, 2)
+            return (weight_RHF.unsqueeze(2) @ path_RHFE).reshape(r, d)
+        mean_HRD = (weight_RHF @ path_RFD).transpose(0, 1)
+        along_HRE = torch.bmm(mean_HRD, self.value_HED.transpose(1, 2))
+        return along_HRE.transpose(0, 1).reshape(r, d) + self.value_bias
+
+
+class _Part:
+    """Tokens of one slice, of some clips."""
+
+    def __init__(self, clips: slice, tokens: slice, place: int) -> None:
+        self.index = (clips, tokens)
+        self.slice = place
+
+    def shape(self, *last: int) -> tuple[int, ...]:
+        """Shape of `[R, *last]` as `[clips, tokens, *last]`."""
+        clips, tokens = self.index
+        return clips.stop - clips.start, tokens.stop - tokens.start, *last
+
+
+def _parts(path_BND: Tensor, heads: int, slices: int) -> Iterator[_Part]:
+    """Cut all tokens into parts whose tensors together hold about `_PART_BYTES`."""
+    b, n, d = path_BND.shape
+    places = n // slices
+    token_bytes = path_BND.element_size() * d * (2 * heads + slices)
+    rows = max(1, _PART_BYTES.get(path_BND.device.type, _PART_BYTES["cuda"]) // token_bytes)
+    clips, pieces = max(1, rows // places), math.ceil(places / rows)
+    size = math.ceil(places / pieces)
+    for clip in range(0, b, clips):
+        for place in range(slices):
+            for start in range(0, places, size):
+                first = place * places
+                tokens = slice(first + start, first + min(start + size, places))
+                yield _Part(slice(clip, min(clip + clips, b)), tokens, place)
+
+
+def _rows(paths: list[Tensor] | tuple[Tensor, ...], part: _Part) -> Tensor:
+    """The paths of a part's tokens, `[R, F, D]`."""
+    return torch.stack([path_BND[part.index] for path_BND in paths], 2).flatten(0, 1)
+
+
+def _by_head(grad_HRE: Tensor, width: int) -> Tensor:
+    """Each head's vector in its own columns of the full width, zeros elsewhere: `[R, H, D]`."""
+    h, r, e = grad_HRE.shape
+    full_RHHE = grad_HRE.new_zeros(r, h, h, e)
+    full_RHHE.diagonal(dim1=1, dim2=2).copy_(grad_HRE.permute(1, 2, 0))
+    return full_RHHE.view(r, h, width)
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """The type for softmax and for sums over parts: at least float32."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _slices(tensors: tuple[Tensor, ...]) -> int:
+    """Number of trajectories: the tensors with three axes, after the weights."""
+    return sum(tensor.ndim == 3 for tensor in tensors)

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tats_core.models.mae import VideoMAE, raw_pixels
+from tats_core.models.mae import VideoMAE, per_pixel, raw_pixels
 from tats_core.models.tokens import patchify, per_token, unpatchify
 from tats_core.models.vit import take
 from tats_core.report import figures
@@ -168,16 +168,16 @@ def reconstructions(
     patches_BNP = patchify(video_BCTHW, clip)
     rollout = sampler.act(mae.encoder.tokenize(patches_BNP), generator)
     found = mae(patches_BNP, rollout.visible_BK, rollout.masked_BM)
-    _, mean_BKP, scale_BKP = mae.target(take(patches_BNP, rollout.visible_BK))
+    _, *seen = mae.target(take(patches_BNP, rollout.visible_BK))
+    mean_B1P, scale_B1P = (per_pixel(x_BKC.mean(1, keepdim=True), clip.pixels) for x_BKC in seen)
     true_BNP = raw_pixels(patches_BNP)
-    guess_BMP = found.prediction_BMP * scale_BKP.mean(1, keepdim=True) + mean_BKP.mean(1, keepdim=True)
+    guess_BMP = found.prediction_BMP * scale_B1P + mean_B1P
     place_BMP = rollout.masked_BM.unsqueeze(-1).expand_as(guess_BMP)
     shown_BNP = true_BNP.scatter(1, place_BMP, guess_BMP.clamp(0, 1))
     logits_BN = torch.zeros_like(true_BNP[..., 0])
     policy_BN = (rollout.policy.logits_BN if rollout.policy is not None else logits_BN).softmax(1)
     maps_BN3 = torch.stack([rollout.visible_BN.float(), policy_BN, (shown_BNP - true_BNP).abs().mean(-1)], -1)
-    pixels = clip.pixels // 3
-    maps_B3THW = unpatchify(maps_BN3.repeat(1, 1, pixels), clip).cpu().numpy()
+    maps_B3THW = unpatchify(per_pixel(maps_BN3, clip.pixels), clip).cpu().numpy()
     both = [unpatchify(x, clip).permute(0, 2, 3, 4, 1).cpu().numpy() for x in (true_BNP, shown_BNP)]
     return [
         Picture(

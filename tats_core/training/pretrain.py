@@ -21,12 +21,13 @@ from tats_core.models.vit import ViTConfig
 from tats_core.sampling import Policy, Rollout, Sampler, SamplerConfig, SamplerSite, build_sampler
 from tats_core.sampling.adaptive import AdaptiveSampler, sampling_loss
 from tats_core.sampling.fixed import RandomSampler
+from tats_core.sampling.plackett_luce import Noise
 from tats_core.sampling.ppo import EntropyController, Transition, improve
 from tats_core.specs import StrictModel
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog
 from tats_core.training.optim import GuardedStep, OptimizerConfig, adamw, cosine, fresh_weights
-from tats_core.training.world import World
+from tats_core.training.world import Precision, World
 
 
 class PretrainConfig(StrictModel):
@@ -45,6 +46,11 @@ class PretrainConfig(StrictModel):
     )
     epochs: int = Field(800, ge=1, description="passes over the clips")
     batch_size: int = Field(256, ge=1, description="clips of one step, over all workers")
+    accumulate: int = Field(
+        1, ge=1, description="parts that a worker's share is cut into to save memory; the step stays the same"
+    )
+    precision: Precision = Field("fp32", description="bf16: matrix products in bfloat16 (autocast)")
+    compile: bool = Field(False, description="compile MAE and sampler with torch.compile at the first step")
     seed: int = Field(0, ge=0, description="weights, order of clips, augmentation, draws")
     log_every: int = Field(10, ge=1, description="steps between two points of a curve")
     health_every: int = Field(20, ge=1, description="epochs between two looks at features and policy")
@@ -63,6 +69,41 @@ class Loader(Protocol):
 
 Health = Callable[[VideoMAE, Sampler, int], dict[str, float]]
 """Looks at the model after an epoch: figures of the features and the policy on held-out clips."""
+
+
+@dataclass
+class SamplerLearner:
+    """The sampler's network, optimiser and precision (`sampling.ppo.Learner`)."""
+
+    network: nn.Module
+    guarded: GuardedStep
+    world: World
+    precision: Precision
+
+    def policy(self, tokens_BND: Tensor, *, last: bool) -> Policy:
+        """The policy as it is now."""
+        with self.world.accumulating(self.network, last=last), self.world.autocast(self.precision):
+            policy: Policy = self.network(tokens_BND)
+        return policy
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradient of one part."""
+        with self.world.accumulating(self.network, last=last):
+            self.guarded.backward(loss)
+
+    def step(self) -> bool:
+        """Clip and step, then free the gradients: the MAE's turn is next."""
+        stepped = self.guarded.step()
+        self.guarded.clear()
+        return stepped
+
+    def discard(self) -> None:
+        """Forget the gradients added since the last step."""
+        self.guarded.clear()
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Average over workers."""
+        return self.world.sum(values) / self.world.size
 
 
 @dataclass
@@ -92,72 +133,135 @@ class JointTrainer:
         self.controller = EntropyController(ppo.entropy_weight, ppo.target_entropy)
         self.memory: list[Transition] = []
         if self.sampler.learns:
-            self.sampler_parallel: nn.Module = self.world.parallel(self.sampler)
             optimizer = torch.optim.AdamW(
-                self.sampler.parameters(), lr=config.sampler_lr, betas=(0.9, 0.95), weight_decay=0.0
+                self.sampler.parameters(),
+                lr=config.sampler_lr,
+                betas=(0.9, 0.95),
+                weight_decay=0.0,
+                fused=True,
             )
-            self.sampler_step = GuardedStep(optimizer, 1.0, "sampler")
-        # Draws differ between workers; mini-batches are shuffled alike on all.
-        self.draws = torch.Generator(device).manual_seed(config.seed * 1000 + self.world.rank)
+            self.learner = SamplerLearner(
+                self.world.parallel(self.sampler),
+                GuardedStep(optimizer, 1.0, "sampler"),
+                self.world,
+                config.precision,
+            )
+        # All workers hold the same generators: of the noise for the global batch each takes its rows.
+        generator = torch.Generator(device).manual_seed(config.seed)
+        self.noise = Noise(generator, self.world.rank, self.world.size)
         self.shuffles = torch.Generator().manual_seed(config.seed)
 
     def step(self, video_BCTHW: Tensor, lr: float, *, warming_up: bool = False) -> dict[str, float]:
         """One iteration: rollout, MAE step, PPO update. The videos are normalised; returns health figures."""
+        # The last step's gradients would only stand in the way of this one's activations.
+        self.mae_step.clear()
         patches_BNP = patchify(video_BCTHW, self.config.clip)
-        with torch.no_grad():
+        with torch.no_grad(), self.world.autocast(self.config.precision):
             tokens_BND = self.mae.encoder.tokenize(patches_BNP)
         sampler = self.warmup_sampler if warming_up else self.sampler
-        rollout = self.decoded(sampler.act(tokens_BND, self.draws))
+        policy = self.policy(tokens_BND) if sampler.learns else None
+        old_policy = policy.detached() if policy is not None else None
+        rollout = self.decoded(sampler.draw(len(video_BCTHW), self.noise, old_policy))
 
-        reconstruction = self.mae_parallel(patches_BNP, rollout.visible_BK, rollout.masked_BM)
-        error_BM = reconstruction.error_BM
+        error_BM, pixel_error_BM = self.reconstruct(patches_BNP, rollout)
         self.mae_step.set_lr(lr)
-        stepped = self.mae_step(error_BM.mean())
+        stepped = self.mae_step.step()
 
-        figures = {"loss": error_BM.detach().mean(), "lr": lr, "grad_norm": self.mae_step.last_norm}
+        figures: dict[str, Any] = {"loss": error_BM.mean(), "lr": lr, "grad_norm": self.mae_step.last_norm}
         # Errors that are not finite are no rewards: one such batch would poison policy and controller.
-        if self.sampler.learns and not warming_up and stepped:
+        if policy is not None and stepped:
             in_pixels = self.config.sampler.ppo.error_space == "pixel"
-            reward_BM = (reconstruction.pixel_error_BM if in_pixels else error_BM).detach()
-            figures |= self.update_sampler(tokens_BND, rollout, reward_BM)
+            reward_BM = pixel_error_BM if in_pixels else error_BM
+            figures |= self.update_sampler(tokens_BND, rollout, reward_BM, policy)
         return {name: float(figure) for name, figure in figures.items()}
+
+    def policy(self, tokens_BND: Tensor) -> Policy:
+        """The sampler's policy now; with its graph where the update's first pass can go on from it."""
+        ppo = self.config.sampler.ppo
+        one_pass = self.config.accumulate == ppo.rollout_length == ppo.minibatches == 1
+        with torch.set_grad_enabled(one_pass):
+            parts = [self.learner.policy(part_BND, last=True) for part_BND in self.parts(tokens_BND)]
+        if one_pass:
+            return parts[0]
+        return Policy(torch.cat([p.logits_BN for p in parts]), torch.cat([p.value_BN for p in parts]))
+
+    def parts(self, values_BX: Tensor) -> tuple[Tensor, ...]:
+        """The parts of a batch over which gradients are accumulated."""
+        return values_BX.tensor_split(self.config.accumulate)
+
+    def reconstruct(self, patches_BNP: Tensor, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Errors of the decoded tokens in the target's space and in pixels; leaves the MAE's gradients."""
+        errors: list[Tensor] = []
+        pixel_errors: list[Tensor] = []
+        batch = (self.parts(x) for x in (patches_BNP, rollout.visible_BK, rollout.masked_BM))
+        for place, part in enumerate(zip(*batch, strict=True)):
+            with self.world.accumulating(self.mae_parallel, last=place == self.config.accumulate - 1):
+                with self.world.autocast(self.config.precision):
+                    reconstruction = self.mae_parallel(*part)
+                error_BM = reconstruction.error_BM
+                errors.append(error_BM.detach())
+                pixel_errors.append(reconstruction.pixel_error_BM.detach())
+                # Prediction and target are the largest tensors of a step, and backward needs neither.
+                del reconstruction
+                self.mae_step.backward(error_BM.mean() * (len(error_BM) / len(patches_BNP)))
+        return torch.cat(errors), torch.cat(pixel_errors)
 
     def decoded(self, rollout: Rollout) -> Rollout:
         """Keep a random part of the masked tokens for the decoder (VideoMAE V2); the others earn nothing."""
         share = self.config.mae.decoded_share
         if share == 1:
             return rollout
-        batch, masked = rollout.masked_BM.shape
-        noise_BM = torch.rand(batch, masked, generator=self.draws, device=self.world.device)
-        place_BM = noise_BM.topk(max(1, round(share * masked)), dim=1).indices
+        clips, masked = rollout.masked_BM.shape
+        chance_BM = self.noise.uniform(clips, masked)
+        place_BM = chance_BM.topk(max(1, round(share * masked)), dim=1).indices
         return replace(rollout, masked_BM=rollout.masked_BM.gather(1, place_BM))
 
-    def update_sampler(self, tokens_BND: Tensor, rollout: Rollout, reward_BM: Tensor) -> dict[str, float]:
-        """Teach the sampler what this draw earned; `reward_BM` are the errors of the masked tokens."""
+    def update_sampler(
+        self, tokens_BND: Tensor, rollout: Rollout, reward_BM: Tensor, policy: Policy
+    ) -> dict[str, float]:
+        """Teach the sampler what this draw earned; `reward_BM` are the errors of the masked tokens.
+
+        `policy` is the one that drew, with its graph where the first pass can use it.
+        """
         mean, deviation = self.world.moments(reward_BM)
         figures = {"reward_mean": float(mean), "reward_std": float(deviation)}
+        first = policy if policy.logits_BN.requires_grad else None
         if isinstance(self.sampler, AdaptiveSampler):
-            policy = self.sampler_parallel(tokens_BND)
-            loss = sampling_loss(policy, rollout, reward_BM, self.config.sampler.objective_weight)
-            self.sampler_step(loss)
-            share = policy.entropy_B.detach().mean() / math.log(rollout.tokens)
-            return figures | {"sampling_loss": loss.item(), "entropy_share": share.item()}
+            return figures | self.adapt(tokens_BND, rollout, reward_BM, first)
         standard_BM = ((reward_BM - mean) / deviation.clamp_min(1e-8)).float()
         self.memory.append(Transition(tokens_BND, rollout, standard_BM))
         ppo = self.config.sampler.ppo
         if len(self.memory) < ppo.rollout_length:
             return figures
         figures |= improve(
-            self.sampler_parallel,
+            self.learner,
             self.memory,
             ppo,
             self.controller,
-            self.sampler_step,
-            lambda values: self.world.sum(values) / self.world.size,
             self.shuffles,
+            parts=self.config.accumulate,
+            first=first,
         )
         self.memory.clear()
         return figures
+
+    def adapt(
+        self, tokens_BND: Tensor, rollout: Rollout, reward_BM: Tensor, first: Policy | None
+    ) -> dict[str, float]:
+        """AdaMAE's update of its sampler."""
+        batch = (self.parts(x) for x in (tokens_BND, rollout.visible_BK, rollout.masked_BM, reward_BM))
+        loss_sum, share_sum = 0.0, 0.0
+        for place, (tokens, visible_BK, masked_BM, reward) in enumerate(zip(*batch, strict=True)):
+            last = place == self.config.accumulate - 1
+            policy = first or self.learner.policy(tokens, last=last)
+            drawn = Rollout(visible_BK, masked_BM, rollout.tokens)
+            weight = len(tokens) / len(tokens_BND)
+            loss = weight * sampling_loss(policy, drawn, reward, self.config.sampler.objective_weight)
+            self.learner.backward(loss, last=last)
+            loss_sum += loss.item()
+            share_sum += weight * policy.entropy_B.detach().mean().item() / math.log(rollout.tokens)
+        self.learner.step()
+        return {"sampling_loss": loss_sum, "entropy_share": share_sum}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on; `rank` holds what is this worker's own."""
@@ -167,10 +271,11 @@ class JointTrainer:
             "mae_step": self.mae_step.state_dict(),
             "entropy_weight": self.controller.weight,
             "shuffles": self.shuffles.get_state(),
-            "rank": {"draws": self.draws.get_state(), "memory": [_pack(one) for one in self.memory]},
+            "noise": self.noise.generator.get_state(),
+            "rank": {"memory": [_pack(one) for one in self.memory]},
         }
         if self.sampler.learns:
-            state["sampler_step"] = self.sampler_step.state_dict()
+            state["sampler_step"] = self.learner.guarded.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -179,10 +284,10 @@ class JointTrainer:
         self.sampler.load_state_dict(state["sampler"])
         self.mae_step.load_state_dict(state["mae_step"])
         if self.sampler.learns:
-            self.sampler_step.load_state_dict(state["sampler_step"])
+            self.learner.guarded.load_state_dict(state["sampler_step"])
         self.controller.weight = state["entropy_weight"]
         self.shuffles.set_state(state["shuffles"])
-        self.draws.set_state(state["rank"]["draws"])
+        self.noise.generator.set_state(state["noise"])
         self.memory = [_unpack(one, self.world.device) for one in state["rank"]["memory"]]
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,17 @@ class World:
         devices = [self.device] if self.device.type == "cuda" else None
         # Gradients live in the reducer's buckets: no second copy of them.
         return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
+
+    def accumulating(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+        """Put forward and backward of one part of a batch in here: only the `last` one averages gradients."""
+        if last or not isinstance(module, DistributedDataParallel):
+            return nullcontext()
+        paused: AbstractContextManager[None] = module.no_sync()
+        return paused
+
+    def autocast(self, precision: Precision) -> torch.autocast:
+        """Forward passes in here run their matrix products in `precision`; weights stay float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the element-wise sum of `values` over all workers (same shape on each)."""

@@ -90,6 +90,11 @@ def _shaken(model: torch.nn.Module) -> torch.nn.Module:
     return model.double().eval()
 
 
+def _channels_first(rows_PX: Tensor) -> Tensor:
+    """VideoMAE's pixels of a token are ordered (t, p, p, c), ours (c, t, p, p)."""
+    return rows_PX.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1)
+
+
 @pytest.mark.parametrize(("frames", "size", "width"), [(4, 12, 24), (8, 48, 98)])
 def test_joint_positions_are_videomaes_table(frames: int, size: int, width: int) -> None:
     clip = ClipConfig(frames=frames, size=size, tubelet=2, patch=4)
@@ -113,8 +118,8 @@ def test_the_loss_and_the_predictions_are_videomaes() -> None:
             "mask_token": tensors["mask_token"],
             "decoder_norm.weight": tensors["decoder.norm.weight"],
             "decoder_norm.bias": tensors["decoder.norm.bias"],
-            "to_pixels.weight": tensors["decoder.head.weight"],
-            "to_pixels.bias": tensors["decoder.head.bias"],
+            "to_pixels.weight": _channels_first(tensors["decoder.head.weight"]),
+            "to_pixels.bias": _channels_first(tensors["decoder.head.bias"]),
         }
     )
     video_BCTHW = torch.randn(2, 3, 4, 12, 12, dtype=torch.float64)
@@ -123,7 +128,8 @@ def test_the_loss_and_the_predictions_are_videomaes() -> None:
     masked_BN = torch.ones(2, CLIP.tokens, dtype=torch.bool).scatter(1, visible_BK, False)
     expected = theirs(video_BCTHW.transpose(1, 2), masked_BN)
     found = ours(patchify(video_BCTHW, CLIP), visible_BK, masked_BM)
-    torch.testing.assert_close(found.prediction_BMP, expected.logits, rtol=0, atol=1e-5)
+    expected_PBM = _channels_first(expected.logits.permute(2, 0, 1))
+    torch.testing.assert_close(found.prediction_BMP, expected_PBM.permute(1, 2, 0), rtol=0, atol=1e-5)
     torch.testing.assert_close(found.error_BM.mean(), expected.loss, rtol=1e-5, atol=0, check_dtype=False)
 
 

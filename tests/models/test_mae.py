@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tats_core.models.mae import MAEConfig, Reconstruction, VideoMAE, raw_pixels
+from tats_core.models.mae import MAEConfig, Reconstruction, VideoMAE, _SquaredError, per_pixel, raw_pixels
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig, take
 
@@ -32,8 +32,8 @@ def _reconstruction(difference: list[float], motion_weight: float) -> Reconstruc
     return Reconstruction(
         prediction,
         torch.zeros_like(prediction),
-        prediction,
-        prediction,
+        prediction[..., :3],
+        prediction[..., :3],
         tubelet=2,
         motion_weight=motion_weight,
     )
@@ -79,29 +79,30 @@ def test_with_a_global_token_it_also_carries_the_projected_mean_of_what_was_enco
 
 def test_the_normalized_target_has_mean_0_and_deviation_1_in_each_channel_of_each_token() -> None:
     patches_BMP = torch.randn(2, 5, P)
-    target_BMP, mean_BMP, scale_BMP = _mae().target(patches_BMP)
-    target_BMQC = target_BMP.view(2, 5, P // 3, 3)
-    torch.testing.assert_close(target_BMQC.mean(2), torch.zeros(2, 5, 3), rtol=0, atol=1e-5)
-    torch.testing.assert_close(target_BMQC.std(2), torch.ones(2, 5, 3), rtol=1e-4, atol=0)
-    torch.testing.assert_close(target_BMP * scale_BMP + mean_BMP, raw_pixels(patches_BMP))
+    target_BMP, mean_BMC, scale_BMC = _mae().target(patches_BMP)
+    target_BMCQ = target_BMP.view(2, 5, 3, P // 3)
+    torch.testing.assert_close(target_BMCQ.mean(3), torch.zeros(2, 5, 3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(target_BMCQ.std(3), torch.ones(2, 5, 3), rtol=1e-4, atol=0)
+    pixels_BMP = target_BMP * per_pixel(scale_BMC, P) + per_pixel(mean_BMC, P)
+    torch.testing.assert_close(pixels_BMP, raw_pixels(patches_BMP))
 
 
 def test_raw_pixels_undo_imagenets_normalisation() -> None:
     pixels_C = torch.tensor([0.2, 0.5, 0.9])
-    normalised_P = ((pixels_C - MEAN) / DEVIATION).repeat(P // 3)
-    torch.testing.assert_close(raw_pixels(normalised_P[None, None])[0, 0], pixels_C.repeat(P // 3))
+    normalised_P = per_pixel((pixels_C - MEAN) / DEVIATION, P)
+    torch.testing.assert_close(raw_pixels(normalised_P[None, None])[0, 0], per_pixel(pixels_C, P))
 
 
 def test_the_floored_target_of_a_flat_token_is_zero_and_of_a_faint_one_is_faint() -> None:
-    pixels_BMQC = torch.full((1, 2, P // 3, 3), 0.5)
+    pixels_BMCQ = torch.full((1, 2, 3, P // 3), 0.5)
     # 32 pixels a channel, half of them 0.01 above and half 0.01 below the mean: deviation about 0.01.
-    pixels_BMQC[0, 1, ::2] += 0.01
-    pixels_BMQC[0, 1, 1::2] -= 0.01
-    patches_BMP = ((pixels_BMQC - MEAN) / DEVIATION).flatten(2)
-    target_BMP, _, scale_BMP = _mae(target="floored", target_floor=0.1).target(patches_BMP)
+    pixels_BMCQ[0, 1, :, ::2] += 0.01
+    pixels_BMCQ[0, 1, :, 1::2] -= 0.01
+    patches_BMP = ((pixels_BMCQ - MEAN[:, None]) / DEVIATION[:, None]).flatten(2)
+    target_BMP, _, scale_BMC = _mae(target="floored", target_floor=0.1).target(patches_BMP)
     torch.testing.assert_close(target_BMP[0, 0], torch.zeros(P), rtol=0, atol=1e-5)
     torch.testing.assert_close(target_BMP[0, 1].abs(), torch.full((P,), 0.1), rtol=1e-4, atol=0)
-    assert scale_BMP.unique().tolist() == pytest.approx([0.1])
+    assert scale_BMC.unique().tolist() == pytest.approx([0.1])
     # VideoMAE's makes the faint one as loud as any: 0.01 over sqrt(32/31) * 0.01.
     loud_BMP, _, _ = _mae().target(patches_BMP)
     assert loud_BMP[0, 1].abs().mean().item() == pytest.approx((31 / 32) ** 0.5, rel=1e-3)
@@ -109,9 +110,9 @@ def test_the_floored_target_of_a_flat_token_is_zero_and_of_a_faint_one_is_faint(
 
 def test_the_pixel_target_is_what_the_encoder_sees_and_its_error_is_in_pixels() -> None:
     patches_BMP = torch.randn(1, 2, P)
-    target_BMP, mean_BMP, scale_BMP = _mae(target="pixel").target(patches_BMP)
+    target_BMP, mean_BMC, scale_BMC = _mae(target="pixel").target(patches_BMP)
     assert torch.equal(target_BMP, patches_BMP)
-    found = Reconstruction(target_BMP + 1, target_BMP, mean_BMP, scale_BMP, tubelet=2)
+    found = Reconstruction(target_BMP + 1, target_BMP, mean_BMC, scale_BMC, tubelet=2)
     torch.testing.assert_close(found.error_BM, torch.ones(1, 2))
     torch.testing.assert_close(found.pixel_error_BM, torch.full((1, 2), DEVIATION.square().mean().item()))
 
@@ -121,13 +122,13 @@ def test_an_error_that_stays_the_same_within_the_tubelet_is_not_reweighted() -> 
 
 
 def test_an_error_that_changes_within_the_tubelet_counts_motion_weight_times() -> None:
-    assert _reconstruction([1, 1, 1, -1, -1, -1], motion_weight=5).error_BM.item() == 5
+    assert _reconstruction([1, -1, 1, -1, 1, -1], motion_weight=5).error_BM.item() == 5
 
 
 def test_a_mixed_error_is_split_into_its_mean_and_its_change() -> None:
     # Frames 2 and 0: mean 1, change +1 and -1; the plain error is (4 + 0) / 2 = 2 = 1 + 1.
-    assert _reconstruction([2, 2, 2, 0, 0, 0], motion_weight=1).error_BM.item() == 2
-    assert _reconstruction([2, 2, 2, 0, 0, 0], motion_weight=5).error_BM.item() == 6
+    assert _reconstruction([2, 0, 2, 0, 2, 0], motion_weight=1).error_BM.item() == 2
+    assert _reconstruction([2, 0, 2, 0, 2, 0], motion_weight=5).error_BM.item() == 6
 
 
 @settings(deadline=None, max_examples=20)
@@ -143,6 +144,25 @@ def test_the_weighted_error_is_linear_in_the_weight(weight: float, tubelet: int,
     expected = error(1.0) + (weight - 1) * (error(2.0) - error(1.0))
     torch.testing.assert_close(error(weight), expected, rtol=1e-5, atol=1e-5)
     assert (error(weight) >= error(1.0) - 1e-6).all()
+
+
+def test_the_hand_derived_gradient_of_the_error_is_that_of_finite_differences() -> None:
+    prediction, target = torch.randn(2, 1, 2, 12, dtype=torch.float64).unbind(0)
+    weight_BMC = torch.randn(1, 2, 3, dtype=torch.float64)
+
+    def weighted(prediction: torch.Tensor) -> torch.Tensor:
+        return (_SquaredError.apply(prediction, target) * weight_BMC).sum()
+
+    leaf = prediction.clone().requires_grad_()
+    weighted(leaf).backward()
+    assert leaf.grad is not None
+    for place in range(24):
+        step = torch.zeros(24, dtype=torch.float64)
+        step[place] = 1e-5
+        slope = (
+            weighted(prediction + step.view(1, 2, 12)) - weighted(prediction - step.view(1, 2, 12))
+        ) / 2e-5
+        assert leaf.grad.flatten()[place].item() == pytest.approx(slope.item(), abs=1e-8)
 
 
 def test_decoding_a_part_of_the_masked_tokens_gives_the_errors_of_that_part() -> None:

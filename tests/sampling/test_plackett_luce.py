@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tats_core.sampling.plackett_luce import complement, gumbel_top_k, ordered_log_probs, visible_count
+from tats_core.sampling.plackett_luce import Noise, complement, gumbel_top_k, ordered_log_probs, visible_count
 
 LOGITS = [0.0, 1.0, -1.0, 2.0, 0.5]
 
@@ -29,13 +29,17 @@ def test_one_rule_gives_the_visible_tokens_of_videomaes_1568(mask_ratio: float, 
     assert visible_count(1568, mask_ratio) == visible
 
 
+def _uniform(clips: int, columns: int, seed: int) -> torch.Tensor:
+    return Noise(torch.Generator().manual_seed(seed)).uniform(clips, columns)
+
+
 def test_at_least_one_token_is_visible() -> None:
     assert visible_count(8, 0.99) == 1
 
 
 def test_every_ordered_draw_is_as_frequent_as_plackett_luce_says() -> None:
     draws = 60_000
-    drawn_BK = gumbel_top_k(torch.tensor([LOGITS]).expand(draws, -1), 2, torch.Generator().manual_seed(0))
+    drawn_BK = gumbel_top_k(torch.tensor([LOGITS]).expand(draws, -1), 2, _uniform(draws, 5, seed=0))
     orders = list(itertools.permutations(range(5), 2))
     expected = [draws * _probability(LOGITS, order) for order in orders]
     observed = [(drawn_BK == torch.tensor(order)).all(1).sum().item() for order in orders]
@@ -45,7 +49,7 @@ def test_every_ordered_draw_is_as_frequent_as_plackett_luce_says() -> None:
 
 def test_tokens_are_included_as_often_as_all_draws_of_three_enumerated_say() -> None:
     draws = 60_000
-    drawn_BK = gumbel_top_k(torch.tensor([LOGITS]).expand(draws, -1), 3, torch.Generator().manual_seed(1))
+    drawn_BK = gumbel_top_k(torch.tensor([LOGITS]).expand(draws, -1), 3, _uniform(draws, 5, seed=1))
     for token in range(5):
         exact = sum(
             _probability(LOGITS, order) for order in itertools.permutations(range(5), 3) if token in order
@@ -61,15 +65,13 @@ def test_a_draw_has_no_token_twice_and_is_repeated_by_its_seed(
 ) -> None:
     k = data.draw(st.integers(1, n))
     logits_BN = 5 * torch.randn(3, n)
-    first, again = (gumbel_top_k(logits_BN, k, torch.Generator().manual_seed(seed)) for _ in range(2))
+    first, again = (gumbel_top_k(logits_BN, k, _uniform(3, n, seed)) for _ in range(2))
     assert torch.equal(first, again)
     assert all(len(set(row)) == k for row in first.tolist())
 
 
 def test_another_seed_draws_other_tokens_and_clips_draw_apart() -> None:
-    one, other = (
-        gumbel_top_k(torch.zeros(2, 100), 10, torch.Generator().manual_seed(seed)) for seed in (0, 1)
-    )
+    one, other = (gumbel_top_k(torch.zeros(2, 100), 10, _uniform(2, 100, seed)) for seed in (0, 1))
     assert not torch.equal(one, other)
     assert not torch.equal(one[0], one[1])
 
@@ -77,7 +79,7 @@ def test_another_seed_draws_other_tokens_and_clips_draw_apart() -> None:
 def test_a_certain_token_is_always_drawn_first() -> None:
     logits_BN = torch.zeros(500, 20)
     logits_BN[:, 7] = 60.0
-    assert gumbel_top_k(logits_BN, 3, torch.Generator().manual_seed(0))[:, 0].unique().tolist() == [7]
+    assert gumbel_top_k(logits_BN, 3, _uniform(500, 20, seed=0))[:, 0].unique().tolist() == [7]
 
 
 @settings(deadline=None, max_examples=40)
@@ -124,3 +126,17 @@ def test_the_complement_is_what_was_not_drawn_in_ascending_order(n: int, data: s
     drawn = [data.draw(st.permutations(range(n)))[:k] for _ in range(3)]
     masked_BM = complement(torch.tensor(drawn), n)
     assert masked_BM.tolist() == [sorted(set(range(n)) - set(row)) for row in drawn]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 9), st.integers(0, 2**31 - 1))
+def test_workers_share_out_the_noise_that_one_worker_would_draw(
+    workers: int, clips: int, columns: int, seed: int
+) -> None:
+    alone = _uniform(workers * clips, columns, seed)
+    shares = [
+        Noise(torch.Generator().manual_seed(seed), rank, workers).uniform(clips, columns)
+        for rank in range(workers)
+    ]
+    # The loader deals clips out in turn: clip i of worker r is clip i * workers + r of the global batch.
+    assert torch.equal(torch.stack(shares, 1).flatten(0, 1), alone)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -131,7 +132,9 @@ def test_a_baseline_of_each_token_is_compared_with_that_tokens_reward() -> None:
 @pytest.mark.parametrize("credit", ["masked_token", "sequence"])
 def test_before_the_first_step_old_and_new_policy_are_one(credit: str) -> None:
     policy = Policy(torch.randn(4, 10), torch.randn(4, 10))
-    visible_BK = gumbel_top_k(policy.logits_BN, 3, torch.Generator().manual_seed(0))
+    visible_BK = gumbel_top_k(
+        policy.logits_BN, 3, torch.rand(policy.logits_BN.shape, generator=torch.Generator().manual_seed(0))
+    )
     rollout = Rollout(visible_BK, complement(visible_BK, 10), 10, policy)
     transition = Transition(torch.zeros(4, 10, 1), rollout, torch.randn(4, 7))
     parts = ppo_loss(policy, transition, PPOConfig(credit=credit), 0.1).parts  # type: ignore[arg-type]
@@ -161,6 +164,35 @@ def test_the_weight_of_the_entropy_moves_towards_its_target(
     assert controller.weight == pytest.approx(expected)
 
 
+class Taught:
+    """A learner whose parts are functions."""
+
+    def __init__(
+        self, policy: Callable[[Tensor], Policy], optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        self.of, self.optimizer, self.losses, self.discarded = policy, optimizer, list[float](), 0
+
+    def policy(self, tokens_BND: Tensor, *, last: bool) -> Policy:
+        return self.of(tokens_BND)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        self.losses.append(loss.item())
+        if self.optimizer is not None:
+            loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self) -> bool:
+        if self.optimizer is not None:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return True
+
+    def discard(self) -> None:
+        self.discarded += 1
+
+    def mean(self, values: Tensor) -> Tensor:
+        return values
+
+
 class Table(nn.Module):
     """A policy that is a table of logits, the same for every clip."""
 
@@ -178,7 +210,7 @@ def _draw(table: Table, reward_N: Tensor, clips: int, generator: torch.Generator
     tokens_BND = torch.zeros(clips, len(reward_N), 1)
     with torch.no_grad():
         policy = table(tokens_BND)
-    visible_BK = gumbel_top_k(policy.logits_BN, 2, generator)
+    visible_BK = gumbel_top_k(policy.logits_BN, 2, torch.rand(policy.logits_BN.shape, generator=generator))
     rollout = Rollout(visible_BK, complement(visible_BK, len(reward_N)), len(reward_N), policy)
     return Transition(tokens_BND, rollout, reward_N[rollout.masked_BM])
 
@@ -190,17 +222,10 @@ def _train(config: PPOConfig, updates: int) -> tuple[Table, dict[str, float]]:
     table, generator = Table(10), torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(table.parameters(), lr=0.05)
     controller = EntropyController(config.entropy_weight, config.target_entropy)
-
-    def step_on(loss: Tensor) -> bool:
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return True
-
     health: dict[str, float] = {}
     for _ in range(updates):
         memory = [_draw(table, reward_N, 16, generator)]
-        health = improve(table, memory, config, controller, step_on, lambda values: values, generator)
+        health = improve(Taught(table, optimizer), memory, config, controller, generator)
     return table, health
 
 
@@ -228,15 +253,8 @@ def _count_clips(config: PPOConfig, memory: list[Transition], kl: float = 0.0) -
         logits_BN[:, 0] += shift
         return Policy(logits_BN, torch.zeros(tokens_BND.shape[:2]))
 
-    health = improve(
-        policy,
-        memory,
-        config,
-        EntropyController(0.1, None),
-        lambda loss: True,
-        lambda values: values,
-        torch.Generator().manual_seed(0),
-    )
+    generator = torch.Generator().manual_seed(0)
+    health = improve(Taught(policy), memory, config, EntropyController(0.1, None), generator)
     return sizes, health["ppo_steps"]
 
 
@@ -265,7 +283,7 @@ def test_every_clip_is_seen_once_in_a_pass() -> None:
     config = PPOConfig(epochs=1, minibatches=3)
     generator = torch.Generator().manual_seed(0)
     controller = EntropyController(0.1, None)
-    improve(policy, [marked], config, controller, lambda loss: True, lambda values: values, generator)
+    improve(Taught(policy), [marked], config, controller, generator)
     assert sorted(seen) == list(range(7))
     assert seen != sorted(seen)
 
@@ -288,6 +306,60 @@ def test_an_update_stops_when_the_policy_has_moved_too_far_but_never_before_its_
     assert (sizes, steps) == ([4, 4], 1)
     sizes, steps = _count_clips(PPOConfig(epochs=5, kl_stop=None), _memory(4), kl=1.0)
     assert (len(sizes), steps) == (5, 5)
+
+
+def test_a_pass_that_moved_too_far_leaves_no_gradient_behind() -> None:
+    learner = Taught(lambda tokens_BND: _shifted(tokens_BND))
+    config = PPOConfig(epochs=3, kl_stop=0.01)
+    improve(learner, _memory(4), config, EntropyController(0.1, None), torch.Generator().manual_seed(0))
+    assert learner.discarded == 1
+
+
+def _shifted(tokens_BND: Tensor) -> Policy:
+    logits_BN = torch.zeros(tokens_BND.shape[:2])
+    logits_BN[:, 0] = math.log(2)
+    return Policy(logits_BN, torch.zeros(tokens_BND.shape[:2]))
+
+
+@pytest.mark.parametrize("credit", ["masked_token", "sequence"])
+def test_a_mini_batch_in_parts_has_the_gradient_of_the_whole(credit: str) -> None:
+    gradients = []
+    for parts in (1, 2, 3):
+        table = Table(6)
+        with torch.no_grad():
+            table.logits_N.copy_(torch.linspace(-1, 1, 6))
+        optimizer = torch.optim.SGD(table.parameters(), lr=1.0)
+        before = table.logits_N.detach().clone()
+        config = PPOConfig.model_validate({"credit": credit})
+        health = improve(
+            Taught(table, optimizer),
+            _memory(7),
+            config,
+            EntropyController(0.1, None),
+            torch.Generator().manual_seed(0),
+            parts=parts,
+        )
+        gradients.append((before - table.logits_N.detach(), health["policy_loss"]))
+    for gradient_N, loss in gradients[1:]:
+        torch.testing.assert_close(gradient_N, gradients[0][0], rtol=0, atol=1e-6)
+        assert loss == pytest.approx(gradients[0][1], abs=1e-6)
+
+
+def test_the_first_pass_may_go_on_from_the_policy_that_drew() -> None:
+    steps = []
+    for reuse in (False, True):
+        table = Table(6)
+        optimizer = torch.optim.SGD(table.parameters(), lr=1.0)
+        memory = _memory(5)
+        first = table(memory[0].tokens_BND) if reuse else None
+        learner = Taught(table, optimizer)
+        controller = EntropyController(0.1, None)
+        improve(
+            learner, memory, PPOConfig(epochs=2), controller, torch.Generator().manual_seed(0), first=first
+        )
+        steps.append(table.logits_N.detach().clone())
+    torch.testing.assert_close(steps[0], steps[1], rtol=0, atol=1e-7)
+    assert steps[0].abs().max() > 0.01
 
 
 def test_the_weight_never_falls_below_a_tenth_of_its_start_while_the_policy_is_blind() -> None:

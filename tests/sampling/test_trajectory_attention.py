@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tats_core.sampling import trajectory_attention
 from tats_core.sampling.trajectory_attention import TrajectoryAttention
 
 Values = Literal["paper", "shipped"]
@@ -31,7 +32,10 @@ def literal(attention: TrajectoryAttention, tokens_BND: Tensor, key_bias_D: Tens
     own_BND = torch.stack([path_BNFD[:, place, place // s] for place in range(n)], 1)
     query_BNHE = heads(attention.temporal_query(own_BND))
     key_BNFHE = heads(functional.linear(path_BNFD, attention.temporal_key.weight, key_bias_D))
-    value_BNFHE = heads(attention.temporal_value(path_BNFD))
+    projected_BNFD = (
+        attention.temporal_value(path_BNFD) if attention.temporal_value is not None else path_BNFD
+    )
+    value_BNFHE = heads(projected_BNFD)
     weight_BNHF = (torch.einsum("bnhe,bnfhe->bnhf", query_BNHE, key_BNFHE) / math.sqrt(e)).softmax(-1)
     return attention.out(torch.einsum("bnhf,bnfhe->bnhe", weight_BNHF, value_BNFHE).flatten(-2))
 
@@ -74,6 +78,43 @@ def test_the_absorbed_form_equals_the_literal_one_with_its_gradients(
         assert difference < close, f"{name} differs by {difference}"
 
 
+@pytest.mark.parametrize("values", ["paper", "shipped"])
+@pytest.mark.parametrize(
+    "part_bytes", [1, 3_000, 1 << 30], ids=["token by token", "some", "all clips at once"]
+)
+def test_its_hand_derived_gradients_are_those_of_finite_differences(
+    values: Values, part_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(trajectory_attention._PART_BYTES, "cpu", part_bytes)
+    attention = _attention(values, slices=2, width=6, heads=2).double()
+    tokens_BND = torch.randn(2, 6, 6, dtype=torch.float64, requires_grad=True)
+    parameters = dict(attention.named_parameters())
+
+    def form(tokens_BND: Tensor, *weights: Tensor) -> Tensor:
+        mixed_BND: Tensor = torch.func.functional_call(
+            attention, dict(zip(parameters, weights, strict=True)), (tokens_BND,)
+        )
+        return mixed_BND
+
+    assert torch.autograd.gradcheck(form, (tokens_BND, *parameters.values()))
+
+
+@pytest.mark.parametrize("values", ["paper", "shipped"])
+def test_in_bfloat16_it_is_the_same_up_to_its_rounding(values: Values) -> None:
+    attention = _attention(values)
+    tokens_BND = torch.randn(2, 15, 24, requires_grad=True)
+    found = []
+    for enabled in (False, True):
+        attention.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            mixed_BND = attention(tokens_BND)
+        mixed_BND.float().square().mean().backward()
+        found.append([mixed_BND.float(), *(p.grad for p in attention.parameters())])
+    for exact, rounded in zip(*found, strict=True):
+        assert (exact - rounded).norm() < 0.05 * exact.norm()
+        assert rounded.dtype == torch.float32
+
+
 def test_a_key_bias_would_drop_out_of_the_temporal_softmax() -> None:
     attention = _attention("paper").double()
     tokens_BND = torch.randn(1, 15, 24, dtype=torch.float64)
@@ -88,6 +129,7 @@ def test_with_one_slice_it_is_plain_attention_and_a_projection_of_the_values() -
         x.unflatten(-1, (4, 6)).transpose(1, 2) for x in attention.qkv(tokens_BND).chunk(3, -1)
     )
     plain_BND = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(-2)
+    assert attention.temporal_value is not None
     expected_BND = attention.out(attention.temporal_value(plain_BND))
     torch.testing.assert_close(attention(tokens_BND), expected_BND, rtol=0, atol=1e-10)
 
@@ -97,7 +139,7 @@ def test_a_trajectory_of_slices_with_one_place_each_is_that_place() -> None:
     attention = _attention("paper", slices=5)
     tokens_BND = torch.randn(2, 5, 24)
     value_BND = attention.qkv(tokens_BND).chunk(3, -1)[2]
-    path_BNFD = attention.trajectories(tokens_BND)
+    path_BNFD = torch.stack(attention.trajectories(tokens_BND), 2)
     torch.testing.assert_close(path_BNFD, value_BND[:, None].expand(-1, 5, -1, -1))
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
-from tats_core.sampling import Rollout, Sampler, SamplerConfig, SamplerSite, build_sampler
+from tats_core.sampling import Policy, Rollout, Sampler, SamplerConfig, SamplerSite, build_sampler
+from tats_core.sampling.plackett_luce import Noise
 from tats_core.training.events import EventLog, read_events
 from tats_core.training.health import HealthCheck, HeldOut, pixel_motion, reconstructions
 from tats_core.training.world import World
@@ -24,8 +25,8 @@ VIT = ViTConfig.model_validate({"preset": "vit_micro", "width": 24, "depth": 2, 
 class Corner(Sampler):
     """Always shows the first places of the first slice."""
 
-    def act(self, tokens_BND: Tensor, generator: torch.Generator | None = None) -> Rollout:
-        return self._rollout(torch.arange(self.visible).expand(len(tokens_BND), -1))
+    def draw(self, clips: int, noise: Noise, policy: Policy | None = None) -> Rollout:
+        return self._rollout(torch.arange(self.visible).expand(clips, -1))
 
 
 def _mae() -> VideoMAE:

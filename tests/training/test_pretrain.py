@@ -141,9 +141,10 @@ def test_while_warming_up_masking_is_random_and_the_sampler_rests(tiny: dict[str
 def test_rewards_are_standardised_and_their_figures_told(tiny: dict[str, Any]) -> None:
     trainer = JointTrainer(_recipe(tiny, {"kind": "tats", "ppo": {"rollout_length": 9}}), World())
     tokens_BND = torch.randn(2, 32, 24)
-    rollout = trainer.sampler.act(tokens_BND, trainer.draws)
+    policy = trainer.policy(tokens_BND)
+    rollout = trainer.sampler.draw(2, trainer.noise, policy)
     reward_BM = torch.rand(rollout.masked_BM.shape)
-    figures = trainer.update_sampler(tokens_BND, rollout, reward_BM)
+    figures = trainer.update_sampler(tokens_BND, rollout, reward_BM, policy)
     assert figures["reward_mean"] == pytest.approx(reward_BM.mean().item())
     assert figures["reward_std"] == pytest.approx(reward_BM.std(correction=0).item())
     kept_BM = trainer.memory[0].reward_BM
@@ -151,9 +152,47 @@ def test_rewards_are_standardised_and_their_figures_told(tiny: dict[str, Any]) -
     assert kept_BM.std(correction=0).item() == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "sampler", [SAMPLERS["random"], SAMPLERS["adaptive"], {"kind": "tats", "ppo": {"epochs": 2}}], ids=str
+)
+def test_an_accumulated_step_is_the_step_of_the_large_batch(
+    sampler: dict[str, Any], tiny: dict[str, Any], clips: Any
+) -> None:
+    # In double precision: Adam makes a step of full size out of a gradient that is nothing but rounding.
+    torch.set_default_dtype(torch.float64)
+    try:
+        trainers = [JointTrainer(_recipe(tiny, sampler, accumulate=parts), World()) for parts in (1, 2, 3)]
+        for step, (video_BCTHW, _, _) in enumerate(clips(steps=5, batch=5).epoch(0)):
+            figures = [trainer.step(video_BCTHW.double(), lr=1e-3) for trainer in trainers]
+            for other in figures[1:]:
+                for name in {"loss", "reward_std", "policy_loss", "kl", "sampling_loss"} & other.keys():
+                    assert other[name] == pytest.approx(figures[0][name], abs=1e-5), (step, name)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    one, *others = (dict(t.mae.state_dict()) | dict(t.sampler.state_dict()) for t in trainers)
+    for other in others:
+        for name, tensor in one.items():
+            torch.testing.assert_close(
+                other[name], tensor, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+@pytest.mark.parametrize("kind", ["tats", "adaptive", "random"])
+def test_a_step_in_bfloat16_stays_near_the_one_in_float32(
+    kind: str, tiny: dict[str, Any], clips: Any
+) -> None:
+    losses = []
+    for precision in ("fp32", "bf16"):
+        trainer = JointTrainer(_recipe(tiny, {"kind": kind}, precision=precision), World())
+        losses.append([trainer.step(video, lr=1e-3)["loss"] for video, _, _ in clips(steps=4).epoch(0)])
+        assert {p.dtype for p in trainer.mae.parameters()} == {torch.float32}
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] != losses[0]
+
+
 def test_the_decoder_gets_a_random_share_of_the_masked_tokens(tiny: dict[str, Any]) -> None:
     trainer = JointTrainer(_recipe(tiny, SAMPLERS["random"]), World())
-    rollout = trainer.sampler.act(torch.zeros(50, 32, 1), trainer.draws)
+    rollout = trainer.sampler.draw(50, trainer.noise)
     part = trainer.decoded(rollout)
     # 6 of 32 tokens are visible; half of 26 is decoded.
     assert part.masked_BM.shape == (50, 13)
@@ -221,7 +260,7 @@ def test_one_broken_batch_is_skipped_and_counted(tiny: dict[str, Any], clips: An
 
     trainer, figures = _run(_recipe(tiny, SAMPLERS["tats"]), OnceBroken(), tmp_path)
     assert trainer.mae_step.skipped == 1
-    assert trainer.sampler_step.skipped == 0, "what cannot be rewarded is not learnt from"
+    assert trainer.learner.guarded.skipped == 0, "what cannot be rewarded is not learnt from"
     assert math.isfinite(figures["loss"])
     for module in (trainer.mae, trainer.sampler):
         assert all(torch.isfinite(p).all() for p in module.parameters())
