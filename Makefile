@@ -1,5 +1,6 @@
 # make demo    install what the demo needs, run the demo, print its table
 # make test    lint, then every test
+# make bench   time and memory against public peers (benchmarks/), about 20 minutes
 # The rest: setup, test-fast, lint, format, lock, clean. Each target does its own set-up and is quick to repeat.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c requiremen
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-fast lint format lock clean
+.PHONY: help setup demo test test-fast bench lint format lock clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p; s/^# \(The rest.*\)/\1/p' Makefile
@@ -24,6 +25,9 @@ test: lint
 
 test-fast: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -m "not slow"
+
+bench: $(VENV)/.dev-installed
+	$(BIN)/python benchmarks/run.py
 
 lint: $(VENV)/.dev-installed
 	$(BIN)/ruff check .

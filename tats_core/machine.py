@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 
 
 def available_cpus() -> int:
@@ -10,3 +12,20 @@ def available_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # macOS has no affinity
+
+
+def keep_freed_memory() -> bool:
+    """Let the C allocator keep what is freed for the next step of training; True where it can be told so.
+
+    glibc gives large blocks back to the system at once and asks for them again a moment later, so that each
+    step faults its activations in page by page, and threads (backward has its own) do not share what they
+    freed. A training step frees exactly what the next one asks for. Nothing to do outside glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    tune = getattr(ctypes.CDLL(None), "mallopt", None)
+    if tune is None:  # musl
+        return False
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # malloc.h: M_TRIM_THRESHOLD and so on
+    settings = {arena_max: 1, mmap_threshold: 1 << 30, trim_threshold: 2**31 - 1}
+    return all(tune(name, value) == 1 for name, value in settings.items())

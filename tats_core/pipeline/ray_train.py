@@ -34,6 +34,7 @@ from ray.train.backend import Backend, BackendConfig
 
 from tats_core import errors
 from tats_core.errors import ResourceError, StageError, TatsError
+from tats_core.machine import keep_freed_memory
 from tats_core.pipeline.records import write_json
 from tats_core.pipeline.stages.base import Stopped
 from tats_core.training.events import EventLog
@@ -399,6 +400,7 @@ def _world(rank: int, size: int) -> World:
         from ray.train.torch import get_device
 
         return World(rank, size, get_device())
+    keep_freed_memory()
     return World(rank, size, torch.device("cpu"))
 
 
