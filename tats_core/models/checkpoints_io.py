@@ -1,0 +1,388 @@
+"""Weights of other code bases: VideoMAE's and AdaMAE's files, Hugging Face's VideoMAE, in and out.
+
+Three differences matter beside names. Theirs have no key bias (ours: zero inwards; outwards it is left out,
+since it adds the same to all scores of a query and drops out of the softmax). Rows of their prediction head
+are ordered (t, p, p, c), ours (c, t, p, p). Their positions are the `joint` table and not in the file.
+
+Axes: D width, P pixel values a token.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tats_core.errors import WeightsError
+from tats_core.models.classifier import VideoClassifier
+from tats_core.models.mae import VideoMAE
+from tats_core.models.vit import VideoViT
+
+_WRAPPINGS: Final = ("model", "module", "state_dict", "model_state_dict")
+_PREFIXES: Final = ("module.", "_orig_mod.", "backbone.")
+_FILES: Final = ("model.safetensors", "pytorch_model.bin")
+
+_BLOCK: Final = (
+    ("layernorm_before", "norm1"),
+    ("layernorm_after", "norm2"),
+    ("attention.output.dense", "attn.proj"),
+    ("intermediate.dense", "mlp.fc1"),
+    ("output.dense", "mlp.fc2"),
+)
+"""Layers of a block that differ in name alone: Hugging Face's, ours."""
+
+_HF_ENDS: Final = (
+    ("videomae.embeddings.patch_embeddings.projection.", "encoder.embedding."),
+    ("videomae.layernorm.", "encoder.norm."),
+    ("encoder_to_decoder.", "to_decoder."),
+    ("mask_token", "mask_token"),
+    ("decoder.norm.", "decoder_norm."),
+    ("decoder.head.", "to_pixels."),
+    ("fc_norm.", "head_norm."),
+    ("classifier.", "head."),
+)
+_HF_BLOCKS: Final = (("videomae.encoder.layer.", "encoder.blocks."), ("decoder.decoder_layers.", "decoder."))
+
+_OFFICIAL_ENDS: Final = (
+    ("encoder.patch_embed.proj.", "encoder.embedding."),
+    ("encoder.blocks.", "encoder.blocks."),
+    ("encoder.norm.", "encoder.norm."),
+    ("encoder_to_decoder.", "to_decoder."),
+    ("mask_token", "mask_token"),
+    ("decoder.blocks.", "decoder."),
+    ("decoder.norm.", "decoder_norm."),
+    ("decoder.head.", "to_pixels."),
+    # Fine-tuned models have no `encoder.` before their names.
+    ("patch_embed.proj.", "encoder.embedding."),
+    ("blocks.", "encoder.blocks."),
+    ("norm.", "encoder.norm."),
+    ("fc_norm.", "head_norm."),
+    ("head.", "head."),
+)
+_TABLES: Final = re.compile(r"(^|\.)(pos_embed|position_embeddings|decoder_pos_embed)$")
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A checkpoint under our names."""
+
+    path: Path
+    layout: str
+    """`TATS`, `Hugging Face` or `VideoMAE`."""
+    tensors: Mapping[str, Tensor]
+    unknown: tuple[str, ...]
+    """Names in the file that mean nothing to us, such as AdaMAE's sampler."""
+
+    @property
+    def kind(self) -> str:
+        """What the file holds: `pre-trained`, `fine-tuned`, or `encoder` alone."""
+        if "head.weight" in self.tensors:
+            return "fine-tuned"
+        return "pre-trained" if "to_pixels.weight" in self.tensors else "encoder"
+
+    @property
+    def size(self) -> dict[str, int]:
+        """Width, depth, MLP width, tubelet and patch of its encoder (heads leave no trace in the weights)."""
+        kernel = self.tensors["encoder.embedding.weight"].shape
+        blocks = {name.split(".")[2] for name in self.tensors if name.startswith("encoder.blocks.")}
+        return {
+            "width": kernel[0],
+            "depth": len(blocks),
+            "mlp": self.tensors["encoder.blocks.0.mlp.fc1.weight"].shape[0],
+            "tubelet": kernel[2],
+            "patch": kernel[3],
+        }
+
+
+@dataclass(frozen=True)
+class Match:
+    """What of a checkpoint went into a module."""
+
+    layout: str
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    """Of the module, not in the file: they keep their first values."""
+    unexpected: tuple[str, ...]
+    """In the file, not of the module."""
+
+    def sentence(self) -> str:
+        """One line for a log."""
+        parts = [f"{len(self.matched)} tensors matched ({self.layout} layout)"]
+        for what, names in (("missing", self.missing), ("unexpected", self.unexpected)):
+            if names:
+                parts.append(f"{len(names)} {what} (such as {names[0]})")
+        return ", ".join(parts)
+
+
+def read(path: Path) -> Foreign:
+    """Read a checkpoint file, or a folder that holds one, of any of the known layouts and wrappings.
+
+    Raises:
+        WeightsError: it cannot be read, would run code when unpickled, or holds no video encoder.
+    """
+    file = path
+    if path.is_dir():
+        found = [path / name for name in _FILES if (path / name).exists()]
+        if not found:
+            raise WeightsError(
+                f"{path}: holds neither {_FILES[0]} nor {_FILES[1]}; name the checkpoint's file"
+            )
+        file = found[0]
+    tensors = _unwrapped(_load(file), file)
+    if "encoder.embedding.weight" in tensors:
+        return Foreign(path, "TATS", tensors, ())
+    hugging_face = any(".attention.attention.query.weight" in name for name in tensors)
+    named, unknown = _renamed_hf(tensors) if hugging_face else _renamed(tensors, _OFFICIAL_ENDS)
+    if "encoder.embedding.weight" not in named or "encoder.blocks.0.mlp.fc1.weight" not in named:
+        some = next(iter(tensors), "nothing at all")
+        raise WeightsError(
+            f"{file}: holds no encoder of VideoMAE's, AdaMAE's, Hugging Face's or our layout, but {some}"
+        )
+    whole = _joined_biases(named)
+    for name in ("to_pixels.weight", "to_pixels.bias"):
+        if name in whole:
+            whole[name] = channels_first(whole[name])
+    return Foreign(path, "Hugging Face" if hugging_face else "VideoMAE", whole, tuple(sorted(unknown)))
+
+
+def _load(file: Path) -> Any:
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{file}: holds more than tensors and plain values, and reading it could run its code; save its "
+            "state_dict alone (torch.save(model.state_dict(), FILE)) where you trust it"
+        ) from error
+    except (OSError, SafetensorError, RuntimeError, EOFError) as error:
+        raise WeightsError(f"{file}: the checkpoint cannot be read ({str(error).splitlines()[0]})") from error
+
+
+def _unwrapped(loaded: Any, file: Path) -> dict[str, Tensor]:
+    while isinstance(loaded, Mapping) and not any(isinstance(x, Tensor) for x in loaded.values()):
+        inside = [loaded[name] for name in _WRAPPINGS if isinstance(loaded.get(name), Mapping)]
+        if not inside:
+            raise WeightsError(f"{file}: holds no tensors, nor any under {', '.join(_WRAPPINGS)}")
+        loaded = inside[0]
+    if not isinstance(loaded, Mapping):
+        raise WeightsError(f"{file}: is no state dict but a {type(loaded).__name__}")
+    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+    while True:
+        prefix = next((p for p in _PREFIXES if tensors and all(n.startswith(p) for n in tensors)), None)
+        if prefix is None:
+            return tensors
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+
+
+def _renamed(
+    tensors: Mapping[str, Tensor], ends: tuple[tuple[str, str], ...]
+) -> tuple[dict[str, Tensor], list[str]]:
+    named: dict[str, Tensor] = {}
+    unknown: list[str] = []
+    for name, tensor in tensors.items():
+        found = next(
+            (ours + name.removeprefix(theirs) for theirs, ours in ends if name.startswith(theirs)), None
+        )
+        if found is not None:
+            named[found] = tensor
+        elif not _TABLES.search(name):
+            unknown.append(name)
+    return named, unknown
+
+
+def _renamed_hf(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    if not any(name.startswith("videomae.") for name in tensors):  # a bare VideoMAEModel
+        tensors = {f"videomae.{name}": tensor for name, tensor in tensors.items()}
+    named, unknown = _renamed(tensors, _HF_ENDS + _HF_BLOCKS)
+    whole: dict[str, Tensor] = {}
+    for name, tensor in named.items():
+        for theirs, ours in _BLOCK:
+            # `output.dense` ends `attention.output.dense` too, which stands before it.
+            if f".{theirs}." in name:
+                name = name.replace(f".{theirs}.", f".{ours}.")
+                break
+        whole[re.sub(r"\.attention\.attention\.", ".attn.", name)] = tensor
+    for name in [name for name in whole if name.endswith(".attn.query.weight")]:
+        at = name.removesuffix("query.weight")
+        parts = [whole.pop(f"{at}{part}.weight") for part in ("query", "key", "value")]
+        whole[f"{at}qkv.weight"] = torch.cat(parts)
+        for part, short in (("query", "q_bias"), ("key", "k_bias"), ("value", "v_bias")):
+            if f"{at}{part}.bias" in whole:
+                whole[f"{at}{short}"] = whole.pop(f"{at}{part}.bias")
+    return whole, unknown
+
+
+def _joined_biases(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Query and value biases apart, and no key bias, become one bias with zeros for the keys."""
+    whole = dict(named)
+    for name in [name for name in whole if name.endswith(".attn.q_bias")]:
+        at = name.removesuffix("q_bias")
+        query_D, value_D = whole.pop(name), whole.pop(f"{at}v_bias")
+        key_D = whole.pop(f"{at}k_bias", torch.zeros_like(query_D))
+        whole[f"{at}qkv.bias"] = torch.cat([query_D, key_D, value_D])
+    return whole
+
+
+def channels_first(rows_PX: Tensor) -> Tensor:
+    """Rows of VideoMAE's prediction head, ordered (t, p, p, c), in our order (c, t, p, p)."""
+    return rows_PX.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def channels_last(rows_PX: Tensor) -> Tensor:
+    """Undo `channels_first`."""
+    return rows_PX.unflatten(0, (3, -1)).transpose(0, 1).flatten(0, 1)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def load_encoder(encoder: VideoViT, foreign: Foreign) -> Match:
+    """Put the encoder of a checkpoint into `encoder`; all but its final norm must be there and fit.
+
+    Raises:
+        WeightsError: the encoder is of another size; says in what they differ.
+    """
+    found = {n.removeprefix("encoder."): t for n, t in foreign.tensors.items() if n.startswith("encoder.")}
+    kernel = encoder.embedding.weight.shape
+    wanted = {
+        "width": kernel[0],
+        "depth": encoder.config.depth,
+        "mlp": int(encoder.config.width * encoder.config.mlp_ratio),
+        "tubelet": kernel[2],
+        "patch": kernel[3],
+    }
+    differ = [
+        f"{what} {foreign.size[what]} (here {here})"
+        for what, here in wanted.items()
+        if foreign.size[what] != here
+    ]
+    if differ:
+        raise WeightsError(
+            f"{foreign.path}: its encoder has another {', '.join(differ)}; set model and clip alike"
+        )
+    return _fill(encoder, found, foreign, optional=("norm.",))
+
+
+def load_classifier(model: VideoClassifier, foreign: Foreign) -> Match:
+    """Put a fine-tuned checkpoint into `model`.
+
+    Raises:
+        WeightsError: it is not fine-tuned, or does not fit.
+    """
+    if foreign.kind != "fine-tuned":
+        raise WeightsError(f"{foreign.path}: is {foreign.kind} and has no classes; name a fine-tuned model")
+    return _fill(model, foreign.tensors, foreign, optional=())
+
+
+def load_mae(model: VideoMAE, foreign: Foreign) -> Match:
+    """Put a pre-trained checkpoint, encoder and decoder, into `model`.
+
+    Raises:
+        WeightsError: it has no decoder, or does not fit.
+    """
+    if foreign.kind != "pre-trained":
+        raise WeightsError(f"{foreign.path}: is {foreign.kind} and has no decoder; name a pre-trained model")
+    return _fill(model, foreign.tensors, foreign, optional=())
+
+
+def _fill(
+    module: torch.nn.Module, found: Mapping[str, Tensor], foreign: Foreign, optional: tuple[str, ...]
+) -> Match:
+    wanted = module.state_dict()
+    matched = sorted(n for n in wanted.keys() & found.keys() if wanted[n].shape == found[n].shape)
+    missing = sorted(wanted.keys() - set(matched))
+    needed = [name for name in missing if not name.startswith(optional)] if optional else missing
+    if needed:
+        there = f"has shape {tuple(found[needed[0]].shape)}" if needed[0] in found else "is missing"
+        raise WeightsError(
+            f"{foreign.path}: {len(needed)} of {len(wanted)} tensors do not fit: {needed[0]} {there}, "
+            f"here it has {tuple(wanted[needed[0]].shape)}"
+        )
+    module.load_state_dict({name: found[name] for name in matched}, strict=False)
+    unexpected = sorted({*(found.keys() - wanted.keys()), *foreign.unknown})
+    return Match(foreign.layout, tuple(matched), tuple(missing), tuple(unexpected))
+
+
+def to_hugging_face(
+    model: VideoMAE | VideoClassifier, classes: list[str] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and `config.json` of Hugging Face's VideoMAEForPreTraining or VideoMAEForVideoClassification.
+
+    The port's own norms before its two heads have an epsilon of 1e-5, the published code's and ours 1e-6.
+
+    Raises:
+        WeightsError: the model has what theirs cannot hold; names the key.
+    """
+    encoder = model.encoder
+    vit, clip = encoder.config, encoder.clip
+    lacking = [("model.positions", vit.positions != "joint", "joint")]
+    if isinstance(model, VideoMAE):
+        lacking += [("mae.global_token", model.config.global_token, "false")]
+        lacking += [("mae.target", model.config.target != "normalized", "normalized")]
+    else:
+        lacking += [("head_norm", not isinstance(model.head_norm, torch.nn.LayerNorm), "layer")]
+    for key, wrong, right in lacking:
+        if wrong:
+            raise WeightsError(
+                f"Hugging Face's VideoMAE has only {key}: {right}; export as safetensors instead"
+            )
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if name.endswith(("attn.qkv.bias", "attn.qkv.weight")):
+            at = _hf_name(name.rsplit("attn.", 1)[0])
+            kind = name.rsplit(".", 1)[1]
+            for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                if (part, kind) != ("key", "bias"):
+                    tensors[f"{at}attention.attention.{part}.{kind}"] = piece.clone()
+        else:
+            turned = channels_last(tensor) if name.startswith("to_pixels.") else tensor
+            tensors[_hf_name(name)] = turned.detach().clone().contiguous()
+    config: dict[str, Any] = {
+        "model_type": "videomae",
+        "image_size": clip.size,
+        "patch_size": clip.patch,
+        "num_frames": clip.frames,
+        "tubelet_size": clip.tubelet,
+        "num_channels": 3,
+        "hidden_size": vit.width,
+        "num_hidden_layers": vit.depth,
+        "num_attention_heads": vit.heads,
+        "intermediate_size": int(vit.width * vit.mlp_ratio),
+        "layer_norm_eps": 1e-6,
+        "qkv_bias": True,
+    }
+    if isinstance(model, VideoMAE):
+        config |= {
+            "architectures": ["VideoMAEForPreTraining"],
+            "use_mean_pooling": False,
+            "norm_pix_loss": True,
+            "decoder_hidden_size": model.config.decoder_width,
+            "decoder_num_hidden_layers": model.config.decoder_depth,
+            "decoder_num_attention_heads": model.config.decoder_heads,
+            "decoder_intermediate_size": int(model.config.decoder_width * vit.mlp_ratio),
+        }
+    else:
+        names = classes or [f"LABEL_{place}" for place in range(model.head.out_features)]
+        config |= {
+            "architectures": ["VideoMAEForVideoClassification"],
+            "use_mean_pooling": True,
+            "id2label": {str(place): name for place, name in enumerate(names)},
+            "label2id": {name: place for place, name in enumerate(names)},
+        }
+    return tensors, config
+
+
+def _hf_name(name: str) -> str:
+    for theirs, ours in (*_HF_ENDS, *_HF_BLOCKS):
+        if name.startswith(ours):
+            name = theirs + name.removeprefix(ours)
+            break
+    for theirs, ours in _BLOCK:
+        name = name.replace(f".{ours}.", f".{theirs}.")
+    return name

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tats_core.errors import WeightsError
+from tats_core.models import checkpoints_io
+from tats_core.models.classifier import VideoClassifier
+from tats_core.models.mae import MAEConfig, VideoMAE
+from tats_core.models.tokens import ClipConfig
+from tats_core.models.vit import ViTConfig
+
+CLIP = ClipConfig(frames=4, size=8, tubelet=2, patch=4)
+VIT = ViTConfig.model_validate({"preset": "vit_micro", "width": 24, "depth": 2, "heads": 3})
+
+
+def _mae(seed: int = 0, **changes: Any) -> VideoMAE:
+    torch.manual_seed(seed)
+    vit = VIT.model_copy(update={k: v for k, v in changes.items() if k in ViTConfig.model_fields})
+    config = {k: v for k, v in changes.items() if k in MAEConfig.model_fields}
+    return VideoMAE(
+        vit, MAEConfig(**{"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2, **config}), CLIP
+    )
+
+
+def _official(model: nn.Module) -> dict[str, Tensor]:
+    """Our weights as VideoMAE's own code would save them, with biases of queries and values apart."""
+    renamed: dict[str, Tensor] = {}
+    names = (
+        ("encoder.embedding.", "encoder.patch_embed.proj."),
+        ("to_decoder.", "encoder_to_decoder."),
+        ("decoder_norm.", "decoder.norm."),
+        ("to_pixels.", "decoder.head."),
+        ("decoder.", "decoder.blocks."),
+    )
+    for name, tensor in model.state_dict().items():
+        theirs = next((t + name.removeprefix(o) for o, t in names if name.startswith(o)), name)
+        if name.startswith("to_pixels."):
+            tensor = checkpoints_io.channels_last(tensor)
+        if name.endswith("attn.qkv.bias"):
+            query_D, _, value_D = tensor.chunk(3)
+            at = theirs.removesuffix("qkv.bias")
+            renamed |= {f"{at}q_bias": query_D, f"{at}v_bias": value_D}
+        else:
+            renamed[theirs] = tensor
+    return renamed
+
+
+def _assert_same(one: nn.Module, other: nn.Module) -> None:
+    state = other.state_dict()
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda t: t,
+        lambda t: {"model": t, "epoch": 799, "optimizer": {"state": {}}},
+        lambda t: {"module": t},
+        lambda t: {"state_dict": {f"module.{name}": x for name, x in t.items()}},
+        lambda t: {"model": {f"_orig_mod.module.{name}": x for name, x in t.items()}},
+    ],
+    ids=["bare", "model", "module", "state_dict and prefix", "compiled and distributed"],
+)
+def test_every_common_wrapping_of_videomaes_pre_training_is_read(wrap: Any, tmp_path: Path) -> None:
+    source, target = _mae(0), _mae(1)
+    torch.save(wrap(_official(source)), tmp_path / "checkpoint.pth")
+    match = checkpoints_io.load_mae(target, checkpoints_io.read(tmp_path / "checkpoint.pth"))
+    _assert_same(source, target)
+    assert match.layout == "VideoMAE"
+    assert match.sentence() == f"{len(source.state_dict())} tensors matched (VideoMAE layout)"
+
+
+def test_adamaes_sampler_is_reported_as_unexpected_and_the_encoder_is_taken(tmp_path: Path) -> None:
+    source, target = _mae(0), _mae(1)
+    torch.save(
+        {"model": _official(source) | {"get_token_probs.0.weight": torch.zeros(3)}}, tmp_path / "ada.pth"
+    )
+    match = checkpoints_io.load_encoder(target.encoder, checkpoints_io.read(tmp_path / "ada.pth"))
+    _assert_same(source.encoder, target.encoder)
+    assert match.unexpected == ("get_token_probs.0.weight",)
+    assert "1 unexpected (such as get_token_probs.0.weight)" in match.sentence()
+
+
+def test_a_fine_tuned_file_of_videomae_has_no_encoder_in_its_names(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source, target = VideoClassifier(VIT, CLIP, 5), VideoClassifier(VIT, CLIP, 5)
+    theirs = {
+        name.removeprefix("encoder.").replace("head_norm.", "fc_norm."): tensor
+        for name, tensor in _official(source).items()
+    }
+    torch.save({"module": theirs | {"pos_embed": torch.zeros(1, 8, 24)}}, tmp_path / "finetuned.pth")
+    foreign = checkpoints_io.read(tmp_path / "finetuned.pth")
+    assert foreign.kind == "fine-tuned"
+    assert checkpoints_io.load_classifier(target, foreign).unexpected == ()
+    _assert_same(source, target)
+
+
+def test_an_encoder_of_another_size_is_refused_with_what_differs(tmp_path: Path) -> None:
+    torch.save(_official(_mae(width=48, depth=3)), tmp_path / "large.pth")
+    with pytest.raises(
+        WeightsError, match=r"another width 48 \(here 24\), depth 3 \(here 2\), mlp 192 \(here 96\)"
+    ):
+        checkpoints_io.load_encoder(_mae().encoder, checkpoints_io.read(tmp_path / "large.pth"))
+
+
+def test_a_pre_trained_file_where_classes_are_needed_is_refused(tmp_path: Path) -> None:
+    torch.save(_official(_mae()), tmp_path / "pre.pth")
+    with pytest.raises(WeightsError, match=r"pre\.pth: is pre-trained and has no classes; name a fine-tuned"):
+        checkpoints_io.load_classifier(
+            VideoClassifier(VIT, CLIP, 5), checkpoints_io.read(tmp_path / "pre.pth")
+        )
+
+
+class _Code:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return print, ("this must not be printed",)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"model": _official(_mae()), "args": _Code()}, tmp_path / "evil.pth")
+    with pytest.raises(WeightsError, match="could run its code"):
+        checkpoints_io.read(tmp_path / "evil.pth")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"epoch": 3}, "holds no tensors"),
+        ({"model": {"conv1.weight": torch.zeros(2)}}, "holds no encoder of VideoMAE's"),
+        ([torch.zeros(2)], "is no state dict but a list"),
+    ],
+)
+def test_a_file_without_a_video_encoder_is_refused(content: Any, said: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=said):
+        checkpoints_io.read(tmp_path / "other.pth")
+
+
+def test_a_file_that_is_not_there_or_not_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="cannot be read"):
+        checkpoints_io.read(tmp_path / "none.pth")
+    (tmp_path / "text.safetensors").write_text("no", encoding="utf-8")
+    with pytest.raises(WeightsError, match="cannot be read"):
+        checkpoints_io.read(tmp_path / "text.safetensors")
+    with pytest.raises(WeightsError, match=r"holds neither model\.safetensors nor"):
+        checkpoints_io.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"positions": "separable"}, "model.positions: joint"),
+        ({"global_token": True}, "mae.global_token: false"),
+        ({"target": "pixel"}, "mae.target: normalized"),
+    ],
+)
+def test_what_hugging_face_cannot_hold_is_refused_by_its_key(changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(WeightsError, match=f"has only {key}; export as safetensors"):
+        checkpoints_io.to_hugging_face(_mae(**changes))
+
+
+@given(st.integers(1, 4), st.integers(1, 5))
+def test_the_order_of_pixels_goes_there_and_back(pixels: int, width: int) -> None:
+    rows_PX = torch.arange(3 * pixels * width).view(3 * pixels, width)
+    turned = checkpoints_io.channels_first(rows_PX)
+    assert torch.equal(checkpoints_io.channels_last(turned), rows_PX)
+    # The first rows are all of red: every third one.
+    assert torch.equal(turned[:pixels], rows_PX[::3])
+
+
+def test_out_and_in_again_is_the_same_but_for_the_key_bias(tmp_path: Path) -> None:
+    source, target = _mae(0), _mae(1)
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    tensors, _ = checkpoints_io.to_hugging_face(source)
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    checkpoints_io.load_mae(target, checkpoints_io.read(tmp_path))
+    state = target.state_dict()
+    for name, tensor in source.state_dict().items():
+        if name.endswith("qkv.bias"):
+            width = len(tensor) // 3
+            assert not state[name][width : 2 * width].any()
+            tensor = tensor.clone()
+            tensor[width : 2 * width] = 0
+        assert torch.equal(tensor, state[name]), name
