@@ -128,7 +128,9 @@ def test_a_misspelt_key_is_one_sentence_with_file_and_nearest_key(tiny):
 
 
 def test_more_workers_than_cpus_are_refused_before_anything_starts(tiny):
-    done = _tats(tiny, "run", "pipeline", "tiny", "--set", "pretrain.workers=512")
+    done = _tats(
+        tiny, "run", "pipeline", "tiny", "--set", "pretrain.workers=512", "--set", "pretrain.batch_size=512"
+    )
     assert done.returncode == 2
     assert "pretrain needs 512 CPUs" in done.stderr
     assert "started" not in done.stdout

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from tats_core import __version__
-from tats_core.cli import data, doctor, results, run, ui
+from tats_core.cli import data, doctor, models, results, run, ui, visualise
 from tats_core.errors import SpecError, TatsError
 
 
@@ -17,7 +17,18 @@ class _Root(TyperGroup):
     """Lists the commands by how often they are wanted; Typer would list groups last."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        order = ("run", "list", "results", "ui", "data", "doctor")
+        order = (
+            "run",
+            "list",
+            "results",
+            "ui",
+            "visualise",
+            "predict",
+            "export",
+            "weights",
+            "data",
+            "doctor",
+        )
         return sorted(self.commands, key=lambda name: order.index(name) if name in order else len(order))
 
 
@@ -50,6 +61,10 @@ run_app.command("pipeline")(run.pipeline)
 app.command("list")(results.list_pipelines)
 app.command("results")(results.results)
 app.command("ui")(ui.ui)
+app.command("visualise")(visualise.visualise)
+app.command("predict")(models.predict)
+app.command("export")(models.export)
+app.command("weights")(models.weights)
 app.add_typer(data_app, name="data")
 data_app.command("generate")(data.generate)
 data_app.command("check")(data.check)

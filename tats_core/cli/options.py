@@ -37,6 +37,19 @@ PipelineName = Annotated[
     ),
 ]
 
+RunName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A pipeline (its newest finished run), a run's id, or the folder of a model.",
+        autocompletion=complete_pipeline,
+    ),
+]
+
+ModelStage = Annotated[
+    str | None, typer.Option("--stage", metavar="STAGE", help="Which model, where the run has several.")
+]
+
 
 def command_line(words: Iterable[str], home: Path) -> str:
     """Return `tats WORDS…` as one would type it, with `--home` where it differs from what is found anyway."""

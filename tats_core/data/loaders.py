@@ -1,8 +1,8 @@
 """Batches of clips for training and views for testing, from a manifest of video files.
 
 One epoch is a function of `(seed, epoch)` and nothing else: the shuffle from `(seed, epoch)`, the frames
-and the augmentation of a clip from `(seed, epoch, index, sample)`. So a run that is resumed, even in the
-middle of an epoch, sees what it would have seen, with any number of decoding processes.
+of a clip from `(seed, epoch, index)`, its augmentation from `(seed, epoch, index, sample)`. So a run that is
+resumed, even in the middle of an epoch, sees what it would have seen, with any number of decoding processes.
 
 Axes: B clips, V views, C colours, T frames, H × W pixels.
 """
@@ -212,8 +212,11 @@ class _TrainClips(Dataset[_Answer]):
         options, manifest = self.videos.options, self.videos.manifest
         found, frames, rngs, indices = [], [], [], []
         for wanted in request.indices:
+            index, clip_THWC, rng = self._readable(request.epoch, wanted)
+            # As in VideoMAE, the samples are the same frames, decoded once, each with its own augmentation.
             for sample in range(self.samples):
-                index, clip_THWC, rng = self._readable(request.epoch, wanted, sample)
+                if sample:
+                    rng = _rng(_CLIP, self.seed, request.epoch, wanted, sample)
                 found.append(manifest.videos[index].label)
                 frames.append(self._cut(clip_THWC, rng))
                 rngs.append(rng)
@@ -228,7 +231,7 @@ class _TrainClips(Dataset[_Answer]):
                 transforms.erase(clip_CTHW, box, rng)
         return video_BCTHW, torch.tensor(found), torch.tensor(indices)
 
-    def _readable(self, epoch: int, wanted: int, sample: int) -> tuple[int, Tensor, np.random.Generator]:
+    def _readable(self, epoch: int, wanted: int) -> tuple[int, Tensor, np.random.Generator]:
         """Return a random clip of video `wanted`, or of the next one in the manifest that can be read.
 
         It comes as `(index, frames_THWC, the clip's random stream)`. The stream belongs to the place in the
@@ -238,8 +241,7 @@ class _TrainClips(Dataset[_Answer]):
         options, n_videos = self.videos.options, len(self.videos.manifest)
         for attempt in range(n_videos):
             index = (wanted + attempt) % n_videos
-            rng = _rng(_CLIP, self.seed, epoch, wanted, sample, attempt)
-
+            rng = _rng(_CLIP, self.seed, epoch, wanted, 0, attempt)
             choose = partial(
                 clips.train_indices,
                 frames=options.frames,
@@ -256,6 +258,9 @@ class _TrainClips(Dataset[_Answer]):
     def _cut(self, clip_THWC: Tensor, rng: np.random.Generator) -> Tensor:
         options = self.videos.options
         height, width = clip_THWC.shape[1:3]
+        if options.rand_augment:
+            # On the whole frame, as VideoMAE does: a crop of a turned frame is not a turned crop.
+            clip_THWC = transforms.rand_augment(clip_THWC, options.rand_augment, rng)
         if self.plan.crop == "multi_scale":
             box = transforms.multi_scale_box(height, width, options.crop_scales, rng)
         elif self.plan.crop == "random_resized":
@@ -263,11 +268,7 @@ class _TrainClips(Dataset[_Answer]):
         else:
             box = transforms.whole_box(height, width)
         flip = self.plan.flip and rng.random() < 0.5
-        cut_THWC = transforms.crop_resize(clip_THWC, box, options.size, flip)
-        if options.rand_augment:
-            # On the crop, not on the whole frame as VideoMAE does: the same operations on far fewer pixels.
-            return transforms.rand_augment(cut_THWC, options.rand_augment, rng)
-        return cut_THWC
+        return transforms.crop_resize(clip_THWC, box, options.size, flip)
 
 
 def _check_unreadable(unreadable: dict[str, str], share: float, n_videos: int) -> None:
@@ -317,7 +318,8 @@ class TrainLoader:
     rest of a shuffle that fills no batch on all of them is left out.
 
     Args:
-        batch_size: videos of a batch of this worker; with `samples_per_clip` s it has s times as many clips.
+        batch_size: videos of a batch of this worker; with `samples_per_clip` s it has s times as many clips,
+            those of a video side by side.
         purpose: fills the fields that `options` leaves open.
     """
 

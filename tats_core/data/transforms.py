@@ -23,9 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-MEAN: Final = (0.485, 0.456, 0.406)
-STD: Final = (0.229, 0.224, 0.225)
-"""Of ImageNet's colours in [0, 1], as VideoMAE and most video models use them."""
+from tats_core.imagenet import MEAN, STD
 
 MULTI_SCALES: Final = (1.0, 0.875, 0.75, 0.66)
 """Crop sizes of VideoMAE's pre-training, as shares of the shorter side."""
@@ -136,7 +134,8 @@ def _turn(angle: float) -> NDArray[np.float64]:
 def draw_erased(size: int, probability: float, rng: np.random.Generator) -> Box | None:
     """Draw the box that random erasing fills with noise in all frames (arXiv 1708.04896), or None.
 
-    Its area is 2 to 33% of the frame and its aspect ratio 0.3 to 3.3, as in VideoMAE's fine-tuning.
+    Its area is 2 to 33% of the frame and its aspect ratio 0.3 to 3.3, as in VideoMAE's fine-tuning, where the
+    probability is 0.25.
     """
     if rng.random() >= probability:
         return None
@@ -166,16 +165,15 @@ def crop_resize(frames_THWC: Tensor, box: Box, size: int, flip: bool = False) ->
 def rand_augment(frames_THWC: Tensor, policy: str, rng: np.random.Generator) -> Tensor:
     """Apply timm's RandAugment (arXiv 1909.13719) to uint8 frames, the same operations to every frame.
 
+    What a rotation, a shear or a shift uncovers is grey; pixels between pixels are bicubic, as in VideoMAE.
+
     Args:
         policy: timm's description, `rand-m7-n4-mstd0.5-inc1` in VideoMAE's fine-tuning.
     """
     # Here, since timm takes seconds to import and only long recipes use it.
     from timm.data.auto_augment import rand_augment_transform
 
-    _, height, width, _ = frames_THWC.shape
-    fill = tuple(round(255 * value) for value in MEAN)
-    settings = {"translate_const": int(0.45 * min(height, width)), "img_mean": fill}
-    augment = rand_augment_transform(policy, settings)
+    augment = rand_augment_transform(policy, {"interpolation": Image.Resampling.BICUBIC})
     seed = int(rng.integers(2**32))
     done = []
     for frame_HWC in frames_THWC.numpy():
@@ -231,7 +229,7 @@ def to_display(video_BCTHW: Tensor) -> Tensor:
 
 
 def erase(clip_CTHW: Tensor, box: Box, rng: np.random.Generator) -> None:
-    """Fill `box` with standard normal noise in every frame, in place (after the normalisation)."""
+    """Fill `box` with standard normal noise, another for each frame, in place (after the normalisation)."""
     rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
     target = clip_CTHW[:, :, rows, columns]
     target.copy_(torch.from_numpy(rng.standard_normal(target.shape, dtype=np.float32)))

@@ -9,8 +9,11 @@ Axes: D width, P pixel values a token.
 
 from __future__ import annotations
 
+import argparse
+import json
 import pickle
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +24,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tats_core import imagenet
 from tats_core.errors import WeightsError
 from tats_core.models.classifier import VideoClassifier
 from tats_core.models.mae import VideoMAE
-from tats_core.models.vit import VideoViT
+from tats_core.models.tokens import ClipConfig, positions
+from tats_core.models.vit import VideoViT, ViTConfig
 
 _WRAPPINGS: Final = ("model", "module", "state_dict", "model_state_dict")
-_PREFIXES: Final = ("module.", "_orig_mod.", "backbone.")
+_PREFIXES: Final = ("module.", "_orig_mod.", "backbone.", "model.")
+_DECLARING: Final = ("model.json", "config.json")
 _FILES: Final = ("model.safetensors", "pytorch_model.bin")
 
 _BLOCK: Final = (
@@ -67,6 +73,20 @@ _OFFICIAL_ENDS: Final = (
     ("fc_norm.", "head_norm."),
     ("head.", "head."),
 )
+_BLOCKS: Final = "encoder.blocks."
+_OF_BLOCK: Final = frozenset(
+    f"{layer}.{part}"
+    for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "norm1", "norm2")
+    for part in ("weight", "bias")
+)
+"""Tensors of a block. One more, such as a layer scale, would be another function of the same weights."""
+
+_PREFIXED: Final = re.compile(rf"^({'|'.join(map(re.escape, _PREFIXES))})+")
+_UNREADABLE: Final = (
+    *(OSError, SafetensorError, RuntimeError, EOFError, struct.error),
+    # What the unpickler stumbles over in a file that is no pickle at all.
+    *(LookupError, ValueError, TypeError, AttributeError, AssertionError),
+)
 _TABLES: Final = re.compile(r"(^|\.)(pos_embed|position_embeddings|decoder_pos_embed)$")
 
 
@@ -80,6 +100,10 @@ class Foreign:
     tensors: Mapping[str, Tensor]
     unknown: tuple[str, ...]
     """Names in the file that mean nothing to us, such as AdaMAE's sampler."""
+    declared: Mapping[str, int | str]
+    """What the file beside the weights says and they cannot: heads, positions, frames, size."""
+    classes: tuple[str, ...] = ()
+    """Names of a classifier's classes, where the file beside the weights has them."""
 
     @property
     def kind(self) -> str:
@@ -89,8 +113,11 @@ class Foreign:
         return "pre-trained" if "to_pixels.weight" in self.tensors else "encoder"
 
     @property
-    def size(self) -> dict[str, int]:
-        """Width, depth, MLP width, tubelet and patch of its encoder (heads leave no trace in the weights)."""
+    def size(self) -> dict[str, int | str]:
+        """Width, depth, MLP width, tubelet and patch of its encoder, and what is declared of heads and clip.
+
+        Heads leave no trace in the weights; VideoMAE's files declare nothing.
+        """
         kernel = self.tensors["encoder.embedding.weight"].shape
         blocks = {name.split(".")[2] for name in self.tensors if name.startswith("encoder.blocks.")}
         return {
@@ -99,7 +126,35 @@ class Foreign:
             "mlp": self.tensors["encoder.blocks.0.mlp.fc1.weight"].shape[0],
             "tubelet": kernel[2],
             "patch": kernel[3],
+            **self.declared,
         }
+
+    def misfit(self, vit: ViTConfig, clip: ClipConfig) -> str | None:
+        """Return one sentence on why its encoder cannot be that of `vit` and `clip`, or None if it can.
+
+        Frames and size may differ: positions are fixed codes, not weights.
+        """
+        wanted = {
+            "width": vit.width,
+            "depth": vit.depth,
+            "heads": vit.heads,
+            "mlp": int(vit.width * vit.mlp_ratio),
+            "positions": vit.positions,
+            "tubelet": clip.tubelet,
+            "patch": clip.patch,
+        }
+        size = self.size
+        strange = sorted(
+            {name.split(".", 3)[3] for name in self.tensors if name.startswith(_BLOCKS)} - _OF_BLOCK
+        )
+        if strange:
+            return f"{self.path}: its blocks have {', '.join(strange)}, which ours have not: another model"
+        differ = [
+            f"{key} {size[key]} (here {here})" for key, here in wanted.items() if size.get(key, here) != here
+        ]
+        if not differ:
+            return None
+        return f"{self.path}: its encoder has another {', '.join(differ)}; set model and clip alike"
 
 
 @dataclass(frozen=True)
@@ -128,17 +183,11 @@ def read(path: Path) -> Foreign:
     Raises:
         WeightsError: it cannot be read, would run code when unpickled, or holds no video encoder.
     """
-    file = path
-    if path.is_dir():
-        found = [path / name for name in _FILES if (path / name).exists()]
-        if not found:
-            raise WeightsError(
-                f"{path}: holds neither {_FILES[0]} nor {_FILES[1]}; name the checkpoint's file"
-            )
-        file = found[0]
+    file = files(path)[0]
     tensors = _unwrapped(_load(file), file)
+    declared, classes = _declared(files(path)[1:])
     if "encoder.embedding.weight" in tensors:
-        return Foreign(path, "TATS", tensors, ())
+        return Foreign(path, "TATS", tensors, (), declared, classes)
     hugging_face = any(".attention.attention.query.weight" in name for name in tensors)
     named, unknown = _renamed_hf(tensors) if hugging_face else _renamed(tensors, _OFFICIAL_ENDS)
     if "encoder.embedding.weight" not in named or "encoder.blocks.0.mlp.fc1.weight" not in named:
@@ -146,25 +195,94 @@ def read(path: Path) -> Foreign:
         raise WeightsError(
             f"{file}: holds no encoder of VideoMAE's, AdaMAE's, Hugging Face's or our layout, but {some}"
         )
+    _refuse_learned_positions(tensors, file)
     whole = _joined_biases(named)
     for name in ("to_pixels.weight", "to_pixels.bias"):
         if name in whole:
             whole[name] = channels_first(whole[name])
-    return Foreign(path, "Hugging Face" if hugging_face else "VideoMAE", whole, tuple(sorted(unknown)))
+    layout = "Hugging Face" if hugging_face else "VideoMAE"
+    return Foreign(path, layout, whole, tuple(sorted(unknown)), {**declared, "positions": "joint"}, classes)
+
+
+def files(path: Path) -> list[Path]:
+    """Return the files that `read` would read: the weights, then what is declared beside them.
+
+    Raises:
+        WeightsError: there are none.
+    """
+    file = path
+    if path.is_dir():
+        found = [path / name for name in _FILES if (path / name).is_file()]
+        if not found:
+            raise WeightsError(
+                f"{path}: holds neither {_FILES[0]} nor {_FILES[1]}; name the checkpoint's file"
+            )
+        file = found[0]
+    if not file.is_file():
+        raise WeightsError(f"{path}: the checkpoint cannot be read (no such file or folder)")
+    beside = [file.with_name(name) for name in _DECLARING] if file.name in _FILES else []
+    return [file, *(one for one in beside if one.is_file())]
 
 
 def _load(file: Path) -> Any:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        # VideoMAE's own files keep the command line's arguments: a Namespace is a bag of plain values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{file}: holds more than tensors and plain values, and reading it could run its code; save its "
             "state_dict alone (torch.save(model.state_dict(), FILE)) where you trust it"
         ) from error
-    except (OSError, SafetensorError, RuntimeError, EOFError) as error:
-        raise WeightsError(f"{file}: the checkpoint cannot be read ({str(error).splitlines()[0]})") from error
+    except _UNREADABLE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"{file}: the checkpoint cannot be read ({reason})") from error
+
+
+def _declared(found: list[Path]) -> tuple[dict[str, int | str], tuple[str, ...]]:
+    """Return what `model.json` (ours) or `config.json` (Hugging Face's) beside the weights declares."""
+    for beside in found:
+        declares = _declared_here if beside.name == "model.json" else _declared_hf
+        try:
+            return declares(json.loads(beside.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightsError(f"{beside}: does not describe a video encoder ({error})") from error
+    return {}, ()
+
+
+def _declared_here(described: Mapping[str, Any]) -> tuple[dict[str, int | str], tuple[str, ...]]:
+    vit, clip = (
+        ViTConfig.model_validate(described["model"]),
+        ClipConfig.model_validate(described["clip"]),
+    )
+    sizes: dict[str, int | str] = {"heads": vit.heads, "positions": vit.positions}
+    if "mae" in described:
+        sizes["decoder_heads"] = described["mae"]["decoder_heads"]
+    return {**sizes, "frames": clip.frames, "size": clip.size}, tuple(described.get("classes", ()))
+
+
+def _declared_hf(config: Mapping[str, Any]) -> tuple[dict[str, int | str], tuple[str, ...]]:
+    vit, clip = configs_of_hugging_face(config)
+    names = {int(place): str(name) for place, name in config.get("id2label", {}).items()}
+    sizes: dict[str, int | str] = {"heads": vit.heads, "frames": clip.frames, "size": clip.size}
+    if "decoder_num_attention_heads" in config:
+        sizes["decoder_heads"] = config["decoder_num_attention_heads"]
+    return sizes, tuple(names[place] for place in sorted(names))
+
+
+def _refuse_learned_positions(tensors: Mapping[str, Tensor], file: Path) -> None:
+    for name, table in tensors.items():
+        if not _TABLES.search(name) or table.ndim != 3:
+            continue
+        n, width = table.shape[1:]
+        fixed_ND = positions(ClipConfig(frames=n, size=1, tubelet=1, patch=1), width, "joint")
+        if not torch.allclose(table[0].float(), fixed_ND, atol=1e-3):
+            raise WeightsError(
+                f"{file}: its positions ({name}) are not VideoMAE's fixed table, and learned ones have no "
+                "place here"
+            )
 
 
 def _unwrapped(loaded: Any, file: Path) -> dict[str, Tensor]:
@@ -175,12 +293,17 @@ def _unwrapped(loaded: Any, file: Path) -> dict[str, Tensor]:
         loaded = inside[0]
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{file}: is no state dict but a {type(loaded).__name__}")
-    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
-    while True:
-        prefix = next((p for p in _PREFIXES if tensors and all(n.startswith(p) for n in tensors)), None)
-        if prefix is None:
-            return tensors
-        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    tensors: dict[str, Tensor] = {}
+    for name, value in loaded.items():
+        if not isinstance(value, Tensor):
+            continue
+        short = _PREFIXED.sub("", str(name))
+        if short in tensors:
+            raise WeightsError(
+                f"{file}: holds two models ({short} stands in it twice); save one of them alone"
+            )
+        tensors[short] = value
+    return tensors
 
 
 def _renamed(
@@ -222,13 +345,15 @@ def _renamed_hf(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[
 
 
 def _joined_biases(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Query and value biases apart, and no key bias, become one bias with zeros for the keys."""
+    """Query and value biases apart, and no key bias, become one bias; where there is none it is zero."""
     whole = dict(named)
-    for name in [name for name in whole if name.endswith(".attn.q_bias")]:
-        at = name.removesuffix("q_bias")
-        query_D, value_D = whole.pop(name), whole.pop(f"{at}v_bias")
-        key_D = whole.pop(f"{at}k_bias", torch.zeros_like(query_D))
-        whole[f"{at}qkv.bias"] = torch.cat([query_D, key_D, value_D])
+    for name in [name for name in whole if name.endswith(".attn.qkv.weight")]:
+        at, none_D = (
+            name.removesuffix("qkv.weight"),
+            torch.zeros_like(whole[name][: len(whole[name]) // 3, 0]),
+        )
+        parts = [whole.pop(f"{at}{part}_bias", none_D) for part in ("q", "k", "v")]
+        whole.setdefault(f"{at}qkv.bias", torch.cat(parts))
     return whole
 
 
@@ -248,24 +373,8 @@ def load_encoder(encoder: VideoViT, foreign: Foreign) -> Match:
     Raises:
         WeightsError: the encoder is of another size; says in what they differ.
     """
+    _refuse_misfit(encoder, foreign)
     found = {n.removeprefix("encoder."): t for n, t in foreign.tensors.items() if n.startswith("encoder.")}
-    kernel = encoder.embedding.weight.shape
-    wanted = {
-        "width": kernel[0],
-        "depth": encoder.config.depth,
-        "mlp": int(encoder.config.width * encoder.config.mlp_ratio),
-        "tubelet": kernel[2],
-        "patch": kernel[3],
-    }
-    differ = [
-        f"{what} {foreign.size[what]} (here {here})"
-        for what, here in wanted.items()
-        if foreign.size[what] != here
-    ]
-    if differ:
-        raise WeightsError(
-            f"{foreign.path}: its encoder has another {', '.join(differ)}; set model and clip alike"
-        )
     return _fill(encoder, found, foreign, optional=("norm.",))
 
 
@@ -277,6 +386,7 @@ def load_classifier(model: VideoClassifier, foreign: Foreign) -> Match:
     """
     if foreign.kind != "fine-tuned":
         raise WeightsError(f"{foreign.path}: is {foreign.kind} and has no classes; name a fine-tuned model")
+    _refuse_misfit(model.encoder, foreign)
     return _fill(model, foreign.tensors, foreign, optional=())
 
 
@@ -288,7 +398,22 @@ def load_mae(model: VideoMAE, foreign: Foreign) -> Match:
     """
     if foreign.kind != "pre-trained":
         raise WeightsError(f"{foreign.path}: is {foreign.kind} and has no decoder; name a pre-trained model")
+    _refuse_misfit(model.encoder, foreign)
+    heads, deep = model.config.decoder_heads, sum(name.endswith("norm1.bias") for name in foreign.tensors)
+    there = {
+        "decoder_heads": foreign.declared.get("decoder_heads", heads),
+        "decoder_depth": deep - model.encoder.config.depth,
+    }
+    for key, here in (("decoder_heads", heads), ("decoder_depth", model.config.decoder_depth)):
+        if there[key] != here:
+            raise WeightsError(f"{foreign.path}: its mae.{key} is {there[key]} (here {here}); set it alike")
     return _fill(model, foreign.tensors, foreign, optional=())
+
+
+def _refuse_misfit(encoder: VideoViT, foreign: Foreign) -> None:
+    misfit = foreign.misfit(encoder.config, encoder.clip)
+    if misfit:
+        raise WeightsError(misfit)
 
 
 def _fill(
@@ -376,6 +501,52 @@ def to_hugging_face(
             "label2id": {name: place for place, name in enumerate(names)},
         }
     return tensors, config
+
+
+def configs_of_hugging_face(config: Mapping[str, Any]) -> tuple[ViTConfig, ClipConfig]:
+    """Encoder and clip that a `config.json` of Hugging Face's VideoMAE describes.
+
+    Raises:
+        ValueError: it describes another model.
+        KeyError: it leaves out a size.
+    """
+    if config.get("model_type") != "videomae":
+        raise ValueError(f"its model_type is {config.get('model_type')!r}, not 'videomae'")
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise ValueError(f"its hidden_act is {config['hidden_act']!r}, and only 'gelu' is known here")
+    width, mlp = config["hidden_size"], config["intermediate_size"]
+    ratio = mlp / width
+    vit = ViTConfig(
+        width=width,
+        depth=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        mlp_ratio=ratio if int(width * ratio) == mlp else (mlp + 0.5) / width,  # it is rounded down again
+        positions="joint",
+    )
+    clip = ClipConfig(
+        frames=config["num_frames"],
+        size=config["image_size"],
+        tubelet=config["tubelet_size"],
+        patch=config["patch_size"],
+    )
+    return vit, clip
+
+
+def preprocessor_of(clip: ClipConfig) -> dict[str, Any]:
+    """`preprocessor_config.json` that gives Hugging Face's model the clips that ours sees in a test."""
+    return {
+        "image_processor_type": "VideoMAEImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": clip.size},
+        "resample": 2,  # bilinear
+        "do_center_crop": True,
+        "crop_size": {"height": clip.size, "width": clip.size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(imagenet.MEAN),
+        "image_std": list(imagenet.STD),
+    }
 
 
 def _hf_name(name: str) -> str:

@@ -4,7 +4,7 @@ The driver takes no CPU of the cluster, each worker one (or one GPU). Nothing of
 loop: it gets a `World`, an `EventLog` and a `CheckpointStore`.
 
 Almost all that a start costs is Python processes importing things, so there are as few of both as Ray Train
-allows: see `_environment`, `Gloo`, `_trainer`.
+allows: see `_environment`, `Gloo`, `_fitter`.
 Modules that import torch are imported inside the functions that run in a worker.
 """
 
@@ -31,6 +31,8 @@ import ray
 import ray.train
 from ray._raylet import Config  # type: ignore[attr-defined]
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
 from tats_core import errors
 from tats_core.errors import ResourceError, StageError, TatsError
@@ -41,12 +43,17 @@ from tats_core.training.events import EventLog
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import FailureConfig
+    from ray.train.v2.api.exceptions import TrainingFailedError
 
     from tats_core.training.world import World
 
 _STARTED = threading.Lock()
 _CONTROLLER_FAILURES = 2
 _KEPT_CHECKPOINTS = 2
+
+# How Ray tells that a worker's process or machine is gone.
+_LOST = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
 
 # What would come again after a restart: the user's mistakes, and our bugs.
 _CERTAIN = (
@@ -86,7 +93,7 @@ def fit(
 
     Raises:
         TatsError: what a worker raised.
-        StageError: workers died too often, or a bug of ours; names the worker's log.
+        StageError: workers died too often, or raised what would come again; names the worker's log.
         ResourceError: the cluster is smaller than what is asked for.
         Stopped: `stop` was set.
     """
@@ -96,7 +103,9 @@ def fit(
     outcomes = _Outcomes(out / "log")
     outcomes.clear()
     task = {"entry": entry, "job": dict(job), "out": str(out)}
-    trainer = _trainer(task, workers=workers, gpu=gpu, name=name, storage=storage, max_failures=max_failures)
+    trainer = _trainer(
+        task, outcomes, workers=workers, gpu=gpu, name=name, storage=storage, max_failures=max_failures
+    )
     ended = threading.Event()
     watch = threading.Thread(target=_pass_on_stop, args=(stop, ended, outcomes), daemon=True)
     watch.start()
@@ -250,13 +259,19 @@ def _leave() -> None:
 
 
 def _trainer(
-    task: dict[str, Any], *, workers: int, gpu: bool, name: str, storage: Path, max_failures: int
+    task: dict[str, Any],
+    outcomes: _Outcomes,
+    *,
+    workers: int,
+    gpu: bool,
+    name: str,
+    storage: Path,
+    max_failures: int,
 ) -> TorchTrainer:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
-    trainer = TorchTrainer if os.environ.get("RAY_ADDRESS") else _local(TorchTrainer)
-    return trainer(
+    return _fitter(outcomes)(
         _work,
         train_loop_config=task,
         torch_config=TorchConfig(backend="nccl") if gpu else Gloo(),  # type: ignore[arg-type]
@@ -275,21 +290,54 @@ def _trainer(
     )
 
 
-def _local(trainer: type[TorchTrainer]) -> type[TorchTrainer]:
-    """Return `trainer` without two processes that a training on this machine does not need.
+def _fitter(outcomes: _Outcomes) -> type[TorchTrainer]:
+    """Return Ray's trainer with our rule for failures, and on this machine without two processes.
 
     One frees what a dead controller held, for the others of a shared cluster: a local Ray ends with us.
     The other serves Ray datasets: we have none. Each costs the start of a Python process.
     """
+    from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-    class LocalTrainer(trainer):  # type: ignore[misc, valid-type]
+    unneeded: tuple[type, ...] = (DatasetsCallback, PlacementGroupCleanerCallback)
+    if os.environ.get("RAY_ADDRESS"):
+        unneeded = ()
+
+    ray_trainer: Any = TorchTrainer  # its types are those of the first Ray Train, which it no longer is
+
+    class Fitter(ray_trainer):  # type: ignore[misc]
         def _create_default_callbacks(self) -> list[Any]:
-            unneeded = (DatasetsCallback, PlacementGroupCleanerCallback)
             return [one for one in super()._create_default_callbacks() if not isinstance(one, unneeded)]
 
-    return LocalTrainer
+        def _initialize_and_run_controller(self, **parts: Any) -> Any:
+            policy = ReplaceLost(self.run_config.failure_config, outcomes)
+            return super()._initialize_and_run_controller(**{**parts, "failure_policy": policy})
+
+    return Fitter
+
+
+class ReplaceLost(DefaultFailurePolicy):
+    """Lost workers are replaced, as often as the stage allows; what would come again is not tried again.
+
+    Ray restarts the workers after any exception, which takes seconds and ends in the same sentence. An
+    exception that may be no more than what a worker sees when another one dies gets a second chance.
+    """
+
+    def __init__(self, failure_config: FailureConfig, outcomes: _Outcomes) -> None:
+        super().__init__(failure_config)
+        self.outcomes = outcomes
+        self.before: set[str] = set()
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """Tell whether to start again from the newest checkpoint."""
+        failures = list(getattr(training_failed_error, "worker_failures", {}).values())
+        raised = {_last_line(one) for one in failures}
+        again = bool(raised & self.before) and not any(isinstance(one, _LOST) for one in failures)
+        self.before = raised
+        if again or self.outcomes.failures():
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
 
 
 def _run(trainer: TorchTrainer) -> None:
@@ -363,17 +411,13 @@ def _work(task: dict[str, Any]) -> None:
     rank, size = context.get_world_rank(), context.get_world_size()
     out = Path(task["out"])
     outcomes = _Outcomes(out / "log")
-    if outcomes.failures():
-        # Ray restarts the workers after any exception. One that will come again is not worth a retry:
-        # leave, so that the driver can raise it.
-        return
     _print_into(out / "log" / f"worker-{rank}.log")
     world = _world(rank, size)
     events = EventLog(out / "events.jsonl" if rank == 0 else None)
     module, _, function = task["entry"].partition(":")
     try:
         getattr(importlib.import_module(module), function)(
-            task["job"], world, events, RayStore(world, events, outcomes.please_stop)
+            task["job"], world, events, RayStore(world, outcomes.please_stop)
         )
     except Stopped:
         if world.is_first:
@@ -383,7 +427,7 @@ def _work(task: dict[str, Any]) -> None:
         traceback.print_exc()
         raise
     except Exception:
-        # Perhaps only what a worker sees when another one dies; a restart may help.
+        # Perhaps only what a worker sees when another one dies; `ReplaceLost` decides.
         traceback.print_exc()
         raise
     finally:
@@ -419,9 +463,8 @@ class RayStore:
     It counts only when all ranks have written theirs.
     """
 
-    def __init__(self, world: World, events: EventLog, please_stop: Path) -> None:
+    def __init__(self, world: World, please_stop: Path) -> None:
         self.world = world
-        self.events = events
         self.please_stop = please_stop
 
     def latest(self) -> dict[str, Any] | None:
@@ -438,7 +481,6 @@ class RayStore:
             own = Path(folder) / f"rank-{self.world.rank}.pt"
             if own.exists():
                 state["rank"] = torch.load(own, map_location="cpu", weights_only=True)
-        self.events.note(f"goes on from its checkpoint {Path(checkpoint.path).name}")
         return state
 
     def save(self, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float]) -> None:

@@ -312,7 +312,7 @@ class Tracker:
             self._client.log_table(parent, columns, "results_table.json")
         values = numbers(results.get("policy", {}), "policy/")
         for row in rows:
-            kept = {key: row.get(key) for key in ("top1", "top5", "linear_top1", "knn_top1")}
+            kept = {key: row.get(key) for key in tables.METRICS}
             values |= numbers(kept, f"{row['benchmark']}/{row['init']}/")
         now = int(time.time() * 1000)
         self._client.log_batch(parent, metrics=[Metric(key, value, now, 0) for key, value in values.items()])

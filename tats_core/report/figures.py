@@ -1,158 +1,38 @@
-"""Pictures: what a sampler sees of a clip, curves, results. Arrays in, a picture out; nothing is written
-unless the function is given a path.
+"""Charts: results, classes, calibration. Numbers in, a figure out; nothing is written.
 
-Axes: T frames, H × W pixels of a frame, C = 3 colours (RGB). A map `_THW` may be coarser than the video:
-one value a token is spread over the frames and pixels that the token covers.
+Axes: C classes, K bins of confidence.
 
-Colours are told apart by colour-blind readers (Okabe and Ito's blue and orange; the maps viridis and
-magma, whose lightness alone orders the values) and never carry a meaning alone.
+Colours are told apart by colour-blind readers (Okabe and Ito's blue and orange; single-hue maps, whose
+lightness alone orders the values) and never carry a meaning alone.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 
+from tats_core.report.classes import Counts, most_confused
 from tats_core.report.tables import Row, by_benchmark
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
-# Importing matplotlib's drawing part takes 0.3 s; a training worker, which makes mask pictures only, and a
-# run that reuses everything do without it. So the functions that draw charts import it.
+# Importing matplotlib's drawing part takes 0.3 s; a run that reuses everything does without it. So the
+# functions that draw import it.
 
-Pixels: TypeAlias = NDArray[np.uint8]
-Map: TypeAlias = NDArray[Any]
-
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#6B6B6B"
+BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#6B6B6B"
 _BARS = {"pretrained": ("pre-trained", BLUE, ""), "scratch": ("from scratch", ORANGE, "///")}
 _PROBE: dict[str, Any] = {
     "marker": "D", "markersize": 6, "markeredgecolor": "black", "color": "white", "linestyle": "none",
 }  # fmt: skip
-_STYLES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), ("#CC79A7", ":"), ("#000000", "-"))
 
-_SHOWN_FRAMES = 8
-_FRAME_PIXELS = 112  # a frame is enlarged by whole pixels until it is at least this wide
-_GAP = 4
-_LABELS = 124
-_HIDDEN = 58  # grey of a token that the encoder does not see
-
-
-def mask_grid(
-    frames_THWC: Pixels,
-    visible_THW: Map,
-    policy_THW: Map,
-    prediction_THWC: Map,
-    error_THW: Map,
-    *,
-    title: str,
-) -> Image.Image:
-    """Draw a clip as a grid: video, visible tokens, policy, prediction, error, one column a frame.
-
-    At most eight frames are shown, evenly spread. Frames are enlarged by whole pixels.
-
-    Args:
-        frames_THWC: the video, uint8 RGB.
-        visible_THW: True where the encoder saw the token.
-        policy_THW: the sampler's probabilities in any unit; one scale from 0 for all frames.
-        prediction_THWC: what the decoder painted: uint8, or float in [0, 1] (clipped).
-        error_THW: reconstruction error, any unit, not negative; NaN where there is none.
-
-    Raises:
-        ValueError: a map whose axes do not divide the video's.
-    """
-    rows = _rows(frames_THWC, visible_THW, policy_THW, prediction_THWC, error_THW)
-    frames = len(frames_THWC)
-    shown = np.unique(np.linspace(0, frames - 1, min(frames, _SHOWN_FRAMES)).round().astype(int))
-    scale = _scale(frames_THWC)
-    height, width = (scale * side for side in frames_THWC.shape[1:3])
-    top = 44
-    grid = Image.new(
-        "RGB",
-        (_LABELS + len(shown) * (width + _GAP), top + len(rows) * (height + _GAP)),
-        "white",
-    )
-    draw = ImageDraw.Draw(grid)
-    draw.text((6, 4), title, fill="black", font=_font(14))
-    for column, frame in enumerate(shown):
-        x = _LABELS + column * (width + _GAP)
-        draw.text((x + 2, top - 16), f"frame {frame}", fill=GREY, font=_font(11))
-    for line, (label, remark, pixels_THWC) in enumerate(rows):
-        y = top + line * (height + _GAP)
-        draw.text((6, y + height // 2 - 17), label, fill="black", font=_font(13))
-        draw.text((6, y + height // 2 + 2), remark, fill=GREY, font=_font(10))
-        for column, frame in enumerate(shown):
-            grid.paste(_enlarged(pixels_THWC[frame], scale), (_LABELS + column * (width + _GAP), y))
-    return grid
-
-
-def mask_gif(
-    frames_THWC: Pixels,
-    visible_THW: Map,
-    policy_THW: Map,
-    prediction_THWC: Map,
-    error_THW: Map,
-    path: Path,
-    *,
-    title: str,
-    milliseconds: int = 180,
-) -> None:
-    """Write the same five pictures side by side as an endless GIF, one video frame after the other.
-
-    Arguments as for `mask_grid`; `milliseconds` is how long a frame stays.
-    """
-    rows = _rows(frames_THWC, visible_THW, policy_THW, prediction_THWC, error_THW)
-    scale = _scale(frames_THWC)
-    height, width = (scale * side for side in frames_THWC.shape[1:3])
-    pictures = []
-    for frame in range(len(frames_THWC)):
-        picture = Image.new("RGB", (len(rows) * (width + _GAP) - _GAP, height + 44), "white")
-        draw = ImageDraw.Draw(picture)
-        draw.text((4, 3), title, fill="black", font=_font(12))
-        for column, (label, _, pixels_THWC) in enumerate(rows):
-            x = column * (width + _GAP)
-            draw.text((x + 4, 24), label, fill="black", font=_font(12))
-            picture.paste(_enlarged(pixels_THWC[frame], scale), (x, 44))
-        pictures.append(picture)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
-
-
-def curves(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    *,
-    title: str,
-    y_label: str,
-    references: Mapping[str, float] | None = None,
-    x_label: str = "step",
-) -> Figure:
-    """Draw one line for each entry of `series` (name → x values, y values).
-
-    `references` are horizontal lines with a name (`{"random sampling": 1.0}`).
-    """
-    figure, axes = _axes(7.0, 3.8, title)
-    for (name, (x, y)), (colour, style) in zip(series.items(), _cycled(len(series)), strict=True):
-        axes.plot(x, y, style, color=colour, linewidth=1.8, label=name)
-    for name, value in (references or {}).items():
-        axes.axhline(value, color=GREY, linewidth=1, linestyle=(0, (1, 2)))
-        axes.annotate(
-            name, (1, value), xycoords=("axes fraction", "data"), xytext=(-2, 3),
-            textcoords="offset points", ha="right", fontsize=9, color=GREY,
-        )  # fmt: skip
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    if len(series) > 1:
-        axes.legend(frameon=False, fontsize=9)
-    return figure
+_COUNTED_CLASSES = 16  # up to here each cell of a confusion matrix has room for its number
+_NAMED_CLASSES = 110  # and up to here each row for its class's name
+_NAME_LENGTH = 44
+_WORST_PAIRS = 20
 
 
 def results_chart(rows: Sequence[Row]) -> Figure:
@@ -186,6 +66,116 @@ def results_chart(rows: Sequence[Row]) -> Figure:
         bbox_to_anchor=(0.5, -0.1),
     )
     return figure
+
+
+def confusion_matrix(confusion_CC: Counts, classes: Sequence[str], title: str) -> Figure:
+    """Draw the share of each true class (row) that was predicted as each class (column).
+
+    Few classes have their numbers in the cells, up to a hundred have their names at the rows and columns;
+    more are numbered, and the pairs that are confused most are listed by name beside the matrix.
+
+    Args:
+        confusion_CC: clips by true and predicted class, as `training.metrics.confusion` counts them.
+    """
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    count = len(classes)
+    named, points = count <= _NAMED_CLASSES, 8 if count <= _COUNTED_CLASSES else 6
+    # In inches: the matrix, names (of letters 0.6 as wide as high) or numbers beside it, the list of pairs.
+    longest = min(_NAME_LENGTH, max(map(len, classes)))
+    side, names, pairs = 10.0, 0.6, 4.0
+    if named:
+        side, names, pairs = max(3.4, 0.155 * count), 0.3 + longest * 0.6 * points / 72, 0.0
+    size = (side + names + 1.0 + pairs, side + names + 0.6)
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    if named:
+        axes = figure.add_subplot()
+    else:
+        axes, listed = figure.subplots(1, 2, width_ratios=(side, pairs))
+        _list_pairs(listed, confusion_CC, classes)
+    share_CC = 100 * confusion_CC / confusion_CC.sum(1, keepdims=True).clip(1)
+    # The root of the share: a class that takes 5% of another's clips is to be seen beside a diagonal of 90%.
+    image = axes.imshow(share_CC, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.02, ticks=(0, 5, 10, 25, 50, 75, 100))
+    bar.set_label("percent of the true class's clips", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xlabel("predicted", fontsize=9)
+    axes.set_ylabel("true", fontsize=9)
+    axes.tick_params(labelsize=points, length=2)
+    _label_classes(axes, classes, named)
+    if count <= _COUNTED_CLASSES:
+        for row, column in np.argwhere(confusion_CC > 0):
+            axes.text(
+                column, row, f"{confusion_CC[row, column]}", ha="center", va="center", fontsize=7,
+                color="white" if share_CC[row, column] > 30 else "black",
+            )  # fmt: skip
+    return figure
+
+
+def _label_classes(axes: Any, classes: Sequence[str], named: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    if named:
+        short = [_cut(name) for name in classes]
+        axes.set_xticks(range(len(classes)), short, rotation=90)
+        axes.set_yticks(range(len(classes)), short)
+        return
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+
+
+def _list_pairs(axes: Any, confusion_CC: Counts, classes: Sequence[str]) -> None:
+    lines = ["Confused most: true → predicted", ""]
+    for true, predicted, clips, of in most_confused(confusion_CC, _WORST_PAIRS):
+        lines.append(f"{clips} of {of}:  {true} {_cut(classes[true])}")
+        lines.append(f"     → {predicted} {_cut(classes[predicted])}")
+    axes.axis("off")
+    axes.text(0, 1, "\n".join(lines), va="top", fontsize=8, linespacing=1.5, transform=axes.transAxes)
+
+
+def reliability(
+    clips_K: Sequence[float], confidence_K: Sequence[float], accuracy_K: Sequence[float], ece: float
+) -> Figure:
+    """Draw how often a model is right when it is how sure, and how often it is so sure.
+
+    Args:
+        clips_K, confidence_K, accuracy_K: of the bins of `training.metrics.calibration`; percent.
+        ece: expected calibration error, percent.
+    """
+    from matplotlib.figure import Figure
+
+    bins = len(clips_K)
+    middle_K = (np.arange(bins) + 0.5) * 100 / bins
+    held_K = np.array(clips_K) > 0
+    figure = Figure(figsize=(4.6, 5.4), dpi=140, layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    for axes in (upper, lower):
+        _plain(axes)
+    upper.set_title(f"Calibration: expected error {ece:.1f} points", loc="left", fontsize=11)
+    upper.bar(
+        middle_K[held_K], np.array(accuracy_K)[held_K], 92 / bins,
+        color=BLUE, label="right, of the clips in the bin",
+    )  # fmt: skip
+    upper.plot(
+        np.array(confidence_K)[held_K], np.array(confidence_K)[held_K],
+        color=ORANGE, marker="o", markeredgecolor="black", markersize=5, linestyle="none",
+        label="as sure as the model was",
+    )  # fmt: skip
+    upper.plot([0, 100], [0, 100], "--", color="black", linewidth=1, label="sure and right alike")
+    upper.set_ylabel("percent right")
+    upper.set_ylim(0, 100)
+    upper.set_xlim(0, 100)
+    upper.legend(frameon=False, fontsize=8, loc="upper left")
+    lower.bar(middle_K, 100 * np.array(clips_K) / max(sum(clips_K), 1), 92 / bins, color=GREY)
+    lower.set_ylabel("percent of clips")
+    lower.set_xlabel("confidence: probability of the likeliest class, percent")
+    return figure
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 1] + "…"
 
 
 def _handles(rows: Sequence[Row]) -> list[Artist]:
@@ -224,73 +214,11 @@ def _axes(wide: float, high: float, title: str) -> tuple[Figure, Any]:
     figure = Figure(figsize=(wide, high), dpi=140, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
-    axes.set_axisbelow(True)
+    _plain(axes)
     return figure, axes
 
 
-def _cycled(count: int) -> list[tuple[str, str]]:
-    return [_STYLES[place % len(_STYLES)] for place in range(count)]
-
-
-def _rows(
-    frames_THWC: Pixels, visible_THW: Map, policy_THW: Map, prediction_THWC: Map, error_THW: Map
-) -> list[tuple[str, str, Pixels]]:
-    """Return `(label, remark, pixels_THWC)` for each row of the picture, all of the video's size."""
-    shape = frames_THWC.shape[:3]
-    visible = _spread(visible_THW.astype(bool), shape, "visible_THW")
-    seen_THWC = np.where(visible[..., None], frames_THWC, np.uint8(_HIDDEN))
-    policy_THWC, policy_top = _heat(_spread(policy_THW, shape, "policy_THW"), "viridis")
-    error_THWC, error_top = _heat(_spread(error_THW, shape, "error_THW"), "magma")
-    return [
-        ("video", f"{shape[0]} × {shape[1]} × {shape[2]}", frames_THWC),
-        ("visible", f"{100 * visible.mean():.0f}% of tokens", seen_THWC),
-        ("policy", f"0 to {policy_top:.2g}", policy_THWC),
-        ("prediction", "by the decoder", _as_pixels(prediction_THWC, frames_THWC)),
-        ("error", f"0 to {error_top:.2g}", error_THWC),
-    ]
-
-
-def _spread(values_THW: Map, shape: Sequence[int], name: str) -> Map:
-    """Repeat each value over the frames and pixels it stands for."""
-    for axis, (have, want) in enumerate(zip(values_THW.shape, shape, strict=True)):
-        if want % have:
-            raise ValueError(f"{name} has shape {values_THW.shape}, which does not divide {tuple(shape)}")
-        values_THW = np.repeat(values_THW, want // have, axis=axis)
-    return values_THW
-
-
-def _heat(values_THW: Map, colours: str) -> tuple[Pixels, float]:
-    """Colour `values_THW` from 0 to its largest value; NaN becomes mid grey."""
-    known = np.isfinite(values_THW)
-    largest = float(values_THW[known].max()) if known.any() else 0.0
-    share_THW = np.where(known, values_THW, 0) / (largest or 1.0)
-    colours_THWC = mpl.colormaps[colours](share_THW.clip(0, 1))[..., :3]
-    pixels_THWC = (colours_THWC * 255).round().astype(np.uint8)
-    pixels_THWC[~known] = 128
-    return pixels_THWC, largest
-
-
-def _as_pixels(prediction_THWC: Map, frames_THWC: Pixels) -> Pixels:
-    if prediction_THWC.shape != frames_THWC.shape:
-        raise ValueError(f"prediction has shape {prediction_THWC.shape}, the video {frames_THWC.shape}")
-    if prediction_THWC.dtype == np.uint8:
-        return prediction_THWC
-    pixels: Pixels = (prediction_THWC.clip(0, 1) * 255).round().astype(np.uint8)
-    return pixels
-
-
-def _scale(frames_THWC: Pixels) -> int:
-    return max(1, math.ceil(_FRAME_PIXELS / int(frames_THWC.shape[2])))
-
-
-def _enlarged(frame_HWC: Pixels, scale: int) -> Image.Image:
-    # Nearest neighbour: each pixel and each token border stays what it is.
-    return Image.fromarray(np.repeat(np.repeat(frame_HWC, scale, axis=0), scale, axis=1))
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    # Pillow's own font has neither × nor ρ; matplotlib's wheel carries DejaVu, which has both.
-    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+def _plain(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    axes.set_axisbelow(True)

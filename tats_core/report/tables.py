@@ -32,25 +32,35 @@ COLUMNS = (
     "low",
     "high",
     "top5",
+    "mean_class_accuracy",
+    "ece",
     "chance",
     "clips",
     "linear_top1",
     "knn_top1",
+    "attentive_top1",
     "parameters",
     "seconds",
     "peak_memory_mb",
 )
 
-_METRICS = {"top1": "top-1", "top5": "top-5", "linear_top1": "linear", "knn_top1": "kNN"}
+_TUNED = {"top1": "top-1", "top5": "top-5", "mean_class_accuracy": "class", "ece": "ECE"}
+_FROZEN = {"linear_top1": "linear", "knn_top1": "kNN", "attentive_top1": "attentive"}
+METRICS = _TUNED | _FROZEN
+"""What the tables show of a row beside labels, interval, chance and clips: key and title."""
 
 _MEANINGS = {
     "top-1": "share of test clips whose most likely class is the right one, after fine-tuning, in percent.",
     "95%": "the interval in which the true top-1 lies with 95% confidence (Wilson), given this many clips.",
     "top-5": "share of test clips whose right class is among the five most likely.",
+    "class": "mean over the classes of the share of their clips that are found: each class counts alike.",
+    "ECE": "expected calibration error: how far the model's confidence lies from how often it is right,"
+    " in points; 0 is best.",
     "chance": "what guessing would reach: 100 / number of classes.",
     "clips": "how many test clips were scored.",
     "linear": "top-1 of a linear classifier on frozen features: what the encoder knows before fine-tuning.",
     "kNN": "top-1 of a nearest-neighbour vote on the same frozen features: no training at all.",
+    "attentive": "top-1 of one trained attention layer over all frozen tokens, with a linear classifier.",
     "pretrained": "the encoder starts from the joint pre-training; scratch: from random weights,"
     " with the same labels and the same budget.",
     "motion lift": "how much more motion the visible tokens hold than an average token; random sampling: 1.",
@@ -60,47 +70,65 @@ _MEANINGS = {
 
 
 def text(results: Results) -> str:
-    """Return the table for a terminal: at most 79 columns, one line for each benchmark and start."""
-    header = ("benchmark", "start", "top-1", "95%", "top-5", "linear", "kNN", "chance", "clips")
-    lines: list[Sequence[str]] = [header]
-    for benchmark, pair in by_benchmark(results["rows"]).items():
+    """Return the tables for a terminal: at most 79 columns, one line for each benchmark and start.
+
+    The fine-tuned models' first, then what the frozen encoders' probes found; a table or a column of which
+    nothing was measured is left out.
+    """
+    rows = results["rows"]
+    tuned = [("top-1", "top1"), ("95%", "interval"), *((_TUNED[key], key) for key in list(_TUNED)[1:])]
+    parts = []
+    for title, columns, metrics in (
+        ("Fine-tuned", [*tuned, ("chance", "chance"), ("clips", "clips")], _TUNED),
+        ("Frozen encoder", [(name, key) for key, name in _FROZEN.items()], _FROZEN),
+    ):
+        if any(row.get(key) is not None for row in rows for key in metrics):
+            parts += [title, *_table(rows, columns), ""]
+    return "\n".join([*parts, *_policy_lines(results.get("policy") or {})]).rstrip()
+
+
+def _table(rows: Sequence[Row], columns: Sequence[tuple[str, str]]) -> list[str]:
+    shown = [(name, key) for name, key in columns if any(_number(row, key) != DASH for row in rows)]
+    lines: list[Sequence[str]] = [("benchmark", "start", *(name for name, _ in shown))]
+    for benchmark, pair in by_benchmark(rows).items():
         for position, (init, row) in enumerate(pair.items()):
-            lines.append(
-                (
-                    benchmark if position == 0 else "",
-                    init,
-                    number(row.get("top1")),
-                    interval(row),
-                    number(row.get("top5")),
-                    number(row.get("linear_top1")),
-                    number(row.get("knn_top1")),
-                    number(row.get("chance")),
-                    number(row.get("clips"), digits=0),
-                )
-            )
-    for position, (init, means) in enumerate(mean_of_benchmarks(results["rows"]).items()):
-        shown = [number(means.get(key)) for key in ("top1", "top5", "linear_top1", "knn_top1")]
-        lines.append(("mean" if position == 0 else "", init, shown[0], "", *shown[1:], "", ""))
-    return "\n".join([*_aligned(lines, left=2), "", *_policy_lines(results.get("policy") or {})]).rstrip()
+            label = benchmark if position == 0 else ""
+            lines.append((label, init, *(_number(row, key) for _, key in shown)))
+    for position, (init, means) in enumerate(mean_of_benchmarks(rows).items()):
+        cells = [_number(means, key) if key in METRICS else "" for _, key in shown]
+        if any(key in means for _, key in shown):
+            lines.append(("mean" if position == 0 else "", init, *cells))
+    return _aligned(lines, left=2)
+
+
+def _number(row: Row, key: str) -> str:
+    if key == "interval":
+        return interval(row)
+    return number(row.get(key), digits=0 if key == "clips" else 1)
 
 
 def markdown(results: Results) -> str:
-    """Return the table as GitHub Markdown: one line a benchmark, pre-trained and scratch side by side."""
-    titles = [f"{title} {init}" for title in _METRICS.values() for init in INITS]
+    """Return the table as GitHub Markdown: one line a benchmark, pre-trained and scratch side by side.
+
+    A number that was measured nowhere has no columns.
+    """
+    rows = results["rows"]
+    metrics = {key: title for key, title in METRICS.items() if any(row.get(key) is not None for row in rows)}
+    titles = [f"{title} {init}" for title in metrics.values() for init in INITS]
     lines = [
         f"## {results['pipeline']}",
         "",
         "| " + " | ".join(["benchmark", *titles, "chance", "clips"]) + " |",
         "|---|" + "---:|" * (len(titles) + 2),
     ]
-    for benchmark, pair in by_benchmark(results["rows"]).items():
-        cells = [_cell(pair.get(init, {}), key) for key in _METRICS for init in INITS]
+    for benchmark, pair in by_benchmark(rows).items():
+        cells = [_cell(pair.get(init, {}), key) for key in metrics for init in INITS]
         first: Row = next(iter(pair.values()))
         cells += [number(first.get("chance")), number(first.get("clips"), digits=0)]
         lines.append("| " + " | ".join([benchmark, *cells]) + " |")
-    means = mean_of_benchmarks(results["rows"])
+    means = mean_of_benchmarks(rows)
     if means:
-        cells = [number(means.get(init, {}).get(key)) for key in _METRICS for init in INITS]
+        cells = [number(means.get(init, {}).get(key)) for key in metrics for init in INITS]
         lines.append("| " + " | ".join(["**mean**", *cells, "", ""]) + " |")
     lines += ["", *(f"{line}  " for line in _policy_lines(results.get("policy") or {})), ""]
     lines += [f"- **{name}**: {meaning}" for name, meaning in _MEANINGS.items()]
@@ -157,7 +185,7 @@ def mean_of_benchmarks(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     grouped = by_benchmark(rows)
     inits = list(dict.fromkeys(init for pair in grouped.values() for init in pair))
     means: dict[str, dict[str, float]] = {}
-    for key in _METRICS:
+    for key in METRICS:
         whole = [
             pair
             for pair in grouped.values()

@@ -12,11 +12,14 @@ from torch import Tensor
 
 from tats_core.models.classifier import VideoClassifier
 from tats_core.training.optim import evaluating
-from tats_core.training.world import World
+from tats_core.training.world import Precision, World
 
 
 def score_views(
-    model: VideoClassifier, batches: Iterable[tuple[Tensor, Tensor, Tensor]], world: World
+    model: VideoClassifier,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    world: World,
+    precision: Precision = "fp32",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Class probabilities of videos: the mean of their views' softmax (VideoMAE's multi-view test).
 
@@ -29,8 +32,9 @@ def score_views(
     scores, labels, indices = [], [], []
     with evaluating(model):
         for views_BVCTHW, label_B, index_B in batches:
-            logits_VC = model(views_BVCTHW.flatten(0, 1).to(world.device))
-            scores.append(logits_VC.softmax(-1).unflatten(0, views_BVCTHW.shape[:2]).mean(1).cpu())
+            with world.autocast(precision):
+                logits_VC = model(views_BVCTHW.flatten(0, 1).to(world.device))
+            scores.append(logits_VC.float().softmax(-1).unflatten(0, views_BVCTHW.shape[:2]).mean(1).cpu())
             labels.append(label_B)
             indices.append(index_B)
     return torch.cat(scores), torch.cat(labels), torch.cat(indices)

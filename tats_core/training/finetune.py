@@ -8,24 +8,31 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from timm.data.mixup import Mixup
-from timm.loss.cross_entropy import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
+from tats_core.errors import SpecError
 from tats_core.models.classifier import HeadNorm, VideoClassifier
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
-from tats_core.specs import StrictModel
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog
-from tats_core.training.optim import GuardedStep, OptimizerConfig, adamw, cosine, fresh_weights
+from tats_core.training.optim import (
+    AverageConfig,
+    GuardedStep,
+    OptimizerConfig,
+    WeightAverage,
+    adamw,
+    cosine,
+    fresh_weights,
+)
 from tats_core.training.pretrain import Loader
-from tats_core.training.world import World
+from tats_core.training.world import StepConfig, World
 
 
 class FinetuneOptimizerConfig(OptimizerConfig):
@@ -40,7 +47,7 @@ class FinetuneOptimizerConfig(OptimizerConfig):
     )
 
 
-class FinetuneConfig(StrictModel):
+class FinetuneConfig(StepConfig):
     """The recipe of fine-tuning; the defaults are VideoMAE's for Something-Something v2."""
 
     model: ViTConfig = Field(default_factory=lambda: ViTConfig.model_validate("vit_base"))
@@ -56,9 +63,41 @@ class FinetuneConfig(StrictModel):
     head_dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the head")
     head_norm: HeadNorm = Field("layer", description="norm of the pooled tokens: layer (VideoMAE) or batch")
     head_scale: float = Field(0.001, gt=0, description="factor on the head's first weights")
+    ema: AverageConfig | None = Field(
+        None, description="moving average of the weights, which is then the model that is saved; null: none"
+    )
     seed: int = Field(0, ge=0, description="weights, order of clips, augmentation, mixing")
     log_every: int = Field(5, ge=1, description="steps between two points of a curve")
     checkpoint_every: int = Field(5, ge=1, description="epochs between two checkpoints")
+
+    @model_validator(mode="after")
+    def _batch_norm_needs_the_whole_batch(self) -> Self:
+        if self.head_norm == "batch" and self.accumulate > 1:
+            raise ValueError(
+                "head_norm: batch takes its statistics over the whole batch, which accumulate would cut; "
+                "use head_norm: layer or accumulate: 1"
+            )
+        return self
+
+    @property
+    def mixes(self) -> bool:
+        """Whether clips are mixed."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    def per_worker(self, workers: int) -> int:
+        """The videos of one of `workers` workers in a step.
+
+        Raises:
+            SpecError: shares or their parts would not be equal, or clips that are mixed would not pair up.
+        """
+        share = super().per_worker(workers)
+        if self.mixes and share * self.samples_per_clip % 2:
+            raise SpecError(
+                f"mixup and cutmix pair the clips of a worker, and its share of batch_size "
+                f"({self.batch_size}) is odd ({share * self.samples_per_clip}); "
+                "make it even, or set mixup: 0 and cutmix: 0"
+            )
+        return share
 
 
 @dataclass
@@ -91,53 +130,82 @@ class FinetuneTrainer:
         self.parallel = self.world.parallel(self.model)
         optimizer = adamw(self.model, config.optimizer, config.model.depth)
         self.guarded = GuardedStep(optimizer, config.optimizer.clip_grad, "classifier")
+        self.average = WeightAverage(self.model, config.ema) if config.ema else None
         self.mix = None
-        if config.mixup or config.cutmix:
+        if config.mixes:
             self.mix = Mixup(  # type: ignore[no-untyped-call]
                 mixup_alpha=config.mixup,
                 cutmix_alpha=config.cutmix,
                 label_smoothing=config.label_smoothing,
                 num_classes=self.classes,
             )
-        self.loss: nn.Module = (
-            SoftTargetCrossEntropy()  # type: ignore[no-untyped-call]
-            if self.mix
-            else nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-        )
+        # The targets of mixed clips are smooth already.
+        self.loss = nn.CrossEntropyLoss(label_smoothing=0.0 if self.mix else config.label_smoothing)
+
+    @property
+    def finished(self) -> VideoClassifier:
+        """The model that training makes: with averaged weights where there are some, else with the last."""
+        return self.average.model if self.average is not None else self.model
 
     def step(self, video_BCTHW: Tensor, label_B: Tensor, step: int, lr: float) -> dict[str, float]:
-        """Optimiser step number `step` on normalised videos; returns loss and accuracy on the batch."""
-        config = self.config
-        # Dropout, stochastic depth and mixing draw from global generators: tie them to the step, so that
-        # a resumed run draws what it would have drawn.
-        draw = (config.seed * 1_000_003 + step) * self.world.size + self.world.rank
-        torch.manual_seed(draw)
-        target: Tensor = label_B
-        if self.mix is not None:
-            np.random.seed(draw % 2**32)  # noqa: NPY002, timm draws from it
-            # timm mixes pictures; frames pass as channels, so that a clip is cut by one box.
-            flat_BXHW, target = self.mix(video_BCTHW.flatten(1, 2), label_B)
-            video_BCTHW = flat_BXHW.view_as(video_BCTHW)
-        logits_BC = self.parallel(video_BCTHW)
-        loss = self.loss(logits_BC, target)
+        """Optimiser step number `step` on this worker's normalised videos.
+
+        Returns:
+            Loss, and `train_top1`: the share of these clips, augmented and mixed as they are, whose best
+            class is the right one; of a mixed clip, that with the larger share.
+        """
+        # The last step's gradients would only stand in the way of this one's activations.
+        self.guarded.clear()
+        # Mixing pairs clips over the whole share, so it comes before the cut.
+        mixed_BCTHW, target = self.mixed(video_BCTHW, label_B, step)
+        parts = list(zip(self.parts(mixed_BCTHW), self.parts(target), strict=True))
+        losses, hits = [], []
+        for place, (part_BCTHW, truth) in enumerate(parts):
+            with self.world.accumulating(self.parallel, last=place == len(parts) - 1):
+                with self.world.autocast(self.config.precision):
+                    logits_BC = self.parallel(part_BCTHW)
+                loss = self.loss(logits_BC.float(), truth) * (len(truth) / len(target))
+                self.guarded.backward(loss)
+            losses.append(loss.detach())
+            hits.append(logits_BC.argmax(1) == (truth if self.mix is None else truth.argmax(1)))
         self.guarded.set_lr(lr)
-        self.guarded(loss)
-        hits = (logits_BC.argmax(1) == label_B).float().mean()
+        if self.guarded.step() and self.average is not None:
+            self.average.update(self.model)
         return {
-            "loss": loss.item(),
+            "loss": float(torch.stack(losses).sum()),
             "lr": lr,
             "grad_norm": self.guarded.last_norm,
-            "train_top1": 100 * hits.item(),
+            "train_top1": 100 * float(torch.cat(hits).float().mean()),
         }
+
+    def mixed(self, video_BCTHW: Tensor, label_B: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Mixup or cutmix of a batch, one draw for all its clips; targets are `[B, classes]` then."""
+        # Dropout, stochastic depth and mixing draw from global generators: tie them to the step, so that
+        # a resumed run draws what it would have drawn.
+        draw = (self.config.seed * 1_000_003 + step) * self.world.size + self.world.rank
+        torch.manual_seed(draw)
+        if self.mix is None:
+            return video_BCTHW, label_B
+        np.random.seed(draw % 2**32)  # noqa: NPY002, timm draws from it
+        # timm mixes pictures; frames pass as channels, so that a clip is cut by one box.
+        mixed_BXHW, target_BC = self.mix(video_BCTHW.flatten(1, 2), label_B)
+        return mixed_BXHW.view_as(video_BCTHW), target_BC
+
+    def parts(self, values_BX: Tensor) -> tuple[Tensor, ...]:
+        """The parts of a batch over which gradients are accumulated."""
+        return values_BX.tensor_split(self.config.accumulate)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
-        return {"model": self.model.state_dict(), "step": self.guarded.state_dict()}
+        state = {"model": self.model.state_dict(), "step": self.guarded.state_dict()}
+        return state | ({"average": self.average.state_dict()} if self.average is not None else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo `state_dict`."""
         self.model.load_state_dict(state["model"])
         self.guarded.load_state_dict(state["step"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
 
 
 def finetune(
@@ -146,7 +214,7 @@ def finetune(
     """Run fine-tuning to its end, from the newest state in `store` if there is one.
 
     Returns:
-        Mean loss and accuracy on the augmented training clips of the last epoch.
+        Mean loss and accuracy (as in `FinetuneTrainer.step`) over the last epoch and all workers.
 
     Raises:
         TrainingError: too many non-finite steps in a row.
@@ -175,8 +243,8 @@ def finetune(
             step += 1
             sums = {name: sums.get(name, 0.0) + value / loader.steps for name, value in found.items()}
             if step % config.log_every == 0 or step == steps:
-                events.metrics(step, found)
-        figures = {"loss": sums["loss"], "train_top1": sums["train_top1"]}
+                events.metrics(step, world.mean(found))
+        figures = world.mean({name: sums[name] for name in ("loss", "train_top1")})
         pace = loader.steps * config.batch_size / (time.perf_counter() - began)
         skipped = trainer.guarded.skipped
         events.metrics(step, {"epoch": epoch + 1, "clips_per_second": pace, "skipped_steps": skipped})

@@ -3,8 +3,8 @@
 A small pre-training can lower its loss while its features collapse to one colour, so these figures are
 taken on held-out clips every few epochs.
 
-Axes: B clips, C=3 channels, T frames, H W pixels, N tokens, K visible and M masked ones, P pixel values a
-token, D width.
+Axes: B clips, C=3 channels (classes, in scores), T frames, H W pixels, N tokens, K visible ones, P pixel
+values a token, D width.
 """
 
 from __future__ import annotations
@@ -12,20 +12,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from tats_core.models.mae import VideoMAE, per_pixel, raw_pixels
-from tats_core.models.tokens import patchify, per_token, unpatchify
-from tats_core.models.vit import take
-from tats_core.report import figures
+from tats_core.models.mae import VideoMAE
+from tats_core.models.tokens import patchify, per_token
 from tats_core.sampling import Sampler
 from tats_core.sampling.fixed import RandomSampler
-from tats_core.training import metrics
+from tats_core.training import metrics, pictures, probes
 from tats_core.training.events import EventLog
 from tats_core.training.optim import evaluating
 from tats_core.training.world import World
@@ -78,8 +73,8 @@ class HealthCheck:
         test_BD = self.world.gather(self._pooled(mae, held.test_BCTHW))
         train_label_B = self.world.gather(held.train_label_B.to(train_BD.device))
         test_label_B = self.world.gather(held.test_label_B.to(train_BD.device))
-        linear_BC = metrics.ridge_probe(train_BD, train_label_B, test_BD, held.classes)
-        knn_BC = metrics.knn_probe(train_BD, train_label_B, test_BD, held.classes)
+        linear_BC = probes.ridge_probe(train_BD, train_label_B, test_BD, held.classes)
+        knn_BC = probes.knn_probe(train_BD, train_label_B, test_BD, held.classes)
         return {
             "effective_rank": metrics.effective_rank(test_BD),
             "between_clip_variance": float(test_BD.var(0).mean()),
@@ -133,59 +128,11 @@ class HealthCheck:
         return dict(zip(names, means, strict=True)) | {"coverage": float(coverage)}
 
     def pictures(self, mae: VideoMAE, sampler: Sampler, step: int, clips: int = 4) -> None:
-        """Write video, visible tokens, policy, prediction and error of the first held-out clips."""
+        """Write video, visible tokens, policy, value, prediction and error of the first held-out clips."""
         video_BCTHW = self.held_out.test_BCTHW[:clips].to(self.world.device)
         generator = torch.Generator(self.world.device).manual_seed(self.seed)
         title = f"step {step}: {sampler.visible} of {sampler.tokens} tokens visible"
-        (self.folder / "pictures").mkdir(parents=True, exist_ok=True)
-        for place, picture in enumerate(reconstructions(mae, sampler, video_BCTHW, generator)):
-            name = f"pictures/masks-{step:06d}-clip{place}"
-            figures.mask_grid(*picture, title=title).save(self.folder / f"{name}.png")
-            figures.mask_gif(*picture, self.folder / f"{name}.gif", title=title)
-            for suffix in ("png", "gif"):
-                self.events.file(step, f"masks/clip{place}", f"{name}.{suffix}")
-
-
-class Picture(NamedTuple):
-    """One clip as the mask pictures show it; frames uint8 RGB, maps per pixel."""
-
-    frames_THWC: NDArray[np.uint8]
-    visible_THW: NDArray[Any]
-    policy_THW: NDArray[Any]
-    prediction_THWC: NDArray[Any]
-    error_THW: NDArray[Any]
-
-
-def reconstructions(
-    mae: VideoMAE, sampler: Sampler, video_BCTHW: Tensor, generator: torch.Generator
-) -> list[Picture]:
-    """What the sampler shows and the MAE makes of it, for each clip of `video_BCTHW` (normalised).
-
-    Leak-free: a prediction in units of each token's own mean and deviation is turned into pixels with the
-    mean and deviation over the clip's *visible* tokens, which the model has seen.
-    """
-    clip = mae.clip
-    patches_BNP = patchify(video_BCTHW, clip)
-    rollout = sampler.act(mae.encoder.tokenize(patches_BNP), generator)
-    found = mae(patches_BNP, rollout.visible_BK, rollout.masked_BM)
-    _, *seen = mae.target(take(patches_BNP, rollout.visible_BK))
-    mean_B1P, scale_B1P = (per_pixel(x_BKC.mean(1, keepdim=True), clip.pixels) for x_BKC in seen)
-    true_BNP = raw_pixels(patches_BNP)
-    guess_BMP = found.prediction_BMP * scale_B1P + mean_B1P
-    place_BMP = rollout.masked_BM.unsqueeze(-1).expand_as(guess_BMP)
-    shown_BNP = true_BNP.scatter(1, place_BMP, guess_BMP.clamp(0, 1))
-    logits_BN = torch.zeros_like(true_BNP[..., 0])
-    policy_BN = (rollout.policy.logits_BN if rollout.policy is not None else logits_BN).softmax(1)
-    maps_BN3 = torch.stack([rollout.visible_BN.float(), policy_BN, (shown_BNP - true_BNP).abs().mean(-1)], -1)
-    maps_B3THW = unpatchify(per_pixel(maps_BN3, clip.pixels), clip).cpu().numpy()
-    both = [unpatchify(x, clip).permute(0, 2, 3, 4, 1).cpu().numpy() for x in (true_BNP, shown_BNP)]
-    return [
-        Picture(
-            frames_THWC=(true.clip(0, 1) * 255).round().astype(np.uint8),
-            visible_THW=visible > 0.5,
-            policy_THW=policy,
-            prediction_THWC=shown,
-            error_THW=np.where(visible > 0.5, np.nan, error),
-        )
-        for true, shown, (visible, policy, error) in zip(*both, maps_B3THW, strict=True)
-    ]
+        for place, picture in enumerate(pictures.reconstructions(mae, sampler, video_BCTHW, generator)):
+            base = self.folder / f"pictures/masks-{step:06d}-clip{place}"
+            for path in pictures.write(picture, base, title=title, remark=pictures.remark(mae)):
+                self.events.file(step, f"masks/clip{place}", str(path.relative_to(self.folder)))

@@ -1,6 +1,6 @@
 """What the tables and health plots are made of.
 
-Axes: B clips, N tokens, K visible ones, D width, C classes.
+Axes: B clips, N tokens, K visible ones (in a calibration: bins), D width, C classes.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import resource
 import sys
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -46,34 +47,53 @@ def motion_lift(motion_BN: Tensor, visible_BK: Tensor) -> float:
     return float(motion_BN.gather(1, visible_BK).mean() / motion_BN.mean().clamp_min(1e-12))
 
 
-def ridge_probe(
-    train_BD: Tensor, train_label_B: Tensor, test_BD: Tensor, classes: int, strength: float = 0.1
-) -> Tensor:
-    """Scores `[B, C]` of a ridge classifier on standardised features, in closed form.
+def confusion(predicted_B: Tensor, label_B: Tensor, classes: int) -> Tensor:
+    """Count clips by class and prediction: `[C, C]` int64, a row for each true class."""
+    place_B = label_B * classes + predicted_B
+    return torch.bincount(place_B, minlength=classes * classes).view(classes, classes)
 
-    Standardising is the probe's BatchNorm; `strength` is the ridge per training clip. One linear solve,
-    so its result does not depend on a schedule.
+
+def mean_class_accuracy(confusion_CC: Tensor) -> float:
+    """Mean over the classes of the share of their clips that are found, in percent.
+
+    Every class counts alike, however many clips it has; a class without clips does not count.
     """
-    mean_D, deviation_D = train_BD.mean(0), train_BD.std(0).clamp_min(1e-6)
-    train, test = ((x - mean_D).double() / deviation_D for x in (train_BD, test_BD))
-    target = torch.nn.functional.one_hot(train_label_B, classes).double() - 1 / classes
-    ridge = strength * len(train) * torch.eye(train.shape[1], dtype=torch.float64, device=train.device)
-    scores: Tensor = test @ torch.linalg.solve(train.T @ train + ridge, train.T @ target)
-    return scores
+    clips_C = confusion_CC.sum(1)
+    found_C = confusion_CC.diagonal()[clips_C > 0].double() / clips_C[clips_C > 0]
+    return 100 * float(found_C.mean())
 
 
-def knn_probe(
-    train_BD: Tensor, train_label_B: Tensor, test_BD: Tensor, classes: int, neighbours: int = 10
-) -> Tensor:
-    """Votes `[B, C]` of the nearest training clips by cosine similarity of standardised features."""
-    mean_D, deviation_D = train_BD.mean(0), train_BD.std(0).clamp_min(1e-6)
-    train, test = (
-        torch.nn.functional.normalize((x - mean_D) / deviation_D, dim=1) for x in (train_BD, test_BD)
-    )
-    similarity, index = (test @ train.T).topk(min(neighbours, len(train)), dim=1)
-    # Temperature 0.07, as in the kNN evaluations of DINO and SimSiam.
-    votes = torch.zeros(len(test), classes, device=test.device)
-    return votes.scatter_add_(1, train_label_B[index], (similarity / 0.07).exp())
+@dataclass(frozen=True)
+class Calibration:
+    """How sure a model is and how often it is right, in bins of equal width of its confidence."""
+
+    clips_K: Tensor
+    confidence_K: Tensor
+    """Mean confidence of a bin's clips, in percent; 0 in an empty bin."""
+    accuracy_K: Tensor
+    """Share of a bin's clips that are right, in percent; 0 in an empty bin."""
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: the bins' mean gap, weighted by their clips, in percent."""
+        gap_K = (self.accuracy_K - self.confidence_K).abs()
+        return float((gap_K * self.clips_K).sum() / self.clips_K.sum())
+
+
+def calibration(probability_BC: Tensor, label_B: Tensor, bins: int = 15) -> Calibration:
+    """Sort clips by the probability of their likeliest class into `bins` bins (Guo 2017, arXiv 1706.04599).
+
+    A bin holds its upper edge and not its lower one, as there.
+    """
+    confidence_B, predicted_B = probability_BC.double().max(1)
+    bin_B = (confidence_B * bins).ceil().long().clamp(1, bins) - 1
+    clips_K = torch.bincount(bin_B, minlength=bins).double()
+
+    def mean(values_B: Tensor) -> Tensor:
+        sum_K = torch.zeros(bins, dtype=torch.float64).scatter_add_(0, bin_B, values_B)
+        return 100 * sum_K / clips_K.clamp_min(1)
+
+    return Calibration(clips_K, mean(confidence_B), mean((predicted_B == label_B).double()))
 
 
 def peak_memory_mb(device: torch.device) -> float:

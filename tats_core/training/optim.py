@@ -1,12 +1,13 @@
-"""Optimisers, schedules and the one guarded step that every loop takes."""
+"""Optimisers, schedules, averaged weights and the one guarded step that every loop takes."""
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from pydantic import Field
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from tats_core.errors import TrainingError
 from tats_core.specs import StrictModel
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class OptimizerConfig(StrictModel):
@@ -188,6 +191,47 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.train(mode)
+
+
+class AverageConfig(StrictModel):
+    """Exponential moving average of the weights over the optimiser's steps."""
+
+    decay: float = Field(0.9999, gt=0, lt=1, description="share of the old average that a step keeps")
+    warmup: bool = Field(
+        True, description="step n keeps at most (1 + n) / (10 + n): the first weights are soon forgotten"
+    )
+
+
+class WeightAverage(Generic[Model]):
+    """The average of a model's weights and floating-point buffers; it starts as a copy of them."""
+
+    def __init__(self, model: Model, config: AverageConfig) -> None:
+        self.config = config
+        self.model = copy.deepcopy(model).eval()
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self, model: Model) -> None:
+        """Take the weights after a step into the average."""
+        self.steps += 1
+        keep = self.config.decay
+        if self.config.warmup:
+            keep = min(keep, (1 + self.steps) / (10 + self.steps))
+        pairs = zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)
+        for average, now in pairs:
+            if average.is_floating_point():
+                average.lerp_(now, 1 - keep)
+            else:
+                average.copy_(now)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Averaged weights and the number of steps in them."""
+        return {"model": self.model.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Undo `state_dict`."""
+        self.model.load_state_dict(state["model"])
+        self.steps = state["steps"]
 
 
 def parameter_count(modules: Iterable[nn.Module]) -> int:

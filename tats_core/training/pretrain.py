@@ -23,14 +23,13 @@ from tats_core.sampling.adaptive import AdaptiveSampler, sampling_loss
 from tats_core.sampling.fixed import RandomSampler
 from tats_core.sampling.plackett_luce import Noise
 from tats_core.sampling.ppo import EntropyController, Transition, improve
-from tats_core.specs import StrictModel
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog
 from tats_core.training.optim import GuardedStep, OptimizerConfig, adamw, cosine, fresh_weights
-from tats_core.training.world import Precision, World
+from tats_core.training.world import Precision, StepConfig, World
 
 
-class PretrainConfig(StrictModel):
+class PretrainConfig(StepConfig):
     """The recipe of joint pre-training."""
 
     model: ViTConfig = Field(default_factory=lambda: ViTConfig.model_validate("vit_base"))
@@ -45,11 +44,6 @@ class PretrainConfig(StrictModel):
         5e-4, gt=0, description="AdamW's learning rate of the sampler, constant, not scaled by the batch"
     )
     epochs: int = Field(800, ge=1, description="passes over the clips")
-    batch_size: int = Field(256, ge=1, description="clips of one step, over all workers")
-    accumulate: int = Field(
-        1, ge=1, description="parts that a worker's share is cut into to save memory; the step stays the same"
-    )
-    precision: Precision = Field("fp32", description="bf16: matrix products in bfloat16 (autocast)")
     compile: bool = Field(False, description="compile MAE and sampler with torch.compile at the first step")
     seed: int = Field(0, ge=0, description="weights, order of clips, augmentation, draws")
     log_every: int = Field(10, ge=1, description="steps between two points of a curve")

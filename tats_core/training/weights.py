@@ -1,4 +1,4 @@
-"""Finished models on disk: tensors as safetensors, what they are as JSON beside them."""
+"""Models on disk: tensors as safetensors, what they are as JSON beside them; and those made elsewhere."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tats_core.errors import WeightsError
-from tats_core.models.vit import VideoViT
+from tats_core.models import checkpoints_io
+from tats_core.models.checkpoints_io import Match
+from tats_core.models.classifier import VideoClassifier
+from tats_core.models.mae import MAEConfig, VideoMAE
+from tats_core.models.tokens import ClipConfig
+from tats_core.models.vit import VideoViT, ViTConfig
+from tats_core.training.optim import fresh_weights
 
 
 def save(folder: Path, module: nn.Module, described: Mapping[str, Any], name: str = "model") -> None:
@@ -54,23 +60,88 @@ def load(folder: Path, module: nn.Module, name: str = "model") -> None:
     _fill(module, _read(folder / f"{name}.safetensors"), str(folder))
 
 
-def load_encoder(encoder: VideoViT, folder: Path, without: tuple[str, ...] = ()) -> None:
-    """Load the encoder of the pre-trained model in `folder`.
+def load_encoder(encoder: VideoViT, place: Path) -> Match:
+    """Load the encoder of a model: a folder of ours, or a checkpoint that `checkpoints_io` understands.
 
-    Args:
-        without: prefixes of what the given encoder does not have (a fine-tuned one has no final norm).
+    Returns:
+        What went into the encoder and what did not: its final norm, where the one given has none.
 
     Raises:
         WeightsError: no encoder there, or one of another size.
     """
-    tensors = {
-        key.removeprefix("encoder."): tensor
-        for key, tensor in _read(folder / "model.safetensors").items()
-        if key.startswith("encoder.") and not key.removeprefix("encoder.").startswith(without)
-    }
-    if not tensors:
-        raise WeightsError(f"{folder}: holds no encoder; is it the output of a pre-training?")
-    _fill(encoder, tensors, str(folder))
+    return checkpoints_io.load_encoder(encoder, checkpoints_io.read(place))
+
+
+def start_mae(mae: VideoMAE, place: Path) -> Match:
+    """Start a pre-training from a model: encoder and decoder where it has both, else the encoder alone.
+
+    Returns:
+        What went in; `missing` names what keeps its first values.
+
+    Raises:
+        WeightsError: encoder or decoder is of another size.
+    """
+    found = checkpoints_io.read(place)
+    if found.kind == "pre-trained":
+        return checkpoints_io.load_mae(mae, found)
+    match = checkpoints_io.load_encoder(mae.encoder, found)
+    missing = sorted(mae.state_dict().keys() - {f"encoder.{name}" for name in match.matched})
+    return Match(match.layout, match.matched, tuple(missing), match.unexpected)
+
+
+def load_mae(folder: Path) -> VideoMAE:
+    """Rebuild the pre-trained model saved in `folder`.
+
+    Raises:
+        WeightsError: it holds none.
+    """
+    described = describe(folder)
+    if "mae" not in described:
+        raise WeightsError(f"{folder}: its model is fine-tuned and has no decoder; name a pre-trained one")
+    vit, clip = _encoder_of(described, folder)
+    with fresh_weights(0):  # replaced below, but the draws must not disturb another stage's
+        mae = VideoMAE(vit, MAEConfig.model_validate(described["mae"]), clip)
+    load(folder, mae)
+    return mae
+
+
+def load_classifier(folder: Path) -> tuple[VideoClassifier, list[str]]:
+    """Rebuild the fine-tuned model in `folder`, ours or Hugging Face's; returns it with its class names.
+
+    Raises:
+        WeightsError: it holds none.
+    """
+    if not (folder / "model.json").exists() and (folder / "config.json").exists():
+        return _classifier_of_hugging_face(folder)
+    described = describe(folder)
+    if "classes" not in described:
+        raise WeightsError(f"{folder}: its model is pre-trained and has no classes; name a fine-tuned one")
+    vit, clip = _encoder_of(described, folder)
+    classes: list[str] = described["classes"]
+    with fresh_weights(0):
+        model = VideoClassifier(vit, clip, len(classes), head_norm=described["head_norm"])
+    load(folder, model)
+    return model, classes
+
+
+def _encoder_of(described: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, ClipConfig]:
+    try:
+        return ViTConfig.model_validate(described["model"]), ClipConfig.model_validate(described["clip"])
+    except (KeyError, ValidationError) as error:
+        raise WeightsError(f"{folder / 'model.json'}: does not describe a video encoder ({error})") from error
+
+
+def _classifier_of_hugging_face(folder: Path) -> tuple[VideoClassifier, list[str]]:
+    found = checkpoints_io.read(folder)
+    if found.kind != "fine-tuned":
+        raise WeightsError(f"{folder}: its model is {found.kind} and has no classes; name a fine-tuned one")
+    vit, clip = checkpoints_io.configs_of_hugging_face(describe(folder, "config"))
+    # Where nobody named them, they are numbered.
+    classes = list(found.classes) or [f"class {place}" for place in range(len(found.tensors["head.weight"]))]
+    with fresh_weights(0):
+        model = VideoClassifier(vit, clip, len(classes))
+    checkpoints_io.load_classifier(model, found)
+    return model, classes
 
 
 def _read(path: Path) -> dict[str, Tensor]:

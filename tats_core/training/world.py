@@ -1,17 +1,54 @@
-"""The data-parallel workers as seen from one of them. No launcher here: whoever starts it, says who it is."""
+"""The data-parallel workers as seen from one of them. No launcher here: whoever starts it, says who it is.
+
+Axes: B clips, D features.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.distributed as dist
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tats_core.errors import SpecError
+from tats_core.specs import StrictModel
+
 Precision = Literal["fp32", "bf16"]
+
+
+class StepConfig(StrictModel):
+    """How the batch of a step is dealt out to the workers, and in what they compute; part of a recipe."""
+
+    batch_size: int = Field(256, ge=1, description="clips of one step, over all workers")
+    accumulate: int = Field(
+        1, ge=1, description="parts that a worker's share is cut into to save memory; the step stays the same"
+    )
+    precision: Precision = Field("fp32", description="bf16: matrix products in bfloat16 (autocast)")
+
+    def per_worker(self, workers: int) -> int:
+        """The share of the batch of one of `workers` workers.
+
+        Raises:
+            SpecError: shares or their parts would not be equal.
+        """
+        if self.batch_size % workers:
+            raise SpecError(
+                f"batch_size ({self.batch_size}) is over all workers and must be a multiple of "
+                f"workers ({workers})"
+            )
+        share = self.batch_size // workers
+        if share % self.accumulate:
+            raise SpecError(
+                f"a worker's share of batch_size ({share} of {self.batch_size}) must be a multiple of "
+                f"accumulate ({self.accumulate})"
+            )
+        return share
 
 
 @dataclass(frozen=True)
@@ -28,9 +65,15 @@ class World:
         return self.rank == 0
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """Return `module` with gradients averaged over workers in backward; itself where there is one."""
+        """Return `module` with gradients averaged over workers in backward; itself where there is one.
+
+        Its batch norms, too, see the clips of all workers from now on.
+        """
         if self.size == 1:
             return module
+        for name, part in list(module.named_modules()):
+            if type(part) is nn.BatchNorm1d:
+                module.set_submodule(name, PooledBatchNorm.of(part).to(self.device))
         devices = [self.device] if self.device.type == "cuda" else None
         # Gradients live in the reducer's buckets: no second copy of them.
         return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
@@ -61,6 +104,13 @@ class World:
         dist.all_gather(parts, values_B.contiguous())
         return torch.cat(parts)
 
+    def mean(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """Return the mean of each figure over all workers, which hold the same ones in the same order."""
+        if self.size == 1:
+            return dict(figures)
+        own = torch.tensor(list(figures.values()), dtype=torch.float64, device=self.device)
+        return dict(zip(figures, (self.sum(own) / self.size).tolist(), strict=True))
+
     def moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and (population) standard deviation of all elements over all workers, in float64."""
         flat = values.detach().double().flatten()
@@ -71,3 +121,45 @@ class World:
         # Two passes: the one-pass formula cancels badly when the mean is far from zero.
         spread = self.sum((flat - mean).square().sum())
         return mean, (spread / total[0]).sqrt()
+
+
+class PooledBatchNorm(nn.BatchNorm1d):
+    """Batch norm whose statistics in training are those of the clips of all workers (as many on each).
+
+    Every worker normalises the clips of all and keeps its own: a vector for each clip is little to gather.
+    torch's SyncBatchNorm does the same, but not on CPUs.
+    """
+
+    @classmethod
+    def of(cls, norm: nn.BatchNorm1d) -> Self:
+        """One with the settings and the state of `norm`."""
+        pooled = cls(norm.num_features, norm.eps, norm.momentum, norm.affine)
+        pooled.load_state_dict(norm.state_dict())
+        return pooled
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Normalise `[B, D]` of this worker."""
+        if not self.training:
+            return super().forward(features_BD)
+        gathered_BD: Tensor = _Gather.apply(features_BD)
+        return _own(super().forward(gathered_BD))
+
+
+class _Gather(torch.autograd.Function):
+    """All workers' rows in rank order; the gradient of a row is the sum of what all workers have for it."""
+
+    @staticmethod
+    def forward(ctx: Any, own_BD: Tensor) -> Tensor:
+        parts = [torch.empty_like(own_BD) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, own_BD.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_BD: Tensor) -> Tensor:
+        gradient_BD = gradient_BD.clone()
+        dist.all_reduce(gradient_BD)
+        return _own(gradient_BD)
+
+
+def _own(values_BD: Tensor) -> Tensor:
+    return values_BD.chunk(dist.get_world_size())[dist.get_rank()]

@@ -40,7 +40,10 @@ def test_the_package_runs_as_a_module() -> None:
 def test_help_names_every_command_with_a_sentence(tats: Callable[..., Any]) -> None:
     shown = tats("--help").out
     lines = [line.split(maxsplit=1) for line in shown.split("Commands:")[1].splitlines() if line.strip()]
-    assert [line[0] for line in lines] == ["run", "list", "results", "ui", "data", "doctor"]
+    assert [line[0] for line in lines] == [
+        *("run", "list", "results", "ui"),
+        *("visualise", "predict", "export", "weights", "data", "doctor"),
+    ]
     assert all(len(line) == 2 for line in lines)
 
 

@@ -131,11 +131,50 @@ def test_a_cached_video_is_read_once(tiny: dict[str, Manifest], monkeypatch: pyt
     assert set(reads.values()) == {1}
 
 
-def test_several_samples_of_a_clip_are_different_cuts_of_one_video(tiny: dict[str, Manifest]) -> None:
-    video_BCTHW, label_B, index_B = next(loader(tiny["ucf101"], samples_per_clip=2).epoch(0))
-    assert len(video_BCTHW) == len(label_B) == 6
-    assert index_B[0::2].tolist() == index_B[1::2].tolist()
-    assert not torch.equal(video_BCTHW[0], video_BCTHW[1])
+def test_several_samples_of_a_clip_are_different_cuts_of_the_same_frames(
+    tiny: dict[str, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video_BCTHW, label_B, index_B = next(loader(tiny["ucf101"], samples_per_clip=3).epoch(0))
+    assert len(video_BCTHW) == len(label_B) == 9
+    assert index_B.view(3, 3).tolist() == [[index] * 3 for index in index_B[::3].tolist()]
+    assert all(not torch.equal(video_BCTHW[place], video_BCTHW[place + 1]) for place in range(8))
+
+    reads = Counter[str]()
+    read = readers.read_clip
+
+    def counted(path: str, choose: readers.Choose, *rest: object) -> readers.Frames:
+        reads[str(path)] += 1
+        return read(path, choose, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(readers, "read_clip", counted)
+    plain = ClipOptions(frames=4, size=16, crop="centre", flip=False)
+    video_BCTHW, _, _ = next(loader(tiny["ucf101"], plain, samples_per_clip=3).epoch(0))
+    assert all(torch.equal(video_BCTHW[place], video_BCTHW[place // 3 * 3]) for place in range(9))
+    assert list(reads.values()) == [1, 1, 1]
+
+
+def test_the_first_sample_is_the_clip_that_a_single_one_would_be(tiny: dict[str, Manifest]) -> None:
+    single_BCTHW, _, _ = next(loader(tiny["ucf101"]).epoch(1))
+    several_BCTHW, _, _ = next(loader(tiny["ucf101"], samples_per_clip=2).epoch(1))
+    assert torch.equal(several_BCTHW[::2], single_BCTHW)
+
+
+def test_rand_augment_sees_the_whole_frame_before_it_is_cut(
+    tiny: dict[str, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def top_half_white(frames_THWC: torch.Tensor, *rest: object) -> torch.Tensor:
+        assert frames_THWC.shape == (4, 32, 32, 3)
+        white_THWC = torch.zeros_like(frames_THWC)
+        white_THWC[:, :16] = 255
+        return white_THWC
+
+    monkeypatch.setattr(transforms, "rand_augment", top_half_white)
+    options = ClipOptions(frames=4, size=16, crop="centre", rand_augment="rand-m7-n4-mstd0.5-inc1")
+    video_BCTHW, _, _ = next(loader(tiny["ucf101"], options).epoch(0))
+    shown_BCTHW = transforms.to_display(video_BCTHW)
+    # All of the frame is kept, halved: 8 white rows, 8 black ones, the two at the edge apart.
+    assert shown_BCTHW[..., :7, :].min() > 0.999
+    assert shown_BCTHW[..., 9:, :].max() < 0.001
 
 
 def test_pixels_are_those_of_the_frames_that_were_drawn(tiny: dict[str, Manifest]) -> None:

@@ -71,7 +71,15 @@ def test_a_share_of_the_clips_is_erased_in_a_box_that_fits() -> None:
     drawn = [box for box in boxes if box is not None]
     assert 0.2 < len(drawn) / len(boxes) < 0.3
     assert all(box.top + box.height <= 50 and box.left + box.width <= 50 for box in drawn)
-    assert max(box.height * box.width for box in drawn) <= 0.36 * 2500
+    areas = [box.height * box.width / 2500 for box in drawn]
+    ratios = [box.width / box.height for box in drawn]
+    # 2% to a third of the frame and 0.3 to 3.3 before the sides are rounded to whole pixels.
+    assert 0.015 < min(areas) < 0.04
+    assert 0.3 < max(areas) < 0.36
+    assert 0.25 < min(ratios) < 0.4
+    assert 2.5 < max(ratios) < 4
+    assert {transforms.draw_erased(50, 0.0, rng) for _ in range(99)} == {None}
+    assert None not in {transforms.draw_erased(50, 1.0, rng) for _ in range(99)}
 
 
 # --------------------------------------------------------------------------------------------- pixels
@@ -183,6 +191,17 @@ def test_rand_augment_treats_all_frames_of_a_clip_alike_and_draws_from_the_given
         assert torch.equal(result, result[:1].expand_as(result))
 
 
+def test_what_rand_augment_uncovers_is_grey_whatever_the_frame() -> None:
+    black_THWC = torch.zeros(2, 24, 24, 3, dtype=torch.uint8)
+    found = set()
+    for seed in range(60):
+        # One operation: turned, sheared or shifted, a black frame is black and grey; else of one colour.
+        done_THWC = transforms.rand_augment(black_THWC, "rand-m9-n1", np.random.default_rng(seed))
+        found.add(tuple(done_THWC.unique().tolist()))
+    assert (0, 128) in found
+    assert all(len(colours) == 1 for colours in found - {(0, 128)})
+
+
 def test_erasing_fills_the_box_in_every_frame_and_nothing_else() -> None:
     clip_CTHW = torch.full((3, 4, 10, 10), 9.0)
     transforms.erase(clip_CTHW, Box(2, 3, 4, 5), np.random.default_rng(0))
@@ -190,3 +209,4 @@ def test_erasing_fills_the_box_in_every_frame_and_nothing_else() -> None:
     assert int(erased_CTHW.sum()) == 3 * 4 * 4 * 5
     assert erased_CTHW[:, :, 2:6, 3:8].all()
     assert clip_CTHW[:, :, 2:6, 3:8].std().item() == pytest.approx(1, abs=0.15)
+    assert len({frame.numpy().tobytes() for frame in clip_CTHW[:, :, 2:6, 3:8].unbind(1)}) == 4

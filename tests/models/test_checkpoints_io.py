@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from tats_core.errors import WeightsError
 from tats_core.models import checkpoints_io
 from tats_core.models.classifier import VideoClassifier
 from tats_core.models.mae import MAEConfig, VideoMAE
-from tats_core.models.tokens import ClipConfig
+from tats_core.models.tokens import ClipConfig, positions
 from tats_core.models.vit import ViTConfig
 
 CLIP = ClipConfig(frames=4, size=8, tubelet=2, patch=4)
@@ -66,8 +68,23 @@ def _assert_same(one: nn.Module, other: nn.Module) -> None:
         lambda t: {"module": t},
         lambda t: {"state_dict": {f"module.{name}": x for name, x in t.items()}},
         lambda t: {"model": {f"_orig_mod.module.{name}": x for name, x in t.items()}},
+        lambda t: {"model_state_dict": {f"model.{name}": x for name, x in t.items()}},
+        lambda t: {
+            "model": t,
+            "args": argparse.Namespace(lr=1e-3, model="pretrain_videomae_base_patch16_224"),
+        },
+        lambda t: {"model": {f"backbone.{n}" if n.startswith("encoder.") else n: x for n, x in t.items()}},
     ],
-    ids=["bare", "model", "module", "state_dict and prefix", "compiled and distributed"],
+    ids=[
+        "bare",
+        "model",
+        "module",
+        "state_dict and prefix",
+        "compiled and distributed",
+        "a trainer's",
+        "with the command line's arguments",
+        "a prefix on some names",
+    ],
 )
 def test_every_common_wrapping_of_videomaes_pre_training_is_read(wrap: Any, tmp_path: Path) -> None:
     source, target = _mae(0), _mae(1)
@@ -80,13 +97,12 @@ def test_every_common_wrapping_of_videomaes_pre_training_is_read(wrap: Any, tmp_
 
 def test_adamaes_sampler_is_reported_as_unexpected_and_the_encoder_is_taken(tmp_path: Path) -> None:
     source, target = _mae(0), _mae(1)
-    torch.save(
-        {"model": _official(source) | {"get_token_probs.0.weight": torch.zeros(3)}}, tmp_path / "ada.pth"
-    )
+    sampler = {f"encoder.{name}": torch.zeros(3) for name in ("pos_embed_probs", "get_token_probs.1.weight")}
+    torch.save({"model": _official(source) | sampler}, tmp_path / "ada.pth")
     match = checkpoints_io.load_encoder(target.encoder, checkpoints_io.read(tmp_path / "ada.pth"))
     _assert_same(source.encoder, target.encoder)
-    assert match.unexpected == ("get_token_probs.0.weight",)
-    assert "1 unexpected (such as get_token_probs.0.weight)" in match.sentence()
+    assert match.unexpected == ("encoder.get_token_probs.1.weight", "encoder.pos_embed_probs")
+    assert "2 unexpected (such as encoder.get_token_probs.1.weight)" in match.sentence()
 
 
 def test_a_fine_tuned_file_of_videomae_has_no_encoder_in_its_names(tmp_path: Path) -> None:
@@ -96,7 +112,8 @@ def test_a_fine_tuned_file_of_videomae_has_no_encoder_in_its_names(tmp_path: Pat
         name.removeprefix("encoder.").replace("head_norm.", "fc_norm."): tensor
         for name, tensor in _official(source).items()
     }
-    torch.save({"module": theirs | {"pos_embed": torch.zeros(1, 8, 24)}}, tmp_path / "finetuned.pth")
+    table = positions(CLIP, 24, "joint").unsqueeze(0)
+    torch.save({"module": theirs | {"pos_embed": table}}, tmp_path / "finetuned.pth")
     foreign = checkpoints_io.read(tmp_path / "finetuned.pth")
     assert foreign.kind == "fine-tuned"
     assert checkpoints_io.load_classifier(target, foreign).unexpected == ()
@@ -148,6 +165,9 @@ def test_a_file_without_a_video_encoder_is_refused(content: Any, said: str, tmp_
 def test_a_file_that_is_not_there_or_not_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="cannot be read"):
         checkpoints_io.read(tmp_path / "none.pth")
+    (tmp_path / "text.pth").write_text("hello", encoding="utf-8")
+    with pytest.raises(WeightsError, match=r"text.pth: the checkpoint cannot be read"):
+        checkpoints_io.read(tmp_path / "text.pth")
     (tmp_path / "text.safetensors").write_text("no", encoding="utf-8")
     with pytest.raises(WeightsError, match="cannot be read"):
         checkpoints_io.read(tmp_path / "text.safetensors")
@@ -193,3 +213,114 @@ def test_out_and_in_again_is_the_same_but_for_the_key_bias(tmp_path: Path) -> No
             tensor = tensor.clone()
             tensor[width : 2 * width] = 0
         assert torch.equal(tensor, state[name]), name
+
+
+def test_the_older_names_of_hugging_faces_biases_are_read_too(tmp_path: Path) -> None:
+    source, target = _mae(0), _mae(1)
+    with torch.no_grad():
+        for block in source.encoder.blocks:
+            block.attn.qkv.bias.copy_(torch.randn(72))  # type: ignore[union-attr, operator]
+            block.attn.qkv.bias[24:48] = 0  # type: ignore[union-attr, index, operator]
+    tensors, _ = checkpoints_io.to_hugging_face(source)
+    older = {
+        name.replace("query.bias", "q_bias").replace("value.bias", "v_bias"): x for name, x in tensors.items()
+    }
+    assert any(name.endswith("attention.attention.q_bias") for name in older)
+    torch.save(older, tmp_path / "pytorch_model.bin")
+    checkpoints_io.load_mae(target, checkpoints_io.read(tmp_path / "pytorch_model.bin"))
+    _assert_same(source, target)
+
+
+def test_an_encoder_without_any_bias_in_its_attention_gets_zeros(tmp_path: Path) -> None:
+    source, target = _mae(0), _mae(1)
+    bare = {name: x for name, x in _official(source).items() if not name.endswith(("q_bias", "v_bias"))}
+    torch.save(bare, tmp_path / "bare.pth")
+    checkpoints_io.load_encoder(target.encoder, checkpoints_io.read(tmp_path / "bare.pth"))
+    for block in target.encoder.blocks:
+        assert not block.attn.qkv.bias.any()  # type: ignore[union-attr, operator]
+
+
+def test_a_bare_encoder_of_hugging_face_is_read_without_its_prefix(tmp_path: Path) -> None:
+    source, target = _mae(0), _mae(1)
+    tensors, _ = checkpoints_io.to_hugging_face(source)
+    bare = {name.removeprefix("videomae."): x for name, x in tensors.items() if name.startswith("videomae.")}
+    torch.save(bare, tmp_path / "encoder.pth")
+    found = checkpoints_io.read(tmp_path / "encoder.pth")
+    assert (found.layout, found.kind) == ("Hugging Face", "encoder")
+    assert checkpoints_io.load_encoder(target.encoder, found).missing == ()
+    _assert_same(source.encoder, target.encoder)
+
+
+def test_other_heads_are_refused_where_the_file_beside_the_weights_tells_them(tmp_path: Path) -> None:
+    tensors, config = checkpoints_io.to_hugging_face(_mae())
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4}))
+    found = checkpoints_io.read(tmp_path)
+    assert found.size["heads"] == 4
+    with pytest.raises(WeightsError, match=r"another heads 4 \(here 3\); set model and clip alike"):
+        checkpoints_io.load_encoder(_mae().encoder, found)
+
+
+def test_an_encoder_of_videomae_does_not_fit_other_positions(tmp_path: Path) -> None:
+    torch.save(_official(_mae()), tmp_path / "pre.pth")
+    separable = _mae(positions="separable")
+    with pytest.raises(WeightsError, match=r"another positions joint \(here separable\)"):
+        checkpoints_io.load_encoder(separable.encoder, checkpoints_io.read(tmp_path / "pre.pth"))
+
+
+def test_learned_positions_are_refused(tmp_path: Path) -> None:
+    torch.save(_official(_mae()) | {"encoder.pos_embed": torch.rand(1, 8, 24)}, tmp_path / "learned.pth")
+    with pytest.raises(
+        WeightsError, match=r"its positions \(encoder.pos_embed\) are not VideoMAE's fixed table"
+    ):
+        checkpoints_io.read(tmp_path / "learned.pth")
+
+
+def test_a_file_with_two_models_is_refused(tmp_path: Path) -> None:
+    tensors = _official(_mae())
+    twice = tensors | {f"module.{name}": x for name, x in tensors.items()}
+    torch.save(twice, tmp_path / "twice.pth")
+    with pytest.raises(WeightsError, match="holds two models"):
+        checkpoints_io.read(tmp_path / "twice.pth")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": "vivit"}, "its model_type is 'vivit', not 'videomae'"),
+        ({"hidden_act": "relu"}, "its hidden_act is 'relu'"),
+        ({"hidden_size": None}, "does not describe a video encoder"),
+    ],
+)
+def test_a_config_of_another_model_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    tensors, config = checkpoints_io.to_hugging_face(_mae())
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(WeightsError, match=said):
+        checkpoints_io.read(tmp_path)
+
+
+@given(st.integers(8, 1408), st.integers(1, 8000))
+def test_any_width_of_an_mlp_comes_back_from_a_config(width: int, mlp: int) -> None:
+    _, config = checkpoints_io.to_hugging_face(_mae())
+    sizes = {"hidden_size": width, "num_attention_heads": 1, "intermediate_size": mlp}
+    vit, clip = checkpoints_io.configs_of_hugging_face(config | sizes)
+    assert int(vit.width * vit.mlp_ratio) == mlp
+    assert clip == CLIP
+
+
+def test_blocks_with_a_layer_scale_are_another_architecture(tmp_path: Path) -> None:
+    scaled = _official(_mae()) | {f"encoder.blocks.{place}.gamma_1": torch.ones(24) for place in (0, 1)}
+    torch.save(scaled, tmp_path / "scaled.pth")
+    with pytest.raises(WeightsError, match="its blocks have gamma_1, which ours have not"):
+        checkpoints_io.load_encoder(_mae().encoder, checkpoints_io.read(tmp_path / "scaled.pth"))
+
+
+@pytest.mark.parametrize(("key", "theirs"), [("decoder_heads", 4), ("decoder_depth", 3)])
+def test_a_decoder_of_another_shape_is_refused_by_its_key(key: str, theirs: int, tmp_path: Path) -> None:
+    tensors, config = checkpoints_io.to_hugging_face(_mae(**{key: theirs}))
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    here = {"decoder_heads": 2, "decoder_depth": 1}[key]
+    with pytest.raises(WeightsError, match=rf"its mae\.{key} is {theirs} \(here {here}\); set it alike"):
+        checkpoints_io.load_mae(_mae(), checkpoints_io.read(tmp_path))

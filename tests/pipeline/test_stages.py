@@ -13,8 +13,9 @@ import pytest
 
 from tats_core.data.manifest import Manifest
 from tats_core.errors import SpecError, StageError
+from tats_core.pipeline.cache import without
 from tats_core.pipeline.records import write_json
-from tats_core.pipeline.stages import KINDS, base, command, data, report
+from tats_core.pipeline.stages import KINDS, base, command, data, probe, report
 from tats_core.pipeline.stages.base import Input, Preflight, StageContext, Stopped
 from tats_core.specs import validate
 from tats_core.training.events import EventLog, read_events
@@ -207,6 +208,21 @@ def test_a_wrong_data_stage_is_told(config, sentence):
     with pytest.raises(SpecError) as error:
         validate(data.DataConfig, config, "toy.yaml", prefix="data")
     assert sentence in str(error.value)
+
+
+# --- probe -------------------------------------------------------------------------------------------
+
+
+def test_how_an_attentive_probe_is_trained_is_part_of_the_probes_key_and_the_encoding_batch_is_not():
+    def kept(**keys: Any) -> Any:
+        stage = validate(probe.ProbeStage, {"benchmark": "ssv2", **keys}, "p.yaml")
+        return without(stage.model_dump(mode="json"), probe.KIND.key_excludes)
+
+    base_key = kept(attentive={})
+    assert kept() != base_key
+    for changed in ({"epochs": 1}, {"batch": 8}, {"clips": 2}, {"lr": 0.1}, {"weight_decay": 0}):
+        assert kept(attentive=changed) != base_key
+    assert kept(attentive={}, batch_size=1) == base_key
 
 
 def test_every_registered_kind_can_be_imported_and_calls_itself_so():

@@ -18,8 +18,8 @@ def row(benchmark: str, init: str, top1: float, **more: Any) -> dict[str, Any]:
 
 
 ROWS = [
-    row("ssv2", "scratch", 30.0, linear_top1=20.0),
-    row("ssv2", "pretrained", 50.0, linear_top1=40.0, knn_top1=25.0),
+    row("ssv2", "scratch", 30.0, linear_top1=20.0, ece=7.5),
+    row("ssv2", "pretrained", 50.0, linear_top1=40.0, knn_top1=25.0, mean_class_accuracy=48.0),
     row("ucf101", "pretrained", 60.0, linear_top1=42.0),
     row("ucf101", "scratch", 20.0, linear_top1=30.0),
 ]
@@ -30,14 +30,25 @@ RESULTS = {"pipeline": "demo", "rows": ROWS, "policy": POLICY}
 def test_the_terminal_table_is_exactly_this() -> None:
     assert tables.text(RESULTS) == "\n".join(
         [
-            "benchmark  start       top-1        95%  top-5  linear   kNN  chance  clips",
-            "─────────  ──────────  ─────  ─────────  ─────  ──────  ────  ──────  ─────",
-            "ssv2       pretrained   50.0  45.0–55.0   90.0    40.0  25.0    12.5     96",
-            "           scratch      30.0  25.0–35.0   90.0    20.0     –    12.5     96",
-            "ucf101     pretrained   60.0  55.0–65.0   90.0    42.0     –    12.5     96",
-            "           scratch      20.0  15.0–25.0   90.0    30.0     –    12.5     96",
-            "mean       pretrained   55.0              90.0    41.0     –",
-            "           scratch      25.0              90.0    25.0     –",
+            "Fine-tuned",
+            "benchmark  start       top-1        95%  top-5  class  ECE  chance  clips",
+            "─────────  ──────────  ─────  ─────────  ─────  ─────  ───  ──────  ─────",
+            "ssv2       pretrained   50.0  45.0–55.0   90.0   48.0    –    12.5     96",
+            "           scratch      30.0  25.0–35.0   90.0      –  7.5    12.5     96",
+            "ucf101     pretrained   60.0  55.0–65.0   90.0      –    –    12.5     96",
+            "           scratch      20.0  15.0–25.0   90.0      –    –    12.5     96",
+            "mean       pretrained   55.0              90.0      –    –",
+            "           scratch      25.0              90.0      –    –",
+            "",
+            "Frozen encoder",
+            "benchmark  start       linear   kNN",
+            "─────────  ──────────  ──────  ────",
+            "ssv2       pretrained    40.0  25.0",
+            "           scratch       20.0     –",
+            "ucf101     pretrained    42.0     –",
+            "           scratch       30.0     –",
+            "mean       pretrained    41.0     –",
+            "           scratch       25.0     –",
             "",
             "Sampler 'tats': motion lift 2.76 (random sampling 1.00),",
             "entropy 0.41 of log N, at mask ratio 0.90",
@@ -49,11 +60,11 @@ def test_markdown_puts_pretrained_and_scratch_of_a_benchmark_on_one_line() -> No
     lines = tables.markdown(RESULTS).splitlines()
     assert lines[0] == "## demo"
     assert (
-        "| ssv2 | 50.0 (45.0–55.0) | 30.0 (25.0–35.0) | 90.0 | 90.0 | 40.0 | 20.0 | 25.0 | – | 12.5 | 96 |"
-        in lines
+        "| ssv2 | 50.0 (45.0–55.0) | 30.0 (25.0–35.0) | 90.0 | 90.0 | 48.0 | – | – | 7.5 "
+        "| 40.0 | 20.0 | 25.0 | – | 12.5 | 96 |" in lines
     )
     table = [line for line in lines if line.startswith("|")]
-    assert {line.count("|") for line in table} == {12}
+    assert {line.count("|") for line in table} == {16}
 
 
 def test_csv_has_a_line_for_each_row_and_an_empty_field_for_what_was_not_measured() -> None:
@@ -97,9 +108,34 @@ def test_without_a_policy_nothing_is_said_about_one() -> None:
     assert tables.text({**RESULTS, "policy": None}) == tables.text({**RESULTS, "policy": {}})
 
 
+def test_a_column_or_a_table_of_which_nothing_was_measured_is_left_out() -> None:
+    probed = {"pipeline": "p", "rows": [{"benchmark": "ssv2", "init": "scratch", "attentive_top1": 31.0}]}
+    assert tables.text(probed).splitlines() == [
+        "Frozen encoder",
+        "benchmark  start    attentive",
+        "─────────  ───────  ─────────",
+        "ssv2       scratch       31.0",
+    ]
+    assert "| benchmark | attentive pretrained | attentive scratch | chance | clips |" in tables.markdown(
+        probed
+    )
+
+
+def test_the_widest_table_fits_a_terminal() -> None:
+    widest = [
+        row(name, init, 95.0, top5=100.0, mean_class_accuracy=100.0, ece=55.5, clips=24777)
+        for name in ("kinetics400", "ucf101")
+        for init in tables.INITS
+    ]
+    assert max(map(len, tables.text({**RESULTS, "rows": widest}).splitlines())) <= 79
+
+
 def test_every_column_of_the_table_is_explained_within_79_characters_a_line() -> None:
     legend = tables.legend()
-    for word in ("top-1", "95%", "top-5", "chance", "clips", "linear", "kNN", "motion lift", "entropy"):
+    for word in (
+        *("top-1", "95%", "top-5", "class", "ECE", "chance", "clips"),
+        *("linear", "kNN", "attentive", "motion lift", "entropy"),
+    ):
         assert f"  {word} " in legend
     assert max(map(len, legend.splitlines())) <= 79
     assert max(map(len, tables.text(RESULTS).splitlines())) <= 79

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from tats_core.errors import SpecError
+from tats_core.specs import validate
 from tats_core.training.checkpoint import FolderStore
 from tats_core.training.events import EventLog, read_events
 from tats_core.training.finetune import FinetuneConfig, FinetuneTrainer, finetune
@@ -15,6 +19,7 @@ PLAIN: dict[str, Any] = {"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0, "d
 RECIPES: dict[str, dict[str, Any]] = {
     "VideoMAE's, everything drawn": {"drop_path": 0.3, "head_dropout": 0.2},
     "batch norm, no mixing": {**PLAIN, "head_norm": "batch"},
+    "averaged weights": {"ema": {"decay": 0.9}, "accumulate": 2},
 }
 
 
@@ -41,6 +46,11 @@ def _run(
     return trainer, finetune(trainer, loader, events=events, store=FolderStore(folder))
 
 
+def assert_equal(one: nn.Module, other: nn.Module) -> None:
+    for (name, tensor), its in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(tensor, its), name
+
+
 @pytest.mark.parametrize("changes", RECIPES.values(), ids=RECIPES.keys())
 def test_a_resumed_run_ends_in_the_same_bits(
     changes: dict[str, Any], tiny: dict[str, Any], clips: Any, tmp_path: Path
@@ -54,10 +64,8 @@ def test_a_resumed_run_ends_in_the_same_bits(
     resumed, resumed_figures = _run(recipe, loader, tmp_path / "killed")
     assert loader.epochs_read == [2, 3]
     assert figures == resumed_figures
-    for (name, one), other in zip(
-        straight.model.state_dict().items(), resumed.model.state_dict().values(), strict=True
-    ):
-        assert torch.equal(one, other), name
+    assert_equal(straight.model, resumed.model)
+    assert_equal(straight.finished, resumed.finished)
     moments, resumed_moments = (x.guarded.optimizer.state_dict()["state"] for x in (straight, resumed))
     assert all(
         torch.equal(value, resumed_moments[place][name])
@@ -117,6 +125,150 @@ def test_mixing_keeps_a_clips_frames_together(tiny: dict[str, Any], monkeypatch:
         assert torch.equal(mixed_BCTHW, first_BHW[:, None, None].expand_as(mixed_BCTHW))
         # Its partner is the clip at the mirrored place.
         assert set(first_BHW[0].unique().tolist()) <= {0.0, 3.0}
+
+
+@pytest.fixture
+def in_double() -> Iterator[None]:
+    """Adam makes a step of full size out of a gradient that is nothing but rounding: have less of it."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("in_double")
+@pytest.mark.parametrize(
+    "changes",
+    [PLAIN, {"drop_path": 0.0, "label_smoothing": 0.2}, {"drop_path": 0.0, "mixup": 0.0}],
+    ids=["plain", "mixup and cutmix", "cutmix"],
+)
+@pytest.mark.parametrize("parts", [2, 3, 6])
+def test_a_batch_in_parts_makes_the_step_of_the_whole_batch(
+    tiny: dict[str, Any], clips: Any, changes: dict[str, Any], parts: int
+) -> None:
+    found = []
+    for accumulate in (1, parts):
+        recipe = _recipe(tiny, **changes, head_scale=1.0, batch_size=6, accumulate=accumulate)
+        trainer = FinetuneTrainer(recipe, 3, World())
+        trainer.start()
+        figures = [
+            trainer.step(video_BCTHW.double(), label_B, step, lr=1e-3)
+            for step, (video_BCTHW, label_B, _) in enumerate(clips(steps=5, batch=6).epoch(0))
+        ]
+        found.append((figures, trainer.model.state_dict()))
+    (figures, whole), (part_figures, in_parts) = found
+    for name, tensor in whole.items():
+        assert (in_parts[name] - tensor).abs().max().item() <= 1e-6, name
+    for one, other in zip(figures, part_figures, strict=True):
+        assert other == pytest.approx(one, rel=1e-5)
+
+
+def test_parts_that_would_not_be_equal_or_would_change_the_step_are_refused(tiny: dict[str, Any]) -> None:
+    with pytest.raises(
+        SpecError, match=r"share of batch_size \(4 of 8\) must be a multiple of accumulate \(3\)"
+    ):
+        _recipe(tiny, batch_size=8, accumulate=3).per_worker(2)
+    with pytest.raises(
+        SpecError, match=r"pair the clips .* \(4\) is odd \(1\); make it even, or set mixup: 0"
+    ):
+        _recipe(tiny, batch_size=4).per_worker(4)
+    assert _recipe(tiny, batch_size=4, samples_per_clip=2).per_worker(4) == 1
+    assert _recipe(tiny, **PLAIN, batch_size=4).per_worker(4) == 1
+    with pytest.raises(SpecError, match="head_norm: batch takes its statistics over the whole batch"):
+        validate(FinetuneConfig, {"head_norm": "batch", "accumulate": 2}, "demo.yaml")
+
+
+def test_the_target_of_a_cut_clip_is_the_exact_share_of_its_pixels(tiny: dict[str, Any]) -> None:
+    trainer = FinetuneTrainer(_recipe(tiny, mixup=0.0, cutmix=1.0, label_smoothing=0.0), 4, World())
+    trainer.start()
+    label_B = torch.tensor([0, 1, 2, 3])
+    clean_BCTHW = label_B.float().view(4, 1, 1, 1, 1).expand(4, 3, 4, 16, 16)
+    shares = set()
+    for step in range(20):
+        mixed_BCTHW, target_BC = trainer.mixed(clean_BCTHW.clone(), label_B, step)
+        for place in range(4):
+            own = (mixed_BCTHW[place] == place).float().mean().item()
+            assert target_BC[place, place].item() == pytest.approx(own, abs=1e-6)
+            assert target_BC[place, 3 - place].item() == pytest.approx(1 - own, abs=1e-6)
+        shares.add(round(own, 3))
+    assert len(shares) > 5
+
+
+def test_mixup_adds_a_clip_and_its_partner_in_the_shares_of_the_target(tiny: dict[str, Any]) -> None:
+    trainer = FinetuneTrainer(_recipe(tiny, mixup=0.8, cutmix=0.0, label_smoothing=0.1), 2, World())
+    trainer.start()
+    video_BCTHW = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1, 1).expand(2, 3, 4, 16, 16)
+    for step in range(5):
+        mixed_BCTHW, target_BC = trainer.mixed(video_BCTHW.clone(), torch.tensor([0, 1]), step)
+        partner = mixed_BCTHW[0, 0, 0, 0, 0].item()
+        assert torch.allclose(mixed_BCTHW[0], torch.full((3, 4, 16, 16), partner))
+        # Smoothing spreads a tenth over both classes: 0.95 and 0.05 where nothing is mixed.
+        assert target_BC[0].tolist() == pytest.approx([0.95 - 0.9 * partner, 0.05 + 0.9 * partner], abs=1e-6)
+
+
+def test_a_mixed_clip_counts_as_known_by_its_larger_share(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = FinetuneTrainer(_recipe(tiny, head_scale=1.0), 3, World())
+    trainer.start()
+    # The model says class 2 whatever it sees.
+    with torch.no_grad():
+        trainer.model.head.weight.zero_()
+        trainer.model.head.bias.copy_(torch.tensor([0.0, 0.0, 1.0]))
+    target_BC = torch.tensor([[0.0, 0.4, 0.6], [0.7, 0.0, 0.3], [0.45, 0.0, 0.55], [0.0, 1.0, 0.0]])
+    monkeypatch.setattr(trainer, "mixed", lambda video, label, step: (video, target_BC))
+    figures = trainer.step(torch.randn(4, 3, 4, 16, 16), torch.tensor([1, 0, 0, 1]), 0, lr=0.0)
+    assert figures["train_top1"] == 50
+
+
+def test_the_average_of_the_weights_is_what_is_finished(tiny: dict[str, Any], clips: Any) -> None:
+    plain = FinetuneTrainer(_recipe(tiny, **PLAIN), 3, World())
+    averaged = FinetuneTrainer(_recipe(tiny, **PLAIN, ema={"decay": 0.5, "warmup": False}), 3, World())
+    for trainer in (plain, averaged):
+        trainer.start()
+    assert plain.finished is plain.model
+    expected = averaged.model.head.weight.detach().clone()
+    for step, (video_BCTHW, label_B, _) in enumerate(clips().epoch(0)):
+        for trainer in (plain, averaged):
+            trainer.step(video_BCTHW, label_B, step, lr=1e-3)
+        expected = (expected + averaged.model.head.weight.detach()) / 2
+    assert_equal(plain.model, averaged.model)
+    assert torch.allclose(averaged.finished.head.weight, expected, atol=1e-7)
+    assert not torch.allclose(averaged.finished.head.weight, averaged.model.head.weight, atol=1e-5)
+    assert not averaged.finished.training
+
+
+def test_a_skipped_step_is_not_averaged(tiny: dict[str, Any], clips: Any) -> None:
+    trainer = FinetuneTrainer(_recipe(tiny, **PLAIN, ema={}), 3, World())
+    trainer.start()
+    (video_BCTHW, label_B, _), *_ = clips().epoch(0)
+    trainer.step(video_BCTHW * torch.nan, label_B, 0, lr=1e-3)
+    assert trainer.average is not None
+    assert trainer.average.steps == 0
+    assert trainer.guarded.skipped == 1
+
+
+def test_in_bfloat16_the_loss_is_nearly_the_same_and_weights_and_gradients_stay_float32(
+    tiny: dict[str, Any], clips: Any
+) -> None:
+    (video_BCTHW, label_B, _), *_ = clips().epoch(0)
+    found = []
+    for precision in ("fp32", "bf16"):
+        recipe = _recipe(tiny, **PLAIN, head_scale=1.0, precision=precision)
+        trainer = FinetuneTrainer(recipe, 3, World())
+        trainer.start()
+        seen: list[torch.dtype] = []
+        trainer.model.encoder.blocks[0].attn.qkv.register_forward_hook(
+            lambda module, given, made, seen=seen: seen.append(made.dtype)
+        )
+        found.append(trainer.step(video_BCTHW, label_B, 0, lr=1e-3))
+        assert seen == [torch.bfloat16 if precision == "bf16" else torch.float32]
+        for parameter in trainer.model.parameters():
+            assert parameter.dtype == torch.float32
+            assert parameter.grad is not None
+            assert parameter.grad.dtype == torch.float32
+    exact, rough = (figures["loss"] for figures in found)
+    # bfloat16 keeps 8 bits: a few thousandths.
+    assert 0 < abs(exact - rough) < 0.02
 
 
 def test_the_log_tells_every_step_and_the_end(tiny: dict[str, Any], clips: Any, tmp_path: Path) -> None:

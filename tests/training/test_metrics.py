@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.linear_model import Ridge
-from torch import Tensor
+from sklearn.metrics import confusion_matrix, recall_score
 
 from tats_core.training import metrics
 
@@ -73,50 +73,51 @@ def test_motion_lift_of_still_clips_is_zero_and_not_undefined() -> None:
     assert metrics.motion_lift(torch.zeros(2, 4), torch.tensor([[0], [1]])) == 0
 
 
-def _groups(clips: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Three classes around three far points, in units that differ between dimensions."""
-    generator = torch.Generator().manual_seed(seed)
-    label_B = torch.arange(clips) % 3
-    centre_BD = 10 * torch.nn.functional.one_hot(label_B, 5).float()
-    noise_BD = torch.randn(clips, 5, generator=generator)
-    return (centre_BD + noise_BD) * torch.tensor([1e-3, 1.0, 1e3, 1.0, 1.0]) + 7, label_B
+def test_a_confusion_counts_true_classes_in_rows_and_predictions_in_columns() -> None:
+    predicted_B, label_B = torch.tensor([0, 1, 1, 0, 1]), torch.tensor([0, 0, 0, 2, 1])
+    found_CC = metrics.confusion(predicted_B, label_B, 4)
+    assert found_CC.tolist() == [[1, 2, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    # Classes 0, 1 and 2 are found to 1/3, 1 and 0; class 3 has no clips and does not count.
+    assert metrics.mean_class_accuracy(found_CC) == pytest.approx(100 * 4 / 9)
 
 
-@pytest.mark.parametrize("probe", [metrics.ridge_probe, metrics.knn_probe])
-def test_a_probe_tells_classes_apart_that_lie_apart(probe) -> None:  # type: ignore[no-untyped-def]
-    (train_BD, train_label_B), (test_BD, test_label_B) = _groups(60, 0), _groups(30, 1)
-    scores_BC = probe(train_BD, train_label_B, test_BD, 3)
-    assert metrics.top_k_percent(scores_BC, test_label_B, 1) == 100
-
-
-@pytest.mark.parametrize("probe", [metrics.ridge_probe, metrics.knn_probe])
-def test_a_probe_of_noise_finds_nothing(probe) -> None:  # type: ignore[no-untyped-def]
-    generator = torch.Generator().manual_seed(0)
-    train_BD, test_BD = torch.randn(300, 5, generator=generator), torch.randn(600, 5, generator=generator)
-    label_B = torch.randint(4, (900,), generator=generator)
-    scores_BC = probe(train_BD, label_B[:300], test_BD, 4)
-    # Chance is 25%, with a deviation of 1.8 on 600 clips.
-    assert abs(metrics.top_k_percent(scores_BC, label_B[300:], 1) - 25) < 4 * 1.8
-
-
-def test_the_ridge_probe_is_ridge_regression_on_standardised_features() -> None:
-    (train_BD, label_B), (test_BD, _) = _groups(40, 0), _groups(10, 1)
-    mean_D, deviation_D = train_BD.mean(0), train_BD.std(0)
-    train, test = (((x - mean_D) / deviation_D).double().numpy() for x in (train_BD, test_BD))
-    target = torch.nn.functional.one_hot(label_B, 3).double().numpy() - 1 / 3
-    # The probe's strength is per training clip, scikit-learn's in all.
-    reference = Ridge(alpha=0.1 * 40, fit_intercept=False).fit(train, target)
-    expected_BC = torch.from_numpy(reference.predict(test))
-    torch.testing.assert_close(
-        metrics.ridge_probe(train_BD, label_B, test_BD, 3), expected_BC, rtol=1e-4, atol=1e-5
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=60))
+def test_confusion_and_mean_class_accuracy_are_scikit_learns(clips: list[tuple[int, int]]) -> None:
+    label_B, predicted_B = torch.tensor(clips).T
+    found_CC = metrics.confusion(predicted_B, label_B, 6)
+    np.testing.assert_array_equal(found_CC, confusion_matrix(label_B, predicted_B, labels=range(6)))
+    expected = recall_score(
+        label_B, predicted_B, labels=label_B.unique().tolist(), average="macro", zero_division=0
     )
+    assert metrics.mean_class_accuracy(found_CC) == pytest.approx(100 * expected)
 
 
-def test_the_nearest_neighbour_has_the_heaviest_vote() -> None:
-    train_BD = torch.tensor([[1.0, 0.0], [-0.2, 1.0], [-0.8, -1.0]])
-    votes_BC = metrics.knn_probe(train_BD, torch.tensor([0, 1, 1]), train_BD[:1], 2, neighbours=1)
-    # The only neighbour is the clip itself: similarity 1 at temperature 0.07.
-    assert votes_BC[0].tolist() == pytest.approx([math.exp(1 / 0.07), 0], rel=1e-4)
+def test_the_calibration_error_is_the_bins_gap_weighted_by_their_clips() -> None:
+    sure_B = torch.tensor([0.55, 0.55, 0.55, 0.95, 0.95])
+    probability_BC = torch.stack([sure_B, 1 - sure_B], 1)
+    label_B = torch.tensor([0, 1, 1, 0, 0])
+    found = metrics.calibration(probability_BC, label_B, bins=10)
+    # Bin (.5, .6]: 3 clips, sure 55, right 33.3; bin (.9, 1]: 2 clips, sure 95, right 100.
+    assert found.clips_K.tolist() == [0] * 5 + [3, 0, 0, 0, 2]
+    assert found.confidence_K[[5, 9]].tolist() == pytest.approx([55, 95])
+    assert found.accuracy_K[[5, 9]].tolist() == pytest.approx([100 / 3, 100])
+    assert found.ece == pytest.approx(0.6 * (55 - 100 / 3) + 0.4 * 5)
+
+
+def test_a_bin_holds_its_upper_edge_and_the_first_one_zero() -> None:
+    # 1/2 and 1 are edges of 2 bins that floating point holds exactly.
+    probability_BC = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.0, 0.0]])
+    assert metrics.calibration(probability_BC, torch.zeros(3).long(), bins=2).clips_K.tolist() == [2, 1]
+
+
+def test_a_model_that_is_as_sure_as_it_is_right_has_no_calibration_error() -> None:
+    generator = torch.Generator().manual_seed(0)
+    probability_BC = torch.randn(20_000, 5, generator=generator).mul(2).softmax(1)
+    label_B = probability_BC.multinomial(1, generator=generator).squeeze(1)
+    # 15 bins of 1,333 clips: each gap has a deviation of at most 1.4 points.
+    assert metrics.calibration(probability_BC, label_B).ece < 1.4
+    always_B = probability_BC.argmax(1)
+    assert metrics.calibration(probability_BC, always_B).ece > 20
 
 
 def test_peak_memory_is_that_of_a_process_with_torch_in_it() -> None:

@@ -14,8 +14,10 @@ from tats_core.models.classifier import VideoClassifier
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
 from tats_core.training.optim import (
+    AverageConfig,
     GuardedStep,
     OptimizerConfig,
+    WeightAverage,
     adamw,
     cosine,
     evaluating,
@@ -187,6 +189,43 @@ def test_evaluation_is_without_gradients_and_every_module_gets_its_mode_back() -
         fail()
     assert torch.is_grad_enabled()
     assert (training.training, resting.training) == (True, False)
+
+
+def _averaged(config: AverageConfig, weights: list[float]) -> list[float]:
+    model = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(weights[0])
+    average = WeightAverage(model, config)
+    found = []
+    for weight in weights[1:]:
+        with torch.no_grad():
+            model.weight.fill_(weight)
+        average.update(model)
+        found.append(average.model.weight.item())
+    return found
+
+
+def test_an_average_keeps_its_decay_of_the_old_and_takes_the_rest_of_the_new() -> None:
+    config = AverageConfig(decay=0.75, warmup=False)
+    # 0.75 * 8 + 0.25 * 4 = 7, 0.75 * 7 + 0.25 * 3 = 6.
+    assert _averaged(config, [8.0, 4.0, 3.0]) == [7.0, 6.0]
+
+
+def test_at_first_an_average_keeps_less_of_the_old() -> None:
+    config = AverageConfig(decay=0.25)
+    # Step 1 keeps 2/11 of 11, step 2 keeps 3/12 of 2, step 3 the decay: 1/4, not 4/13.
+    assert _averaged(config, [11.0, 0.0, 0.0, 0.0]) == pytest.approx([2.0, 0.5, 0.125])
+
+
+def test_an_average_holds_the_running_statistics_too_and_counts_as_they_do() -> None:
+    model = nn.BatchNorm1d(1, affine=False)
+    average = WeightAverage(model, AverageConfig(decay=0.5, warmup=False))
+    model(torch.tensor([[0.0], [20.0]]))  # the running mean becomes 0.1 * 10
+    average.update(model)
+    assert average.model.running_mean is not None
+    assert average.model.running_mean.item() == pytest.approx(0.5)
+    assert average.model.num_batches_tracked is not None
+    assert average.model.num_batches_tracked.item() == 1
 
 
 def test_models_built_side_by_side_have_the_weights_of_models_built_alone() -> None:

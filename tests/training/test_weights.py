@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from tats_core.errors import WeightsError
+from tats_core.models import checkpoints_io
 from tats_core.models.classifier import VideoClassifier
 from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig
@@ -46,7 +48,9 @@ def test_its_description_rebuilds_its_configuration(tmp_path: Path) -> None:
 def test_a_classifier_takes_the_pre_trained_encoder_without_its_final_norm(tmp_path: Path) -> None:
     mae = _saved(tmp_path)
     model = VideoClassifier(_vit(), CLIP, 2)
-    weights.load_encoder(model.encoder, tmp_path, without=("norm.",))
+    match = weights.load_encoder(model.encoder, tmp_path)
+    assert match.missing == ()
+    assert match.unexpected == ("norm.bias", "norm.weight")
     expected = {k: v for k, v in mae.encoder.state_dict().items() if not k.startswith("norm.")}
     found = model.encoder.state_dict()
     assert found.keys() == expected.keys()
@@ -58,29 +62,88 @@ def test_weights_of_another_depth_are_refused_with_a_name(tmp_path: Path) -> Non
     model = VideoClassifier(_vit(depth=3), CLIP, 2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(WeightsError) as caught:
-        weights.load_encoder(model.encoder, tmp_path, without=("norm.",))
+        weights.load_encoder(model.encoder, tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}: the weights do not fit the model: missing 12 (such as blocks.2.attn.proj.bias)"
+        f"{tmp_path}: its encoder has another depth 2 (here 3); set model and clip alike"
     )
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_weights_of_another_width_are_refused_with_a_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (VideoMAE(_vit(depth=3), MAE, CLIP), r"missing 12 \(such as encoder.blocks.2.attn.proj.bias\)$"),
+        (VideoMAE(_vit(depth=1), MAE, CLIP), r"unexpected 12 \(such as encoder.blocks.1.attn.proj.bias\)$"),
+        (
+            VideoMAE(_vit(width=48), MAE, CLIP),
+            r"of other shape \d+ \(such as encoder.blocks.0.attn.proj.bias",
+        ),
+    ],
+    ids=["depth", "no place", "width"],
+)
+def test_a_whole_model_that_does_not_fit_is_refused_with_a_name(
+    tmp_path: Path, other: VideoMAE, said: str
+) -> None:
     _saved(tmp_path)
-    with pytest.raises(WeightsError, match=r"of other shape \d+ \(such as blocks.0.attn.proj.bias\)$"):
-        weights.load_encoder(VideoMAE(_vit(width=48), MAE, CLIP).encoder, tmp_path)
-
-
-def test_weights_that_the_model_has_no_place_for_are_refused(tmp_path: Path) -> None:
-    _saved(tmp_path)
-    with pytest.raises(WeightsError, match=r"unexpected 2 \(such as norm.bias\)$"):
-        weights.load_encoder(VideoClassifier(_vit(), CLIP, 2).encoder, tmp_path)
+    with pytest.raises(WeightsError, match=said):
+        weights.load(tmp_path, other)
 
 
 def test_a_model_without_an_encoder_is_not_a_pre_training(tmp_path: Path) -> None:
-    weights.save(tmp_path, torch.nn.Linear(2, 2), {})
-    with pytest.raises(WeightsError, match="holds no encoder; is it the output of a pre-training"):
-        weights.load_encoder(VideoMAE(_vit(), MAE, CLIP).encoder, tmp_path)
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pth")
+    with pytest.raises(WeightsError, match="holds no encoder of VideoMAE's"):
+        weights.load_encoder(VideoMAE(_vit(), MAE, CLIP).encoder, tmp_path / "linear.pth")
+
+
+def test_a_pre_training_starts_from_encoder_and_decoder(tmp_path: Path) -> None:
+    mae, other = _saved(tmp_path), VideoMAE(_vit(), MAE, CLIP)
+    match = weights.start_mae(other, tmp_path)
+    assert (match.missing, match.unexpected) == ((), ())
+    for (name, one), two in zip(mae.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(one, two), name
+
+
+def test_a_pre_training_from_a_classifier_starts_with_its_encoder_alone(tmp_path: Path) -> None:
+    source, other = VideoClassifier(_vit(), CLIP, 2), VideoMAE(_vit(), MAE, CLIP)
+    weights.save(
+        tmp_path, source, {"model": _vit(), "clip": CLIP, "classes": ["a", "b"], "head_norm": "layer"}
+    )
+    token = other.mask_token.clone()
+    match = weights.start_mae(other, tmp_path)
+    assert {"mask_token", "encoder.norm.weight", "to_pixels.bias"} < set(match.missing)
+    assert not [name for name in match.missing if name.startswith("encoder.blocks.")]
+    assert torch.equal(other.encoder.embedding.weight, source.encoder.embedding.weight)
+    assert torch.equal(other.mask_token, token)
+
+
+def test_a_pre_trained_model_is_rebuilt_from_its_folder(tmp_path: Path) -> None:
+    mae = VideoMAE(_vit(), MAE, CLIP)
+    weights.save(tmp_path, mae, {"model": _vit(), "clip": CLIP, "mae": MAE})
+    again = weights.load_mae(tmp_path)
+    assert torch.equal(again.mask_token, mae.mask_token)
+    assert (again.config, again.clip) == (MAE, CLIP)
+
+
+def test_a_pre_trained_model_where_classes_are_needed_is_refused(tmp_path: Path) -> None:
+    weights.save(tmp_path, VideoMAE(_vit(), MAE, CLIP), {"model": _vit(), "clip": CLIP, "mae": MAE})
+    with pytest.raises(
+        WeightsError, match="its model is pre-trained and has no classes; name a fine-tuned one"
+    ):
+        weights.load_classifier(tmp_path)
+
+
+def test_a_fine_tuned_model_where_a_decoder_is_needed_is_refused(tmp_path: Path) -> None:
+    _saved(tmp_path)  # it has classes, and no configuration of a decoder
+    with pytest.raises(
+        WeightsError, match="its model is fine-tuned and has no decoder; name a pre-trained one"
+    ):
+        weights.load_mae(tmp_path)
+
+
+def test_a_description_without_an_encoder_is_refused(tmp_path: Path) -> None:
+    weights.save(tmp_path, VideoClassifier(_vit(), CLIP, 2), {"classes": ["a", "b"]})
+    with pytest.raises(WeightsError, match=r"model.json: does not describe a video encoder"):
+        weights.load_classifier(tmp_path)
 
 
 def test_a_folder_without_a_model_is_said_to_be_one(tmp_path: Path) -> None:
@@ -124,3 +187,29 @@ def test_a_kill_while_saving_leaves_the_weights_before(
     weights.load(tmp_path, other)
     assert torch.equal(other.mask_token, mae.mask_token)
     assert weights.describe(tmp_path)["classes"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_classifier_of_hugging_face_is_rebuilt_with_its_classes_or_numbers(
+    tmp_path: Path, named: bool
+) -> None:
+    source = VideoClassifier(_vit(), CLIP, 3)
+    tensors, config = checkpoints_io.to_hugging_face(source, ["a", "b", "c"])
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    if not named:
+        del config["id2label"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model, classes = weights.load_classifier(tmp_path)
+    assert classes == (["a", "b", "c"] if named else ["class 0", "class 1", "class 2"])
+    for (name, one), two in zip(source.state_dict().items(), model.state_dict().values(), strict=True):
+        assert torch.equal(one, two), name
+
+
+def test_a_pre_trained_model_of_hugging_face_has_no_classes_either(tmp_path: Path) -> None:
+    tensors, config = checkpoints_io.to_hugging_face(VideoMAE(_vit(), MAE, CLIP))
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        WeightsError, match="its model is pre-trained and has no classes; name a fine-tuned one"
+    ):
+        weights.load_classifier(tmp_path)

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tats_core.errors import SpecError
 from tats_core.training.jobs.evaluate import gather_uneven
-from tats_core.training.world import World
+from tats_core.training.world import StepConfig, World
 
 WORKER = Path(__file__).parent / "workers" / "two_workers.py"
 
@@ -32,6 +33,21 @@ def test_moments_are_those_of_the_population_and_do_not_cancel_far_from_zero() -
     mean, deviation = World().moments(torch.tensor([[1.0, 2.0], [3.0, 4.0]]) + 1e6)
     assert mean.item() == 1e6 + 2.5
     assert deviation.item() == pytest.approx(1.25**0.5)
+
+
+def test_a_global_batch_is_shared_evenly() -> None:
+    assert StepConfig(batch_size=32).per_worker(1) == 32
+    assert StepConfig(batch_size=32, accumulate=2).per_worker(4) == 8
+    with pytest.raises(SpecError, match=r"^batch_size \(30\) .* must be a multiple of workers \(4\)$"):
+        StepConfig(batch_size=30).per_worker(4)
+    with pytest.raises(
+        SpecError, match=r"share of batch_size \(8 of 32\) must be a multiple of accumulate \(3\)$"
+    ):
+        StepConfig(batch_size=32, accumulate=3).per_worker(4)
+
+
+def test_figures_of_one_worker_are_their_own_mean() -> None:
+    assert World().mean({"loss": 2.0, "train_top1": 50.0}) == {"loss": 2.0, "train_top1": 50.0}
 
 
 def _load_worker() -> ModuleType:
@@ -73,15 +89,28 @@ def test_two_workers_pool_what_they_know(both: list[dict[str, Any]]) -> None:
         # Over 1, 3, 5 and 7 (and a million): mean 4, deviation sqrt((9 + 1 + 1 + 9) / 4).
         assert found["moments"] == pytest.approx([1e6 + 4, 5**0.5])
         assert found["sum"] == [2, 10]
+        assert found["mean"] == {"loss": 1.5, "train_top1": 50.0}
         assert found["gather"] == [[0, 7], [1, 7]]
         assert found["uneven"] == [[0, 1, 2, 10, 11], [[0], [1], [2], [10], [11]]]
 
 
 @pytest.mark.slow
-def test_two_workers_take_the_fine_tuning_step_of_one(both: list[dict[str, Any]]) -> None:
-    alone = _load_worker().classifier(World())
+@pytest.mark.parametrize("recipe", ["layer", "batch", "accumulate"])
+def test_two_workers_take_the_fine_tuning_step_of_one(both: list[dict[str, Any]], recipe: str) -> None:
+    worker = _load_worker()
+    alone = worker.classifier(World(), **worker.RECIPES[recipe] | {"accumulate": 1})
     for found in both:
-        _assert_close(found["classifier"], alone)
+        _assert_close(found["classifier"][recipe], alone)
+    for name in ("head_norm.running_mean", "head_norm.running_var"):
+        assert (name in alone) == (recipe == "batch")
+
+
+@pytest.mark.slow
+def test_two_workers_exchange_gradients_once_a_step_however_many_parts_it_has(
+    both: list[dict[str, Any]],
+) -> None:
+    for found in both:
+        assert found["exchanges"] == 1
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from tats_core.pipeline.stages.base import StageContext, StageKind
 from tats_core.pipeline.stages.training import KEY_EXCLUDES, Placed, run_here
 from tats_core.training.jobs import evaluate
 from tats_core.training.jobs.evaluate import EvaluateJob
+from tats_core.training.world import Precision
 
 
 class EvaluateStage(Placed):
@@ -19,13 +20,19 @@ class EvaluateStage(Placed):
     clips: int | None = Field(None, ge=1, description="clips of each video; null: the benchmark's")
     crops: int | None = Field(None, ge=1, description="crops of each clip; null: the benchmark's")
     batch_size: int = Field(8, ge=1, description="videos scored together by one worker")
+    precision: Precision = Field("fp32", description="bf16: matrix products in bfloat16 (autocast)")
     test_workers: int = Field(0, ge=0, description="workers that share the videos; 0: none beside the driver")
 
 
 class Evaluate(StageKind[EvaluateStage]):
-    """Output: `result.json` (top-1, top-5, interval, chance) and `predictions.json`."""
+    """Output: `result.json` (top-1, top-5, interval, mean class accuracy, calibration error, chance).
+
+    Beside it tables and pictures of the classes (`per_class.csv`, `confusion.csv`, `confusion.png`) and of
+    the calibration (`calibration.csv`, `calibration.png`), `scores.safetensors` and `predictions.json`.
+    """
 
     name = "evaluate"
+    version = 2
     Config = EvaluateStage
     key_excludes = KEY_EXCLUDES | {"batch_size", "test_workers"}
     code = ("tats_core.training.jobs.evaluate",)
@@ -51,6 +58,7 @@ class Evaluate(StageKind[EvaluateStage]):
             clips=config.clips,
             crops=config.crops,
             batch_size=config.batch_size,
+            precision=config.precision,
             benchmark=config.benchmark,
             init=config.init,
             out=str(ctx.out),

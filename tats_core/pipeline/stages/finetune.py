@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
 
-from tats_core.pipeline.stages.base import StageContext
-from tats_core.pipeline.stages.training import Trained, TrainedKind
+from tats_core.pipeline.stages import outside
+from tats_core.pipeline.stages.base import Preflight, StageContext
+from tats_core.pipeline.stages.training import KEY_EXCLUDES, Trained, TrainedKind
 from tats_core.training.finetune import FinetuneConfig
 from tats_core.training.jobs.finetune import FinetuneJob
 
@@ -16,6 +18,11 @@ class FinetuneStage(Trained, FinetuneConfig):
     """A recipe, its start, and where it runs."""
 
     init: Literal["pretrained", "scratch"] = Field("pretrained", description="what the encoder starts from")
+    encoder: str | None = Field(
+        None,
+        description="file or folder of a checkpoint to start from instead of a pre-training of this pipeline "
+        "(VideoMAE's, AdaMAE's, Hugging Face's or ours); not used from scratch",
+    )
     labels_per_class: int | None = Field(None, ge=1, description="labelled videos of each class; null: all")
 
     @property
@@ -23,22 +30,38 @@ class FinetuneStage(Trained, FinetuneConfig):
         """The recipe alone."""
         return FinetuneConfig.model_validate(self.model_dump(include=set(FinetuneConfig.model_fields)))
 
+    @property
+    def outside(self) -> str | None:
+        """The checkpoint from outside that is read, if any."""
+        return self.encoder if self.init == "pretrained" else None
+
 
 class Finetune(TrainedKind[FinetuneStage]):
     """Output: `model.safetensors` with `model.json` (classes, size) and `result.json`."""
 
     name = "finetune"
     Config = FinetuneStage
+    key_excludes = KEY_EXCLUDES | {"encoder"}  # it comes back in `external`, by its content
     code = ("tats_core.training.jobs.finetune",)
 
     def reads(self, config: FinetuneStage) -> tuple[str, ...]:
-        """From scratch it does not wait for a pre-training."""
-        return ("data", "pretrain") if config.init == "pretrained" else ("data",)
+        """From scratch, or from outside, it does not wait for a pre-training."""
+        return ("data", "pretrain") if config.init == "pretrained" and not config.encoder else ("data",)
+
+    def preflight(self, config: FinetuneStage, ctx: Preflight) -> list[str]:
+        """A checkpoint from outside must be there and fit."""
+        return outside.faults("encoder", config.outside, config.model, config.clip)
+
+    def external(self, config: FinetuneStage) -> Mapping[str, str]:
+        """Return the digest of a checkpoint from outside."""
+        return outside.digest("encoder", config.outside)
 
     def run(self, config: FinetuneStage, ctx: StageContext) -> None:
         """Train on Ray Train's workers."""
         data = ctx.input("data").path
-        encoder = str(ctx.input("pretrain").path) if config.init == "pretrained" else None
+        encoder = str(outside.place(config.outside)) if config.outside else None
+        if config.init == "pretrained" and encoder is None:
+            encoder = str(ctx.input("pretrain").path)
         job = FinetuneJob(
             recipe=config.recipe,
             data=config.data,

@@ -1,17 +1,20 @@
-"""Linear and kNN probe of a frozen encoder, pre-trained or fresh."""
+"""Linear, kNN and attentive probe of a frozen encoder, pre-trained or fresh."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
 
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
-from tats_core.pipeline.stages.base import StageContext, StageKind
+from tats_core.pipeline.stages import outside
+from tats_core.pipeline.stages.base import Preflight, StageContext, StageKind
 from tats_core.pipeline.stages.training import KEY_EXCLUDES, Placed, run_here
 from tats_core.training.jobs import probe
 from tats_core.training.jobs.probe import ProbeJob
+from tats_core.training.probes import AttentiveConfig
 
 
 class ProbeStage(Placed):
@@ -20,26 +23,50 @@ class ProbeStage(Placed):
     model: ViTConfig = Field(default_factory=lambda: ViTConfig.model_validate("vit_base"))
     clip: ClipConfig = Field(default_factory=ClipConfig)
     init: Literal["pretrained", "scratch"] = Field("pretrained", description="which encoder is probed")
+    encoder: str | None = Field(
+        None, description="as of a fine-tuning: a checkpoint from outside the pipeline; not used from scratch"
+    )
     labels_per_class: int | None = Field(None, ge=1, description="labelled videos of each class; null: all")
     batch_size: int = Field(32, ge=1, description="clips encoded together")
-    seed: int = Field(0, ge=0, description="labels chosen, and weights of a fresh encoder")
+    attentive: AttentiveConfig | None = Field(
+        None, description="train a probe that attends to all tokens too ({}: with its defaults); null: do not"
+    )
+    seed: int = Field(
+        0, ge=0, description="labels chosen, weights of a fresh encoder, training of the attentive probe"
+    )
+
+    @property
+    def outside(self) -> str | None:
+        """The checkpoint from outside that is read, if any."""
+        return self.encoder if self.init == "pretrained" else None
 
 
 class Probe(StageKind[ProbeStage]):
-    """Output: `result.json` (linear and kNN top-1, effective rank)."""
+    """Output: `result.json` (linear, kNN and attentive top-1, effective rank)."""
 
     name = "probe"
     Config = ProbeStage
-    key_excludes = KEY_EXCLUDES | {"batch_size"}
+    key_excludes = KEY_EXCLUDES | {"batch_size", "encoder"}  # an encoder comes back in `external`
     code = ("tats_core.training.jobs.probe",)
 
     def reads(self, config: ProbeStage) -> tuple[str, ...]:
-        """A fresh encoder does not wait for a pre-training."""
-        return ("data", "pretrain") if config.init == "pretrained" else ("data",)
+        """A fresh encoder, or one from outside, does not wait for a pre-training."""
+        return ("data", "pretrain") if config.init == "pretrained" and not config.encoder else ("data",)
+
+    def preflight(self, config: ProbeStage, ctx: Preflight) -> list[str]:
+        """A checkpoint from outside must be there and fit."""
+        return outside.faults("encoder", config.outside, config.model, config.clip)
+
+    def external(self, config: ProbeStage) -> Mapping[str, str]:
+        """Return the digest of a checkpoint from outside."""
+        return outside.digest("encoder", config.outside)
 
     def run(self, config: ProbeStage, ctx: StageContext) -> None:
         """Encode once, solve in closed form."""
         data = ctx.input("data").path
+        encoder = str(outside.place(config.outside)) if config.outside else None
+        if config.init == "pretrained" and encoder is None:
+            encoder = str(ctx.input("pretrain").path)
         job = ProbeJob(
             model=config.model,
             clip=config.clip,
@@ -47,8 +74,9 @@ class Probe(StageKind[ProbeStage]):
             train=str(data / f"{config.benchmark}.train.json"),
             test=str(data / f"{config.benchmark}.test.json"),
             labels_per_class=config.labels_per_class,
-            encoder=str(ctx.input("pretrain").path) if config.init == "pretrained" else None,
+            encoder=encoder,
             batch_size=config.batch_size,
+            attentive=config.attentive,
             seed=config.seed,
             benchmark=config.benchmark,
             init=config.init,

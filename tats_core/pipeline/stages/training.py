@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeVar
+from abc import ABC, abstractmethod
+from typing import Any, Final, Self, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tats_core.data import benchmarks
 from tats_core.data.loaders import ClipOptions
-from tats_core.errors import DataError
+from tats_core.errors import DataError, SpecError
 from tats_core.pipeline.stages.base import StageContext, StageKind
 from tats_core.specs import StrictModel
 from tats_core.training.checkpoint import FolderStore
-from tats_core.training.world import World
+from tats_core.training.world import StepConfig, World
 
 KEY_EXCLUDES: Final = frozenset(
     {
@@ -48,10 +49,23 @@ class Placed(StrictModel):
         return name
 
 
-class Trained(Placed):
+class Trained(Placed, ABC):
     """A stage whose recipe runs on data-parallel workers."""
 
     workers: int = Field(1, ge=1, description="data-parallel workers, each one CPU or one GPU")
+
+    @property
+    @abstractmethod
+    def recipe(self) -> StepConfig:
+        """The recipe alone."""
+
+    @model_validator(mode="after")
+    def _workers_share_the_batch_evenly(self) -> Self:
+        try:
+            self.recipe.per_worker(self.workers)
+        except SpecError as error:
+            raise ValueError(str(error)) from error
+        return self
 
 
 Config = TypeVar("Config", bound=Trained)

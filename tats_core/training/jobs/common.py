@@ -14,7 +14,10 @@ from torch import Tensor
 from tats_core.data.loaders import ClipOptions, TrainLoader
 from tats_core.data.manifest import Manifest
 from tats_core.errors import SpecError, TrainingError
+from tats_core.models.mae import VideoMAE
 from tats_core.models.tokens import ClipConfig
+from tats_core.models.vit import VideoViT
+from tats_core.training import weights
 from tats_core.training.events import EventLog
 from tats_core.training.world import World
 
@@ -32,17 +35,32 @@ def few_labels(manifest: Manifest, per_class: int | None, seed: int) -> Manifest
     return manifest if per_class is None else manifest.few_labels(per_class, seed)
 
 
-def per_worker(batch_size: int, world: World) -> int:
-    """Share a global batch evenly.
+def start_encoder(encoder: VideoViT, place: str | None, events: EventLog) -> dict[str, str]:
+    """Load the encoder of the model in `place`, if any; return what matched, as a parameter.
 
     Raises:
-        SpecError: it does not divide.
+        WeightsError: it does not fit.
     """
-    if batch_size % world.size:
-        raise SpecError(
-            f"batch_size ({batch_size}) is over all workers and must be a multiple of workers ({world.size})"
-        )
-    return batch_size // world.size
+    if place is None:
+        return {}
+    match = weights.load_encoder(encoder, Path(place))
+    if match.layout == "TATS":
+        return {}  # our own names: there is nothing to tell
+    events.note(f"encoder from {place}: {match.sentence()}")
+    return {"encoder": match.sentence()}
+
+
+def start_mae(mae: VideoMAE, place: str | None, events: EventLog) -> dict[str, str]:
+    """Start a pre-training from the model in `place`, if any; return what matched, as a parameter.
+
+    Raises:
+        WeightsError: it does not fit.
+    """
+    if place is None:
+        return {}
+    match = weights.start_mae(mae, Path(place))
+    events.note(f"start from {place}: {match.sentence()}")
+    return {"start": match.sentence()}
 
 
 def say_unreadable(loader: TrainLoader, events: EventLog) -> None:

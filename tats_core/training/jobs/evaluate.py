@@ -1,7 +1,11 @@
-"""The job of evaluation."""
+"""The job of evaluation.
+
+Axes: B videos, C classes, K bins of confidence.
+"""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,22 +13,22 @@ from typing import Any
 
 import torch
 from pydantic import Field
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tats_core.data.loaders import ClipOptions, eval_views
 from tats_core.data.manifest import Manifest
 from tats_core.errors import SpecError
-from tats_core.models.classifier import VideoClassifier
-from tats_core.models.tokens import ClipConfig
-from tats_core.models.vit import ViTConfig
+from tats_core.report import classes as by_class
+from tats_core.report import figures as charts
 from tats_core.specs import StrictModel
 from tats_core.training import metrics, weights
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.evaluate import score_views
 from tats_core.training.events import EventLog
 from tats_core.training.jobs.common import clip_options, write_json, write_result
-from tats_core.training.optim import fresh_weights, parameter_count
-from tats_core.training.world import World
+from tats_core.training.optim import parameter_count
+from tats_core.training.world import Precision, World
 
 
 class EvaluateJob(StrictModel):
@@ -36,6 +40,7 @@ class EvaluateJob(StrictModel):
     clips: int | None = None
     crops: int | None = None
     batch_size: int = 8
+    precision: Precision = "fp32"
     benchmark: str
     init: str
     out: str
@@ -46,7 +51,7 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
     began = time.perf_counter()
     task = EvaluateJob.model_validate(job)
     manifest = Manifest.load(Path(task.test))
-    model, classes = load_classifier(Path(task.model))
+    model, classes = weights.load_classifier(Path(task.model))
     if tuple(classes) != manifest.classes:
         raise SpecError(
             f"the model in {task.model} knows other classes ({len(classes)}) than the test videos of "
@@ -61,17 +66,23 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
         rank=world.rank,
         world_size=world.size,
     )
-    scores_BC, label_B, index_B = score_views(model.to(world.device), views, world)
+    scores_BC, label_B, index_B = score_views(model.to(world.device), views, world, task.precision)
     scores_BC, label_B, index_B = gather_uneven(world, scores_BC, label_B, index_B)
     if not world.is_first:
         return
+    order = index_B.argsort()
+    scores_BC, label_B = scores_BC[order], label_B[order]  # now in the manifest's order
     top1 = metrics.top_k_percent(scores_BC, label_B, 1)
     low, high = metrics.wilson_interval(top1, len(manifest))
+    confusion_CC = metrics.confusion(scores_BC.argmax(1), label_B, len(classes))
+    calibration = metrics.calibration(scores_BC, label_B)
     figures = {
         "top1": top1,
         "top5": metrics.top_k_percent(scores_BC, label_B, 5),
         "low": low,
         "high": high,
+        "mean_class_accuracy": metrics.mean_class_accuracy(confusion_CC),
+        "ece": calibration.ece,
         "chance": 100 / len(classes),
     }
     events.metrics(1, figures)
@@ -83,24 +94,51 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
         "parameters": parameter_count([model]),
         "test_seconds": time.perf_counter() - began,
     }
-    order = index_B.argsort()
-    predictions = [
-        {"id": manifest.videos[int(index)].id, "label": int(label), "predicted": int(best)}
-        for index, label, best in zip(index_B[order], label_B[order], scores_BC.argmax(1)[order], strict=True)
-    ]
-    write_json(Path(task.out) / "predictions.json", predictions)
-    write_result(Path(task.out), figures | described)
+    out = Path(task.out)
+    keep_scores(out, scores_BC, label_B, manifest)
+    title = f"{task.benchmark}, {task.init}: top-1 {top1:.1f}% of {len(manifest)} clips"
+    describe_classes(out, confusion_CC, classes, title, events)
+    describe_calibration(out, calibration, events)
+    write_result(out, figures | described)
 
 
-def load_classifier(folder: Path) -> tuple[VideoClassifier, list[str]]:
-    """Rebuild the fine-tuned model saved in `folder`; returns it with its class names."""
-    described = weights.describe(folder)
-    vit, clip = ViTConfig.model_validate(described["model"]), ClipConfig.model_validate(described["clip"])
-    classes: list[str] = described["classes"]
-    with fresh_weights(0):  # replaced below, but the draws must not disturb another stage's
-        model = VideoClassifier(vit, clip, len(classes), head_norm=described["head_norm"])
-    weights.load(folder, model)
-    return model, classes
+def keep_scores(out: Path, scores_BC: Tensor, label_B: Tensor, manifest: Manifest) -> None:
+    """Write the scores, for whoever wants another figure of them, and the predictions in plain text.
+
+    `scores.safetensors` holds `scores` [videos, classes] (probabilities, float16: the figures are taken
+    before the rounding) and `label`; its metadata has the videos' `ids` and the `classes` as JSON lists.
+    """
+    ids = [video.id for video in manifest.videos]
+    named = {"ids": json.dumps(ids), "classes": json.dumps(manifest.classes)}
+    beside = out / "scores.safetensors.tmp"
+    save_file({"scores": scores_BC.half(), "label": label_B}, beside, named)
+    beside.replace(out / "scores.safetensors")
+    rows = zip(manifest.videos, label_B.tolist(), scores_BC.argmax(1).tolist(), strict=True)
+    predictions = [{"id": video.id, "label": label, "predicted": best} for video, label, best in rows]
+    write_json(out / "predictions.json", predictions)
+
+
+def describe_classes(
+    out: Path, confusion_CC: Tensor, classes: list[str], title: str, events: EventLog
+) -> None:
+    """Write which classes are found and what the others are taken for: two tables and a picture."""
+    counts = confusion_CC.numpy()
+    (out / "per_class.csv").write_text(by_class.per_class(counts, classes), encoding="utf-8")
+    (out / "confusion.csv").write_text(by_class.matrix(counts, classes), encoding="utf-8")
+    charts.confusion_matrix(counts, classes, title).savefig(out / "confusion.png")
+    for name in ("per_class.csv", "confusion.csv", "confusion.png"):
+        events.file(1, "classes", name)
+
+
+def describe_calibration(out: Path, calibration: metrics.Calibration, events: EventLog) -> None:
+    """Write how sure the model is and how often it is right: a table and a picture."""
+    bins = (calibration.clips_K, calibration.confidence_K, calibration.accuracy_K)
+    clips_K, confidence_K, accuracy_K = (values_K.tolist() for values_K in bins)
+    table = by_class.calibration(clips_K, confidence_K, accuracy_K)
+    (out / "calibration.csv").write_text(table, encoding="utf-8")
+    charts.reliability(clips_K, confidence_K, accuracy_K, calibration.ece).savefig(out / "calibration.png")
+    for name in ("calibration.csv", "calibration.png"):
+        events.file(1, "calibration", name)
 
 
 def gather_uneven(world: World, *tensors: Tensor) -> list[Tensor]:

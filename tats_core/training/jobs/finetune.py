@@ -20,11 +20,12 @@ from tats_core.training.jobs.common import (
     clip_options,
     dump_on_failure,
     few_labels,
-    per_worker,
     say_unreadable,
+    start_encoder,
     write_result,
 )
 from tats_core.training.optim import parameter_count
+from tats_core.training.views import Views
 from tats_core.training.world import World
 
 
@@ -50,7 +51,7 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
     loader = TrainLoader(
         manifest,
         clip_options(recipe.clip, task.data),
-        batch_size=per_worker(recipe.batch_size, world),
+        batch_size=recipe.per_worker(world.size),
         seed=recipe.seed,
         rank=world.rank,
         world_size=world.size,
@@ -58,8 +59,7 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
         purpose="finetune",
     )
     trainer = FinetuneTrainer(recipe, len(manifest.classes), world)
-    if task.encoder is not None:
-        weights.load_encoder(trainer.model.encoder, Path(task.encoder), without=("norm.",))
+    started = start_encoder(trainer.model.encoder, task.encoder, events)
     trainer.start()
     events.params(
         {
@@ -72,6 +72,8 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
             "tokens": recipe.clip.tokens,
             "workers": world.size,
             "device": str(world.device),
+            "saved_weights": "moving average" if recipe.ema else "last step",
+            **started,
         }
     )
     with dump_on_failure(trainer, manifest, out, world):
@@ -83,8 +85,9 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
             "clip": recipe.clip,
             "head_norm": recipe.head_norm,
             "classes": list(manifest.classes),
+            "views": Views.of(loader),
         }
-        weights.save(out, trainer.model, described)
+        weights.save(out, trainer.finished, described)
         usage = {
             "benchmark": task.benchmark,
             "init": task.init,

@@ -21,12 +21,12 @@ from tats_core.training.health import HealthCheck, HeldOut
 from tats_core.training.jobs.common import (
     clip_options,
     dump_on_failure,
-    per_worker,
     say_unreadable,
     write_result,
 )
 from tats_core.training.optim import parameter_count
 from tats_core.training.pretrain import JointTrainer, PretrainConfig, pretrain
+from tats_core.training.views import Views
 from tats_core.training.world import World
 
 
@@ -51,7 +51,7 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
     loader = TrainLoader(
         manifest,
         options,
-        batch_size=per_worker(recipe.batch_size, world),
+        batch_size=recipe.per_worker(world.size),
         seed=recipe.seed,
         rank=world.rank,
         world_size=world.size,
@@ -81,7 +81,8 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
         figures = pretrain(trainer, loader, events=events, store=store, health=health)
     say_unreadable(loader, events)
     if world.is_first:
-        weights.save(out, trainer.mae, {"model": recipe.model, "clip": recipe.clip, "mae": recipe.mae})
+        described = {"model": recipe.model, "clip": recipe.clip, "mae": recipe.mae, "views": Views.of(loader)}
+        weights.save(out, trainer.mae, described)
         weights.save(out, trainer.sampler, {"sampler": recipe.sampler}, name="sampler")
         usage = {
             "seconds": time.perf_counter() - began,

@@ -1,31 +1,41 @@
-"""The job of probing a frozen encoder."""
+"""The job of probing a frozen encoder.
+
+Axes: B clips, V clips of a video, C=3 channels (classes, in scores), T frames, H W pixels, N tokens, D width.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tats_core.data.loaders import ClipOptions, eval_views
+from tats_core.data.loaders import ClipOptions, TrainLoader, eval_views
 from tats_core.data.manifest import Manifest
 from tats_core.models.classifier import VideoClassifier
-from tats_core.models.tokens import ClipConfig
-from tats_core.models.vit import ViTConfig
+from tats_core.models.tokens import ClipConfig, patchify
+from tats_core.models.vit import VideoViT, ViTConfig
 from tats_core.specs import StrictModel
-from tats_core.training import metrics, weights
+from tats_core.training import metrics, probes
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog
-from tats_core.training.jobs.common import clip_options, few_labels, write_result
+from tats_core.training.jobs.common import (
+    clip_options,
+    few_labels,
+    say_unreadable,
+    start_encoder,
+    write_result,
+)
 from tats_core.training.optim import evaluating, fresh_weights
+from tats_core.training.probes import AttentiveConfig
 from tats_core.training.world import World
 
 
 class ProbeJob(StrictModel):
-    """Linear and kNN probe of a frozen encoder."""
+    """Linear, kNN and perhaps attentive probe of a frozen encoder."""
 
     model: ViTConfig
     clip: ClipConfig
@@ -35,6 +45,7 @@ class ProbeJob(StrictModel):
     labels_per_class: int | None = None
     encoder: str | None = None
     batch_size: int = 32
+    attentive: AttentiveConfig | None = None
     seed: int = 0
     benchmark: str
     init: str
@@ -42,35 +53,21 @@ class ProbeJob(StrictModel):
 
 
 def run(job: Mapping[str, Any], world: World, events: EventLog, store: CheckpointStore) -> None:
-    """Linear and kNN probe of the frozen encoder's mean-pooled tokens, in one process."""
+    """Probe the frozen encoder in one process: its mean-pooled tokens, and all of them if asked to."""
     began = time.perf_counter()
     task = ProbeJob.model_validate(job)
     train = few_labels(Manifest.load(Path(task.train)), task.labels_per_class, task.seed)
     test = Manifest.load(Path(task.test))
     with fresh_weights(task.seed):
         model = VideoClassifier(task.model, task.clip, len(train.classes))
-    if task.encoder is not None:
-        weights.load_encoder(model.encoder, Path(task.encoder), without=("norm.",))
+    started = start_encoder(model.encoder, task.encoder, events)
+    if started:
+        events.params(started)
     model.to(world.device)
     options = clip_options(task.clip, task.data)
-    halves: list[tuple[Tensor, Tensor]] = []
-    with evaluating(model):
-        for manifest in (train, test):
-            features, labels = [], []
-            batches = eval_views(manifest, options, clips=1, crops=1, batch_size=task.batch_size)
-            for views_BVCTHW, label_B, _ in batches:
-                features.append(model.features(views_BVCTHW[:, 0].to(world.device)).float().cpu())
-                labels.append(label_B)
-            halves.append((torch.cat(features), torch.cat(labels)))
-    (train_BD, train_label_B), (test_BD, test_label_B) = halves
-    classes = len(train.classes)
-    linear_BC = metrics.ridge_probe(train_BD, train_label_B, test_BD, classes)
-    knn_BC = metrics.knn_probe(train_BD, train_label_B, test_BD, classes)
-    figures = {
-        "linear_top1": metrics.top_k_percent(linear_BC, test_label_B, 1),
-        "knn_top1": metrics.top_k_percent(knn_BC, test_label_B, 1),
-        "effective_rank": metrics.effective_rank(test_BD),
-    }
+    figures = pooled_probes(model, train, test, options, task.batch_size, world)
+    if task.attentive is not None:
+        figures |= attentive_probe(model.encoder, task, task.attentive, (train, test), options, world, events)
     events.metrics(1, figures)
     described = {
         "benchmark": task.benchmark,
@@ -80,3 +77,93 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
         "seconds": time.perf_counter() - began,
     }
     write_result(Path(task.out), figures | described)
+
+
+def pooled_probes(
+    model: VideoClassifier,
+    train: Manifest,
+    test: Manifest,
+    options: ClipOptions,
+    batch_size: int,
+    world: World,
+) -> dict[str, float]:
+    """Linear and kNN probe of the mean-pooled tokens of one central clip a video, and their rank."""
+    halves: list[tuple[Tensor, Tensor]] = []
+    with evaluating(model):
+        for manifest in (train, test):
+            features, labels = [], []
+            batches = eval_views(manifest, options, clips=1, crops=1, batch_size=batch_size)
+            for views_BVCTHW, label_B, _ in batches:
+                features.append(model.features(views_BVCTHW[:, 0].to(world.device)).float().cpu())
+                labels.append(label_B)
+            halves.append((torch.cat(features), torch.cat(labels)))
+    (train_BD, train_label_B), (test_BD, test_label_B) = halves
+    classes = len(train.classes)
+    linear_BC = probes.ridge_probe(train_BD, train_label_B, test_BD, classes)
+    knn_BC = probes.knn_probe(train_BD, train_label_B, test_BD, classes)
+    return {
+        "linear_top1": metrics.top_k_percent(linear_BC, test_label_B, 1),
+        "knn_top1": metrics.top_k_percent(knn_BC, test_label_B, 1),
+        "effective_rank": metrics.effective_rank(test_BD),
+    }
+
+
+def attentive_probe(
+    encoder: VideoViT,
+    task: ProbeJob,
+    config: AttentiveConfig,
+    manifests: tuple[Manifest, Manifest],
+    options: ClipOptions,
+    world: World,
+    events: EventLog,
+) -> dict[str, float]:
+    """Attentive probe: random clips of fine-tuning's augmentation to learn from, central crops to test."""
+    train, test = manifests
+    loader = TrainLoader(
+        train,
+        options,
+        batch_size=min(config.batch, len(train)),
+        seed=task.seed,
+        samples_per_clip=config.clips,
+        purpose="finetune",
+    )
+    total = config.epochs * loader.steps
+
+    def report(epoch: int, loss: float) -> None:
+        step = epoch * loader.steps
+        events.metrics(step, {"attentive_loss": loss})
+        events.progress(
+            step=step, steps=total, epoch=epoch, epochs=config.epochs, shown={"attentive loss": loss}
+        )
+
+    def learnt_from(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for video_BCTHW, label_B, _ in loader.epoch(epoch):
+            # The clips of a video stand side by side.
+            views_BVCTHW = video_BCTHW.view(-1, config.clips, *video_BCTHW.shape[1:])
+            yield tokens_of(encoder, views_BVCTHW, world), label_B[:: config.clips].to(world.device)
+
+    probe = probes.fit_attentive(
+        config,
+        width=task.model.width,
+        heads=task.model.heads,
+        classes=len(train.classes),
+        batches=learnt_from,
+        steps=loader.steps,
+        seed=task.seed,
+        device=world.device,
+        report=report,
+    )
+    loader.close()
+    say_unreadable(loader, events)
+    views = eval_views(test, options, clips=config.clips, crops=1, batch_size=task.batch_size)
+    tested = ((tokens_of(encoder, views_BVCTHW, world), label_B) for views_BVCTHW, label_B, _ in views)
+    scores_BC, label_B = probes.score_attentive(probe, tested)
+    return {"attentive_top1": metrics.top_k_percent(scores_BC, label_B, 1)}
+
+
+def tokens_of(encoder: VideoViT, views_BVCTHW: Tensor, world: World) -> Tensor:
+    """Return the frozen encoder's tokens `[B, V*N, D]` of all clips of each video."""
+    with evaluating(encoder):
+        patches_XNP = patchify(views_BVCTHW.flatten(0, 1).to(world.device), encoder.clip)
+        tokens_XND: Tensor = encoder(patches_XNP)
+    return tokens_XND.reshape(len(views_BVCTHW), -1, tokens_XND.shape[-1])

@@ -12,6 +12,7 @@ import torch
 def count(job, world, events, store):
     state = store.latest()
     step, total = (state["step"], state["total"]) if state else (0, torch.zeros(1))
+    events.note(f"starts after step {step}")
     generator = torch.Generator().manual_seed(world.rank)
     if state:
         generator.set_state(state["rank"]["generator"])
@@ -25,6 +26,8 @@ def count(job, world, events, store):
             from tats_core.errors import TrainingError
 
             raise TrainingError("the loss is not finite")
+        if job.get("break_at") == step:
+            raise RuntimeError("no memory")
         rank = {"generator": generator.get_state()}
         store.save({"step": step, "total": total, "rank": rank}, step=step, metrics={"total": total.item()})
         if job.get("ask_at") == step:

@@ -8,17 +8,9 @@ import pytest
 from tats_core.data.loaders import ClipOptions
 from tats_core.errors import SpecError
 from tats_core.models.tokens import ClipConfig
-from tats_core.training.jobs.common import clip_options, per_worker, write_result
-from tats_core.training.world import World
+from tats_core.training.jobs.common import clip_options, write_result
 
 CLIP = ClipConfig(frames=8, size=48, patch=8)
-
-
-def test_a_global_batch_is_shared_evenly() -> None:
-    assert per_worker(32, World()) == 32
-    assert per_worker(32, World(rank=3, size=4)) == 8
-    with pytest.raises(SpecError, match=r"batch_size \(30\) .* must be a multiple of workers \(4\)"):
-        per_worker(30, World(size=4))
 
 
 def test_the_loader_reads_the_clip_that_the_model_sees() -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from tats_core.data import benchmarks
 from tats_core.data.benchmarks.base import Split
 from tats_core.data.generate import GenerateConfig, generate
 from tats_core.data.manifest import Manifest
 from tats_core.errors import SpecError, TrainingError, VideoError
+from tats_core.models.tokens import ClipConfig, patchify
+from tats_core.models.vit import VideoViT, ViTConfig
 from tats_core.training.checkpoint import FolderStore
 from tats_core.training.events import EventLog, read_events
 from tats_core.training.jobs import evaluate, finetune, pretrain, probe
@@ -84,6 +88,12 @@ def _evaluate_job(data: Path, model: Path, test: str) -> dict[str, Any]:
     return {"data": {}, **place, "clips": 2, "crops": 1, "benchmark": test, "init": "pretrained"}
 
 
+def _probe_job(data: Path, model: Path) -> dict[str, Any]:
+    lists = {split: str(data / f"ucf101.{split}.json") for split in get_args(Split)}
+    named = {"benchmark": "ucf101", "init": "pretrained"}
+    return {"model": MODEL, "clip": CLIP, "data": {}, "encoder": str(model), **lists, **named}
+
+
 def test_each_job_hands_its_model_to_the_next(data: Path, tmp_path: Path) -> None:
     found = _run(_pretrain_job(data), pretrain.run, tmp_path / "pretrain")
     assert found["tokens"] == 8
@@ -99,12 +109,80 @@ def test_each_job_hands_its_model_to_the_next(data: Path, tmp_path: Path) -> Non
     hits = sum(row["label"] == row["predicted"] for row in predictions)
     assert scored["top1"] == pytest.approx(100 * hits / 8)
 
-    job = {"model": MODEL, "clip": CLIP, "data": {}, "encoder": str(tmp_path / "pretrain")}
-    lists = {split: str(data / f"ucf101.{split}.json") for split in get_args(Split)}
-    named = {"benchmark": "ucf101", "init": "pretrained"}
-    probed = _run({**job, **lists, **named}, probe.run, tmp_path / "probe")
+    probed = _run(_probe_job(data, tmp_path / "pretrain"), probe.run, tmp_path / "probe")
     assert probed["labels"] == 16
     assert 0 <= probed["linear_top1"] <= 100
+    assert "attentive_top1" not in probed
+
+
+def test_an_evaluation_leaves_its_scores_tables_and_pictures(data: Path, tmp_path: Path) -> None:
+    _run(_finetune_job(data, None), finetune.run, tmp_path / "finetune")
+    out = tmp_path / "evaluate"
+    scored = _run(_evaluate_job(data, tmp_path / "finetune", "ucf101"), evaluate.run, out)
+    listed = Manifest.load(data / "ucf101.test.json")
+    with safe_open(out / "scores.safetensors", "pt") as file:
+        scores_BC, label_B = file.get_tensor("scores"), file.get_tensor("label")
+        assert json.loads(file.metadata()["ids"]) == [video.id for video in listed.videos]
+        assert tuple(json.loads(file.metadata()["classes"])) == listed.classes
+    assert (scores_BC.dtype, scores_BC.shape) == (torch.float16, (8, 8))
+    assert label_B.tolist() == listed.labels()
+    torch.testing.assert_close(scores_BC.float().sum(1), torch.ones(8), atol=2e-3, rtol=0)
+
+    classes = list(csv.DictReader((out / "per_class.csv").read_text().splitlines()))
+    assert [row["class"] for row in classes] == list(listed.classes)
+    # One clip a class: the mean over classes is the mean over clips.
+    assert sum(float(row["top1"]) for row in classes) / 8 == pytest.approx(scored["top1"])
+    assert scored["mean_class_accuracy"] == pytest.approx(scored["top1"])
+    bins = list(csv.DictReader((out / "calibration.csv").read_text().splitlines()))
+    gaps = [int(b["clips"]) * abs(float(b["confidence"] or 0) - float(b["accuracy"] or 0)) for b in bins]
+    assert len(bins) == 15
+    assert scored["ece"] == pytest.approx(sum(gaps) / 8, abs=0.01)
+
+    told = [event["path"] for _, event in read_events(out / "events.jsonl") if event["kind"] == "file"]
+    assert told == ["per_class.csv", "confusion.csv", "confusion.png", "calibration.csv", "calibration.png"]
+    assert all((out / name).is_file() for name in told)
+
+
+def test_an_attentive_probe_leaves_the_encoder_as_it_was_and_repeats_itself(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _run(_pretrain_job(data), pretrain.run, tmp_path / "pretrain")
+    encoders = []
+
+    def watched(encoder: VideoViT, *rest: Any) -> Any:
+        before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+        figures = attentive_probe(encoder, *rest)
+        encoders.append((before, encoder))
+        return figures
+
+    attentive_probe = probe.attentive_probe
+    monkeypatch.setattr(probe, "attentive_probe", watched)
+    job = _probe_job(data, tmp_path / "pretrain") | {"attentive": {"epochs": 2, "batch": 8, "clips": 2}}
+    found = [_run(job, probe.run, tmp_path / name) for name in ("one", "two")]
+    for before, encoder in encoders:
+        after = encoder.state_dict()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        assert all(parameter.grad is None for parameter in encoder.parameters())
+    assert 0 <= found[0]["attentive_top1"] <= 100
+    losses = [
+        [event["values"]["attentive_loss"] for _, event in read_events(tmp_path / name / "events.jsonl")
+         if event["kind"] == "metrics" and "attentive_loss" in event["values"]]
+        for name in ("one", "two")
+    ]  # fmt: skip
+    assert len(losses[0]) == 2
+    assert losses[0] == losses[1]
+    assert found[0]["attentive_top1"] == found[1]["attentive_top1"]
+
+
+def test_the_tokens_of_a_videos_clips_are_joined_in_order() -> None:
+    torch.manual_seed(0)
+    encoder = VideoViT(ViTConfig.model_validate(MODEL), ClipConfig.model_validate(CLIP))
+    views_BVCTHW = torch.randn(2, 3, 3, 4, 16, 16)
+    tokens_BND = probe.tokens_of(encoder, views_BVCTHW, World())
+    assert tokens_BND.shape == (2, 3 * 8, 24)
+    assert not tokens_BND.requires_grad
+    alone_1ND = encoder(patchify(views_BVCTHW[1, 2:], encoder.clip))
+    torch.testing.assert_close(tokens_BND[1:, 16:], alone_1ND)
 
 
 def test_a_model_is_not_scored_on_the_classes_of_another_data_set(data: Path, tmp_path: Path) -> None:
@@ -166,7 +244,6 @@ def test_a_failed_training_leaves_its_state_and_its_last_videos(data: Path, tmp_
 
 def test_frames_and_size_come_from_the_models_clip() -> None:
     from tats_core.data.loaders import ClipOptions
-    from tats_core.models.tokens import ClipConfig
 
     options = clip_options(ClipConfig.model_validate(CLIP), ClipOptions())
     assert (options.frames, options.size) == (4, 16)

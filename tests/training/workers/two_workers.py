@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from tats_core.training.finetune import FinetuneConfig, FinetuneTrainer
 from tats_core.training.jobs.evaluate import gather_uneven
@@ -23,6 +25,12 @@ TINY: dict[str, Any] = {
 SAMPLER = {"kind": "tats", "mask_ratio": 0.8, "network": {"width": 12, "heads": 2}}
 MAE = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
 FINETUNE = {"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0, "drop_path": 0.0, "head_scale": 1.0}
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "layer": {},
+    "batch": {"head_norm": "batch"},
+    "accumulate": {"accumulate": 4},
+}
 
 
 def _clips(world: World, step: int) -> tuple[Tensor, Tensor]:
@@ -44,11 +52,31 @@ def joint(world: World, steps: int) -> dict[str, Any]:
     return {"figures": figures, "mae": trainer.mae.state_dict(), "sampler": trainer.sampler.state_dict()}
 
 
-def classifier(world: World) -> dict[str, Tensor]:
-    trainer = FinetuneTrainer(FinetuneConfig.model_validate({**TINY, **FINETUNE}), 3, world)
+def classifier(world: World, **changes: Any) -> dict[str, Tensor]:
+    """Gradients and running statistics after a step."""
+    recipe = FinetuneConfig.model_validate({**TINY, **FINETUNE, **changes})
+    trainer = FinetuneTrainer(recipe, 3, world)
     trainer.start()
     trainer.step(*_clips(world, 0), step=0, lr=1e-3)
-    return {key: p.grad.clone() for key, p in trainer.model.named_parameters() if p.grad is not None}
+    found = {key: p.grad.clone() for key, p in trainer.model.named_parameters() if p.grad is not None}
+    return found | {key: buffer.clone() for key, buffer in trainer.model.head_norm.named_buffers("head_norm")}
+
+
+def exchanges(world: World) -> int:
+    """How often gradients are averaged in a step of four parts."""
+    recipe = FinetuneConfig.model_validate({**TINY, **FINETUNE, "accumulate": 4})
+    trainer = FinetuneTrainer(recipe, 3, world)
+    trainer.start()
+    buckets: list[Any] = []
+
+    def counted(state, bucket):  # type: ignore[no-untyped-def]  # torch wants types or none, but no strings
+        buckets.append(bucket.is_last())
+        return allreduce_hook(None, bucket)
+
+    assert isinstance(trainer.parallel, DistributedDataParallel)
+    trainer.parallel.register_comm_hook(None, counted)
+    trainer.step(*_clips(world, 0), step=0, lr=1e-3)
+    return sum(buckets)
 
 
 def main(rank: int, rendezvous: str, out: str) -> None:
@@ -61,7 +89,9 @@ def main(rank: int, rendezvous: str, out: str) -> None:
         "sum": world.sum(torch.tensor([1.0, 10.0 * rank])).tolist(),
         "gather": world.gather(torch.tensor([[rank, 7]])).tolist(),
         "uneven": [tensor.tolist() for tensor in gather_uneven(world, own, own[:, None].float())],
-        "classifier": classifier(world),
+        "mean": world.mean({"loss": 1.0 + rank, "train_top1": 100.0 * rank}),
+        "classifier": {name: classifier(world, **changes) for name, changes in RECIPES.items()},
+        "exchanges": exchanges(world),
         "joint": joint(world, steps=20),
     }
     torch.save(found, Path(out) / f"{rank}.pt")

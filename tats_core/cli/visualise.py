@@ -1,0 +1,52 @@
+"""`tats visualise`: what a pre-trained model sees of videos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tats_core.cli.options import DEFAULT_HOME, Home, ModelStage, RunName
+from tats_core.errors import VideoError
+
+
+def visualise(
+    run: RunName,
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Video files.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder for the pictures.")] = Path("pictures"),
+    leaky: Annotated[
+        bool,
+        typer.Option(
+            "--leaky",
+            help="Paint masked tokens with their own true mean and deviation, which the model does not know.",
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampler's draw.")] = 0,
+    stage: ModelStage = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(help="Take clips as in this data set's test; needed only where the model does not say."),
+    ] = None,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Draw videos with visible tokens, policy, value, prediction and error, by a pre-trained model.
+
+    Each video gets a grid of frames (.png) and an animation (.gif).
+    """
+    from tats_core.pipeline import models
+    from tats_core.training.visualise import Visualiser
+
+    folder = models.find_model(run, home.expanduser(), "pretrain", stage)
+    visualiser = Visualiser.load(folder, benchmark)
+    unread = []
+    for drawn in visualiser.draw(
+        [video.expanduser() for video in videos], out.expanduser(), seed=seed, leaky=leaky
+    ):
+        if isinstance(drawn, VideoError):
+            unread.append(str(drawn))
+            continue
+        for path in drawn:
+            typer.echo(str(path))
+    if unread:
+        raise VideoError("\n".join(unread))

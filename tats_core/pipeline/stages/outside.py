@@ -1,0 +1,61 @@
+"""A checkpoint from outside the pipeline that a stage starts from: its place, digest and fit."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from tats_core.errors import WeightsError
+from tats_core.models import checkpoints_io
+from tats_core.models.tokens import ClipConfig
+from tats_core.models.vit import ViTConfig
+
+State = tuple[tuple[Path, int, int], ...]
+"""Files with size and time of change, by which they are known again: a checkpoint may have gigabytes."""
+
+
+def place(named: str) -> Path:
+    """Return the file or folder that a configuration names, absolute: a worker may run elsewhere."""
+    return Path(named).expanduser().absolute()
+
+
+def digest(key: str, named: str | None) -> Mapping[str, str]:
+    """Return key → digest of what is read there, for `StageKind.external` ("" where it cannot be read)."""
+    if named is None:
+        return {}
+    try:
+        return {key: _digest(_state(place(named)))}
+    except WeightsError:
+        return {key: ""}  # preflight says why
+
+
+def faults(key: str, named: str | None, vit: ViTConfig, clip: ClipConfig) -> list[str]:
+    """Return one sentence, for `StageKind.preflight`, if the checkpoint is missing or does not fit."""
+    if named is None:
+        return []
+    try:
+        misfit = _misfit(place(named), _state(place(named)), vit, clip)
+    except WeightsError as error:
+        return [f"{key}: {error}"]
+    return [f"{key}: {misfit}"] if misfit else []
+
+
+def _state(path: Path) -> State:
+    known = [(file, file.stat()) for file in checkpoints_io.files(path)]
+    return tuple((file, found.st_size, found.st_mtime_ns) for file, found in known)
+
+
+@lru_cache(maxsize=32)
+def _digest(state: State) -> str:
+    whole = hashlib.sha256()
+    for file, _, _ in state:
+        with file.open("rb") as opened:
+            whole.update(hashlib.file_digest(opened, "sha256").digest())
+    return whole.hexdigest()
+
+
+@lru_cache(maxsize=32)
+def _misfit(path: Path, state: State, vit: ViTConfig, clip: ClipConfig) -> str | None:
+    return checkpoints_io.read(path).misfit(vit, clip)

@@ -1,0 +1,250 @@
+"""Mask pictures: what a sampler shows of a clip, why, and what the autoencoder makes of it.
+
+Axes: T frames, H × W pixels of a frame, C = 3 colours (RGB). A map `_THW` may be coarser than the video:
+one value a token is spread over the frames and pixels that the token covers.
+
+Maps are coloured so that colour-blind readers see their order: viridis (policy) and magma (error) rise in
+lightness, purple to orange (value) is lightest at 0. Each has its scale beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Pixels: TypeAlias = NDArray[np.uint8]
+Map: TypeAlias = NDArray[Any]
+
+_SHOWN_FRAMES = 8
+_FRAME_PIXELS = 112  # a frame is enlarged by whole pixels until it is at least this wide
+_GAP = 4
+_LABELS = 156  # width of the labels left of a grid
+_TOP = 64
+_BAR = (112, 8)  # width and height of a colour scale
+_HIDDEN = 58  # grey of a token that the encoder does not see
+_NOTHING = 128  # grey where a map has no value
+_GREY = "#5A5A5A"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One clip with all that is drawn of it; what a sampler does not have is None and gets no row."""
+
+    frames_THWC: Pixels
+    """The video, uint8 RGB."""
+    visible_THW: Map
+    """True where the encoder saw the token."""
+    prediction_THWC: Map
+    """What the decoder painted, visible tokens as they are: uint8, or float in [0, 1] (clipped)."""
+    error_THW: Map
+    """Mean absolute error of a token's pixels in [0, 1]; NaN where there is none."""
+    policy_THW: Map | None = None
+    """The sampler's probabilities, in units of blind drawing: 1 is 1/N."""
+    value_THW: Map | None = None
+    """The critic's, in deviations of the error. A clip's value is the mean over its tokens, and the map is
+    what each adds to it; learned with `baseline: token`, it is the error expected of each token itself."""
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """The colour scale of a map."""
+
+    colours: str
+    low: float
+    high: float
+
+    def paint(self, values_X: Map) -> Pixels:
+        """`values_X` as RGB `[..., 3]`; NaN becomes mid grey."""
+        known_X = np.isfinite(values_X)
+        span = self.high - self.low or 1.0
+        share_X = (np.where(known_X, values_X, self.low) - self.low) / span
+        colours_XC = mpl.colormaps[self.colours](share_X.clip(0, 1))[..., :3]
+        pixels_XC: Pixels = (colours_XC * 255).round().astype(np.uint8)
+        pixels_XC[~known_X] = _NOTHING
+        return pixels_XC
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Return `(place from 0 to 1, text)` of the numbers under the scale."""
+        ends = [(0.0, _short(self.low)), (1.0, _short(self.high))]
+        return [ends[0], (0.5, "0"), ends[1]] if self.low < 0 else ends
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One way to look at the clip; `pixels_THWC` has the video's size."""
+
+    label: str
+    remarks: tuple[str, ...]
+    pixels_THWC: Pixels
+    scale: _Scale | None = None
+
+
+def mask_grid(picture: Picture, *, title: str, remark: str = "") -> Image.Image:
+    """Draw a clip as a grid: video, visible tokens, policy, value, prediction, error, one column a frame.
+
+    At most eight frames are shown, evenly spread. Frames are enlarged by whole pixels.
+
+    Args:
+        title: on top; `remark` stands under it, smaller.
+
+    Raises:
+        ValueError: a map whose axes do not divide the video's.
+    """
+    rows = _rows(picture)
+    frames = len(picture.frames_THWC)
+    shown = np.unique(np.linspace(0, frames - 1, min(frames, _SHOWN_FRAMES)).round().astype(int))
+    scale = _enlargement(picture.frames_THWC)
+    height, width = (scale * side for side in picture.frames_THWC.shape[1:3])
+    grid = _canvas(_LABELS + len(shown) * (width + _GAP), _TOP + len(rows) * (height + _GAP), title, remark)
+    draw = ImageDraw.Draw(grid)
+    for column, frame in enumerate(shown):
+        x = _LABELS + column * (width + _GAP)
+        draw.text((x + 1, _TOP - 17), f"frame {frame}", fill=_GREY, font=_font(11))
+    for line, row in enumerate(rows):
+        y = _TOP + line * (height + _GAP)
+        _describe(draw, grid, row, y + height // 2)
+        for column, frame in enumerate(shown):
+            tile = _enlarged(row.pixels_THWC[frame], scale)
+            grid.paste(tile, (_LABELS + column * (width + _GAP), y))
+    return grid
+
+
+def mask_gif(picture: Picture, path: Path, *, title: str, remark: str = "", milliseconds: int = 180) -> None:
+    """Write the same pictures side by side as an endless GIF, one video frame after the other.
+
+    Arguments as for `mask_grid`; `milliseconds` is how long a frame stays.
+    """
+    rows = _rows(picture)
+    scale = _enlargement(picture.frames_THWC)
+    height, width = (scale * side for side in picture.frames_THWC.shape[1:3])
+    # What does not move is drawn once.
+    still = _canvas(len(rows) * (width + _GAP) - _GAP, _TOP + height + 34, title, remark)
+    draw = ImageDraw.Draw(still)
+    for column, row in enumerate(rows):
+        x = column * (width + _GAP)
+        draw.text((x + 2, _TOP - 20), row.label, fill="black", font=_font(12, bold=True))
+        if row.scale is not None:
+            _bar(draw, still, row.scale, x + 2, _TOP + height + 6)
+        else:
+            draw.text((x + 2, _TOP + height + 4), row.remarks[0], fill=_GREY, font=_font(10))
+    pictures = []
+    for frame in range(len(picture.frames_THWC)):
+        one = still.copy()
+        for column, row in enumerate(rows):
+            one.paste(_enlarged(row.pixels_THWC[frame], scale), (column * (width + _GAP), _TOP))
+        pictures.append(one)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
+
+
+def _rows(picture: Picture) -> list[_Row]:
+    frames_THWC = picture.frames_THWC
+    shape = frames_THWC.shape[:3]
+    visible_THW = _spread(picture.visible_THW.astype(bool), shape, "visible_THW")
+    seen_THWC = np.where(visible_THW[..., None], frames_THWC, np.uint8(_HIDDEN))
+    rows = [
+        _Row("video", (f"{shape[0]} × {shape[1]} × {shape[2]}",), frames_THWC),
+        _Row("visible", (f"{100 * visible_THW.mean():.0f}% of tokens",), seen_THWC),
+    ]
+    if picture.policy_THW is not None:
+        policy_THW = _spread(picture.policy_THW, shape, "policy_THW")
+        scale = _Scale("viridis", 0.0, _largest(policy_THW))
+        rows.append(
+            _Row("policy", ("probability ÷ (1/N)", "1: blind drawing"), scale.paint(policy_THW), scale)
+        )
+    if picture.value_THW is not None:
+        value_THW = _spread(picture.value_THW, shape, "value_THW")
+        reach = _largest(np.abs(value_THW))
+        scale = _Scale("PuOr_r", -reach, reach)
+        remarks = ("the critic's, by token", f"of the clip: {_short(float(value_THW.mean()))}")
+        rows.append(_Row("value", remarks, scale.paint(value_THW), scale))
+    rows.append(
+        _Row("prediction", ("masked: by the decoder",), _as_pixels(picture.prediction_THWC, frames_THWC))
+    )
+    error_THW = _spread(picture.error_THW, shape, "error_THW")
+    scale = _Scale("magma", 0.0, _largest(error_THW))
+    return [*rows, _Row("error", ("mean |difference|", "grey: visible"), scale.paint(error_THW), scale)]
+
+
+def _largest(values_THW: Map) -> float:
+    known = values_THW[np.isfinite(values_THW)]
+    return float(known.max()) if known.size else 0.0
+
+
+def _spread(values_THW: Map, shape: Sequence[int], name: str) -> Map:
+    """Repeat each value over the frames and pixels it stands for."""
+    for axis, (have, want) in enumerate(zip(values_THW.shape, shape, strict=True)):
+        if want % have:
+            raise ValueError(f"{name} has shape {values_THW.shape}, which does not divide {tuple(shape)}")
+        values_THW = np.repeat(values_THW, want // have, axis=axis)
+    return values_THW
+
+
+def _as_pixels(prediction_THWC: Map, frames_THWC: Pixels) -> Pixels:
+    if prediction_THWC.shape != frames_THWC.shape:
+        raise ValueError(f"prediction has shape {prediction_THWC.shape}, the video {frames_THWC.shape}")
+    if prediction_THWC.dtype == np.uint8:
+        return prediction_THWC
+    pixels: Pixels = (prediction_THWC.clip(0, 1) * 255).round().astype(np.uint8)
+    return pixels
+
+
+def _canvas(width: int, height: int, title: str, remark: str) -> Image.Image:
+    """White paper with its heading, wide enough for it."""
+    heading = [(6, title, _font(14, bold=True), "black"), (24, remark, _font(11), _GREY)]
+    needed = max(math.ceil(font.getlength(text)) + 12 for _, text, font, _ in heading)
+    canvas = Image.new("RGB", (max(width, needed), height), "white")
+    draw = ImageDraw.Draw(canvas)
+    for y, text, font, colour in heading:
+        draw.text((6, y), text, fill=colour, font=font)
+    return canvas
+
+
+def _describe(draw: ImageDraw.ImageDraw, grid: Image.Image, row: _Row, middle: int) -> None:
+    """Write a row's label, remarks and colour scale, centred around the height `middle`."""
+    y = middle - (19 + 13 * len(row.remarks) + (26 if row.scale is not None else 0)) // 2
+    draw.text((6, y), row.label, fill="black", font=_font(13, bold=True))
+    y += 19
+    for remark in row.remarks:
+        draw.text((6, y), remark, fill=_GREY, font=_font(10))
+        y += 13
+    if row.scale is not None:
+        _bar(draw, grid, row.scale, 6, y + 4)
+
+
+def _bar(draw: ImageDraw.ImageDraw, canvas: Image.Image, scale: _Scale, x: int, y: int) -> None:
+    width, height = _BAR
+    colours = scale.paint(np.linspace(scale.low, scale.high, width))
+    canvas.paste(Image.fromarray(np.repeat(colours[None], height, axis=0)), (x, y))
+    for share, text in scale.ticks():
+        anchor = {0.0: "la", 0.5: "ma", 1.0: "ra"}[share]
+        draw.text((x + share * width, y + height + 2), text, fill=_GREY, font=_font(10), anchor=anchor)
+
+
+def _short(value: float) -> str:
+    return f"{value:.2g}".replace("-", "−")
+
+
+def _enlargement(frames_THWC: Pixels) -> int:
+    return max(1, math.ceil(_FRAME_PIXELS / int(frames_THWC.shape[2])))
+
+
+def _enlarged(frame_HWC: Pixels, scale: int) -> Image.Image:
+    # Nearest neighbour: each pixel and each token border stays what it is.
+    return Image.fromarray(np.repeat(np.repeat(frame_HWC, scale, axis=0), scale, axis=1))
+
+
+@cache
+def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    # Pillow's own font has neither × nor −; matplotlib's wheel carries DejaVu, which has both.
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / name, size)

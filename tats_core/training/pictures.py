@@ -1,0 +1,92 @@
+"""What a sampler shows of clips and the autoencoder makes of them, as pictures on disk.
+
+Axes: B clips, C=3 channels, T frames, H W pixels, N tokens, K visible and M masked ones, P pixel values a
+token.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tats_core.data import transforms
+from tats_core.models.mae import VideoMAE, per_pixel
+from tats_core.models.tokens import patchify, unpatchify
+from tats_core.models.vit import take
+from tats_core.report import masks
+from tats_core.report.masks import Picture
+from tats_core.sampling import Sampler
+from tats_core.sampling.tats import TATSSampler
+
+
+def remark(mae: VideoMAE, *, leaky: bool = False) -> str:
+    """Return the line under a picture's title: what its prediction is painted with."""
+    if mae.config.target == "pixel":
+        nothing = "; a target of pixels has no mean and deviation that could leak" if leaky else ""
+        return f"{'LEAKY: ' if leaky else ''}masked tokens are painted as predicted{nothing}"
+    if leaky:
+        return "LEAKY: masked tokens are painted with their own true mean and deviation"
+    return "masked tokens are painted with the mean and deviation of the visible ones"
+
+
+def reconstructions(
+    mae: VideoMAE,
+    sampler: Sampler,
+    video_BCTHW: Tensor,
+    generator: torch.Generator,
+    *,
+    leaky: bool = False,
+) -> list[Picture]:
+    """What the sampler shows and the MAE makes of it, for each clip of `video_BCTHW` (normalised).
+
+    The MAE may predict in units of each token's own mean and deviation, which the masked tokens keep to
+    themselves. Leak-free, the mean and deviation over the clip's *visible* tokens stand in for them.
+
+    Args:
+        leaky: take the masked tokens' true ones, as the pictures of many papers do: sharper and brighter
+            than anything that the model knows. A `pixel` target needs neither, so both kinds are equal.
+    """
+    clip = mae.clip
+    patches_BNP = patchify(video_BCTHW, clip)
+    rollout = sampler.act(mae.encoder.tokenize(patches_BNP), generator)
+    found = mae(patches_BNP, rollout.visible_BK, rollout.masked_BM)
+    if leaky:
+        mean_BXC, scale_BXC = found.mean_BMC, found.scale_BMC
+    else:
+        _, *seen = mae.target(take(patches_BNP, rollout.visible_BK))
+        mean_BXC, scale_BXC = (x_BKC.mean(1, keepdim=True) for x_BKC in seen)
+    guess_BMP = found.prediction_BMP * per_pixel(scale_BXC, clip.pixels) + per_pixel(mean_BXC, clip.pixels)
+    true_BNP = patchify(transforms.to_display(video_BCTHW), clip)
+    place_BMP = rollout.masked_BM.unsqueeze(-1).expand_as(guess_BMP)
+    shown_BNP = true_BNP.scatter(1, place_BMP, guess_BMP.clamp(0, 1))
+    error_BN = (shown_BNP - true_BNP).abs().mean(-1).masked_fill(rollout.visible_BN, torch.nan)
+    maps = {"visible_THW": rollout.visible_BN, "error_THW": error_BN}
+    if rollout.policy is not None:
+        maps["policy_THW"] = rollout.policy.log_probs_BN.exp() * rollout.tokens
+        if isinstance(sampler, TATSSampler):  # AdaMAE's sampler has no critic
+            maps["value_THW"] = rollout.policy.value_BN
+    grid = (-1, clip.slices, clip.side, clip.side)
+    drawn = {name: values_BN.view(grid).cpu().numpy() for name, values_BN in maps.items()}
+    true_BTHWC, shown_BTHWC = (
+        unpatchify(x_BNP, clip).permute(0, 2, 3, 4, 1).cpu().numpy() for x_BNP in (true_BNP, shown_BNP)
+    )
+    return [
+        Picture(
+            frames_THWC=(true_BTHWC[place] * 255).round().astype(np.uint8),
+            prediction_THWC=shown_BTHWC[place],
+            **{name: values_BTHW[place] for name, values_BTHW in drawn.items()},
+        )
+        for place in range(len(video_BCTHW))
+    ]
+
+
+def write(picture: Picture, base: Path, *, title: str, remark: str) -> tuple[Path, Path]:
+    """Write the picture as a grid and as an animation; return their files, `<base>.png` and `<base>.gif`."""
+    base.parent.mkdir(parents=True, exist_ok=True)
+    grid, animation = (base.with_name(f"{base.name}.{suffix}") for suffix in ("png", "gif"))
+    masks.mask_grid(picture, title=title, remark=remark).save(grid)
+    masks.mask_gif(picture, animation, title=title, remark=remark)
+    return grid, animation

@@ -1,0 +1,146 @@
+"""What a frozen encoder knows: closed-form and attentive classifiers on its features.
+
+Axes: B clips (videos, where a video's clips are joined), N tokens, D width, C classes, H heads, E = D / H.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tats_core.specs import StrictModel
+from tats_core.training.optim import GuardedStep, cosine, evaluating, fresh_weights
+
+Tokens = Iterable[tuple[Tensor, Tensor]]
+"""Batches of `tokens_BND` of a frozen encoder and `label_B`, on the probe's device."""
+
+
+def ridge_probe(
+    train_BD: Tensor, train_label_B: Tensor, test_BD: Tensor, classes: int, strength: float = 0.1
+) -> Tensor:
+    """Scores `[B, C]` of a ridge classifier on standardised features, in closed form.
+
+    Standardising is the probe's BatchNorm; `strength` is the ridge per training clip. One linear solve,
+    so its result does not depend on a schedule.
+    """
+    mean_D, deviation_D = train_BD.mean(0), train_BD.std(0).clamp_min(1e-6)
+    train, test = ((x - mean_D).double() / deviation_D for x in (train_BD, test_BD))
+    target = functional.one_hot(train_label_B, classes).double() - 1 / classes
+    ridge = strength * len(train) * torch.eye(train.shape[1], dtype=torch.float64, device=train.device)
+    scores: Tensor = test @ torch.linalg.solve(train.T @ train + ridge, train.T @ target)
+    return scores
+
+
+def knn_probe(
+    train_BD: Tensor, train_label_B: Tensor, test_BD: Tensor, classes: int, neighbours: int = 10
+) -> Tensor:
+    """Votes `[B, C]` of the nearest training clips by cosine similarity of standardised features."""
+    mean_D, deviation_D = train_BD.mean(0), train_BD.std(0).clamp_min(1e-6)
+    train, test = (functional.normalize((x - mean_D) / deviation_D, dim=1) for x in (train_BD, test_BD))
+    similarity, index = (test @ train.T).topk(min(neighbours, len(train)), dim=1)
+    # Temperature 0.07, as in the kNN evaluations of DINO and SimSiam.
+    votes = torch.zeros(len(test), classes, device=test.device)
+    return votes.scatter_add_(1, train_label_B[index], (similarity / 0.07).exp())
+
+
+class AttentiveConfig(StrictModel):
+    """How an attentive probe is trained; AdamW's settings are V-JEPA's (arXiv 2404.08471)."""
+
+    epochs: int = Field(20, ge=1, description="passes over the labelled videos; each encodes them anew")
+    # Not `batch_size`: a probe's key leaves that out, since for the other probes it changes the speed alone.
+    batch: int = Field(64, ge=2, description="videos of one step")
+    clips: int = Field(1, ge=1, description="clips of a video whose tokens the probe attends to together")
+    lr: float = Field(1e-3, gt=0, description="AdamW's learning rate at the start; a cosine takes it to 0")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
+
+
+class AttentiveProbe(nn.Module):
+    """One cross-attention of a learned query over all tokens, then a linear head.
+
+    The tokens are normed one by one, since the encoder ends before its final norm. V-JEPA's probe goes on
+    with an MLP of four times the width; without it, this one says what the tokens hold and not what a
+    network on top could make of it. The pooled features are standardised over the batch before the head
+    (BatchNorm without affine, as in MAE's linear probe, arXiv 2111.06377), since two clips of a small
+    encoder differ by little beside their common mean.
+    """
+
+    def __init__(self, width: int, heads: int, classes: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Parameter(torch.empty(width))
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.norm = nn.BatchNorm1d(width, affine=False)
+        self.head = nn.Linear(width, classes)
+        nn.init.trunc_normal_(self.query, std=0.02)
+        for layer in (self.key_value, self.out, self.head):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, tokens_BND: Tensor) -> Tensor:
+        """Class logits `[B, C]`."""
+        b, n, d = tokens_BND.shape
+        normed_BND = functional.layer_norm(tokens_BND.float(), (d,), eps=1e-6)
+        key_BHNE, value_BHNE = (
+            self.key_value(normed_BND).view(b, n, 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        )
+        query_BH1E = self.query.view(1, self.heads, 1, -1).expand(b, -1, -1, -1)
+        pooled_BHE = functional.scaled_dot_product_attention(query_BH1E, key_BHNE, value_BHNE).squeeze(2)
+        logits: Tensor = self.head(self.norm(self.out(pooled_BHE.flatten(1))))
+        return logits
+
+
+def fit_attentive(
+    config: AttentiveConfig,
+    *,
+    width: int,
+    heads: int,
+    classes: int,
+    batches: Callable[[int], Tokens],
+    steps: int,
+    seed: int,
+    device: torch.device,
+    report: Callable[[int, float], None],
+) -> AttentiveProbe:
+    """Train an attentive probe on the tokens of a frozen encoder.
+
+    The tokens are streamed: those of a whole data set would not fit (SSv2 at ViT-B: 400 GB in half
+    precision). The result depends on `seed` and the batches alone.
+
+    Args:
+        width, heads: the encoder's.
+        batches: from an epoch (from 0) to its `steps` batches.
+        report: told the number of finished epochs and the mean loss of the last one.
+
+    Raises:
+        TrainingError: too many non-finite steps in a row.
+    """
+    with fresh_weights(seed):
+        probe = AttentiveProbe(width, heads, classes).to(device)
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    guarded = GuardedStep(optimizer, clip_grad=None, name="attentive probe")
+    done = 0
+    for epoch in range(config.epochs):
+        losses = []
+        for tokens_BND, label_B in batches(epoch):
+            guarded.set_lr(cosine(done, config.epochs * steps, 0, config.lr, 0, 0))
+            loss = functional.cross_entropy(probe(tokens_BND), label_B)
+            guarded(loss)
+            losses.append(loss.detach())
+            done += 1
+        report(epoch + 1, float(torch.stack(losses).mean()))
+    return probe
+
+
+def score_attentive(probe: AttentiveProbe, batches: Tokens) -> tuple[Tensor, Tensor]:
+    """Return `scores_BC` (logits) and `label_B` of all videos of `batches`, on the CPU."""
+    scores, labels = [], []
+    with evaluating(probe):
+        for tokens_BND, label_B in batches:
+            scores.append(probe(tokens_BND).cpu())
+            labels.append(label_B.cpu())
+    return torch.cat(scores), torch.cat(labels)

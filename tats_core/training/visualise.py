@@ -1,0 +1,124 @@
+"""Mask pictures of single videos, by a pre-trained autoencoder and its sampler.
+
+Axes: B clips (here one), C=3 channels, T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+from typing import Self
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from tats_core.data import clips, readers, transforms
+from tats_core.errors import VideoError, WeightsError
+from tats_core.models.mae import VideoMAE
+from tats_core.sampling import Sampler, SamplerConfig, SamplerSite, build_sampler
+from tats_core.training import pictures, weights
+from tats_core.training.optim import evaluating, fresh_weights
+from tats_core.training.views import Views, saved_views
+
+
+@dataclass(frozen=True)
+class Visualiser:
+    """A pre-trained autoencoder and its sampler, with what they need to look at a file."""
+
+    mae: VideoMAE
+    sampler: Sampler
+    views: Views
+
+    @classmethod
+    def load(cls, folder: Path, benchmark: str | None = None) -> Self:
+        """Read the output of a pre-training.
+
+        Args:
+            benchmark: take clips as in its test; needed where the model does not say how.
+
+        Raises:
+            WeightsError: no autoencoder there, no sampler, or no word on how clips are taken.
+            DataError: no benchmark of this name.
+        """
+        mae = weights.load_mae(folder)
+        views = Views.named(benchmark) if benchmark else saved_views(folder)
+        return cls(mae, load_sampler(folder, mae), views)
+
+    def read(self, path: Path) -> Tensor:
+        """Return the clip in the middle of a video, its central square: normalised `video_BCTHW`.
+
+        Raises:
+            VideoError: the file cannot be read.
+        """
+        shape, views = self.mae.clip, self.views
+
+        def choose(n_frames: int) -> clips.Indices:
+            middle: clips.Indices = clips.view_indices(
+                n_frames, shape.frames, views.sampling, views.stride, clips=1
+            )[0]
+            return middle
+
+        frames_THWC = torch.from_numpy(readers.read_clip(path, choose))
+        height, width = frames_THWC.shape[1:3]
+        (box,) = transforms.view_boxes(height, width, crops=1)
+        return transforms.to_model(transforms.crop_resize(frames_THWC, box, shape.size).unsqueeze(0))
+
+    def draw(
+        self, videos: Sequence[Path], out: Path, *, seed: int = 0, leaky: bool = False
+    ) -> Iterator[tuple[Path, ...] | VideoError]:
+        """Write the pictures of each video into `out`; yield their files, or why there are none.
+
+        Args:
+            seed: of the sampler's draws; the same for each video, so that the others do not matter.
+            leaky: see `pictures.reconstructions`; the files' names say it too.
+        """
+        names: set[str] = set()
+        for path in videos:
+            name = _another(path.stem, names)
+            names.add(name)
+            try:
+                video_BCTHW = self.read(path)
+            except VideoError as error:
+                yield error
+                continue
+            with evaluating(self.mae, self.sampler):
+                generator = torch.Generator().manual_seed(seed)
+                (picture,) = pictures.reconstructions(
+                    self.mae, self.sampler, video_BCTHW, generator, leaky=leaky
+                )
+            visible, tokens = self.sampler.visible, self.sampler.tokens
+            title = f"{path.name}: {visible} of {tokens} tokens visible{' (leaky)' if leaky else ''}"
+            base = out / f"{name}{'-leaky' if leaky else ''}"
+            yield pictures.write(picture, base, title=title, remark=pictures.remark(self.mae, leaky=leaky))
+
+
+def _another(name: str, taken: set[str]) -> str:
+    """Return `name`, numbered where videos of two folders have the same one."""
+    numbered = (f"{name}-{number}" for number in count(2))
+    return next(one for one in chain([name], numbered) if one not in taken)
+
+
+def load_sampler(folder: Path, mae: VideoMAE) -> Sampler:
+    """Rebuild the sampler that was trained with `mae`, from `sampler.safetensors` and `sampler.json`.
+
+    Raises:
+        WeightsError: it is not there, or does not fit.
+    """
+    if not (folder / "sampler.json").is_file():
+        raise WeightsError(
+            f"{folder}: holds an autoencoder without its sampler; name a run or the output of a pre-training"
+        )
+    described = weights.describe(folder, "sampler")
+    try:
+        config = SamplerConfig.model_validate(described["sampler"])
+    except (KeyError, ValidationError) as error:
+        raise WeightsError(f"{folder / 'sampler.json'}: does not describe a sampler ({error})") from error
+    clip, vit = mae.clip, mae.encoder.config
+    site = SamplerSite(tokens=clip.tokens, slices=clip.slices, width=vit.width, heads=vit.heads)
+    with fresh_weights(0):  # replaced below, but the draws must not disturb another stage's
+        sampler = build_sampler(config, site)
+    weights.load(folder, sampler, "sampler")
+    return sampler

@@ -1,0 +1,63 @@
+"""`tats visualise`, with the drawing itself replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tats_core.errors import VideoError
+from tats_core.pipeline import models
+from tats_core.training.visualise import Visualiser
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the command asks for; a video called `broken` cannot be read."""
+    said: list[Any] = []
+
+    def find(*words: Any) -> Path:
+        said.append(words)
+        return Path("model")
+
+    class Fake:
+        def draw(self, videos: list[Path], out: Path, **more: Any) -> Iterator[Any]:
+            said.append((videos, out, more))
+            for video in videos:
+                broken = video.stem == "broken"
+                yield VideoError(f"{video}: cannot be read") if broken else (out / f"{video.stem}.png",)
+
+    monkeypatch.setattr(models, "find_model", find)
+    monkeypatch.setattr(
+        Visualiser, "load", lambda folder, benchmark: said.append((folder, benchmark)) or Fake()
+    )
+    return said
+
+
+def test_the_files_are_named_one_a_line(tats: Callable[..., Any], asked: list[Any]) -> None:
+    ended = tats("visualise", "demo", "a.mp4", "b.mp4", "--out", "there", "--seed", "3", "--leaky")
+    assert (ended.code, ended.out, ended.err) == (0, "there/a.png\nthere/b.png\n", "")
+    assert asked == [
+        ("demo", Path(".tats"), "pretrain", None),
+        (Path("model"), None),
+        ([Path("a.mp4"), Path("b.mp4")], Path("there"), {"seed": 3, "leaky": True}),
+    ]
+
+
+def test_an_unreadable_video_is_one_sentence_and_exit_code_2(
+    tats: Callable[..., Any], asked: list[Any]
+) -> None:
+    ended = tats("visualise", "demo", "broken.mp4", "b.mp4", "--stage", "pretrain", "--benchmark", "ssv2")
+    assert ended.code == 2
+    assert ended.out == "pictures/b.png\n"
+    assert ended.err == "tats: broken.mp4: cannot be read\n"
+    assert asked[0] == ("demo", Path(".tats"), "pretrain", "pretrain")
+    assert asked[1] == (Path("model"), "ssv2")
+
+
+def test_a_run_that_nobody_knows_is_refused(tats: Callable[..., Any]) -> None:
+    ended = tats("visualise", "demoo", "a.mp4")
+    assert ended.code == 2
+    assert "did you mean 'demo'" in ended.err

@@ -1,0 +1,154 @@
+"""What the mask pictures are made of: what is visible, what was predicted, what leaks and what does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tats_core.models.mae import MAEConfig, VideoMAE
+from tats_core.models.tokens import ClipConfig, patchify
+from tats_core.models.vit import ViTConfig
+from tats_core.report.masks import Picture
+from tats_core.sampling import Policy, Rollout, Sampler, SamplerConfig, SamplerSite, build_sampler
+from tats_core.sampling.plackett_luce import Noise
+from tats_core.training import pictures
+
+CLIP = ClipConfig(frames=4, size=16, tubelet=2, patch=4)
+VIT = ViTConfig.model_validate({"preset": "vit_micro", "width": 24, "depth": 2, "heads": 3})
+RATIO = 0.875  # 4 of 32 tokens are visible
+
+
+class Corner(Sampler):
+    """Always shows the first places of the first slice."""
+
+    def draw(self, clips: int, noise: Noise, policy: Policy | None = None) -> Rollout:
+        return self._rollout(torch.arange(self.visible).expand(clips, -1))
+
+
+def _mae(target: str = "normalized") -> VideoMAE:
+    torch.manual_seed(0)
+    config = MAEConfig.model_validate(
+        {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2, "target": target}
+    )
+    return VideoMAE(VIT, config, CLIP).eval()
+
+
+def _sampler(kind: str) -> Sampler:
+    config = SamplerConfig.model_validate(
+        {"kind": kind, "mask_ratio": RATIO, "network": {"width": 12, "heads": 2}}
+    )
+    return build_sampler(config, SamplerSite(tokens=32, slices=2, width=24, heads=3))
+
+
+def _video(clips: int = 1) -> Tensor:
+    return 0.5 * torch.randn(clips, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def _drawn(mae: VideoMAE, sampler: Sampler, video_BCTHW: Tensor, **more: Any) -> Picture:
+    with torch.no_grad():
+        (picture,) = pictures.reconstructions(
+            mae, sampler, video_BCTHW, torch.Generator().manual_seed(0), **more
+        )
+    return picture
+
+
+def _masked_pixels(values_THWC: Any) -> Any:
+    """Pixels outside the tokens that `Corner` shows."""
+    hidden_THW = np.ones((4, 16, 16), bool)
+    hidden_THW[:2, :4] = False
+    return values_THWC[hidden_THW]
+
+
+def _masked_changed(video_BCTHW: Tensor) -> Tensor:
+    other_BCTHW = video_BCTHW.clone()
+    other_BCTHW[:, :, 2:] = 0.5 * other_BCTHW[:, :, 2:] + 0.3
+    return other_BCTHW
+
+
+def test_visible_tokens_are_shown_as_they_are_and_have_no_error() -> None:
+    picture = _drawn(_mae(), Corner(32, RATIO), _video())
+    assert picture.visible_THW.shape == (2, 4, 4)
+    assert picture.visible_THW[0, 0].all()
+    assert picture.visible_THW.sum() == 4
+    shown = (picture.prediction_THWC[:2, :4] * 255).round()
+    np.testing.assert_array_equal(shown, picture.frames_THWC[:2, :4])
+    np.testing.assert_array_equal(np.isnan(picture.error_THW), picture.visible_THW)
+
+
+@pytest.mark.parametrize("target", ["normalized", "floored", "pixel"])
+def test_a_prediction_does_not_depend_on_what_is_masked(target: str) -> None:
+    mae, sampler, video_BCTHW = _mae(target), Corner(32, RATIO), _video()
+    one, other = (_drawn(mae, sampler, x) for x in (video_BCTHW, _masked_changed(video_BCTHW)))
+    np.testing.assert_allclose(
+        _masked_pixels(one.prediction_THWC), _masked_pixels(other.prediction_THWC), atol=1e-6
+    )
+    assert not np.array_equal(one.frames_THWC[2:], other.frames_THWC[2:])
+    assert not np.array_equal(one.error_THW[1], other.error_THW[1])
+
+
+def test_the_leaky_kind_has_the_true_mean_of_every_masked_token() -> None:
+    mae, sampler, video_BCTHW = _mae(), Corner(32, RATIO), _video()
+    with torch.no_grad():
+        for parameter in mae.to_pixels.parameters():
+            parameter.zero_()  # it predicts each token's own mean, whatever that is
+    leaky, honest = (_drawn(mae, sampler, video_BCTHW, leaky=leaky) for leaky in (True, False))
+    frames_1CTHW = torch.from_numpy(leaky.frames_THWC).permute(3, 0, 1, 2)[None] / 255
+    true_NC = patchify(frames_1CTHW, CLIP)[0].view(32, 3, -1).mean(-1)
+    for picture, leaks in ((leaky, True), (honest, False)):
+        shown_1CTHW = torch.from_numpy(picture.prediction_THWC).permute(3, 0, 1, 2)[None]
+        shown_NC = patchify(shown_1CTHW, CLIP)[0].view(32, 3, -1).mean(-1)
+        # Pixels were rounded to bytes, and clipped ones are not the model's.
+        assert torch.allclose(shown_NC[4:], true_NC[4:], atol=0.02) is leaks
+
+
+def test_with_a_target_of_pixels_there_is_nothing_to_leak() -> None:
+    mae, sampler, video_BCTHW = _mae("pixel"), Corner(32, RATIO), _video()
+    leaky, honest = (_drawn(mae, sampler, video_BCTHW, leaky=leaky) for leaky in (True, False))
+    np.testing.assert_array_equal(leaky.prediction_THWC, honest.prediction_THWC)
+    assert "nothing" not in pictures.remark(mae)
+    assert pictures.remark(mae, leaky=True).startswith("LEAKY: ")
+
+
+def test_the_error_is_the_mean_difference_of_a_tokens_pixels() -> None:
+    picture = _drawn(_mae(), Corner(32, RATIO), _video())
+    difference_THW = np.abs(picture.prediction_THWC - picture.frames_THWC / 255).mean(-1)
+    by_token_THW = difference_THW.reshape(2, 2, 4, 4, 4, 4).mean((1, 3, 5))
+    masked_THW = ~picture.visible_THW
+    # Pixels are bytes in the picture: half a step of 1/255.
+    np.testing.assert_allclose(picture.error_THW[masked_THW], by_token_THW[masked_THW], atol=0.002)
+
+
+@pytest.mark.parametrize(
+    ("kind", "policy", "value"),
+    [("random", False, False), ("tube", False, False), ("adaptive", True, False), ("tats", True, True)],
+)
+def test_a_sampler_has_the_maps_that_it_has(kind: str, policy: bool, value: bool) -> None:
+    picture = _drawn(_mae(), _sampler(kind), _video())
+    assert (picture.policy_THW is not None, picture.value_THW is not None) == (policy, value)
+
+
+def test_a_policy_is_in_units_of_blind_drawing() -> None:
+    sampler = _sampler("tats")
+    picture = _drawn(_mae(), sampler, _video())
+    assert picture.policy_THW is not None
+    assert picture.policy_THW.mean() == pytest.approx(1)
+    with torch.no_grad():
+        sampler.actor.weight.zero_()  # type: ignore[union-attr, operator]
+    np.testing.assert_allclose(_drawn(_mae(), sampler, _video()).policy_THW, 1, atol=1e-6)
+
+
+def test_grid_and_animation_are_written_beside_each_other(tmp_path: Path) -> None:
+    base = tmp_path / "new" / "a.clip"
+    grid, animation = pictures.write(
+        _drawn(_mae(), _sampler("tats"), _video()), base, title="a clip", remark="so"
+    )
+    assert (grid, animation) == (tmp_path / "new" / "a.clip.png", tmp_path / "new" / "a.clip.gif")
+    for path, frames in ((grid, 1), (animation, 4)):
+        with Image.open(path) as picture:
+            assert getattr(picture, "n_frames", 1) == frames

@@ -1,0 +1,157 @@
+"""Probes, on features whose classes are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+from torch import Tensor
+from torch.nn import functional
+
+from tats_core.training import metrics, probes
+from tats_core.training.probes import AttentiveConfig, AttentiveProbe
+
+
+def _groups(clips: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Three classes around three far points, in units that differ between dimensions."""
+    generator = torch.Generator().manual_seed(seed)
+    label_B = torch.arange(clips) % 3
+    centre_BD = 10 * functional.one_hot(label_B, 5).float()
+    noise_BD = torch.randn(clips, 5, generator=generator)
+    return (centre_BD + noise_BD) * torch.tensor([1e-3, 1.0, 1e3, 1.0, 1.0]) + 7, label_B
+
+
+@pytest.mark.parametrize("probe", [probes.ridge_probe, probes.knn_probe])
+def test_a_probe_tells_classes_apart_that_lie_apart(probe) -> None:  # type: ignore[no-untyped-def]
+    (train_BD, train_label_B), (test_BD, test_label_B) = _groups(60, 0), _groups(30, 1)
+    scores_BC = probe(train_BD, train_label_B, test_BD, 3)
+    assert metrics.top_k_percent(scores_BC, test_label_B, 1) == 100
+
+
+@pytest.mark.parametrize("probe", [probes.ridge_probe, probes.knn_probe])
+def test_a_probe_of_noise_finds_nothing(probe) -> None:  # type: ignore[no-untyped-def]
+    generator = torch.Generator().manual_seed(0)
+    train_BD, test_BD = torch.randn(300, 5, generator=generator), torch.randn(600, 5, generator=generator)
+    label_B = torch.randint(4, (900,), generator=generator)
+    scores_BC = probe(train_BD, label_B[:300], test_BD, 4)
+    # Chance is 25%, with a deviation of 1.8 on 600 clips.
+    assert abs(metrics.top_k_percent(scores_BC, label_B[300:], 1) - 25) < 4 * 1.8
+
+
+def test_the_ridge_probe_is_ridge_regression_on_standardised_features() -> None:
+    (train_BD, label_B), (test_BD, _) = _groups(40, 0), _groups(10, 1)
+    mean_D, deviation_D = train_BD.mean(0), train_BD.std(0)
+    train, test = (((x - mean_D) / deviation_D).double().numpy() for x in (train_BD, test_BD))
+    target = functional.one_hot(label_B, 3).double().numpy() - 1 / 3
+    # The probe's strength is per training clip, scikit-learn's in all.
+    reference = Ridge(alpha=0.1 * 40, fit_intercept=False).fit(train, target)
+    expected_BC = torch.from_numpy(reference.predict(test))
+    torch.testing.assert_close(
+        probes.ridge_probe(train_BD, label_B, test_BD, 3), expected_BC, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_nearest_neighbour_has_the_heaviest_vote() -> None:
+    train_BD = torch.tensor([[1.0, 0.0], [-0.2, 1.0], [-0.8, -1.0]])
+    votes_BC = probes.knn_probe(train_BD, torch.tensor([0, 1, 1]), train_BD[:1], 2, neighbours=1)
+    # The only neighbour is the clip itself: similarity 1 at temperature 0.07.
+    assert votes_BC[0].tolist() == pytest.approx([math.exp(1 / 0.07), 0], rel=1e-4)
+
+
+WIDTH, HEADS, TOKENS = 8, 2, 6
+
+
+def _marked(clips: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Clips whose class is what one marked token holds; the token after it holds the opposite.
+
+    So the mean over a clip's tokens is the same for all clips, wherever the marked token stands.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    label_B = torch.randint(2, (clips,), generator=generator)
+    place_B = torch.randint(TOKENS, (clips,), generator=generator)
+    tokens_BND = torch.zeros(clips, TOKENS, WIDTH)
+    row_B = torch.arange(clips)
+    content_B = 2.0 * label_B - 1
+    tokens_BND[row_B, place_B, 0] = 3.0
+    tokens_BND[row_B, place_B, 1] = content_B
+    tokens_BND[row_B, (place_B + 1) % TOKENS, 1] = -content_B
+    return tokens_BND, label_B
+
+
+def _fit(seed: int = 0, report: Callable[[int, float], None] = lambda epoch, loss: None) -> AttentiveProbe:
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for step in range(4):
+            yield _marked(64, 1000 + 4 * epoch + step)
+
+    return probes.fit_attentive(
+        AttentiveConfig(epochs=20, lr=1e-2),
+        width=WIDTH,
+        heads=HEADS,
+        classes=2,
+        batches=batches,
+        steps=4,
+        seed=seed,
+        device=torch.device("cpu"),
+        report=report,
+    )
+
+
+def test_an_attentive_probe_finds_what_mean_pooling_cannot() -> None:
+    (train_BND, train_label_B), (test_BND, test_label_B) = _marked(400, 0), _marked(400, 1)
+    mean_BD = train_BND.mean(1)
+    assert torch.equal(mean_BD, mean_BD[:1].expand_as(mean_BD))
+    pooled_BC = probes.ridge_probe(mean_BD, train_label_B, test_BND.mean(1), 2)
+    # Chance is 50%, with a deviation of 2.5 on 400 clips.
+    assert metrics.top_k_percent(pooled_BC, test_label_B, 1) < 60
+
+    losses: list[float] = []
+    probe = _fit(report=lambda epoch, loss: losses.append(loss))
+    scores_BC, label_B = probes.score_attentive(probe, [(test_BND, test_label_B)])
+    assert torch.equal(label_B, test_label_B)
+    assert metrics.top_k_percent(scores_BC, label_B, 1) > 99
+    assert len(losses) == 20
+    assert losses[-1] < 0.2 < losses[0]
+
+
+def test_the_same_seed_gives_the_same_attentive_probe_bit_for_bit() -> None:
+    torch.manual_seed(5)
+    one = _fit()
+    torch.manual_seed(6)
+    same, other = _fit(), _fit(seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+    assert not torch.equal(one.head.weight, other.head.weight)
+
+
+def test_the_attention_is_the_softmax_of_query_and_keys_over_the_tokens() -> None:
+    torch.manual_seed(0)
+    probe = AttentiveProbe(WIDTH, HEADS, 3).eval()
+    with torch.no_grad():
+        for parameter in probe.parameters():
+            parameter.normal_()
+    tokens_BND = 5 * torch.randn(2, TOKENS, WIDTH) + 1
+    normed_BND = (tokens_BND - tokens_BND.mean(-1, keepdim=True)) / (
+        tokens_BND.var(-1, unbiased=False, keepdim=True) + 1e-6
+    ).sqrt()
+    key_BND, value_BND = probe.key_value(normed_BND).split(WIDTH, -1)
+    heads = []
+    for head in (slice(0, 4), slice(4, 8)):
+        weight_BN = (key_BND[..., head] @ probe.query[head] / math.sqrt(4)).softmax(-1)
+        heads.append((weight_BN.unsqueeze(-1) * value_BND[..., head]).sum(1))
+    # A BatchNorm that has seen nothing divides by the root of 1 + its epsilon.
+    pooled_BD = probe.out(torch.cat(heads, -1)) / math.sqrt(1 + 1e-5)
+    torch.testing.assert_close(probe(tokens_BND), probe.head(pooled_BD))
+
+
+def test_scoring_leaves_the_probe_as_it_was() -> None:
+    probe = _fit()
+    before = {name: tensor.clone() for name, tensor in probe.state_dict().items()}
+    assert probe.training
+    one, _ = probes.score_attentive(probe, [_marked(5, 0)])
+    again, _ = probes.score_attentive(probe, [(part, label) for part, label in [_marked(5, 0)]])
+    assert probe.training
+    assert torch.equal(one, again)
+    assert not one.requires_grad
+    assert all(torch.equal(before[name], tensor) for name, tensor in probe.state_dict().items())
