@@ -184,14 +184,15 @@ def _sentence(model: type[BaseModel], detail: ErrorDetails, prefix: str) -> str:
     location = [str(part) for part in detail["loc"] if not str(part).startswith("function-")]
     dotted = ".".join([*([prefix] if prefix else []), *location])
     if detail["type"] == "extra_forbidden":
-        owner = ".".join([*([prefix] if prefix else []), *location[:-1]]) or "the file"
-        return f"{owner} has no key '{location[-1]}'{did_you_mean(location[-1], _keys(model, location[:-1]))}"
+        owner = ".".join([*([prefix] if prefix else []), *location[:-1]])
+        near = did_you_mean(location[-1], _keys(model, location[:-1]))
+        return f"{f'{owner} has' if owner else 'there is'} no key '{location[-1]}'{near}"
     if detail["type"] == "missing":
         return f"{dotted} is missing"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     value = detail["input"]
     shown = "" if isinstance(value, Mapping) else f" (it is {value!r})"
-    return f"{dotted or 'the file'}: {message[:1].lower()}{message[1:]}{shown}"
+    return f"{f'{dotted}: ' if dotted else ''}{message[:1].lower()}{message[1:]}{shown}"
 
 
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:

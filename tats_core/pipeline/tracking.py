@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tats_core.pipeline.cache import KEY, MANIFEST
 from tats_core.pipeline.records import RunRecord, StageRecord
@@ -31,6 +31,9 @@ from tats_core.training.events import read_events
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
+    from PIL.Image import Image
+
+Result = TypeVar("Result")
 
 PARAM_LENGTH = 6000  # MLflow's limits, per value and per call
 PARAMS_A_CALL = 100
@@ -242,15 +245,15 @@ class Tracker:
         self._flushed = time.monotonic()
 
     def _log_file(self, child: _Child, event: Mapping[str, Any]) -> None:
-        import PIL.Image
-
-        path = _first_existing(child.folders, event["path"])
-        if path.suffix in _PICTURES:
-            with PIL.Image.open(path) as picture:
-                self._client.log_image(
-                    child.run_id, picture.convert("RGB"), key=event["key"], step=event["step"]
-                )
-        self._client.log_artifact(child.run_id, str(path), artifact_path=event["key"])
+        key, name = event["key"], event["path"]
+        if name.endswith(_PICTURES):
+            picture = _use(child.folders, name, _picture)
+            self._client.log_image(child.run_id, picture, key=key, step=event["step"])
+        _use(
+            child.folders,
+            name,
+            lambda path: self._client.log_artifact(child.run_id, str(path), artifact_path=key),
+        )
 
     def _end_child(self, stage: StageRecord, source_run: str | None) -> None:
         from mlflow.entities import RunTag
@@ -391,6 +394,22 @@ def numbers(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
         for key, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
+
+
+def _picture(path: Path) -> Image:
+    import PIL.Image
+
+    with PIL.Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+def _use(folders: tuple[Path, ...], name: str, use: Callable[[Path], Result]) -> Result:
+    """Call `use` with the place of the file `name`, again where the file moved away under its hands."""
+    try:
+        return use(_first_existing(folders, name))
+    except FileNotFoundError:
+        # A stage's last files are told of right before its commit renames the folder, which happens once.
+        return use(_first_existing(folders, name))
 
 
 def _first_existing(folders: tuple[Path, ...], name: str) -> Path:

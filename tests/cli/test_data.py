@@ -51,6 +51,22 @@ def test_another_setting_in_the_same_folder_is_refused(tats: Callable[..., Any],
     assert ended.err.startswith("tats: made holds a set of other settings")
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--preset", "dmo"), "preset must be one of demo, colourful, crowded"),
+        (("--set", "fsp=9"), "there is no key 'fsp'; did you mean 'fps'?"),
+        (("--clips-per-class", "0"), "clips_per_class: input should be greater than or equal to 1 (it is 0)"),
+    ],
+)
+def test_a_wrong_option_is_told_by_its_name(
+    tats: Callable[..., Any], words: tuple[str, str], sentence: str
+) -> None:
+    ended = tats("data", "generate", "--out", "made", *words)
+    assert ended.code == 2
+    assert ended.err.startswith(f"tats: data generate: {sentence}")
+
+
 def test_a_video_that_cannot_be_decoded_fails_the_check_by_name(tats: Callable[..., Any], made: Path) -> None:
     for path in made.rglob("*.avi"):
         path.write_bytes(b"not a video")

@@ -151,6 +151,24 @@ def test_pictures_params_results_and_checkpoints_are_kept(load, home, client, mo
     assert "config.json" in {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
 
 
+def test_a_file_is_found_though_the_commit_moves_it_between_the_look_and_the_reading(tmp_path):
+    work, place = tmp_path / "grow.partial", tmp_path / "grow"
+    work.mkdir()
+    (work / "table.csv").write_text("a,b")
+    seen = []
+
+    def read(path: Path) -> str:
+        seen.append(path.parent)
+        if work.exists():
+            work.rename(place)
+        return path.read_text()
+
+    assert tracking._use((work, place), "table.csv", read) == "a,b"
+    assert seen == [work, place]
+    with pytest.raises(FileNotFoundError, match="nothing is in none of"):
+        tracking._use((work, place), "nothing", read)
+
+
 def test_the_table_of_the_pipeline_is_on_the_parent(load, home, client, monkeypatch):
     row = {"benchmark": "ssv2", "init": "pretrained", "top1": 40.0, "clips": 8}
 

@@ -44,6 +44,28 @@ def test_a_videos_score_is_the_mean_of_its_views_probabilities() -> None:
     assert model.training
 
 
+def test_in_bfloat16_scores_are_still_exact_probabilities() -> None:
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 3)
+            self.made: list[torch.dtype] = []
+
+        def forward(self, video_BCTHW: Tensor) -> Tensor:
+            logits_BC: Tensor = self.layer(video_BCTHW[:, 0, 0, 0, :2])
+            self.made.append(logits_BC.dtype)
+            return logits_BC
+
+    model = Linear()
+    batches = [(_views([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.tensor([1]), torch.tensor([0]))]
+    scores_BC, _, _ = score_views(model, batches, World(), "bf16")  # type: ignore[arg-type]
+    exact_BC, _, _ = score_views(model, batches, World())  # type: ignore[arg-type]
+    assert model.made == [torch.bfloat16, torch.float32]
+    assert scores_BC.dtype == torch.float32
+    assert scores_BC.sum().item() == pytest.approx(1, abs=1e-6)
+    assert 0 < (scores_BC - exact_BC).abs().max().item() < 0.05
+
+
 def test_one_certain_view_does_not_outvote_two_others_as_averaged_logits_would() -> None:
     batches = [(_views([[50.0, 0], [0, 2], [0, 2]]), torch.tensor([1]), torch.tensor([0]))]
     scores_BC, _, _ = score_views(Reader(), batches, World())  # type: ignore[arg-type]

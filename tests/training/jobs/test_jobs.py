@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from tats_core.data import benchmarks
 from tats_core.data.benchmarks.base import Split
@@ -183,6 +184,21 @@ def test_the_tokens_of_a_videos_clips_are_joined_in_order() -> None:
     assert not tokens_BND.requires_grad
     alone_1ND = encoder(patchify(views_BVCTHW[1, 2:], encoder.clip))
     torch.testing.assert_close(tokens_BND[1:, 16:], alone_1ND)
+
+
+def test_averaged_weights_are_what_is_saved_and_the_run_says_so(data: Path, tmp_path: Path) -> None:
+    for name, ema in (("last", None), ("average", {"decay": 0.9})):
+        job = _finetune_job(data, None)
+        out = tmp_path / name
+        _run({**job, "recipe": {**job["recipe"], "ema": ema, "precision": "bf16"}}, finetune.run, out)
+        saved = load_file(out / "model.safetensors")
+        state = torch.load(out / "checkpoints" / "checkpoint.pt", weights_only=True)["trainer"]
+        kept = state["average"]["model"] if ema else state["model"]
+        assert all(torch.equal(tensor, kept[key]) for key, tensor in saved.items())
+        assert all(tensor.dtype == torch.float32 for tensor in saved.values())
+        (params,) = [e["values"] for _, e in read_events(out / "events.jsonl") if e["kind"] == "params"]
+        assert params["saved_weights"] == ("moving average" if ema else "last step")
+    assert not torch.equal(kept["head.weight"], state["model"]["head.weight"])
 
 
 def test_a_model_is_not_scored_on_the_classes_of_another_data_set(data: Path, tmp_path: Path) -> None:
