@@ -44,7 +44,6 @@ class PretrainConfig(StepConfig):
         5e-4, gt=0, description="AdamW's learning rate of the sampler, constant, not scaled by the batch"
     )
     epochs: int = Field(800, ge=1, description="passes over the clips")
-    compile: bool = Field(False, description="compile MAE and sampler with torch.compile at the first step")
     seed: int = Field(0, ge=0, description="weights, order of clips, augmentation, draws")
     log_every: int = Field(10, ge=1, description="steps between two points of a curve")
     health_every: int = Field(20, ge=1, description="epochs between two looks at features and policy")
