@@ -351,7 +351,7 @@ def pretrain(
             figures |= trainer.step(video_BCTHW, lr, warming_up=warming_up)
             step += 1
             if step % config.log_every == 0 or step == steps:
-                events.metrics(step, _averaged(figures, world))
+                events.metrics(step, world.mean(figures))
                 shown = {"loss": figures["loss"]} | {k: v for k, v in looked.items() if k == "motion_lift"}
                 events.progress(step=step, steps=steps, epoch=epoch + 1, epochs=config.epochs, shown=shown)
             asked = time.perf_counter()
@@ -372,11 +372,3 @@ def pretrain(
             saved = {"rank": state.pop("rank"), "trainer": state, **done}
             store.save(saved, step=step, metrics=looked | {"loss": figures["loss"]})
     return looked | {"loss": figures.get("loss", math.nan), "steps": float(steps)}
-
-
-def _averaged(figures: Mapping[str, float], world: World) -> dict[str, float]:
-    """Mean of each figure over workers; they all hold the same ones after the same step."""
-    if world.size == 1:
-        return dict(figures)
-    own = torch.tensor(list(figures.values()), dtype=torch.float64, device=world.device)
-    return dict(zip(figures, (world.sum(own) / world.size).tolist(), strict=True))

@@ -55,7 +55,7 @@ def test_a_wrong_override_is_named_with_what_would_be_right(load, sets, sentence
     [
         ("stages: {}", "stages"),
         ("stages: {a: {needs: b}}", "a.kind is missing"),
-        ("{stages: {a: {kind: make}}, default: {}}", "has no key 'default'; did you mean 'defaults'?"),
+        ("{stages: {a: {kind: make}}, default: {}}", "no key 'default'; did you mean 'defaults'?"),
         ("name: other\nstages: {a: {kind: make}}", "name is 'other', but the file's name calls it 'toy'"),
         ("stages: {'a b': {kind: make}}", "'a b' cannot name a stage"),
         ("stages: {a: {kind: make, matrix: {x: []}}}", "a.matrix.x"),
