@@ -22,6 +22,9 @@ def visualise(
             help="Paint masked tokens with their own true mean and deviation, which the model does not know.",
         ),
     ] = False,
+    clips: Annotated[
+        int, typer.Option("--clips", min=1, help="Clips of each video, evenly spread; one: the middle.")
+    ] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the sampler's draw.")] = 0,
     stage: ModelStage = None,
     benchmark: Annotated[
@@ -41,7 +44,11 @@ def visualise(
     visualiser = Visualiser.load(folder, benchmark)
     unread = []
     for drawn in visualiser.draw(
-        [video.expanduser() for video in videos], out.expanduser(), seed=seed, leaky=leaky
+        [video.expanduser() for video in videos],
+        out.expanduser(),
+        n_clips=clips,
+        seed=seed,
+        leaky=leaky,
     ):
         if isinstance(drawn, VideoError):
             unread.append(str(drawn))

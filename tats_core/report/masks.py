@@ -33,6 +33,8 @@ _BAR = (112, 8)  # width and height of a colour scale
 _HIDDEN = 58  # grey of a token that the encoder does not see
 _NOTHING = 128  # grey where a map has no value
 _GREY = "#5A5A5A"
+_GIF_STEPS = 40  # of a GIF's 256 colours, for each colour scale
+_GIF_GREYS = 16  # for letters
 
 
 @dataclass(frozen=True)
@@ -136,14 +138,37 @@ def mask_gif(picture: Picture, path: Path, *, title: str, remark: str = "", mill
             _bar(draw, still, row.scale, x + 2, _TOP + height + 6)
         else:
             draw.text((x + 2, _TOP + height + 4), row.remarks[0], fill=_GREY, font=_font(10))
+    palette = _palette(rows)
     pictures = []
     for frame in range(len(picture.frames_THWC)):
         one = still.copy()
         for column, row in enumerate(rows):
             one.paste(_enlarged(row.pixels_THWC[frame], scale), (column * (width + _GAP), _TOP))
-        pictures.append(one)
+        pictures.append(one.quantize(palette=palette, dither=Image.Dither.NONE))
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
+
+
+def _palette(rows: Sequence[_Row]) -> Image.Image:
+    """Return the 256 colours of an animation: steps of each scale, greys, and the rest for the video's own.
+
+    Left to itself, Pillow takes another palette for every frame, in which the video leaves the scales some
+    ten colours that change from frame to frame.
+    """
+    steps = [
+        row.scale.paint(np.linspace(row.scale.low, row.scale.high, _GIF_STEPS))
+        for row in rows
+        if row.scale is not None
+    ]
+    letters = np.linspace(0, 255, _GIF_GREYS).round()
+    greys_X = np.array([*letters, _HIDDEN, _NOTHING], np.uint8)
+    kept_XC = np.concatenate([*steps, np.repeat(greys_X[:, None], 3, axis=1)])
+    shown = [row.pixels_THWC.reshape(1, -1, 3) for row in rows if row.scale is None]
+    own = Image.fromarray(np.concatenate(shown, axis=1)).quantize(256 - len(kept_XC)).getpalette()
+    assert own is not None, "a quantised picture has a palette"
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*kept_XC.flatten().tolist(), *own])
+    return palette
 
 
 def _rows(picture: Picture) -> list[_Row]:

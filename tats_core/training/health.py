@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tats_core.data.manifest import UNLABELLED
 from tats_core.models.mae import VideoMAE
 from tats_core.models.tokens import patchify, per_token
 from tats_core.sampling import Sampler
@@ -67,17 +68,24 @@ class HealthCheck:
         return figures_found
 
     def features(self, mae: VideoMAE) -> dict[str, float]:
-        """Effective rank, variance between clips, linear and kNN probe of the mean-pooled features."""
+        """Effective rank and variance between clips of the mean-pooled features, and what probes find in them.
+
+        Videos without labels are good for pre-training, but there is nothing that a probe could look for.
+        """
         held = self.held_out
         train_BD = self.world.gather(self._pooled(mae, held.train_BCTHW))
         test_BD = self.world.gather(self._pooled(mae, held.test_BCTHW))
         train_label_B = self.world.gather(held.train_label_B.to(train_BD.device))
         test_label_B = self.world.gather(held.test_label_B.to(train_BD.device))
-        linear_BC = probes.ridge_probe(train_BD, train_label_B, test_BD, held.classes)
-        knn_BC = probes.knn_probe(train_BD, train_label_B, test_BD, held.classes)
-        return {
+        found = {
             "effective_rank": metrics.effective_rank(test_BD),
             "between_clip_variance": float(test_BD.var(0).mean()),
+        }
+        if UNLABELLED in train_label_B or UNLABELLED in test_label_B:
+            return found
+        linear_BC = probes.ridge_probe(train_BD, train_label_B, test_BD, held.classes)
+        knn_BC = probes.knn_probe(train_BD, train_label_B, test_BD, held.classes)
+        return found | {
             "linear_top1": metrics.top_k_percent(linear_BC, test_label_B, 1),
             "knn_top1": metrics.top_k_percent(knn_BC, test_label_B, 1),
             "probe_chance": 100 / held.classes,

@@ -1,6 +1,6 @@
 """Mask pictures of single videos, by a pre-trained autoencoder and its sampler.
 
-Axes: B clips (here one), C=3 channels, T frames, H W pixels.
+Axes: B clips of a video, C=3 channels, T frames (X: of all clips, one after the other), H W pixels.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Visualiser:
         views = Views.named(benchmark) if benchmark else saved_views(folder)
         return cls(mae, load_sampler(folder, mae), views)
 
-    def read(self, path: Path) -> Tensor:
-        """Return the clip in the middle of a video, its central square: normalised `video_BCTHW`.
+    def read(self, path: Path, n_clips: int = 1) -> Tensor:
+        """Return clips that cover a video evenly (one: its middle), their central square, as `video_BCTHW`.
 
         Raises:
             VideoError: the file cannot be read.
@@ -56,22 +56,22 @@ class Visualiser:
         shape, views = self.mae.clip, self.views
 
         def choose(n_frames: int) -> clips.Indices:
-            middle: clips.Indices = clips.view_indices(
-                n_frames, shape.frames, views.sampling, views.stride, clips=1
-            )[0]
-            return middle
+            indices_BT = clips.view_indices(n_frames, shape.frames, views.sampling, views.stride, n_clips)
+            return indices_BT.flatten()
 
-        frames_THWC = torch.from_numpy(readers.read_clip(path, choose))
-        height, width = frames_THWC.shape[1:3]
+        frames_XHWC = torch.from_numpy(readers.read_clip(path, choose))
+        height, width = frames_XHWC.shape[1:3]
         (box,) = transforms.view_boxes(height, width, crops=1)
-        return transforms.to_model(transforms.crop_resize(frames_THWC, box, shape.size).unsqueeze(0))
+        cut_XHWC = transforms.crop_resize(frames_XHWC, box, shape.size)
+        return transforms.to_model(cut_XHWC.unflatten(0, (n_clips, shape.frames)))
 
     def draw(
-        self, videos: Sequence[Path], out: Path, *, seed: int = 0, leaky: bool = False
+        self, videos: Sequence[Path], out: Path, *, n_clips: int = 1, seed: int = 0, leaky: bool = False
     ) -> Iterator[tuple[Path, ...] | VideoError]:
         """Write the pictures of each video into `out`; yield their files, or why there are none.
 
         Args:
+            n_clips: of each video, with pictures of their own.
             seed: of the sampler's draws; the same for each video, so that the others do not matter.
             leaky: see `pictures.reconstructions`; the files' names say it too.
         """
@@ -80,19 +80,28 @@ class Visualiser:
             name = _another(path.stem, names)
             names.add(name)
             try:
-                video_BCTHW = self.read(path)
+                video_BCTHW = self.read(path, n_clips)
             except VideoError as error:
                 yield error
                 continue
-            with evaluating(self.mae, self.sampler):
-                generator = torch.Generator().manual_seed(seed)
-                (picture,) = pictures.reconstructions(
-                    self.mae, self.sampler, video_BCTHW, generator, leaky=leaky
+            files: list[Path] = []
+            generator = torch.Generator().manual_seed(seed)
+            for place, clip_1CTHW in enumerate(video_BCTHW.split(1), start=1):
+                with evaluating(self.mae, self.sampler):
+                    (picture,) = pictures.reconstructions(
+                        self.mae, self.sampler, clip_1CTHW, generator, leaky=leaky
+                    )
+                of_clip = f", clip {place} of {n_clips}" if n_clips > 1 else ""
+                visible, tokens = self.sampler.visible, self.sampler.tokens
+                said = f"{visible} of {tokens} tokens visible{' (leaky)' if leaky else ''}"
+                clip_name = f"{name}-clip{place}" if n_clips > 1 else name
+                files += pictures.write(
+                    picture,
+                    out / f"{clip_name}{'-leaky' if leaky else ''}",
+                    title=f"{path.name}{of_clip}: {said}",
+                    remark=pictures.remark(self.mae, leaky=leaky),
                 )
-            visible, tokens = self.sampler.visible, self.sampler.tokens
-            title = f"{path.name}: {visible} of {tokens} tokens visible{' (leaky)' if leaky else ''}"
-            base = out / f"{name}{'-leaky' if leaky else ''}"
-            yield pictures.write(picture, base, title=title, remark=pictures.remark(self.mae, leaky=leaky))
+            yield tuple(files)
 
 
 def _another(name: str, taken: set[str]) -> str:

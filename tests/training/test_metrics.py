@@ -81,6 +81,7 @@ def test_a_confusion_counts_true_classes_in_rows_and_predictions_in_columns() ->
     assert metrics.mean_class_accuracy(found_CC) == pytest.approx(100 * 4 / 9)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=60))
 def test_confusion_and_mean_class_accuracy_are_scikit_learns(clips: list[tuple[int, int]]) -> None:
     label_B, predicted_B = torch.tensor(clips).T

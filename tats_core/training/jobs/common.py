@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tats_core.data.loaders import ClipOptions, TrainLoader
-from tats_core.data.manifest import Manifest
-from tats_core.errors import SpecError, TrainingError
+from tats_core.data.manifest import UNLABELLED, Manifest
+from tats_core.errors import DataError, SpecError, TrainingError
 from tats_core.models.mae import VideoMAE
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import VideoViT
@@ -33,6 +33,21 @@ def clip_options(clip: ClipConfig, data: ClipOptions) -> ClipOptions:
 def few_labels(manifest: Manifest, per_class: int | None, seed: int) -> Manifest:
     """Keep `per_class` videos of each class (all for None), the same ones for the same seed."""
     return manifest if per_class is None else manifest.few_labels(per_class, seed)
+
+
+def labelled(manifest: Manifest) -> Manifest:
+    """Return the manifest itself, if every video in it has a class to be learnt or tested.
+
+    Raises:
+        DataError: one has none; names it.
+    """
+    without = [video.id for video in manifest.videos if video.label == UNLABELLED]
+    if without:
+        raise DataError(
+            f"{manifest.benchmark} ({manifest.split}): {len(without)} of {len(manifest)} videos have no label "
+            f"(the first is '{without[0]}'), which is enough for pre-training only; give each a class"
+        )
+    return manifest
 
 
 def start_encoder(encoder: VideoViT, place: str | None, events: EventLog) -> dict[str, str]:

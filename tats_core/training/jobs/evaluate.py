@@ -26,7 +26,7 @@ from tats_core.training import metrics, weights
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.evaluate import score_views
 from tats_core.training.events import EventLog
-from tats_core.training.jobs.common import clip_options, write_json, write_result
+from tats_core.training.jobs.common import clip_options, labelled, write_json, write_result
 from tats_core.training.optim import parameter_count
 from tats_core.training.world import Precision, World
 
@@ -50,7 +50,7 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
     """Multi-view test: each worker scores its share of the videos, rank 0 writes the result."""
     began = time.perf_counter()
     task = EvaluateJob.model_validate(job)
-    manifest = Manifest.load(Path(task.test))
+    manifest = labelled(Manifest.load(Path(task.test)))
     model, classes = weights.load_classifier(Path(task.model))
     if tuple(classes) != manifest.classes:
         raise SpecError(

@@ -20,6 +20,7 @@ from tats_core.training.jobs.common import (
     clip_options,
     dump_on_failure,
     few_labels,
+    labelled,
     say_unreadable,
     start_encoder,
     write_result,
@@ -47,7 +48,7 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
     began = time.perf_counter()
     task = FinetuneJob.model_validate(job)
     recipe, out = task.recipe, Path(task.out)
-    manifest = few_labels(Manifest.load(Path(task.train)), task.labels_per_class, recipe.seed)
+    manifest = labelled(few_labels(Manifest.load(Path(task.train)), task.labels_per_class, recipe.seed))
     loader = TrainLoader(
         manifest,
         clip_options(recipe.clip, task.data),

@@ -25,6 +25,7 @@ from tats_core.training.events import EventLog
 from tats_core.training.jobs.common import (
     clip_options,
     few_labels,
+    labelled,
     say_unreadable,
     start_encoder,
     write_result,
@@ -56,8 +57,8 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
     """Probe the frozen encoder in one process: its mean-pooled tokens, and all of them if asked to."""
     began = time.perf_counter()
     task = ProbeJob.model_validate(job)
-    train = few_labels(Manifest.load(Path(task.train)), task.labels_per_class, task.seed)
-    test = Manifest.load(Path(task.test))
+    train = labelled(few_labels(Manifest.load(Path(task.train)), task.labels_per_class, task.seed))
+    test = labelled(Manifest.load(Path(task.test)))
     with fresh_weights(task.seed):
         model = VideoClassifier(task.model, task.clip, len(train.classes))
     started = start_encoder(model.encoder, task.encoder, events)
