@@ -55,8 +55,8 @@ class ClipOptions(StrictModel):
     rand_augment: str | None = Field(
         None,
         pattern=r"rand(-[a-z]+[0-9.]*)*$",
-        description="timm's RandAugment of the training clips, on whole frames as VideoMAE's, so large videos "
-        "are slow (fine-tuning: rand-m7-n4-mstd0.5-inc1)",
+        description="timm's RandAugment of the training clips, on whole frames as VideoMAE's, so large "
+        "videos are slow (fine-tuning: rand-m7-n4-mstd0.5-inc1)",
     )
     colour_jitter: float = Field(0.0, ge=0, lt=1, description="brightness, saturation, contrast: 1 ± this")
     hue_jitter: float = Field(0.0, ge=0, le=0.5, description="share of the colour circle, either way")
