@@ -63,7 +63,7 @@ class Visualiser:
         height, width = frames_XHWC.shape[1:3]
         (box,) = transforms.view_boxes(height, width, crops=1)
         cut_XHWC = transforms.crop_resize(frames_XHWC, box, shape.size)
-        return transforms.to_model(cut_XHWC.unflatten(0, (n_clips, shape.frames)))
+        return transforms.to_model(cut_XHWC.unflatten(0, (n_clips, shape.frames)))  # type: ignore[no-untyped-call]
 
     def draw(
         self, videos: Sequence[Path], out: Path, *, n_clips: int = 1, seed: int = 0, leaky: bool = False
@@ -86,7 +86,7 @@ class Visualiser:
                 continue
             files: list[Path] = []
             generator = torch.Generator().manual_seed(seed)
-            for place, clip_1CTHW in enumerate(video_BCTHW.split(1), start=1):
+            for place, clip_1CTHW in enumerate(torch.split(video_BCTHW, 1), start=1):
                 with evaluating(self.mae, self.sampler):
                     (picture,) = pictures.reconstructions(
                         self.mae, self.sampler, clip_1CTHW, generator, leaky=leaky

@@ -131,3 +131,21 @@ def test_the_gif_has_a_picture_for_every_frame_of_the_clip(tmp_path: Path) -> No
     with Image.open(path) as gif:
         assert (gif.n_frames, gif.info["loop"]) == (T, 0)  # type: ignore[attr-defined]
         assert gif.size == (6 * STEP - 4, TOP + 112 + 34)
+
+
+def test_the_gif_keeps_the_colour_scales_and_they_stay_as_they_are(tmp_path: Path) -> None:
+    # Bright noise wants all of a GIF's colours for itself, and other ones in every frame.
+    masks.mask_gif(CLIP, tmp_path / "clip.gif", title="a clip")
+    with Image.open(tmp_path / "clip.gif") as gif:
+        frames = []
+        for frame in range(T):
+            gif.seek(frame)
+            frames.append(np.asarray(gif.convert("RGB")).astype(int))
+    assert all((frame[TOP + 112 :] == frames[0][TOP + 112 :]).all() for frame in frames)
+    for row, colours, middle in (("policy", "viridis", 0.1 / 0.3), ("value", "PuOr_r", 0.5)):
+        x = ROWS.index(row) * STEP
+        bar_XC = frames[0][TOP + 112 + 10, x + 2 : x + 2 + 112]
+        exact_XC = mpl.colormaps[colours](np.linspace(0, 1, 112))[:, :3] * 255
+        assert np.abs(bar_XC - exact_XC).max() < 16
+        expected_C = np.array(mpl.colormaps[colours](middle)[:3]) * 255
+        assert np.abs(frames[2][TOP, x] - expected_C).max() < 16

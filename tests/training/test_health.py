@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,14 @@ def test_features_that_carry_the_class_are_seen_by_the_probes(tmp_path: Path) ->
     assert figures["knn_top1"] == 100
     assert figures["probe_chance"] == pytest.approx(100 / 3)
     assert 1 < figures["effective_rank"] <= 24
+
+
+def test_videos_without_labels_are_watched_without_probes(tmp_path: Path) -> None:
+    check = _check(tmp_path)
+    none_B = torch.full_like(check.held_out.test_label_B, -1)
+    check.held_out = replace(check.held_out, test_label_B=none_B, train_label_B=none_B[:24], classes=0)
+    with torch.no_grad():
+        assert check.features(_mae()).keys() == {"effective_rank", "between_clip_variance"}
 
 
 def test_a_collapsed_encoder_is_seen_by_rank_and_variance(tmp_path: Path) -> None:

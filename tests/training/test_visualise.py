@@ -65,6 +65,21 @@ def test_the_clip_is_the_middle_of_the_video_and_its_central_square(folder: Path
     assert torch.equal(video_BCTHW[..., 0], video_BCTHW[..., 8])
 
 
+def test_several_clips_cover_the_video_and_have_pictures_of_their_own(folder: Path, tmp_path: Path) -> None:
+    visualiser = Visualiser.load(folder)
+    path = write_video(tmp_path / "a.mkv")
+    grey_BT = (visualiser.read(path, 3)[:, 0, :, 8, 8] * 0.229 + 0.485) * 255
+    # Starts at 0, 6.5 (rounded to even) and 13 of 20.
+    assert grey_BT.round().tolist() == [
+        [10 * (start + 2 * time) for time in range(4)] for start in (0, 6, 13)
+    ]
+    (drawn,) = visualiser.draw([path], tmp_path / "out", n_clips=3, leaky=True)
+    assert isinstance(drawn, tuple)
+    names = [f"a-clip{place}-leaky.{suffix}" for place in (1, 2, 3) for suffix in ("png", "gif")]
+    assert [file.name for file in drawn] == names
+    assert sorted(names) == sorted(file.name for file in (tmp_path / "out").iterdir())
+
+
 def test_an_unreadable_video_is_told_and_the_others_are_drawn(folder: Path, tmp_path: Path) -> None:
     whole = write_video(tmp_path / "a.mkv")
     (tmp_path / "broken.mkv").write_bytes(b"not a video")

@@ -44,8 +44,8 @@ def labelled(manifest: Manifest) -> Manifest:
     without = [video.id for video in manifest.videos if video.label == UNLABELLED]
     if without:
         raise DataError(
-            f"{manifest.benchmark} ({manifest.split}): {len(without)} of {len(manifest)} videos have no label "
-            f"(the first is '{without[0]}'), which is enough for pre-training only; give each a class"
+            f"{manifest.benchmark} ({manifest.split}): {len(without)} of {len(manifest)} have no "
+            f"label (the first is '{without[0]}'), which is enough for pre-training only; give each a class"
         )
     return manifest
 

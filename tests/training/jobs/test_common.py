@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from tats_core.data.loaders import ClipOptions
-from tats_core.errors import SpecError
+from tats_core.data.manifest import Manifest, VideoRecord
+from tats_core.errors import DataError, SpecError
 from tats_core.models.tokens import ClipConfig
-from tats_core.training.jobs.common import clip_options, write_result
+from tats_core.training.jobs.common import clip_options, labelled, write_result
 
 CLIP = ClipConfig(frames=8, size=48, patch=8)
 
@@ -28,3 +29,11 @@ def test_a_result_appears_whole(tmp_path: Path) -> None:
     write_result(tmp_path, {"top1": 12.5, "benchmark": "ssv2"})
     assert json.loads((tmp_path / "result.json").read_text()) == {"top1": 12.5, "benchmark": "ssv2"}
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_video_without_a_label_is_named_where_labels_are_needed() -> None:
+    videos = tuple(VideoRecord(name, f"/{name}", label) for name, label in (("a", 0), ("b", -1), ("c", -1)))
+    whole = Manifest("file_list", "test", ("x",), Path("/"), videos[:1])
+    assert labelled(whole) is whole
+    with pytest.raises(DataError, match=r"file_list \(test\): 2 of 3 videos have no label .*'b'"):
+        labelled(Manifest("file_list", "test", ("x",), Path("/"), videos))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from tats_core.data import benchmarks
 from tats_core.data.benchmarks.base import Split
 from tats_core.data.generate import GenerateConfig, generate
-from tats_core.data.manifest import Manifest
+from tats_core.data.manifest import UNLABELLED, Manifest
 from tats_core.errors import SpecError, TrainingError, VideoError
 from tats_core.models.tokens import ClipConfig, patchify
 from tats_core.models.vit import VideoViT, ViTConfig
@@ -199,6 +200,19 @@ def test_averaged_weights_are_what_is_saved_and_the_run_says_so(data: Path, tmp_
         (params,) = [e["values"] for _, e in read_events(out / "events.jsonl") if e["kind"] == "params"]
         assert params["saved_weights"] == ("moving average" if ema else "last step")
     assert not torch.equal(kept["head.weight"], state["model"]["head.weight"])
+
+
+def test_videos_without_labels_are_enough_for_pre_training(data: Path, tmp_path: Path) -> None:
+    job = _pretrain_job(data)
+    for key, split in (("train", "train"), ("held_out", "test")):
+        listed = Manifest.load(data / f"ucf101.{split}.json")
+        videos = tuple(replace(video, label=UNLABELLED) for video in listed.videos)
+        unlabelled = replace(listed, benchmark="file_list", classes=(), videos=videos)
+        unlabelled.save(tmp_path / f"{split}.json")
+        job[key] = str(tmp_path / f"{split}.json")
+    found = _run(job, pretrain.run, tmp_path / "pretrain")
+    assert found["effective_rank"] > 0
+    assert "linear_top1" not in found
 
 
 def test_a_model_is_not_scored_on_the_classes_of_another_data_set(data: Path, tmp_path: Path) -> None:
