@@ -35,5 +35,5 @@ def test_a_video_without_a_label_is_named_where_labels_are_needed() -> None:
     videos = tuple(VideoRecord(name, f"/{name}", label) for name, label in (("a", 0), ("b", -1), ("c", -1)))
     whole = Manifest("file_list", "test", ("x",), Path("/"), videos[:1])
     assert labelled(whole) is whole
-    with pytest.raises(DataError, match=r"file_list \(test\): 2 of 3 videos have no label .*'b'"):
+    with pytest.raises(DataError, match=r"file_list \(test\): 2 of 3 have no label .*'b'"):
         labelled(Manifest("file_list", "test", ("x",), Path("/"), videos))
