@@ -68,7 +68,7 @@ class HealthCheck:
         return figures_found
 
     def features(self, mae: VideoMAE) -> dict[str, float]:
-        """Effective rank and variance between clips of the mean-pooled features, linear and kNN probe.
+        """Effective rank and variance between clips of the mean-pooled features; linear and kNN probe.
 
         Videos without labels are good for pre-training, but there is nothing that a probe could look for.
         """
