@@ -102,6 +102,16 @@ def test_the_class_scores_are_videomaes(tmp_path: Path) -> None:
     torch.testing.assert_close(ours(video_BCTHW), expected_BC, rtol=0, atol=1e-6)
 
 
+def test_the_ports_default_epsilon_moves_no_score_that_one_would_read(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = _shaken(VideoMAEForVideoClassification(_reference(num_labels=7, layer_norm_eps=1e-12)))
+    ours = VideoClassifier(VIT, CLIP, 7).double().eval()
+    checkpoints_io.load_classifier(ours, _saved(theirs, tmp_path))
+    video_BCTHW = torch.randn(2, 3, 4, 12, 12, dtype=torch.float64)
+    expected_BC = theirs(video_BCTHW.transpose(1, 2)).logits
+    torch.testing.assert_close(ours(video_BCTHW), expected_BC, rtol=0, atol=1e-4)
+
+
 def test_a_pre_trained_model_gives_hugging_face_the_same_loss() -> None:
     torch.manual_seed(1)
     ours = _shaken(VideoMAE(VIT, MAE, CLIP))
@@ -132,9 +142,15 @@ def test_a_fine_tuned_model_gives_hugging_face_the_same_scores_whatever_its_key_
     missing, unexpected = theirs.load_state_dict(tensors, strict=False)
     assert (missing, unexpected) == ([], [])
     video_BCTHW = torch.randn(2, 3, 4, 12, 12, dtype=torch.float64)
-    # As it comes, the port's last norm has another epsilon: below what anyone reads off a score.
-    as_it_comes = theirs(video_BCTHW.transpose(1, 2)).logits
-    assert (ours(video_BCTHW) - as_it_comes).abs().max() < 1e-3
+    # As it comes, the port's last norm has another epsilon: its output shrinks by a share of 4.5e-6 / v.
+    as_it_comes_BC = theirs(video_BCTHW.transpose(1, 2)).logits
+    features_BD = ours.features(video_BCTHW)
+    assert isinstance(ours.head_norm, torch.nn.LayerNorm)
+    normed_BD = ours.head_norm(features_BD) - ours.head_norm.bias
+    lost_BD = normed_BD * 4.5e-6 / features_BD.var(1, correction=0, keepdim=True)
+    expected_BC = ours(video_BCTHW) - lost_BD @ ours.head.weight.T
+    assert 0 < (ours(video_BCTHW) - as_it_comes_BC).abs().max() < 1e-4
+    torch.testing.assert_close(as_it_comes_BC, expected_BC, rtol=0, atol=1e-9)
     theirs.fc_norm.eps = 1e-6
     expected_BC = theirs(video_BCTHW.transpose(1, 2)).logits
     torch.testing.assert_close(ours(video_BCTHW), expected_BC, rtol=0, atol=1e-6)

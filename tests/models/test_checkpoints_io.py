@@ -316,11 +316,21 @@ def test_blocks_with_a_layer_scale_are_another_architecture(tmp_path: Path) -> N
         checkpoints_io.load_encoder(_mae().encoder, checkpoints_io.read(tmp_path / "scaled.pth"))
 
 
-@pytest.mark.parametrize(("key", "theirs"), [("decoder_heads", 4), ("decoder_depth", 3)])
+@pytest.mark.parametrize(
+    ("key", "theirs"), [("decoder_heads", 4), ("decoder_depth", 3), ("decoder_width", 24)]
+)
 def test_a_decoder_of_another_shape_is_refused_by_its_key(key: str, theirs: int, tmp_path: Path) -> None:
     tensors, config = checkpoints_io.to_hugging_face(_mae(**{key: theirs}))
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    here = {"decoder_heads": 2, "decoder_depth": 1}[key]
-    with pytest.raises(WeightsError, match=rf"its mae\.{key} is {theirs} \(here {here}\); set it alike"):
+    here = getattr(_mae().config, key)
+    with pytest.raises(
+        WeightsError, match=rf"decoder has another {key} {theirs} \(here {here}\); set mae alike"
+    ):
         checkpoints_io.load_mae(_mae(), checkpoints_io.read(tmp_path))
+
+
+def test_a_decoder_without_a_global_token_is_refused_where_one_is_wanted(tmp_path: Path) -> None:
+    torch.save(_official(_mae()), tmp_path / "pre.pth")
+    with pytest.raises(WeightsError, match=r"another global_token false \(here true\); set mae alike"):
+        checkpoints_io.load_mae(_mae(global_token=True), checkpoints_io.read(tmp_path / "pre.pth"))

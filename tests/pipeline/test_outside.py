@@ -112,6 +112,18 @@ def test_preflight_names_a_checkpoint_that_is_missing_or_does_not_fit(kind: Any,
     assert fault.endswith("another depth 1 (here 3), patch 8 (here 4); set model and clip alike")
 
 
+def test_a_pre_trainings_start_must_fit_its_decoder_too(tmp_path: Path) -> None:
+    file, source = tmp_path / "x.pth", _mae()
+    _checkpoint(file, source)
+    vit, clip = source.encoder.config, source.clip
+    assert outside.faults("start", str(file), vit, clip, source.config) == []
+    deeper = source.config.model_copy(update={"decoder_depth": 2})
+    assert outside.faults("start", str(file), vit, clip) == []
+    assert outside.faults("start", str(file), vit, clip, deeper) == [
+        f"start: {file}: its decoder has another decoder_depth 1 (here 2); set mae alike"
+    ]
+
+
 def test_the_stage_gives_its_job_the_checkpoints_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

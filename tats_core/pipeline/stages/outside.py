@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tats_core.errors import WeightsError
 from tats_core.models import checkpoints_io
+from tats_core.models.mae import MAEConfig
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
 
@@ -31,12 +32,18 @@ def digest(key: str, named: str | None) -> Mapping[str, str]:
         return {key: ""}  # preflight says why
 
 
-def faults(key: str, named: str | None, vit: ViTConfig, clip: ClipConfig) -> list[str]:
-    """Return one sentence, for `StageKind.preflight`, if the checkpoint is missing or does not fit."""
+def faults(
+    key: str, named: str | None, vit: ViTConfig, clip: ClipConfig, mae: MAEConfig | None = None
+) -> list[str]:
+    """Return one sentence, for `StageKind.preflight`, if the checkpoint is missing or does not fit.
+
+    Args:
+        mae: the decoder that a decoder in the checkpoint must fit too, if there is one.
+    """
     if named is None:
         return []
     try:
-        misfit = _misfit(place(named), _state(place(named)), vit, clip)
+        misfit = _misfit(place(named), _state(place(named)), vit, clip, mae)
     except WeightsError as error:
         return [f"{key}: {error}"]
     return [f"{key}: {misfit}"] if misfit else []
@@ -57,5 +64,9 @@ def _digest(state: State) -> str:
 
 
 @lru_cache(maxsize=32)
-def _misfit(path: Path, state: State, vit: ViTConfig, clip: ClipConfig) -> str | None:
-    return checkpoints_io.read(path).misfit(vit, clip)
+def _misfit(path: Path, state: State, vit: ViTConfig, clip: ClipConfig, mae: MAEConfig | None) -> str | None:
+    found = checkpoints_io.read(path)
+    misfit = found.misfit(vit, clip)
+    if misfit is None and mae is not None and found.kind == "pre-trained":
+        return found.misfit_of_decoder(mae)
+    return misfit
