@@ -16,8 +16,14 @@ from pathlib import Path
 PACKAGE = "tats_core"
 _ROOT = Path(__file__).resolve().parents[1]
 
-# What these say or record cannot change an output: messages, logs, and the engine around the stages.
-_NEUTRAL = ("tats_core.errors", "tats_core.training.events", "tats_core.pipeline")
+# What these say or record cannot change an output: messages, logs, states to go on from, and the engine
+# around the stages.
+_NEUTRAL = (
+    "tats_core.errors",
+    "tats_core.training.checkpoint",
+    "tats_core.training.events",
+    "tats_core.pipeline",
+)
 _STAGES = "tats_core.pipeline.stages."
 
 
