@@ -117,6 +117,22 @@ def test_each_job_hands_its_model_to_the_next(data: Path, tmp_path: Path) -> Non
     assert "attentive_top1" not in probed
 
 
+def test_a_pre_training_goes_out_from_the_one_it_starts_from(data: Path, tmp_path: Path) -> None:
+    _run(_pretrain_job(data), pretrain.run, tmp_path / "first")
+    job = _pretrain_job(data) | {"start": str(tmp_path / "first")}
+    # Without a learning rate, what comes out is what went in.
+    still = {"base_lr": 1e-30, "min_lr": 0, "warmup_lr": 0, "weight_decay": 0}
+    job["recipe"] |= {"optimizer": still, "seed": 1}
+    _run(job, pretrain.run, tmp_path / "second")
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    (params,) = [
+        e["values"] for _, e in read_events(tmp_path / "second/events.jsonl") if e["kind"] == "params"
+    ]
+    assert params["start"] == f"{len(first)} tensors matched (TATS layout)"
+
+
 def test_an_evaluation_leaves_its_scores_tables_and_pictures(data: Path, tmp_path: Path) -> None:
     _run(_finetune_job(data, None), finetune.run, tmp_path / "finetune")
     out = tmp_path / "evaluate"
