@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, Final, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
@@ -96,5 +98,24 @@ class TrainedKind(StageKind[Config]):
 
 
 def run_here(entry: Any, job: dict[str, Any], ctx: StageContext) -> None:
-    """Run a job in this process, on the CPU: for what is short beside the start of workers."""
-    entry(job, World(), ctx.events, FolderStore(ctx.out / "checkpoints"))
+    """Run a job in this process, on the CPU: for what is short beside the start of workers.
+
+    Raises:
+        Stopped: the person asked to stop; after a checkpoint, if the job saves any.
+    """
+    store = _StoppableStore(ctx)
+    entry(job, World(), ctx.events, store)
+    shutil.rmtree(store.path.parent)  # what counts is in the output
+
+
+class _StoppableStore(FolderStore):
+    """Lies in the stage's folder while it works; leaves after a checkpoint, if the person asked to stop."""
+
+    def __init__(self, ctx: StageContext) -> None:
+        super().__init__(ctx.out / "checkpoints")
+        self.ctx = ctx
+
+    def save(self, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float]) -> None:
+        """Keep `state`; raises Stopped after it if the person asked to stop."""
+        super().save(state, step=step, metrics=metrics)
+        self.ctx.check_stop()
