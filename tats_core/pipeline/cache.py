@@ -158,7 +158,7 @@ class StageStore:
                 return f"{name} is gone"
             if path.stat().st_size != entry["size"]:
                 return f"{name} has another size"
-            if entry["size"] <= VERIFIED_BYTES and _file_digest(path) != entry["sha256"]:
+            if entry["size"] <= VERIFIED_BYTES and file_digest(path) != entry["sha256"]:
                 return f"{name} has another content"
         return None
 
@@ -280,7 +280,7 @@ def _manifest(folder: Path, identities: Mapping[str, str]) -> dict[str, Any]:
             # A power cut could leave it short or empty, and a hit would look at its size alone.
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        files[name] = {"size": size, "sha256": _file_digest(path)}
+        files[name] = {"size": size, "sha256": file_digest(path)}
     output = {
         name: identities.get(name, entry["sha256"])
         for name, entry in files.items()
@@ -289,7 +289,8 @@ def _manifest(folder: Path, identities: Mapping[str, str]) -> dict[str, Any]:
     return {"digest": hashlib.sha256(_canonical(output)).hexdigest(), "files": files}
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
