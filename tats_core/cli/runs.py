@@ -107,8 +107,15 @@ def _running(record: RunRecord, name: str) -> dict[str, Any]:
 
 
 def _last_sign(record: RunRecord) -> float:
-    """Return when a run that died wrote its record for the last time."""
-    return (record.folder / "run.json").stat().st_mtime
+    """Return when a run that died, or a stage of it, wrote something for the last time."""
+    from tats_core.pipeline import following
+
+    written = [record.folder / "run.json"]
+    for stage in record.stages.values():
+        place = following.folder(record, stage) if stage.status == "running" else None
+        if place is not None:
+            written += [place / "events.jsonl", *place.glob("log/*")]
+    return max(path.stat().st_mtime for path in written if path.exists())
 
 
 def _print(rows: list[dict[str, Any]], total: int, pipeline: str | None, home: Path) -> None:

@@ -50,6 +50,7 @@ __all__ = [
 
 OnError = Literal["stop", "continue"]
 
+_PARTING = 1.0  # seconds that stages have to end what they started, when all is to end at once
 _TICK = 0.25  # seconds between two looks at the events of the running stages
 
 
@@ -414,10 +415,10 @@ class _Run:
 
     def _look_for_stop(self) -> None:
         asked = self.record.asked_to_stop()
-        if asked == "now":
-            raise KeyboardInterrupt
         if asked:
             self.stop.set()
+        if asked == "now":
+            raise KeyboardInterrupt
         if self.stop.is_set() and not self.told_stop:
             self.told_stop = True
             self.ui.note("", "stopping at the next checkpoints; Ctrl-C again stops at once")
@@ -458,6 +459,10 @@ class _Run:
         }
 
     def _cut_off(self, error: BaseException) -> None:
+        self.stop.set()
+        until = time.monotonic() + _PARTING
+        for work in self.running.values():
+            work.join(max(0.0, until - time.monotonic()))
         record = self.record
         record.status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
         record.error = f"{type(error).__name__}: {error}".removesuffix(": ")

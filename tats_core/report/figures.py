@@ -191,6 +191,7 @@ def curves(
         names: what each run is called in the legend.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
@@ -201,6 +202,7 @@ def curves(
         _plain(axes)
         axes.set_title(stage, loc="left", fontsize=9)
         axes.set_xlabel("step", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         axes.set_ylabel(metric, fontsize=8)
         axes.tick_params(labelsize=7)
         for curve, (colour, line) in zip(each, _LINES, strict=False):
