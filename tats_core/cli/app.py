@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from tats_core import __version__
-from tats_core.cli import data, doctor, models, results, run, ui, visualise
+from tats_core.cli import compare, data, doctor, logs, models, results, run, runs, show, stop, ui, visualise
 from tats_core.errors import SpecError, TatsError
 
 
@@ -20,7 +20,12 @@ class _Root(TyperGroup):
         order = (
             "run",
             "list",
+            "runs",
+            "show",
+            "logs",
+            "stop",
             "results",
+            "compare",
             "ui",
             "visualise",
             "predict",
@@ -59,7 +64,12 @@ data_app = typer.Typer(help="Make and check video data sets.", **_PLAIN)
 app.add_typer(run_app, name="run")
 run_app.command("pipeline")(run.pipeline)
 app.command("list")(results.list_pipelines)
+app.command("runs")(runs.runs)
+app.command("show")(show.show)
+app.command("logs")(logs.logs)
+app.command("stop")(stop.stop)
 app.command("results")(results.results)
+app.command("compare")(compare.compare)
 app.command("ui")(ui.ui)
 app.command("visualise")(visualise.visualise)
 app.command("predict")(models.predict)

@@ -55,6 +55,10 @@ def pipeline(
         plan = runner.plan(loaded, home, force=force or (), only=only or (), from_stage=from_stage)
         typer.echo(plan_text(plan))
         return
+    # --force and --from are left out: what they started goes on, it need not start again.
+    words = ["run", "pipeline", name, *(word for text in sets or [] for word in ("--set", text))]
+    words += [word for stage in only or [] for word in ("--only", stage)]
+    again = command_line(words, home)
     ui = progress.for_terminal()
     try:
         record = runner.run(
@@ -66,12 +70,13 @@ def pipeline(
             on_error=on_error.value,
             ui=ui,
         )
+    except KeyboardInterrupt:
+        ui.close()
+        typer.echo(f"Stopped at once; checkpoints and finished stages are kept. Go on with: {again}")
+        raise typer.Exit(STOPPED) from None
     finally:
         ui.close()
-    # --force and --from are left out: what they started goes on, it need not start again.
-    words = ["run", "pipeline", name, *(word for text in sets or [] for word in ("--set", text))]
-    words += [word for stage in only or [] for word in ("--only", stage)]
-    _conclude(record, name, home, resume=command_line(words, home))
+    _conclude(record, name, home, resume=again)
 
 
 def plan_text(plan: Plan) -> str:

@@ -22,13 +22,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tats_core.errors import StoreError
 from tats_core.pipeline import code
-from tats_core.pipeline.graph import Instance
 from tats_core.pipeline.records import write_json
 from tats_core.pipeline.stages.base import SCRATCH
+
+if TYPE_CHECKING:
+    from tats_core.pipeline.graph import Instance  # which imports the stage kinds, and they torch
 
 MANIFEST = "manifest.json"
 KEY = "key.json"
@@ -138,9 +140,9 @@ class StageStore:
     def __init__(self, home: Path) -> None:
         self.root = home / "stages"
 
-    def folder(self, kind: str, key: StageKey) -> Path:
-        """Return where the output of `key` is, once committed."""
-        return self.root / f"{kind}-{key.short}"
+    def folder(self, kind: str, key: StageKey | str) -> Path:
+        """Return where the output of `key` (or of the key with this digest) is, once committed."""
+        return self.root / f"{kind}-{key[:12] if isinstance(key, str) else key.short}"
 
     def fault(self, folder: Path, key: StageKey | None = None) -> str | None:
         """Return why the output in `folder` cannot be used, or None if it can ("" where there is none)."""
@@ -159,7 +161,7 @@ class StageStore:
                 return f"{name} is gone"
             if path.stat().st_size != entry["size"]:
                 return f"{name} has another size"
-            if entry["size"] <= VERIFIED_BYTES and _file_digest(path) != entry["sha256"]:
+            if entry["size"] <= VERIFIED_BYTES and file_digest(path) != entry["sha256"]:
                 return f"{name} has another content"
         return None
 
@@ -227,6 +229,11 @@ class StageStore:
         """Return the work folder of the output `folder`."""
         return folder.with_name(folder.name + ".partial")
 
+    def current(self, folder: Path) -> Path:
+        """Return where the files of the output `folder` are now: in its work folder while there is one."""
+        partial = self.partial(folder)
+        return partial if partial.exists() else folder
+
     def unfinished(self, folder: Path) -> Literal["forced", "begun"] | None:
         """Say whether an attempt at `folder` was cut off, and whether it had been forced."""
         try:
@@ -278,7 +285,7 @@ def _manifest(folder: Path, identities: Mapping[str, str]) -> dict[str, Any]:
             # A power cut could leave it short or empty, and a hit would look at its size alone.
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        files[name] = {"size": size, "sha256": _file_digest(path)}
+        files[name] = {"size": size, "sha256": file_digest(path)}
     output = {
         name: identities.get(name, entry["sha256"])
         for name, entry in files.items()
@@ -287,7 +294,8 @@ def _manifest(folder: Path, identities: Mapping[str, str]) -> dict[str, Any]:
     return {"digest": hashlib.sha256(_canonical(output)).hexdigest(), "files": files}
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

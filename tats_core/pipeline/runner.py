@@ -23,12 +23,13 @@ from typing import Any, Literal
 
 from tats_core.errors import ResourceError, StoreError, TatsError
 from tats_core.machine import available_cpus
+from tats_core.pipeline import finding
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import plan as plans
 from tats_core.pipeline.cache import StageStore, make_folder
 from tats_core.pipeline.graph import Graph, Instance
 from tats_core.pipeline.plan import Choice, Decider, Decision
-from tats_core.pipeline.records import Plan, PlanItem, RunRecord, RunUI, SilentUI, StageRecord
+from tats_core.pipeline.records import Plan, PlanItem, RunRecord, RunUI, SilentUI, StageConfig, StageRecord
 from tats_core.pipeline.spec import Pipeline
 from tats_core.pipeline.stages.base import Input, Preflight
 from tats_core.pipeline.tracking import Tracker
@@ -49,6 +50,7 @@ __all__ = [
 
 OnError = Literal["stop", "continue"]
 
+_PARTING = 1.0  # seconds that stages have to end what they started, when all is to end at once
 _TICK = 0.25  # seconds between two looks at the events of the running stages
 
 
@@ -100,19 +102,14 @@ def run(
     todo = plans.make(decider)
     free = _check_before_start(decider.graph, todo, home)
     make_folder(home)
-    record = _new_record(pipeline, home, todo)
+    record = _new_record(pipeline, home, todo, only)
     return _Run(decider, record, todo, free, on_error, ui or SilentUI()).execute()
 
 
 def newest_finished(home: Path, pipeline_name: str) -> RunRecord | None:
     """Return the record of the newest run of this pipeline that finished with all its stages, or None."""
-    folders = (home.absolute() / "runs").glob(f"{pipeline_name}-*")
-    for folder in sorted(folders, key=lambda one: one.name.split("-")[-3:-1], reverse=True):
-        if not (folder / "run.json").exists():
-            continue
-        record = RunRecord.load(folder)
-        whole = all(stage.done for stage in record.stages.values())
-        if record.pipeline == pipeline_name and record.status == "finished" and whole:
+    for record in finding.records(home, pipeline_name):
+        if record.status == "finished" and all(stage.done for stage in record.stages.values()):
             return record
     return None
 
@@ -164,7 +161,7 @@ def _capacity(wants_gpu: bool) -> _Resources:
     return _Resources(*ray_train.capacity())
 
 
-def _new_record(pipeline: Pipeline, home: Path, todo: Plan) -> RunRecord:
+def _new_record(pipeline: Pipeline, home: Path, todo: Plan, only: Sequence[str]) -> RunRecord:
     now = time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now)) + f"{int(now * 1000) % 1000:03d}"
     stages = {
@@ -181,6 +178,7 @@ def _new_record(pipeline: Pipeline, home: Path, todo: Plan) -> RunRecord:
         started=now,
         stages=stages,
         overrides=list(pipeline.overrides),
+        only=list(only),
         git_commit=_git_commit(),
         pid=os.getpid(),
     )
@@ -226,7 +224,12 @@ class _Run:
 
     def execute(self) -> RunRecord:
         """Run until nothing runs and nothing can start."""
+        with self.record.alive():
+            return self._execute()
+
+    def _execute(self) -> RunRecord:
         self.record.save()
+        self.record.save_configs(self._configs())
         self.tracker.run_started(self._resolved())
         self.ui.started(self.todo, self.record)
         for item in self.todo.items:
@@ -236,9 +239,7 @@ class _Run:
             with self._signals():
                 self._loop()
         except BaseException as error:
-            self.record.status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-            self.record.error = f"{type(error).__name__}: {error}"
-            self.record.save()
+            self._cut_off(error)
             raise
         self._conclude()
         return self.record
@@ -250,7 +251,7 @@ class _Run:
                 answer: Answer | None = self.answers.get(timeout=_TICK)
             except queue.Empty:
                 answer = None
-            self._tell_stop()
+            self._look_for_stop()
             for work in self.running.values():
                 self._read_events(work)
             if answer is not None:
@@ -374,7 +375,7 @@ class _Run:
 
     def _finished(self, stage: StageRecord, folder: Path) -> None:
         stage.folder = str(folder)
-        self.digests[stage.name] = self.store.output_digest(folder)
+        stage.digest = self.digests[stage.name] = self.store.output_digest(folder)
         cached = stage.status == "cached"
         self.tracker.stage_ended(stage, self._source_run(folder) if cached else None)
         self.record.save()
@@ -412,7 +413,12 @@ class _Run:
         used = [path for path in data if named is None or path.name.startswith(f"{named}.")]
         self.tracker.stage_started(self.record.stages[one.name], config, settings, tuple(folders), used)
 
-    def _tell_stop(self) -> None:
+    def _look_for_stop(self) -> None:
+        asked = self.record.asked_to_stop()
+        if asked:
+            self.stop.set()
+        if asked == "now":
+            raise KeyboardInterrupt
         if self.stop.is_set() and not self.told_stop:
             self.told_stop = True
             self.ui.note("", "stopping at the next checkpoints; Ctrl-C again stops at once")
@@ -442,6 +448,28 @@ class _Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _configs(self) -> dict[str, StageConfig]:
+        return {
+            one.name: {
+                "all": one.config.model_dump(mode="json"),
+                "set": one.config.model_dump(mode="json", exclude_unset=True),
+            }
+            for one in self.graph.instances.values()
+        }
+
+    def _cut_off(self, error: BaseException) -> None:
+        self.stop.set()
+        until = time.monotonic() + _PARTING
+        for work in self.running.values():
+            work.join(max(0.0, until - time.monotonic()))
+        record = self.record
+        record.status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        record.error = f"{type(error).__name__}: {error}".removesuffix(": ")
+        record.finished = time.time()
+        for name in self.running:
+            record.stages[name].status, record.stages[name].finished = record.status, record.finished
+        record.save()
 
     def _conclude(self) -> None:
         record = self.record
