@@ -53,7 +53,7 @@ def pipeline(
     loaded = spec.load(name, sets or [])
     if show_plan:
         plan = runner.plan(loaded, home, force=force or (), only=only or (), from_stage=from_stage)
-        typer.echo(plan_text(plan))
+        print_plan(plan)
         return
     ui = progress.for_terminal()
     try:
@@ -74,14 +74,15 @@ def pipeline(
     _conclude(record, name, home, resume=command_line(words, home))
 
 
-def plan_text(plan: Plan) -> str:
-    """Return the plan for a terminal: one line a stage with what happens to it and why."""
-    lines = [
-        f"{plan.pipeline}: {len(plan.items)} stages, {plan.count('run')} to run, {plan.count('reuse')} reused"
-    ]
-    width = max((len(item.name) for item in plan.items), default=0)
-    lines += [f"  {item.action:<5}  {item.name:<{width}}  {item.reason}".rstrip() for item in plan.items]
-    return "\n".join(lines)
+def print_plan(plan: Plan) -> None:
+    """Print the plan as a tree, as wide as the terminal."""
+    from rich.console import Console
+
+    from tats_core.cli.plan import plan_tree
+
+    console = Console(highlight=False)
+    for part in plan_tree(plan):
+        console.print(part)
 
 
 def _conclude(record: RunRecord, name: str, home: Path, resume: str) -> None:

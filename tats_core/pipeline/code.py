@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -21,7 +21,8 @@ _NEUTRAL = ("tats_core.errors", "tats_core.training.events", "tats_core.pipeline
 _STAGES = "tats_core.pipeline.stages."
 
 
-def digests(modules: Iterable[str]) -> dict[str, str]:
+@cache
+def digests(modules: tuple[str, ...]) -> Mapping[str, str]:
     """Return module → digest (16 hex digits) for `modules` and all they import from tats_core."""
     found: dict[str, str] = {}
     waiting = [part for module in modules for part in (list(_with_packages(module)) or [module])]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from tats_core.errors import StoreError
+from tats_core.pipeline.changes import Change
 
 Action = Literal["run", "reuse", "skip"]
 StageStatus = Literal["waiting", "running", "finished", "cached", "failed", "stopped", "skipped"]
@@ -26,7 +27,9 @@ SCHEMA = 1
 class PlanItem:
     """What will happen to one stage, and why.
 
-    `key` is None while it cannot be known: it contains the digests of outputs that do not exist yet.
+    `reason` is "" for a stage that runs only because those named in `after` come first. Until these have
+    run, `key` cannot be known: it contains the digests of their outputs. `seconds` is what the stage took
+    when it last ran, None where it never did.
     """
 
     name: str
@@ -38,6 +41,9 @@ class PlanItem:
     reason: str
     key: str | None = None
     folder: Path | None = None
+    after: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,17 @@ class RunRecord:
             raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path}: is not the record of a run ({error})") from error
+
+
+def newest_runs(home: Path, pipeline: str) -> Iterator[RunRecord]:
+    """Yield the records of this pipeline's runs, the newest first."""
+    folders = (home.absolute() / "runs").glob(f"{pipeline}-*")
+    for folder in sorted(folders, key=lambda one: one.name.split("-")[-3:-1], reverse=True):
+        if not (folder / "run.json").exists():
+            continue
+        record = RunRecord.load(folder)
+        if record.pipeline == pipeline:
+            yield record
 
 
 class RunUI(Protocol):

@@ -28,7 +28,15 @@ from tats_core.pipeline import plan as plans
 from tats_core.pipeline.cache import StageStore, make_folder
 from tats_core.pipeline.graph import Graph, Instance
 from tats_core.pipeline.plan import Choice, Decider, Decision
-from tats_core.pipeline.records import Plan, PlanItem, RunRecord, RunUI, SilentUI, StageRecord
+from tats_core.pipeline.records import (
+    Plan,
+    PlanItem,
+    RunRecord,
+    RunUI,
+    SilentUI,
+    StageRecord,
+    newest_runs,
+)
 from tats_core.pipeline.spec import Pipeline
 from tats_core.pipeline.stages.base import Input, Preflight
 from tats_core.pipeline.tracking import Tracker
@@ -106,13 +114,8 @@ def run(
 
 def newest_finished(home: Path, pipeline_name: str) -> RunRecord | None:
     """Return the record of the newest run of this pipeline that finished with all its stages, or None."""
-    folders = (home.absolute() / "runs").glob(f"{pipeline_name}-*")
-    for folder in sorted(folders, key=lambda one: one.name.split("-")[-3:-1], reverse=True):
-        if not (folder / "run.json").exists():
-            continue
-        record = RunRecord.load(folder)
-        whole = all(stage.done for stage in record.stages.values())
-        if record.pipeline == pipeline_name and record.status == "finished" and whole:
+    for record in newest_runs(home, pipeline_name):
+        if record.status == "finished" and all(stage.done for stage in record.stages.values()):
             return record
     return None
 
