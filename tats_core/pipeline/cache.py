@@ -23,12 +23,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tats_core.errors import StoreError
 from tats_core.pipeline import code
-from tats_core.pipeline.graph import Instance
 from tats_core.pipeline.records import write_json
+
+if TYPE_CHECKING:
+    from tats_core.pipeline.graph import Instance  # which imports the stage kinds, and they torch
 
 MANIFEST = "manifest.json"
 KEY = "key.json"
@@ -103,9 +105,9 @@ class StageStore:
     def __init__(self, home: Path) -> None:
         self.root = home / "stages"
 
-    def folder(self, kind: str, key: StageKey) -> Path:
-        """Return where the output of `key` is, once committed."""
-        return self.root / f"{kind}-{key.short}"
+    def folder(self, kind: str, key: StageKey | str) -> Path:
+        """Return where the output of `key` (or of the key with this digest) is, once committed."""
+        return self.root / f"{kind}-{key[:12] if isinstance(key, str) else key.short}"
 
     def fault(self, folder: Path, key: StageKey | None = None) -> str | None:
         """Return why the output in `folder` cannot be used, or None if it can ("" where there is none)."""
@@ -197,6 +199,11 @@ class StageStore:
     def partial(self, folder: Path) -> Path:
         """Return the work folder of the output `folder`."""
         return folder.with_name(folder.name + ".partial")
+
+    def current(self, folder: Path) -> Path:
+        """Return where the files of the output `folder` are now: in its work folder while there is one."""
+        partial = self.partial(folder)
+        return partial if partial.exists() else folder
 
     def unfinished(self, folder: Path) -> Literal["forced", "begun"] | None:
         """Say whether an attempt at `folder` was cut off, and whether it had been forced."""

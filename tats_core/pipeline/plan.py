@@ -10,10 +10,11 @@ from typing import Any
 
 from tats_core.errors import SpecError
 from tats_core.pipeline import changes as diff
+from tats_core.pipeline import finding
 from tats_core.pipeline.cache import StageKey, StageStore, own_components, stage_key
 from tats_core.pipeline.changes import Change
 from tats_core.pipeline.graph import Graph, Instance
-from tats_core.pipeline.records import Action, Plan, PlanItem, newest_runs
+from tats_core.pipeline.records import Action, Plan, PlanItem
 from tats_core.pipeline.spec import Pipeline
 
 _RUNS_LOOKED_AT = 10  # for how long a stage took; in the newest ones most stages may have been reused
@@ -115,7 +116,7 @@ def make(decider: Decider) -> Plan:
 def _taken(home: Path, pipeline: str, names: Iterable[str]) -> dict[str, float]:
     """Return what each stage took in the newest run that did its work, among the newest few."""
     found: dict[str, float] = {}
-    for record in islice(newest_runs(home, pipeline), _RUNS_LOOKED_AT):
+    for record in islice(finding.records(home, pipeline), _RUNS_LOOKED_AT):
         for stage in record.stages.values():
             if stage.status == "finished":
                 found.setdefault(stage.name, stage.seconds)

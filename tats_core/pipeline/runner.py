@@ -23,20 +23,13 @@ from typing import Any, Literal
 
 from tats_core.errors import ResourceError, StoreError, TatsError
 from tats_core.machine import available_cpus
+from tats_core.pipeline import finding
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import plan as plans
 from tats_core.pipeline.cache import StageStore, make_folder
 from tats_core.pipeline.graph import Graph, Instance
 from tats_core.pipeline.plan import Choice, Decider, Decision
-from tats_core.pipeline.records import (
-    Plan,
-    PlanItem,
-    RunRecord,
-    RunUI,
-    SilentUI,
-    StageRecord,
-    newest_runs,
-)
+from tats_core.pipeline.records import Plan, PlanItem, RunRecord, RunUI, SilentUI, StageConfig, StageRecord
 from tats_core.pipeline.spec import Pipeline
 from tats_core.pipeline.stages.base import Input, Preflight
 from tats_core.pipeline.tracking import Tracker
@@ -108,13 +101,13 @@ def run(
     todo = plans.make(decider)
     free = _check_before_start(decider.graph, todo, home)
     make_folder(home)
-    record = _new_record(pipeline, home, todo)
+    record = _new_record(pipeline, home, todo, only)
     return _Run(decider, record, todo, free, on_error, ui or SilentUI()).execute()
 
 
 def newest_finished(home: Path, pipeline_name: str) -> RunRecord | None:
     """Return the record of the newest run of this pipeline that finished with all its stages, or None."""
-    for record in newest_runs(home, pipeline_name):
+    for record in finding.records(home, pipeline_name):
         if record.status == "finished" and all(stage.done for stage in record.stages.values()):
             return record
     return None
@@ -167,7 +160,7 @@ def _capacity(wants_gpu: bool) -> _Resources:
     return _Resources(*ray_train.capacity())
 
 
-def _new_record(pipeline: Pipeline, home: Path, todo: Plan) -> RunRecord:
+def _new_record(pipeline: Pipeline, home: Path, todo: Plan, only: Sequence[str]) -> RunRecord:
     now = time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now)) + f"{int(now * 1000) % 1000:03d}"
     stages = {
@@ -184,6 +177,7 @@ def _new_record(pipeline: Pipeline, home: Path, todo: Plan) -> RunRecord:
         started=now,
         stages=stages,
         overrides=list(pipeline.overrides),
+        only=list(only),
         git_commit=_git_commit(),
         pid=os.getpid(),
     )
@@ -229,7 +223,12 @@ class _Run:
 
     def execute(self) -> RunRecord:
         """Run until nothing runs and nothing can start."""
+        with self.record.alive():
+            return self._execute()
+
+    def _execute(self) -> RunRecord:
         self.record.save()
+        self.record.save_configs(self._configs())
         self.tracker.run_started(self._resolved())
         self.ui.started(self.todo, self.record)
         for item in self.todo.items:
@@ -239,9 +238,7 @@ class _Run:
             with self._signals():
                 self._loop()
         except BaseException as error:
-            self.record.status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-            self.record.error = f"{type(error).__name__}: {error}"
-            self.record.save()
+            self._cut_off(error)
             raise
         self._conclude()
         return self.record
@@ -253,7 +250,7 @@ class _Run:
                 answer: Answer | None = self.answers.get(timeout=_TICK)
             except queue.Empty:
                 answer = None
-            self._tell_stop()
+            self._look_for_stop()
             for work in self.running.values():
                 self._read_events(work)
             if answer is not None:
@@ -377,7 +374,7 @@ class _Run:
 
     def _finished(self, stage: StageRecord, folder: Path) -> None:
         stage.folder = str(folder)
-        self.digests[stage.name] = self.store.output_digest(folder)
+        stage.digest = self.digests[stage.name] = self.store.output_digest(folder)
         cached = stage.status == "cached"
         self.tracker.stage_ended(stage, self._source_run(folder) if cached else None)
         self.record.save()
@@ -415,7 +412,12 @@ class _Run:
         used = [path for path in data if named is None or path.name.startswith(f"{named}.")]
         self.tracker.stage_started(self.record.stages[one.name], config, settings, tuple(folders), used)
 
-    def _tell_stop(self) -> None:
+    def _look_for_stop(self) -> None:
+        asked = self.record.asked_to_stop()
+        if asked == "now":
+            raise KeyboardInterrupt
+        if asked:
+            self.stop.set()
         if self.stop.is_set() and not self.told_stop:
             self.told_stop = True
             self.ui.note("", "stopping at the next checkpoints; Ctrl-C again stops at once")
@@ -445,6 +447,24 @@ class _Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _configs(self) -> dict[str, StageConfig]:
+        return {
+            one.name: {
+                "all": one.config.model_dump(mode="json"),
+                "set": one.config.model_dump(mode="json", exclude_unset=True),
+            }
+            for one in self.graph.instances.values()
+        }
+
+    def _cut_off(self, error: BaseException) -> None:
+        record = self.record
+        record.status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        record.error = f"{type(error).__name__}: {error}".removesuffix(": ")
+        record.finished = time.time()
+        for name in self.running:
+            record.stages[name].status, record.stages[name].finished = record.status, record.finished
+        record.save()
 
     def _conclude(self) -> None:
         record = self.record
