@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
@@ -45,6 +46,12 @@ def pipeline(
     on_error: Annotated[
         OnError, typer.Option("--on-error", help="After a failure: stop, or go on with what can.")
     ] = OnError.stop,
+    notify: Annotated[
+        str | None,
+        typer.Option(
+            "--notify", metavar="COMMAND", envvar="TATS_NOTIFY", help="Call this when the run has ended."
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a line, for scripts (docs/json.md).")
     ] = False,
@@ -53,6 +60,7 @@ def pipeline(
     """Run a pipeline; what is finished already is reused, what was interrupted goes on."""
     from tats_core.cli import progress
     from tats_core.pipeline import runner, spec
+    from tats_core.pipeline.notify import Hook
 
     home = home.expanduser().absolute()
     # --force and --from are left out: what they started goes on, it need not start again.
@@ -63,6 +71,8 @@ def pipeline(
     choice: Choice = {"force": force or (), "only": only or (), "from_stage": from_stage}
     try:
         loaded = spec.load(name, sets or [])
+        if notify:
+            loaded = replace(loaded, notify=(*loaded.notify, Hook(command=notify)))
         if show_plan:
             _show_plan(runner.plan(loaded, home, **choice), ui)
             return
