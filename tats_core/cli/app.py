@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from tats_core import __version__
-from tats_core.cli import data, doctor, models, results, run, ui, visualise
+from tats_core.cli import data, doctor, gc, models, results, run, ui, visualise
 from tats_core.errors import SpecError, TatsError
 
 
@@ -28,6 +28,7 @@ class _Root(TyperGroup):
             "weights",
             "data",
             "doctor",
+            "gc",
         )
         return sorted(self.commands, key=lambda name: order.index(name) if name in order else len(order))
 
@@ -69,6 +70,7 @@ app.add_typer(data_app, name="data")
 data_app.command("generate")(data.generate)
 data_app.command("check")(data.check)
 app.command("doctor")(doctor.doctor)
+app.command("gc")(gc.gc)
 
 
 def _print_version(wanted: bool) -> None:

@@ -179,6 +179,26 @@ class StageStore:
             file.flush()
             yield
 
+    @contextmanager
+    def deciding(self) -> Iterator[None]:
+        """Reuse outputs in here, and leave in the run's record which: nothing is collected meanwhile."""
+        with self._collection(fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Take outputs away in here: no run decides meanwhile what to reuse."""
+        with self._collection(fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
+    def _collection(self, mode: int) -> Iterator[None]:
+        locks = self.root / ".locks"
+        make_folder(locks)
+        with (locks / ".collection").open("a") as file:
+            fcntl.flock(file, mode)
+            yield
+
     def begin(self, folder: Path, *, fresh: bool) -> tuple[Path, str]:
         """Return the work folder for the output `folder`, and the name of its training run.
 

@@ -169,7 +169,9 @@ def _new_record(pipeline: Pipeline, home: Path, todo: Plan, only: Sequence[str])
     now = time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now)) + f"{int(now * 1000) % 1000:03d}"
     stages = {
-        item.name: StageRecord(item.name, item.stage, item.kind, dict(item.axes), list(item.needs))
+        item.name: StageRecord(
+            item.name, item.stage, item.kind, dict(item.axes), list(item.needs), key=item.key
+        )
         for item in todo.items
     }
     return RunRecord(
@@ -266,6 +268,10 @@ class _Run:
     # --- starting ------------------------------------------------------------------------------------
 
     def _start_ready(self) -> None:
+        with self.store.deciding():
+            self._start_all_ready()
+
+    def _start_all_ready(self) -> None:
         for one in self.graph.instances.values():
             stage = self.record.stages[one.name]
             if stage.status != "waiting" or self.stop.is_set():
