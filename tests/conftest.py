@@ -29,7 +29,9 @@ class Kept:
         self.home = home
         self.store = StageStore(home)
 
-    def run(self, hour: int, *, name: str = "mine", reuse: RunRecord | None = None, **changed: Any) -> RunRecord:
+    def run(
+        self, hour: int, *, name: str = "mine", reuse: RunRecord | None = None, **changed: Any
+    ) -> RunRecord:
         """Keep a finished run data → pretrain → finetune → evaluate → report, begun at `hour` of a day.
 
         Args:

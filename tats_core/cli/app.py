@@ -9,7 +9,21 @@ import typer
 from typer.core import TyperGroup
 
 from tats_core import __version__
-from tats_core.cli import compare, data, doctor, logs, models, results, run, runs, show, stop, ui, visualise
+from tats_core.cli import (
+    compare,
+    data,
+    doctor,
+    gc,
+    logs,
+    models,
+    results,
+    run,
+    runs,
+    show,
+    stop,
+    ui,
+    visualise,
+)
 from tats_core.errors import SpecError, TatsError
 
 
@@ -33,6 +47,7 @@ class _Root(TyperGroup):
             "weights",
             "data",
             "doctor",
+            "gc",
         )
         return sorted(self.commands, key=lambda name: order.index(name) if name in order else len(order))
 
@@ -79,6 +94,7 @@ app.add_typer(data_app, name="data")
 data_app.command("generate")(data.generate)
 data_app.command("check")(data.check)
 app.command("doctor")(doctor.doctor)
+app.command("gc")(gc.gc)
 
 
 def _print_version(wanted: bool) -> None:

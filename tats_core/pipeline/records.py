@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
 from tats_core.errors import StoreError
+from tats_core.pipeline.changes import Change
 
 Action = Literal["run", "reuse", "skip"]
 StageStatus = Literal["waiting", "running", "finished", "cached", "failed", "stopped", "skipped"]
@@ -32,7 +33,9 @@ _ALIVE, _PLEASE_STOP, _STOP_NOW, _CONFIG = "alive.lock", "please-stop", "stop-no
 class PlanItem:
     """What will happen to one stage, and why.
 
-    `key` is None while it cannot be known: it contains the digests of outputs that do not exist yet.
+    `reason` is "" for a stage that runs only because those named in `after` come first. Until these have
+    run, `key` cannot be known: it contains the digests of their outputs. `seconds` is what the stage took
+    when it last ran, None where it never did.
     """
 
     name: str
@@ -44,6 +47,9 @@ class PlanItem:
     reason: str
     key: str | None = None
     folder: Path | None = None
+    after: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)

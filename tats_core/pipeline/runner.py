@@ -28,6 +28,7 @@ from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import plan as plans
 from tats_core.pipeline.cache import StageStore, make_folder
 from tats_core.pipeline.graph import Graph, Instance
+from tats_core.pipeline.notify import Notifier
 from tats_core.pipeline.plan import Choice, Decider, Decision
 from tats_core.pipeline.records import Plan, PlanItem, RunRecord, RunUI, SilentUI, StageConfig, StageRecord
 from tats_core.pipeline.spec import Pipeline
@@ -49,6 +50,10 @@ __all__ = [
 ]
 
 OnError = Literal["stop", "continue"]
+Ended = Literal["finished", "failed", "stopped"]
+
+# How long the end of a run waits for its notifications; after a second Ctrl-C, someone sits there.
+_NOTIFY_SECONDS, _NOTIFY_IN_HASTE = 60.0, 5.0
 
 _PARTING = 1.0  # seconds that stages have to end what they started, when all is to end at once
 _TICK = 0.25  # seconds between two looks at the events of the running stages
@@ -165,7 +170,9 @@ def _new_record(pipeline: Pipeline, home: Path, todo: Plan, only: Sequence[str])
     now = time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now)) + f"{int(now * 1000) % 1000:03d}"
     stages = {
-        item.name: StageRecord(item.name, item.stage, item.kind, dict(item.axes), list(item.needs))
+        item.name: StageRecord(
+            item.name, item.stage, item.kind, dict(item.axes), list(item.needs), key=item.key
+        )
         for item in todo.items
     }
     return RunRecord(
@@ -221,6 +228,7 @@ class _Run:
         self.decisions: dict[str, Decision] = {}
         self.told_stop = False
         self.tracker = Tracker(Path(record.home), record)
+        self.notifier = Notifier(decider.pipeline.notify, record, self._later)
 
     def execute(self) -> RunRecord:
         """Run until nothing runs and nothing can start."""
@@ -261,6 +269,10 @@ class _Run:
     # --- starting ------------------------------------------------------------------------------------
 
     def _start_ready(self) -> None:
+        with self.store.deciding():
+            self._start_all_ready()
+
+    def _start_all_ready(self) -> None:
         for one in self.graph.instances.values():
             stage = self.record.stages[one.name]
             if stage.status != "waiting" or self.stop.is_set():
@@ -340,6 +352,9 @@ class _Run:
         elif event["kind"] == "params":
             self.ui.params(name, event["values"])
 
+    def _later(self, text: str) -> None:
+        self.answers.put(Answer("", "note", text))
+
     def _take(self, answer: Answer) -> None:
         if answer.what == "note":
             self.ui.note(answer.name, answer.text)
@@ -372,6 +387,7 @@ class _Run:
         self.record.save()
         if status == "failed":
             self.ui.stage_failed(answer.name, answer.text)
+            self.notifier.tell("stage_failed", stage=answer.name, error=answer.text)
 
     def _finished(self, stage: StageRecord, folder: Path) -> None:
         stage.folder = str(folder)
@@ -464,12 +480,15 @@ class _Run:
         for work in self.running.values():
             work.join(max(0.0, until - time.monotonic()))
         record = self.record
-        record.status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        ended: Ended = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        record.status = ended
         record.error = f"{type(error).__name__}: {error}".removesuffix(": ")
         record.finished = time.time()
         for name in self.running:
             record.stages[name].status, record.stages[name].finished = record.status, record.finished
         record.save()
+        self.notifier.tell(ended, error=record.error)
+        self.notifier.close(_NOTIFY_IN_HASTE)
 
     def _conclude(self) -> None:
         record = self.record
@@ -478,11 +497,16 @@ class _Run:
                 stage.status, stage.reason = "skipped", "the run ended before"
         failed = [stage for stage in record.stages.values() if stage.status == "failed"]
         record.error = f"{failed[0].name}: {failed[0].error}" if failed else None
-        record.status = "failed" if failed else "stopped" if self.stop.is_set() else "finished"
+        ended: Ended = "failed" if failed else "stopped" if self.stop.is_set() else "finished"
+        record.status = ended
         record.finished = time.time()
         record.save()
+        self.notifier.tell(ended, error=record.error)
         self.tracker.close()
         if record.tracking_error:
             self.ui.note("", f"tracking ended early: {record.tracking_error}")
+        self.notifier.close(_NOTIFY_SECONDS)
+        while not self.answers.empty():
+            self._take(self.answers.get())  # notes of hooks that failed
         record.save()
         self.ui.finished(record)

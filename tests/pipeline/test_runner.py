@@ -78,11 +78,11 @@ stages:
 def test_a_change_runs_what_it_reaches_and_the_plan_says_why(load, home):
     runner.run(load(TOY), home)
     plan = runner.plan(load(TOY, "make.value=5"), home)
-    told = {item.name: (item.action, item.reason) for item in plan.items}
-    assert told["make"] == ("run", "value: 3 → 5")
-    assert told["grow[a,pretrained]"] == ("run", "after make")
-    assert told["grow[a,scratch]"] == ("reuse", "unchanged")
-    assert told["sum"] == ("run", "after grow[a,pretrained], grow[b,pretrained]")
+    told = {item.name: (item.action, item.reason, item.after) for item in plan.items}
+    assert told["make"] == ("run", "value: 3 → 5", ())
+    assert told["grow[a,pretrained]"] == ("run", "", ("make",))
+    assert told["grow[a,scratch]"] == ("reuse", "unchanged", ())
+    assert told["sum"] == ("run", "", ("grow[a,pretrained]", "grow[b,pretrained]"))
     Grow.ran.clear()
     runner.run(load(TOY, "make.value=5"), home)
     assert sorted(Grow.ran) == ["grow[a,pretrained]", "grow[b,pretrained]"]
@@ -370,3 +370,22 @@ def test_a_user_interface_that_fails_leaves_a_record_that_says_so(load, home):
         runner.run(load(TOY), home, ui=ui)
     (folder,) = (home / "runs").iterdir()
     assert RunRecord.load(folder).status == "failed"
+
+
+def test_a_stage_that_waits_for_another_tells_its_own_changes_too(load, home):
+    runner.run(load(TOY), home)
+    plan = runner.plan(load(TOY, "make.value=5", "grow.add=6"), home)
+    told = {item.name: (item.reason, item.after) for item in plan.items}
+    assert told["grow[a,pretrained]"] == ("add: 4 → 6", ("make",))
+    assert told["grow[a,scratch]"] == ("add: 4 → 6", ())
+
+
+def test_a_plan_says_what_a_stage_took_in_the_newest_run_that_did_its_work(load, home):
+    runner.run(load(TOY), home)
+    record = runner.run(load(TOY, "grow.add=1"), home)
+    record.stages["make"].seconds = 99  # reused: it says nothing
+    record.stages["sum"].seconds = 12.5
+    record.save()
+    seconds = {item.name: item.seconds for item in runner.plan(load(TOY), home).items}
+    assert seconds["sum"] == 12.5
+    assert 0 < (seconds["make"] or 0) < 99
