@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from tats_core import __version__
-from tats_core.cli import data, doctor, models, results, run, ui, visualise
+from tats_core.cli import data, doctor, models, report, results, run, ui, visualise
 from tats_core.errors import SpecError, TatsError
 
 
@@ -21,6 +21,7 @@ class _Root(TyperGroup):
             "run",
             "list",
             "results",
+            "report",
             "ui",
             "visualise",
             "predict",
@@ -60,6 +61,7 @@ app.add_typer(run_app, name="run")
 run_app.command("pipeline")(run.pipeline)
 app.command("list")(results.list_pipelines)
 app.command("results")(results.results)
+app.command("report")(report.report)
 app.command("ui")(ui.ui)
 app.command("visualise")(visualise.visualise)
 app.command("predict")(models.predict)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tats_core.cli.options import DEFAULT_HOME, Home, PipelineName, command_line
-from tats_core.errors import RunError
+from tats_core.cli.options import DEFAULT_HOME, Home, PipelineName, command_line, write_file
+from tats_core.errors import RunError, SpecError
 
 if TYPE_CHECKING:
     from tats_core.pipeline.records import Plan, RunRecord
@@ -30,6 +30,10 @@ def pipeline(
         list[str] | None, typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change a key; repeatable.")
     ] = None,
     show_plan: Annotated[bool, typer.Option("--plan", help="Say what would run and why, then stop.")] = False,
+    graph: Annotated[
+        str | None,
+        typer.Option("--graph", metavar="FILE", help="Draw the plan as FILE.svg or .mmd (- for the screen)."),
+    ] = None,
     from_stage: Annotated[
         str | None, typer.Option("--from", metavar="STAGE", help="Run this stage and all after it again.")
     ] = None,
@@ -51,9 +55,14 @@ def pipeline(
 
     home = home.expanduser().absolute()
     loaded = spec.load(name, sets or [])
-    if show_plan:
+    if show_plan or graph is not None:
+        if graph is not None:
+            check_graph_file(graph)
         plan = runner.plan(loaded, home, force=force or (), only=only or (), from_stage=from_stage)
-        typer.echo(plan_text(plan))
+        if graph is not None:
+            write_graph(plan, graph)
+        if show_plan:
+            typer.echo(plan_text(plan))
         return
     ui = progress.for_terminal()
     try:
@@ -82,6 +91,31 @@ def plan_text(plan: Plan) -> str:
     width = max((len(item.name) for item in plan.items), default=0)
     lines += [f"  {item.action:<5}  {item.name:<{width}}  {item.reason}".rstrip() for item in plan.items]
     return "\n".join(lines)
+
+
+def check_graph_file(file: str) -> None:
+    """Refuse a file that is neither a drawing nor Mermaid text.
+
+    Raises:
+        SpecError: another ending.
+    """
+    if file != "-" and Path(file).suffix not in (".svg", ".mmd"):
+        raise SpecError(f"--graph {file}: must end in .svg (a drawing) or .mmd (Mermaid), or be - (Mermaid)")
+
+
+def write_graph(plan: Plan, file: str) -> None:
+    """Draw what would run and what would be reused, as the file's ending says; `-` prints Mermaid."""
+    from tats_core.report import graph
+
+    nodes = graph.fold(
+        graph.Instance(item.name, item.stage, item.kind, item.needs, item.action) for item in plan.items
+    )
+    if file == "-":
+        typer.echo(graph.mermaid(nodes), nl=False)
+        return
+    title = f"plan of {plan.pipeline}: what would run, and what each stage needs"
+    drawn = graph.svg(nodes, title=title, standalone=True) if file.endswith(".svg") else graph.mermaid(nodes)
+    write_file(Path(file).expanduser().absolute(), drawn, option="--graph")
 
 
 def _conclude(record: RunRecord, name: str, home: Path, resume: str) -> None:

@@ -24,11 +24,20 @@ from typing import Any, Literal
 from tats_core.errors import ResourceError, StoreError, TatsError
 from tats_core.machine import available_cpus
 from tats_core.pipeline import graph as graphs
+from tats_core.pipeline import html_report
 from tats_core.pipeline import plan as plans
 from tats_core.pipeline.cache import StageStore, make_folder
 from tats_core.pipeline.graph import Graph, Instance
 from tats_core.pipeline.plan import Choice, Decider, Decision
-from tats_core.pipeline.records import Plan, PlanItem, RunRecord, RunUI, SilentUI, StageRecord
+from tats_core.pipeline.records import (
+    Plan,
+    PlanItem,
+    RunRecord,
+    RunUI,
+    SilentUI,
+    StageRecord,
+    write_json,
+)
 from tats_core.pipeline.spec import Pipeline
 from tats_core.pipeline.stages.base import Input, Preflight
 from tats_core.pipeline.tracking import Tracker
@@ -227,7 +236,9 @@ class _Run:
     def execute(self) -> RunRecord:
         """Run until nothing runs and nothing can start."""
         self.record.save()
-        self.tracker.run_started(self._resolved())
+        resolved = self._resolved()
+        write_json(self.record.folder / html_report.RESOLVED, resolved)
+        self.tracker.run_started(resolved)
         self.ui.started(self.todo, self.record)
         for item in self.todo.items:
             if item.action == "skip":
@@ -422,7 +433,17 @@ class _Run:
             one.name: {"kind": one.kind.name, "needs": list(one.needs), **one.config.model_dump(mode="json")}
             for one in self.graph.instances.values()
         }
-        return {"name": self.record.pipeline, "overrides": self.record.overrides, "stages": stages}
+        settings = {
+            one.name: one.config.model_dump(mode="json", exclude_unset=True)
+            for one in self.graph.instances.values()
+        }
+        return {
+            "name": self.record.pipeline,
+            "overrides": self.record.overrides,
+            "stages": stages,
+            "settings": settings,
+            "environment": html_report.environment(),
+        }
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -443,6 +464,12 @@ class _Run:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def _write_page(self) -> None:
+        try:
+            html_report.write(self.record)
+        except Exception as error:  # noqa: BLE001 (a page about it must not fail a run)
+            self.ui.note("", f"the run's page was not written: {type(error).__name__}: {error}")
+
     def _conclude(self) -> None:
         record = self.record
         for stage in record.stages.values():
@@ -453,6 +480,7 @@ class _Run:
         record.status = "failed" if failed else "stopped" if self.stop.is_set() else "finished"
         record.finished = time.time()
         record.save()
+        self._write_page()
         self.tracker.close()
         if record.tracking_error:
             self.ui.note("", f"tracking ended early: {record.tracking_error}")
