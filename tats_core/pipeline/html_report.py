@@ -214,7 +214,8 @@ def _policy_tiles(policy: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
             f"random sampling: {tables.number(policy.get('random_lift'), 2)}",
         )
     if policy.get("visible") is not None:
-        remark = f"mask ratio {tables.number(policy.get('mask_ratio'), 2)}, sampler {policy.get('sampler', 'tats')}"
+        ratio, sampler = tables.number(policy.get("mask_ratio"), 2), policy.get("sampler", "tats")
+        remark = f"mask ratio {ratio}, sampler {sampler}"
         yield "visible tokens", f"{policy['visible']} of {policy['tokens']}", remark
 
 
@@ -240,7 +241,8 @@ def _results_section(results: Mapping[str, Any] | None, stages: Sequence[_Stage]
 
 def _intervals(rows: Sequence[Mapping[str, Any]]) -> Html:
     axes = paper.further_axes(rows)
-    drawn, looks = [], {}
+    drawn: list[Track] = []
+    looks: dict[str, str] = {}
     for row in rows:
         if row.get("top1") is None:
             continue
@@ -263,8 +265,13 @@ def _intervals(rows: Sequence[Mapping[str, Any]]) -> Html:
     if not drawn:
         return Html("")
     ticks = [(float(at), f"{at}%") for at in (0, 25, 50, 75, 100)]
-    shown = {look: looks[look] for look in ("dot0", "dot1", "diamond", "tick") if look in looks}
-    return page.join([page.legend(shown), page.tracks(drawn, ticks, "top-1 by benchmark and start")])
+    shown = sorted(looks, key=["dot0", "dot1", "diamond", "tick"].index)
+    return page.join(
+        [
+            page.legend({look: looks[look] for look in shown}),
+            page.tracks(drawn, ticks, "top-1 by benchmark and start"),
+        ]
+    )
 
 
 def _policies(policies: Sequence[Mapping[str, Any]]) -> Html:
@@ -288,25 +295,31 @@ def _policies(policies: Sequence[Mapping[str, Any]]) -> Html:
 
 def _classes(stage: _Stage) -> Html:
     assert stage.folder is not None
-    header, *lines = _csv(stage.folder / "per_class.csv")
+    with (stage.folder / "per_class.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
     parts = []
     note = ""
     if len(lines) > _CLASSES_SHOWN:
-        column = header.index("top1")
-        lines.sort(key=lambda line: float(line[column] or "inf"))
+        lines.sort(key=lambda line: float(line["top1"] or "inf"))
         note = f"The {_CLASSES_SHOWN} classes of {len(lines)} that are found least."
         lines = lines[:_CLASSES_SHOWN]
-    parts.append(page.table([name.replace("_", " ") for name in header], lines, caption=note))
-    (corner, *classes), *counts = _csv(stage.folder / "confusion.csv")
+    titles = {
+        "class": "class", "most_confused_with": "most confused with", "confused_clips": "such clips",
+        "clips": "clips", "top1": "top-1, %",
+    }  # fmt: skip
+    cells = ([line[key] for key in titles] for line in lines)
+    parts.append(page.table(list(titles.values()), cells, caption=note, words=2))
+    with (stage.folder / "confusion.csv").open(encoding="utf-8", newline="") as file:
+        (corner, *classes), *counts = csv.reader(file)
     if len(classes) <= _CLASSES_COUNTED:
         rows = [(name, [int(cell) for cell in cells]) for name, *cells in counts]
         caption = "Clips by true class (row) and predicted class (column); darker: a larger share of the row."
         parts.append(page.heat_table(classes, rows, corner=corner, caption=caption))
+    elif (stage.folder / "confusion.png").exists():
+        data, size = _small(stage.folder / "confusion.png")
+        alt = f"{stage.label}: share of each true class that was predicted as each class"
+        parts.append(page.figure(page.picture(data, alt, size)))
     return page.collapsible(f"Classes: {stage.label}", *parts)
-
-
-def _csv(path: Path) -> list[list[str]]:
-    return list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
 
 
 # --- pictures -------------------------------------------------------------------------------------------
@@ -511,20 +524,20 @@ def _lineage_section(stages: Sequence[_Stage]) -> Section:
         [
             one.record.name,
             "reused" if one.record.status == "cached" else one.record.status,
-            one.record.reason,
             Html(f"<code>{page.text((one.record.key or tables.DASH)[:12])}</code>"),
             Html(f"<code>{page.text(one.digest[:12] or tables.DASH)}</code>"),
             one.origin.get("run", tables.DASH),
             duration(one.record.seconds) if one.record.seconds else tables.DASH,
+            one.record.reason,
         ]
         for one in stages
     ]
-    columns = ["stage", "status", "why", "stage key", "output digest", "made by run", "time"]
+    columns = ["stage", "status", "stage key", "output digest", "made by run", "time", "why it ran, or not"]
     intro = page.paragraph(
         "A stage's key holds its configuration, its code and the digests of what it read; its output stands"
         " under that key. The same key and digest are the same result."
     )
-    listed = page.table(columns, lines, words=6)
+    listed = page.table(columns, lines, words=len(columns))
     long = len(lines) > 12
     return page.section(
         "Lineage", intro, page.collapsible(f"All {len(lines)} stages", listed) if long else listed
@@ -557,14 +570,19 @@ def _configuration_section(record: RunRecord, resolved: Mapping[str, Any]) -> Se
         if rest:
             body.append(page.collapsible(f"{len(rest)} defaults", _pairs(rest)))
         parts.append(page.collapsible(f"{stage}{several}", *body))
+    if not resolved:
+        parts.append(page.paragraph("The configuration of each stage was not kept beside this run."))
     return page.section("Configuration", *parts)
 
 
 def _pairs(values: Mapping[str, Any]) -> Html:
-    return page.key_values(
-        (key, ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else value)
-        for key, value in values.items()
-    )
+    return page.key_values((key, _said(value)) for key, value in values.items())
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_said, value)) or "none"
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _environment_section(record: RunRecord, resolved: Mapping[str, Any]) -> Section:

@@ -24,6 +24,7 @@ _BOX_HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 58, 26, 44, 14
 _LETTER, _PADDING, _NARROWEST = 7.7, 46, 136
 _LONGEST = 34  # letters of a name; the rest is cut
 _SWEEPS = 8
+_STACK = 8  # how far the hindmost of a stack stands out
 
 _FIRST: Final = ("failed", "stopped", "running", "run", "finished", "waiting", "skipped", "skip")
 """Of several states in one stack, the first of these decides how it is drawn."""
@@ -232,7 +233,8 @@ def svg(nodes: Sequence[Node], *, title: str, standalone: bool = False) -> str:
         standalone: a file of its own, with style and background; else for a page with the same style.
     """
     layout = arrange(nodes)
-    drawn = [_edge(points) for _, _, points in layout.edges]
+    stacked = {node.name for node in nodes if node.count > 1}
+    drawn = [_edge(points, _STACK * (to in stacked)) for _, to, points in layout.edges]
     drawn += [_drawn(node, layout.boxes[node.name]) for node in nodes]
     width, height = round(layout.width), round(layout.height)
     space = ' xmlns="http://www.w3.org/2000/svg"' if standalone else ""
@@ -265,11 +267,11 @@ def _width(node: Node) -> float:
     return max(_NARROWEST, letters * _LETTER + _PADDING)
 
 
-def _edge(points: Sequence[tuple[float, float]]) -> str:
+def _edge(points: Sequence[tuple[float, float]], short_by: float) -> str:
     (x, y), *rest = points
     steps = [f"M{x:.1f} {y:.1f}"]
     for place, (to_x, to_y) in enumerate(rest):
-        end = to_y - (6 if place == len(rest) - 1 else 0)  # room for the arrow's head
+        end = to_y - (6 + short_by if place == len(rest) - 1 else 0)  # room for the arrow's head
         half = (y + end) / 2
         steps.append(f"C{x:.1f} {half:.1f} {to_x:.1f} {half:.1f} {to_x:.1f} {end:.1f}")
         x, y = to_x, end
@@ -281,10 +283,13 @@ def _drawn(node: Node, box: Box) -> str:
     dash = ' stroke-dasharray="5 4"' if node.state in _REUSED else ""
     dash = ' stroke-dasharray="1.5 4"' if node.state in _IDLE else dash
     thick = 3 if node.state in _BAD else 1.6
-    look = f'class="{theme.kind_class(node.kind)}" stroke-width="{thick}"{dash}'
-    behind = [replace(box, x=box.x + gap, y=box.y - gap) for gap in (8, 4)] if node.count > 1 else []
+    broken = " t-broken" if node.state in _BAD else ""
+    look = f'class="{theme.kind_class(node.kind)}{broken}" stroke-width="{thick}"{dash}'
+    behind = (
+        [replace(box, x=box.x + gap, y=box.y - gap) for gap in (_STACK, _STACK / 2)] if node.count > 1 else []
+    )
     shapes = [_shape(node.kind, one, look) for one in (*behind, box)]
-    middle, top = box.x + box.width / 2, box.y
+    middle, top = box.x + box.width / 2, box.y + (4 if node.kind == "data" else 0)
     second = _second(node)
     second = second if len(second) <= _LONGEST + 8 else second[: _LONGEST + 7] + "…"
     colour = "t-bad" if node.state in _BAD else "t-soft"
@@ -306,7 +311,7 @@ def _shape(kind: str, box: Box, look: str) -> str:
         return (
             f'<path {look} d="M{x:.1f} {y + 7}A{w / 2:.1f} 7 0 0 1 {r:.1f} {y + 7}V{y + h - 7}'
             f'A{w / 2:.1f} 7 0 0 1 {x:.1f} {y + h - 7}Z"/>'
-            f'<path {look} d="M{x:.1f} {y + 7}A{w / 2:.1f} 7 0 0 0 {r:.1f} {y + 7}A{w / 2:.1f} 7 0 0 0 {x:.1f} {y + 7}"/>'
+            f'<ellipse {look} cx="{x + w / 2:.1f}" cy="{y + 7}" rx="{w / 2:.1f}" ry="7"/>'
         )
     corners = {
         "probe": ((x + 14, y), (r - 14, y), (r, y + h / 2), (r - 14, y + h), (x + 14, y + h), (x, y + h / 2)),

@@ -152,10 +152,9 @@ def table(
         + "</tr>"
         for row in rows
     )
-    said = f"<caption>{text(caption)}</caption>" if caption else ""
-    return scroll(
-        Html(f"<table>{said}<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"),
-        caption or "table",
+    return _captioned(
+        Html(f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"),
+        caption,
     )
 
 
@@ -176,13 +175,19 @@ def heat_table(
         )
         lines.append(f'<tr><th scope="row">{text(name)}</th>{cells}</tr>')
     body = "\n".join(lines)
-    return scroll(
+    return _captioned(
         Html(
-            f'<table class="heat"><caption>{text(caption)}</caption><thead><tr>'
+            f'<table class="heat"><thead><tr>'
             f'<th scope="col">{text(corner)}</th>{head}</tr></thead><tbody>\n{body}\n</tbody></table>'
         ),
         caption,
     )
+
+
+def _captioned(content: Html, caption: str) -> Html:
+    # Above the box, not inside: there it would be as wide as the table, and cut off on a phone.
+    note = Html(f'<p class="note" aria-hidden="true">{text(caption)}</p>') if caption else Html("")
+    return join([note, scroll(content, caption or "table")])
 
 
 def scroll(content: Html, label: str) -> Html:
@@ -265,9 +270,10 @@ def tracks(rows: Iterable[Track], ticks: Iterable[tuple[float, str]], label: str
             f'<span class="value">{text(row.value)}</span></li>'
         )
     scale = "".join(f'<b style="left:{at:.2f}%">{text(words)}</b>' for at, words in marks)
-    scale = f'<li class="scale" aria-hidden="true"><span></span><span class="track">{scale}</span><span></span></li>'
+    scale = f'<span></span><span class="track">{scale}</span><span></span>'
+    lines.append(f'<li class="scale" aria-hidden="true">{scale}</li>')
     body = "\n".join(lines)
-    return Html(f'<ul class="tracks" aria-label="{text(label)}">\n{body}\n{scale}\n</ul>')
+    return Html(f'<ul class="tracks" aria-label="{text(label)}">\n{body}\n</ul>')
 
 
 def _mark(mark: Mark) -> str:

@@ -16,6 +16,7 @@ STARTS: Final = {"pretrained": "pre-trained", "scratch": "from scratch"}
 """What a start is called."""
 
 _LOWER_IS_BETTER: Final = frozenset({"ece"})
+_START_ORDER: Final = {init: place for place, init in enumerate(STARTS)}
 _LABELS: Final = ("benchmark", "init")
 
 
@@ -37,49 +38,46 @@ class Table(NamedTuple):
     means: tuple[Line, ...]
 
 
-def table(results: Results) -> Table:
-    """Return what both forms show."""
+def table(results: Results, beside: Sequence[str] = ("chance", "clips")) -> Table:
+    """Return what both forms show; `beside` are the columns that hold no result."""
     rows: Sequence[Row] = results["rows"]
     axes = further_axes(rows)
-    measured = {key: title for key, title in METRICS.items() if any(row.get(key) is not None for row in rows)}
-    columns = [
-        (key, title)
-        for name, name_title in measured.items()
-        for key, title in _with_interval(name, name_title, rows)
-    ]
-    columns += [(key, key) for key in ("chance", "clips") if any(row.get(key) is not None for row in rows)]
-    keys = [key for key, _ in columns]
+    columns = _columns(rows, beside)
     grouped: dict[str, list[Row]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: _START_ORDER.get(row["init"], len(_START_ORDER))):
         grouped.setdefault(str(row["benchmark"]), []).append(row)
-    groups = []
-    for name, members in grouped.items():
-        members.sort(
-            key=lambda row: list(STARTS).index(row["init"]) if row["init"] in STARTS else len(STARTS)
-        )
-        groups.append(
-            tuple(
-                Line(
-                    name,
-                    (_start(row["init"]), *(str(row.get(axis, DASH)) for axis in axes)),
-                    tuple(_cell(row, key) for key in keys),
-                    _best(row, members, keys),
-                )
-                for row in members
-            )
-        )
+    names = dict.fromkeys(str(row["benchmark"]) for row in rows)  # in the order of the rows
     # With a further axis, a mean over benchmarks would mix its values.
     means = {} if axes else mean_of_benchmarks(rows)
-    averaged = [{"init": init, **values} for init, values in means.items()]
-    mean_lines = tuple(
-        Line(
-            "mean", (_start(row["init"]),), tuple(_mean(row, key) for key in keys), _best(row, averaged, keys)
-        )
-        for row in averaged
-    )
+    averaged: list[Row] = [{"init": init, **values} for init, values in means.items()]
     return Table(
-        ("benchmark", "start", *axes), tuple(title for _, title in columns), tuple(groups), mean_lines
+        ("benchmark", "start", *axes),
+        tuple(columns.values()),
+        tuple(_lines(name, grouped[name], axes, list(columns)) for name in names),
+        _lines("mean", averaged, (), list(columns)),
     )
+
+
+def _columns(rows: Sequence[Row], beside: Sequence[str]) -> dict[str, str]:
+    titles: dict[str, str] = {}
+    for key, title in (*METRICS.items(), *((key, key) for key in beside)):
+        if any(row.get(key) is not None for row in rows):
+            titles[key] = title
+            if key == "top1" and any(row.get("low") is not None for row in rows):
+                titles["interval"] = "95%"
+    return titles
+
+
+def _lines(name: str, rows: Sequence[Row], axes: Sequence[str], keys: Sequence[str]) -> tuple[Line, ...]:
+    lines = []
+    for row in rows:
+        labels = (STARTS.get(row["init"], row["init"]), *(str(row.get(axis, DASH)) for axis in axes))
+        cells = tuple(_cell(row, key, empty="" if name == "mean" else DASH) for key in keys)
+        best = frozenset(
+            place for place, key in enumerate(keys) if key in METRICS and _is_best(row, rows, key)
+        )
+        lines.append(Line(name, labels, cells, best))
+    return tuple(lines)
 
 
 def further_axes(rows: Sequence[Row]) -> list[str]:
@@ -121,15 +119,19 @@ def _text(words: str) -> str:
 
 
 def as_latex(results: Results) -> str:
-    r"""Return a floating table for a paper; it needs `\usepackage{booktabs}` and nothing else."""
-    shown = table(results)
+    r"""Return a floating table for a paper; it needs `\usepackage{booktabs}` and nothing else.
+
+    How many clips were tested, and chance, are told in the caption: the columns have to fit on a page.
+    """
+    shown = table(results, beside=())
     form = "l" * len(shown.labels) + "r" * len(shown.numbers)
-    head = " & ".join(escaped(name[:1].upper() + name[1:]) for name in (*shown.labels, *shown.numbers))
+    titles = (*shown.labels, *shown.numbers)
+    head = " & ".join(escaped(name.capitalize() if name.islower() else name) for name in titles)
     bodies = [_latex_group(group) for group in (*shown.groups, *([shown.means] if shown.means else []))]
     name = str(results["pipeline"])
     caption = (
-        f"Results of {escaped(name)}, in percent of the test clips; 95\\%: Wilson interval of top-1. "
-        "The best of each benchmark is bold."
+        f"Results of {escaped(name)}, in percent; 95\\%: Wilson interval of top-1. "
+        f"The best of each benchmark is bold.{_tested(results['rows'])}"
     )
     body = "\n    \\midrule\n".join(bodies)
     return (
@@ -138,6 +140,8 @@ def as_latex(results: Results) -> str:
         "  \\centering\n"
         f"  \\caption{{{caption}}}\n"
         f"  \\label{{tab:{''.join(letter if letter.isalnum() else '-' for letter in name)}}}\n"
+        "  \\small\n"
+        "  \\setlength{\\tabcolsep}{4pt}\n"
         f"  \\begin{{tabular}}{{{form}}}\n"
         "    \\toprule\n"
         f"    {head} \\\\\n"
@@ -147,6 +151,15 @@ def as_latex(results: Results) -> str:
         "  \\end{tabular}\n"
         "\\end{table}\n"
     )
+
+
+def _tested(rows: Sequence[Row]) -> str:
+    told: dict[str, str] = {}
+    for row in rows:
+        if row.get("clips") is not None:
+            chance = "" if row.get("chance") is None else f" (chance {row['chance']:.1f})"
+            told.setdefault(escaped(str(row["benchmark"])), f"{row['clips']}{chance}")
+    return f" Test clips: {', '.join(f'{name} {clips}' for name, clips in told.items())}." if told else ""
 
 
 def _latex_group(group: Sequence[Line]) -> str:
@@ -164,7 +177,7 @@ _LATEX: Final = str.maketrans(
     {
         "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
         "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-        "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
+        "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''",
         "–": "--", "\n": " ",
     }
 )  # fmt: skip
@@ -175,27 +188,9 @@ def escaped(words: str) -> str:
     return words.translate(_LATEX)
 
 
-def _with_interval(key: str, title: str, rows: Sequence[Row]) -> list[tuple[str, str]]:
-    columns = [(key, title)]
-    if key == "top1" and any(row.get("low") is not None for row in rows):
-        columns.append(("interval", "95%"))
-    return columns
-
-
-def _start(init: str) -> str:
-    return STARTS.get(init, init)
-
-
-def _cell(row: Row, key: str) -> str:
-    return interval(row) if key == "interval" else number(row.get(key), digits=0 if key == "clips" else 1)
-
-
-def _mean(row: Row, key: str) -> str:
-    return number(row[key]) if key in METRICS and key in row else ""
-
-
-def _best(row: Row, rivals: Sequence[Row], keys: Sequence[str]) -> frozenset[int]:
-    return frozenset(place for place, key in enumerate(keys) if key in METRICS and _is_best(row, rivals, key))
+def _cell(row: Row, key: str, empty: str) -> str:
+    shown = interval(row) if key == "interval" else number(row.get(key), digits=0 if key == "clips" else 1)
+    return empty if shown == DASH else shown
 
 
 def _is_best(row: Row, rivals: Sequence[Row], key: str) -> bool:

@@ -67,6 +67,7 @@ MEANINGS = {
     "entropy": "how open the policy still is: 1 picks evenly, 0 always picks the same tokens.",
     "mask ratio": "share of tokens that the encoder does not see while it is pre-trained.",
 }
+"""What each title of the tables means, in a sentence."""
 
 
 def text(results: Results) -> str:

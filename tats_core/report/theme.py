@@ -70,7 +70,7 @@ def drawing_css() -> str:
     kinds = "".join(
         f".t-{kind}{{fill:${area};stroke:${outline}}}\n" for kind, (outline, area) in _KINDS.items()
     )
-    rules = Template(_DRAWING + kinds)
+    rules = Template(_DRAWING + kinds + ".t-broken{stroke:$red}\n")
     light, dark = (rules.substitute({name: pair[side] for name, pair in COLOURS.items()}) for side in (0, 1))
     return f"{light}@media screen and (prefers-color-scheme:dark){{{dark}}}\n"
 

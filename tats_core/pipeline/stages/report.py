@@ -28,7 +28,7 @@ class ReportConfig(StrictModel):
 
 
 class Report(StageKind[ReportConfig]):
-    """Output: `results.json` (`pipeline`, `rows`, `policy`), the same as `.md`, `.csv`, `.tex`, `.html`, `.png`.
+    """Output: `results.json` (`pipeline`, `rows`, `policy`), and the same as Markdown, CSV, LaTeX, HTML, PNG.
 
     A row is one benchmark and one start (pre-trained or from scratch), and one value of each further axis
     of the pipeline's matrices. `policy` is what the pre-training left behind; where there were several, it
