@@ -133,7 +133,9 @@ def _conclude(record: RunRecord, name: str, home: Path, resume: str) -> None:
     typer.echo("")
     print_results(found)
     typer.echo("\nWhere to look next")
+    page = record.folder / "report.html"
     for what, where in (
+        *([("all of it on one page", str(page))] if page.exists() else []),
         ("curves and pictures", command_line(["ui"], home)),
         ("this table again", command_line(["results", name], home)),
         ("table and figures as files", str(record.outputs("report")[-1])),
