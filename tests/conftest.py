@@ -40,7 +40,8 @@ class Kept:
         """
         given = {"epochs": 3, "top1": 50.0, "code": "c0de", "seed": 0} | changed
         record = RunRecord(
-            f"{name}-20260102-{hour:02d}0000000-ab{hour:02d}", name, "A title", f"{name}.yaml", str(self.home),
+            f"{name}-20260102-{hour:02d}0000000-ab{hour:02d}", name, "A title", f"{name}.yaml",
+            str(self.home),
             "finished", 1000.0 * hour, {}, finished=1000.0 * hour + 90, git_commit=f"{hour:040d}",
         )  # fmt: skip
         manifest = {

@@ -16,6 +16,7 @@ from tats_core.cli import (
     gc,
     logs,
     models,
+    report,
     results,
     run,
     runs,
@@ -40,6 +41,7 @@ class _Root(TyperGroup):
             "stop",
             "results",
             "compare",
+            "report",
             "ui",
             "visualise",
             "predict",
@@ -85,6 +87,7 @@ app.command("logs")(logs.logs)
 app.command("stop")(stop.stop)
 app.command("results")(results.results)
 app.command("compare")(compare.compare)
+app.command("report")(report.report)
 app.command("ui")(ui.ui)
 app.command("visualise")(visualise.visualise)
 app.command("predict")(models.predict)

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from tats_core.errors import StoreError
+
 DEFAULT_HOME = Path(".tats")
 
 Home = Annotated[
@@ -92,3 +94,17 @@ def command_line(words: Iterable[str], home: Path) -> str:
     if home.absolute() != Path(os.environ.get("TATS_HOME", DEFAULT_HOME)).absolute():
         line += ["--home", str(home)]
     return shlex.join(line)
+
+
+def write_file(path: Path, text: str, option: str) -> None:
+    """Write a file that a person named with `option`, whole or not at all.
+
+    Raises:
+        StoreError: the place cannot be written.
+    """
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        raise StoreError(f"{option} {path}: cannot be written ({error.strerror})") from error

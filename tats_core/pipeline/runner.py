@@ -11,7 +11,6 @@ import os
 import queue
 import secrets
 import signal
-import subprocess
 import threading
 import time
 import types
@@ -23,7 +22,7 @@ from typing import Any, Literal
 
 from tats_core.errors import ResourceError, StoreError, TatsError
 from tats_core.machine import available_cpus
-from tats_core.pipeline import finding
+from tats_core.pipeline import environment, finding, html_report
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import plan as plans
 from tats_core.pipeline.cache import StageStore, make_folder
@@ -186,19 +185,9 @@ def _new_record(pipeline: Pipeline, home: Path, todo: Plan, only: Sequence[str])
         stages=stages,
         overrides=list(pipeline.overrides),
         only=list(only),
-        git_commit=_git_commit(),
+        git_commit=environment.git_commit(),
         pid=os.getpid(),
     )
-
-
-def _git_commit() -> str | None:
-    """Return the commit of the checkout that this code runs from, or None if it runs from elsewhere."""
-    checkout = Path(__file__).resolve().parents[2]
-    if not (checkout / ".git").exists():
-        return None
-    command = ["git", "-C", str(checkout), "rev-parse", "--verify", "--quiet", "HEAD"]
-    asked = subprocess.run(command, capture_output=True, text=True, check=False)
-    return asked.stdout.strip() or None
 
 
 class _Run:
@@ -238,6 +227,7 @@ class _Run:
     def _execute(self) -> RunRecord:
         self.record.save()
         self.record.save_configs(self._configs())
+        environment.save(self.record)
         self.tracker.run_started(self._resolved())
         self.ui.started(self.todo, self.record)
         for item in self.todo.items:
@@ -490,6 +480,12 @@ class _Run:
         self.notifier.tell(ended, error=record.error)
         self.notifier.close(_NOTIFY_IN_HASTE)
 
+    def _write_page(self) -> None:
+        try:
+            html_report.write(self.record)
+        except Exception as error:  # noqa: BLE001 (a page about it must not fail a run)
+            self.ui.note("", f"the run's page was not written: {type(error).__name__}: {error}")
+
     def _conclude(self) -> None:
         record = self.record
         for stage in record.stages.values():
@@ -502,6 +498,7 @@ class _Run:
         record.finished = time.time()
         record.save()
         self.notifier.tell(ended, error=record.error)
+        self._write_page()
         self.tracker.close()
         if record.tracking_error:
             self.ui.note("", f"tracking ended early: {record.tracking_error}")

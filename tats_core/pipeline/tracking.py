@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from tats_core.errors import StoreError
 from tats_core.pipeline.cache import KEY, MANIFEST
 from tats_core.pipeline.records import RunRecord, StageRecord
 from tats_core.report import tables

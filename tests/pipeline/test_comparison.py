@@ -103,5 +103,5 @@ def test_curves_are_read_from_the_events_and_a_replayed_step_counts_once(kept):
                 event = {"time": 0.0, "kind": "metrics", "step": step, "values": {"loss": value}}
                 file.write(json.dumps(event) + "\n")
     assert comparison.curves(pair, "loss") == {"pretrain": [{1: 1.0, 2: 1.0}, {1: 2.0, 2: 2.0}]}
-    with pytest.raises(SpecError, match="--metric los: no stage of these runs has such a curve.*'loss'"):
+    with pytest.raises(SpecError, match=r"--metric los: no stage of these runs has such a curve.*'loss'"):
         comparison.curves(pair, "los")

@@ -65,9 +65,9 @@ def test_a_wrong_name_is_told_with_the_nearest(home, said, near):
 
 def test_where_nothing_ran_the_sentence_says_how_to_start(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(StoreError, match="no run in .*; start one with: tats run pipeline NAME"):
+    with pytest.raises(StoreError, match=r"no run in .*; start one with: tats run pipeline NAME"):
         finding.find("latest", tmp_path)
-    with pytest.raises(StoreError, match="no run of 'demo' in .*; start one with: tats run pipeline demo"):
+    with pytest.raises(StoreError, match=r"no run of 'demo' in .*; start one with: tats run pipeline demo"):
         finding.find("demo", tmp_path)
 
 

@@ -19,7 +19,9 @@ KEY = "f" * 64
 def record(tmp_path: Path) -> RunRecord:
     """A run whose one stage is at work since second 100."""
     stage = StageRecord("train", "train", "train", {}, [], "running", key=KEY, started=100.0)
-    return RunRecord("toy-20260102-030405000-ab", "toy", "", "toy.yaml", str(tmp_path), "running", 99.0, {"train": stage})  # fmt: skip
+    return RunRecord(
+        "toy-20260102-030405000-ab", "toy", "", "toy.yaml", str(tmp_path), "running", 99.0, {"train": stage}
+    )
 
 
 @pytest.fixture

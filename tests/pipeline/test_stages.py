@@ -114,6 +114,8 @@ def test_a_report_joins_the_results_of_each_benchmark_and_start(context, tmp_pat
     with (ctx.out / "results.csv").open(newline="") as file:
         assert [row["top1"] for row in csv.DictReader(file)] == ["40.0", "20.0"]
     assert "40.0" in (ctx.out / "results.md").read_text()
+    assert r"\textbf{40.0} & 10.0--50.0" in (ctx.out / "results.tex").read_text()
+    assert '<td class="n"><b>40.0</b></td>' in (ctx.out / "results.html").read_text()
     assert (ctx.out / "results.png").read_bytes().startswith(b"\x89PNG")
     (event,) = [event for _, event in read_events(ctx.out / "events.jsonl")]
     assert (event["kind"], event["path"]) == ("file", "results.png")
