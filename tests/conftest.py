@@ -88,7 +88,7 @@ class Kept:
         )
         folder = self.store.folder(kind, key)
         if reuse is None:
-            partial, _ = self.store.begin(folder, fresh=True)
+            partial = self.store.begin(folder, fresh=True)
             for name, text in files.items():
                 (partial / name).write_text(text)
             origin = {"pipeline": record.pipeline, "stage": kind, "run": record.id}

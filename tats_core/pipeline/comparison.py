@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tats_core.errors import SpecError, StoreError, did_you_mean
 from tats_core.pipeline import following, lineage
@@ -18,6 +18,8 @@ from tats_core.pipeline.lineage import Number
 from tats_core.pipeline.records import RunRecord
 from tats_core.report.tables import METRICS
 from tats_core.training.events import read_events
+
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,8 @@ def _curves(record: RunRecord, name: str) -> dict[str, dict[int, float]]:
 
 
 def _components(record: RunRecord, name: str) -> Mapping[str, Any] | None:
-    return _kept(record, name, lambda store, folder: store.origin(folder)["components"])
+    origin = _kept(record, name, lambda store, folder: store.origin(folder))
+    return origin["components"] if origin else None
 
 
 def _output(record: RunRecord, name: str) -> str | None:
@@ -213,7 +216,7 @@ def _output(record: RunRecord, name: str) -> str | None:
     return _kept(record, name, lambda store, folder: store.output_digest(folder))
 
 
-def _kept(record: RunRecord, name: str, read: Callable[[StageStore, Path], Any]) -> Any:
+def _kept(record: RunRecord, name: str, read: Callable[[StageStore, Path], Kept]) -> Kept | None:
     stage = record.stages.get(name)
     if stage is None or not stage.done or stage.folder is None:
         return None

@@ -4,8 +4,8 @@ A *kept* run is one whose record stays. What a kept run names, in its record or 
 its outputs, and the work folder of a stage that it did not finish, from which the next run would go on. So
 does what a process holds locked, and all of a run that made a model with an alias in MLflow's registry.
 
-Unless told otherwise every run is kept, and only leftovers go: outputs and work folders that no run names, and
-folders that a commit or an earlier collection was about to remove.
+Unless told otherwise every run is kept, and only leftovers go: outputs and work folders that no run names,
+and folders that a commit or an earlier collection was about to remove.
 
 A run that decides to reuse an output and a collection exclude each other (`StageStore.deciding`), and the
 output is in the record of that run before it lets go.
@@ -96,7 +96,7 @@ def find(home: Path, policy: Policy, aliased: Mapping[Path, str], now: float | N
         size, changed = _measure(path)
         if not why:
             kept_bytes += size
-        elif policy.days is None or now - changed > policy.days * DAY:
+        elif what == "run record" or policy.days is None or now - changed > policy.days * DAY:
             waste.append(Waste(path, what, why, size, changed))
     return Findings(tuple(sorted(waste, key=lambda one: -one.size)), len(kept), kept_bytes)
 

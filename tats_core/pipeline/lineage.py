@@ -197,7 +197,7 @@ def _joined(inputs: list[StageRecord]) -> list[_Row]:
                 continue
             path = Path(str(one.folder)) / "result.json"
             result = _read(path)
-            named = {key: str(result[key]) for key in ("benchmark", "init") if key in result}
+            named: dict[str, str] = {key: str(result[key]) for key in ("benchmark", "init") if key in result}
             place = {**one.axes, **named}
             row = rows.setdefault(tuple(sorted(place.items())), _Row(place, []))
             row.measured.append((one, path, result))

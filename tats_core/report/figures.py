@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#6B6B6B"
 _BARS = {"pretrained": ("pre-trained", BLUE, ""), "scratch": ("from scratch", ORANGE, "///")}
-_LINES = (
+_LINES: tuple[tuple[str, Any], ...] = (
     (BLUE, "-"),
     (ORANGE, "--"),
     ("#009E73", "-."),

@@ -254,7 +254,7 @@ def test_whatever_the_store_a_collection_takes_exactly_what_nothing_uses(made, s
     for value in outputs:
         made.output(value)
     for value in partials:
-        made.partial(value, trained=chance.random() < 0.5)
+        made.partial(value)
     runs = [
         (
             made.run(
