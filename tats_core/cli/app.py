@@ -22,6 +22,7 @@ from tats_core.cli import (
     runs,
     show,
     stop,
+    sync,
     ui,
     visualise,
 )
@@ -49,6 +50,7 @@ class _Root(TyperGroup):
             "weights",
             "data",
             "doctor",
+            "sync",
             "gc",
         )
         return sorted(self.commands, key=lambda name: order.index(name) if name in order else len(order))
@@ -97,6 +99,7 @@ app.add_typer(data_app, name="data")
 data_app.command("generate")(data.generate)
 data_app.command("check")(data.check)
 app.command("doctor")(doctor.doctor)
+app.command("sync")(sync.sync)
 app.command("gc")(gc.gc)
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tats_core.errors import ResourceError, StoreError, TatsError
+from tats_core.errors import ResourceError, TatsError
 from tats_core.machine import available_cpus
 from tats_core.pipeline import environment, finding, html_report
 from tats_core.pipeline import graph as graphs
@@ -383,18 +383,14 @@ class _Run:
         stage.folder = str(folder)
         stage.digest = self.digests[stage.name] = self.store.output_digest(folder)
         cached = stage.status == "cached"
-        self.tracker.stage_ended(stage, self._source_run(folder) if cached else None)
+        self.tracker.stage_ended(stage, self._source(folder) if cached else None)
         self.record.save()
         self.ui.stage_finished(stage.name, stage.seconds, cached)
 
-    def _source_run(self, folder: Path) -> str | None:
+    def _source(self, folder: Path) -> tuple[str, str]:
+        """Return the run and the stage that made a committed output."""
         origin = self.store.origin(folder)
-        try:
-            made = RunRecord.load(Path(self.record.home) / "runs" / origin["run"])
-        except StoreError:
-            return None  # its record was removed; the output is as good
-        stage = made.stages.get(origin["stage"])
-        return stage.tracking_run if stage else None
+        return origin["run"], origin["stage"]
 
     def _leave_out(self, name: str, reason: str) -> None:
         stage = self.record.stages[name]
@@ -417,7 +413,10 @@ class _Run:
         settings = one.config.model_dump(mode="json", exclude_unset=True)
         named = config.get("benchmark")
         used = [path for path in data if named is None or path.name.startswith(f"{named}.")]
-        self.tracker.stage_started(self.record.stages[one.name], config, settings, tuple(folders), used)
+        inputs = {need: self.digests[need] for need in one.needs}
+        self.tracker.stage_started(
+            self.record.stages[one.name], config, settings, tuple(folders), used, inputs
+        )
 
     def _look_for_stop(self) -> None:
         asked = self.record.asked_to_stop()
@@ -501,7 +500,7 @@ class _Run:
         self._write_page()
         self.tracker.close()
         if record.tracking_error:
-            self.ui.note("", f"tracking ended early: {record.tracking_error}")
+            self.ui.note("", f"MLflow: {record.tracking_error}")
         self.notifier.close(_NOTIFY_SECONDS)
         while not self.answers.empty():
             self._take(self.answers.get())  # notes of hooks that failed
