@@ -78,7 +78,7 @@ def test_mermaid_is_exactly_this() -> None:
 
 
 def test_mermaid_takes_no_name_for_its_own_signs() -> None:
-    assert '"a#quot;]#lt;b#gt;#amp;#35;"' in graph.mermaid([Node('a"]<b>&#', "odd")])
+    assert '"a#quot;]#lt;b#gt;#amp;#35;<br>odd"' in graph.mermaid([Node('a"]<b>&#', "odd")])
 
 
 def test_an_edge_that_follows_from_others_is_left_out() -> None:
