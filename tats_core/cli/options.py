@@ -53,6 +53,41 @@ ModelStage = Annotated[
 ]
 
 
+def complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the pipelines that were run, `latest` and the runs' ids, for the shell's completion."""
+    from tats_core.pipeline import finding
+
+    home = _home_of(ctx)
+    known = [*finding.pipelines(home), finding.LATEST, *finding.ids(home)]
+    return [name for name in known if name.startswith(incomplete)]
+
+
+AnyRun = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A pipeline (its newest run), a run's id or its beginning, or 'latest'.",
+        autocompletion=complete_run,
+    ),
+]
+
+
+def complete_stage(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the stages of the run that was named before, for the shell's completion."""
+    from tats_core.errors import TatsError
+    from tats_core.pipeline import finding
+
+    try:
+        record = finding.find(str(ctx.params.get("run")), _home_of(ctx))
+    except TatsError:
+        return []
+    return [name for name in record.stages if name.startswith(incomplete)]
+
+
+def _home_of(ctx: typer.Context) -> Path:
+    return Path(ctx.params.get("home") or os.environ.get("TATS_HOME") or DEFAULT_HOME).expanduser()
+
+
 def command_line(words: Iterable[str], home: Path) -> str:
     """Return `tats WORDS…` as one would type it, with `--home` where it differs from what is found anyway."""
     line = ["tats", *words]

@@ -1,16 +1,14 @@
 """The page of one pipeline run: what came out, how it went, and what it was made of.
 
-Everything is read from the run's record, its `pipeline.json` and the folders of its stages; what is not
+Everything is read from the run's record and the folders of its stages; what is not
 there (a run that failed, an output that was removed) has no place on the page, and never fails it.
 """
 
 from __future__ import annotations
 
 import csv
-import importlib.metadata
 import io
 import json
-import platform
 import shlex
 import time
 import urllib.parse
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tats_core import __version__
-from tats_core.machine import available_cpus
+from tats_core.pipeline import environment
 from tats_core.pipeline.cache import KEY, MANIFEST
 from tats_core.pipeline.records import RunRecord, StageRecord
 from tats_core.pipeline.tracking import flat
@@ -32,7 +30,6 @@ from tats_core.report.units import duration, moment
 from tats_core.training.events import read_events
 
 FILE: Final = "report.html"
-RESOLVED: Final = "pipeline.json"
 
 _PICTURE_BYTES = 1_800_000  # in all, before they are written as text, which takes a third more
 _GIF_BYTES = 600_000
@@ -65,7 +62,6 @@ _NOT_CURVES: Final = frozenset({"epoch", *_REFERENCES})
 _BARS: Final = {
     "pretrain": "bar0", "finetune": "bar1", "evaluate": "bar2", "probe": "bar3", "data": "bar4",
 }  # fmt: skip
-_PACKAGES: Final = ("torch", "ray", "mlflow-skinny", "mlflow", "numpy", "av", "decord", "torchcodec")
 
 Points = dict[int, float]
 
@@ -79,31 +75,18 @@ def write(record: RunRecord) -> Path:
     return path
 
 
-def environment() -> dict[str, str]:
-    """Return what a run runs on: versions and machine, by name; no import of the packages it names."""
-    found = {"tats": __version__, "python": platform.python_version(), "system": platform.platform()}
-    found |= {"machine": platform.machine(), "CPUs": str(available_cpus())}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def build(record: RunRecord) -> str:
     """Return the page as one string."""
     stages = [_read(one, record) for one in record.stages.values()]
     results = _results(record)
-    resolved = _json(record.folder / RESOLVED) or {}
     sections = [
         _results_section(results, stages),
         _pictures_section(stages),
         _curves_section(stages),
         _stages_section(record, stages),
         _lineage_section(stages),
-        _configuration_section(record, resolved),
-        _environment_section(record, resolved),
+        _configuration_section(record),
+        _environment_section(record),
     ]
     head = [_tiles(record, results)]
     if record.error:
@@ -547,7 +530,7 @@ def _lineage_section(stages: Sequence[_Stage]) -> Section:
 # --- configuration and environment ----------------------------------------------------------------------
 
 
-def _configuration_section(record: RunRecord, resolved: Mapping[str, Any]) -> Section:
+def _configuration_section(record: RunRecord) -> Section:
     parts: list[Html] = [
         page.heading("Changed for this run"),
         page.code("\n".join(f"--set {one}" for one in record.overrides))
@@ -558,19 +541,19 @@ def _configuration_section(record: RunRecord, resolved: Mapping[str, Any]) -> Se
     for one in record.stages.values():
         first.setdefault(one.stage, one)
     counts = Counter(one.stage for one in record.stages.values())
+    configs = record.configs() if record.has_configs else {}
     for stage, one in first.items():
-        config = flat(resolved.get("stages", {}).get(one.name, {}))
-        if not config:
+        if one.name not in configs:
             continue
-        given = flat(resolved.get("settings", {}).get(one.name, {}))
-        engine = {"kind": config.pop("kind", ""), "needs": config.pop("needs", [])}
+        config, given = flat(configs[one.name]["all"]), flat(configs[one.name]["set"])
+        engine = {"kind": one.kind, "needs": one.needs}
         rest = {key: value for key, value in config.items() if key not in given}
         several = f" (of {counts[stage]}: {one.name})" if counts[stage] > 1 else ""
         body = [page.heading("Set by the pipeline"), _pairs({**engine, **given})]
         if rest:
             body.append(page.collapsible(f"{len(rest)} defaults", _pairs(rest)))
         parts.append(page.collapsible(f"{stage}{several}", *body))
-    if not resolved:
+    if not configs:
         parts.append(page.paragraph("The configuration of each stage was not kept beside this run."))
     return page.section("Configuration", *parts)
 
@@ -585,7 +568,7 @@ def _said(value: Any) -> str:
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _environment_section(record: RunRecord, resolved: Mapping[str, Any]) -> Section:
+def _environment_section(record: RunRecord) -> Section:
     words = ["tats", "run", "pipeline", record.pipeline]
     words += [part for one in record.overrides for part in ("--set", one)]
     pairs: list[tuple[str, Any]] = [
@@ -597,7 +580,7 @@ def _environment_section(record: RunRecord, resolved: Mapping[str, Any]) -> Sect
         ("MLflow", _without_password(record.tracking_uri or tables.DASH)),
         ("MLflow run", record.tracking_run or tables.DASH),
     ]
-    pairs += [(name, value) for name, value in resolved.get("environment", {}).items()]
+    pairs += [(name, value) for name, value in environment.load(record).items()]
     return page.section(
         "Environment",
         page.paragraph("The command that started this run:"),

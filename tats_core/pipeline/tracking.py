@@ -18,11 +18,13 @@ import queue
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
+from tats_core.errors import StoreError
 from tats_core.pipeline.cache import KEY, MANIFEST
 from tats_core.pipeline.records import RunRecord, StageRecord
 from tats_core.report import tables
@@ -351,6 +353,43 @@ def connect(home: Path, uri: str) -> MlflowClient:
                 raise
             _upgrade(uri)
             return _opened(MlflowClient(uri, registry_uri=uri))
+
+
+def aliased(home: Path) -> dict[Path, str]:
+    """Return where models with an alias in the registry lie (every local path that one names) → model@alias.
+
+    Raises:
+        StoreError: the tracking server cannot be asked.
+    """
+    uri = tracking_uri(home)
+    if uri == f"sqlite:///{home.absolute() / 'mlflow.db'}" and not (home / "mlflow.db").exists():
+        return {}  # nothing was ever tracked
+    # It would try for minutes, and somebody waits.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    try:
+        return dict(_aliased(connect(home, uri)))
+    except Exception as error:  # whatever it was, what has an alias is not known
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise StoreError(
+            f"the tracking server cannot be asked which models have an alias ({reason})"
+        ) from error
+
+
+def _aliased(client: MlflowClient) -> Iterator[tuple[Path, str]]:
+    token = None
+    while True:
+        models = client.search_registered_models(page_token=token)
+        for model in models:
+            for alias, number in model.aliases.items():
+                version = client.get_model_version(model.name, number)
+                for text in (version.source, *version.tags.values()):
+                    parts = urlsplit(text or "")
+                    if parts.scheme == "file" or (text or "").startswith("/"):
+                        yield Path(unquote(parts.path)), f"{model.name}@{alias}"
+        token = models.token
+        if not token:
+            return
 
 
 def _opened(client: MlflowClient) -> MlflowClient:

@@ -71,7 +71,7 @@ def _columns(rows: Sequence[Row], beside: Sequence[str]) -> dict[str, str]:
 def _lines(name: str, rows: Sequence[Row], axes: Sequence[str], keys: Sequence[str]) -> tuple[Line, ...]:
     lines = []
     for row in rows:
-        labels = (STARTS.get(row["init"], row["init"]), *(str(row.get(axis, DASH)) for axis in axes))
+        labels = (str(STARTS.get(row["init"], row["init"])), *(str(row.get(axis, DASH)) for axis in axes))
         cells = tuple(_cell(row, key, empty="" if name == "mean" else DASH) for key in keys)
         best = frozenset(
             place for place, key in enumerate(keys) if key in METRICS and _is_best(row, rows, key)

@@ -127,18 +127,19 @@ def test_what_is_wrong_before_the_start_exits_with_2(
     assert result.err == "tats: pretrain wants 8 CPUs, and there are 2; give --set pretrain.workers=2\n"
 
 
-def test_a_plan_is_one_line_a_stage_and_runs_nothing(
+def test_a_plan_is_a_tree_and_runs_nothing(
     tats: Callable[..., Any], menu: Path, called: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     items = (
-        PlanItem("data", "data", "data", {}, (), "reuse", ""),
+        PlanItem("data", "data", "data", {}, (), "reuse", "unchanged"),
         PlanItem("finetune[a]", "finetune", "finetune", {"x": "a"}, ("data",), "run", "epochs: 3 → 4"),
     )
     monkeypatch.setattr(runner, "plan", lambda *_, **__: Plan("mine", "", items))
     assert tats("run", "pipeline", "mine", "--plan").out.splitlines() == [
         "mine: 2 stages, 1 to run, 1 reused",
-        "  reuse  data",
-        "  run    finetune[a]  epochs: 3 → 4",
+        "",
+        "data  reused",
+        "└── finetune × 1  run: epochs: 3 → 4",
     ]
     assert "home" not in called
 
