@@ -569,8 +569,10 @@ def _said(value: Any) -> str:
 
 
 def _environment_section(record: RunRecord) -> Section:
+    found = environment.load(record)
     words = ["tats", "run", "pipeline", record.pipeline]
     words += [part for one in record.overrides for part in ("--set", one)]
+    command = found.pop("command", shlex.join(words))
     pairs: list[tuple[str, Any]] = [
         ("run", record.id),
         ("pipeline file", record.source),
@@ -580,11 +582,11 @@ def _environment_section(record: RunRecord) -> Section:
         ("MLflow", _without_password(record.tracking_uri or tables.DASH)),
         ("MLflow run", record.tracking_run or tables.DASH),
     ]
-    pairs += [(name, value) for name, value in environment.load(record).items()]
+    pairs += [(name, value) for name, value in found.items()]
     return page.section(
         "Environment",
         page.paragraph("The command that started this run:"),
-        page.code(shlex.join(words)),
+        page.code(command),
         page.key_values(pairs),
     )
 
