@@ -79,9 +79,7 @@ def test_the_absorbed_form_equals_the_literal_one_with_its_gradients(
 
 
 @pytest.mark.parametrize("values", ["paper", "shipped"])
-@pytest.mark.parametrize(
-    "part_bytes", [1, 200, 1 << 30], ids=["token by token", "some", "all clips at once"]
-)
+@pytest.mark.parametrize("part_bytes", [1, 200, 1 << 30], ids=["token by token", "some", "all clips at once"])
 def test_its_hand_derived_gradients_are_those_of_finite_differences(
     values: Values, part_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

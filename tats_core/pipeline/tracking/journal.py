@@ -30,6 +30,8 @@ class Sent:
     runs: dict[str, str] = field(default_factory=dict)
     """Stage → id of its MLflow run; "" is the pipeline's own."""
     ended: bool = False
+    failures: int = 0
+    """How often the next operation failed while the server did answer other questions."""
 
 
 class Spool:

@@ -37,6 +37,7 @@ METRICS_A_CALL = 1000
 FLUSH_SECONDS = 2.0
 
 _PARENT = ""
+_STUBBORN = 5  # failures after which an operation is passed over
 _CHECKPOINTS = (".pt", ".safetensors")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _PAGE = "report.html"
@@ -139,18 +140,26 @@ class Sender:
 
     def _advance(self) -> None:
         if self._read != self.sent.offset:
-            self.sent.offset = self._read
+            self.sent.offset, self.sent.failures = self._read, 0
             self.spool.save(self.sent)
 
     def _do(self, operation: dict[str, Any]) -> None:
         try:
             _asked(lambda: self.operations[operation["kind"]](operation))
-        except AwayError:
-            raise
+        except AwayError as error:
+            # A server that answers, yet never to this, would hold up all that follows for ever.
+            _asked(lambda: self.client.search_experiments(max_results=1))
+            self.sent.failures += 1
+            self.spool.save(self.sent)
+            if self.sent.failures < _STUBBORN:
+                raise
+            self._pass_over(operation, str(error))
         except Exception as error:  # noqa: BLE001 (the server refuses it for good, or a file is gone: the next one)
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            self.spool.reject(operation, reason)
-            self.note(f"MLflow was not told of one thing ({operation['kind']}): {reason}")
+            self._pass_over(operation, _brief(error))
+
+    def _pass_over(self, operation: Mapping[str, Any], reason: str) -> None:
+        self.spool.reject(operation, reason)
+        self.note(f"MLflow was not told of one thing ({operation['kind']}): {reason}")
 
     def _run(self, stage: str) -> _Told:
         if stage not in self._told:
@@ -406,11 +415,12 @@ class Sender:
                 experiment, name=name, source_run_id=run.id, tags=tags, model_type=operation["stage"]["kind"]
             )
             self.client.finalize_logged_model(model.model_id, "READY")
+            # By its place: MLflow would look `models:/…` up at its default server, whoever asks.
             made = self.client.create_model_version(
-                name, f"models:/{model.model_id}", run_id=run.id, tags=tags, model_id=model.model_id
+                name, model.artifact_location, run_id=run.id, tags=tags, model_id=model.model_id
             )
             version = str(made.version)
-        self.client.set_registered_model_alias(name, "latest", version)
+        self.client.set_registered_model_alias(name, "newest", version)
         if operation["stage"]["kind"] == "pretrain" and "linear_top1" in result:
             self._crown(name, version, "linear_top1", float(result["linear_top1"]))
 
