@@ -36,6 +36,21 @@ class Evaluate(StageKind[EvaluateStage]):
     Config = EvaluateStage
     key_excludes = KEY_EXCLUDES | {"batch_size", "test_workers"}
     code = ("tats_core.training.jobs.evaluate",)
+    reports = frozenset(
+        {
+            "chance",
+            "classes",
+            "clips",
+            "ece",
+            "high",
+            "low",
+            "mean_class_accuracy",
+            "parameters",
+            "test_seconds",
+            "top1",
+            "top5",
+        }
+    )
 
     def reads(self, config: EvaluateStage) -> tuple[str, ...]:
         """It reads the manifests and the model."""

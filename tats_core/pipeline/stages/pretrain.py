@@ -9,6 +9,21 @@ from tats_core.pipeline.stages.training import Trained, TrainedKind
 from tats_core.training.jobs.pretrain import PretrainJob
 from tats_core.training.pretrain import PretrainConfig
 
+_HEALTH = frozenset(
+    {
+        "between_clip_variance",
+        "coverage",
+        "effective_rank",
+        "entropy_share",
+        "knn_top1",
+        "linear_top1",
+        "motion_lift",
+        "pixel_motion_lift",
+        "random_lift",
+    }
+)
+"""What a look at features and policy finds (`training.health`)."""
+
 
 class PretrainStage(Trained, PretrainConfig):
     """A recipe, and where it runs."""
@@ -29,6 +44,18 @@ class Pretrain(TrainedKind[PretrainStage]):
     # Its benchmark is its own: a matrix over benchmarks varies what follows.
     follows = frozenset()
     code = ("tats_core.training.jobs.pretrain",)
+    curves = _HEALTH | {"loss", "clips_per_second"}
+    reports = _HEALTH | {
+        "loss",
+        "parameters",
+        "peak_memory_mb",
+        "probe_chance",
+        "seconds",
+        "skipped_steps",
+        "steps",
+        "unreadable_videos",
+        "visible",
+    }
 
     def reads(self, config: PretrainStage) -> tuple[str, ...]:
         """It reads the manifests."""
