@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from tats_core import __version__
-from tats_core.cli import data, doctor, models, results, run, ui, visualise
+from tats_core.cli import data, doctor, models, results, run, sweep, ui, visualise
 from tats_core.errors import SpecError, TatsError
 
 
@@ -19,6 +19,7 @@ class _Root(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         order = (
             "run",
+            "sweep",
             "list",
             "results",
             "ui",
@@ -58,6 +59,7 @@ data_app = typer.Typer(help="Make and check video data sets.", **_PLAIN)
 
 app.add_typer(run_app, name="run")
 run_app.command("pipeline")(run.pipeline)
+app.command("sweep")(sweep.sweep)
 app.command("list")(results.list_pipelines)
 app.command("results")(results.results)
 app.command("ui")(ui.ui)

@@ -17,7 +17,6 @@ from tats_core.pipeline.plan import Decision
 from tats_core.pipeline.stages.base import Fit, Input, StageContext
 from tats_core.training.events import EventLog
 
-
 Launch = Callable[..., None]
 """Starts workers and waits for them, as `ray_train.fit` does."""
 

@@ -70,7 +70,9 @@ def fit(
             raise Stopped
         _raise(failure)
     log = out / "log" / "worker-0.log"
-    raise StageError(f"its worker died {max_failures + 1} times ({_cause(code)}); what it printed is in {log}")
+    raise StageError(
+        f"its worker died {max_failures + 1} times ({_cause(code)}); what it printed is in {log}"
+    )
 
 
 def _attempt(entry: str, job: dict[str, Any], out: Path, name: str, stop: threading.Event) -> int:
@@ -121,11 +123,11 @@ def _work(entry: str, job: dict[str, Any], out: str, name: str, asked: Any) -> N
     events = EventLog(folder / "events.jsonl")
     code = 0
     with (folder / "log" / "worker-0.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # an earlier one may live on for a moment after its parent was killed
+        fcntl.flock(
+            lock, fcntl.LOCK_EX
+        )  # an earlier one may live on for a moment after its parent was killed
         try:
-            store = FolderStore(
-                folder / CHECKPOINTS / name, World(), stop=asked.is_set, say=events.note
-            )
+            store = FolderStore(folder / CHECKPOINTS / name, World(), stop=asked.is_set, say=events.note)
             module, _, function = entry.partition(":")
             getattr(importlib.import_module(module), function)(job, World(), events, store)
             store.wait()

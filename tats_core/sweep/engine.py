@@ -1,10 +1,10 @@
 """Runs the trials of a sweep side by side on Ray Tune; one code path for a first run and a resume.
 
-What has ended is kept by trial (`trial.json`), so a resume gives Tune only the trials that are left; a trial that
+What has ended is kept by trial (`trial.json`), so a resume gives Tune only the trials that are left; one that
 was cut off goes on from its stages' outputs and checkpoints. Tune's own records are scratch.
 
-A trial of one-worker CPU stages takes one CPU and trains in a process forked by `alone`; any other takes next to
-nothing itself, and the Ray Train workers that it starts take what they need.
+A trial of one-worker CPU stages takes one CPU and trains in a process forked by `alone`; any other takes next
+to nothing itself, and the Ray Train workers that it starts take what they need.
 """
 
 from __future__ import annotations
@@ -143,9 +143,7 @@ def check_same(sweep: Sweep, folder: Path) -> None:
         )
 
 
-def run(
-    sweep: Sweep, home: Path, *, resume: bool, ui: SweepUI, stage_ui: RunUI | None = None
-) -> Outcome:
+def run(sweep: Sweep, home: Path, *, resume: bool, ui: SweepUI, stage_ui: RunUI | None = None) -> Outcome:
     """Run a sweep to its end, or go on with its newest run.
 
     Raises:
@@ -162,7 +160,9 @@ def run(
         raise RunError(f"no sweep '{sweep.name}' in {home} to resume; leave out --resume")
     if folder is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        folder = home / "runs" / f"{sweep.name}-{stamp}{int(time.time() * 1000) % 1000:03d}-{secrets.token_hex(2)}"
+        folder = (
+            home / "runs" / f"{sweep.name}-{stamp}{int(time.time() * 1000) % 1000:03d}-{secrets.token_hex(2)}"
+        )
         write_json(folder / "sweep.json", sweep.identity())
     else:
         check_same(sweep, folder)
@@ -178,7 +178,11 @@ def run(
 def _common(sweep: Sweep, home: Path, ui: RunUI | None) -> bool:
     """Run the stages that all trials share; False where the person stopped them."""
     first = sweep.trials_of((sweep.points() or list(sweep.space.corners()))[0])[0]
-    record = runner.run(sweep.load(first.overrides), home, only=sorted(sweep.common), ui=ui)
+    pipeline = sweep.load(first.overrides)
+    plan = runner.plan(pipeline, home, only=sorted(sweep.common))
+    if all(item.action == "reuse" for item in plan.items if item.stage in sweep.common):
+        return True
+    record = runner.run(pipeline, home, only=sorted(sweep.common), ui=ui)
     if record.status == "failed":
         raise RunError(f"{record.error}; no trial can start without it")
     return record.status == "finished"
@@ -235,7 +239,9 @@ class _Tuned:
         trained = sum(one.seconds for one in ended[self.progress.before :])
         busy = trained / (took * self.progress.slots) if self.waiting_ended() else None
         failed = [one for one in ended if one.status == "failed"]
-        self.record.status = "stopped" if self.interrupted else "failed" if len(failed) == len(ended) else "finished"
+        self.record.status = (
+            "stopped" if self.interrupted else "failed" if len(failed) == len(ended) else "finished"
+        )
         self.record.error = failed[0].error if failed and self.record.status == "failed" else None
         self.record.finished = time.time()
         self.record.save()
@@ -251,6 +257,7 @@ class _Tuned:
         from ray import tune
 
         os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the terminal is ours
         before = signal.getsignal(signal.SIGINT)
         scratch = self.folder / "tune"
         try:
@@ -381,7 +388,7 @@ def _callback(tuned: _Tuned) -> Any:
     def named(one: Any) -> Trial:
         return tuned.trials[one.config["trial"]]
 
-    class Told(Callback):  # type: ignore[misc]
+    class Told(Callback):
         def __reduce__(self) -> Any:
             return str, ()  # Tune keeps a copy for its own way to resume, which is not ours
 
@@ -408,7 +415,7 @@ def _trainable(sweep: Sweep, home: Path, run_id: str, in_process: bool) -> Any:
 
     trials = {one.id: one for point in sweep.points() for one in sweep.trials_of(point)}
 
-    class PipelineTrial(tune.Trainable):  # type: ignore[misc]
+    class PipelineTrial(tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:
             self.rows: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
             self.asked = threading.Event()
@@ -455,5 +462,3 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "folder": str(outcome.folder), "stopped": outcome.stopped, "busy": outcome.busy,
         "trials": [asdict(one) for one in outcome.trials],
     }  # fmt: skip
-
-

@@ -1,4 +1,4 @@
-"""The search space of a sweep: which values its keys may take, where, and all or some of their combinations."""
+"""The search space of a sweep: which values its keys may take, where, and which combinations are tried."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ class Range(StrictModel):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Range:
-        given = [name for name in ("uniform", "loguniform", "int_", "choice") if getattr(self, name) is not None]
+        given = [
+            name for name in ("uniform", "loguniform", "int_", "choice") if getattr(self, name) is not None
+        ]
         if len(given) != 1:
             raise ValueError("give exactly one of uniform, loguniform, int and choice")
         ends = self.uniform or self.loguniform or self.int_
@@ -166,10 +168,8 @@ class Space:
 
     def _settings(self) -> list[Point]:
         """Values of the other keys under which each condition is met."""
-        met: list[Point] = [{}]
-        for condition in self.where.values():
-            met.append({other: allowed[0] for other, allowed in condition.items()})
-        return met
+        met = ({other: allowed[0] for other, allowed in one.items()} for one in self.where.values())
+        return [{}, *met]
 
     def draw(self, chance: random.Random, tries: int = 1000) -> Point:
         """Draw a point that the constraints allow.

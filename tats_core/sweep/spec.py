@@ -27,7 +27,6 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -39,6 +38,7 @@ from tats_core.pipeline import spec as pipelines
 from tats_core.pipeline.cache import without
 from tats_core.pipeline.graph import Graph
 from tats_core.pipeline.spec import Pipeline, Scalar
+from tats_core.pipeline.stages import KINDS
 from tats_core.specs import StrictModel
 from tats_core.sweep.space import Constraint, Point, Range, Space
 
@@ -182,7 +182,7 @@ class Sweep:
         return Trial(hashlib.sha256(named.encode()).hexdigest()[:10], point, seed, overrides)
 
     def points(self) -> list[Point]:
-        """Return the points that are known before a start: all of a grid, those drawn at random, else none."""
+        """Return the points known before a start: all of a grid, those drawn at random, else none."""
         if self.searcher.kind == "grid":
             return list(self.space.grid())[: self.samples]
         if self.searcher.kind == "random":
@@ -211,11 +211,11 @@ class Sweep:
         fields = {
             field
             for stage in stages.values()
-            if stage.kind in graphs.KINDS
-            for field in graphs.KINDS[stage.kind].Config.model_fields
+            if stage.kind in KINDS
+            for field in KINDS[stage.kind].Config.model_fields
         }
         defaults = {key: value for key, value in whole.defaults.items() if key in fields}
-        return replace(whole, name=self.name, stages=stages, defaults=defaults)
+        return replace(whole, name=self.name, title=self.title, stages=stages, defaults=defaults)
 
     @cached_property
     def common(self) -> frozenset[str]:
@@ -225,9 +225,7 @@ class Sweep:
         changed = {key.partition(".")[0] for key in keys}
         if "defaults" in changed:
             return frozenset()
-        touched = {
-            name for name in base.stages if changed & {name, *_needed(base, [name])}
-        }
+        touched = {name for name in base.stages if changed & {name, *_needed(base, [name])}}
         return frozenset(base.stages) - touched
 
     def work(self, graph: Graph) -> frozenset[str]:
@@ -238,8 +236,6 @@ class Sweep:
             content = [one.kind.name, config, sorted(marks[need] for need in one.needs)]
             marks[one.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return frozenset(marks[one.name] for one in graph.instances.values() if one.stage not in self.common)
-
-
 
 
 def load(
@@ -411,7 +407,7 @@ def _check_metrics(sweep: Sweep) -> None:
     stages = sweep.load({}).stages
     for name in names:
         stage, _, number = name.partition(".")
-        kind = graphs.KINDS[stages[stage].kind]
+        kind = KINDS[stages[stage].kind]
         there = kind.reports if not kind.curves or kind.reports is None else kind.reports | {STEP_SECONDS}
         if there is not None and number not in there:
             exists = f" ({stage} reports {', '.join(sorted(there))})" if there else ""
@@ -421,12 +417,12 @@ def _check_metrics(sweep: Sweep) -> None:
     scheduler = sweep.scheduler
     if scheduler.kind == "none":
         return
-    curves = {
-        f"{name}.{curve}" for name, stage in stages.items() for curve in graphs.KINDS[stage.kind].curves
-    }
+    curves = {f"{name}.{curve}" for name, stage in stages.items() for curve in KINDS[stage.kind].curves}
     if scheduler.metric not in curves:
         near = did_you_mean(scheduler.metric or "", curves)
-        raise SpecError(f"{sweep.where}: scheduler.metric: no stage tells {scheduler.metric} while it runs{near}")
+        raise SpecError(
+            f"{sweep.where}: scheduler.metric: no stage tells {scheduler.metric} while it runs{near}"
+        )
 
 
 def _needed(pipeline: Pipeline, names: Iterable[str]) -> set[str]:
@@ -444,10 +440,6 @@ def _needed(pipeline: Pipeline, names: Iterable[str]) -> set[str]:
 def as_sets(overrides: Mapping[str, Any]) -> list[str]:
     """Return overrides as `--set` options of `tats run pipeline`."""
     return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
-
-
-
-
 
 
 def differences(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:

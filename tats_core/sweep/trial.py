@@ -1,7 +1,6 @@
 """One trial: the sweep's pipeline with the trial's values, and what is kept of it.
 
-A trial's folder is `runs/<sweep's run>/trials/<id>/`: `run.json` of its stages, `epochs.jsonl` with one row an
-epoch, `trial.json` once it has ended.
+Its folder is `runs/<sweep's run>/trials/<id>/`: `run.json` of its stages, `trial.json` once it has ended.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import json
 import math
 import queue
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -71,6 +71,8 @@ class Epochs:
         self.rows = rows
         self.count = 0
         self.training_seconds = 0.0
+        """Spent in steps since this object was made: what was done before a resume does not count."""
+        self._began = time.time()
         self.step_seconds: dict[str, list[float]] = {}
         self._common = sweep.common
         self._newest: Row = {}
@@ -107,16 +109,18 @@ class Epochs:
             return
         self._seen.add((name, int(epoch)))
         self.count += 1
-        self._time(name, int(event["step"]), values)
+        self._time(name, event)
         self.rows.put({"epoch": self.count, "step": float(event["step"]), **self._newest})
 
-    def _time(self, name: str, step: int, values: Mapping[str, float]) -> None:
+    def _time(self, name: str, event: Mapping[str, Any]) -> None:
+        values, step = event["values"], int(event["step"])
         steps = step - self._step.get(name, 0)
         self._step[name] = step
         if values.get("clips_per_second") and name in self._batch:
             seconds = self._batch[name] / values["clips_per_second"]
             self.step_seconds.setdefault(name.partition("[")[0], []).append(seconds)
-            self.training_seconds += seconds * steps
+            if event["time"] >= self._began:
+                self.training_seconds += seconds * steps
 
     def stage_ended(self, stage: StageRecord, source_run: str | None = None) -> None:
         """Of an output that was there already, read what was said when it was made."""
@@ -137,10 +141,9 @@ def run(
     stop: threading.Event,
     launch: Launch | None,
 ) -> Ended | None:
-    """Run a trial to its end and keep how it ended; None where it was asked to stop. A failure is a result."""
+    """Run a trial to its end and keep how it ended, a failure too; None where it was asked to stop."""
     epochs = Epochs(sweep, rows)
     place = f"{run_id}/trials/{trial.id}"
-    known = {"id": trial.id, "point": dict(trial.point), "seed": trial.seed}
     try:
         host = runner.Host(place, lambda home, record: epochs, stop, launch)
         record = runner.run(sweep.load(trial.overrides), home, host=host)
@@ -151,8 +154,10 @@ def run(
     except TatsError as raised:
         error, metrics = str(raised), {}
     ended = Ended(
-        **known,
+        id=trial.id,
         status="failed" if error else "finished",
+        point=dict(trial.point),
+        seed=trial.seed,
         metrics=metrics,
         epochs=epochs.count,
         seconds=epochs.training_seconds,
