@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tats_core.cli.options import DEFAULT_HOME, Home, command_line
-from tats_core.errors import RunError
+from tats_core.errors import ResourceError, RunError
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -55,7 +55,7 @@ def sweep(
     home = home.expanduser().absolute()
     loaded = spec.load(name, sets or [], samples=samples, max_concurrent=max_concurrent)
     if show_plan:
-        typer.echo(_plan(loaded, *engine.slots(loaded), as_json))
+        typer.echo(_plan(loaded, as_json))
         return
     ui = _Quiet() if as_json else _Live() if sys.stdout.isatty() else _Plain()
     from tats_core.cli import progress
@@ -71,19 +71,28 @@ def sweep(
     _conclude(loaded, outcome, command_line([*words, "--resume"], home), home, as_json)
 
 
-def _plan(sweep: Sweep, slots: int, in_process: bool, as_json: bool) -> str:
+def _plan(sweep: Sweep, as_json: bool) -> str:
+    from tats_core.sweep import engine
+
+    slots: int | None = None
+    short = ""
+    try:
+        slots, _ = engine.slots(sweep)
+    except ResourceError as error:
+        short = str(error)
     points = sweep.points()
     if as_json:
         described = {"sweep": sweep.name, "trials": sweep.count, "at_a_time": slots, "points": points}
         return json.dumps({**described, **sweep.identity()}, indent=2)
-    lines = [f"{sweep.name}: {sweep.count} trials of '{sweep.pipeline}', {slots} at a time"]
+    width = f", {slots} at a time" if slots else ""
+    lines = [f"{sweep.name}: {sweep.count} trials of '{sweep.pipeline}'{width}"]
     if sweep.common:
         lines.append(f"  once, before all: {', '.join(sorted(sweep.common))}")
     for place, point in enumerate(points, 1):
         lines.append(f"  {place:>3}  " + "  ".join(f"{key}={value}" for key, value in point.items()))
     if sweep.seeds.keys:
         lines.append(f"  each with {', '.join(sweep.seeds.keys)} = {', '.join(map(str, sweep.seeds.values))}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *([f"  cannot start here: {short}"] if short else [])])
 
 
 def _conclude(sweep: Sweep, outcome: Outcome, again: str, home: Path, as_json: bool) -> None:
