@@ -1,4 +1,4 @@
-"""Sweeps of a pipeline whose only stage is a small command, through Ray Tune; each ends as one never disturbed."""
+"""Sweeps of a pipeline with one small command, through Ray Tune; each ends as one never disturbed."""
 
 from __future__ import annotations
 
