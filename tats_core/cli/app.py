@@ -9,7 +9,24 @@ import typer
 from typer.core import TyperGroup
 
 from tats_core import __version__
-from tats_core.cli import data, doctor, models, results, run, sweep, ui, visualise
+from tats_core.cli import (
+    compare,
+    data,
+    doctor,
+    gc,
+    logs,
+    models,
+    report,
+    results,
+    run,
+    runs,
+    show,
+    stop,
+    sweep,
+    sync,
+    ui,
+    visualise,
+)
 from tats_core.errors import SpecError, TatsError
 
 
@@ -21,7 +38,13 @@ class _Root(TyperGroup):
             "run",
             "sweep",
             "list",
+            "runs",
+            "show",
+            "logs",
+            "stop",
             "results",
+            "compare",
+            "report",
             "ui",
             "visualise",
             "predict",
@@ -29,6 +52,8 @@ class _Root(TyperGroup):
             "weights",
             "data",
             "doctor",
+            "sync",
+            "gc",
         )
         return sorted(self.commands, key=lambda name: order.index(name) if name in order else len(order))
 
@@ -61,7 +86,13 @@ app.add_typer(run_app, name="run")
 run_app.command("pipeline")(run.pipeline)
 app.command("sweep")(sweep.sweep)
 app.command("list")(results.list_pipelines)
+app.command("runs")(runs.runs)
+app.command("show")(show.show)
+app.command("logs")(logs.logs)
+app.command("stop")(stop.stop)
 app.command("results")(results.results)
+app.command("compare")(compare.compare)
+app.command("report")(report.report)
 app.command("ui")(ui.ui)
 app.command("visualise")(visualise.visualise)
 app.command("predict")(models.predict)
@@ -71,6 +102,8 @@ app.add_typer(data_app, name="data")
 data_app.command("generate")(data.generate)
 data_app.command("check")(data.check)
 app.command("doctor")(doctor.doctor)
+app.command("sync")(sync.sync)
+app.command("gc")(gc.gc)
 
 
 def _print_version(wanted: bool) -> None:

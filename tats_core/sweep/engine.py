@@ -289,7 +289,7 @@ class _Tuned:
         stage = self.record.stages[one.id]
         if stage.status == "waiting":
             stage.status, stage.started, stage.key, stage.attempts = "running", time.time(), one.id, 1
-            self.tracker.stage_started(stage, dict(one.overrides), dict(one.overrides), (), ())
+            self.tracker.stage_started(stage, dict(one.overrides), dict(one.overrides), (), (), {})
         self.ui.changed(self.progress)
 
     def told(self, one: Trial, row: Mapping[str, Any]) -> None:

@@ -215,7 +215,7 @@ class Sweep:
             for field in KINDS[stage.kind].Config.model_fields
         }
         defaults = {key: value for key, value in whole.defaults.items() if key in fields}
-        return replace(whole, name=self.name, title=self.title, stages=stages, defaults=defaults)
+        return replace(whole, name=self.name, title=self.title, stages=stages, defaults=defaults, notify=())
 
     @cached_property
     def common(self) -> frozenset[str]:

@@ -90,6 +90,7 @@ class Epochs:
         settings: Mapping[str, Any],
         folders: tuple[Path, ...],
         data: Iterable[Path],
+        inputs: Mapping[str, str],
     ) -> None:
         """Nothing is kept of it."""
 
@@ -122,7 +123,7 @@ class Epochs:
             if event["time"] >= self._began:
                 self.training_seconds += seconds * steps
 
-    def stage_ended(self, stage: StageRecord, source_run: str | None = None) -> None:
+    def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
         """Of an output that was there already, read what was said when it was made."""
         if stage.status == "cached" and stage.folder:
             for _, event in read_events(Path(stage.folder) / "events.jsonl"):
