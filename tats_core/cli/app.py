@@ -22,6 +22,7 @@ from tats_core.cli import (
     runs,
     show,
     stop,
+    sweep,
     sync,
     ui,
     visualise,
@@ -35,6 +36,7 @@ class _Root(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         order = (
             "run",
+            "sweep",
             "list",
             "runs",
             "show",
@@ -82,6 +84,7 @@ data_app = typer.Typer(help="Make and check video data sets.", **_PLAIN)
 
 app.add_typer(run_app, name="run")
 run_app.command("pipeline")(run.pipeline)
+app.command("sweep")(sweep.sweep)
 app.command("list")(results.list_pipelines)
 app.command("runs")(runs.runs)
 app.command("show")(show.show)

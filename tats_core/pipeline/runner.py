@@ -14,11 +14,11 @@ import signal
 import threading
 import time
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from tats_core.errors import ResourceError, TatsError
 from tats_core.machine import available_cpus
@@ -33,10 +33,12 @@ from tats_core.pipeline.records import Plan, PlanItem, RunRecord, RunUI, SilentU
 from tats_core.pipeline.spec import Pipeline
 from tats_core.pipeline.stages.base import Input, Preflight
 from tats_core.pipeline.tracking import Tracker
-from tats_core.pipeline.work import Answer, StageWork
+from tats_core.pipeline.work import Answer, Launch, StageWork
 from tats_core.training.events import read_events
 
 __all__ = [
+    "Follower",
+    "Host",
     "Plan",
     "PlanItem",
     "RunRecord",
@@ -56,6 +58,46 @@ _NOTIFY_SECONDS, _NOTIFY_IN_HASTE = 60.0, 5.0
 
 _PARTING = 1.0  # seconds that stages have to end what they started, when all is to end at once
 _TICK = 0.25  # seconds between two looks at the events of the running stages
+
+
+class Follower(Protocol):
+    """Who is told all that a run's stages say; `tracking.Tracker` is one."""
+
+    def run_started(self, resolved: Mapping[str, Any]) -> None:
+        """The run begins."""
+
+    def stage_started(
+        self,
+        stage: StageRecord,
+        config: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        folders: tuple[Path, ...],
+        data: Iterable[Path],
+        inputs: Mapping[str, str],
+    ) -> None:
+        """A stage begins, or begins again."""
+
+    def event(self, name: str, event: Mapping[str, Any]) -> None:
+        """A stage said something; what earlier attempts said comes first."""
+
+    def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
+        """A stage ended, or its output was there already."""
+
+    def close(self) -> None:
+        """The run ended."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the larger work that a run is a part of provides (a sweep, for a trial).
+
+    `run_id` is the run's place below `runs/`, `launch` stands for Ray Train, and `stop` ends the run.
+    """
+
+    run_id: str
+    follower: Callable[[Path, RunRecord], Follower]
+    stop: threading.Event
+    launch: Launch | None = None
 
 
 def plan(
@@ -85,6 +127,7 @@ def run(
     from_stage: str | None = None,
     on_error: OnError = "stop",
     ui: RunUI | None = None,
+    host: Host | None = None,
 ) -> RunRecord:
     """Run what is not there yet, reuse what is, and return the record.
 
@@ -97,6 +140,7 @@ def run(
         from_stage: run this stage and all that follow it, even though their outputs are there.
         on_error: after a failure let running stages end and start no other ("stop"), or go on with all
             stages that do not need the failed one ("continue").
+        host: the sweep that this run is a trial of.
 
     Raises:
         TatsError: found before anything started: wrong configuration, missing data, too few CPUs.
@@ -107,7 +151,9 @@ def run(
     free = _check_before_start(decider.graph, todo, home)
     make_folder(home)
     record = _new_record(pipeline, home, todo, only)
-    return _Run(decider, record, todo, free, on_error, ui or SilentUI()).execute()
+    if host is not None:
+        record.id = host.run_id
+    return _Run(decider, record, todo, free, on_error, ui or SilentUI(), host).execute()
 
 
 def newest_finished(home: Path, pipeline_name: str) -> RunRecord | None:
@@ -201,6 +247,7 @@ class _Run:
         free: _Resources,
         on_error: OnError,
         ui: RunUI,
+        host: Host | None,
     ) -> None:
         self.decider = decider
         self.store = decider.store
@@ -210,13 +257,16 @@ class _Run:
         self.free = free
         self.on_error = on_error
         self.ui = ui
-        self.stop = threading.Event()
+        self.stop = host.stop if host else threading.Event()
+        self.launch = host.launch if host else None
         self.answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self.running: dict[str, StageWork] = {}
         self.digests: dict[str, str] = {}
         self.decisions: dict[str, Decision] = {}
         self.told_stop = False
-        self.tracker = Tracker(Path(record.home), record)
+        follower: Callable[[Path, RunRecord], Follower] = host.follower if host else Tracker
+        self.tracker = follower(Path(record.home), record)
+        self.is_part = host is not None
         self.notifier = Notifier(decider.pipeline.notify, record, self._later)
 
     def execute(self) -> RunRecord:
@@ -304,6 +354,7 @@ class _Run:
             home=Path(self.record.home),
             stop=self.stop,
             answers=self.answers,
+            launch=self.launch,
         )
         self.running[one.name] = work
         work.start()
@@ -480,6 +531,8 @@ class _Run:
         self.notifier.close(_NOTIFY_IN_HASTE)
 
     def _write_page(self) -> None:
+        if self.is_part:
+            return  # the larger work has one
         try:
             html_report.write(self.record)
         except Exception as error:  # noqa: BLE001 (a page about it must not fail a run)

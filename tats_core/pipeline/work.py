@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,9 @@ from tats_core.pipeline.graph import Instance
 from tats_core.pipeline.plan import Decision
 from tats_core.pipeline.stages.base import Fit, Input, StageContext
 from tats_core.training.events import EventLog
+
+Launch = Callable[..., None]
+"""Starts workers and waits for them, as `ray_train.fit` does."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class StageWork(threading.Thread):
         home: Path,
         stop: threading.Event,
         answers: queue.SimpleQueue[Answer],
+        launch: Launch | None = None,
     ) -> None:
         super().__init__(name=instance.name, daemon=True)
         self.instance = instance
@@ -53,6 +57,7 @@ class StageWork(threading.Thread):
         self._home = home
         self._asked_to_stop = stop
         self._answers = answers
+        self._launch = launch
         self._fresh = decision.fresh
         self._waited = False
 
@@ -113,12 +118,15 @@ class StageWork(threading.Thread):
         def fit(
             entry: str, job: Mapping[str, Any], *, workers: int, gpu: bool = False, max_failures: int = 2
         ) -> None:
-            from tats_core.pipeline import ray_train
-
             nonlocal calls
             calls += 1
+            launch = self._launch
+            if launch is None:
+                from tats_core.pipeline import ray_train
+
+                launch = ray_train.fit
             # A stage that fits twice resumes each by its place in the order.
-            ray_train.fit(
+            launch(
                 entry,
                 job,
                 workers=workers,

@@ -109,6 +109,8 @@ class StageKind(ABC, Generic[C]):
         waited_for: whatever directly needs it, reads it, of whatever kind.
         follows: axes that fill the field of the same name here when a stage that this one needs has them.
         key_excludes: fields (at any depth) that cannot change the output: resources, caches.
+        reports: the numbers of its `result.json`, which a sweep may compare; None where only a run can tell.
+        curves: the numbers that its events hold after an epoch, by which a sweep may stop a trial early.
         code: modules whose code, with all they import from tats_core, can change the output. The kind's
             own module is always among them.
     """
@@ -121,6 +123,8 @@ class StageKind(ABC, Generic[C]):
     waited_for: ClassVar[bool] = False
     follows: ClassVar[frozenset[str]] = frozenset({"benchmark", "init"})
     key_excludes: ClassVar[frozenset[str]] = frozenset()
+    reports: ClassVar[frozenset[str] | None] = frozenset()
+    curves: ClassVar[frozenset[str]] = frozenset()
     code: ClassVar[tuple[str, ...]] = ()
 
     def reads(self, config: C) -> tuple[str, ...]:

@@ -42,6 +42,7 @@ class Command(StageKind[CommandConfig]):
     waits_for_needs = True
     waited_for = True
     key_excludes = frozenset({"cpus", "gpus"})
+    reports = None  # whatever the program writes into a result.json
 
     def cpus(self, config: CommandConfig) -> int:
         """As the configuration says."""

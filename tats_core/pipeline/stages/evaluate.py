@@ -37,6 +37,21 @@ class Evaluate(StageKind[EvaluateStage]):
     key_excludes = KEY_EXCLUDES | {"batch_size", "test_workers"}
     # Its tables of classes are output; how its pictures are drawn is not.
     code = ("tats_core.training.jobs.evaluate", "tats_core.report.classes")
+    reports = frozenset(
+        {
+            "chance",
+            "classes",
+            "clips",
+            "ece",
+            "high",
+            "low",
+            "mean_class_accuracy",
+            "parameters",
+            "test_seconds",
+            "top1",
+            "top5",
+        }
+    )
 
     def reads(self, config: EvaluateStage) -> tuple[str, ...]:
         """It reads the manifests and the model."""

@@ -12,6 +12,21 @@ from tats_core.pipeline.stages.training import KEY_EXCLUDES, Trained, TrainedKin
 from tats_core.training.jobs.pretrain import PretrainJob
 from tats_core.training.pretrain import PretrainConfig
 
+_HEALTH = frozenset(
+    {
+        "between_clip_variance",
+        "coverage",
+        "effective_rank",
+        "entropy_share",
+        "knn_top1",
+        "linear_top1",
+        "motion_lift",
+        "pixel_motion_lift",
+        "random_lift",
+    }
+)
+"""What a look at features and policy finds (`training.health`)."""
+
 
 class PretrainStage(Trained, PretrainConfig):
     """A recipe, and where it runs."""
@@ -38,6 +53,18 @@ class Pretrain(TrainedKind[PretrainStage]):
     follows = frozenset()
     key_excludes = KEY_EXCLUDES | {"start"}  # it comes back in `external`, by its content
     code = ("tats_core.training.jobs.pretrain",)
+    curves = _HEALTH | {"loss", "clips_per_second"}
+    reports = _HEALTH | {
+        "loss",
+        "parameters",
+        "peak_memory_mb",
+        "probe_chance",
+        "seconds",
+        "skipped_steps",
+        "steps",
+        "unreadable_videos",
+        "visible",
+    }
 
     def reads(self, config: PretrainStage) -> tuple[str, ...]:
         """It reads the manifests."""

@@ -50,6 +50,9 @@ class Probe(StageKind[ProbeStage]):
     Config = ProbeStage
     key_excludes = KEY_EXCLUDES | {"batch_size", "encoder"}  # an encoder comes back in `external`
     code = ("tats_core.training.jobs.probe",)
+    reports = frozenset(
+        {"attentive_top1", "clips", "effective_rank", "knn_top1", "labels", "linear_top1", "seconds"}
+    )
 
     def reads(self, config: ProbeStage) -> tuple[str, ...]:
         """A fresh encoder, or one from outside, does not wait for a pre-training."""
