@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import shutil
 import threading
 import traceback
 from collections.abc import Mapping
@@ -11,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tats_core.errors import RunError, StoreError, TatsError
+from tats_core.errors import RunError, Stopped, StoreError, TatsError
 from tats_core.pipeline.cache import StageStore
 from tats_core.pipeline.graph import Instance
 from tats_core.pipeline.plan import Decision
-from tats_core.pipeline.stages.base import Fit, Input, StageContext, Stopped
+from tats_core.pipeline.stages.base import Fit, Input, StageContext
 from tats_core.training.events import EventLog
 
 
@@ -91,9 +90,8 @@ class StageWork(threading.Thread):
         folder, key = self.decision.folder, self.decision.key
         if self._waited and self._store.fault(folder, key) is None:
             return Answer(self.name, "cached")  # the process that we waited for made it
-        partial, training_run = self._store.begin(folder, fresh=self._fresh)
+        partial = self._store.begin(folder, fresh=self._fresh)
         self._fresh = False  # a retry goes on
-        checkpoints = self._home / "ray" / training_run
         context = StageContext(
             name=self.instance.name,
             axes=self.instance.axes,
@@ -103,16 +101,14 @@ class StageWork(threading.Thread):
             home=self._home,
             read=self._inputs,
             events=EventLog(partial / "events.jsonl"),
-            fit=self._fit(partial, checkpoints),
+            fit=self._fit(partial),
             stop=self._asked_to_stop,
         )
         self.instance.kind.run(self.instance.config, context)
         self._store.commit(partial, folder, key, self._origin, self.instance.kind.identities(partial))
-        if checkpoints.exists():
-            shutil.rmtree(checkpoints)  # what counts is in the output
         return Answer(self.name, "finished")
 
-    def _fit(self, out: Path, checkpoints: Path) -> Fit:
+    def _fit(self, out: Path) -> Fit:
         calls = 0
 
         def fit(
@@ -129,7 +125,6 @@ class StageWork(threading.Thread):
                 workers=workers,
                 gpu=gpu,
                 name=f"fit-{calls}",
-                storage=checkpoints,
                 out=out,
                 max_failures=max_failures,
                 stop=self._asked_to_stop,

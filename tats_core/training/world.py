@@ -96,6 +96,15 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def any(self, here: bool) -> bool:
+        """Tell all workers alike whether `here` is true on one of them."""
+        return here if self.size == 1 else self.sum(torch.tensor(float(here), device=self.device)).item() > 0
+
+    def from_first(self, value: int) -> int:
+        """Return the `value` that rank 0 has."""
+        own = value if self.is_first else 0
+        return int(self.sum(torch.tensor(own, dtype=torch.int64, device=self.device)))
+
     def gather(self, values_B: Tensor) -> Tensor:
         """Return `values_B` of all workers joined along axis 0, in rank order; equal shapes are required."""
         if self.size == 1:

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tats_core.errors import StageError
+from tats_core.errors import StageError, Stopped
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import runner, spec
 from tats_core.pipeline.records import Plan, RunRecord, StageRecord
 from tats_core.pipeline.spec import Pipeline
-from tats_core.pipeline.stages.base import Preflight, StageContext, StageKind, Stopped
+from tats_core.pipeline.stages.base import Preflight, StageContext, StageKind
 from tats_core.specs import StrictModel
 
 

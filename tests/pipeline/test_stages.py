@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from tats_core.data.manifest import Manifest
-from tats_core.errors import SpecError, StageError
+from tats_core.errors import SpecError, StageError, Stopped
 from tats_core.pipeline.cache import without
 from tats_core.pipeline.records import write_json
 from tats_core.pipeline.stages import KINDS, base, command, data, probe, report
-from tats_core.pipeline.stages.base import Input, Preflight, StageContext, Stopped
+from tats_core.pipeline.stages.base import Input, Preflight, StageContext
 from tats_core.specs import validate
 from tats_core.training.events import EventLog, read_events
 

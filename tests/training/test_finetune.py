@@ -31,7 +31,7 @@ def _recipe(tiny: dict[str, Any], **changes: Any) -> FinetuneConfig:
             "epochs": 4,
             "batch_size": 4,
             "log_every": 1,
-            "checkpoint_every": 1,
+            "checkpoint": {"epochs": 1},
         }
         | changes
     )
@@ -72,6 +72,19 @@ def test_a_resumed_run_ends_in_the_same_bits(
         for place, state in moments.items()
         for name, value in state.items()
     )
+
+
+@pytest.mark.parametrize("killed_at", [2, 4, 8])
+def test_a_run_killed_within_an_epoch_goes_on_at_its_newest_step_and_ends_in_the_same_bits(
+    killed_at: int, tiny: dict[str, Any], clips: Any, tmp_path: Path
+) -> None:
+    recipe = _recipe(tiny, epochs=3, drop_path=0.5, ema={}, checkpoint={"epochs": None, "steps": 2})
+    straight, figures = _run(recipe, clips(), tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        _run(recipe, clips(fail_at_step=killed_at), tmp_path / "killed")
+    resumed, resumed_figures = _run(recipe, clips(), tmp_path / "killed")
+    assert figures == resumed_figures, "sums over the epoch go on too"
+    assert_equal(straight.finished, resumed.finished)
 
 
 def test_a_finished_run_that_is_started_again_returns_its_figures(

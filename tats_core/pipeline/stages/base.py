@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from tats_core.errors import StageError
+from tats_core.errors import StageError, Stopped
 from tats_core.specs import StrictModel
 from tats_core.training.events import EventLog
 
 C = TypeVar("C", bound=StrictModel)
 
-
-class Stopped(Exception):  # noqa: N818 (nothing went wrong)
-    """The person asked to stop, and the stage did so; what it has done is kept for the next run."""
+CHECKPOINTS = "checkpoints"
+RAY = "ray"
+SCRATCH = (CHECKPOINTS, RAY)
+"""Folders in a stage's work folder that an attempt needs and that are no output: states to go on from, and
+Ray's own records of a training, which nobody reads again."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from tats_core.errors import StageError
-from tats_core.pipeline.stages.base import StageContext, StageKind, Stopped
+from tats_core.errors import StageError, Stopped
+from tats_core.pipeline.stages.base import StageContext, StageKind
 from tats_core.specs import StrictModel
 
 _POLL_SECONDS = 0.5

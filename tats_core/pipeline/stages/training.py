@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from tats_core.data import benchmarks
 from tats_core.data.loaders import ClipOptions
 from tats_core.errors import DataError, SpecError
-from tats_core.pipeline.stages.base import StageContext, StageKind
+from tats_core.pipeline.stages.base import CHECKPOINTS, StageContext, StageKind
 from tats_core.specs import StrictModel
 from tats_core.training.checkpoint import FolderStore
 from tats_core.training.world import StepConfig, World
@@ -19,7 +19,7 @@ KEY_EXCLUDES: Final = frozenset(
     {
         "cache",
         "cache_mb",
-        "checkpoint_every",
+        "checkpoint",
         "decode_workers",
         "gpu",
         "gradient_checkpointing",
@@ -97,4 +97,5 @@ class TrainedKind(StageKind[Config]):
 
 def run_here(entry: Any, job: dict[str, Any], ctx: StageContext) -> None:
     """Run a job in this process, on the CPU: for what is short beside the start of workers."""
-    entry(job, World(), ctx.events, FolderStore(ctx.out / "checkpoints"))
+    store = FolderStore(ctx.out / CHECKPOINTS / "here", stop=ctx.stop.is_set, say=ctx.events.note)
+    entry(job, World(), ctx.events, store)
