@@ -16,7 +16,7 @@ import threading
 import time
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -94,6 +94,7 @@ def run(
 
     Raises:
         TatsError: found before anything started: wrong configuration, missing data, too few CPUs.
+        StoreError: the project folder cannot be written, from the start or any more.
     """
     home = home.absolute()
     decider = _decider(pipeline, home, force, only, from_stage)
@@ -101,7 +102,13 @@ def run(
     free = _check_before_start(decider.graph, todo, home)
     make_folder(home)
     record = _new_record(pipeline, home, todo)
-    return _Run(decider, record, todo, free, on_error, ui or SilentUI()).execute()
+    try:
+        return _Run(decider, record, todo, free, on_error, ui or SilentUI()).execute()
+    except OSError as error:
+        raise StoreError(
+            f"{error.filename or home}: cannot be used ({error.strerror or error}); mend the storage or set "
+            "TATS_HOME to a folder you can write to, and run again: what is done is kept"
+        ) from error
 
 
 def newest_finished(home: Path, pipeline_name: str) -> RunRecord | None:
@@ -222,6 +229,7 @@ class _Run:
         self.digests: dict[str, str] = {}
         self.decisions: dict[str, Decision] = {}
         self.told_stop = False
+        self.began = time.monotonic()
         self.tracker = Tracker(Path(record.home), record)
 
     def execute(self) -> RunRecord:
@@ -238,7 +246,8 @@ class _Run:
         except BaseException as error:
             self.record.status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
             self.record.error = f"{type(error).__name__}: {error}"
-            self.record.save()
+            with suppress(OSError):  # a full disk: this error, and no later one, is what to tell
+                self.record.save()
             raise
         self._conclude()
         return self.record
@@ -288,7 +297,7 @@ class _Run:
             return
         self.free.cpus -= cpus
         self.free.gpus -= gpus
-        stage.status, stage.started, stage.attempts = "running", time.time(), 1
+        stage.status, stage.started, stage.attempts = "running", self._now(), 1
         self.record.save()
         self.ui.stage_started(one.name)
         self._track(one, decision)
@@ -313,6 +322,10 @@ class _Run:
             inputs.append(Input(need, stage.kind, stage.axes, Path(stage.folder)))
         return tuple(inputs)
 
+    def _now(self) -> float:
+        """The time, by a clock that nobody sets: a duration stays right when the machine's clock jumps."""
+        return self.record.started + time.monotonic() - self.began
+
     def _halted(self) -> bool:
         failed = any(stage.status == "failed" for stage in self.record.stages.values())
         return self.stop.is_set() or (failed and self.on_error == "stop")
@@ -320,13 +333,12 @@ class _Run:
     # --- following -----------------------------------------------------------------------------------
 
     def _read_events(self, work: StageWork) -> None:
-        stage = self.record.stages[work.name]
         try:
             for offset, event in read_events(work.events, work.offset):
                 work.offset = offset
                 self.tracker.event(work.name, event)
-                # What an earlier attempt said is for the curves; the person has seen it.
-                if event["time"] >= (stage.started or 0.0):
+                # What an earlier run said is for the curves; the person has seen it.
+                if offset > work.said_before:
                     self._show(work.name, event)
         except FileNotFoundError:
             return  # the commit renamed the folder just now; the next look finds it
@@ -361,7 +373,7 @@ class _Run:
         del self.running[answer.name]
         self.free.cpus += work.instance.kind.cpus(work.instance.config)
         self.free.gpus += work.instance.kind.gpus(work.instance.config)
-        stage.finished = time.time()
+        stage.finished = self._now()
         stage.seconds = stage.finished - (stage.started or stage.finished)
         stage.status, stage.error = status, answer.text or None
         if stage.done:
@@ -451,7 +463,7 @@ class _Run:
         failed = [stage for stage in record.stages.values() if stage.status == "failed"]
         record.error = f"{failed[0].name}: {failed[0].error}" if failed else None
         record.status = "failed" if failed else "stopped" if self.stop.is_set() else "finished"
-        record.finished = time.time()
+        record.finished = self._now()
         record.save()
         self.tracker.close()
         if record.tracking_error:

@@ -28,6 +28,10 @@ STEP = "tats_core.training.pretrain:JointTrainer.step"
 # A run is given this long, however busy the machine is; what takes longer hangs.
 PATIENCE = 240.0
 
+# Ray's agents try for a minute or two to tell a dead head that their node is dead. They hold no CPU and no
+# file of ours.
+LINGERING = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+
 # What the clock decides: of these only the steps are compared.
 TIMED = ("clips_per_second", "data_wait_share", "seconds", "peak_memory_mb", "system/")
 
@@ -80,8 +84,12 @@ class Started:
             code = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired as error:
             raise AssertionError(f"the run hangs; it said:\n{self.said}\n{self.processes()}") from error
-        until(lambda: not self.processes(), 30)
+        until(lambda: not self.working(), 30)
         return code, self.said
+
+    def working(self) -> list[str]:
+        """Return the command lines of what still could do work."""
+        return [line for line in self.processes().values() if not line.startswith(LINGERING)]
 
     @property
     def said(self) -> str:
@@ -113,10 +121,6 @@ class Lab:
     def home(self) -> Path:
         """The TATS_HOME of all runs here."""
         return self.folder / "home"
-
-    def mark(self, name: str) -> Path:
-        """Return the file that shows that the fault `name` has happened."""
-        return self.folder / name
 
     def fault(self, at: str, do: str, call: int = 1, **more: Any) -> dict[str, Any]:
         """Return a fault as `inject/sitecustomize.py` understands it; it happens once in this lab."""
@@ -169,6 +173,11 @@ class Lab:
         finally:
             Path(f"{mark}.go").touch()
 
+    def partial(self, kind: str) -> Path:
+        """Return the work folder of the stage of this kind that is under way."""
+        (found,) = (self.home / "stages").glob(f"{kind}-*.partial")
+        return found
+
     def end(self) -> None:
         """Kill what is left of the runs."""
         for run in self.started:
@@ -220,8 +229,12 @@ def _curves(database: sqlite3.Connection, run: str) -> list[tuple[str, int, floa
     )
 
 
-def same(lab: Lab, reference: Lab) -> None:
-    """Assert that the parameters are those of `reference` bit for bit, and that the curves are, too."""
+def same(lab: Lab, reference: Lab, *, values: bool = True) -> None:
+    """Assert that the parameters are those of `reference` bit for bit, and the points of the curves, too.
+
+    Args:
+        values: of the points, too, not just their keys and steps.
+    """
     found, wanted = lab.parameters(), reference.parameters()
     assert found.keys() == wanted.keys()
     differ = [name for name, tensor in wanted.items() if not torch.equal(found[name], tensor)]
@@ -229,7 +242,11 @@ def same(lab: Lab, reference: Lab) -> None:
     curves, undisturbed = lab.points(), reference.points()
     assert curves.keys() == undisturbed.keys()
     for stage, points in undisturbed.items():
-        assert curves[stage] == points, stage
+        assert _points(curves[stage], values) == _points(points, values), stage
+
+
+def _points(curves: list[tuple[str, int, float | None]], values: bool) -> list[tuple[Any, ...]]:
+    return [(key, step, value) if values else (key, step) for key, step, value in curves]
 
 
 def copy(reference: Lab, folder: Path, ray: Path, *stages: str) -> Lab:
