@@ -7,6 +7,7 @@ names the file, the key and the nearest valid key.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -95,6 +96,17 @@ def _mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]
 
 _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
+# As in YAML 1.2: `on`, `off`, `yes` and `no` are words, or the key `on` would be called `true`. Where a field
+# is a truth value, pydantic takes them for one.
+_BOOL = "tag:yaml.org,2002:bool"
+_UniqueKeyLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_UniqueKeyLoader.add_implicit_resolver(
+    _BOOL, re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
 
 def read(path: Path) -> dict[str, Any]:
     """Read one YAML file as a mapping.
@@ -129,7 +141,7 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     if not equals or not all(parts):
         raise SpecError(f"--set {text}: must look like stage.key=value")
     try:
-        return parts, yaml.safe_load(value)
+        return parts, yaml.load(value, Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, ValueError) as error:
         raise SpecError(f"--set {text}: '{value}' is not a YAML value") from error
 

@@ -266,3 +266,10 @@ def test_an_unknown_key_of_a_union_suggests_a_key_of_a_member() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_number_that_is_not_finite_is_refused(value: float) -> None:
     assert "pretrain.sampler.mask_ratio" in sentence({"epochs": 1, "sampler": {"mask_ratio": value}})
+
+
+def test_only_true_and_false_are_truth_values_so_that_on_can_be_a_key(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("{on: yes, off: true, no: False}")
+    assert specs.read(path) == {"on": "yes", "off": True, "no": False}
+    assert specs.parse_override("a.b=off") == (["a", "b"], "off")

@@ -9,7 +9,23 @@ import typer
 from typer.core import TyperGroup
 
 from tats_core import __version__
-from tats_core.cli import data, doctor, models, results, run, ui, visualise
+from tats_core.cli import (
+    compare,
+    data,
+    doctor,
+    gc,
+    logs,
+    models,
+    report,
+    results,
+    run,
+    runs,
+    show,
+    stop,
+    sync,
+    ui,
+    visualise,
+)
 from tats_core.errors import SpecError, TatsError
 
 
@@ -20,7 +36,13 @@ class _Root(TyperGroup):
         order = (
             "run",
             "list",
+            "runs",
+            "show",
+            "logs",
+            "stop",
             "results",
+            "compare",
+            "report",
             "ui",
             "visualise",
             "predict",
@@ -28,6 +50,8 @@ class _Root(TyperGroup):
             "weights",
             "data",
             "doctor",
+            "sync",
+            "gc",
         )
         return sorted(self.commands, key=lambda name: order.index(name) if name in order else len(order))
 
@@ -59,7 +83,13 @@ data_app = typer.Typer(help="Make and check video data sets.", **_PLAIN)
 app.add_typer(run_app, name="run")
 run_app.command("pipeline")(run.pipeline)
 app.command("list")(results.list_pipelines)
+app.command("runs")(runs.runs)
+app.command("show")(show.show)
+app.command("logs")(logs.logs)
+app.command("stop")(stop.stop)
 app.command("results")(results.results)
+app.command("compare")(compare.compare)
+app.command("report")(report.report)
 app.command("ui")(ui.ui)
 app.command("visualise")(visualise.visualise)
 app.command("predict")(models.predict)
@@ -69,6 +99,8 @@ app.add_typer(data_app, name="data")
 data_app.command("generate")(data.generate)
 data_app.command("check")(data.check)
 app.command("doctor")(doctor.doctor)
+app.command("sync")(sync.sync)
+app.command("gc")(gc.gc)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,10 +1,11 @@
-"""How a run shows itself: a live display in a terminal, plain lines anywhere else.
+"""How a run shows itself: a live display in a terminal, plain lines anywhere else, JSON for scripts.
 
-Both are a `RunUI` (see `tats_core.pipeline.records`), so the runner knows neither.
+Each is a `RunUI` (see `tats_core.pipeline.records`), so the runner knows none.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 if TYPE_CHECKING:
-    from tats_core.pipeline.records import Plan, RunRecord
+    from tats_core.pipeline.records import Plan, RunRecord, StageRecord
+
+JSON_SCHEMA = 1  # raised when a key of docs/json.md goes or changes its meaning; keys may be added
 
 # Names of the numbers in a progress event as a reader wants them.
 _SHORT = {"motion_lift": "motion lift", "entropy_share": "entropy", "learning_rate": "lr"}
@@ -236,6 +239,90 @@ class LiveUI:
         task = self._tasks.pop(name, None)
         if task is not None:
             self._progress.remove_task(task)
+
+
+class JsonUI:
+    """One JSON object a line, as docs/json.md describes them.
+
+    Args:
+        resume: the command that goes on with the run, should it not finish.
+        write: takes a line; by default it goes to standard output at once.
+    """
+
+    def __init__(self, resume: str, write: Callable[[str], None] | None = None) -> None:
+        self._resume = resume
+        self._write = write or (lambda line: print(line, flush=True))  # noqa: T201 (typer.echo may colour)
+        self._record: RunRecord | None = None
+
+    def plan(self, plan: Plan) -> None:
+        """Print the plan alone, or as the first line of a run."""
+        self._print("plan", {key: value for key, value in plan.to_json().items() if key != "schema"})
+
+    def started(self, plan: Plan, record: RunRecord) -> None:
+        """Print the plan, then the run."""
+        self._record = record
+        self.plan(plan)
+        names = {"run": record.id, "pipeline": record.pipeline, "home": record.home}
+        self._print("run_started", names | {"folder": str(record.folder), "pid": record.pid})
+
+    def stage_started(self, name: str) -> None:
+        """Print which attempt begins."""
+        stage = self._stage(name)
+        self._print("stage_started", {"stage": name, "attempt": stage.attempts, "key": stage.key})
+
+    def params(self, name: str, values: Mapping[str, Any]) -> None:
+        """Print what the configuration came down to."""
+        self._print("params", {"stage": name, "values": dict(values)})
+
+    def progress(self, name: str, event: Mapping[str, Any]) -> None:
+        """Print every step that the stage tells of."""
+        keys = ("step", "steps", "epoch", "epochs", "shown")
+        self._print("progress", {"stage": name, **{key: event[key] for key in keys}})
+
+    def note(self, name: str, text: str) -> None:
+        """Print the sentence; the stage is null where it is about the whole run."""
+        self._print("note", {"stage": name or None, "text": text})
+
+    def stage_finished(self, name: str, seconds: float, cached: bool) -> None:
+        """Print where the output is."""
+        stage = self._stage(name)
+        about = {"stage": name, "cached": cached, "seconds": seconds}
+        self._print("stage_finished", about | {"folder": stage.folder, "key": stage.key})
+
+    def stage_failed(self, name: str, error: str) -> None:
+        """Print the reason."""
+        self._print("stage_failed", {"stage": name, "error": error})
+
+    def finished(self, record: RunRecord) -> None:
+        """Print how the run ended, its results, or the command that goes on with it."""
+        from tats_core.cli.results import read_results
+
+        done = record.status == "finished"
+        ended = {
+            "run": record.id,
+            "status": record.status,
+            "error": record.error,
+            "seconds": (record.finished or record.started) - record.started,
+            "stages": {name: stage.status for name, stage in record.stages.items()},
+            "results": read_results(record) if done else None,
+            "resume": None if done else self._resume,
+        }
+        self._print("run_finished", ended)
+
+    def error(self, message: str) -> None:
+        """Print why nothing could start."""
+        self._print("error", {"message": message})
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _stage(self, name: str) -> StageRecord:
+        assert self._record is not None
+        return self._record.stages[name]
+
+    def _print(self, event: str, values: Mapping[str, Any]) -> None:
+        line = {"schema": JSON_SCHEMA, "event": event, "time": time.time(), **values}
+        self._write(json.dumps(line, ensure_ascii=False))
 
 
 def ending(record: RunRecord) -> str:

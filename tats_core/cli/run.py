@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from tats_core.cli.options import DEFAULT_HOME, Home, PipelineName, command_line
-from tats_core.errors import RunError
+from tats_core.cli.options import DEFAULT_HOME, Home, PipelineName, command_line, write_file
+from tats_core.errors import RunError, SpecError, TatsError
 
 if TYPE_CHECKING:
+    from tats_core.cli.progress import JsonUI, LiveUI, PlainUI
     from tats_core.pipeline.records import Plan, RunRecord
 
 STOPPED = 130  # what a shell expects of a command that was ended by Ctrl-C
@@ -30,6 +33,10 @@ def pipeline(
         list[str] | None, typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change a key; repeatable.")
     ] = None,
     show_plan: Annotated[bool, typer.Option("--plan", help="Say what would run and why, then stop.")] = False,
+    graph: Annotated[
+        str | None,
+        typer.Option("--graph", metavar="FILE", help="Draw the plan as FILE.svg or .mmd (- for the screen)."),
+    ] = None,
     from_stage: Annotated[
         str | None, typer.Option("--from", metavar="STAGE", help="Run this stage and all after it again.")
     ] = None,
@@ -43,45 +50,111 @@ def pipeline(
     on_error: Annotated[
         OnError, typer.Option("--on-error", help="After a failure: stop, or go on with what can.")
     ] = OnError.stop,
+    notify: Annotated[
+        str | None,
+        typer.Option(
+            "--notify", metavar="COMMAND", envvar="TATS_NOTIFY", help="Call this when the run has ended."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a line, for scripts (docs/json.md).")
+    ] = False,
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Run a pipeline; what is finished already is reused, what was interrupted goes on."""
     from tats_core.cli import progress
     from tats_core.pipeline import runner, spec
+    from tats_core.pipeline.notify import Hook
 
     home = home.expanduser().absolute()
-    loaded = spec.load(name, sets or [])
-    if show_plan:
-        plan = runner.plan(loaded, home, force=force or (), only=only or (), from_stage=from_stage)
-        typer.echo(plan_text(plan))
-        return
-    ui = progress.for_terminal()
-    try:
-        record = runner.run(
-            loaded,
-            home,
-            force=force or (),
-            only=only or (),
-            from_stage=from_stage,
-            on_error=on_error.value,
-            ui=ui,
-        )
-    finally:
-        ui.close()
     # --force and --from are left out: what they started goes on, it need not start again.
     words = ["run", "pipeline", name, *(word for text in sets or [] for word in ("--set", text))]
     words += [word for stage in only or [] for word in ("--only", stage)]
-    _conclude(record, name, home, resume=command_line(words, home))
+    resume = command_line(words, home)
+    ui = progress.JsonUI(resume) if as_json else progress.for_terminal()
+    choice: Choice = {"force": force or (), "only": only or (), "from_stage": from_stage}
+    try:
+        loaded = spec.load(name, sets or [])
+        if notify:
+            loaded = replace(loaded, notify=(*loaded.notify, Hook(command=notify)))
+        if show_plan or graph is not None:
+            if graph is not None:
+                check_graph_file(graph)
+            plan = runner.plan(loaded, home, **choice)
+            if graph is not None:
+                write_graph(plan, graph)
+            if show_plan:
+                _show_plan(plan, ui)
+            return
+        record = runner.run(loaded, home, **choice, on_error=on_error.value, ui=ui)
+    except TatsError as error:
+        if not isinstance(ui, progress.JsonUI):
+            raise
+        ui.error(str(error))
+        raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt:
+        ui.close()
+        text = f"Stopped at once; checkpoints and finished stages are kept. Go on with: {resume}"
+        typer.echo(text, err=as_json)
+        raise typer.Exit(STOPPED) from None
+    finally:
+        ui.close()
+    if as_json:
+        raise typer.Exit({"finished": 0, "stopped": STOPPED}.get(record.status, RunError.exit_code))
+    _conclude(record, name, home, resume)
 
 
-def plan_text(plan: Plan) -> str:
-    """Return the plan for a terminal: one line a stage with what happens to it and why."""
-    lines = [
-        f"{plan.pipeline}: {len(plan.items)} stages, {plan.count('run')} to run, {plan.count('reuse')} reused"
-    ]
-    width = max((len(item.name) for item in plan.items), default=0)
-    lines += [f"  {item.action:<5}  {item.name:<{width}}  {item.reason}".rstrip() for item in plan.items]
-    return "\n".join(lines)
+class Choice(TypedDict):
+    """Which stages run, as `runner.plan` and `runner.run` take it."""
+
+    force: Sequence[str]
+    only: Sequence[str]
+    from_stage: str | None
+
+
+def _show_plan(plan: Plan, ui: PlainUI | LiveUI | JsonUI) -> None:
+    from tats_core.cli.progress import JsonUI
+
+    if isinstance(ui, JsonUI):
+        ui.plan(plan)
+    else:
+        print_plan(plan)
+
+
+def print_plan(plan: Plan) -> None:
+    """Print the plan as a tree, as wide as the terminal."""
+    from rich.console import Console
+
+    from tats_core.cli.plan import plan_tree
+
+    console = Console(highlight=False)
+    for part in plan_tree(plan):
+        console.print(part)
+
+
+def check_graph_file(file: str) -> None:
+    """Refuse a file that is neither a drawing nor Mermaid text.
+
+    Raises:
+        SpecError: another ending.
+    """
+    if file != "-" and Path(file).suffix not in (".svg", ".mmd"):
+        raise SpecError(f"--graph {file}: must end in .svg (a drawing) or .mmd (Mermaid), or be - (Mermaid)")
+
+
+def write_graph(plan: Plan, file: str) -> None:
+    """Draw what would run and what would be reused, as the file's ending says; `-` prints Mermaid."""
+    from tats_core.report import graph
+
+    nodes = graph.fold(
+        graph.Instance(item.name, item.stage, item.kind, item.needs, item.action) for item in plan.items
+    )
+    if file == "-":
+        typer.echo(graph.mermaid(nodes), nl=False)
+        return
+    title = f"plan of {plan.pipeline}: what would run, and what each stage needs"
+    drawn = graph.svg(nodes, title=title, standalone=True) if file.endswith(".svg") else graph.mermaid(nodes)
+    write_file(Path(file).expanduser().absolute(), drawn, option="--graph")
 
 
 def _conclude(record: RunRecord, name: str, home: Path, resume: str) -> None:
@@ -99,7 +172,9 @@ def _conclude(record: RunRecord, name: str, home: Path, resume: str) -> None:
     typer.echo("")
     print_results(found)
     typer.echo("\nWhere to look next")
+    page = record.folder / "report.html"
     for what, where in (
+        *([("all of it on one page", str(page))] if page.exists() else []),
         ("curves and pictures", command_line(["ui"], home)),
         ("this table again", command_line(["results", name], home)),
         ("table and figures as files", str(record.outputs("report")[-1])),

@@ -21,14 +21,17 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tats_core.errors import StoreError
 from tats_core.pipeline import code
-from tats_core.pipeline.graph import Instance
 from tats_core.pipeline.records import write_json
 from tats_core.pipeline.stages.base import SCRATCH
+
+if TYPE_CHECKING:
+    from tats_core.pipeline.graph import Instance  # which imports the stage kinds, and they torch
 
 MANIFEST = "manifest.json"
 KEY = "key.json"
@@ -50,7 +53,7 @@ class StageKey:
 
     components: Mapping[str, Any]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """64 hex digits."""
         return hashlib.sha256(_canonical(self.components)).hexdigest()
@@ -71,20 +74,23 @@ def stage_key(instance: Instance, inputs: Iterable[tuple[Instance, str]], pipeli
     The names of stages and pipelines are not in it: two pipelines that do the same work share it. Only a
     stage that gathers is about its pipeline, and needs the axes of its inputs to tell them apart.
     """
-    kind = instance.kind
     read = [
-        {"kind": one.kind.name, "digest": digest} | ({"axes": dict(one.axes)} if kind.gathers else {})
+        {"kind": one.kind.name, "digest": digest}
+        | ({"axes": dict(one.axes)} if instance.kind.gathers else {})
         for one, digest in inputs
     ]
-    return StageKey(
-        {
-            "kind": f"{kind.name}/{kind.version}" + (f" of {pipeline}" if kind.gathers else ""),
-            "config": without(instance.config.model_dump(mode="json"), kind.key_excludes),
-            "code": code.digests((kind.__module__, *kind.code)),
-            "inputs": sorted(read, key=_canonical),
-            "external": dict(kind.external(instance.config)),
-        }
-    )
+    return StageKey({**own_components(instance, pipeline), "inputs": sorted(read, key=_canonical)})
+
+
+def own_components(instance: Instance, pipeline: str) -> dict[str, Any]:
+    """Return the components of the key of `instance` that do not wait for its inputs."""
+    kind = instance.kind
+    return {
+        "kind": f"{kind.name}/{kind.version}" + (f" of {pipeline}" if kind.gathers else ""),
+        "config": without(instance.config.model_dump(mode="json"), kind.key_excludes),
+        "code": code.digests((kind.__module__, *kind.code)),
+        "external": dict(kind.external(instance.config)),
+    }
 
 
 def without(config: Any, excluded: frozenset[str]) -> Any:
@@ -96,51 +102,15 @@ def without(config: Any, excluded: frozenset[str]) -> Any:
     return config
 
 
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Say what differs between the components of two keys, in words; the most telling comes first."""
-    said = []
-    for name, was, now in _differences(old["config"], new["config"]):
-        said.append(f"{name}: {_brief(was)} → {_brief(now)}")
-    modules = sorted({name for name, _, _ in _differences(old["code"], new["code"], nested=False)})
-    if modules:
-        said.append(f"code changed: {', '.join(modules)}")
-    if old["inputs"] != new["inputs"]:
-        was = {_canonical(one) for one in old["inputs"]}
-        kinds = sorted({one["kind"] for one in new["inputs"] if _canonical(one) not in was})
-        said.append(f"new input from {', '.join(kinds)}" if kinds else "has fewer inputs")
-    outside = sorted({name for name, _, _ in _differences(old["external"], new["external"], nested=False)})
-    if outside:
-        said.append(f"changed on disk: {', '.join(outside)}")
-    if old["kind"] != new["kind"]:
-        said.append(f"{old['kind']} → {new['kind']}")
-    return said
-
-
-def _differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "", nested: bool = True
-) -> Iterator[tuple[str, Any, Any]]:
-    for key in [*old, *(key for key in new if key not in old)]:
-        was, now = old.get(key), new.get(key)
-        if nested and isinstance(was, Mapping) and isinstance(now, Mapping):
-            yield from _differences(was, now, f"{prefix}{key}.")
-        elif was != now:
-            yield prefix + key, was, now
-
-
-def _brief(value: Any) -> str:
-    text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
 class StageStore:
     """The folder `stages/` of a project folder."""
 
     def __init__(self, home: Path) -> None:
         self.root = home / "stages"
 
-    def folder(self, kind: str, key: StageKey) -> Path:
-        """Return where the output of `key` is, once committed."""
-        return self.root / f"{kind}-{key.short}"
+    def folder(self, kind: str, key: StageKey | str) -> Path:
+        """Return where the output of `key` (or of the key with this digest) is, once committed."""
+        return self.root / f"{kind}-{key[:12] if isinstance(key, str) else key.short}"
 
     def fault(self, folder: Path, key: StageKey | None = None) -> str | None:
         """Return why the output in `folder` cannot be used, or None if it can ("" where there is none)."""
@@ -159,7 +129,7 @@ class StageStore:
                 return f"{name} is gone"
             if path.stat().st_size != entry["size"]:
                 return f"{name} has another size"
-            if entry["size"] <= VERIFIED_BYTES and _file_digest(path) != entry["sha256"]:
+            if entry["size"] <= VERIFIED_BYTES and file_digest(path) != entry["sha256"]:
                 return f"{name} has another content"
         return None
 
@@ -173,17 +143,20 @@ class StageStore:
         stored: dict[str, Any] = json.loads((folder / KEY).read_text(encoding="utf-8"))
         return stored
 
-    def previous(self, pipeline: str, instance: str, kind: str) -> Mapping[str, Any] | None:
-        """Return the components of the newest output of this stage of this pipeline, or None."""
-        newest: dict[str, Any] | None = None
+    def history(self, kind: str) -> dict[tuple[str, str], Mapping[str, Any]]:
+        """Return (pipeline, stage) → components of its newest output, for all stages of `kind`."""
+        newest: dict[tuple[str, str], dict[str, Any]] = {}
         for path in self.root.glob(f"{kind}-*/{KEY}"):
             if path.parent.suffix:  # .partial, .old: not committed
                 continue
-            stored = self.origin(path.parent)
-            mine = (stored["pipeline"], stored["stage"]) == (pipeline, instance)
-            if mine and (newest is None or stored["time"] > newest["time"]):
-                newest = stored
-        return newest["components"] if newest else None
+            try:
+                stored = self.origin(path.parent)
+            except (OSError, ValueError):
+                continue  # removed meanwhile, or damaged, which `fault` tells where it matters
+            known = newest.get((stored["pipeline"], stored["stage"]))
+            if known is None or stored["time"] > known["time"]:
+                newest[stored["pipeline"], stored["stage"]] = stored
+        return {name: stored["components"] for name, stored in newest.items()}
 
     @contextmanager
     def lock(self, folder: Path, wait: Callable[[str], None]) -> Iterator[None]:
@@ -209,6 +182,26 @@ class StageStore:
             file.flush()
             yield
 
+    @contextmanager
+    def deciding(self) -> Iterator[None]:
+        """Reuse outputs in here, and leave in the run's record which: nothing is collected meanwhile."""
+        with self._collection(fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Take outputs away in here: no run decides meanwhile what to reuse."""
+        with self._collection(fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
+    def _collection(self, mode: int) -> Iterator[None]:
+        locks = self.root / ".locks"
+        make_folder(locks)
+        with (locks / ".collection").open("a") as file:
+            fcntl.flock(file, mode)
+            yield
+
     def begin(self, folder: Path, *, fresh: bool) -> Path:
         """Return the work folder for the output `folder`: an earlier attempt's, unless `fresh`.
 
@@ -226,6 +219,11 @@ class StageStore:
     def partial(self, folder: Path) -> Path:
         """Return the work folder of the output `folder`."""
         return folder.with_name(folder.name + ".partial")
+
+    def current(self, folder: Path) -> Path:
+        """Return where the files of the output `folder` are now: in its work folder while there is one."""
+        partial = self.partial(folder)
+        return partial if partial.exists() else folder
 
     def unfinished(self, folder: Path) -> Literal["forced", "begun"] | None:
         """Say whether an attempt at `folder` was cut off, and whether it had been forced."""
@@ -278,7 +276,7 @@ def _manifest(folder: Path, identities: Mapping[str, str]) -> dict[str, Any]:
             # A power cut could leave it short or empty, and a hit would look at its size alone.
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        files[name] = {"size": size, "sha256": _file_digest(path)}
+        files[name] = {"size": size, "sha256": file_digest(path)}
     output = {
         name: identities.get(name, entry["sha256"])
         for name, entry in files.items()
@@ -287,7 +285,8 @@ def _manifest(folder: Path, identities: Mapping[str, str]) -> dict[str, Any]:
     return {"digest": hashlib.sha256(_canonical(output)).hexdigest(), "files": files}
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -30,7 +30,8 @@ _DRAWN = ("tats_core.report", "tats_core.training.pictures")
 _STAGES = "tats_core.pipeline.stages."
 
 
-def digests(modules: Iterable[str]) -> dict[str, str]:
+@cache
+def digests(modules: tuple[str, ...]) -> Mapping[str, str]:
     """Return module → digest (16 hex digits) for `modules` and all they import from tats_core."""
     named = set(modules)
     found: dict[str, str] = {}

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tats_core.errors import SpecError
-from tats_core.pipeline.cache import StageKey, StageStore, changes, stage_key
+from tats_core.pipeline import changes as diff
+from tats_core.pipeline import finding
+from tats_core.pipeline.cache import StageKey, StageStore, own_components, stage_key
+from tats_core.pipeline.changes import Change
 from tats_core.pipeline.graph import Graph, Instance
 from tats_core.pipeline.records import Action, Plan, PlanItem
 from tats_core.pipeline.spec import Pipeline
+
+_RUNS_LOOKED_AT = 10  # for how long a stage took; in the newest ones most stages may have been reused
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,8 @@ class Decision:
     folder: Path
     fresh: bool = False
     """An earlier attempt is not gone on with."""
+    changes: tuple[Change, ...] = ()
+    """What differs from the newest output of this stage of this pipeline, if it runs for that."""
 
 
 class Decider:
@@ -54,6 +63,7 @@ class Decider:
         self.graph = graph
         self.store = store
         self.choice = choice
+        self._history: dict[str, Mapping[tuple[str, str], Mapping[str, Any]]] = {}
 
     def decide(self, one: Instance, digests: Mapping[str, str]) -> Decision:
         """Decide about `one`, given the output digests of the instances that it reads."""
@@ -70,13 +80,19 @@ class Decider:
             return Decision("run", "goes on where it was cut off", key, folder)
         if fault:
             return Decision("run", f"its output is damaged: {fault}", key, folder)
-        return Decision("run", self._why(one, key), key, folder)
+        found = self.changes(one, key.components)
+        if found is None:
+            return Decision("run", "has no output yet", key, folder)
+        reason = "; ".join(diff.told(found)) or "its output is gone"
+        return Decision("run", reason, key, folder, changes=found)
 
-    def _why(self, one: Instance, key: StageKey) -> str:
-        before = self.store.previous(self.pipeline.name, one.name, one.kind.name)
-        if before is None:
-            return "has no output yet"
-        return "; ".join(changes(before, key.components)) or "its output is gone"
+    def changes(self, one: Instance, components: Mapping[str, Any]) -> tuple[Change, ...] | None:
+        """Return what differs from the newest output of this stage; None where it has none."""
+        kind = one.kind.name
+        if kind not in self._history:  # read once: it does not grow by what this run makes
+            self._history[kind] = self.store.history(kind)
+        before = self._history[kind].get((self.pipeline.name, one.name))
+        return None if before is None else diff.between(before, components)
 
 
 def make(decider: Decider) -> Plan:
@@ -92,7 +108,21 @@ def make(decider: Decider) -> Plan:
         if item.action == "reuse" and item.folder:
             digests[one.name] = decider.store.output_digest(item.folder)
         items[one.name] = item
-    return Plan(decider.pipeline.name, decider.pipeline.title, tuple(items.values()))
+    taken = _taken(decider.store.root.parent, decider.pipeline.name, items)
+    timed = (replace(item, seconds=taken.get(item.name)) for item in items.values())
+    return Plan(decider.pipeline.name, decider.pipeline.title, tuple(timed))
+
+
+def _taken(home: Path, pipeline: str, names: Iterable[str]) -> dict[str, float]:
+    """Return what each stage took in the newest run that did its work, among the newest few."""
+    found: dict[str, float] = {}
+    for record in islice(finding.records(home, pipeline), _RUNS_LOOKED_AT):
+        for stage in record.stages.values():
+            if stage.status == "finished":
+                found.setdefault(stage.name, stage.seconds)
+        if found.keys() >= set(names):
+            break
+    return found
 
 
 def _item(
@@ -109,16 +139,27 @@ def _item(
             )
         if not wanted:
             return _as_item(one, "skip", "not asked for")
-        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        forced = "forced; " if one.name in decider.choice.forced else ""
-        return _as_item(one, "run", f"{forced}after {shown}")
+        return _waiting(decider, one, missing)
     decision = decider.decide(one, digests)
     if not wanted and decision.action == "run":
         return _as_item(one, "skip", "not asked for")
-    return _as_item(one, decision.action, decision.reason, decision.key.digest, decision.folder)
+    return _as_item(
+        one,
+        decision.action,
+        decision.reason,
+        key=decision.key.digest,
+        folder=decision.folder,
+        changes=decision.changes,
+    )
 
 
-def _as_item(
-    one: Instance, action: Action, reason: str, key: str | None = None, folder: Path | None = None
-) -> PlanItem:
-    return PlanItem(one.name, one.stage, one.kind.name, one.axes, one.needs, action, reason, key, folder)
+def _waiting(decider: Decider, one: Instance, missing: list[str]) -> PlanItem:
+    """A stage whose inputs are still to be made; what else changed is known already."""
+    found = decider.changes(one, own_components(one, decider.pipeline.name)) or ()
+    forced = ["forced"] if one.name in decider.choice.forced else []
+    reason = "; ".join([*forced, *diff.told(found)])
+    return _as_item(one, "run", reason, after=tuple(missing), changes=found)
+
+
+def _as_item(one: Instance, action: Action, reason: str, **known: Any) -> PlanItem:
+    return PlanItem(one.name, one.stage, one.kind.name, one.axes, one.needs, action, reason, **known)

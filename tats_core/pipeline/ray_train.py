@@ -18,7 +18,6 @@ import logging
 import os
 import queue
 import secrets
-import signal
 import sys
 import threading
 import traceback

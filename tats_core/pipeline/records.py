@@ -6,27 +6,36 @@ the next run after a power cut) never sees half of one.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypedDict
 
 from tats_core.errors import StoreError
+from tats_core.pipeline.changes import Change
 
 Action = Literal["run", "reuse", "skip"]
 StageStatus = Literal["waiting", "running", "finished", "cached", "failed", "stopped", "skipped"]
 RunStatus = Literal["running", "finished", "failed", "stopped"]
+RunState = Literal["running", "finished", "failed", "stopped", "died"]
 
 SCHEMA = 1
+
+# Beside `run.json`: what its process holds locked, what asks it to stop, and the configurations.
+_ALIVE, _PLEASE_STOP, _STOP_NOW, _CONFIG = "alive.lock", "please-stop", "stop-now", "config.json"
 
 
 @dataclass(frozen=True)
 class PlanItem:
     """What will happen to one stage, and why.
 
-    `key` is None while it cannot be known: it contains the digests of outputs that do not exist yet.
+    `reason` is "" for a stage that runs only because those named in `after` come first. Until these have
+    run, `key` cannot be known: it contains the digests of their outputs. `seconds` is what the stage took
+    when it last ran, None where it never did.
     """
 
     name: str
@@ -38,6 +47,9 @@ class PlanItem:
     reason: str
     key: str | None = None
     folder: Path | None = None
+    after: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,11 +89,20 @@ class StageRecord:
     seconds: float = 0.0
     error: str | None = None
     tracking_run: str | None = None
+    digest: str | None = None
+    """Of its output, as this run left or found it."""
 
     @property
     def done(self) -> bool:
         """True where the stage's output can be used."""
         return self.status in ("finished", "cached")
+
+
+class StageConfig(TypedDict):
+    """A stage's configuration: all of it, and the keys that the pipeline sets."""
+
+    all: dict[str, Any]
+    set: dict[str, Any]
 
 
 @dataclass
@@ -98,6 +119,7 @@ class RunRecord:
     stages: dict[str, StageRecord]
     finished: float | None = None
     overrides: list[str] = field(default_factory=list)
+    only: list[str] = field(default_factory=list)
     error: str | None = None
     git_commit: str | None = None
     tracking_uri: str | None = None
@@ -111,11 +133,75 @@ class RunRecord:
         """The folder of this record."""
         return Path(self.home) / "runs" / self.id
 
+    @property
+    def state(self) -> RunState:
+        """`status`, or "died" where the record says "running" and no process is left that runs it."""
+        if self.status != "running" or self.is_alive():
+            return self.status
+        # It may have ended between the reading of this record and the look at its lock.
+        status = RunRecord.load(self.folder).status
+        return "died" if status == "running" else status
+
+    def is_alive(self) -> bool:
+        """Say whether a process runs this run now, on whatever machine that shares the project folder."""
+        try:
+            with (self.folder / _ALIVE).open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            return False
+        return False
+
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """Be alive: the kernel ends it with this process, however that ends."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / _ALIVE).open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def ask_to_stop(self, *, now: bool = False) -> None:
+        """Ask whoever runs this run to stop at the next checkpoints, or `now`: as Ctrl-C once and twice."""
+        path = self.folder / (_STOP_NOW if now else _PLEASE_STOP)
+        try:
+            path.touch()
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be written ({error.strerror})") from error
+
+    def asked_to_stop(self) -> Literal["stop", "now"] | None:
+        """Say what `ask_to_stop` left."""
+        if (self.folder / _STOP_NOW).exists():
+            return "now"
+        return "stop" if (self.folder / _PLEASE_STOP).exists() else None
+
     def outputs(self, kind: str) -> list[Path]:
         """Return the output folders of the finished or reused stages of `kind`, in plan order."""
         return [
             Path(one.folder) for one in self.stages.values() if one.kind == kind and one.done and one.folder
         ]
+
+    def save_configs(self, configs: Mapping[str, StageConfig]) -> None:
+        """Write the stages' configurations, by stage."""
+        write_json(self.folder / _CONFIG, configs)
+
+    @property
+    def has_configs(self) -> bool:
+        """False of a run from before configurations were kept beside the record."""
+        return (self.folder / _CONFIG).exists()
+
+    def configs(self) -> dict[str, StageConfig]:
+        """Return the stages' configurations, by stage.
+
+        Raises:
+            StoreError: they are not there, or cannot be understood.
+        """
+        path = self.folder / _CONFIG
+        try:
+            found: dict[str, StageConfig] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path}: the run's configurations cannot be read ({error})") from error
+        return found
 
     def save(self) -> None:
         """Write `run.json` whole."""

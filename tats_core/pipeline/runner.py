@@ -11,7 +11,6 @@ import os
 import queue
 import secrets
 import signal
-import subprocess
 import threading
 import time
 import types
@@ -21,14 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tats_core.errors import ResourceError, StoreError, TatsError
+from tats_core.errors import ResourceError, TatsError
 from tats_core.machine import available_cpus
+from tats_core.pipeline import environment, finding, html_report
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import plan as plans
 from tats_core.pipeline.cache import StageStore, make_folder
 from tats_core.pipeline.graph import Graph, Instance
+from tats_core.pipeline.notify import Notifier
 from tats_core.pipeline.plan import Choice, Decider, Decision
-from tats_core.pipeline.records import Plan, PlanItem, RunRecord, RunUI, SilentUI, StageRecord
+from tats_core.pipeline.records import Plan, PlanItem, RunRecord, RunUI, SilentUI, StageConfig, StageRecord
 from tats_core.pipeline.spec import Pipeline
 from tats_core.pipeline.stages.base import Input, Preflight
 from tats_core.pipeline.tracking import Tracker
@@ -48,7 +49,12 @@ __all__ = [
 ]
 
 OnError = Literal["stop", "continue"]
+Ended = Literal["finished", "failed", "stopped"]
 
+# How long the end of a run waits for its notifications; after a second Ctrl-C, someone sits there.
+_NOTIFY_SECONDS, _NOTIFY_IN_HASTE = 60.0, 5.0
+
+_PARTING = 1.0  # seconds that stages have to end what they started, when all is to end at once
 _TICK = 0.25  # seconds between two looks at the events of the running stages
 
 
@@ -101,7 +107,7 @@ def run(
     todo = plans.make(decider)
     free = _check_before_start(decider.graph, todo, home)
     make_folder(home)
-    record = _new_record(pipeline, home, todo)
+    record = _new_record(pipeline, home, todo, only)
     try:
         return _Run(decider, record, todo, free, on_error, ui or SilentUI()).execute()
     except OSError as error:
@@ -113,13 +119,8 @@ def run(
 
 def newest_finished(home: Path, pipeline_name: str) -> RunRecord | None:
     """Return the record of the newest run of this pipeline that finished with all its stages, or None."""
-    folders = (home.absolute() / "runs").glob(f"{pipeline_name}-*")
-    for folder in sorted(folders, key=lambda one: one.name.split("-")[-3:-1], reverse=True):
-        if not (folder / "run.json").exists():
-            continue
-        record = RunRecord.load(folder)
-        whole = all(stage.done for stage in record.stages.values())
-        if record.pipeline == pipeline_name and record.status == "finished" and whole:
+    for record in finding.records(home, pipeline_name):
+        if record.status == "finished" and all(stage.done for stage in record.stages.values()):
             return record
     return None
 
@@ -171,11 +172,13 @@ def _capacity(wants_gpu: bool) -> _Resources:
     return _Resources(*ray_train.capacity())
 
 
-def _new_record(pipeline: Pipeline, home: Path, todo: Plan) -> RunRecord:
+def _new_record(pipeline: Pipeline, home: Path, todo: Plan, only: Sequence[str]) -> RunRecord:
     now = time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now)) + f"{int(now * 1000) % 1000:03d}"
     stages = {
-        item.name: StageRecord(item.name, item.stage, item.kind, dict(item.axes), list(item.needs))
+        item.name: StageRecord(
+            item.name, item.stage, item.kind, dict(item.axes), list(item.needs), key=item.key
+        )
         for item in todo.items
     }
     return RunRecord(
@@ -188,19 +191,10 @@ def _new_record(pipeline: Pipeline, home: Path, todo: Plan) -> RunRecord:
         started=now,
         stages=stages,
         overrides=list(pipeline.overrides),
-        git_commit=_git_commit(),
+        only=list(only),
+        git_commit=environment.git_commit(),
         pid=os.getpid(),
     )
-
-
-def _git_commit() -> str | None:
-    """Return the commit of the checkout that this code runs from, or None if it runs from elsewhere."""
-    checkout = Path(__file__).resolve().parents[2]
-    if not (checkout / ".git").exists():
-        return None
-    command = ["git", "-C", str(checkout), "rev-parse", "--verify", "--quiet", "HEAD"]
-    asked = subprocess.run(command, capture_output=True, text=True, check=False)
-    return asked.stdout.strip() or None
 
 
 class _Run:
@@ -231,10 +225,17 @@ class _Run:
         self.told_stop = False
         self.began = time.monotonic()
         self.tracker = Tracker(Path(record.home), record)
+        self.notifier = Notifier(decider.pipeline.notify, record, self._later)
 
     def execute(self) -> RunRecord:
         """Run until nothing runs and nothing can start."""
+        with self.record.alive():
+            return self._execute()
+
+    def _execute(self) -> RunRecord:
         self.record.save()
+        self.record.save_configs(self._configs())
+        environment.save(self.record)
         self.tracker.run_started(self._resolved())
         self.ui.started(self.todo, self.record)
         for item in self.todo.items:
@@ -244,10 +245,7 @@ class _Run:
             with self._signals():
                 self._loop()
         except BaseException as error:
-            self.record.status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-            self.record.error = f"{type(error).__name__}: {error}"
-            with suppress(OSError):  # a full disk: this error, and no later one, is what to tell
-                self.record.save()
+            self._cut_off(error)
             raise
         self._conclude()
         return self.record
@@ -259,7 +257,7 @@ class _Run:
                 answer: Answer | None = self.answers.get(timeout=_TICK)
             except queue.Empty:
                 answer = None
-            self._tell_stop()
+            self._look_for_stop()
             for work in self.running.values():
                 self._read_events(work)
             if answer is not None:
@@ -269,6 +267,10 @@ class _Run:
     # --- starting ------------------------------------------------------------------------------------
 
     def _start_ready(self) -> None:
+        with self.store.deciding():
+            self._start_all_ready()
+
+    def _start_all_ready(self) -> None:
         for one in self.graph.instances.values():
             stage = self.record.stages[one.name]
             if stage.status != "waiting" or self.stop.is_set():
@@ -351,6 +353,9 @@ class _Run:
         elif event["kind"] == "params":
             self.ui.params(name, event["values"])
 
+    def _later(self, text: str) -> None:
+        self.answers.put(Answer("", "note", text))
+
     def _take(self, answer: Answer) -> None:
         if answer.what == "note":
             self.ui.note(answer.name, answer.text)
@@ -383,23 +388,20 @@ class _Run:
         self.record.save()
         if status == "failed":
             self.ui.stage_failed(answer.name, answer.text)
+            self.notifier.tell("stage_failed", stage=answer.name, error=answer.text)
 
     def _finished(self, stage: StageRecord, folder: Path) -> None:
         stage.folder = str(folder)
-        self.digests[stage.name] = self.store.output_digest(folder)
+        stage.digest = self.digests[stage.name] = self.store.output_digest(folder)
         cached = stage.status == "cached"
-        self.tracker.stage_ended(stage, self._source_run(folder) if cached else None)
+        self.tracker.stage_ended(stage, self._source(folder) if cached else None)
         self.record.save()
         self.ui.stage_finished(stage.name, stage.seconds, cached)
 
-    def _source_run(self, folder: Path) -> str | None:
+    def _source(self, folder: Path) -> tuple[str, str]:
+        """Return the run and the stage that made a committed output."""
         origin = self.store.origin(folder)
-        try:
-            made = RunRecord.load(Path(self.record.home) / "runs" / origin["run"])
-        except StoreError:
-            return None  # its record was removed; the output is as good
-        stage = made.stages.get(origin["stage"])
-        return stage.tracking_run if stage else None
+        return origin["run"], origin["stage"]
 
     def _leave_out(self, name: str, reason: str) -> None:
         stage = self.record.stages[name]
@@ -422,9 +424,17 @@ class _Run:
         settings = one.config.model_dump(mode="json", exclude_unset=True)
         named = config.get("benchmark")
         used = [path for path in data if named is None or path.name.startswith(f"{named}.")]
-        self.tracker.stage_started(self.record.stages[one.name], config, settings, tuple(folders), used)
+        inputs = {need: self.digests[need] for need in one.needs}
+        self.tracker.stage_started(
+            self.record.stages[one.name], config, settings, tuple(folders), used, inputs
+        )
 
-    def _tell_stop(self) -> None:
+    def _look_for_stop(self) -> None:
+        asked = self.record.asked_to_stop()
+        if asked:
+            self.stop.set()
+        if asked == "now":
+            raise KeyboardInterrupt
         if self.stop.is_set() and not self.told_stop:
             self.told_stop = True
             self.ui.note("", "stopping at the next checkpoints; Ctrl-C again stops at once")
@@ -455,6 +465,38 @@ class _Run:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def _configs(self) -> dict[str, StageConfig]:
+        return {
+            one.name: {
+                "all": one.config.model_dump(mode="json"),
+                "set": one.config.model_dump(mode="json", exclude_unset=True),
+            }
+            for one in self.graph.instances.values()
+        }
+
+    def _cut_off(self, error: BaseException) -> None:
+        self.stop.set()
+        until = time.monotonic() + _PARTING
+        for work in self.running.values():
+            work.join(max(0.0, until - time.monotonic()))
+        record = self.record
+        ended: Ended = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        record.status = ended
+        record.error = f"{type(error).__name__}: {error}".removesuffix(": ")
+        record.finished = self._now()
+        for name in self.running:
+            record.stages[name].status, record.stages[name].finished = record.status, record.finished
+        with suppress(OSError):  # a full disk: this error, and no later one, is what to tell
+            record.save()
+        self.notifier.tell(ended, error=record.error)
+        self.notifier.close(_NOTIFY_IN_HASTE)
+
+    def _write_page(self) -> None:
+        try:
+            html_report.write(self.record)
+        except Exception as error:  # noqa: BLE001 (a page about it must not fail a run)
+            self.ui.note("", f"the run's page was not written: {type(error).__name__}: {error}")
+
     def _conclude(self) -> None:
         record = self.record
         for stage in record.stages.values():
@@ -462,11 +504,17 @@ class _Run:
                 stage.status, stage.reason = "skipped", "the run ended before"
         failed = [stage for stage in record.stages.values() if stage.status == "failed"]
         record.error = f"{failed[0].name}: {failed[0].error}" if failed else None
-        record.status = "failed" if failed else "stopped" if self.stop.is_set() else "finished"
+        ended: Ended = "failed" if failed else "stopped" if self.stop.is_set() else "finished"
+        record.status = ended
         record.finished = self._now()
         record.save()
+        self.notifier.tell(ended, error=record.error)
+        self._write_page()
         self.tracker.close()
         if record.tracking_error:
-            self.ui.note("", f"tracking ended early: {record.tracking_error}")
+            self.ui.note("", f"MLflow: {record.tracking_error}")
+        self.notifier.close(_NOTIFY_SECONDS)
+        while not self.answers.empty():
+            self._take(self.answers.get())  # notes of hooks that failed
         record.save()
         self.ui.finished(record)

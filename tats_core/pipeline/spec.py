@@ -5,6 +5,7 @@
     name: demo                         # must equal the file's name
     title: one sentence
     defaults: {model: vit_micro}       # given to every stage whose kind has that field
+    notify: [{on: [failed], command: "mail -s $TATS_PIPELINE me@example.org"}]
     stages:
       data:     {kind: data, generate: {preset: demo}}
       pretrain: {kind: pretrain, needs: data, epochs: 12, retries: 1}
@@ -25,6 +26,7 @@ from pydantic import BeforeValidator, Field
 
 from tats_core import specs
 from tats_core.errors import SpecError, did_you_mean
+from tats_core.pipeline.notify import Hook
 from tats_core.specs import StrictModel
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -52,6 +54,7 @@ class Pipeline:
     defaults: Mapping[str, Any]
     stages: Mapping[str, Stage]
     overrides: tuple[str, ...] = ()
+    notify: tuple[Hook, ...] = ()
 
 
 def load(name: str, sets: Sequence[str] = ()) -> Pipeline:
@@ -73,6 +76,7 @@ def load(name: str, sets: Sequence[str] = ()) -> Pipeline:
         defaults=file.defaults,
         stages={stage: _stage(stage, entry, where) for stage, entry in file.stages.items()},
         overrides=tuple(sets),
+        notify=file.notify,
     )
 
 
@@ -82,6 +86,7 @@ class _File(StrictModel):
     name: str | None = None
     title: str = ""
     defaults: dict[str, Any] = Field(default_factory=dict)
+    notify: tuple[Hook, ...] = ()
     stages: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
 
 

@@ -62,8 +62,7 @@ class StageWork(threading.Thread):
     @property
     def events(self) -> Path:
         """The stage's event file, wherever its folder is now."""
-        partial = self._store.partial(self.decision.folder)
-        return (partial if partial.exists() else self.decision.folder) / "events.jsonl"
+        return self._store.current(self.decision.folder) / "events.jsonl"
 
     def run(self) -> None:
         """Work until the stage is finished, stopped or has failed for good."""

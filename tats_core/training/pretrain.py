@@ -358,7 +358,8 @@ def pretrain(
         ended = pace.figures(config.batch_size) | {"skipped_steps": trainer.mae_step.skipped}
         if at.epoch % config.health_every == 0 or at.epoch == config.epochs:
             at.health = health(trainer.mae, trainer.sampler, at.step)
-        events.metrics(at.step, {"epoch": at.epoch, **ended, **at.health})
+            ended |= at.health
+        events.metrics(at.step, {"epoch": at.epoch, **ended})
         if store.due(at.step, epochs=at.epoch) or at.epoch == config.epochs:
             keep()
     return at.health | {"loss": at.figures.get("loss", math.nan), "steps": float(steps)}

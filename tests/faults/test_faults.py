@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import STEP, Lab, copy, same, until
+from .harness import STEP, Lab, same, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

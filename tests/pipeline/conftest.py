@@ -154,7 +154,7 @@ class NoTracker:
     def event(self, name: str, event: Mapping[str, Any]) -> None:
         pass
 
-    def stage_ended(self, stage: StageRecord, source_run: str | None = None) -> None:
+    def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
         pass
 
     def close(self) -> None:

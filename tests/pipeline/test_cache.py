@@ -12,7 +12,7 @@ import pytest
 
 from tats_core.errors import StoreError
 from tats_core.pipeline import graph as graphs
-from tats_core.pipeline.cache import StageKey, StageStore, changes, make_folder, stage_key, without
+from tats_core.pipeline.cache import StageKey, StageStore, make_folder, stage_key, without
 
 KEY = StageKey({"kind": "make/1", "config": {"value": 1}, "code": {}, "inputs": [], "external": {}})
 ORIGIN = {"pipeline": "toy", "stage": "make", "run": "r"}
@@ -198,32 +198,23 @@ def test_a_key_depends_on_configuration_and_inputs_but_not_on_names(load):
     assert key("stages: {m: {kind: make, decode_workers: 9}}") == key("stages: {m: {kind: make}}")
 
 
-def test_a_change_is_told_by_its_component():
-    old = {
-        "kind": "grow/1",
-        "config": {"model": {"depth": 2}, "lr": 0.1},
-        "code": {"a": "1", "b": "2"},
-        "inputs": [{"kind": "make", "digest": "x"}],
-        "external": {"ssv2": "e"},
-    }
-    new = {
-        "kind": "grow/2",
-        "config": {"model": {"depth": 4}, "lr": 0.1},
-        "code": {"a": "1", "b": "3"},
-        "inputs": [{"kind": "make", "digest": "y"}],
-        "external": {"ssv2": "f"},
-    }
-    assert changes(old, old) == []
-    assert changes(old, new) == [
-        "model.depth: 2 → 4",
-        "code changed: b",
-        "new input from make",
-        "changed on disk: ssv2",
-        "grow/1 → grow/2",
-    ]
-
-
 def test_a_key_file_holds_every_component(store):
     stored = json.loads((committed(store) / "key.json").read_text())
     assert set(stored["components"]) == {"kind", "config", "code", "inputs", "external"}
     assert (stored["pipeline"], stored["stage"], stored["run"]) == ("toy", "make", "r")
+
+
+def test_the_history_holds_the_newest_output_of_each_stage_and_no_other(store, monkeypatch):
+    other = StageKey({**KEY.components, "config": {"value": 2}})
+    for when, key in ((20.0, other), (10.0, KEY)):
+        monkeypatch.setattr("time.time", lambda when=when: when)
+        committed(store, key)
+    third = store.folder("make", StageKey({**KEY.components, "config": {"value": 3}}))
+    store.begin(third, fresh=False)
+    assert store.history("make") == {("toy", "make"): other.components}
+    assert store.history("ma") == {}
+
+
+def test_an_output_whose_key_cannot_be_read_is_left_out_of_the_history(store):
+    (committed(store) / "key.json").write_text("{")
+    assert store.history("make") == {}

@@ -47,7 +47,7 @@ def test_a_function_of_which_only_the_docstring_stays_is_still_a_function():
 
 
 def test_a_module_counts_with_all_that_it_imports_from_the_package():
-    found = code.digests(["tats_core.data.manifest"])
+    found = code.digests(("tats_core.data.manifest",))
     assert "tats_core.data.manifest" in found
     assert "tats_core.data" in found, "a package runs when one of its modules is imported"
     assert "tats_core.models.vit" not in found
@@ -55,12 +55,12 @@ def test_a_module_counts_with_all_that_it_imports_from_the_package():
 
 def test_imports_inside_functions_count():
     # The stage kinds import what needs torch only when they run.
-    found = code.digests(["tats_core.pipeline.stages.data"])
+    found = code.digests(("tats_core.pipeline.stages.data",))
     assert {"tats_core.data.generate", "tats_core.data.synthetic", "tats_core.specs"} <= found.keys()
 
 
 def test_the_engine_and_the_messages_do_not_count():
-    found = code.digests(["tats_core.pipeline.stages.report", "tats_core.report.tables"])
+    found = code.digests(("tats_core.pipeline.stages.report", "tats_core.report.tables"))
     assert "tats_core.pipeline.stages.report" in found
     assert "tats_core.report.tables" in found
     assert (
@@ -70,15 +70,15 @@ def test_the_engine_and_the_messages_do_not_count():
 
 
 def test_a_stage_kind_outside_of_the_package_counts_itself():
-    assert list(code.digests([__name__])) == [__name__]
+    assert list(code.digests((__name__,))) == [__name__]
 
 
 def test_pictures_count_only_where_they_are_the_output():
     drawn = {"tats_core.report.masks", "tats_core.report.figures", "tats_core.training.pictures"}
-    pretrain = code.digests(["tats_core.pipeline.stages.pretrain", "tats_core.training.jobs.pretrain"])
+    pretrain = code.digests(("tats_core.pipeline.stages.pretrain", "tats_core.training.jobs.pretrain"))
     assert not drawn & pretrain.keys()
     assert "tats_core.training.health" in pretrain
-    evaluate = code.digests(["tats_core.training.jobs.evaluate", "tats_core.report.classes"])
+    evaluate = code.digests(("tats_core.training.jobs.evaluate", "tats_core.report.classes"))
     assert "tats_core.report.classes" in evaluate
     assert not drawn & evaluate.keys()
-    assert "tats_core.report.figures" in code.digests(["tats_core.report.figures"])
+    assert "tats_core.report.figures" in code.digests(("tats_core.report.figures",))

@@ -78,11 +78,11 @@ stages:
 def test_a_change_runs_what_it_reaches_and_the_plan_says_why(load, home):
     runner.run(load(TOY), home)
     plan = runner.plan(load(TOY, "make.value=5"), home)
-    told = {item.name: (item.action, item.reason) for item in plan.items}
-    assert told["make"] == ("run", "value: 3 → 5")
-    assert told["grow[a,pretrained]"] == ("run", "after make")
-    assert told["grow[a,scratch]"] == ("reuse", "unchanged")
-    assert told["sum"] == ("run", "after grow[a,pretrained], grow[b,pretrained]")
+    told = {item.name: (item.action, item.reason, item.after) for item in plan.items}
+    assert told["make"] == ("run", "value: 3 → 5", ())
+    assert told["grow[a,pretrained]"] == ("run", "", ("make",))
+    assert told["grow[a,scratch]"] == ("reuse", "unchanged", ())
+    assert told["sum"] == ("run", "", ("grow[a,pretrained]", "grow[b,pretrained]"))
     Grow.ran.clear()
     runner.run(load(TOY, "make.value=5"), home)
     assert sorted(Grow.ran) == ["grow[a,pretrained]", "grow[b,pretrained]"]
@@ -257,6 +257,54 @@ def test_the_second_interrupt_stops_at_once(load, home, monkeypatch):
     assert RunRecord.load(folder).status == "stopped"
 
 
+def test_a_file_that_asks_to_stop_does_what_the_first_interrupt_does(load, home, ui, monkeypatch):
+    def hook(ctx: StageContext) -> None:
+        (folder,) = (home / "runs").iterdir()
+        RunRecord.load(folder).ask_to_stop()
+        assert ctx.stop.wait(10)
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(hook))
+    record = runner.run(load("stages: {grow: {kind: grow, init: scratch}}"), home, ui=ui)
+    assert record.status == record.state == "stopped"
+    assert statuses(record) == {"grow": "stopped"}
+    assert ui.of("note") == [("", "stopping at the next checkpoints; Ctrl-C again stops at once")]
+
+
+def test_a_file_that_asks_to_stop_at_once_does_what_the_second_interrupt_does(load, home, monkeypatch):
+    def hook(ctx: StageContext) -> None:
+        (folder,) = (home / "runs").iterdir()
+        RunRecord.load(folder).ask_to_stop(now=True)
+        time.sleep(5)
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(hook))
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(load("stages: {grow: {kind: grow, init: scratch}}"), home)
+    (folder,) = (home / "runs").iterdir()
+    record = RunRecord.load(folder)
+    assert (record.status, record.error) == ("stopped", "KeyboardInterrupt")
+    assert statuses(record) == {"grow": "stopped"}
+    assert record.finished is not None
+
+
+def test_a_run_is_alive_while_it_runs_and_keeps_the_configurations(load, home, monkeypatch):
+    seen: list[str] = []
+
+    def hook(ctx: StageContext) -> None:
+        (folder,) = (home / "runs").iterdir()
+        seen.append(RunRecord.load(folder).state)
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(hook))
+    record = runner.run(load("stages: {grow: {kind: grow, init: scratch, add: 2}}"), home, only=["grow"])
+    assert seen == ["running"]
+    assert not record.is_alive()
+    assert record.only == ["grow"]
+    kept = record.configs()["grow"]
+    assert kept["set"] == {"init": "scratch", "add": 2}
+    assert kept["all"] == {
+        "benchmark": "none", "init": "scratch", "add": 2, "cpus": 1, "fail": "", "missing": ""
+    }  # fmt: skip
+
+
 def test_a_run_waits_for_another_that_makes_the_same_output_and_takes_it(load, home, ui, monkeypatch):
     started = threading.Event()
 
@@ -322,3 +370,22 @@ def test_a_user_interface_that_fails_leaves_a_record_that_says_so(load, home):
         runner.run(load(TOY), home, ui=ui)
     (folder,) = (home / "runs").iterdir()
     assert RunRecord.load(folder).status == "failed"
+
+
+def test_a_stage_that_waits_for_another_tells_its_own_changes_too(load, home):
+    runner.run(load(TOY), home)
+    plan = runner.plan(load(TOY, "make.value=5", "grow.add=6"), home)
+    told = {item.name: (item.reason, item.after) for item in plan.items}
+    assert told["grow[a,pretrained]"] == ("add: 4 → 6", ("make",))
+    assert told["grow[a,scratch]"] == ("add: 4 → 6", ())
+
+
+def test_a_plan_says_what_a_stage_took_in_the_newest_run_that_did_its_work(load, home):
+    runner.run(load(TOY), home)
+    record = runner.run(load(TOY, "grow.add=1"), home)
+    record.stages["make"].seconds = 99  # reused: it says nothing
+    record.stages["sum"].seconds = 12.5
+    record.save()
+    seconds = {item.name: item.seconds for item in runner.plan(load(TOY), home).items}
+    assert seconds["sum"] == 12.5
+    assert 0 < (seconds["make"] or 0) < 99

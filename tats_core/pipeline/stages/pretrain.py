@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pydantic import Field
 
-from tats_core.pipeline.stages.base import StageContext
-from tats_core.pipeline.stages.training import Trained, TrainedKind
+from tats_core.pipeline.stages import outside
+from tats_core.pipeline.stages.base import Preflight, StageContext
+from tats_core.pipeline.stages.training import KEY_EXCLUDES, Trained, TrainedKind
 from tats_core.training.jobs.pretrain import PretrainJob
 from tats_core.training.pretrain import PretrainConfig
 
@@ -13,6 +16,11 @@ from tats_core.training.pretrain import PretrainConfig
 class PretrainStage(Trained, PretrainConfig):
     """A recipe, and where it runs."""
 
+    start: str | None = Field(
+        None,
+        description="file or folder of a checkpoint to start from (VideoMAE's, AdaMAE's, Hugging Face's or "
+        "ours): encoder and decoder where it has both, else the encoder alone; null: fresh weights",
+    )
     health_clips: int = Field(256, ge=1, description="clips looked at in a health check")
 
     @property
@@ -28,11 +36,20 @@ class Pretrain(TrainedKind[PretrainStage]):
     Config = PretrainStage
     # Its benchmark is its own: a matrix over benchmarks varies what follows.
     follows = frozenset()
+    key_excludes = KEY_EXCLUDES | {"start"}  # it comes back in `external`, by its content
     code = ("tats_core.training.jobs.pretrain",)
 
     def reads(self, config: PretrainStage) -> tuple[str, ...]:
         """It reads the manifests."""
         return ("data",)
+
+    def preflight(self, config: PretrainStage, ctx: Preflight) -> list[str]:
+        """A checkpoint to start from must be there and fit, its decoder too."""
+        return outside.faults("start", config.start, config.model, config.clip, config.mae)
+
+    def external(self, config: PretrainStage) -> Mapping[str, str]:
+        """Return the digest of a checkpoint to start from."""
+        return outside.digest("start", config.start)
 
     def run(self, config: PretrainStage, ctx: StageContext) -> None:
         """Train on Ray Train's workers."""
@@ -42,6 +59,7 @@ class Pretrain(TrainedKind[PretrainStage]):
             data=config.data,
             train=str(data / f"{config.benchmark}.train.json"),
             held_out=str(data / f"{config.benchmark}.test.json"),
+            start=str(outside.place(config.start)) if config.start else None,
             health_clips=config.health_clips,
             out=str(ctx.out),
         )

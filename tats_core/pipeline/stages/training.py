@@ -96,6 +96,10 @@ class TrainedKind(StageKind[Config]):
 
 
 def run_here(entry: Any, job: dict[str, Any], ctx: StageContext) -> None:
-    """Run a job in this process, on the CPU: for what is short beside the start of workers."""
+    """Run a job in this process, on the CPU: for what is short beside the start of workers.
+
+    Raises:
+        Stopped: the person asked to stop; the newest state is kept, if the job keeps any.
+    """
     store = FolderStore(ctx.out / CHECKPOINTS / "here", stop=ctx.stop.is_set, say=ctx.events.note)
     entry(job, World(), ctx.events, store)

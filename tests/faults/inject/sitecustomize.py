@@ -99,7 +99,9 @@ class _Finder(importlib.abc.MetaPathFinder):
     def __init__(self, faults: dict[str, list[dict[str, Any]]]) -> None:
         self.faults = faults
 
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Any, target: Any = None
+    ) -> importlib.machinery.ModuleSpec | None:
         faults = self.faults.pop(fullname, None)
         if faults is None:
             return None

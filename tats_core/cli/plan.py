@@ -1,0 +1,136 @@
+"""The plan of a run as a tree, for `tats run pipeline NAME --plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+from rich.tree import Tree
+
+from tats_core.cli.progress import duration
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from tats_core.pipeline.records import Plan, PlanItem
+
+_DEEPEST = 8  # a longer chain of stages goes on at this indent, or 80 columns would not hold it
+_NAMED = 3
+_FATES = {"run": ("run", "yellow"), "reuse": ("reused", "green"), "skip": ("left out", "dim")}
+
+
+def plan_tree(plan: Plan) -> Iterator[RenderableType]:
+    """Yield what to print: the counts, then a tree with each stage below the last of those it needs."""
+    yield Text(summary(plan))
+    yield Text()
+    stages: dict[str, list[PlanItem]] = {}
+    for item in _direct(plan):
+        stages.setdefault(item.stage, []).append(item)
+    trees: list[Tree] = []
+    branches: dict[str, tuple[Tree, int]] = {}  # stage → its branch and how deep that is
+    parents: dict[str, Tree] = {}
+    stage_of = {item.name: item.stage for item in plan.items}
+    for stage, items in stages.items():
+        needed = dict.fromkeys(stage_of[need] for item in items for need in item.needs)
+        above = max(needed, key=lambda need: branches[need][1], default=None)
+        rows = _rows(stage, items)
+        if above is None:
+            branch, depth = Tree(rows[0], guide_style="dim"), 0
+            trees.append(branch)
+        else:
+            parent, depth = branches[above]
+            parent = parent if depth < _DEEPEST else parents[above]
+            branch, depth, parents[stage] = parent.add(rows[0]), min(depth + 1, _DEEPEST), parent
+        for row in rows[1:]:
+            branch.add(row)
+        branches[stage] = (branch, depth)
+    yield from trees
+
+
+def summary(plan: Plan) -> str:
+    """Return how many stages run, are reused and are left out, and how long it took before."""
+    counts = [f"{plan.count('run')} to run", f"{plan.count('reuse')} reused"]
+    if plan.count("skip"):
+        counts.append(f"{plan.count('skip')} left out")
+    words = f"{plan.pipeline}: {_many(len(plan.items), 'stage')}, {', '.join(counts)}"
+    running = [item for item in plan.items if item.action == "run"]
+    known = [item.seconds for item in running if item.seconds is not None]
+    if not known:
+        return words
+    words += f"; about {duration(sum(known))} of work"
+    if len(known) < len(running):
+        words += f" and {_many(len(running) - len(known), 'stage')} that never ran"
+    return words
+
+
+def _rows(stage: str, items: Sequence[PlanItem]) -> list[Text]:
+    """The line of a stage and, where its matrix does not share one fate, a line for each that there is."""
+    fates: dict[tuple[str, str], list[PlanItem]] = {}
+    for item in items:
+        fates.setdefault((item.action, _reason(item)), []).append(item)
+    matrix = bool(items[0].axes)
+    head = Text(f"{stage} × {len(items)}" if matrix else stage, style="bold")
+    if len(fates) == 1:
+        return [head + Text("  ") + _fate(items[0])]
+    rows = [head]
+    for members in fates.values():
+        row = Text(f"{len(members)} ") + _fate(members[0])
+        most = len(members) == max(map(len, fates.values()))
+        rows.append(row + Text(f"  [{_which(members, items, most)}]", style="dim"))
+    return rows
+
+
+def _fate(item: PlanItem) -> Text:
+    word, style = _FATES[item.action]
+    reason = "" if item.action == "reuse" else _reason(item)
+    return Text(word, style=style) + Text(f": {reason}" if reason else "", style="default")
+
+
+def _reason(item: PlanItem) -> str:
+    """Why it runs; what it waits for is told by stage, so that all of a matrix say the same."""
+    stages = dict.fromkeys(name.partition("[")[0] for name in item.after)
+    return "; ".join(filter(None, (item.reason, f"after {', '.join(stages)}" if stages else "")))
+
+
+def _direct(plan: Plan) -> Iterator[PlanItem]:
+    """Yield the stages, each waiting only for what is not waited for by another that it waits for."""
+    before: dict[str, set[str]] = {}
+    for item in plan.items:
+        before[item.name] = set(item.after).union(*(before[name] for name in item.after))
+        implied = set().union(*(before[name] for name in item.after))
+        yield replace(item, after=tuple(name for name in item.after if name not in implied))
+
+
+def _which(members: Sequence[PlanItem], all_items: Sequence[PlanItem], most: bool) -> str:
+    """Name a part of a matrix by the axes that set it apart, or else one by one."""
+    chosen, there = _values(members), _values(all_items)
+    apart = {axis: values for axis, values in chosen.items() if values != there[axis]}
+    if apart and sum(_fits(item, apart) for item in all_items) == len(members):
+        return "; ".join(f"{axis}: {_few(values, ', ')}" for axis, values in apart.items())
+    if most and len(members) > _NAMED:
+        return "the others"
+    return _few([",".join(item.axes.values()) for item in members], "; ")
+
+
+def _fits(item: PlanItem, values: Mapping[str, Iterable[str]]) -> bool:
+    return all(item.axes[axis] in allowed for axis, allowed in values.items())
+
+
+def _values(items: Iterable[PlanItem]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for item in items:
+        for axis, value in item.axes.items():
+            if value not in found.setdefault(axis, []):
+                found[axis].append(value)
+    return found
+
+
+def _few(names: Sequence[str], joint: str) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return joint.join(names[:_NAMED]) + more
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" + ("s" if count != 1 else "")

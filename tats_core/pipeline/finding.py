@@ -1,0 +1,102 @@
+"""Which run a person means, and which runs there are. Of thousands of runs only those wanted are opened.
+
+A run's folder is called `<pipeline>-<time of its start>-<4 digits>`, so names alone tell pipeline and order.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tats_core import specs
+from tats_core.errors import SpecError, StoreError, did_you_mean
+from tats_core.pipeline.records import RunRecord
+
+LATEST = "latest"
+
+_COMPARED = 1000  # names that a misspelt one is compared with, the newest first
+
+_ID = re.compile(r"(?P<pipeline>.+)-(?P<time>\d{8}-\d{6,9})-[0-9a-f]+")
+
+
+def ids(home: Path, pipeline: str | None = None) -> list[str]:
+    """Return the ids of all runs (of `pipeline`), the newest first; opens none."""
+    try:
+        with os.scandir(home / "runs") as entries:
+            found = [match for entry in entries if (match := _ID.fullmatch(entry.name))]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StoreError(f"{home / 'runs'}: cannot be read ({error.strerror})") from error
+    wanted = [one for one in found if pipeline in (None, one["pipeline"])]
+    return [one[0] for one in sorted(wanted, key=lambda one: (one["time"], one[0]), reverse=True)]
+
+
+def pipelines(home: Path) -> list[str]:
+    """Return the names of the pipelines that were run here, the one that ran last first."""
+    return list(dict.fromkeys(one.rsplit("-", 3)[0] for one in ids(home)))
+
+
+def records(home: Path, pipeline: str | None = None) -> Iterator[RunRecord]:
+    """Yield the records of all runs (of `pipeline`), the newest first; each is read when it is asked for."""
+    for one in ids(home, pipeline):
+        folder = home.absolute() / "runs" / one
+        if (folder / "run.json").exists():  # a run that starts just now has none yet
+            yield RunRecord.load(folder)
+
+
+def find(run: str, home: Path) -> RunRecord:
+    """Return the record that `run` names.
+
+    Args:
+        run: a run's id or its beginning, a pipeline (its newest run), or `latest`.
+
+    Raises:
+        SpecError: nothing, or more than one run, is called so; names the nearest.
+        StoreError: there is no run yet.
+    """
+    there = ids(home)
+    if run in there:
+        return RunRecord.load(home.absolute() / "runs" / run)
+    name = Path(run).stem if run.endswith((".yaml", ".yml")) else run
+    newest = next(records(home, None if run == LATEST else name), None)
+    if newest is not None:
+        return newest
+    menu = specs.names("pipelines")
+    if run == LATEST:
+        raise StoreError(f"no run in {home}; start one with: tats run pipeline NAME")
+    if name in menu:
+        raise StoreError(f"no run of '{name}' in {home}; start one with: tats run pipeline {name}")
+    begun = [one for one in there if one.startswith(run)]
+    if len(begun) == 1:
+        return RunRecord.load(home.absolute() / "runs" / begun[0])
+    if begun:
+        shown = ", ".join(begun[:3]) + (f" and {len(begun) - 3} more" if len(begun) > 3 else "")
+        raise SpecError(f"'{run}' begins the names of {len(begun)} runs ({shown}); give more of it")
+    near = _near(run, there) or did_you_mean(run, {*pipelines(home), *menu, LATEST})
+    raise SpecError(f"'{run}' is no run in {home} and no pipeline{near}")
+
+
+def check_pipeline(name: str, home: Path) -> str:
+    """Return `name` without `.yaml`.
+
+    Raises:
+        SpecError: no pipeline is called so, neither in the menu nor among the runs; names the nearest.
+    """
+    name = Path(name).stem if name.endswith((".yaml", ".yml")) else name
+    known = {*specs.names("pipelines"), *pipelines(home)}
+    if name not in known:
+        raise SpecError(f"no pipeline named '{name}'{did_you_mean(name, known)}")
+    return name
+
+
+def _near(run: str, there: list[str]) -> str:
+    """Return a hint at the run whose id begins nearly as `run`, or "" where `run` looks like no id."""
+    if not re.search(r"-\d", run):
+        return ""
+    begun = {one[: len(run)]: one for one in reversed(there[:_COMPARED])}  # of several, the newest
+    close = difflib.get_close_matches(run, begun, n=1, cutoff=0.7)
+    return f"; did you mean '{begun[close[0]]}'?" if close else ""

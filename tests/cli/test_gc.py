@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tats_core.cli.gc import size
+from tats_core.pipeline.cache import StageKey, StageStore
+
+
+@pytest.fixture
+def orphan(tmp_path: Path) -> Path:
+    store = StageStore(tmp_path / ".tats")
+    key = StageKey({"kind": "make/1", "config": {}, "code": {}, "inputs": [], "external": {}})
+    folder = store.folder("make", key)
+    partial = store.begin(folder, fresh=False)
+    (partial / "large.bin").write_bytes(b"x" * 5000)
+    store.commit(partial, folder, key, {"pipeline": "toy", "stage": "make", "run": "gone"}, {})
+    return folder
+
+
+def test_without_apply_it_shows_what_can_go_and_deletes_nothing(
+    tats: Callable[..., Any], orphan: Path
+) -> None:
+    shown = tats("gc")
+    assert shown.code == 0
+    assert f"stages/{orphan.name}" in shown.out
+    assert "no run uses it" in shown.out
+    assert "nothing was deleted; --apply does it" in shown.out
+    assert all(len(line) <= 80 for line in shown.out.splitlines()[:-1])
+    assert orphan.exists()
+
+
+def test_with_apply_it_is_gone_and_the_next_has_nothing_to_do(tats: Callable[..., Any], orphan: Path) -> None:
+    assert "1 folders gone" in tats("gc", "--apply").out
+    assert not orphan.exists()
+    assert tats("gc").out == "Nothing can go; 0 runs and 0 B of what they use stay.\n"
+
+
+def test_without_a_tracking_server_it_deletes_nothing(
+    tats: Callable[..., Any], orphan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    refused = tats("gc", "--apply")
+    assert refused.code == 2
+    assert refused.err.startswith("tats: the tracking server cannot be asked which models have an alias (")
+    assert "--ignore-aliases" in refused.err
+    assert len(refused.err.splitlines()) == 1
+    assert orphan.exists()
+    assert tats("gc", "--apply", "--ignore-aliases").code == 0
+    assert not orphan.exists()
+
+
+def test_where_there_is_no_project_folder_it_says_so(tats: Callable[..., Any]) -> None:
+    refused = tats("gc")
+    assert refused.code == 2
+    assert "there is no project folder" in refused.err
+
+
+@pytest.mark.parametrize(("count", "shown"), [(0, "0 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB")])
+def test_a_size_is_short(count: int, shown: str) -> None:
+    assert size(count) == shown

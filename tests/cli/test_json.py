@@ -1,0 +1,115 @@
+"""`tats run pipeline … --json` against docs/json.md, with real runs of stages that take no time."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+
+from tats_core.errors import StageError
+from tats_core.pipeline import graph as graphs
+from tats_core.pipeline import runner
+from tats_core.pipeline.stages.base import StageContext, StageKind
+from tats_core.specs import StrictModel
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "json.md"
+
+
+class TalkConfig(StrictModel):
+    words: int = 1
+    fail: bool = False
+
+
+class Talk(StageKind[TalkConfig]):
+    """Tells everything that a stage can tell."""
+
+    name = "talk"
+    Config = TalkConfig
+    waits_for_needs = True
+    waited_for = True
+    key_excludes = frozenset({"fail"})
+
+    def run(self, config: TalkConfig, ctx: StageContext) -> None:
+        ctx.events.params({"words": config.words})
+        ctx.events.progress(step=1, steps=2, epoch=0, epochs=1, shown={"loss": 0.5, "lost": float("nan")})
+        ctx.events.note("hello")
+        if config.fail:
+            raise StageError("it broke")
+        (ctx.out / "words.txt").write_text(str(config.words))
+
+
+@pytest.fixture(autouse=True)
+def menu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "KINDS", {"talk": Talk()})
+    monkeypatch.setattr(runner, "Tracker", MagicMock())
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines" / "mine.yaml").write_text(
+        "stages: {one: {kind: talk}, two: {kind: talk, needs: one, matrix: {words: [2, 3]}}}"
+    )
+
+
+def documented() -> dict[str, set[str]]:
+    """Return event → keys as the document's table has them."""
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    return {event: {"schema", "event", "time", *re.findall(r"`(\w+)`", keys)} for event, keys in rows}
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    """Return the objects of an output of which every line must be one; NaN is no JSON."""
+    return [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+
+
+def test_every_event_of_a_run_has_the_documented_keys(tats: Callable[..., Any]) -> None:
+    finished = tats("run", "pipeline", "mine", "--json")
+    failed = tats("run", "pipeline", "mine", "--set", "one.words=5", "--set", "two.fail=true", "--json")
+    wrong = tats("run", "pipeline", "nine", "--json")
+    assert (finished.code, failed.code, wrong.code) == (0, 1, 2)
+    assert (finished.err, failed.err, wrong.err) == ("", "", "")
+    seen = lines(finished.out + failed.out + wrong.out)
+    keys = documented()
+    for line in seen:
+        assert line.keys() == keys[line["event"]], line["event"]
+        assert line["schema"] == 1
+    assert {line["event"] for line in seen} == keys.keys()
+
+
+def test_a_run_tells_its_plan_its_stages_and_its_end(tats: Callable[..., Any]) -> None:
+    told = lines(tats("run", "pipeline", "mine", "--json").out)
+    assert [line["event"] for line in told[:3]] == ["plan", "run_started", "stage_started"]
+    assert [(one["name"], one["action"], one["after"]) for one in told[0]["stages"]] == [
+        ("one", "run", []),
+        ("two[2]", "run", ["one"]),
+        ("two[3]", "run", ["one"]),
+    ]
+    (progress,) = [line for line in told if line["event"] == "progress" and line["stage"] == "one"]
+    assert progress["shown"] == {"loss": 0.5}
+    ends = [line for line in told if line["event"] == "stage_finished"]
+    assert all(Path(line["folder"], "words.txt").exists() and not line["cached"] for line in ends)
+    assert told[-1]["stages"] == {"one": "finished", "two[2]": "finished", "two[3]": "finished"}
+    assert (told[-1]["status"], told[-1]["resume"]) == ("finished", None)
+    again = lines(tats("run", "pipeline", "mine", "--json").out)
+    assert [line["cached"] for line in again if line["event"] == "stage_finished"] == [True] * 3
+
+
+def test_a_failed_run_tells_why_and_what_goes_on_with_it(tats: Callable[..., Any]) -> None:
+    ended = lines(tats("run", "pipeline", "mine", "--set", "two.fail=true", "--json").out)[-1]
+    assert (ended["status"], ended["error"]) == ("failed", "two[2]: it broke")
+    assert ended["resume"] == "tats run pipeline mine --set two.fail=true"
+
+
+def test_a_plan_alone_tells_what_changed_and_runs_nothing(tats: Callable[..., Any], tmp_path: Path) -> None:
+    tats("run", "pipeline", "mine")
+    before = sorted((tmp_path / ".tats" / "stages").iterdir())
+    (plan,) = lines(tats("run", "pipeline", "mine", "--plan", "--json", "--set", "one.words=4").out)
+    assert plan["stages"][0]["changes"] == [{"component": "config", "name": "words", "old": 1, "new": 4}]
+    assert sorted((tmp_path / ".tats" / "stages").iterdir()) == before
+
+
+def test_what_is_wrong_is_one_object(tats: Callable[..., Any]) -> None:
+    (error,) = lines(tats("run", "pipeline", "mine", "--json", "--set", "one.wards=4").out)
+    assert error["message"] == "pipelines/mine.yaml: one has no key 'wards'; did you mean 'words'?"
