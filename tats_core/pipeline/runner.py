@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tats_core.errors import ResourceError, TatsError
+from tats_core.errors import ResourceError, StoreError, TatsError
 from tats_core.machine import available_cpus
 from tats_core.pipeline import environment, finding, html_report
 from tats_core.pipeline import graph as graphs

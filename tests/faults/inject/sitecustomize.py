@@ -2,7 +2,7 @@
 
 TATS_FAULTS holds a JSON list; each entry wraps one function when its module is imported::
 
-    {"at": "tats_core.training.pretrain:JointTrainer.step", "call": 5, "do": "kill", "mark": "/somewhere/kill"}
+    {"at": "tats_core.training.pretrain:JointTrainer.step", "call": 5, "do": "kill", "mark": "/tmp/kill"}
 
     at      module:function, or module:Class.function
     call    the fault happens at this call in a process (from 1), of those that
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import functools
 import importlib.abc
-import importlib.machinery
 import importlib.util
 import itertools
 import json
