@@ -18,7 +18,6 @@ import logging
 import os
 import queue
 import secrets
-import signal
 import sys
 import threading
 import traceback
@@ -52,6 +51,9 @@ if TYPE_CHECKING:
 
 _STARTED = threading.Lock()
 _CONTROLLER_FAILURES = 2
+
+# Without one of these a local cluster cannot work.
+_SERVERS = ("gcs_server", "raylet")
 
 # How Ray tells that a worker's process or machine is gone.
 _LOST = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
@@ -98,7 +100,28 @@ def fit(
         Stopped: `stop` was set.
     """
     out = out.absolute()
+    for left in range(max_failures, -1, -1):
+        try:
+            _fit(entry, job, workers, gpu, name, out, max_failures, stop)
+        except _HeadLost as error:
+            if not left:
+                raise StageError(f"{error}; what the workers printed is in {out / 'log'}") from error
+        else:
+            return
+
+
+def _fit(
+    entry: str,
+    job: Mapping[str, Any],
+    workers: int,
+    gpu: bool,
+    name: str,
+    out: Path,
+    max_failures: int,
+    stop: threading.Event,
+) -> None:
     connect()
+    head = _local_head()
     _check_resources(workers, gpu)
     outcomes = _Outcomes(out / "log")
     outcomes.clear()
@@ -113,7 +136,7 @@ def fit(
     watch = threading.Thread(target=_pass_on_stop, args=(stop, ended, outcomes), daemon=True)
     watch.start()
     try:
-        _run(trainer)
+        _run(trainer, head)
     except ray.train.TrainingFailedError as error:
         outcomes.raise_failure()
         raise StageError(f"{_reason(error)}; what the workers printed is in {out / 'log'}") from error
@@ -344,16 +367,57 @@ class ReplaceLost(DefaultFailurePolicy):
         return super().make_decision(training_failed_error)
 
 
-def _run(trainer: TorchTrainer) -> None:
-    if threading.current_thread() is not threading.main_thread():
-        trainer.fit()
+class _HeadLost(Exception):  # noqa: N818 (it never leaves this module)
+    """A server of the local Ray cluster is gone; the next `connect` starts a new one."""
+
+
+def _local_head() -> Any:
+    """Return Ray's record of the servers that this process started, or None on a cluster of others."""
+    return ray._private.worker._global_node
+
+
+def _run(trainer: TorchTrainer, head: Any) -> None:
+    """Call `trainer.fit()`, and leave it when the local cluster dies.
+
+    Without a head Ray would wait for a minute, then end this process without a word of ours.
+    """
+    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    # In a thread of its own: in the main thread `fit` would also leave its handler of Ctrl-C behind.
+    def work() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # noqa: BLE001, it is raised by the caller
+            ended.put(error)
+        else:
+            ended.put(None)
+
+    threading.Thread(target=work, name="ray-fit", daemon=True).start()
+    while True:
+        try:
+            error = ended.get(timeout=0.5)
+        except queue.Empty:
+            _check_head(head)
+            continue
+        if error is not None:
+            _check_head(head)
+            raise error
         return
-    # In the main thread `fit` leaves its own handler behind, and a later Ctrl-C would be swallowed.
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit()
-    finally:
-        signal.signal(signal.SIGINT, before)
+
+
+def _check_head(head: Any) -> None:
+    """Raise _HeadLost where a server of the local cluster is gone, after clearing away the others."""
+    if head is None:
+        return
+    with _STARTED:
+        if head is _local_head():
+            gone = [name for name, _ in head.dead_processes() if name in _SERVERS]
+            if not gone:
+                return
+            head.kill_all_processes(check_alive=False, allow_graceful=False)
+            ray.shutdown()
+            raise _HeadLost(f"Ray's {gone[0]} on this machine was killed or has crashed")
+    raise _HeadLost("Ray on this machine was killed or has crashed")
 
 
 def _reason(error: Exception) -> str:

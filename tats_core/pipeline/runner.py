@@ -15,12 +15,12 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from tats_core.errors import ResourceError, TatsError
+from tats_core.errors import ResourceError, StoreError, TatsError
 from tats_core.machine import available_cpus
 from tats_core.pipeline import environment, finding, html_report
 from tats_core.pipeline import graph as graphs
@@ -144,6 +144,7 @@ def run(
 
     Raises:
         TatsError: found before anything started: wrong configuration, missing data, too few CPUs.
+        StoreError: the project folder cannot be written, from the start or any more.
     """
     home = home.absolute()
     decider = _decider(pipeline, home, force, only, from_stage)
@@ -153,7 +154,13 @@ def run(
     record = _new_record(pipeline, home, todo, only)
     if host is not None:
         record.id = host.run_id
-    return _Run(decider, record, todo, free, on_error, ui or SilentUI(), host).execute()
+    try:
+        return _Run(decider, record, todo, free, on_error, ui or SilentUI(), host).execute()
+    except OSError as error:
+        raise StoreError(
+            f"{error.filename or home}: cannot be used ({error.strerror or error}); mend the storage or set "
+            "TATS_HOME to a folder you can write to, and run again: what is done is kept"
+        ) from error
 
 
 def newest_finished(home: Path, pipeline_name: str) -> RunRecord | None:
@@ -264,6 +271,7 @@ class _Run:
         self.digests: dict[str, str] = {}
         self.decisions: dict[str, Decision] = {}
         self.told_stop = False
+        self.began = time.monotonic()
         follower: Callable[[Path, RunRecord], Follower] = host.follower if host else Tracker
         self.tracker = follower(Path(record.home), record)
         self.is_part = host is not None
@@ -341,7 +349,7 @@ class _Run:
             return
         self.free.cpus -= cpus
         self.free.gpus -= gpus
-        stage.status, stage.started, stage.attempts = "running", time.time(), 1
+        stage.status, stage.started, stage.attempts = "running", self._now(), 1
         self.record.save()
         self.ui.stage_started(one.name)
         self._track(one, decision)
@@ -367,6 +375,10 @@ class _Run:
             inputs.append(Input(need, stage.kind, stage.axes, Path(stage.folder)))
         return tuple(inputs)
 
+    def _now(self) -> float:
+        """The time, by a clock that nobody sets: a duration stays right when the machine's clock jumps."""
+        return self.record.started + time.monotonic() - self.began
+
     def _halted(self) -> bool:
         failed = any(stage.status == "failed" for stage in self.record.stages.values())
         return self.stop.is_set() or (failed and self.on_error == "stop")
@@ -374,13 +386,12 @@ class _Run:
     # --- following -----------------------------------------------------------------------------------
 
     def _read_events(self, work: StageWork) -> None:
-        stage = self.record.stages[work.name]
         try:
             for offset, event in read_events(work.events, work.offset):
                 work.offset = offset
                 self.tracker.event(work.name, event)
-                # What an earlier attempt said is for the curves; the person has seen it.
-                if event["time"] >= (stage.started or 0.0):
+                # What an earlier run said is for the curves; the person has seen it.
+                if offset > work.said_before:
                     self._show(work.name, event)
         except FileNotFoundError:
             return  # the commit renamed the folder just now; the next look finds it
@@ -418,7 +429,7 @@ class _Run:
         del self.running[answer.name]
         self.free.cpus += work.instance.kind.cpus(work.instance.config)
         self.free.gpus += work.instance.kind.gpus(work.instance.config)
-        stage.finished = time.time()
+        stage.finished = self._now()
         stage.seconds = stage.finished - (stage.started or stage.finished)
         stage.status, stage.error = status, answer.text or None
         if stage.done:
@@ -523,10 +534,11 @@ class _Run:
         ended: Ended = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
         record.status = ended
         record.error = f"{type(error).__name__}: {error}".removesuffix(": ")
-        record.finished = time.time()
+        record.finished = self._now()
         for name in self.running:
             record.stages[name].status, record.stages[name].finished = record.status, record.finished
-        record.save()
+        with suppress(OSError):  # a full disk: this error, and no later one, is what to tell
+            record.save()
         self.notifier.tell(ended, error=record.error)
         self.notifier.close(_NOTIFY_IN_HASTE)
 
@@ -547,7 +559,7 @@ class _Run:
         record.error = f"{failed[0].name}: {failed[0].error}" if failed else None
         ended: Ended = "failed" if failed else "stopped" if self.stop.is_set() else "finished"
         record.status = ended
-        record.finished = time.time()
+        record.finished = self._now()
         record.save()
         self.notifier.tell(ended, error=record.error)
         self._write_page()

@@ -51,6 +51,9 @@ class StageWork(threading.Thread):
         self.decision = decision
         self.offset = 0
         """Bytes of the event file that the main thread has read."""
+        # A forced stage begins a file of its own.
+        self.said_before = 0 if decision.fresh else _size(store.partial(decision.folder) / "events.jsonl")
+        """Bytes of it that earlier runs have written."""
         self._store = store
         self._inputs = inputs
         self._origin = origin
@@ -152,3 +155,7 @@ class StageWork(threading.Thread):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         return f"{type(error).__name__}: {error} (a bug; the traceback is in {path})"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
