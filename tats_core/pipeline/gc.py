@@ -140,7 +140,8 @@ def _runs(store: StageStore, home: Path) -> Iterator[_Run]:
     for record in finding.records(home):
         names = {store.folder(one.kind, one.key).name for one in record.stages.values() if one.key}
         # A path of this store in a configuration counts too: weights that a run starts from.
-        for file in record.folder.glob("*.json"):
+        # So do the records of a sweep's trials.
+        for file in (*record.folder.glob("*.json"), *record.folder.glob("trials/*/run.json")):
             names |= set(_OUTPUT.findall(file.read_text(encoding="utf-8")))
         whole = record.status == "finished" and all(one.done for one in record.stages.values())
         yield _Run(record.id, record.pipeline, record.started, whole, record.is_alive(), frozenset(names))

@@ -226,6 +226,10 @@ class _Tuned:
         )
 
     def execute(self) -> Outcome:
+        with self.record.alive():
+            return self._execute()
+
+    def _execute(self) -> Outcome:
         self.record.save()
         self.tracker.run_started(self.sweep.identity())
         self.ui.started(self.sweep, self.progress)

@@ -288,3 +288,12 @@ def test_whatever_the_store_a_collection_takes_exactly_what_nothing_uses(made, s
         } | {f"stages/{made.folder(value).name}.partial" for value in partials & used}
         assert all(made.store.fault(made.folder(value)) is None for value in outputs & used)
         assert find(made.home, Policy(newest), {}).waste == ()
+
+
+def test_what_the_trials_of_a_sweep_made_stays_with_the_sweep(made):
+    trained, orphan = made.output(1), made.output(2)
+    sweep = made.run(pipeline="ratio")
+    trial = sweep.folder / "trials" / "t1"
+    trial.mkdir(parents=True)
+    (trial / "run.json").write_text(json.dumps({"stages": {"make": {"folder": str(trained)}}}))
+    assert going(made) == {orphan.name: "no run uses it"}

@@ -48,6 +48,10 @@ class Spool:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._mark.parent.mkdir(parents=True, exist_ok=True)
         self._mark.touch()
+        sent = self.sent()
+        if sent.ended:  # a sweep that is gone on with has more to tell
+            sent.ended = False
+            self.save(sent)
 
     def append(self, operation: Mapping[str, Any]) -> None:
         """Write one operation down. A line is one write: no reader sees half of one."""

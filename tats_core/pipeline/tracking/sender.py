@@ -174,6 +174,7 @@ class Sender:
         found = self.client.search_runs([experiment], query, max_results=1)
         if found:
             told = _Told(found[0].info.run_id, created=False)
+            self.client.update_run(told.id, "RUNNING")  # a sweep that is gone on with had ended
         else:
             run = self.client.create_run(experiment, run_name=name, tags={**tags, **kept})
             told = _Told(run.info.run_id, created=True)
