@@ -127,6 +127,7 @@ class FinetuneTrainer:
     def start(self) -> None:
         """Make what depends on the first weights; call it after they are loaded."""
         config = self.config
+        config.compiled(self.model)
         self.parallel = self.world.parallel(self.model)
         optimizer = adamw(self.model, config.optimizer, config.model.depth)
         self.guarded = GuardedStep(optimizer, config.optimizer.clip_grad, "classifier")

@@ -109,6 +109,7 @@ class JointTrainer:
         with fresh_weights(config.seed):
             self.mae = VideoMAE(vit, config.mae, clip).to(device)
             self.sampler = build_sampler(config.sampler, site).to(device)
+        config.compiled(self.mae, self.sampler)
         self.warmup_sampler = RandomSampler(clip.tokens, config.sampler.mask_ratio)
         self.mae_parallel = self.world.parallel(self.mae)
         self.mae_step = GuardedStep(

@@ -30,6 +30,16 @@ class StepConfig(StrictModel):
         1, ge=1, description="parts that a worker's share is cut into to save memory; the step stays the same"
     )
     precision: Precision = Field("fp32", description="bf16: matrix products in bfloat16 (autocast)")
+    compile: bool = Field(
+        False,
+        description="torch.compile the networks: the first steps take minutes; rounding differs a little",
+    )
+
+    def compiled(self, *networks: nn.Module) -> None:
+        """Compile the forward passes of `networks` if asked to; names in their states stay as they are."""
+        if self.compile:
+            for network in networks:
+                network.compile()
 
     def per_worker(self, workers: int) -> int:
         """The share of the batch of one of `workers` workers.

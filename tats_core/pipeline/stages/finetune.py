@@ -63,7 +63,8 @@ class Finetune(TrainedKind[FinetuneStage]):
 
     def preflight(self, config: FinetuneStage, ctx: Preflight) -> list[str]:
         """A checkpoint from outside must be there and fit."""
-        return outside.faults("encoder", config.outside, config.model, config.clip)
+        found = outside.faults("encoder", config.outside, config.model, config.clip)
+        return found + super().preflight(config, ctx)
 
     def external(self, config: FinetuneStage) -> Mapping[str, str]:
         """Return the digest of a checkpoint from outside."""

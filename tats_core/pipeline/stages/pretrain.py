@@ -72,7 +72,8 @@ class Pretrain(TrainedKind[PretrainStage]):
 
     def preflight(self, config: PretrainStage, ctx: Preflight) -> list[str]:
         """A checkpoint to start from must be there and fit, its decoder too."""
-        return outside.faults("start", config.start, config.model, config.clip, config.mae)
+        found = outside.faults("start", config.start, config.model, config.clip, config.mae)
+        return found + super().preflight(config, ctx)
 
     def external(self, config: PretrainStage) -> Mapping[str, str]:
         """Return the digest of a checkpoint to start from."""
