@@ -22,6 +22,7 @@ from tats_core.cli import (
     runs,
     show,
     stop,
+    submit,
     ui,
     visualise,
 )
@@ -34,6 +35,8 @@ class _Root(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         order = (
             "run",
+            "submit",
+            "jobs",
             "list",
             "runs",
             "show",
@@ -76,10 +79,14 @@ app = typer.Typer(
     **_PLAIN,
 )
 run_app = typer.Typer(cls=_RunGroup, help="Run something to its end.", **_PLAIN)
+submit_app = typer.Typer(help="Run something on a Ray cluster.", **_PLAIN)
 data_app = typer.Typer(help="Make and check video data sets.", **_PLAIN)
 
 app.add_typer(run_app, name="run")
 run_app.command("pipeline")(run.pipeline)
+app.add_typer(submit_app, name="submit")
+submit_app.command("pipeline")(submit.pipeline)
+app.command("jobs")(submit.jobs)
 app.command("list")(results.list_pipelines)
 app.command("runs")(runs.runs)
 app.command("show")(show.show)
