@@ -1,5 +1,6 @@
 # make demo    install what the demo needs, run the demo, print its table
 # make test    lint, then every test
+# make docker-test    the image and a cluster of containers (Linux, root; about 5 minutes)
 # make bench   time and memory against public peers (benchmarks/), about 20 minutes
 # The rest: setup, test-fast, lint, format, lock, clean. Each target does its own set-up and is quick to repeat.
 
@@ -10,7 +11,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c requiremen
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-fast bench lint format lock clean
+.PHONY: help setup demo test test-fast docker-test bench lint format lock clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p; s/^# \(The rest.*\)/\1/p' Makefile
@@ -25,6 +26,9 @@ test: lint
 
 test-fast: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -m "not slow"
+
+docker-test:
+	$(PYTHON) docker/test.py
 
 bench: $(VENV)/.dev-installed
 	$(BIN)/python benchmarks/run.py
