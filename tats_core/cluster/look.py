@@ -72,10 +72,7 @@ def too_small(instances: Iterable[Instance], cpus: int, gpus: int) -> list[str]:
             ("GPU", one.kind.gpus(one.config), gpus),
         ):
             if needed > there:
-                return [
-                    f"{one.name} needs {needed} {what}s and the cluster has {there}; add workers, or ask for "
-                    f"fewer (--set {one.stage}.workers={there})"
-                ]
+                return [f"{one.name} needs {needed} {what}s and the cluster has {there}; add machines to it"]
     return []
 
 

@@ -34,7 +34,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from tats_core.cluster import look
-from tats_core.errors import ResourceError, RunError, SpecError, did_you_mean
+from tats_core.errors import ResourceError, SpecError, did_you_mean
 from tats_core.pipeline import code, graph
 from tats_core.pipeline.cache import without
 from tats_core.pipeline.spec import Pipeline
@@ -148,6 +148,8 @@ class Cluster:
                 f"{self.address}: no Ray dashboard answers there ({_short(error)}); is the head up, and its "
                 "port reachable from here?"
             ) from error
+        except RuntimeError as error:  # how the Jobs API tells all else
+            raise ResourceError(f"{self.address}: {_short(error)}") from error
 
     def jobs(self) -> list[Job]:
         """Return the jobs that were submitted to the cluster, newest first."""
@@ -205,9 +207,9 @@ class Cluster:
         job = f"{key}-a{newest.attempt + 1 if newest else 1}"
         try:
             self._start(job, ["tats", *_words(pipeline, home)], pipeline)
-        except RuntimeError as error:
-            if "already exists" not in str(error):
-                raise RunError(f"{self.address}: did not take the job ({_short(error)})") from error
+        except ResourceError:
+            if all(one.id != job for one in self.jobs()):
+                raise
             return self.find(job), "runs already"  # somebody else submitted the same a moment ago
         return self.find(job), "started"
 

@@ -133,7 +133,7 @@ def test_more_than_the_cluster_has_is_refused_before_anything_starts(here):
     here.write("large", "true", cpus=3)
     refused = here.submit("large")
     assert refused.returncode == 2
-    assert refused.stderr.startswith("tats: work needs 3 CPUs and the cluster has 2")
+    assert refused.stderr == "tats: work needs 3 CPUs and the cluster has 2; add machines to it\n"
     assert refused.stderr.count("\n") == 1
     assert not list(here.home.glob("runs/large-*"))
 
