@@ -22,6 +22,7 @@ from tats_core.cli import (
     runs,
     show,
     stop,
+    submit,
     sweep,
     sync,
     ui,
@@ -37,6 +38,8 @@ class _Root(TyperGroup):
         order = (
             "run",
             "sweep",
+            "submit",
+            "jobs",
             "list",
             "runs",
             "show",
@@ -80,11 +83,15 @@ app = typer.Typer(
     **_PLAIN,
 )
 run_app = typer.Typer(cls=_RunGroup, help="Run something to its end.", **_PLAIN)
+submit_app = typer.Typer(help="Run something on a Ray cluster.", **_PLAIN)
 data_app = typer.Typer(help="Make and check video data sets.", **_PLAIN)
 
 app.add_typer(run_app, name="run")
 run_app.command("pipeline")(run.pipeline)
 app.command("sweep")(sweep.sweep)
+app.add_typer(submit_app, name="submit")
+submit_app.command("pipeline")(submit.pipeline)
+app.command("jobs")(submit.jobs)
 app.command("list")(results.list_pipelines)
 app.command("runs")(runs.runs)
 app.command("show")(show.show)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tats_core.cli.options import DEFAULT_HOME, AnyRun, Home, complete_stage
+from tats_core.cli.submit import ClusterAddress, print_logs
 from tats_core.errors import SpecError, did_you_mean
 
 if TYPE_CHECKING:
@@ -35,9 +36,15 @@ def logs(
         int | None, typer.Option(min=0, metavar="N", help="Only what this worker printed.")
     ] = None,
     tail: Annotated[int | None, typer.Option(min=0, metavar="N", help="Only the last N lines.")] = None,
+    address: ClusterAddress = None,
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Print what the stages of a run say: notes, progress, and what their workers print."""
+    if address is not None:
+        if stage is not None or worker is not None or tail is not None:
+            raise SpecError("--address: a job's output is whole; leave out STAGE, --worker and --tail")
+        print_logs(address, run, follow)
+        return
     from tats_core.pipeline import finding
 
     record = finding.find(run, home.expanduser().absolute())

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tats_core.cli.options import DEFAULT_HOME, AnyRun, Home
+from tats_core.cli.submit import ClusterAddress, stop_job
+from tats_core.errors import SpecError
 
 if TYPE_CHECKING:
     from tats_core.pipeline.records import RunRecord
@@ -20,12 +22,18 @@ def stop(
     run: AnyRun,
     now: Annotated[bool, typer.Option("--now", help="At once, without waiting for checkpoints.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has stopped.")] = True,
+    address: ClusterAddress = None,
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Stop a run at its next checkpoints, from any terminal or machine that shares the project folder.
 
     What is done is kept, and the line that goes on with it is printed.
     """
+    if address is not None:
+        if now:
+            raise SpecError("--address: a job stops at its next checkpoints; leave out --now")
+        stop_job(address, run, wait)
+        return
     from tats_core.cli import shown
     from tats_core.pipeline import finding
 

@@ -85,7 +85,11 @@ class Command(StageKind[CommandConfig]):
 def _wait(process: subprocess.Popen[bytes], ctx: StageContext) -> int:
     while True:
         try:
-            return process.wait(_POLL_SECONDS)
+            code = process.wait(_POLL_SECONDS)
+            # Who stops a job of Ray stops all its processes at once, this one perhaps first.
+            if code == -signal.SIGTERM and ctx.stop.wait(_POLL_SECONDS):
+                raise Stopped
+            return code
         except subprocess.TimeoutExpired:
             if ctx.stop.is_set():
                 break
