@@ -12,6 +12,10 @@ import pytest
 from tats_core.pipeline.cache import StageKey, StageStore
 from tats_core.pipeline.records import RunRecord, StageRecord
 
+# The models here are so small that a second thread costs more than it does; on a busy machine, ten times
+# more. Before anything imports torch, and for the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 _PREFIXES = ("TATS_", "MLFLOW_", "RAY_")
 
 
