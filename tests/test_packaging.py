@@ -21,6 +21,7 @@ from tats_core import __version__
 CHECKOUT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
 SHIPPED = sorted(path.stem for path in (CHECKOUT / "pipelines").glob("*.yaml"))
+SWEEPS = sorted(path.stem for path in (CHECKOUT / "sweeps").glob("*.yaml"))
 
 
 def pins() -> dict[str, Version]:
@@ -80,7 +81,9 @@ def test_installed_elsewhere_it_lists_the_pipelines(installed: Path) -> None:
     where = "import tats_core, pathlib; print(pathlib.Path(tats_core.__file__).parent.parent)"
     assert python(installed, "-c", where).strip() == str(installed)
     listed = python(installed, "-m", "tats_core", "list").splitlines()
-    assert sorted(line.split()[0] for line in listed) == SHIPPED
+    blank = listed.index("")
+    assert sorted(line.split()[0] for line in listed[:blank]) == SHIPPED
+    assert sorted(line.split()[0] for line in listed[blank + 2 :]) == SWEEPS
 
 
 @pytest.mark.slow
@@ -93,7 +96,7 @@ def test_installed_elsewhere_it_plans_every_pipeline(installed: Path) -> None:
         "    try: main()\n    except SystemExit as ended: assert not ended.code\n"
     )
     done = python(installed, "-c", code)
-    first = [line.split(":")[0] for line in done.splitlines() if not line.startswith(" ")]
+    first = [line.split(":")[0] for line in done.splitlines() if line.endswith(", 0 reused")]
     assert first == SHIPPED
     assert done.count(", 0 reused\n") == len(SHIPPED)
     assert not (installed / ".tats").exists()

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from tats_core.training.world import World
 
 _STARTED = threading.Lock()
+# One for this process: Ray keeps the first that it reads, also for the next cluster that it starts.
+_TOKEN = secrets.token_hex(32)
 _CONTROLLER_FAILURES = 2
 
 # Without one of these a local cluster cannot work.
@@ -165,7 +167,7 @@ def connect() -> None:
         if not address and "RAY_AUTH_MODE" not in os.environ:
             # Left alone, Ray would write a token into the home folder. One that lives as long as this
             # process keeps other users of the machine out just as well.
-            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_TOKEN)
             Config.initialize("")  # Ray read its environment when it was imported
         _in_a_thread_that_stays(
             lambda: ray.init(

@@ -254,6 +254,33 @@ def test_what_the_server_will_never_take_is_kept_told_and_passed_over(load, home
     assert json.loads(line)["operation"]["event"]["path"] == "never-written.csv"
 
 
+def test_a_run_that_somebody_deletes_on_the_page_holds_up_neither_itself_nor_the_next_one(
+    load, home, ui, server, monkeypatch
+):
+    def hook(ctx: StageContext) -> None:
+        ctx.events.metrics(1, {"loss": 1.0})
+        client = MlflowClient(server.uri)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            experiments = [one.experiment_id for one in client.search_experiments()]
+            found = client.search_runs(experiments, f"tags.key = '{ctx.key[:12]}'")
+            if found:
+                break
+            time.sleep(0.2)
+        client.delete_run(found[0].info.run_id)
+        ctx.events.metrics(2, {"loss": 0.5})
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(hook))
+    record = runner.run(load(GROW, "grow.add=7"), home, ui=ui)
+    assert record.status == "finished"
+    assert "MLflow was not told of one thing" in str(record.tracking_error)
+    monkeypatch.setattr(Grow, "hook", staticmethod(speak))
+    second = runner.run(load(GROW, "grow.add=8"), home)
+    assert second.tracking_error is None
+    assert told(server, second.id) == WHOLE
+    assert tracking.pending(home) == []
+
+
 def test_a_run_whose_driver_was_killed_ends_as_killed(load, home, server, monkeypatch):
     """The driver is another process, killed in the middle of its stage."""
     script = f"""

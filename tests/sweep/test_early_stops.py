@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import psutil
@@ -43,7 +44,12 @@ class Watching:
                     process.kill()
 
     def close(self) -> None:
-        self.free, self.all = ray.available_resources().get("CPU", 0.0), ray.cluster_resources()["CPU"]
+        self.all = ray.cluster_resources()["CPU"]
+        # Ray counts what a process held as free a moment after its end.
+        until = time.monotonic() + 20
+        while self.free < self.all and time.monotonic() < until:
+            self.free = ray.available_resources().get("CPU", 0.0)
+            time.sleep(0.2)
 
 
 @pytest.fixture

@@ -44,7 +44,14 @@ _PAGE = "report.html"
 
 
 class AwayError(Exception):
-    """The server does not answer, or cannot do its work now: the same will do later."""
+    """The server does not answer, or cannot do its work now: the same will do later.
+
+    `broken` where it did answer, with an error of its own: then it may never do.
+    """
+
+    def __init__(self, reason: str, *, broken: bool = False) -> None:
+        super().__init__(reason)
+        self.broken = broken
 
 
 @dataclass
@@ -87,7 +94,7 @@ class Sender:
         self._told: dict[str, _Told] = {}
         self._waiting: dict[str, list[Metric]] = {}
         self._stages: dict[str, dict[str, Any]] = {}
-        self._flushed = time.monotonic()
+        self._flushed = self.last_answer = time.monotonic()
         self._read = self.sent.offset
         self.client = _asked(lambda: server.connect(spool.home, uri))
         _asked(lambda: self.client.search_experiments(max_results=1))
@@ -123,11 +130,25 @@ class Sender:
         for stage, points in self._waiting.items():
             run = self._run(stage)
             for start in range(0, len(points), METRICS_A_CALL):
-                part = points[start : start + METRICS_A_CALL]
-                _asked(lambda part=part, run=run: self.client.log_batch(run.id, metrics=part))  # type: ignore[misc]
+                self._log_points(run, points[start : start + METRICS_A_CALL])
         self._waiting.clear()
         self._flushed = time.monotonic()
         self._advance()
+
+    def _log_points(self, run: _Told, points: list[Metric]) -> None:
+        try:
+            _asked(lambda: self.client.log_batch(run.id, metrics=points))
+        except AwayError:
+            raise
+        except Exception as error:  # noqa: BLE001 (refused for good: only what is refused stays behind)
+            keys = sorted({point.key for point in points})
+            if len(keys) == 1:
+                steps = [point.step for point in points]
+                self._pass_over({"kind": f"curve {keys[0]}", "run": run.id, "steps": steps}, _brief(error))
+                return
+            for key in keys:
+                self._log_points(run, [point for point in points if point.key == key])
+        self.last_answer = time.monotonic()
 
     def end_killed(self) -> None:
         """End what a driver left behind that was killed: nobody will write the rest of this journal."""
@@ -146,8 +167,11 @@ class Sender:
     def _do(self, operation: dict[str, Any]) -> None:
         try:
             _asked(lambda: self.operations[operation["kind"]](operation))
+            self.last_answer = time.monotonic()
         except AwayError as error:
-            # A server that answers, yet never to this, would hold up all that follows for ever.
+            if not error.broken:
+                raise
+            # A server that answers, yet breaks at this each time, would hold up all that follows for ever.
             _asked(lambda: self.client.search_experiments(max_results=1))
             self.sent.failures += 1
             self.spool.save(self.sent)
@@ -194,6 +218,7 @@ class Sender:
             "mlflow.source.name": shlex.join(words),
             "mlflow.note.content": operation["title"],
             **_commit_tags(operation["git_commit"]),
+            "git_dirty": str((self.spool.folder.parent / environment.PATCH).exists()).lower(),
         }
         run = self._create(_PARENT, self.spool.run, tags)
         # What was changed for this run, so that two runs of a pipeline can be told apart at a glance.
@@ -488,7 +513,7 @@ def _asked(call: Callable[[], Result]) -> Result:
         status = error.get_http_status_code()  # type: ignore[no-untyped-call]
         if status < 500 and status not in (408, 429):
             raise
-        raise AwayError(_brief(error)) from error
+        raise AwayError(_brief(error), broken=status == 500) from error
 
 
 def _brief(error: Exception) -> str:

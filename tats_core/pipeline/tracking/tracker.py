@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tats_core.errors import StoreError
 from tats_core.pipeline.records import RunRecord, StageRecord
 from tats_core.pipeline.tracking.journal import Spool, pending
 from tats_core.pipeline.tracking.sender import AwayError, Sender, remember
@@ -36,6 +35,7 @@ class Tracker:
         self._give_up = threading.Event()
         self._told = threading.Event()
         self._last_answer = time.monotonic()
+        self._sender: Sender | None = None
         self._away = ""
         self._rejected: list[str] = []
         self._started = time.monotonic()
@@ -110,7 +110,9 @@ class Tracker:
         self._closing.set()
         self._last_answer = time.monotonic()
         while not self._told.wait(0.05):
-            if time.monotonic() - self._last_answer > _GRACE_SECONDS:
+            sender = self._sender
+            answered = max(self._last_answer, sender.last_answer if sender else 0.0)
+            if time.monotonic() - answered > _GRACE_SECONDS:
                 break
         self._give_up.set()
         remember(self._record, self._spool.sent().runs)
@@ -149,6 +151,7 @@ class Tracker:
             try:
                 if sender is None:
                     sender = Sender(self._spool, self._record.tracking_uri or "", self._rejected.append)
+                    self._sender = sender
                 sender.send()
                 self._last_answer, self._away, wait = time.monotonic(), "", _FIRST_WAIT
                 remember(self._record, sender.sent.runs)
@@ -201,7 +204,7 @@ def sync(home: Path, *, but: str | None = None, say: Callable[[str], None] = lam
                 continue  # its own process, or another `tats sync`, sends it
             try:
                 _send_left(spool, say)
-            except (AwayError, StoreError) as error:
+            except Exception as error:  # noqa: BLE001 (whatever is wrong with one, the next ones have their turn)
                 left += 1
                 say(f"{spool.run}: {error}")
     return left
