@@ -1,8 +1,8 @@
 """What takes space in a project folder and can go.
 
-A *kept* run is one whose record stays. What a kept run names, in its record or in a configuration, stays too:
-its outputs, and the work folder of a stage that it did not finish, from which the next run would go on. So does
-what a process holds locked, and all of a run that made a model with an alias in MLflow's registry.
+A *kept* run is one whose record stays. What a kept run names, in its record or in a configuration, stays
+too: its outputs, and the work folder of a stage that it did not finish, from which the next run would go on.
+So does what a process holds locked, and all of a run that made a model with an alias in MLflow's registry.
 
 Unless told otherwise every run is kept, and only leftovers go: outputs and work folders that no run names,
 training runs without a work folder, and folders that a commit or an earlier collection was about to remove.
@@ -97,7 +97,7 @@ def find(home: Path, policy: Policy, aliased: Mapping[Path, str], now: float | N
         size, changed = _measure(path)
         if not why:
             kept_bytes += size
-        elif policy.days is None or now - changed > policy.days * DAY:
+        elif what == "run record" or policy.days is None or now - changed > policy.days * DAY:
             waste.append(Waste(path, what, why, size, changed))
     return Findings(tuple(sorted(waste, key=lambda one: -one.size)), len(kept), kept_bytes)
 
@@ -130,7 +130,7 @@ class _Run:
 
     id: str
     pipeline: str
-    started: float
+    ended: float
     whole: bool
     alive: bool
     names: frozenset[str]
@@ -144,7 +144,14 @@ def _runs(store: StageStore, home: Path) -> Iterator[_Run]:
         for file in record.folder.glob("*.json"):
             names |= set(_OUTPUT.findall(file.read_text(encoding="utf-8")))
         whole = record.status == "finished" and all(one.done for one in record.stages.values())
-        yield _Run(record.id, record.pipeline, record.started, whole, record.is_alive(), frozenset(names))
+        yield _Run(
+            record.id,
+            record.pipeline,
+            record.finished or record.started,
+            whole,
+            record.is_alive(),
+            frozenset(names),
+        )
 
 
 def _makers(store: StageStore, names: Collection[str]) -> set[str]:
@@ -169,7 +176,7 @@ def _kept(runs: Sequence[_Run], policy: Policy, wanted: Collection[str], now: fl
             whole.add(run.pipeline)
         everything = policy.newest is None and policy.days is None
         newest = policy.newest is not None and place <= policy.newest
-        young = policy.days is not None and now - run.started <= policy.days * DAY
+        young = policy.days is not None and now - run.ended <= policy.days * DAY
         if everything or newest or young or newest_whole or run.alive or run.id in wanted:
             kept[run.id] = run
     return kept

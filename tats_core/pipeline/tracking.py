@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from tats_core.errors import StoreError
 from tats_core.pipeline.cache import KEY, MANIFEST
 from tats_core.pipeline.records import RunRecord, StageRecord
 from tats_core.report import tables
@@ -370,9 +371,8 @@ def aliased(home: Path) -> dict[Path, str]:
         return dict(_aliased(connect(home, uri)))
     except Exception as error:  # whatever it was, what has an alias is not known
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise StoreError(
-            f"the tracking server cannot be asked which models have an alias ({reason})"
-        ) from error
+        text = f"the tracking server cannot be asked which models have an alias ({reason})"
+        raise StoreError(text) from error
 
 
 def _aliased(client: MlflowClient) -> Iterator[tuple[Path, str]]:
