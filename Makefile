@@ -1,5 +1,7 @@
 # make demo    install what the demo needs, run the demo, print its table
 # make test    lint, then every test
+# make test-faults   faults one at a time in whole runs (kills, full disk, NaNs ...), about 15 minutes
+# make docker-test    the image and a cluster of containers (Linux, root; about 5 minutes)
 # make bench   time and memory against public peers (benchmarks/), about 20 minutes
 # The rest: setup, test-fast, lint, format, lock, clean. Each target does its own set-up and is quick to repeat.
 
@@ -10,7 +12,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c requiremen
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-fast bench lint format lock clean
+.PHONY: help setup demo test test-fast test-faults docker-test bench lint format lock clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p; s/^# \(The rest.*\)/\1/p' Makefile
@@ -21,10 +23,16 @@ demo: $(VENV)/.installed
 	@$(BIN)/tats run pipeline demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not faults"
 
 test-fast: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -m "not slow"
+
+test-faults: $(VENV)/.dev-installed
+	$(BIN)/python -m pytest -m faults
+
+docker-test:
+	$(PYTHON) docker/test.py
 
 bench: $(VENV)/.dev-installed
 	$(BIN)/python benchmarks/run.py

@@ -105,6 +105,7 @@ CASES: dict[str, Callable[[Scale], Step]] = {
     "joint": joint,
     "joint_half_decoder": lambda s: joint(s, mae={"decoded_share": 0.5}),
     "joint_bf16": lambda s: joint(s, precision="bf16"),
+    "joint_compiled": lambda s: joint(s, compile=True),
     "no_sampler": lambda s: joint(s, sampler={"kind": "random"}),
     "adamae": lambda s: joint(s, sampler={"kind": "adaptive"}),
     "finetune": finetune,

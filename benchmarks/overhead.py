@@ -1,26 +1,35 @@
-"""What the platform costs around the training, in milliseconds.
+"""What the platform costs around the training.
 
-python benchmarks/overhead.py                  every case, one line each
+python benchmarks/overhead.py                  the short cases, one line each
 python benchmarks/overhead.py plan_500         one of them
+python benchmarks/overhead.py pretrain [N]     the demo's pre-training (N epochs), with and without
+python benchmarks/overhead.py cached HOME      the demo again where it is finished already, in the folder HOME
 
-Each case runs in this process, several times. The first round has read no code and no configuration before;
-the median is that of the rounds after it.
+Each short case runs several times. The first round has read no code and no configuration before; the median
+is that of the rounds after it. The others say what they measure.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tats_core.pipeline import code, graph, runner, spec
 from tats_core.pipeline.cache import KEY, MANIFEST, StageStore, stage_key
+from tats_core.pipeline.records import RunRecord, StageRecord
 from tats_core.pipeline.spec import Pipeline
+from tats_core.pipeline.stages.base import Input, StageContext
+from tats_core.training.events import EventLog
 
 ROUNDS = 5
 
@@ -78,7 +87,81 @@ def plan_500_changed() -> Iterator[Callable[[], object]]:
         yield lambda: runner.plan(_five_hundred(home, "finetune.epochs=3"), home)
 
 
-CASES = {case.__name__: case for case in (plan_500, plan_500_changed)}
+@contextmanager
+def runs_10000() -> Iterator[Callable[[], object]]:
+    """`tats runs` as a process of its own, where 10,000 runs were recorded."""
+    with tempfile.TemporaryDirectory() as name:
+        stages = {
+            stage: StageRecord(stage, "s", "command", {}, [], "finished", seconds=9.0)
+            for stage in (f"stage-{place}" for place in range(27))
+        }
+        for second in range(10_000):
+            stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(1.7e9 + 60 * second)) + "000"
+            record = RunRecord(
+                f"demo-{stamp}-abcd", "demo", "", "demo.yaml", name, "finished", 1.7e9 + 60 * second, stages
+            )
+            record.folder.mkdir(parents=True)
+            (record.folder / "run.json").write_text(json.dumps(asdict(record)), encoding="utf-8")
+        command = [sys.executable, "-m", "tats_core", "runs", "--home", name]
+        yield lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+CASES = {case.__name__: case for case in (plan_500, plan_500_changed, runs_10000)}
+
+
+def pretrain(epochs: int) -> None:
+    """Compare the demo's pre-training as a stage, tracked, with the same on the same Ray workers alone."""
+    from tats_core.pipeline import ray_train
+
+    cut = ("pretrain.epochs=" + str(epochs),)
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        runner.run(spec.load("demo"), home, only=("data",))
+        ray_train.connect()
+        seconds = {"alone": 0.0, "stage": 0.0}
+        for place in range(2):  # in turn, so that a machine that slows down slows both
+            pipeline = spec.load("demo", (*cut, f"pretrain.seed={place}"))
+            instance = graph.build(pipeline).instances["pretrain"]
+            data = runner.run(pipeline, home, only=("data",)).outputs("data")[0]
+            jobs: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+
+            def note(entry: str, job: dict[str, Any], **where: Any) -> None:
+                jobs.append((entry, job, where))  # noqa: B023 (used up within the round)
+
+            out = home / f"alone-{place}"
+            context = StageContext(
+                "pretrain", {}, "demo", "", out, home, (Input("data", "data", {}, data),),
+                EventLog(None), note, threading.Event(),
+            )  # fmt: skip
+            instance.kind.run(instance.config, context)
+            ((entry, job, where),) = jobs
+            start = time.perf_counter()
+            ray_train.fit(entry, job, name="fit-1", out=out, stop=threading.Event(), **where)
+            seconds["alone"] += time.perf_counter() - start
+            start = time.perf_counter()
+            record = runner.run(pipeline, home, only=("pretrain",))
+            seconds["stage"] += time.perf_counter() - start
+            assert record.status == "finished", record.error
+            assert record.tracking_error is None, record.tracking_error
+        more = seconds["stage"] / seconds["alone"] - 1
+        print(
+            f"pretrain, {epochs} epochs, twice each in turn: on Ray's workers alone {seconds['alone']:.1f} s,"
+        )
+        print(f"as a stage with graph, cache and tracking {seconds['stage']:.1f} s: {100 * more:+.1f}%")
+
+
+def cached(home: Path) -> None:
+    """Time the demo where it is finished: from the shell, and without Python's start and imports."""
+    command = [sys.executable, "-m", "tats_core", "run", "pipeline", "demo", "--home", str(home)]
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    shell = time.perf_counter() - start
+    runner.run(spec.load("demo"), home)  # imports what is imported when it is needed
+    start = time.perf_counter()
+    record = runner.run(spec.load("demo"), home)
+    ours = time.perf_counter() - start
+    assert all(stage.status == "cached" for stage in record.stages.values())
+    print(f"cached demo: {shell:.1f} s from the shell, of which {ours:.1f} s without imports")
 
 
 def measure(name: str) -> tuple[float, float]:
@@ -93,7 +176,13 @@ def measure(name: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measure the cases that are named, or all."""
+    """Measure the cases that are named, or all short ones."""
+    if sys.argv[1:2] == ["pretrain"]:
+        pretrain(int(sys.argv[2]) if len(sys.argv) > 2 else 60)
+        return
+    if sys.argv[1:2] == ["cached"]:
+        cached(Path(sys.argv[2]))
+        return
     for name in sys.argv[1:] or CASES:
         first, median = measure(name)
         print(f"{name:<24} {median:8.0f} ms   first {first:.0f} ms")

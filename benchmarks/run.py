@@ -8,6 +8,7 @@ python benchmarks/run.py                        all of it; writes benchmarks/res
 python benchmarks/run.py --json FILE            and where
 python benchmarks/run.py --model vit_small      at another size
 python benchmarks/run.py --skip-scale           without time and memory against N, model and mask ratio
+python benchmarks/run.py --compare A B          two cases in turn, such as joint_compiled joint
 """
 
 from __future__ import annotations
@@ -164,12 +165,24 @@ def main() -> None:
     parser.add_argument("--skip-scale", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--peak", choices=sorted(CASES), help="print the peak memory of one case, and end")
+    parser.add_argument(
+        "--compare", choices=sorted(CASES), nargs=2, metavar="CASE", help="time two cases in turn, and end"
+    )
     options = parser.parse_args()
     scale = Scale(**{field.name: getattr(options, field.name) for field in fields(Scale)})
     torch.set_num_threads(available_cpus())
     if options.peak:
         peak = measure_peak(lambda: CASES[options.peak](scale), torch.device(scale.device))
         print(json.dumps({"case": options.peak, "peak_mib": peak}))
+        return
+    if options.compare:
+        keep_freed_memory()
+        taken = seconds_in_turn({name: CASES[name](scale) for name in options.compare}, options.rounds)
+        one, other = options.compare
+        seconds = ", ".join(f"{name} {statistics.median(taken[name]):.3f} s" for name in options.compare)
+        print(
+            f"{one} / {other}: {ratio(taken, one, other):.2f} ({seconds}; {scale.model}, batch {scale.batch})"
+        )
         return
     found, raw = ratios(scale, options.rounds)
     print(table(found))

@@ -66,6 +66,10 @@ class StageError(RunError):
     """A stage of a pipeline failed; names the stage and the cause."""
 
 
+class Stopped(Exception):  # noqa: N818 (nothing went wrong)
+    """The person asked to stop, and the work did; what it has done is kept for the next run."""
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the valid name nearest to `name`, else the list of valid names."""
     names = sorted(valid)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tats_core.pipeline.cache import StageKey, StageStore
+from tats_core.pipeline.records import RunRecord, StageRecord
+
+# The models here are so small that a second thread costs more than it does; on a busy machine, ten times
+# more. Before anything imports torch, and for the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _PREFIXES = ("TATS_", "MLFLOW_", "RAY_")
 
@@ -14,3 +24,87 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(_PREFIXES):
             monkeypatch.delenv(name)
+
+
+class Kept:
+    """A project folder with runs whose stages were never run: their outputs are a few numbers."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.store = StageStore(home)
+
+    def run(
+        self, hour: int, *, name: str = "mine", reuse: RunRecord | None = None, **changed: Any
+    ) -> RunRecord:
+        """Keep a finished run data → pretrain → finetune → evaluate → report, begun at `hour` of a day.
+
+        Args:
+            reuse: take the data of this run.
+            changed: epochs of the pre-training, top1 of the evaluation, code (its digest), seed of the data.
+        """
+        given = {"epochs": 3, "top1": 50.0, "code": "c0de", "seed": 0} | changed
+        record = RunRecord(
+            f"{name}-20260102-{hour:02d}0000000-ab{hour:02d}", name, "A title", f"{name}.yaml",
+            str(self.home),
+            "finished", 1000.0 * hour, {}, finished=1000.0 * hour + 90, git_commit=f"{hour:040d}",
+        )  # fmt: skip
+        manifest = {
+            "format": 1, "benchmark": "ssv2", "root": "/videos", "absent": 0, "classes": ["a", "b"],
+            "videos": [["1", f"{given['seed']}.mp4", 0], ["2", "b.mp4", 1]],
+        }  # fmt: skip
+        data = {f"ssv2.{split}.json": json.dumps(manifest | {"split": split}) for split in ("train", "test")}
+        policy = {"motion_lift": 2.5, "mask_ratio": 0.9, "sampler": "tats"}
+        test = {
+            "benchmark": "ssv2", "init": "pretrained", "top1": given["top1"], "clips": 90,
+            "low": given["top1"] - 10, "high": given["top1"] + 8,
+        }  # fmt: skip
+        tuned = {"benchmark": "ssv2", "init": "pretrained", "seconds": 7.0}
+        table = {"pipeline": name, "rows": [{**tuned, **test}], "policy": policy}
+        weights = {"model.safetensors": f"weights {given['epochs']}"}
+        self._stage(record, "data", [], {"seed": given["seed"]}, data, given["code"], reuse)
+        config = {"benchmark": "ssv2", "epochs": given["epochs"], "sampler": {"mask_ratio": 0.9}}
+        files = weights | {"result.json": json.dumps(policy)}
+        self._stage(record, "pretrain", ["data"], config, files, given["code"])
+        files = weights | {"result.json": json.dumps(tuned)}
+        self._stage(record, "finetune", ["data", "pretrain"], {"epochs": 2}, files, given["code"])
+        files = {"result.json": json.dumps(test)}
+        self._stage(record, "evaluate", ["data", "finetune"], {"clips": 2}, files, given["code"])
+        files = {"results.json": json.dumps(table)}
+        self._stage(record, "report", ["pretrain", "finetune", "evaluate"], {}, files, given["code"])
+        record.save_configs(self._configs)
+        record.save()
+        return record
+
+    def _stage(
+        self,
+        record: RunRecord,
+        kind: str,
+        needs: list[str],
+        config: dict[str, Any],
+        files: dict[str, str],
+        code: str,
+        reuse: RunRecord | None = None,
+    ) -> None:
+        self._configs = (self._configs if record.stages else {}) | {kind: {"all": config, "set": config}}
+        inputs = [{"kind": need, "digest": record.stages[need].digest} for need in needs]
+        key = StageKey(
+            {"kind": kind, "config": config, "code": {kind: code}, "inputs": inputs, "external": files}
+        )
+        folder = self.store.folder(kind, key)
+        if reuse is None:
+            partial = self.store.begin(folder, fresh=True)
+            for name, text in files.items():
+                (partial / name).write_text(text)
+            origin = {"pipeline": record.pipeline, "stage": kind, "run": record.id}
+            self.store.commit(partial, folder, key, origin, {})
+        record.stages[kind] = StageRecord(
+            kind, kind, kind, {}, needs, "cached" if reuse else "finished", "unchanged" if reuse else "new",
+            key.digest, str(folder), digest=self.store.output_digest(folder),
+        )  # fmt: skip
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kept:
+    """An empty project folder that runs can be put into."""
+    monkeypatch.chdir(tmp_path)
+    return Kept(tmp_path / ".tats")

@@ -38,7 +38,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cut["name"] = "tiny"
     stages["data"]["generate"] |= {"clips_per_class": 8, "test_clips_per_class": 4}
     stages["pretrain"] |= {"epochs": 3, "batch_size": 16, "health_every": 1, "health_clips": 16}
-    stages["pretrain"] |= {"log_every": 1, "checkpoint_every": 1}
+    stages["pretrain"] |= {"log_every": 1, "checkpoint": {"epochs": 1}}
     for name in ("finetune", "probe"):
         stages[name]["matrix"]["benchmark"] = ["ucf101"]
     stages["finetune"]["epochs"] = 2

@@ -9,7 +9,25 @@ import typer
 from typer.core import TyperGroup
 
 from tats_core import __version__
-from tats_core.cli import data, doctor, gc, models, results, run, ui, visualise
+from tats_core.cli import (
+    compare,
+    data,
+    doctor,
+    gc,
+    logs,
+    models,
+    report,
+    results,
+    run,
+    runs,
+    show,
+    stop,
+    submit,
+    sweep,
+    sync,
+    ui,
+    visualise,
+)
 from tats_core.errors import SpecError, TatsError
 
 
@@ -19,8 +37,17 @@ class _Root(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         order = (
             "run",
+            "sweep",
+            "submit",
+            "jobs",
             "list",
+            "runs",
+            "show",
+            "logs",
+            "stop",
             "results",
+            "compare",
+            "report",
             "ui",
             "visualise",
             "predict",
@@ -28,6 +55,7 @@ class _Root(TyperGroup):
             "weights",
             "data",
             "doctor",
+            "sync",
             "gc",
         )
         return sorted(self.commands, key=lambda name: order.index(name) if name in order else len(order))
@@ -55,12 +83,23 @@ app = typer.Typer(
     **_PLAIN,
 )
 run_app = typer.Typer(cls=_RunGroup, help="Run something to its end.", **_PLAIN)
+submit_app = typer.Typer(help="Run something on a Ray cluster.", **_PLAIN)
 data_app = typer.Typer(help="Make and check video data sets.", **_PLAIN)
 
 app.add_typer(run_app, name="run")
 run_app.command("pipeline")(run.pipeline)
+app.command("sweep")(sweep.sweep)
+app.add_typer(submit_app, name="submit")
+submit_app.command("pipeline")(submit.pipeline)
+app.command("jobs")(submit.jobs)
 app.command("list")(results.list_pipelines)
+app.command("runs")(runs.runs)
+app.command("show")(show.show)
+app.command("logs")(logs.logs)
+app.command("stop")(stop.stop)
 app.command("results")(results.results)
+app.command("compare")(compare.compare)
+app.command("report")(report.report)
 app.command("ui")(ui.ui)
 app.command("visualise")(visualise.visualise)
 app.command("predict")(models.predict)
@@ -70,6 +109,7 @@ app.add_typer(data_app, name="data")
 data_app.command("generate")(data.generate)
 data_app.command("check")(data.check)
 app.command("doctor")(doctor.doctor)
+app.command("sync")(sync.sync)
 app.command("gc")(gc.gc)
 
 

@@ -33,7 +33,7 @@ def gc(
     ] = False,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Show what takes space and can go: what no run that is kept uses; the newest whole one always is."""
+    """Show what takes space and can go: what no kept run uses. The newest whole run is always kept."""
     from tats_core.pipeline.gc import Policy, collect, find
 
     home = home.expanduser().absolute()

@@ -123,5 +123,8 @@ def report(found: Foreign, checkpoint: Path) -> str:
         lines.append(
             "The number of heads leaves no trace in the weights: set model.heads as its authors did."
         )
-    lines.append(f"Start from it with the key 'encoder: {checkpoint}' of a finetune or probe stage.")
+    lines.append(
+        f"Start from it with the key 'encoder: {checkpoint}' of a finetune or probe stage, "
+        "or with 'start:' of a pretrain stage."
+    )
     return "\n".join(lines)

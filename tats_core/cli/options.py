@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from tats_core.errors import StoreError
+
 DEFAULT_HOME = Path(".tats")
 
 Home = Annotated[
@@ -51,9 +53,58 @@ ModelStage = Annotated[
 ]
 
 
+def complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the pipelines that were run, `latest` and the runs' ids, for the shell's completion."""
+    from tats_core.pipeline import finding
+
+    home = _home_of(ctx)
+    known = [*finding.pipelines(home), finding.LATEST, *finding.ids(home)]
+    return [name for name in known if name.startswith(incomplete)]
+
+
+AnyRun = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A pipeline (its newest run), a run's id or its beginning, or 'latest'.",
+        autocompletion=complete_run,
+    ),
+]
+
+
+def complete_stage(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the stages of the run that was named before, for the shell's completion."""
+    from tats_core.errors import TatsError
+    from tats_core.pipeline import finding
+
+    try:
+        record = finding.find(str(ctx.params.get("run")), _home_of(ctx))
+    except TatsError:
+        return []
+    return [name for name in record.stages if name.startswith(incomplete)]
+
+
+def _home_of(ctx: typer.Context) -> Path:
+    return Path(ctx.params.get("home") or os.environ.get("TATS_HOME") or DEFAULT_HOME).expanduser()
+
+
 def command_line(words: Iterable[str], home: Path) -> str:
     """Return `tats WORDS…` as one would type it, with `--home` where it differs from what is found anyway."""
     line = ["tats", *words]
     if home.absolute() != Path(os.environ.get("TATS_HOME", DEFAULT_HOME)).absolute():
         line += ["--home", str(home)]
     return shlex.join(line)
+
+
+def write_file(path: Path, text: str, option: str) -> None:
+    """Write a file that a person named with `option`, whole or not at all.
+
+    Raises:
+        StoreError: the place cannot be written.
+    """
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        raise StoreError(f"{option} {path}: cannot be written ({error.strerror})") from error

@@ -43,7 +43,7 @@ class Remaining:
         the start.
         """
         now, step = float(event["time"]), int(event["step"])
-        if self._first is None:
+        if self._first is None or now < self._first[0]:  # the machine's clock may be set back
             self._first = (now, step)
             return None
         start, first_step = self._first

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tats_core.cli.options import DEFAULT_HOME, Home, PipelineName, command_line
+from tats_core.cli.sweep import results_of
 from tats_core.errors import RunError, StoreError
 
 if TYPE_CHECKING:
@@ -16,12 +17,16 @@ if TYPE_CHECKING:
 
 
 def list_pipelines() -> None:
-    """List the pipelines that `tats run pipeline` knows here."""
+    """List the pipelines and sweeps that are known here."""
     from tats_core import specs
 
-    known = specs.names("pipelines")
-    width = max((len(name) for name in known), default=0)
+    known, sweeps = specs.names("pipelines"), specs.names("sweeps")
+    width = max(map(len, [*known, *sweeps]), default=0)
     for name, path in known.items():
+        typer.echo(f"{name:<{width}}  {specs.read(path).get('title', '')}".rstrip())
+    if sweeps:
+        typer.echo("\nSweeps (tats sweep NAME)")
+    for name, path in sweeps.items():
         typer.echo(f"{name:<{width}}  {specs.read(path).get('title', '')}".rstrip())
     if not known:
         places = " and ".join(label for label, _ in specs.folders("pipelines"))
@@ -33,12 +38,15 @@ def results(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Print the table of the newest finished run of a pipeline."""
+    """Print the table of the newest finished run of a pipeline, or of the newest run of a sweep."""
     from tats_core import specs
     from tats_core.pipeline import runner
 
-    name = specs.find("pipelines", pipeline).stem
     home = home.expanduser().absolute()
+    if pipeline in specs.names("sweeps"):
+        results_of(pipeline, home, as_json)
+        return
+    name = specs.find("pipelines", pipeline).stem
     record = runner.newest_finished(home, name)
     if record is None:
         again = command_line(["run", "pipeline", pipeline], home)

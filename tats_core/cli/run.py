@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from tats_core.cli.options import DEFAULT_HOME, Home, PipelineName, command_line
-from tats_core.errors import RunError, TatsError
+from tats_core.cli.options import DEFAULT_HOME, Home, PipelineName, command_line, write_file
+from tats_core.errors import RunError, SpecError, TatsError
 
 if TYPE_CHECKING:
     from tats_core.cli.progress import JsonUI, LiveUI, PlainUI
@@ -33,6 +33,10 @@ def pipeline(
         list[str] | None, typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change a key; repeatable.")
     ] = None,
     show_plan: Annotated[bool, typer.Option("--plan", help="Say what would run and why, then stop.")] = False,
+    graph: Annotated[
+        str | None,
+        typer.Option("--graph", metavar="FILE", help="Draw the plan as FILE.svg or .mmd (- for the screen)."),
+    ] = None,
     from_stage: Annotated[
         str | None, typer.Option("--from", metavar="STAGE", help="Run this stage and all after it again.")
     ] = None,
@@ -73,8 +77,14 @@ def pipeline(
         loaded = spec.load(name, sets or [])
         if notify:
             loaded = replace(loaded, notify=(*loaded.notify, Hook(command=notify)))
-        if show_plan:
-            _show_plan(runner.plan(loaded, home, **choice), ui)
+        if show_plan or graph is not None:
+            if graph is not None:
+                check_graph_file(graph)
+            plan = runner.plan(loaded, home, **choice)
+            if graph is not None:
+                write_graph(plan, graph)
+            if show_plan:
+                _show_plan(plan, ui)
             return
         record = runner.run(loaded, home, **choice, on_error=on_error.value, ui=ui)
     except TatsError as error:
@@ -82,6 +92,11 @@ def pipeline(
             raise
         ui.error(str(error))
         raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt:
+        ui.close()
+        text = f"Stopped at once; checkpoints and finished stages are kept. Go on with: {resume}"
+        typer.echo(text, err=as_json)
+        raise typer.Exit(STOPPED) from None
     finally:
         ui.close()
     if as_json:
@@ -117,6 +132,31 @@ def print_plan(plan: Plan) -> None:
         console.print(part)
 
 
+def check_graph_file(file: str) -> None:
+    """Refuse a file that is neither a drawing nor Mermaid text.
+
+    Raises:
+        SpecError: another ending.
+    """
+    if file != "-" and Path(file).suffix not in (".svg", ".mmd"):
+        raise SpecError(f"--graph {file}: must end in .svg (a drawing) or .mmd (Mermaid), or be - (Mermaid)")
+
+
+def write_graph(plan: Plan, file: str) -> None:
+    """Draw what would run and what would be reused, as the file's ending says; `-` prints Mermaid."""
+    from tats_core.report import graph
+
+    nodes = graph.fold(
+        graph.Instance(item.name, item.stage, item.kind, item.needs, item.action) for item in plan.items
+    )
+    if file == "-":
+        typer.echo(graph.mermaid(nodes), nl=False)
+        return
+    title = f"plan of {plan.pipeline}: what would run, and what each stage needs"
+    drawn = graph.svg(nodes, title=title, standalone=True) if file.endswith(".svg") else graph.mermaid(nodes)
+    write_file(Path(file).expanduser().absolute(), drawn, option="--graph")
+
+
 def _conclude(record: RunRecord, name: str, home: Path, resume: str) -> None:
     """Print the results, or how to go on; a run that did not finish ends with an exit code."""
     from tats_core.cli.results import print_results, read_results
@@ -132,7 +172,9 @@ def _conclude(record: RunRecord, name: str, home: Path, resume: str) -> None:
     typer.echo("")
     print_results(found)
     typer.echo("\nWhere to look next")
+    page = record.folder / "report.html"
     for what, where in (
+        *([("all of it on one page", str(page))] if page.exists() else []),
         ("curves and pictures", command_line(["ui"], home)),
         ("this table again", command_line(["results", name], home)),
         ("table and figures as files", str(record.outputs("report")[-1])),

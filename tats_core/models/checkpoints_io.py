@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -33,6 +33,14 @@ from tats_core.models.classifier import VideoClassifier
 from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig, positions
 from tats_core.models.vit import VideoViT, ViTConfig
+
+FORMAT: Final = "2"
+"""Of the tensors that we save; to be raised when what they mean changes, though names and shapes do not.
+
+Files of before it was counted have none: there the pixels of a token had another order.
+"""
+METADATA: Final = {"format": "pt", "tats": FORMAT}
+"""In the header of a safetensors file of ours; the first is Hugging Face's."""
 
 _WRAPPINGS: Final = ("model", "module", "state_dict", "model_state_dict")
 _PREFIXES: Final = ("module.", "_orig_mod.", "backbone.", "model.")
@@ -206,12 +214,14 @@ def read(path: Path) -> Foreign:
     """Read a checkpoint file, or a folder that holds one, of any of the known layouts and wrappings.
 
     Raises:
-        WeightsError: it cannot be read, would run code when unpickled, or holds no video encoder.
+        WeightsError: it cannot be read, would run code when unpickled, holds no video encoder, or one that
+            another version of TATS saved.
     """
     file = files(path)[0]
     tensors = _unwrapped(_load(file), file)
     declared, classes = _declared(files(path)[1:])
     if "encoder.embedding.weight" in tensors:
+        refuse_other_format(file)
         return Foreign(path, "TATS", tensors, (), declared, classes)
     hugging_face = any(".attention.attention.query.weight" in name for name in tensors)
     named, unknown = _renamed_hf(tensors) if hugging_face else _renamed(tensors, _OFFICIAL_ENDS)
@@ -247,6 +257,28 @@ def files(path: Path) -> list[Path]:
         raise WeightsError(f"{path}: the checkpoint cannot be read (no such file or folder)")
     beside = [file.with_name(name) for name in _DECLARING] if file.name in _FILES else []
     return [file, *(one for one in beside if one.is_file())]
+
+
+def refuse_other_format(file: Path) -> None:
+    """Make sure that tensors under our names mean what ours do.
+
+    Raises:
+        WeightsError: another version of TATS saved them, or the file does not tell or cannot be read.
+    """
+    format_of = None
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(file, "pt") as opened:
+                format_of = (opened.metadata() or {}).get("tats")
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"{file}: the saved weights cannot be read ({error})") from error
+    if format_of != FORMAT:
+        saved = f"in format {format_of}" if format_of else "without a format, as before they were counted"
+        raise WeightsError(
+            f"{file}: is a model of TATS saved {saved}, and this version reads format {FORMAT} only: the "
+            "same numbers would mean something else; train it again (run its pipeline), or use the version "
+            "that saved it"
+        )
 
 
 def _load(file: Path) -> Any:

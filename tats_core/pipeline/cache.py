@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tats_core.errors import StoreError
 from tats_core.pipeline import code
 from tats_core.pipeline.records import write_json
+from tats_core.pipeline.stages.base import SCRATCH
 
 if TYPE_CHECKING:
     from tats_core.pipeline.graph import Instance  # which imports the stage kinds, and they torch
@@ -42,6 +43,8 @@ VERIFIED_BYTES = 1 << 20
 
 # What a stage says about its work is not its output: it holds times, and nothing reads it as an input.
 _NOT_OUTPUT = ("events.jsonl", "log/")
+
+_SCRATCH = tuple(f"{name}/" for name in SCRATCH)
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ class StageStore:
                 return f"{name} is gone"
             if path.stat().st_size != entry["size"]:
                 return f"{name} has another size"
-            if entry["size"] <= VERIFIED_BYTES and _file_digest(path) != entry["sha256"]:
+            if entry["size"] <= VERIFIED_BYTES and file_digest(path) != entry["sha256"]:
                 return f"{name} has another content"
         return None
 
@@ -199,11 +202,10 @@ class StageStore:
             fcntl.flock(file, mode)
             yield
 
-    def begin(self, folder: Path, *, fresh: bool) -> tuple[Path, str]:
-        """Return the work folder for the output `folder`, and the name of its training run.
+    def begin(self, folder: Path, *, fresh: bool) -> Path:
+        """Return the work folder for the output `folder`: an earlier attempt's, unless `fresh`.
 
-        An earlier attempt's folder is gone on with, unless `fresh`. The name is new whenever the folder
-        is: a launcher that resumes by name must not bring back checkpoints without the rest.
+        All that an attempt leaves is in there, states to go on from too.
         """
         partial = self.partial(folder)
         if fresh and partial.exists():
@@ -211,10 +213,8 @@ class StageStore:
         attempt = partial / ATTEMPT
         if not attempt.exists():
             make_folder(partial)
-            name = f"{folder.name}-{uuid.uuid4().hex[:8]}"
-            write_json(attempt, {"training_run": name, "forced": fresh})
-        known: str = json.loads(attempt.read_text(encoding="utf-8"))["training_run"]
-        return partial, known
+            write_json(attempt, {"forced": fresh})
+        return partial
 
     def partial(self, folder: Path) -> Path:
         """Return the work folder of the output `folder`."""
@@ -258,6 +258,9 @@ class StageStore:
         else:
             partial.rename(folder)
         _sync_folder(self.root)
+        # Only now: a kill before the rename goes on from the states that are in there.
+        for name in SCRATCH:
+            shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _manifest(folder: Path, identities: Mapping[str, str]) -> dict[str, Any]:
@@ -266,12 +269,14 @@ def _manifest(folder: Path, identities: Mapping[str, str]) -> dict[str, Any]:
         name = path.relative_to(folder).as_posix()
         if not path.is_file() or name in (MANIFEST, KEY) or name.endswith(".tmp"):
             continue
+        if name.startswith(_SCRATCH):
+            continue
         size = path.stat().st_size
         if size > VERIFIED_BYTES:
             # A power cut could leave it short or empty, and a hit would look at its size alone.
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        files[name] = {"size": size, "sha256": _file_digest(path)}
+        files[name] = {"size": size, "sha256": file_digest(path)}
     output = {
         name: identities.get(name, entry["sha256"])
         for name, entry in files.items()
@@ -280,7 +285,8 @@ def _manifest(folder: Path, identities: Mapping[str, str]) -> dict[str, Any]:
     return {"digest": hashlib.sha256(_canonical(output)).hexdigest(), "files": files}
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

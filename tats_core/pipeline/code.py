@@ -9,30 +9,41 @@ from __future__ import annotations
 import ast
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
 PACKAGE = "tats_core"
 _ROOT = Path(__file__).resolve().parents[1]
 
-# What these say or record cannot change an output: messages, logs, and the engine around the stages.
-_NEUTRAL = ("tats_core.errors", "tats_core.training.events", "tats_core.pipeline")
+# What these say or record cannot change an output: messages, logs, states to go on from, the engine around
+# the stages.
+_NEUTRAL = (
+    "tats_core.errors",
+    "tats_core.training.checkpoint",
+    "tats_core.training.events",
+    "tats_core.pipeline",
+)
+# Nor can these, which draw and lay out what is known already, save for a kind whose output that is: it names
+# them in its `code`. A long training must not run again for another colour.
+_DRAWN = ("tats_core.report", "tats_core.training.pictures")
 _STAGES = "tats_core.pipeline.stages."
 
 
 @cache
 def digests(modules: tuple[str, ...]) -> Mapping[str, str]:
     """Return module → digest (16 hex digits) for `modules` and all they import from tats_core."""
+    named = set(modules)
     found: dict[str, str] = {}
-    waiting = [part for module in modules for part in (list(_with_packages(module)) or [module])]
+    waiting = [(part, part in named) for module in named for part in list(_with_packages(module)) or [module]]
     while waiting:
-        module = waiting.pop()
-        if module in found or _neutral(module):
+        module, as_output = waiting.pop()
+        drawn = _within(module, _DRAWN)
+        if module in found or _neutral(module) or (drawn and not as_output):
             continue
         digest, imported = _parsed(module)
         found[module] = digest
-        waiting.extend(imported)
+        waiting.extend((one, drawn) for one in imported)
     return dict(sorted(found.items()))
 
 
@@ -40,7 +51,11 @@ def _neutral(module: str) -> bool:
     if module.startswith(_STAGES) and module != _STAGES + "base":
         return False
     # The package itself holds its version, which no stage reads.
-    return module == PACKAGE or any(module == one or module.startswith(one + ".") for one in _NEUTRAL)
+    return module == PACKAGE or _within(module, _NEUTRAL)
+
+
+def _within(module: str, packages: Iterable[str]) -> bool:
+    return any(module == one or module.startswith(one + ".") for one in packages)
 
 
 @cache

@@ -44,6 +44,7 @@ def export(model: Path, kind: ModelKind, form: Format, out: Path) -> None:
 def _copy(model: Path, out: Path) -> None:
     if not (model / "model.json").exists():
         raise WeightsError(f"{model}: is Hugging Face's already; only a model of ours can be exported")
+    checkpoints_io.refuse_other_format(model / _PARTS[0])
     for name in _PARTS:
         if (model / name).exists():
             shutil.copyfile(model / name, out / name)

@@ -5,6 +5,7 @@ A run's folder is called `<pipeline>-<time of its start>-<4 digits>`, so names a
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from tats_core.errors import SpecError, StoreError, did_you_mean
 from tats_core.pipeline.records import RunRecord
 
 LATEST = "latest"
+
+_COMPARED = 1000  # names that a misspelt one is compared with, the newest first
 
 _ID = re.compile(r"(?P<pipeline>.+)-(?P<time>\d{8}-\d{6,9})-[0-9a-f]+")
 
@@ -73,7 +76,7 @@ def find(run: str, home: Path) -> RunRecord:
     if begun:
         shown = ", ".join(begun[:3]) + (f" and {len(begun) - 3} more" if len(begun) > 3 else "")
         raise SpecError(f"'{run}' begins the names of {len(begun)} runs ({shown}); give more of it")
-    near = did_you_mean(run, _near(there, run) | {*pipelines(home), *menu, LATEST})
+    near = _near(run, there) or did_you_mean(run, {*pipelines(home), *menu, LATEST})
     raise SpecError(f"'{run}' is no run in {home} and no pipeline{near}")
 
 
@@ -90,6 +93,10 @@ def check_pipeline(name: str, home: Path) -> str:
     return name
 
 
-def _near(there: list[str], run: str) -> set[str]:
-    """Return the ids that may be meant by something as long as an id, and none for something shorter."""
-    return set(there[:1000]) if re.search(r"-\d{8}", run) else set()
+def _near(run: str, there: list[str]) -> str:
+    """Return a hint at the run whose id begins nearly as `run`, or "" where `run` looks like no id."""
+    if not re.search(r"-\d", run):
+        return ""
+    begun = {one[: len(run)]: one for one in reversed(there[:_COMPARED])}  # of several, the newest
+    close = difflib.get_close_matches(run, begun, n=1, cutoff=0.7)
+    return f"; did you mean '{begun[close[0]]}'?" if close else ""

@@ -1,11 +1,11 @@
 """What takes space in a project folder and can go.
 
-A *kept* run is one whose record stays. What a kept run names, in its record or in a configuration, stays
-too: its outputs, and the work folder of a stage that it did not finish, from which the next run would go on.
-So does what a process holds locked, and all of a run that made a model with an alias in MLflow's registry.
+A *kept* run is one whose record stays. What a kept run names, in its record or in a configuration, stays too:
+its outputs, and the work folder of a stage that it did not finish, from which the next run would go on. So
+does what a process holds locked, and all of a run that made a model with an alias in MLflow's registry.
 
 Unless told otherwise every run is kept, and only leftovers go: outputs and work folders that no run names,
-training runs without a work folder, and folders that a commit or an earlier collection was about to remove.
+and folders that a commit or an earlier collection was about to remove.
 
 A run that decides to reuse an output and a collection exclude each other (`StageStore.deciding`), and the
 output is in the record of that run before it lets go.
@@ -13,7 +13,6 @@ output is in the record of that run before it lets go.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -26,16 +25,16 @@ from typing import Literal
 
 from tats_core.errors import StoreError
 from tats_core.pipeline import finding
-from tats_core.pipeline.cache import ATTEMPT, StageStore
+from tats_core.pipeline.cache import StageStore
 from tats_core.pipeline.records import RunRecord
+from tats_core.pipeline.stages.base import SCRATCH
 
-What = Literal["output", "work folder", "training run", "run record", "leftover"]
+What = Literal["output", "work folder", "run record", "leftover"]
 
 DAY = 24 * 3600.0
 
 # The names that the engine gives; what is called otherwise is somebody else's.
 _OUTPUT = re.compile(r"\w[\w-]*-[0-9a-f]{12}")
-_TRAINING = re.compile(rf"({_OUTPUT.pattern})-[0-9a-f]{{8}}")
 _OLD = re.compile(r".+\.old-[0-9a-f]{8}")
 
 
@@ -130,7 +129,7 @@ class _Run:
 
     id: str
     pipeline: str
-    ended: float
+    started: float
     whole: bool
     alive: bool
     names: frozenset[str]
@@ -141,17 +140,11 @@ def _runs(store: StageStore, home: Path) -> Iterator[_Run]:
     for record in finding.records(home):
         names = {store.folder(one.kind, one.key).name for one in record.stages.values() if one.key}
         # A path of this store in a configuration counts too: weights that a run starts from.
-        for file in record.folder.glob("*.json"):
+        # So do the records of a sweep's trials.
+        for file in (*record.folder.glob("*.json"), *record.folder.glob("trials/*/run.json")):
             names |= set(_OUTPUT.findall(file.read_text(encoding="utf-8")))
         whole = record.status == "finished" and all(one.done for one in record.stages.values())
-        yield _Run(
-            record.id,
-            record.pipeline,
-            record.finished or record.started,
-            whole,
-            record.is_alive(),
-            frozenset(names),
-        )
+        yield _Run(record.id, record.pipeline, record.started, whole, record.is_alive(), frozenset(names))
 
 
 def _makers(store: StageStore, names: Collection[str]) -> set[str]:
@@ -176,7 +169,7 @@ def _kept(runs: Sequence[_Run], policy: Policy, wanted: Collection[str], now: fl
             whole.add(run.pipeline)
         everything = policy.newest is None and policy.days is None
         newest = policy.newest is not None and place <= policy.newest
-        young = policy.days is not None and now - run.ended <= policy.days * DAY
+        young = policy.days is not None and now - run.started <= policy.days * DAY
         if everything or newest or young or newest_whole or run.alive or run.id in wanted:
             kept[run.id] = run
     return kept
@@ -187,7 +180,6 @@ def _candidates(
 ) -> Iterator[tuple[Path, What, str]]:
     """Yield each folder that the engine made with what it is and why it can go ("" where it cannot)."""
     known = frozenset().union(*(run.names for run in runs))
-    resumed: set[str] = set()  # training runs of the work folders that stay
     for path in _folders(store.root):
         name = path.name.removesuffix(".partial")
         if _OLD.fullmatch(name):
@@ -195,27 +187,16 @@ def _candidates(
         elif _OUTPUT.fullmatch(name):
             why = "" if name in named else "only runs that go use it" if name in known else "no run uses it"
             partial = path.name != name
-            if partial and not why:
-                resumed.add(_training_run(path))
             yield path, "work folder" if partial else "output", why
-    for path in _folders(home / "ray"):
-        if _OLD.fullmatch(path.name):
-            yield path, "leftover", "half removed"
-        elif _TRAINING.fullmatch(path.name):
-            yield path, "training run", "" if path.name in resumed else "no stage resumes it"
+            for scratch in SCRATCH:
+                if not partial and not why and (path / scratch).exists():
+                    yield path / scratch, "leftover", "half removed"
     for run in runs:
         if run.id not in kept:
             yield home / "runs" / run.id, "run record", "not among those kept"
     for path in _folders(home / "runs"):
         if _OLD.fullmatch(path.name):
             yield path, "leftover", "half removed"
-
-
-def _training_run(partial: Path) -> str:
-    try:
-        return str(json.loads((partial / ATTEMPT).read_text(encoding="utf-8"))["training_run"])
-    except (OSError, ValueError, KeyError):
-        return ""  # it was cut off before its first line: there is no training run
 
 
 def _folders(place: Path) -> list[Path]:
@@ -263,7 +244,7 @@ def _set_aside(store: StageStore, one: Waste) -> Path | None:
     try:
         with store.lock(store.root / output[0], give_up):
             if not one.path.exists():
-                return None  # it was committed, or its training ended, since it was found
+                return None  # it was committed since it was found
             one.path.rename(aside)
     except _Busy:
         return None

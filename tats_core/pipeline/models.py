@@ -48,10 +48,16 @@ def find_one(
         if stage is not None:
             raise SpecError(f"--stage {stage}: {run} is a folder of one model; leave out --stage")
         return _in_folder(folder.absolute(), kinds)
-    return _of_run(_record(run, home.absolute()), kinds, stage)
+    return _of_run(find_run(run, home.absolute()), kinds, stage)
 
 
-def _record(run: str, home: Path) -> RunRecord:
+def find_run(run: str, home: Path) -> RunRecord:
+    """Return the record of a run: of a pipeline the newest finished one, or a run's id or folder.
+
+    Raises:
+        SpecError: nothing is called `run`.
+        StoreError: the pipeline has not finished a run in `home`.
+    """
     for folder in (Path(run).expanduser(), home / "runs" / run):
         if (folder / "run.json").is_file():
             return RunRecord.load(folder)

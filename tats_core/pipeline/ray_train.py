@@ -1,4 +1,4 @@
-"""Data-parallel work on Ray Train (V2): starts workers, restarts them from their newest checkpoint.
+"""Data-parallel work on Ray Train (V2): starts workers, starts them again when some are lost.
 
 The driver takes no CPU of the cluster, each worker one (or one GPU). Nothing of Ray reaches the training
 loop: it gets a `World`, an `EventLog` and a `CheckpointStore`.
@@ -11,18 +11,19 @@ Modules that import torch are imported inside the functions that run in a worker
 from __future__ import annotations
 
 import atexit
+import fcntl
 import importlib
 import json
 import logging
 import os
 import queue
 import secrets
-import signal
 import sys
-import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,10 +36,10 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, Work
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
 from tats_core import errors
-from tats_core.errors import ResourceError, StageError, TatsError
+from tats_core.errors import ResourceError, StageError, Stopped, TatsError
 from tats_core.machine import keep_freed_memory
 from tats_core.pipeline.records import write_json
-from tats_core.pipeline.stages.base import Stopped
+from tats_core.pipeline.stages.base import CHECKPOINTS, RAY
 from tats_core.training.events import EventLog
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ if TYPE_CHECKING:
 
 _STARTED = threading.Lock()
 _CONTROLLER_FAILURES = 2
-_KEPT_CHECKPOINTS = 2
+
+# Without one of these a local cluster cannot work.
+_SERVERS = ("gcs_server", "raylet")
 
 # How Ray tells that a worker's process or machine is gone.
 _LOST = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
@@ -75,7 +78,6 @@ def fit(
     workers: int,
     gpu: bool,
     name: str,
-    storage: Path,
     out: Path,
     max_failures: int,
     stop: threading.Event,
@@ -85,11 +87,11 @@ def fit(
     Args:
         entry: "module:function".
         job: plain values for the function.
-        name: of the training run; the same name goes on from its newest checkpoint.
-        storage: where Ray Train keeps its runs; shared by all machines.
-        out: the stage's folder; events, and under `log/` what each worker prints.
+        name: of this training among those of the stage; one of the same name goes on from its newest state.
+        out: the stage's work folder, shared by all machines: events, under `log/` what each worker prints,
+            under `checkpoints/` the states to go on from.
         max_failures: how often dead workers are replaced before the stage fails.
-        stop: when set, the workers leave after their next checkpoint.
+        stop: when set, the workers keep a state after their next step, and leave.
 
     Raises:
         TatsError: what a worker raised.
@@ -97,20 +99,44 @@ def fit(
         ResourceError: the cluster is smaller than what is asked for.
         Stopped: `stop` was set.
     """
-    out, storage = out.absolute(), storage.absolute()
+    out = out.absolute()
+    for left in range(max_failures, -1, -1):
+        try:
+            _fit(entry, job, workers, gpu, name, out, max_failures, stop)
+        except _HeadLost as error:
+            if not left:
+                raise StageError(f"{error}; what the workers printed is in {out / 'log'}") from error
+        else:
+            return
+
+
+def _fit(
+    entry: str,
+    job: Mapping[str, Any],
+    workers: int,
+    gpu: bool,
+    name: str,
+    out: Path,
+    max_failures: int,
+    stop: threading.Event,
+) -> None:
     connect()
+    head = _local_head()
     _check_resources(workers, gpu)
     outcomes = _Outcomes(out / "log")
     outcomes.clear()
-    task = {"entry": entry, "job": dict(job), "out": str(out)}
-    trainer = _trainer(
-        task, outcomes, workers=workers, gpu=gpu, name=name, storage=storage, max_failures=max_failures
-    )
+    task = {
+        "entry": entry,
+        "job": dict(job),
+        "out": str(out),
+        "checkpoints": str(out / CHECKPOINTS / name),
+    }
+    trainer = _trainer(task, outcomes, workers=workers, gpu=gpu, storage=out / RAY, max_failures=max_failures)
     ended = threading.Event()
     watch = threading.Thread(target=_pass_on_stop, args=(stop, ended, outcomes), daemon=True)
     watch.start()
     try:
-        _run(trainer)
+        _run(trainer, head)
     except ray.train.TrainingFailedError as error:
         outcomes.raise_failure()
         raise StageError(f"{_reason(error)}; what the workers printed is in {out / 'log'}") from error
@@ -264,14 +290,15 @@ def _trainer(
     *,
     workers: int,
     gpu: bool,
-    name: str,
     storage: Path,
     max_failures: int,
 ) -> TorchTrainer:
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
-    return _fitter(outcomes)(
+    return _fitter(
+        outcomes
+    )(
         _work,
         train_loop_config=task,
         torch_config=TorchConfig(backend="nccl") if gpu else Gloo(),  # type: ignore[arg-type]
@@ -279,9 +306,9 @@ def _trainer(
             num_workers=workers, use_gpu=gpu, resources_per_worker={"GPU": 1} if gpu else {"CPU": 1}
         ),
         run_config=RunConfig(
-            name=name,
+            # A name that Ray has seen before it would resume by its own records; ours are in `checkpoints/`.
+            name=uuid.uuid4().hex[:12],
             storage_path=str(storage),
-            checkpoint_config=CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),
             # The default is to try for ever.
             failure_config=FailureConfig(  # type: ignore[call-arg]
                 max_failures=max_failures, controller_failure_limit=_CONTROLLER_FAILURES
@@ -340,16 +367,57 @@ class ReplaceLost(DefaultFailurePolicy):
         return super().make_decision(training_failed_error)
 
 
-def _run(trainer: TorchTrainer) -> None:
-    if threading.current_thread() is not threading.main_thread():
-        trainer.fit()
+class _HeadLost(Exception):  # noqa: N818 (it never leaves this module)
+    """A server of the local Ray cluster is gone; the next `connect` starts a new one."""
+
+
+def _local_head() -> Any:
+    """Return Ray's record of the servers that this process started, or None on a cluster of others."""
+    return ray._private.worker._global_node
+
+
+def _run(trainer: TorchTrainer, head: Any) -> None:
+    """Call `trainer.fit()`, and leave it when the local cluster dies.
+
+    Without a head Ray would wait for a minute, then end this process without a word of ours.
+    """
+    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    # In a thread of its own: in the main thread `fit` would also leave its handler of Ctrl-C behind.
+    def work() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # noqa: BLE001, it is raised by the caller
+            ended.put(error)
+        else:
+            ended.put(None)
+
+    threading.Thread(target=work, name="ray-fit", daemon=True).start()
+    while True:
+        try:
+            error = ended.get(timeout=0.5)
+        except queue.Empty:
+            _check_head(head)
+            continue
+        if error is not None:
+            _check_head(head)
+            raise error
         return
-    # In the main thread `fit` leaves its own handler behind, and a later Ctrl-C would be swallowed.
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit()
-    finally:
-        signal.signal(signal.SIGINT, before)
+
+
+def _check_head(head: Any) -> None:
+    """Raise _HeadLost where a server of the local cluster is gone, after clearing away the others."""
+    if head is None:
+        return
+    with _STARTED:
+        if head is _local_head():
+            gone = [name for name, _ in head.dead_processes() if name in _SERVERS]
+            if not gone:
+                return
+            head.kill_all_processes(check_alive=False, allow_graceful=False)
+            ray.shutdown()
+            raise _HeadLost(f"Ray's {gone[0]} on this machine was killed or has crashed")
+    raise _HeadLost("Ray on this machine was killed or has crashed")
 
 
 def _reason(error: Exception) -> str:
@@ -407,6 +475,8 @@ class _Outcomes:
 
 
 def _work(task: dict[str, Any]) -> None:
+    from tats_core.training.checkpoint import FolderStore
+
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     out = Path(task["out"])
@@ -416,9 +486,12 @@ def _work(task: dict[str, Any]) -> None:
     events = EventLog(out / "events.jsonl" if rank == 0 else None)
     module, _, function = task["entry"].partition(":")
     try:
-        getattr(importlib.import_module(module), function)(
-            task["job"], world, events, RayStore(world, outcomes.please_stop)
-        )
+        with _alone(out / "log" / f"worker-{rank}.lock"):
+            store = FolderStore(
+                Path(task["checkpoints"]), world, stop=outcomes.please_stop.exists, say=events.note
+            )
+            getattr(importlib.import_module(module), function)(task["job"], world, events, store)
+            store.wait()
     except Stopped:
         if world.is_first:
             outcomes.stopped.touch()
@@ -448,62 +521,19 @@ def _world(rank: int, size: int) -> World:
     return World(rank, size, torch.device("cpu"))
 
 
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Wait until this rank's process of an earlier attempt is gone: after a kill of the driver it may live on
+    for a moment, and would write into the same files.
+    """
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _print_into(path: Path) -> None:
     # The file descriptors, not sys.stderr: FFmpeg and torch print past Python.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-
-
-class RayStore:
-    """A `CheckpointStore` on Ray Train: the newest checkpoints of a run, in its storage.
-
-    A checkpoint is a folder: `state.pt` from rank 0, and `rank-<i>.pt` with what differs between ranks.
-    It counts only when all ranks have written theirs.
-    """
-
-    def __init__(self, world: World, please_stop: Path) -> None:
-        self.world = world
-        self.please_stop = please_stop
-
-    def latest(self) -> dict[str, Any] | None:
-        """Return the newest whole state with this rank's `state["rank"]`, or None at a fresh start."""
-        import torch
-
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return None
-        with checkpoint.as_directory() as folder:
-            state: dict[str, Any] = torch.load(
-                Path(folder) / "state.pt", map_location="cpu", weights_only=True
-            )
-            own = Path(folder) / f"rank-{self.world.rank}.pt"
-            if own.exists():
-                state["rank"] = torch.load(own, map_location="cpu", weights_only=True)
-        return state
-
-    def save(self, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float]) -> None:
-        """Keep `state`; a barrier for all ranks. Raises Stopped after it if the person asked to stop."""
-        import torch
-
-        with tempfile.TemporaryDirectory(prefix="tats-checkpoint-") as folder:
-            shared = {key: value for key, value in state.items() if key != "rank"}
-            if self.world.is_first:
-                torch.save(shared, Path(folder) / "state.pt")
-            if "rank" in state:
-                torch.save(state["rank"], Path(folder) / f"rank-{self.world.rank}.pt")
-            ray.train.report(
-                {**metrics, "step": step},
-                checkpoint=ray.train.Checkpoint.from_directory(folder),
-                checkpoint_dir_name=f"step-{step:09d}",
-            )
-        self._leave_if_asked()
-
-    def _leave_if_asked(self) -> None:
-        import torch
-
-        # All leave at the same step, or the others would wait for ever: the ranks vote.
-        asked = torch.tensor(float(self.please_stop.exists()), device=self.world.device)
-        if self.world.sum(asked) > 0:
-            raise Stopped

@@ -163,7 +163,11 @@ class RunRecord:
 
     def ask_to_stop(self, *, now: bool = False) -> None:
         """Ask whoever runs this run to stop at the next checkpoints, or `now`: as Ctrl-C once and twice."""
-        (self.folder / (_STOP_NOW if now else _PLEASE_STOP)).touch()
+        path = self.folder / (_STOP_NOW if now else _PLEASE_STOP)
+        try:
+            path.touch()
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be written ({error.strerror})") from error
 
     def asked_to_stop(self) -> Literal["stop", "now"] | None:
         """Say what `ask_to_stop` left."""
@@ -180,6 +184,11 @@ class RunRecord:
     def save_configs(self, configs: Mapping[str, StageConfig]) -> None:
         """Write the stages' configurations, by stage."""
         write_json(self.folder / _CONFIG, configs)
+
+    @property
+    def has_configs(self) -> bool:
+        """False of a run from before configurations were kept beside the record."""
+        return (self.folder / _CONFIG).exists()
 
     def configs(self) -> dict[str, StageConfig]:
         """Return the stages' configurations, by stage.

@@ -11,19 +11,18 @@ import os
 import queue
 import secrets
 import signal
-import subprocess
 import threading
 import time
 import types
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from tats_core.errors import ResourceError, StoreError, TatsError
 from tats_core.machine import available_cpus
-from tats_core.pipeline import finding
+from tats_core.pipeline import environment, finding, html_report
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import plan as plans
 from tats_core.pipeline.cache import StageStore, make_folder
@@ -34,10 +33,12 @@ from tats_core.pipeline.records import Plan, PlanItem, RunRecord, RunUI, SilentU
 from tats_core.pipeline.spec import Pipeline
 from tats_core.pipeline.stages.base import Input, Preflight
 from tats_core.pipeline.tracking import Tracker
-from tats_core.pipeline.work import Answer, StageWork
+from tats_core.pipeline.work import Answer, Launch, StageWork
 from tats_core.training.events import read_events
 
 __all__ = [
+    "Follower",
+    "Host",
     "Plan",
     "PlanItem",
     "RunRecord",
@@ -55,7 +56,48 @@ Ended = Literal["finished", "failed", "stopped"]
 # How long the end of a run waits for its notifications; after a second Ctrl-C, someone sits there.
 _NOTIFY_SECONDS, _NOTIFY_IN_HASTE = 60.0, 5.0
 
+_PARTING = 1.0  # seconds that stages have to end what they started, when all is to end at once
 _TICK = 0.25  # seconds between two looks at the events of the running stages
+
+
+class Follower(Protocol):
+    """Who is told all that a run's stages say; `tracking.Tracker` is one."""
+
+    def run_started(self, resolved: Mapping[str, Any]) -> None:
+        """The run begins."""
+
+    def stage_started(
+        self,
+        stage: StageRecord,
+        config: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        folders: tuple[Path, ...],
+        data: Iterable[Path],
+        inputs: Mapping[str, str],
+    ) -> None:
+        """A stage begins, or begins again."""
+
+    def event(self, name: str, event: Mapping[str, Any]) -> None:
+        """A stage said something; what earlier attempts said comes first."""
+
+    def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
+        """A stage ended, or its output was there already."""
+
+    def close(self) -> None:
+        """The run ended."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the larger work that a run is a part of provides (a sweep, for a trial).
+
+    `run_id` is the run's place below `runs/`, `launch` stands for Ray Train, and `stop` ends the run.
+    """
+
+    run_id: str
+    follower: Callable[[Path, RunRecord], Follower]
+    stop: threading.Event
+    launch: Launch | None = None
 
 
 def plan(
@@ -85,6 +127,7 @@ def run(
     from_stage: str | None = None,
     on_error: OnError = "stop",
     ui: RunUI | None = None,
+    host: Host | None = None,
 ) -> RunRecord:
     """Run what is not there yet, reuse what is, and return the record.
 
@@ -97,9 +140,11 @@ def run(
         from_stage: run this stage and all that follow it, even though their outputs are there.
         on_error: after a failure let running stages end and start no other ("stop"), or go on with all
             stages that do not need the failed one ("continue").
+        host: the sweep that this run is a trial of.
 
     Raises:
         TatsError: found before anything started: wrong configuration, missing data, too few CPUs.
+        StoreError: the project folder cannot be written, from the start or any more.
     """
     home = home.absolute()
     decider = _decider(pipeline, home, force, only, from_stage)
@@ -107,7 +152,15 @@ def run(
     free = _check_before_start(decider.graph, todo, home)
     make_folder(home)
     record = _new_record(pipeline, home, todo, only)
-    return _Run(decider, record, todo, free, on_error, ui or SilentUI()).execute()
+    if host is not None:
+        record.id = host.run_id
+    try:
+        return _Run(decider, record, todo, free, on_error, ui or SilentUI(), host).execute()
+    except OSError as error:
+        raise StoreError(
+            f"{error.filename or home}: cannot be used ({error.strerror or error}); mend the storage or set "
+            "TATS_HOME to a folder you can write to, and run again: what is done is kept"
+        ) from error
 
 
 def newest_finished(home: Path, pipeline_name: str) -> RunRecord | None:
@@ -185,19 +238,9 @@ def _new_record(pipeline: Pipeline, home: Path, todo: Plan, only: Sequence[str])
         stages=stages,
         overrides=list(pipeline.overrides),
         only=list(only),
-        git_commit=_git_commit(),
+        git_commit=environment.git_commit(),
         pid=os.getpid(),
     )
-
-
-def _git_commit() -> str | None:
-    """Return the commit of the checkout that this code runs from, or None if it runs from elsewhere."""
-    checkout = Path(__file__).resolve().parents[2]
-    if not (checkout / ".git").exists():
-        return None
-    command = ["git", "-C", str(checkout), "rev-parse", "--verify", "--quiet", "HEAD"]
-    asked = subprocess.run(command, capture_output=True, text=True, check=False)
-    return asked.stdout.strip() or None
 
 
 class _Run:
@@ -211,6 +254,7 @@ class _Run:
         free: _Resources,
         on_error: OnError,
         ui: RunUI,
+        host: Host | None,
     ) -> None:
         self.decider = decider
         self.store = decider.store
@@ -220,14 +264,18 @@ class _Run:
         self.free = free
         self.on_error = on_error
         self.ui = ui
-        self.stop = threading.Event()
+        self.stop = host.stop if host else threading.Event()
+        self.launch = host.launch if host else None
         self.answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self.running: dict[str, StageWork] = {}
         self.held: dict[str, _Resources] = {}
         self.digests: dict[str, str] = {}
         self.decisions: dict[str, Decision] = {}
         self.told_stop = False
-        self.tracker = Tracker(Path(record.home), record)
+        self.began = time.monotonic()
+        follower: Callable[[Path, RunRecord], Follower] = host.follower if host else Tracker
+        self.tracker = follower(Path(record.home), record)
+        self.is_part = host is not None
         self.notifier = Notifier(decider.pipeline.notify, record, self._later)
 
     def execute(self) -> RunRecord:
@@ -238,6 +286,7 @@ class _Run:
     def _execute(self) -> RunRecord:
         self.record.save()
         self.record.save_configs(self._configs())
+        environment.save(self.record)
         self.tracker.run_started(self._resolved())
         self.ui.started(self.todo, self.record)
         for item in self.todo.items:
@@ -299,7 +348,7 @@ class _Run:
         self.decisions[one.name] = decision
         if cpus > self.free.cpus or gpus > self.free.gpus:
             return
-        stage.status, stage.started, stage.attempts = "running", time.time(), 1
+        stage.status, stage.started, stage.attempts = "running", self._now(), 1
         self.record.save()
         self.ui.stage_started(one.name)
         self._track(one, decision)
@@ -312,6 +361,7 @@ class _Run:
             home=Path(self.record.home),
             stop=self.stop,
             answers=self.answers,
+            launch=self.launch,
         )
         self.running[one.name] = work
         self._occupy(work)
@@ -338,6 +388,10 @@ class _Run:
             inputs.append(Input(need, stage.kind, stage.axes, Path(stage.folder)))
         return tuple(inputs)
 
+    def _now(self) -> float:
+        """The time, by a clock that nobody sets: a duration stays right when the machine's clock jumps."""
+        return self.record.started + time.monotonic() - self.began
+
     def _halted(self) -> bool:
         failed = any(stage.status == "failed" for stage in self.record.stages.values())
         return self.stop.is_set() or (failed and self.on_error == "stop")
@@ -345,13 +399,12 @@ class _Run:
     # --- following -----------------------------------------------------------------------------------
 
     def _read_events(self, work: StageWork) -> None:
-        stage = self.record.stages[work.name]
         try:
             for offset, event in read_events(work.events, work.offset):
                 work.offset = offset
                 self.tracker.event(work.name, event)
-                # What an earlier attempt said is for the curves; the person has seen it.
-                if event["time"] >= (stage.started or 0.0):
+                # What an earlier run said is for the curves; the person has seen it.
+                if offset > work.said_before:
                     self._show(work.name, event)
         except FileNotFoundError:
             return  # the commit renamed the folder just now; the next look finds it
@@ -394,7 +447,7 @@ class _Run:
         self._read_events(work)
         del self.running[answer.name]
         self._release(work)
-        stage.finished = time.time()
+        stage.finished = self._now()
         stage.seconds = stage.finished - (stage.started or stage.finished)
         stage.status, stage.error = status, answer.text or None
         if stage.done:
@@ -410,18 +463,14 @@ class _Run:
         stage.folder = str(folder)
         stage.digest = self.digests[stage.name] = self.store.output_digest(folder)
         cached = stage.status == "cached"
-        self.tracker.stage_ended(stage, self._source_run(folder) if cached else None)
+        self.tracker.stage_ended(stage, self._source(folder) if cached else None)
         self.record.save()
         self.ui.stage_finished(stage.name, stage.seconds, cached)
 
-    def _source_run(self, folder: Path) -> str | None:
+    def _source(self, folder: Path) -> tuple[str, str]:
+        """Return the run and the stage that made a committed output."""
         origin = self.store.origin(folder)
-        try:
-            made = RunRecord.load(Path(self.record.home) / "runs" / origin["run"])
-        except StoreError:
-            return None  # its record was removed; the output is as good
-        stage = made.stages.get(origin["stage"])
-        return stage.tracking_run if stage else None
+        return origin["run"], origin["stage"]
 
     def _leave_out(self, name: str, reason: str) -> None:
         stage = self.record.stages[name]
@@ -444,14 +493,17 @@ class _Run:
         settings = one.config.model_dump(mode="json", exclude_unset=True)
         named = config.get("benchmark")
         used = [path for path in data if named is None or path.name.startswith(f"{named}.")]
-        self.tracker.stage_started(self.record.stages[one.name], config, settings, tuple(folders), used)
+        inputs = {need: self.digests[need] for need in one.needs}
+        self.tracker.stage_started(
+            self.record.stages[one.name], config, settings, tuple(folders), used, inputs
+        )
 
     def _look_for_stop(self) -> None:
         asked = self.record.asked_to_stop()
-        if asked == "now":
-            raise KeyboardInterrupt
         if asked:
             self.stop.set()
+        if asked == "now":
+            raise KeyboardInterrupt
         if self.stop.is_set() and not self.told_stop:
             self.told_stop = True
             self.ui.note("", "stopping at the next checkpoints; Ctrl-C again stops at once")
@@ -492,16 +544,29 @@ class _Run:
         }
 
     def _cut_off(self, error: BaseException) -> None:
+        self.stop.set()
+        until = time.monotonic() + _PARTING
+        for work in self.running.values():
+            work.join(max(0.0, until - time.monotonic()))
         record = self.record
         ended: Ended = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
         record.status = ended
         record.error = f"{type(error).__name__}: {error}".removesuffix(": ")
-        record.finished = time.time()
+        record.finished = self._now()
         for name in self.running:
             record.stages[name].status, record.stages[name].finished = record.status, record.finished
-        record.save()
+        with suppress(OSError):  # a full disk: this error, and no later one, is what to tell
+            record.save()
         self.notifier.tell(ended, error=record.error)
         self.notifier.close(_NOTIFY_IN_HASTE)
+
+    def _write_page(self) -> None:
+        if self.is_part:
+            return  # the larger work has one
+        try:
+            html_report.write(self.record)
+        except Exception as error:  # noqa: BLE001 (a page about it must not fail a run)
+            self.ui.note("", f"the run's page was not written: {type(error).__name__}: {error}")
 
     def _conclude(self) -> None:
         record = self.record
@@ -512,12 +577,13 @@ class _Run:
         record.error = f"{failed[0].name}: {failed[0].error}" if failed else None
         ended: Ended = "failed" if failed else "stopped" if self.stop.is_set() else "finished"
         record.status = ended
-        record.finished = time.time()
+        record.finished = self._now()
         record.save()
         self.notifier.tell(ended, error=record.error)
+        self._write_page()
         self.tracker.close()
         if record.tracking_error:
-            self.ui.note("", f"tracking ended early: {record.tracking_error}")
+            self.ui.note("", f"MLflow: {record.tracking_error}")
         self.notifier.close(_NOTIFY_SECONDS)
         while not self.answers.empty():
             self._take(self.answers.get())  # notes of hooks that failed

@@ -64,7 +64,7 @@ def load(name: str, sets: Sequence[str] = ()) -> Pipeline:
         SpecError: no such pipeline, or something in the file or in an override is not valid.
     """
     path = specs.find("pipelines", name)
-    where = _shown(path)
+    where = shown(path)
     raw = specs.read(path)
     file = specs.validate(_File, _overridden(raw, sets), where)
     if file.name is not None and file.name != path.stem:
@@ -142,7 +142,8 @@ def label(value: Scalar) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
+    """Return how a file is named in messages: as seen from the working directory, where it lies below."""
     try:
         return str(path.resolve().relative_to(Path.cwd().resolve()))
     except ValueError:

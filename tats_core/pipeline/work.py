@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import queue
-import shutil
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tats_core.errors import RunError, StoreError, TatsError
+from tats_core.errors import RunError, Stopped, StoreError, TatsError
 from tats_core.pipeline.cache import StageStore
 from tats_core.pipeline.graph import Instance
 from tats_core.pipeline.plan import Decision
-from tats_core.pipeline.stages.base import Fit, Input, StageContext, Stopped
+from tats_core.pipeline.stages.base import Fit, Input, StageContext
 from tats_core.training.events import EventLog
+
+Launch = Callable[..., None]
+"""Starts workers and waits for them, as `ray_train.fit` does."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +47,23 @@ class StageWork(threading.Thread):
         home: Path,
         stop: threading.Event,
         answers: queue.SimpleQueue[Answer],
+        launch: Launch | None = None,
     ) -> None:
         super().__init__(name=instance.name, daemon=True)
         self.instance = instance
         self.decision = decision
         self.offset = 0
         """Bytes of the event file that the main thread has read."""
+        # A forced stage begins a file of its own.
+        self.said_before = 0 if decision.fresh else _size(store.partial(decision.folder) / "events.jsonl")
+        """Bytes of it that earlier runs have written."""
         self._store = store
         self._inputs = inputs
         self._origin = origin
         self._home = home
         self._asked_to_stop = stop
         self._answers = answers
+        self._launch = launch
         self._fresh = decision.fresh
         self._waited = False
 
@@ -97,9 +104,8 @@ class StageWork(threading.Thread):
         if self._waited:
             self._waited = False
             self._answers.put(Answer(self.name, "works"))
-        partial, training_run = self._store.begin(folder, fresh=self._fresh)
+        partial = self._store.begin(folder, fresh=self._fresh)
         self._fresh = False  # a retry goes on
-        checkpoints = self._home / "ray" / training_run
         context = StageContext(
             name=self.instance.name,
             axes=self.instance.axes,
@@ -109,33 +115,33 @@ class StageWork(threading.Thread):
             home=self._home,
             read=self._inputs,
             events=EventLog(partial / "events.jsonl"),
-            fit=self._fit(partial, checkpoints),
+            fit=self._fit(partial),
             stop=self._asked_to_stop,
         )
         self.instance.kind.run(self.instance.config, context)
         self._store.commit(partial, folder, key, self._origin, self.instance.kind.identities(partial))
-        if checkpoints.exists():
-            shutil.rmtree(checkpoints)  # what counts is in the output
         return Answer(self.name, "finished")
 
-    def _fit(self, out: Path, checkpoints: Path) -> Fit:
+    def _fit(self, out: Path) -> Fit:
         calls = 0
 
         def fit(
             entry: str, job: Mapping[str, Any], *, workers: int, gpu: bool = False, max_failures: int = 2
         ) -> None:
-            from tats_core.pipeline import ray_train
-
             nonlocal calls
             calls += 1
+            launch = self._launch
+            if launch is None:
+                from tats_core.pipeline import ray_train
+
+                launch = ray_train.fit
             # A stage that fits twice resumes each by its place in the order.
-            ray_train.fit(
+            launch(
                 entry,
                 job,
                 workers=workers,
                 gpu=gpu,
                 name=f"fit-{calls}",
-                storage=checkpoints,
                 out=out,
                 max_failures=max_failures,
                 stop=self._asked_to_stop,
@@ -156,3 +162,7 @@ class StageWork(threading.Thread):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         return f"{type(error).__name__}: {error} (a bug; the traceback is in {path})"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

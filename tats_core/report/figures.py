@@ -8,7 +8,7 @@ lightness alone orders the values) and never carry a meaning alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#6B6B6B"
 _BARS = {"pretrained": ("pre-trained", BLUE, ""), "scratch": ("from scratch", ORANGE, "///")}
+_LINES: tuple[tuple[str, Any], ...] = (
+    (BLUE, "-"),
+    (ORANGE, "--"),
+    ("#009E73", "-."),
+    ("#CC79A7", ":"),
+    ("black", (0, (5, 1, 1, 1, 1, 1))),
+)
 _PROBE: dict[str, Any] = {
     "marker": "D", "markersize": 6, "markeredgecolor": "black", "color": "white", "linestyle": "none",
 }  # fmt: skip
@@ -172,6 +179,51 @@ def reliability(
     lower.set_ylabel("percent of clips")
     lower.set_xlabel("confidence: probability of the likeliest class, percent")
     return figure
+
+
+def curves(
+    panels: Mapping[str, Sequence[Mapping[int, float] | None]], names: Sequence[str], metric: str
+) -> Figure:
+    """Draw a curve of several runs side by side: one panel a stage, one line a run.
+
+    Args:
+        panels: stage → one curve a run (step → value), None where a run has none.
+        names: what each run is called in the legend.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    size = (max(7.0, 4.2 * columns), 2.9 * lines + 0.4 + 0.2 * len(names))
+    figure = Figure(figsize=size, dpi=140, layout="constrained")
+    places = figure.subplots(lines, columns, squeeze=False).flat
+    for axes, (stage, each) in zip(places, panels.items(), strict=False):
+        _plain(axes)
+        axes.set_title(stage, loc="left", fontsize=9)
+        axes.set_xlabel("step", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+        axes.set_ylabel(metric, fontsize=8)
+        axes.tick_params(labelsize=7)
+        for curve, (colour, line) in zip(each, _LINES, strict=False):
+            if curve:
+                steps = sorted(curve)
+                marker = "o" if len(steps) == 1 else None
+                values = [curve[step] for step in steps]
+                axes.plot(steps, values, linestyle=line, color=colour, marker=marker, linewidth=1.4)
+    for axes in places:
+        axes.set_axis_off()
+    figure.legend(handles=_line_handles(names), frameon=False, fontsize=8, loc="outside lower left")
+    return figure
+
+
+def _line_handles(names: Sequence[str]) -> list[Artist]:
+    from matplotlib.lines import Line2D
+
+    return [
+        Line2D([], [], color=colour, linestyle=line, linewidth=1.4, label=name)
+        for name, (colour, line) in zip(names, _LINES, strict=False)
+    ]
 
 
 def _cut(name: str) -> str:

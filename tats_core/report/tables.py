@@ -49,7 +49,7 @@ _FROZEN = {"linear_top1": "linear", "knn_top1": "kNN", "attentive_top1": "attent
 METRICS = _TUNED | _FROZEN
 """What the tables show of a row beside labels, interval, chance and clips: key and title."""
 
-_MEANINGS = {
+MEANINGS = {
     "top-1": "share of test clips whose most likely class is the right one, after fine-tuning, in percent.",
     "95%": "the interval in which the true top-1 lies with 95% confidence (Wilson), given this many clips.",
     "top-5": "share of test clips whose right class is among the five most likely.",
@@ -67,6 +67,7 @@ _MEANINGS = {
     "entropy": "how open the policy still is: 1 picks evenly, 0 always picks the same tokens.",
     "mask ratio": "share of tokens that the encoder does not see while it is pre-trained.",
 }
+"""What each title of the tables means, in a sentence."""
 
 
 def text(results: Results) -> str:
@@ -131,7 +132,7 @@ def markdown(results: Results) -> str:
         cells = [number(means.get(init, {}).get(key)) for key in metrics for init in INITS]
         lines.append("| " + " | ".join(["**mean**", *cells, "", ""]) + " |")
     lines += ["", *(f"{line}  " for line in _policy_lines(results.get("policy") or {})), ""]
-    lines += [f"- **{name}**: {meaning}" for name, meaning in _MEANINGS.items()]
+    lines += [f"- **{name}**: {meaning}" for name, meaning in MEANINGS.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -148,9 +149,9 @@ def comma_separated(results: Results) -> str:
 
 def legend() -> str:
     """Return what each number of the table means, for a terminal."""
-    width = max(map(len, _MEANINGS))
+    width = max(map(len, MEANINGS))
     lines = []
-    for name, meaning in _MEANINGS.items():
+    for name, meaning in MEANINGS.items():
         start = f"  {name:<{width}}  "
         lines += _wrapped(meaning, start, 79)
     return "\n".join(lines)

@@ -26,13 +26,14 @@ class EventLog:
     """Appends events to `path`; with `path=None` (every rank but 0) it drops them.
 
     Each event is one `write` of a whole line, flushed, so a reader never sees half of one unless the
-    machine died in between; `read_events` ignores such a last line.
+    machine died or the disk was full; `read_events` ignores such a last line, and the next log cuts it off.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _cut_torn_line(path)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record scalars at `step` (optimiser steps of the MAE or classifier, from 1)."""
@@ -60,6 +61,16 @@ class EventLog:
         line = json.dumps({"time": time.time(), "kind": kind, **fields}) + "\n"
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line)
+
+
+def _cut_torn_line(path: Path) -> None:
+    # Appended to, it would make a line that is no event.
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        whole = file.read()
+        if not whole.endswith(b"\n"):
+            file.truncate(whole.rfind(b"\n") + 1)
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:

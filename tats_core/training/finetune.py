@@ -5,9 +5,8 @@ Axes: B clips, C=3 channels (or classes, in logits), T frames, H W pixels.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -20,18 +19,17 @@ from tats_core.errors import SpecError
 from tats_core.models.classifier import HeadNorm, VideoClassifier
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
-from tats_core.training.checkpoint import CheckpointStore
+from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog
+from tats_core.training.loop import Loader, Pace, Position
 from tats_core.training.optim import (
     AverageConfig,
     GuardedStep,
     OptimizerConfig,
     WeightAverage,
     adamw,
-    cosine,
     fresh_weights,
 )
-from tats_core.training.pretrain import Loader
 from tats_core.training.world import StepConfig, World
 
 
@@ -68,7 +66,9 @@ class FinetuneConfig(StepConfig):
     )
     seed: int = Field(0, ge=0, description="weights, order of clips, augmentation, mixing")
     log_every: int = Field(5, ge=1, description="steps between two points of a curve")
-    checkpoint_every: int = Field(5, ge=1, description="epochs between two checkpoints")
+    checkpoint: CheckpointConfig = Field(
+        default_factory=CheckpointConfig, description="when states to go on from are kept, and how many"
+    )
 
     @model_validator(mode="after")
     def _batch_norm_needs_the_whole_batch(self) -> Self:
@@ -127,6 +127,7 @@ class FinetuneTrainer:
     def start(self) -> None:
         """Make what depends on the first weights; call it after they are loaded."""
         config = self.config
+        config.compiled(self.model)
         self.parallel = self.world.parallel(self.model)
         optimizer = adamw(self.model, config.optimizer, config.model.depth)
         self.guarded = GuardedStep(optimizer, config.optimizer.clip_grad, "classifier")
@@ -220,36 +221,40 @@ def finetune(
         TrainingError: too many non-finite steps in a row.
         DataError: too many videos cannot be read.
     """
-    config, world, recipe = trainer.config, trainer.world, trainer.config.optimizer
+    config, world = trainer.config, trainer.world
     steps = config.epochs * loader.steps
-    peak, end, begin = (
-        recipe.scaled(lr, config.batch_size) for lr in (recipe.base_lr, recipe.min_lr, recipe.warmup_lr)
-    )
-    first_epoch, step = 0, 0
-    figures: dict[str, float] = {}
-    state = store.latest()
+    at = Position()
+    state = store.begin(config.checkpoint)
     if state is not None:
         trainer.load_state_dict(state["trainer"])
-        first_epoch, step, figures = state["epoch"], state["step"], dict(state["figures"])
-        events.note(f"resumed after epoch {first_epoch} of {config.epochs}")
-    for epoch in range(first_epoch, config.epochs):
+        at = Position(**state.get("rank", state)["position"])
+        events.note(f"resumed after step {at.step} of {steps}")
+
+    def keep() -> None:
+        if trainer.guarded.in_a_row:
+            return  # a state from within a storm of NaNs is no place to go back to
+        position = {"position": asdict(at)}
+        state = {"trainer": trainer.state_dict(), **position, "rank": position}
+        store.save(state, step=at.step, metrics=at.figures)
+
+    while at.epoch < config.epochs:
         trainer.model.train()
-        sums: dict[str, float] = {}
-        began = time.perf_counter()
-        for video_BCTHW, label_B, trainer.last_index_B in loader.epoch(epoch):
-            lr = cosine(step, steps, recipe.warmup_epochs * loader.steps, peak, begin, end)
+        pace = Pace()
+        for video_BCTHW, label_B, trainer.last_index_B in pace.timed(loader.epoch(at.epoch, at.batch)):
+            lr = config.optimizer.lr(at.step, loader.steps, config.epochs, config.batch_size)
             video_BCTHW, label_B = (x.to(world.device, non_blocking=True) for x in (video_BCTHW, label_B))
-            found = trainer.step(video_BCTHW, label_B, step, lr)
-            step += 1
-            sums = {name: sums.get(name, 0.0) + value / loader.steps for name, value in found.items()}
-            if step % config.log_every == 0 or step == steps:
-                events.metrics(step, world.mean(found))
-        figures = world.mean({name: sums[name] for name in ("loss", "train_top1")})
-        pace = loader.steps * config.batch_size / (time.perf_counter() - began)
-        skipped = trainer.guarded.skipped
-        events.metrics(step, {"epoch": epoch + 1, "clips_per_second": pace, "skipped_steps": skipped})
-        events.progress(step=step, steps=steps, epoch=epoch + 1, epochs=config.epochs, shown=figures)
-        if (epoch + 1) % config.checkpoint_every == 0 or epoch + 1 == config.epochs:
-            done = {"epoch": epoch + 1, "step": step, "figures": figures}
-            store.save({"trainer": trainer.state_dict(), **done, "rank": {}}, step=step, metrics=figures)
-    return figures
+            found = trainer.step(video_BCTHW, label_B, at.step, lr)
+            at.sums = {name: at.sums.get(name, 0.0) + value / loader.steps for name, value in found.items()}
+            at.next_batch()
+            if at.step % config.log_every == 0 or at.step == steps:
+                events.metrics(at.step, world.mean(found))
+            if at.batch < loader.steps and store.due(at.step):
+                keep()
+        at.figures = world.mean({name: at.sums[name] for name in ("loss", "train_top1")})
+        at.next_epoch()
+        ended = pace.figures(config.batch_size) | {"skipped_steps": trainer.guarded.skipped}
+        events.metrics(at.step, {"epoch": at.epoch, **ended})
+        events.progress(step=at.step, steps=steps, epoch=at.epoch, epochs=config.epochs, shown=at.figures)
+        if store.due(at.step, epochs=at.epoch) or at.epoch == config.epochs:
+            keep()
+    return at.figures

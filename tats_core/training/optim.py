@@ -40,6 +40,14 @@ class OptimizerConfig(StrictModel):
         """The linear scaling rule: `lr * global batch / 256`."""
         return lr * global_batch / 256
 
+    def lr(self, step: int, steps_per_epoch: int, epochs: int, global_batch: int) -> float:
+        """The learning rate of optimiser step `step` (from 0) of a training over `epochs` epochs."""
+        peak, start, end = (
+            self.scaled(lr, global_batch) for lr in (self.base_lr, self.warmup_lr, self.min_lr)
+        )
+        warmup = self.warmup_epochs * steps_per_epoch
+        return cosine(step, epochs * steps_per_epoch, warmup, peak, start, end)
+
 
 def cosine(step: float, steps: float, warmup: float, peak: float, start: float, end: float) -> float:
     """Learning rate at `step` of `steps`: linear from `start` to `peak`, then a cosine down to `end`."""

@@ -6,10 +6,9 @@ Axes: B clips, C=3 channels, T frames, H W pixels, N tokens, M masked ones, P pi
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -23,9 +22,10 @@ from tats_core.sampling.adaptive import AdaptiveSampler, sampling_loss
 from tats_core.sampling.fixed import RandomSampler
 from tats_core.sampling.plackett_luce import Noise
 from tats_core.sampling.ppo import EntropyController, Transition, improve
-from tats_core.training.checkpoint import CheckpointStore
+from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog
-from tats_core.training.optim import GuardedStep, OptimizerConfig, adamw, cosine, fresh_weights
+from tats_core.training.loop import Loader, Pace, Position
+from tats_core.training.optim import GuardedStep, OptimizerConfig, adamw, fresh_weights
 from tats_core.training.world import Precision, StepConfig, World
 
 
@@ -47,17 +47,9 @@ class PretrainConfig(StepConfig):
     seed: int = Field(0, ge=0, description="weights, order of clips, augmentation, draws")
     log_every: int = Field(10, ge=1, description="steps between two points of a curve")
     health_every: int = Field(20, ge=1, description="epochs between two looks at features and policy")
-    checkpoint_every: int = Field(5, ge=1, description="epochs between two checkpoints")
-
-
-class Loader(Protocol):
-    """Batches of one worker; `data.loaders.TrainLoader` is one."""
-
-    steps: int
-
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield `(video_BCTHW, label_B, index_B)`; a function of `epoch` alone."""
-        ...
+    checkpoint: CheckpointConfig = Field(
+        default_factory=CheckpointConfig, description="when states to go on from are kept, and how many"
+    )
 
 
 Health = Callable[[VideoMAE, Sampler, int], dict[str, float]]
@@ -117,6 +109,7 @@ class JointTrainer:
         with fresh_weights(config.seed):
             self.mae = VideoMAE(vit, config.mae, clip).to(device)
             self.sampler = build_sampler(config.sampler, site).to(device)
+        config.compiled(self.mae, self.sampler)
         self.warmup_sampler = RandomSampler(clip.tokens, config.sampler.mask_ratio)
         self.mae_parallel = self.world.parallel(self.mae)
         self.mae_step = GuardedStep(
@@ -324,51 +317,50 @@ def pretrain(
     """
     config, world = trainer.config, trainer.world
     steps = config.epochs * loader.steps
-    recipe = config.optimizer
-    peak, end, start = (
-        recipe.scaled(lr, config.batch_size) for lr in (recipe.base_lr, recipe.min_lr, recipe.warmup_lr)
-    )
-    warmup = recipe.warmup_epochs * loader.steps
-    first_epoch, step = 0, 0
-    state = store.latest()
+    at = Position()
+    state = store.begin(config.checkpoint)
     if state is not None:
-        trainer.load_state_dict({**state["trainer"], "rank": state["rank"]})
-        first_epoch, step = state["epoch"], state["step"]
-        events.note(f"resumed after epoch {first_epoch} of {config.epochs}")
-    figures: dict[str, float] = dict(state["figures"]) if state is not None else {}
-    if state is None:
+        own = state.get("rank") or {"memory": [], "position": state["position"]}
+        trainer.load_state_dict({**state["trainer"], "rank": own})
+        at = Position(**own["position"])
+        events.note(f"resumed after step {at.step} of {steps}")
+    else:
         # Where features and policy start from: without it, a curve that stays low looks healthy.
         events.metrics(0, health(trainer.mae, trainer.sampler, 0))
-    looked: dict[str, float] = dict(state["health"]) if state is not None else {}
-    for epoch in range(first_epoch, config.epochs):
-        warming_up = epoch < config.sampler_warmup_epochs
-        began, waited = time.perf_counter(), 0.0
-        asked = began
-        for video_BCTHW, _, trainer.last_index_B in loader.epoch(epoch):
-            waited += time.perf_counter() - asked
-            lr = cosine(step, steps, warmup, peak, start, end)
+
+    def keep() -> None:
+        if trainer.mae_step.in_a_row:
+            return  # a state from within a storm of NaNs is no place to go back to
+        shared = trainer.state_dict()
+        own = shared.pop("rank") | {"position": asdict(at)}
+        state = {"trainer": shared, "position": asdict(at), "rank": own}
+        store.save(state, step=at.step, metrics=at.health | {"loss": at.figures["loss"]})
+
+    while at.epoch < config.epochs:
+        pace = Pace()
+        for video_BCTHW, _, trainer.last_index_B in pace.timed(loader.epoch(at.epoch, at.batch)):
+            lr = config.optimizer.lr(at.step, loader.steps, config.epochs, config.batch_size)
             video_BCTHW = video_BCTHW.to(world.device, non_blocking=True)
-            figures |= trainer.step(video_BCTHW, lr, warming_up=warming_up)
-            step += 1
-            if step % config.log_every == 0 or step == steps:
-                events.metrics(step, world.mean(figures))
-                shown = {"loss": figures["loss"]} | {k: v for k, v in looked.items() if k == "motion_lift"}
-                events.progress(step=step, steps=steps, epoch=epoch + 1, epochs=config.epochs, shown=shown)
-            asked = time.perf_counter()
-        took = time.perf_counter() - began
-        pace = {
-            "epoch": epoch + 1,
-            "clips_per_second": loader.steps * config.batch_size / took,
-            "data_wait_share": waited / took,
-            "skipped_steps": trainer.mae_step.skipped,
-        }
-        if (epoch + 1) % config.health_every == 0 or epoch + 1 == config.epochs:
-            looked = health(trainer.mae, trainer.sampler, step)
-            pace |= looked
-        events.metrics(step, pace)
-        if (epoch + 1) % config.checkpoint_every == 0 or epoch + 1 == config.epochs:
-            state = trainer.state_dict()
-            done = {"epoch": epoch + 1, "step": step, "health": looked, "figures": figures}
-            saved = {"rank": state.pop("rank"), "trainer": state, **done}
-            store.save(saved, step=step, metrics=looked | {"loss": figures["loss"]})
-    return looked | {"loss": figures.get("loss", math.nan), "steps": float(steps)}
+            warming_up = at.epoch < config.sampler_warmup_epochs
+            at.figures |= trainer.step(video_BCTHW, lr, warming_up=warming_up)
+            at.next_batch()
+            if at.step % config.log_every == 0 or at.step == steps:
+                events.metrics(at.step, world.mean(at.figures))
+                everything = at.figures | at.health
+                shown: dict[str, float] = {
+                    name: everything[name] for name in ("loss", "motion_lift") if name in everything
+                }
+                events.progress(
+                    step=at.step, steps=steps, epoch=at.epoch + 1, epochs=config.epochs, shown=shown
+                )
+            if at.batch < loader.steps and store.due(at.step):
+                keep()
+        at.next_epoch()
+        ended = pace.figures(config.batch_size) | {"skipped_steps": trainer.mae_step.skipped}
+        if at.epoch % config.health_every == 0 or at.epoch == config.epochs:
+            at.health = health(trainer.mae, trainer.sampler, at.step)
+            ended |= at.health
+        events.metrics(at.step, {"epoch": at.epoch, **ended})
+        if store.due(at.step, epochs=at.epoch) or at.epoch == config.epochs:
+            keep()
+    return at.health | {"loss": at.figures.get("loss", math.nan), "steps": float(steps)}

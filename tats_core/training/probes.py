@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tats_core.specs import StrictModel
+from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
+from tats_core.training.events import EventLog
 from tats_core.training.optim import GuardedStep, cosine, evaluating, fresh_weights
 
 Tokens = Iterable[tuple[Tensor, Tensor]]
@@ -104,17 +106,19 @@ def fit_attentive(
     steps: int,
     seed: int,
     device: torch.device,
-    report: Callable[[int, float], None],
+    events: EventLog,
+    store: CheckpointStore,
 ) -> AttentiveProbe:
-    """Train an attentive probe on the tokens of a frozen encoder.
+    """Train an attentive probe on the tokens of a frozen encoder, from the newest state in `store`.
 
     The tokens are streamed: those of a whole data set would not fit (SSv2 at ViT-B: 400 GB in half
     precision). The result depends on `seed` and the batches alone.
 
     Args:
         width, heads: the encoder's.
-        batches: from an epoch (from 0) to its `steps` batches.
-        report: told the number of finished epochs and the mean loss of the last one.
+        batches: from an epoch (from 0) to its `steps` batches, the same whenever it is asked.
+        events: gets the mean loss of each epoch, as `attentive_loss`.
+        store: keeps the state after each epoch.
 
     Raises:
         TrainingError: too many non-finite steps in a row.
@@ -123,16 +127,28 @@ def fit_attentive(
         probe = AttentiveProbe(width, heads, classes).to(device)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     guarded = GuardedStep(optimizer, clip_grad=None, name="attentive probe")
-    done = 0
-    for epoch in range(config.epochs):
+    first_epoch, done, total = 0, 0, config.epochs * steps
+    state = store.begin(CheckpointConfig(epochs=1))
+    if state is not None:
+        probe.load_state_dict(state["probe"])
+        guarded.load_state_dict(state["step"])
+        first_epoch, done = state["epoch"], state["done"]
+        events.note(f"resumed after epoch {first_epoch} of {config.epochs}")
+    for epoch in range(first_epoch, config.epochs):
         losses = []
         for tokens_BND, label_B in batches(epoch):
-            guarded.set_lr(cosine(done, config.epochs * steps, 0, config.lr, 0, 0))
+            guarded.set_lr(cosine(done, total, 0, config.lr, 0, 0))
             loss = functional.cross_entropy(probe(tokens_BND), label_B)
             guarded(loss)
             losses.append(loss.detach())
             done += 1
-        report(epoch + 1, float(torch.stack(losses).mean()))
+        mean = float(torch.stack(losses).mean())
+        events.metrics(done, {"attentive_loss": mean})
+        shown = {"attentive loss": mean}
+        events.progress(step=done, steps=total, epoch=epoch + 1, epochs=config.epochs, shown=shown)
+        saved = {"probe": probe.state_dict(), "step": guarded.state_dict(), "epoch": epoch + 1, "done": done}
+        if store.due(done, epochs=epoch + 1):
+            store.save(saved, step=done, metrics={"attentive_loss": mean})
     return probe
 
 

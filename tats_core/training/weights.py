@@ -26,7 +26,7 @@ def save(folder: Path, module: nn.Module, described: Mapping[str, Any], name: st
     """Write `<name>.safetensors` and `<name>.json`; each appears whole or not at all."""
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
     beside = folder / f"{name}.safetensors.tmp"
-    save_file(tensors, beside)
+    save_file(tensors, beside, checkpoints_io.METADATA)
     beside.replace(folder / f"{name}.safetensors")
     plain = {
         key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
@@ -55,7 +55,7 @@ def load(folder: Path, module: nn.Module, name: str = "model") -> None:
     """Load `<name>.safetensors` into `module`; every name and shape must match.
 
     Raises:
-        WeightsError: they do not, or the file cannot be read.
+        WeightsError: they do not, the file cannot be read, or another version of TATS saved it.
     """
     _fill(module, _read(folder / f"{name}.safetensors"), str(folder))
 
@@ -146,7 +146,9 @@ def _classifier_of_hugging_face(folder: Path) -> tuple[VideoClassifier, list[str
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        tensors = load_file(path)
+        checkpoints_io.refuse_other_format(path)
+        return tensors
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: the saved weights cannot be read ({error})") from error
 

@@ -30,6 +30,16 @@ class StepConfig(StrictModel):
         1, ge=1, description="parts that a worker's share is cut into to save memory; the step stays the same"
     )
     precision: Precision = Field("fp32", description="bf16: matrix products in bfloat16 (autocast)")
+    compile: bool = Field(
+        False,
+        description="torch.compile the networks: the first steps take minutes; rounding differs a little",
+    )
+
+    def compiled(self, *networks: nn.Module) -> None:
+        """Compile the forward passes of `networks` if asked to; names in their states stay as they are."""
+        if self.compile:
+            for network in networks:
+                network.compile()
 
     def per_worker(self, workers: int) -> int:
         """The share of the batch of one of `workers` workers.
@@ -95,6 +105,15 @@ class World:
             values = values.clone()
             dist.all_reduce(values)
         return values
+
+    def any(self, here: bool) -> bool:
+        """Tell all workers alike whether `here` is true on one of them."""
+        return here if self.size == 1 else self.sum(torch.tensor(float(here), device=self.device)).item() > 0
+
+    def from_first(self, value: int) -> int:
+        """Return the `value` that rank 0 has."""
+        own = value if self.is_first else 0
+        return int(self.sum(torch.tensor(own, dtype=torch.int64, device=self.device)))
 
     def gather(self, values_B: Tensor) -> Tensor:
         """Return `values_B` of all workers joined along axis 0, in rank order; equal shapes are required."""

@@ -41,8 +41,22 @@ def test_help_names_every_command_with_a_sentence(tats: Callable[..., Any]) -> N
     shown = tats("--help").out
     lines = [line.split(maxsplit=1) for line in shown.split("Commands:")[1].splitlines() if line.strip()]
     assert [line[0] for line in lines] == [
-        *("run", "list", "results", "ui"),
-        *("visualise", "predict", "export", "weights", "data", "doctor", "gc"),
+        *(
+            "run",
+            "sweep",
+            "submit",
+            "jobs",
+            "list",
+            "runs",
+            "show",
+            "logs",
+            "stop",
+            "results",
+            "compare",
+            "report",
+            "ui",
+        ),
+        *("visualise", "predict", "export", "weights", "data", "doctor", "sync", "gc"),
     ]
     assert all(len(line) == 2 for line in lines)
 

@@ -15,7 +15,7 @@ def orphan(tmp_path: Path) -> Path:
     store = StageStore(tmp_path / ".tats")
     key = StageKey({"kind": "make/1", "config": {}, "code": {}, "inputs": [], "external": {}})
     folder = store.folder("make", key)
-    partial, _ = store.begin(folder, fresh=False)
+    partial = store.begin(folder, fresh=False)
     (partial / "large.bin").write_bytes(b"x" * 5000)
     store.commit(partial, folder, key, {"pipeline": "toy", "stage": "make", "run": "gone"}, {})
     return folder

@@ -160,7 +160,8 @@ def test_weights_says_what_a_checkpoint_holds_and_how_to_start_from_it(
         "clip       tubelet 2, patch 4, frames 2, size 8",
         "classes    6",
         "understood 18 tensors",
-        f"Start from it with the key 'encoder: {home.parent / 'hf'}' of a finetune or probe stage.",
+        f"Start from it with the key 'encoder: {home.parent / 'hf'}' of a finetune or probe stage, "
+        "or with 'start:' of a pretrain stage.",
     ]
     said = json.loads(tats("weights", "hf", "--json").out)
     assert (said["layout"], said["kind"], said["heads"], said["unknown"]) == (

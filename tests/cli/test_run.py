@@ -174,3 +174,42 @@ def test_a_table_that_was_deleted_is_said_in_a_sentence(
     result = tats("results", "mine")
     assert result.code == 2
     assert "results.json: cannot be read" in result.err
+
+
+GRAPH = Plan(
+    "mine",
+    "",
+    (
+        PlanItem("data", "data", "data", {}, (), "reuse", ""),
+        PlanItem("tune", "tune", "finetune", {}, ("data",), "run", ""),
+    ),
+)
+
+
+def test_the_graph_is_drawn_as_the_ending_says(
+    tats: Callable[..., Any],
+    menu: Path,
+    called: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runner, "plan", lambda *_, **__: GRAPH)
+    text = (
+        'flowchart TD\n    s0[("data<br>reused")]\n    s1["tune<br>finetune · to run"]\n'
+        "    s0 --> s1\n    style s0 stroke-dasharray:5 4\n"
+    )
+    assert tats("run", "pipeline", "mine", "--graph", "-").out == text
+    assert tats("run", "pipeline", "mine", "--graph", "g.mmd").code == 0
+    assert (tmp_path / "g.mmd").read_text() == text
+    assert tats("run", "pipeline", "mine", "--graph", "g.svg").code == 0
+    assert (tmp_path / "g.svg").read_text().startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+    assert "home" not in called
+
+
+def test_a_graph_with_another_ending_is_one_sentence(tats: Callable[..., Any], menu: Path) -> None:
+    ended = tats("run", "pipeline", "mine", "--graph", "g.png")
+    assert ended.code == 2
+    assert (
+        ended.err
+        == "tats: --graph g.png: must end in .svg (a drawing) or .mmd (Mermaid), or be - (Mermaid)\n"
+    )

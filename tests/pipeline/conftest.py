@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tats_core.errors import StageError
+from tats_core.errors import StageError, Stopped
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import runner, spec
 from tats_core.pipeline.records import Plan, RunRecord, StageRecord
 from tats_core.pipeline.spec import Pipeline
-from tats_core.pipeline.stages.base import Preflight, StageContext, StageKind, Stopped
+from tats_core.pipeline.stages.base import Preflight, StageContext, StageKind
 from tats_core.specs import StrictModel
 
 
@@ -154,7 +154,7 @@ class NoTracker:
     def event(self, name: str, event: Mapping[str, Any]) -> None:
         pass
 
-    def stage_ended(self, stage: StageRecord, source_run: str | None = None) -> None:
+    def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
         pass
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ def store(tmp_path: Path) -> StageStore:
 
 def committed(store: StageStore, key: StageKey = KEY, **files: str) -> Path:
     folder = store.folder("make", key)
-    partial, _ = store.begin(folder, fresh=False)
+    partial = store.begin(folder, fresh=False)
     for name, text in (files or {"value": "1"}).items():
         (partial / f"{name}.txt").write_text(text)
     store.commit(partial, folder, key, ORIGIN, {})
@@ -77,7 +77,7 @@ def test_the_output_digest_leaves_out_events_and_logs(store, tmp_path):
     first = committed(store)
     digest = store.output_digest(first)
     other = StageStore(tmp_path / "other")
-    partial, _ = other.begin(other.folder("make", KEY), fresh=False)
+    partial = other.begin(other.folder("make", KEY), fresh=False)
     (partial / "value.txt").write_text("1")
     (partial / "events.jsonl").write_text("{}\n")
     (partial / "log").mkdir()
@@ -90,29 +90,42 @@ def test_an_identity_stands_for_the_bytes_of_a_file(store, tmp_path):
     digests = []
     for name in ("here", "there"):
         one = StageStore(tmp_path / name)
-        partial, _ = one.begin(one.folder("make", KEY), fresh=False)
+        partial = one.begin(one.folder("make", KEY), fresh=False)
         (partial / "list.json").write_text(f"/data/{name}")
         one.commit(partial, one.folder("make", KEY), KEY, ORIGIN, {"list.json": "the same videos"})
         digests.append(one.output_digest(one.folder("make", KEY)))
     assert digests[0] == digests[1]
 
 
-def test_an_attempt_goes_on_in_its_folder_under_its_training_run(store):
+def test_states_to_go_on_from_are_no_output_and_go_after_the_commit(store, tmp_path):
+    digest = store.output_digest(committed(store))
+    other = StageStore(tmp_path / "other")
+    folder = other.folder("make", KEY)
+    partial = other.begin(folder, fresh=False)
+    (partial / "value.txt").write_text("1")
+    for scratch in ("checkpoints/fit-1/step-000000001/state.pt", "ray/a/b"):
+        (partial / scratch).parent.mkdir(parents=True)
+        (partial / scratch).touch()
+    other.commit(partial, folder, KEY, ORIGIN, {})
+    assert sorted(path.name for path in folder.iterdir()) == ["key.json", "manifest.json", "value.txt"]
+    assert other.output_digest(folder) == digest
+    assert other.fault(folder, KEY) is None
+
+
+def test_an_attempt_goes_on_in_its_folder(store):
     folder = store.folder("make", KEY)
-    partial, run = store.begin(folder, fresh=False)
+    partial = store.begin(folder, fresh=False)
     (partial / "half").touch()
-    assert store.begin(folder, fresh=False) == (partial, run)
+    assert store.begin(folder, fresh=False) == partial
     assert (partial / "half").exists()
     assert store.unfinished(folder) == "begun"
 
 
-def test_a_fresh_attempt_starts_empty_under_a_new_training_run(store):
+def test_a_fresh_attempt_starts_empty(store):
     folder = store.folder("make", KEY)
-    partial, run = store.begin(folder, fresh=False)
+    partial = store.begin(folder, fresh=False)
     (partial / "half").touch()
-    again, other = store.begin(folder, fresh=True)
-    assert again == partial
-    assert other != run
+    assert store.begin(folder, fresh=True) == partial
     assert not (partial / "half").exists()
     assert store.unfinished(folder) == "forced"
 

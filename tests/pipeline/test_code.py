@@ -60,7 +60,7 @@ def test_imports_inside_functions_count():
 
 
 def test_the_engine_and_the_messages_do_not_count():
-    found = code.digests(("tats_core.pipeline.stages.report",))
+    found = code.digests(("tats_core.pipeline.stages.report", "tats_core.report.tables"))
     assert "tats_core.pipeline.stages.report" in found
     assert "tats_core.report.tables" in found
     assert (
@@ -71,3 +71,14 @@ def test_the_engine_and_the_messages_do_not_count():
 
 def test_a_stage_kind_outside_of_the_package_counts_itself():
     assert list(code.digests((__name__,))) == [__name__]
+
+
+def test_pictures_count_only_where_they_are_the_output():
+    drawn = {"tats_core.report.masks", "tats_core.report.figures", "tats_core.training.pictures"}
+    pretrain = code.digests(("tats_core.pipeline.stages.pretrain", "tats_core.training.jobs.pretrain"))
+    assert not drawn & pretrain.keys()
+    assert "tats_core.training.health" in pretrain
+    evaluate = code.digests(("tats_core.training.jobs.evaluate", "tats_core.report.classes"))
+    assert "tats_core.report.classes" in evaluate
+    assert not drawn & evaluate.keys()
+    assert "tats_core.report.figures" in code.digests(("tats_core.report.figures",))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import VideoMAEForPreTraining, VideoMAEForVideoClassification, VideoMAEImageProcessor
 
 from tats_core import imagenet
@@ -152,6 +153,16 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be written"):
         export(tmp_path / "tuned", "finetune", "hf", tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("form", ["safetensors", "hf", "mlflow"])
+def test_a_model_saved_in_another_format_is_not_exported(tmp_path: Path, form: Any) -> None:
+    _tuned(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    save_file(load_file(file), file)
+    with pytest.raises(WeightsError, match=r"model.safetensors: is a model of TATS saved without a format"):
+        export(tmp_path / "model", "finetune", form, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_pre_trained_model_cannot_be_served(tmp_path: Path) -> None:

@@ -35,11 +35,9 @@ class Store:
     def folder(self, value: int) -> Path:
         return self.store.folder("make", key(value))
 
-    def partial(self, value: int, *, trained: bool = False) -> Path:
-        partial, training = self.store.begin(self.folder(value), fresh=False)
+    def partial(self, value: int) -> Path:
+        partial = self.store.begin(self.folder(value), fresh=False)
         (partial / "half.txt").write_text("half")
-        if trained:
-            (self.home / "ray" / training / "fit-1").mkdir(parents=True)
         return partial
 
     def output(self, value: int, run: str = "gone") -> Path:
@@ -77,7 +75,7 @@ class Store:
 
     def left(self) -> set[str]:
         """Return the folders that are there, by their place below the project folder."""
-        places = [self.home / "stages", self.home / "ray", self.home / "runs"]
+        places = [self.home / "stages", self.home / "runs"]
         there = (path for place in places if place.exists() for path in place.iterdir())
         return {path.relative_to(self.home).as_posix() for path in there if path.name != ".locks"}
 
@@ -94,19 +92,19 @@ def going(made: Store, policy: Policy = Policy(), **more: Any) -> dict[str, str]
 
 def test_unless_told_otherwise_only_what_no_run_uses_goes(made):
     used, orphan = made.output(1), made.output(2)
-    begun, lost = made.partial(3, trained=True), made.partial(4, trained=True)
+    (used / "checkpoints" / "fit-1").mkdir(parents=True)  # killed right after its commit
+    begun, lost = made.partial(3), made.partial(4)
     made.run(1)
     made.run(1, 3, status="failed")
     assert going(made) == {
         orphan.name: "no run uses it",
         lost.name: "no run uses it",
-        json.loads((lost / "attempt.json").read_text())["training_run"]: "no stage resumes it",
+        "checkpoints": "half removed",
     }
     collect(made.home, Policy(), {})
     assert used.exists()
     assert begun.exists()
     assert not lost.exists()
-    assert len(list((made.home / "ray").iterdir())) == 1
 
 
 def test_of_older_runs_go_their_records_and_what_no_newer_one_uses(made):
@@ -257,7 +255,7 @@ def test_whatever_the_store_a_collection_takes_exactly_what_nothing_uses(made, s
     for value in outputs:
         made.output(value)
     for value in partials:
-        made.partial(value, trained=chance.random() < 0.5)
+        made.partial(value)
     runs = [
         (
             made.run(
@@ -291,3 +289,12 @@ def test_whatever_the_store_a_collection_takes_exactly_what_nothing_uses(made, s
         } | {f"stages/{made.folder(value).name}.partial" for value in partials & used}
         assert all(made.store.fault(made.folder(value)) is None for value in outputs & used)
         assert find(made.home, Policy(newest), {}).waste == ()
+
+
+def test_what_the_trials_of_a_sweep_made_stays_with_the_sweep(made):
+    trained, orphan = made.output(1), made.output(2)
+    sweep = made.run(pipeline="ratio")
+    trial = sweep.folder / "trials" / "t1"
+    trial.mkdir(parents=True)
+    (trial / "run.json").write_text(json.dumps({"stages": {"make": {"folder": str(trained)}}}))
+    assert going(made) == {orphan.name: "no run uses it"}

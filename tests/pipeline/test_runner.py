@@ -257,6 +257,54 @@ def test_the_second_interrupt_stops_at_once(load, home, monkeypatch):
     assert RunRecord.load(folder).status == "stopped"
 
 
+def test_a_file_that_asks_to_stop_does_what_the_first_interrupt_does(load, home, ui, monkeypatch):
+    def hook(ctx: StageContext) -> None:
+        (folder,) = (home / "runs").iterdir()
+        RunRecord.load(folder).ask_to_stop()
+        assert ctx.stop.wait(10)
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(hook))
+    record = runner.run(load("stages: {grow: {kind: grow, init: scratch}}"), home, ui=ui)
+    assert record.status == record.state == "stopped"
+    assert statuses(record) == {"grow": "stopped"}
+    assert ui.of("note") == [("", "stopping at the next checkpoints; Ctrl-C again stops at once")]
+
+
+def test_a_file_that_asks_to_stop_at_once_does_what_the_second_interrupt_does(load, home, monkeypatch):
+    def hook(ctx: StageContext) -> None:
+        (folder,) = (home / "runs").iterdir()
+        RunRecord.load(folder).ask_to_stop(now=True)
+        time.sleep(5)
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(hook))
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(load("stages: {grow: {kind: grow, init: scratch}}"), home)
+    (folder,) = (home / "runs").iterdir()
+    record = RunRecord.load(folder)
+    assert (record.status, record.error) == ("stopped", "KeyboardInterrupt")
+    assert statuses(record) == {"grow": "stopped"}
+    assert record.finished is not None
+
+
+def test_a_run_is_alive_while_it_runs_and_keeps_the_configurations(load, home, monkeypatch):
+    seen: list[str] = []
+
+    def hook(ctx: StageContext) -> None:
+        (folder,) = (home / "runs").iterdir()
+        seen.append(RunRecord.load(folder).state)
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(hook))
+    record = runner.run(load("stages: {grow: {kind: grow, init: scratch, add: 2}}"), home, only=["grow"])
+    assert seen == ["running"]
+    assert not record.is_alive()
+    assert record.only == ["grow"]
+    kept = record.configs()["grow"]
+    assert kept["set"] == {"init": "scratch", "add": 2}
+    assert kept["all"] == {
+        "benchmark": "none", "init": "scratch", "add": 2, "cpus": 1, "fail": "", "missing": ""
+    }  # fmt: skip
+
+
 def test_a_run_waits_for_another_that_makes_the_same_output_and_takes_it(load, home, ui, monkeypatch):
     started = threading.Event()
 

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from tats_core.data.manifest import Manifest
-from tats_core.errors import SpecError, StageError
+from tats_core.errors import SpecError, StageError, Stopped
 from tats_core.pipeline.cache import without
 from tats_core.pipeline.records import write_json
-from tats_core.pipeline.stages import KINDS, base, command, data, probe, report
-from tats_core.pipeline.stages.base import Input, Preflight, StageContext, Stopped
+from tats_core.pipeline.stages import KINDS, base, command, data, probe, report, training
+from tats_core.pipeline.stages.base import Input, Preflight, StageContext
 from tats_core.specs import validate
+from tats_core.training.checkpoint import CheckpointConfig
 from tats_core.training.events import EventLog, read_events
 
 Context = Callable[..., StageContext]
@@ -113,6 +114,8 @@ def test_a_report_joins_the_results_of_each_benchmark_and_start(context, tmp_pat
     with (ctx.out / "results.csv").open(newline="") as file:
         assert [row["top1"] for row in csv.DictReader(file)] == ["40.0", "20.0"]
     assert "40.0" in (ctx.out / "results.md").read_text()
+    assert r"\textbf{40.0} & 10.0--50.0" in (ctx.out / "results.tex").read_text()
+    assert '<td class="n"><b>40.0</b></td>' in (ctx.out / "results.html").read_text()
     assert (ctx.out / "results.png").read_bytes().startswith(b"\x89PNG")
     (event,) = [event for _, event in read_events(ctx.out / "events.jsonl")]
     assert (event["kind"], event["path"]) == ("file", "results.png")
@@ -222,7 +225,41 @@ def test_how_an_attentive_probe_is_trained_is_part_of_the_probes_key_and_the_enc
     assert kept() != base_key
     for changed in ({"epochs": 1}, {"batch": 8}, {"clips": 2}, {"lr": 0.1}, {"weight_decay": 0}):
         assert kept(attentive=changed) != base_key
-    assert kept(attentive={}, batch_size=1) == base_key
+    assert kept(attentive={}, batch_size=1, gpu=True) == base_key
+    assert kept(attentive={}, precision="bf16") != base_key
+
+
+def test_a_probe_takes_a_worker_with_a_gpu_where_it_is_given_one_and_none_otherwise(
+    context, tmp_path, monkeypatch
+):
+    fitted, here = [], []
+    monkeypatch.setattr(probe, "run_here", lambda entry, job, ctx: here.append(job))
+    ctx = context(
+        Input("data", "data", {}, tmp_path / "data"),
+        fit=lambda entry, job, **place: fitted.append((entry, job, place)),
+    )
+    for gpu in (False, True):
+        config = probe.ProbeStage(benchmark="ssv2", init="scratch", precision="bf16", gpu=gpu, max_failures=1)
+        assert (probe.KIND.cpus(config), probe.KIND.gpus(config)) == (1, int(gpu))
+        probe.KIND.run(config, ctx)
+    ((entry, job, place),) = fitted
+    assert here == [job]
+    assert job["precision"] == "bf16"
+    assert entry == "tats_core.training.jobs.probe:run"
+    assert place == {"workers": 1, "gpu": True, "max_failures": 1}
+
+
+def test_a_job_in_this_process_stops_after_a_state_if_asked_and_goes_on_from_it(context):
+    def save(job, world, events, store):
+        assert store.begin(CheckpointConfig()) == job["found"]
+        store.save({"epoch": 1}, step=1, metrics={})
+
+    ctx = context()
+    ctx.stop.set()
+    with pytest.raises(Stopped):
+        training.run_here(save, {"found": None}, ctx)
+    ctx.stop.clear()
+    training.run_here(save, {"found": {"epoch": 1}}, ctx)
 
 
 def test_every_registered_kind_can_be_imported_and_calls_itself_so():

@@ -13,6 +13,7 @@ from mlflow.entities import Run
 from tats_core.pipeline import runner, tracking
 from tats_core.pipeline.records import RunRecord, write_json
 from tats_core.pipeline.stages.base import StageContext
+from tats_core.pipeline.tracking import sender
 
 from .conftest import Grow
 
@@ -163,10 +164,10 @@ def test_a_file_is_found_though_the_commit_moves_it_between_the_look_and_the_rea
             work.rename(place)
         return path.read_text()
 
-    assert tracking._use((work, place), "table.csv", read) == "a,b"
+    assert sender._use((work, place), "table.csv", read) == "a,b"
     assert seen == [work, place]
     with pytest.raises(FileNotFoundError, match="nothing is in none of"):
-        tracking._use((work, place), "nothing", read)
+        sender._use((work, place), "nothing", read)
 
 
 def test_the_table_of_the_pipeline_is_on_the_parent(load, home, client, monkeypatch):
@@ -186,16 +187,6 @@ def test_the_table_of_the_pipeline_is_on_the_parent(load, home, client, monkeypa
     }
     table = json.loads(Path(client.download_artifacts(parent.info.run_id, "results_table.json")).read_text())
     assert dict(zip(table["columns"], table["data"][0], strict=True)) == row
-
-
-def test_a_server_that_is_down_ends_tracking_and_not_the_run(load, home, ui, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    record = runner.run(load(TOY), home, ui=ui)
-    assert record.status == "finished"
-    assert record.tracking_error is not None
-    ((_, text),) = ui.of("note")
-    assert text.startswith("tracking ended early: ")
 
 
 def test_nested_settings_become_dotted_parameters():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tats_core.errors import SpecError
+from tats_core.pipeline.stages import finetune, pretrain
+from tats_core.pipeline.stages.base import Preflight
 from tats_core.pipeline.stages.finetune import FinetuneStage
 from tats_core.pipeline.stages.pretrain import PretrainStage
 from tats_core.pipeline.stages.training import Trained
@@ -44,3 +47,18 @@ def test_a_batch_that_is_dealt_out_evenly_is_taken() -> None:
     config = {"benchmark": "ssv2", "batch_size": 32, "workers": 4, "accumulate": 2, "precision": "bf16"}
     for stage in (PretrainStage, FinetuneStage):
         assert validate(stage, config, "demo.yaml").recipe.per_worker(4) == 8
+
+
+def test_compiling_without_a_compiler_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    place = Preflight("it", {}, Path("home"))
+    for stage, kind in ((PretrainStage, pretrain.KIND), (FinetuneStage, finetune.KIND)):
+        asked, gpu, plain = (
+            validate(stage, {"benchmark": "ssv2", **more}, "demo.yaml")
+            for more in ({"compile": True}, {"compile": True, "gpu": True}, {})
+        )
+        sentence = "it.compile: torch.compile needs a C++ compiler, and there is none; leave it out"
+        assert kind.preflight(asked, place) == [sentence]
+        assert kind.preflight(gpu, place) == kind.preflight(plain, place) == []

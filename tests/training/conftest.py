@@ -18,16 +18,26 @@ TINY: dict[str, Any] = {
 class Clips:
     """A loader of clips drawn from the epoch's number, as `TrainLoader` is a function of it."""
 
-    def __init__(self, steps: int = 3, batch: int = 4, classes: int = 3, fail_at: int | None = None) -> None:
+    def __init__(
+        self,
+        steps: int = 3,
+        batch: int = 4,
+        classes: int = 3,
+        fail_at: int | None = None,
+        fail_at_step: int | None = None,
+    ) -> None:
         self.steps, self.batch, self.classes, self.fail_at = steps, batch, classes, fail_at
+        self.fail_at_step = fail_at_step
         self.epochs_read: list[int] = []
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         self.epochs_read.append(epoch)
         if epoch == self.fail_at:
             raise KeyboardInterrupt
-        generator = torch.Generator().manual_seed(epoch)
-        for _ in range(self.steps):
+        for step in range(first_step, self.steps):
+            if epoch * self.steps + step == self.fail_at_step:
+                raise KeyboardInterrupt
+            generator = torch.Generator().manual_seed(1000 * epoch + step)
             video_BCTHW = torch.randn(self.batch, 3, 4, 16, 16, generator=generator)
             label_B = torch.randint(self.classes, (self.batch,), generator=generator)
             yield video_BCTHW, label_B, torch.arange(self.batch)

@@ -31,7 +31,7 @@ def _recipe(tiny: dict[str, Any], **changes: Any) -> FinetuneConfig:
             "epochs": 4,
             "batch_size": 4,
             "log_every": 1,
-            "checkpoint_every": 1,
+            "checkpoint": {"epochs": 1},
         }
         | changes
     )
@@ -72,6 +72,19 @@ def test_a_resumed_run_ends_in_the_same_bits(
         for place, state in moments.items()
         for name, value in state.items()
     )
+
+
+@pytest.mark.parametrize("killed_at", [2, 4, 8])
+def test_a_run_killed_within_an_epoch_goes_on_at_its_newest_step_and_ends_in_the_same_bits(
+    killed_at: int, tiny: dict[str, Any], clips: Any, tmp_path: Path
+) -> None:
+    recipe = _recipe(tiny, epochs=3, drop_path=0.5, ema={}, checkpoint={"epochs": None, "steps": 2})
+    straight, figures = _run(recipe, clips(), tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        _run(recipe, clips(fail_at_step=killed_at), tmp_path / "killed")
+    resumed, resumed_figures = _run(recipe, clips(), tmp_path / "killed")
+    assert figures == resumed_figures, "sums over the epoch go on too"
+    assert_equal(straight.finished, resumed.finished)
 
 
 def test_a_finished_run_that_is_started_again_returns_its_figures(
@@ -280,3 +293,24 @@ def test_the_log_tells_every_step_and_the_end(tiny: dict[str, Any], clips: Any, 
     last = [e for e in events if e["kind"] == "progress"][-1]
     assert (last["step"], last["steps"], last["epoch"], last["epochs"]) == (6, 6, 2, 2)
     assert last["shown"] == pytest.approx(figures)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_step_is_the_plain_one_up_to_rounding_and_their_states_are_exchanged(
+    tiny: dict[str, Any], clips: Any
+) -> None:
+    (video_BCTHW, label_B, _), *_ = clips(batch=4).epoch(0)
+    trainers = []
+    for compiled in (False, True):
+        trainer = FinetuneTrainer(_recipe(tiny, **PLAIN, ema={}, compile=compiled), 3, World())
+        trainer.start()
+        trainer.step(video_BCTHW, label_B, 0, lr=1e-3)
+        trainers.append(trainer)
+    plain, compiled = (trainer.state_dict() for trainer in trainers)
+    assert plain["model"].keys() == compiled["model"].keys()
+    for name, tensor in plain["model"].items():
+        # Adam makes a step of full size out of a gradient that is nothing but rounding.
+        torch.testing.assert_close(compiled["model"][name], tensor, rtol=0, atol=2.1e-3)
+    trainers[0].load_state_dict(compiled)
+    trainers[1].load_state_dict(plain)

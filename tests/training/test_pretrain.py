@@ -36,7 +36,7 @@ def _recipe(tiny: dict[str, Any], sampler: dict[str, Any], **changes: Any) -> Pr
             "epochs": 4,
             "batch_size": 4,
             "log_every": 1,
-            "checkpoint_every": 1,
+            "checkpoint": {"epochs": 1},
             "health_every": 2,
         }
         | changes
@@ -87,6 +87,36 @@ def test_a_resumed_run_ends_in_the_same_bits(
     assert loader.epochs_read == [2, 3]
     assert figures == resumed_figures
     _assert_same(straight.state_dict(), resumed.state_dict())
+
+
+@pytest.mark.parametrize("killed_at", [1, 4, 5, 8])
+def test_a_run_killed_within_an_epoch_goes_on_at_its_newest_step_and_ends_in_the_same_bits(
+    killed_at: int, tiny: dict[str, Any], clips: Any, tmp_path: Path
+) -> None:
+    recipe = _recipe(
+        tiny, SAMPLERS["tats, long rollout"], epochs=3, checkpoint={"epochs": None, "steps": 2, "keep": 1}
+    )
+    straight, figures = _run(recipe, clips(), tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        _run(recipe, clips(fail_at_step=killed_at), tmp_path / "killed")
+    events = EventLog(tmp_path / "events.jsonl")
+    resumed, resumed_figures = _run(recipe, clips(), tmp_path / "killed", events)
+    assert figures == resumed_figures
+    _assert_same(straight.state_dict(), resumed.state_dict())
+    notes = [event["text"] for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "note"]
+    assert notes == ([f"resumed after step {killed_at // 2 * 2} of 9"] if killed_at > 1 else [])
+
+
+def test_no_state_is_kept_in_a_storm_of_nans(tiny: dict[str, Any], clips: Any, tmp_path: Path) -> None:
+    class Stormy(clips):  # type: ignore[misc]
+        def epoch(self, epoch: int, first_step: int = 0) -> Any:
+            for step, (video_BCTHW, *more) in enumerate(super().epoch(epoch, first_step)):
+                yield video_BCTHW * (math.nan if (epoch, step) >= (1, 1) else 1), *more
+
+    recipe = _recipe(tiny, SAMPLERS["tats"], epochs=20, checkpoint={"epochs": 1, "steps": 1, "keep": 9})
+    with pytest.raises(TrainingError):
+        _run(recipe, Stormy(), tmp_path)
+    assert max(tmp_path.iterdir()).name == "step-000000004"
 
 
 def test_a_finished_run_that_is_started_again_returns_its_figures(

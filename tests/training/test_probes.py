@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from tats_core.training import metrics, probes
+from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore, FolderStore
+from tats_core.training.events import EventLog, read_events
 from tats_core.training.probes import AttentiveConfig, AttentiveProbe
 
 
@@ -81,13 +85,32 @@ def _marked(clips: int, seed: int) -> tuple[Tensor, Tensor]:
     return tokens_BND, label_B
 
 
-def _fit(seed: int = 0, report: Callable[[int, float], None] = lambda epoch, loss: None) -> AttentiveProbe:
+class NoStore(FolderStore):
+    """Keeps nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def begin(self, config: CheckpointConfig) -> None:
+        return None
+
+    def due(self, step: int, *, epochs: int | None = None) -> bool:
+        return False
+
+
+def _fit(
+    seed: int = 0,
+    *,
+    epochs: int = 20,
+    events: EventLog | None = None,
+    store: CheckpointStore | None = None,
+) -> AttentiveProbe:
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         for step in range(4):
             yield _marked(64, 1000 + 4 * epoch + step)
 
     return probes.fit_attentive(
-        AttentiveConfig(epochs=20, lr=1e-2),
+        AttentiveConfig(epochs=epochs, lr=1e-2),
         width=WIDTH,
         heads=HEADS,
         classes=2,
@@ -95,11 +118,12 @@ def _fit(seed: int = 0, report: Callable[[int, float], None] = lambda epoch, los
         steps=4,
         seed=seed,
         device=torch.device("cpu"),
-        report=report,
+        events=events or EventLog(None),
+        store=store or NoStore(),
     )
 
 
-def test_an_attentive_probe_finds_what_mean_pooling_cannot() -> None:
+def test_an_attentive_probe_finds_what_mean_pooling_cannot(tmp_path: Path) -> None:
     (train_BND, train_label_B), (test_BND, test_label_B) = _marked(400, 0), _marked(400, 1)
     mean_BD = train_BND.mean(1)
     assert torch.equal(mean_BD, mean_BD[:1].expand_as(mean_BD))
@@ -107,8 +131,9 @@ def test_an_attentive_probe_finds_what_mean_pooling_cannot() -> None:
     # Chance is 50%, with a deviation of 2.5 on 400 clips.
     assert metrics.top_k_percent(pooled_BC, test_label_B, 1) < 60
 
-    losses: list[float] = []
-    probe = _fit(report=lambda epoch, loss: losses.append(loss))
+    probe = _fit(events=EventLog(tmp_path / "events.jsonl"))
+    told = [event for _, event in read_events(tmp_path / "events.jsonl")]
+    losses = [event["values"]["attentive_loss"] for event in told if event["kind"] == "metrics"]
     scores_BC, label_B = probes.score_attentive(probe, [(test_BND, test_label_B)])
     assert torch.equal(label_B, test_label_B)
     assert metrics.top_k_percent(scores_BC, label_B, 1) > 99
@@ -123,6 +148,24 @@ def test_the_same_seed_gives_the_same_attentive_probe_bit_for_bit() -> None:
     same, other = _fit(), _fit(seed=1)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
     assert not torch.equal(one.head.weight, other.head.weight)
+
+
+def test_a_killed_attentive_probe_goes_on_and_ends_bit_for_bit_as_if_it_had_not_been(tmp_path: Path) -> None:
+    class Killed(FolderStore):
+        def save(self, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float]) -> None:
+            super().save(state, step=step, metrics=metrics)
+            if state["epoch"] == 2:
+                raise KeyboardInterrupt
+
+    whole = _fit(epochs=5)
+    with pytest.raises(KeyboardInterrupt):
+        _fit(epochs=5, store=Killed(tmp_path))
+    resumed = _fit(epochs=5, events=EventLog(tmp_path / "events.jsonl"), store=FolderStore(tmp_path))
+    told = [event for _, event in read_events(tmp_path / "events.jsonl")]
+    assert [event["text"] for event in told if event["kind"] == "note"] == ["resumed after epoch 2 of 5"]
+    assert [event["epoch"] for event in told if event["kind"] == "progress"] == [3, 4, 5]
+    other = resumed.state_dict()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in whole.state_dict().items())
 
 
 def test_the_attention_is_the_softmax_of_query_and_keys_over_the_tokens() -> None:

@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tats_core.errors import VideoError, WeightsError
 from tats_core.models.mae import MAEConfig, VideoMAE
@@ -124,6 +125,14 @@ def test_an_autoencoder_without_its_sampler_is_refused(folder: Path) -> None:
 def test_a_sampler_that_is_not_described_is_refused_by_its_file(folder: Path) -> None:
     (folder / "sampler.json").write_text('{"sampler": {"kind": "tatz"}}')
     with pytest.raises(WeightsError, match=r"sampler\.json: does not describe a sampler"):
+        Visualiser.load(folder)
+
+
+@pytest.mark.parametrize("name", ["model", "sampler"])
+def test_a_model_saved_in_another_format_is_refused_by_its_file(folder: Path, name: str) -> None:
+    file = folder / f"{name}.safetensors"
+    save_file(load_file(file), file)
+    with pytest.raises(WeightsError, match=rf"{name}.safetensors: is a model of TATS saved without a format"):
         Visualiser.load(folder)
 
 

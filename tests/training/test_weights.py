@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tats_core.errors import WeightsError
 from tats_core.models import checkpoints_io
@@ -154,6 +156,42 @@ def test_a_folder_without_a_model_is_said_to_be_one(tmp_path: Path) -> None:
         weights.load_encoder(model.encoder, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("metadata", "saved"),
+    [(None, "without a format, as before they were counted"), ({"tats": "1"}, "in format 1")],
+)
+def test_a_model_saved_in_another_format_is_refused_in_a_sentence(
+    tmp_path: Path, metadata: dict[str, str] | None, saved: str
+) -> None:
+    classifier = VideoClassifier(_vit(), CLIP, 2)
+    for name, model, more in (
+        ("mae", VideoMAE(_vit(), MAE, CLIP), {"mae": MAE}),
+        ("classifier", classifier, {"classes": ["a", "b"], "head_norm": "layer"}),
+    ):
+        (tmp_path / name).mkdir()
+        weights.save(tmp_path / name, model, {"model": _vit(), "clip": CLIP, **more})
+        file = tmp_path / name / "model.safetensors"
+        save_file(load_file(file), file, metadata)
+    sentence = (
+        f"model.safetensors: is a model of TATS saved {saved}, and this version reads format 2 only: the "
+        "same numbers would mean something else; train it again (run its pipeline), or use the version "
+        "that saved it"
+    )
+    for load in (weights.load_mae, lambda folder: weights.start_mae(VideoMAE(_vit(), MAE, CLIP), folder)):
+        with pytest.raises(WeightsError, match=rf"mae/{re.escape(sentence)}$"):
+            load(tmp_path / "mae")
+    for load in (weights.load_classifier, lambda folder: weights.load_encoder(classifier.encoder, folder)):
+        with pytest.raises(WeightsError, match=rf"classifier/{re.escape(sentence)}$"):
+            load(tmp_path / "classifier")
+
+
+def test_our_tensors_in_a_file_that_tells_no_format_are_refused(tmp_path: Path) -> None:
+    mae = VideoMAE(_vit(), MAE, CLIP)
+    torch.save(mae.state_dict(), tmp_path / "ours.pth")
+    with pytest.raises(WeightsError, match=r"ours.pth: is a model of TATS saved without a format"):
+        weights.start_mae(mae, tmp_path / "ours.pth")
+
+
 def test_half_a_file_of_weights_is_refused(tmp_path: Path) -> None:
     _saved(tmp_path)
     path = tmp_path / "model.safetensors"
@@ -175,7 +213,7 @@ def test_a_kill_while_saving_leaves_the_weights_before(
 ) -> None:
     mae = _saved(tmp_path)
 
-    def half(tensors: object, path: Path) -> None:
+    def half(tensors: object, path: Path, metadata: object) -> None:
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 

@@ -135,3 +135,16 @@ def test_two_workers_hold_the_same_bits_after_twenty_steps(both: list[dict[str, 
     one, other = (found["joint"] for found in both)
     for part in ("mae", "sampler"):
         assert [n for n, tensor in one[part].items() if not torch.equal(tensor, other[part][n])] == []
+
+
+@pytest.mark.slow
+def test_two_workers_keep_states_together_and_stop_together(both: list[dict[str, Any]]) -> None:
+    for rank, found in enumerate(both):
+        states = found["states"]
+        assert states["fresh"] is None
+        assert states["due"] == [False, True]
+        assert states["wanted"], "one of them heard that a person wants to stop"
+        assert states["stopped"]
+        assert states["state"] == {"shared": 0, "rank": {"own": 10 + rank}}
+        assert states["items"] == ([0, 1, 2, 3, 4] if rank == 0 else [])
+        assert states["left"]

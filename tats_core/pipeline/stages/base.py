@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from tats_core.errors import StageError
+from tats_core.errors import StageError, Stopped
 from tats_core.specs import StrictModel
 from tats_core.training.events import EventLog
 
 C = TypeVar("C", bound=StrictModel)
 
-
-class Stopped(Exception):  # noqa: N818 (nothing went wrong)
-    """The person asked to stop, and the stage did so; what it has done is kept for the next run."""
+CHECKPOINTS = "checkpoints"
+RAY = "ray"
+SCRATCH = (CHECKPOINTS, RAY)
+"""Folders in a stage's work folder that an attempt needs and that are no output: states to go on from, and
+Ray's own records of a training, which nobody reads again."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ class StageKind(ABC, Generic[C]):
         waited_for: whatever directly needs it, reads it, of whatever kind.
         follows: axes that fill the field of the same name here when a stage that this one needs has them.
         key_excludes: fields (at any depth) that cannot change the output: resources, caches.
+        reports: the numbers of its `result.json`, which a sweep may compare; None where only a run can tell.
+        curves: the numbers that its events hold after an epoch, by which a sweep may stop a trial early.
         code: modules whose code, with all they import from tats_core, can change the output. The kind's
             own module is always among them.
     """
@@ -119,6 +123,8 @@ class StageKind(ABC, Generic[C]):
     waited_for: ClassVar[bool] = False
     follows: ClassVar[frozenset[str]] = frozenset({"benchmark", "init"})
     key_excludes: ClassVar[frozenset[str]] = frozenset()
+    reports: ClassVar[frozenset[str] | None] = frozenset()
+    curves: ClassVar[frozenset[str]] = frozenset()
     code: ClassVar[tuple[str, ...]] = ()
 
     def reads(self, config: C) -> tuple[str, ...]:

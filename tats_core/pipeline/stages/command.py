@@ -10,8 +10,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from tats_core.errors import StageError
-from tats_core.pipeline.stages.base import StageContext, StageKind, Stopped
+from tats_core.errors import StageError, Stopped
+from tats_core.pipeline.stages.base import StageContext, StageKind
 from tats_core.specs import StrictModel
 
 _POLL_SECONDS = 0.5
@@ -42,6 +42,7 @@ class Command(StageKind[CommandConfig]):
     waits_for_needs = True
     waited_for = True
     key_excludes = frozenset({"cpus", "gpus"})
+    reports = None  # whatever the program writes into a result.json
 
     def cpus(self, config: CommandConfig) -> int:
         """As the configuration says."""
@@ -84,7 +85,11 @@ class Command(StageKind[CommandConfig]):
 def _wait(process: subprocess.Popen[bytes], ctx: StageContext) -> int:
     while True:
         try:
-            return process.wait(_POLL_SECONDS)
+            code = process.wait(_POLL_SECONDS)
+            # Who stops a job of Ray stops all its processes at once, this one perhaps first.
+            if code == -signal.SIGTERM and ctx.stop.wait(_POLL_SECONDS):
+                raise Stopped
+            return code
         except subprocess.TimeoutExpired:
             if ctx.stop.is_set():
                 break

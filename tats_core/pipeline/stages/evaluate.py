@@ -35,7 +35,23 @@ class Evaluate(StageKind[EvaluateStage]):
     version = 2
     Config = EvaluateStage
     key_excludes = KEY_EXCLUDES | {"batch_size", "test_workers"}
-    code = ("tats_core.training.jobs.evaluate",)
+    # Its tables of classes are output; how its pictures are drawn is not.
+    code = ("tats_core.training.jobs.evaluate", "tats_core.report.classes")
+    reports = frozenset(
+        {
+            "chance",
+            "classes",
+            "clips",
+            "ece",
+            "high",
+            "low",
+            "mean_class_accuracy",
+            "parameters",
+            "test_seconds",
+            "top1",
+            "top5",
+        }
+    )
 
     def reads(self, config: EvaluateStage) -> tuple[str, ...]:
         """It reads the manifests and the model."""

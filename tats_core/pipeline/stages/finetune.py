@@ -43,6 +43,19 @@ class Finetune(TrainedKind[FinetuneStage]):
     Config = FinetuneStage
     key_excludes = KEY_EXCLUDES | {"encoder"}  # it comes back in `external`, by its content
     code = ("tats_core.training.jobs.finetune",)
+    curves = frozenset({"loss", "train_top1", "clips_per_second"})
+    reports = frozenset(
+        {
+            "labels",
+            "loss",
+            "parameters",
+            "peak_memory_mb",
+            "seconds",
+            "skipped_steps",
+            "train_top1",
+            "unreadable_videos",
+        }
+    )
 
     def reads(self, config: FinetuneStage) -> tuple[str, ...]:
         """From scratch, or from outside, it does not wait for a pre-training."""
@@ -50,7 +63,8 @@ class Finetune(TrainedKind[FinetuneStage]):
 
     def preflight(self, config: FinetuneStage, ctx: Preflight) -> list[str]:
         """A checkpoint from outside must be there and fit."""
-        return outside.faults("encoder", config.outside, config.model, config.clip)
+        found = outside.faults("encoder", config.outside, config.model, config.clip)
+        return found + super().preflight(config, ctx)
 
     def external(self, config: FinetuneStage) -> Mapping[str, str]:
         """Return the digest of a checkpoint from outside."""

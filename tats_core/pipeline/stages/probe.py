@@ -15,6 +15,7 @@ from tats_core.pipeline.stages.training import KEY_EXCLUDES, Placed, run_here
 from tats_core.training.jobs import probe
 from tats_core.training.jobs.probe import ProbeJob
 from tats_core.training.probes import AttentiveConfig
+from tats_core.training.world import Precision
 
 
 class ProbeStage(Placed):
@@ -28,6 +29,7 @@ class ProbeStage(Placed):
     )
     labels_per_class: int | None = Field(None, ge=1, description="labelled videos of each class; null: all")
     batch_size: int = Field(32, ge=1, description="clips encoded together")
+    precision: Precision = Field("fp32", description="of the encoder; bf16: its matrix products in bfloat16")
     attentive: AttentiveConfig | None = Field(
         None, description="train a probe that attends to all tokens too ({}: with its defaults); null: do not"
     )
@@ -48,6 +50,9 @@ class Probe(StageKind[ProbeStage]):
     Config = ProbeStage
     key_excludes = KEY_EXCLUDES | {"batch_size", "encoder"}  # an encoder comes back in `external`
     code = ("tats_core.training.jobs.probe",)
+    reports = frozenset(
+        {"attentive_top1", "clips", "effective_rank", "knn_top1", "labels", "linear_top1", "seconds"}
+    )
 
     def reads(self, config: ProbeStage) -> tuple[str, ...]:
         """A fresh encoder, or one from outside, does not wait for a pre-training."""
@@ -61,8 +66,12 @@ class Probe(StageKind[ProbeStage]):
         """Return the digest of a checkpoint from outside."""
         return outside.digest("encoder", config.outside)
 
+    def gpus(self, config: ProbeStage) -> int:
+        """One, if at all."""
+        return int(config.gpu)
+
     def run(self, config: ProbeStage, ctx: StageContext) -> None:
-        """Encode once, solve in closed form."""
+        """Probe on a worker with a GPU, or here."""
         data = ctx.input("data").path
         encoder = str(outside.place(config.outside)) if config.outside else None
         if config.init == "pretrained" and encoder is None:
@@ -76,13 +85,19 @@ class Probe(StageKind[ProbeStage]):
             labels_per_class=config.labels_per_class,
             encoder=encoder,
             batch_size=config.batch_size,
+            precision=config.precision,
             attentive=config.attentive,
             seed=config.seed,
             benchmark=config.benchmark,
             init=config.init,
             out=str(ctx.out),
+        ).model_dump(mode="json", exclude_unset=True)
+        if not config.gpu:
+            run_here(probe.run, job, ctx)
+            return
+        ctx.fit(
+            "tats_core.training.jobs.probe:run", job, workers=1, gpu=True, max_failures=config.max_failures
         )
-        run_here(probe.run, job.model_dump(mode="json", exclude_unset=True), ctx)
 
 
 KIND = Probe()

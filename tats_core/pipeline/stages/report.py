@@ -1,4 +1,4 @@
-"""Gathers the results of a pipeline into one table: JSON, Markdown, CSV, and a chart."""
+"""Gathers the results of a pipeline into one table: JSON, Markdown, CSV, LaTeX, HTML, and a chart."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 
 from tats_core.pipeline.records import write_json
 from tats_core.pipeline.stages.base import Input, StageContext, StageKind, read_result
-from tats_core.report import figures, tables
+from tats_core.report import figures, paper, tables
 from tats_core.specs import StrictModel
 
 Row = dict[str, Any]
@@ -28,7 +28,7 @@ class ReportConfig(StrictModel):
 
 
 class Report(StageKind[ReportConfig]):
-    """Output: `results.json` (`pipeline`, `rows`, `policy`), `results.md`, `results.csv`, `results.png`.
+    """Output: `results.json` (`pipeline`, `rows`, `policy`), and the same as Markdown, CSV, LaTeX, HTML, PNG.
 
     A row is one benchmark and one start (pre-trained or from scratch), and one value of each further axis
     of the pipeline's matrices. `policy` is what the pre-training left behind; where there were several, it
@@ -36,9 +36,10 @@ class Report(StageKind[ReportConfig]):
     """
 
     name = "report"
+    version = 2
     Config = ReportConfig
     gathers = True
-    code = ("tats_core.report.tables", "tats_core.report.figures")
+    code = ("tats_core.report.tables", "tats_core.report.paper", "tats_core.report.figures")
 
     def reads(self, config: ReportConfig) -> tuple[str, ...]:
         """Return the kinds that leave a result."""
@@ -55,8 +56,13 @@ class Report(StageKind[ReportConfig]):
         if len(policies) > 1:
             results["policies"] = policies
         write_json(ctx.out / "results.json", results)
-        (ctx.out / "results.md").write_text(tables.markdown(results), encoding="utf-8")
-        (ctx.out / "results.csv").write_text(tables.comma_separated(results), encoding="utf-8")
+        for suffix, written in (
+            ("md", tables.markdown),
+            ("csv", tables.comma_separated),
+            ("tex", paper.as_latex),
+            ("html", paper.as_html),
+        ):
+            (ctx.out / f"results.{suffix}").write_text(written(results), encoding="utf-8")
         charted = [row for row in results["rows"] if row.get("top1") is not None]
         if config.chart and charted:
             chart = figures.results_chart(charted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from abc import ABC, abstractmethod
 from typing import Any, Final, Self, TypeVar
 
@@ -10,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from tats_core.data import benchmarks
 from tats_core.data.loaders import ClipOptions
 from tats_core.errors import DataError, SpecError
-from tats_core.pipeline.stages.base import StageContext, StageKind
+from tats_core.pipeline.stages.base import CHECKPOINTS, Preflight, StageContext, StageKind
 from tats_core.specs import StrictModel
 from tats_core.training.checkpoint import FolderStore
 from tats_core.training.world import StepConfig, World
@@ -19,7 +20,7 @@ KEY_EXCLUDES: Final = frozenset(
     {
         "cache",
         "cache_mb",
-        "checkpoint_every",
+        "checkpoint",
         "decode_workers",
         "gpu",
         "gradient_checkpointing",
@@ -84,6 +85,14 @@ class TrainedKind(StageKind[Config]):
         """One a worker, if at all."""
         return config.workers if config.gpu else 0
 
+    def preflight(self, config: Config, ctx: Preflight) -> list[str]:
+        """On CPUs, torch.compile needs a compiler."""
+        if config.recipe.compile and not config.gpu and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+            return [
+                f"{ctx.name}.compile: torch.compile needs a C++ compiler, and there is none; leave it out"
+            ]
+        return []
+
     def fit(self, entry: str, job: StrictModel, config: Config, ctx: StageContext) -> None:
         """Run `entry` ("module:function") with `job` on Ray Train's workers."""
         ctx.fit(
@@ -96,5 +105,10 @@ class TrainedKind(StageKind[Config]):
 
 
 def run_here(entry: Any, job: dict[str, Any], ctx: StageContext) -> None:
-    """Run a job in this process, on the CPU: for what is short beside the start of workers."""
-    entry(job, World(), ctx.events, FolderStore(ctx.out / "checkpoints"))
+    """Run a job in this process, on the CPU: for what is short beside the start of workers.
+
+    Raises:
+        Stopped: the person asked to stop; the newest state is kept, if the job keeps any.
+    """
+    store = FolderStore(ctx.out / CHECKPOINTS / "here", stop=ctx.stop.is_set, say=ctx.events.note)
+    entry(job, World(), ctx.events, store)

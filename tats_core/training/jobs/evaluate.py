@@ -66,7 +66,9 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
         rank=world.rank,
         world_size=world.size,
     )
-    scores_BC, label_B, index_B = score_views(model.to(world.device), views, world, task.precision)
+    scores_BC, label_B, index_B = score_views(
+        model.to(world.device), store.until_stopped(views), world, task.precision
+    )
     scores_BC, label_B, index_B = gather_uneven(world, scores_BC, label_B, index_B)
     if not world.is_first:
         return

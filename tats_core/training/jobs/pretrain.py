@@ -22,6 +22,7 @@ from tats_core.training.jobs.common import (
     clip_options,
     dump_on_failure,
     say_unreadable,
+    start_mae,
     write_result,
 )
 from tats_core.training.optim import parameter_count
@@ -37,6 +38,7 @@ class PretrainJob(StrictModel):
     data: ClipOptions
     train: str = Field(description="manifest of the training videos")
     held_out: str = Field(description="manifest of videos for health figures and pictures")
+    start: str | None = Field(None, description="model to start from; null: fresh weights")
     health_clips: int = Field(256, ge=1, description="clips of each of the two for the health check")
     out: str
 
@@ -58,6 +60,7 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
         purpose="pretrain",
     )
     trainer = JointTrainer(recipe, world)
+    started = start_mae(trainer.mae, task.start, events)
     visible, tokens = trainer.sampler.visible, trainer.sampler.tokens
     parameters = parameter_count([trainer.mae])
     events.params(
@@ -73,6 +76,7 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
             "device": str(world.device),
             "parameters": parameters,
             "sampler_parameters": parameter_count([trainer.sampler]),
+            **started,
         }
     )
     held_out = held_out_clips(manifest, Manifest.load(Path(task.held_out)), options, task.health_clips, world)

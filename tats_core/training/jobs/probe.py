@@ -32,7 +32,7 @@ from tats_core.training.jobs.common import (
 )
 from tats_core.training.optim import evaluating, fresh_weights
 from tats_core.training.probes import AttentiveConfig
-from tats_core.training.world import World
+from tats_core.training.world import Precision, World
 
 
 class ProbeJob(StrictModel):
@@ -46,6 +46,7 @@ class ProbeJob(StrictModel):
     labels_per_class: int | None = None
     encoder: str | None = None
     batch_size: int = 32
+    precision: Precision = "fp32"
     attentive: AttentiveConfig | None = None
     seed: int = 0
     benchmark: str
@@ -54,7 +55,10 @@ class ProbeJob(StrictModel):
 
 
 def run(job: Mapping[str, Any], world: World, events: EventLog, store: CheckpointStore) -> None:
-    """Probe the frozen encoder in one process: its mean-pooled tokens, and all of them if asked to."""
+    """Probe the frozen encoder in one process: its mean-pooled tokens, and all of them if asked to.
+
+    After a kill, the training of the attentive probe goes on; the rest is done again.
+    """
     began = time.perf_counter()
     task = ProbeJob.model_validate(job)
     train = labelled(few_labels(Manifest.load(Path(task.train)), task.labels_per_class, task.seed))
@@ -66,9 +70,11 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
         events.params(started)
     model.to(world.device)
     options = clip_options(task.clip, task.data)
-    figures = pooled_probes(model, train, test, options, task.batch_size, world)
+    figures = pooled_probes(model, task, (train, test), options, world)
     if task.attentive is not None:
-        figures |= attentive_probe(model.encoder, task, task.attentive, (train, test), options, world, events)
+        figures |= attentive_probe(
+            model.encoder, task, task.attentive, (train, test), options, world, events, store
+        )
     events.metrics(1, figures)
     described = {
         "benchmark": task.benchmark,
@@ -82,24 +88,23 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
 
 def pooled_probes(
     model: VideoClassifier,
-    train: Manifest,
-    test: Manifest,
+    task: ProbeJob,
+    manifests: tuple[Manifest, Manifest],
     options: ClipOptions,
-    batch_size: int,
     world: World,
 ) -> dict[str, float]:
     """Linear and kNN probe of the mean-pooled tokens of one central clip a video, and their rank."""
     halves: list[tuple[Tensor, Tensor]] = []
-    with evaluating(model):
-        for manifest in (train, test):
+    with evaluating(model), world.autocast(task.precision):
+        for manifest in manifests:
             features, labels = [], []
-            batches = eval_views(manifest, options, clips=1, crops=1, batch_size=batch_size)
+            batches = eval_views(manifest, options, clips=1, crops=1, batch_size=task.batch_size)
             for views_BVCTHW, label_B, _ in batches:
                 features.append(model.features(views_BVCTHW[:, 0].to(world.device)).float().cpu())
                 labels.append(label_B)
             halves.append((torch.cat(features), torch.cat(labels)))
     (train_BD, train_label_B), (test_BD, test_label_B) = halves
-    classes = len(train.classes)
+    classes = len(manifests[0].classes)
     linear_BC = probes.ridge_probe(train_BD, train_label_B, test_BD, classes)
     knn_BC = probes.knn_probe(train_BD, train_label_B, test_BD, classes)
     return {
@@ -117,6 +122,7 @@ def attentive_probe(
     options: ClipOptions,
     world: World,
     events: EventLog,
+    store: CheckpointStore,
 ) -> dict[str, float]:
     """Attentive probe: random clips of fine-tuning's augmentation to learn from, central crops to test."""
     train, test = manifests
@@ -128,20 +134,13 @@ def attentive_probe(
         samples_per_clip=config.clips,
         purpose="finetune",
     )
-    total = config.epochs * loader.steps
-
-    def report(epoch: int, loss: float) -> None:
-        step = epoch * loader.steps
-        events.metrics(step, {"attentive_loss": loss})
-        events.progress(
-            step=step, steps=total, epoch=epoch, epochs=config.epochs, shown={"attentive loss": loss}
-        )
 
     def learnt_from(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         for video_BCTHW, label_B, _ in loader.epoch(epoch):
             # The clips of a video stand side by side.
             views_BVCTHW = video_BCTHW.view(-1, config.clips, *video_BCTHW.shape[1:])
-            yield tokens_of(encoder, views_BVCTHW, world), label_B[:: config.clips].to(world.device)
+            tokens_BND = tokens_of(encoder, views_BVCTHW, task.precision, world)
+            yield tokens_BND, label_B[:: config.clips].to(world.device)
 
     probe = probes.fit_attentive(
         config,
@@ -152,19 +151,23 @@ def attentive_probe(
         steps=loader.steps,
         seed=task.seed,
         device=world.device,
-        report=report,
+        events=events,
+        store=store,
     )
     loader.close()
     say_unreadable(loader, events)
     views = eval_views(test, options, clips=config.clips, crops=1, batch_size=task.batch_size)
-    tested = ((tokens_of(encoder, views_BVCTHW, world), label_B) for views_BVCTHW, label_B, _ in views)
+    tested = (
+        (tokens_of(encoder, views_BVCTHW, task.precision, world), label_B)
+        for views_BVCTHW, label_B, _ in views
+    )
     scores_BC, label_B = probes.score_attentive(probe, tested)
     return {"attentive_top1": metrics.top_k_percent(scores_BC, label_B, 1)}
 
 
-def tokens_of(encoder: VideoViT, views_BVCTHW: Tensor, world: World) -> Tensor:
+def tokens_of(encoder: VideoViT, views_BVCTHW: Tensor, precision: Precision, world: World) -> Tensor:
     """Return the frozen encoder's tokens `[B, V*N, D]` of all clips of each video."""
-    with evaluating(encoder):
+    with evaluating(encoder), world.autocast(precision):
         patches_XNP = patchify(views_BVCTHW.flatten(0, 1).to(world.device), encoder.clip)
         tokens_XND: Tensor = encoder(patches_XNP)
     return tokens_XND.reshape(len(views_BVCTHW), -1, tokens_XND.shape[-1])

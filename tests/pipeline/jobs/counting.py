@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 
+from tats_core.training.checkpoint import CheckpointConfig
+
 
 def count(job, world, events, store):
-    state = store.latest()
+    state = store.begin(CheckpointConfig())
     step, total = (state["step"], state["total"]) if state else (0, torch.zeros(1))
     events.note(f"starts after step {step}")
     generator = torch.Generator().manual_seed(world.rank)

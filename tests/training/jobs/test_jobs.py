@@ -90,10 +90,10 @@ def _evaluate_job(data: Path, model: Path, test: str) -> dict[str, Any]:
     return {"data": {}, **place, "clips": 2, "crops": 1, "benchmark": test, "init": "pretrained"}
 
 
-def _probe_job(data: Path, model: Path) -> dict[str, Any]:
+def _probe_job(data: Path, model: Path | None) -> dict[str, Any]:
     lists = {split: str(data / f"ucf101.{split}.json") for split in get_args(Split)}
     named = {"benchmark": "ucf101", "init": "pretrained"}
-    return {"model": MODEL, "clip": CLIP, "data": {}, "encoder": str(model), **lists, **named}
+    return {"model": MODEL, "clip": CLIP, "data": {}, "encoder": model and str(model), **lists, **named}
 
 
 def test_each_job_hands_its_model_to_the_next(data: Path, tmp_path: Path) -> None:
@@ -115,6 +115,22 @@ def test_each_job_hands_its_model_to_the_next(data: Path, tmp_path: Path) -> Non
     assert probed["labels"] == 16
     assert 0 <= probed["linear_top1"] <= 100
     assert "attentive_top1" not in probed
+
+
+def test_a_pre_training_goes_out_from_the_one_it_starts_from(data: Path, tmp_path: Path) -> None:
+    _run(_pretrain_job(data), pretrain.run, tmp_path / "first")
+    job = _pretrain_job(data) | {"start": str(tmp_path / "first")}
+    # Without a learning rate, what comes out is what went in.
+    still = {"base_lr": 1e-30, "min_lr": 0, "warmup_lr": 0, "weight_decay": 0}
+    job["recipe"] |= {"optimizer": still, "seed": 1}
+    _run(job, pretrain.run, tmp_path / "second")
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    (params,) = [
+        e["values"] for _, e in read_events(tmp_path / "second/events.jsonl") if e["kind"] == "params"
+    ]
+    assert params["start"] == f"{len(first)} tensors matched (TATS layout)"
 
 
 def test_an_evaluation_leaves_its_scores_tables_and_pictures(data: Path, tmp_path: Path) -> None:
@@ -176,11 +192,44 @@ def test_an_attentive_probe_leaves_the_encoder_as_it_was_and_repeats_itself(
     assert found[0]["attentive_top1"] == found[1]["attentive_top1"]
 
 
+def test_a_killed_attentive_probe_goes_on_to_the_same_result(data: Path, tmp_path: Path) -> None:
+    class Killed(FolderStore):
+        def save(self, state: Any, **more: Any) -> None:
+            super().save(state, **more)
+            raise KeyboardInterrupt
+
+    job = _probe_job(data, None) | {"attentive": {"epochs": 2, "batch": 8}, "precision": "bf16"}
+    whole = _run(job, probe.run, tmp_path / "whole")
+    out = tmp_path / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        probe.run({**job, "out": str(out)}, World(), EventLog(None), Killed(out / "checkpoints"))
+    resumed = _run(job, probe.run, out)
+    notes = [event["text"] for _, event in read_events(out / "events.jsonl") if event["kind"] == "note"]
+    assert notes == ["resumed after epoch 1 of 2"]
+    assert whole | {"seconds": 0} == resumed | {"seconds": 0}
+    files = [max((tmp_path / name / "checkpoints").iterdir()) / "state.pt" for name in ("whole", "killed")]
+    one, two = (torch.load(file, weights_only=True)["probe"] for file in files)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_half_precision_is_the_encoders_alone() -> None:
+    torch.manual_seed(0)
+    encoder = VideoViT(ViTConfig.model_validate(MODEL), ClipConfig.model_validate(CLIP))
+    views_BVCTHW = torch.randn(1, 1, 3, 4, 16, 16)
+    full_BND, half_BND = (
+        probe.tokens_of(encoder, views_BVCTHW, precision, World()) for precision in ("fp32", "bf16")
+    )
+    assert all(parameter.dtype == torch.float32 for parameter in encoder.parameters())
+    assert not torch.equal(full_BND, half_BND.float())
+    # bfloat16 keeps 8 bits.
+    torch.testing.assert_close(half_BND.float(), full_BND, rtol=0, atol=0.1)
+
+
 def test_the_tokens_of_a_videos_clips_are_joined_in_order() -> None:
     torch.manual_seed(0)
     encoder = VideoViT(ViTConfig.model_validate(MODEL), ClipConfig.model_validate(CLIP))
     views_BVCTHW = torch.randn(2, 3, 3, 4, 16, 16)
-    tokens_BND = probe.tokens_of(encoder, views_BVCTHW, World())
+    tokens_BND = probe.tokens_of(encoder, views_BVCTHW, "fp32", World())
     assert tokens_BND.shape == (2, 3 * 8, 24)
     assert not tokens_BND.requires_grad
     alone_1ND = encoder(patchify(views_BVCTHW[1, 2:], encoder.clip))
@@ -193,7 +242,7 @@ def test_averaged_weights_are_what_is_saved_and_the_run_says_so(data: Path, tmp_
         out = tmp_path / name
         _run({**job, "recipe": {**job["recipe"], "ema": ema, "precision": "bf16"}}, finetune.run, out)
         saved = load_file(out / "model.safetensors")
-        state = torch.load(out / "checkpoints" / "checkpoint.pt", weights_only=True)["trainer"]
+        state = torch.load(max((out / "checkpoints").iterdir()) / "state.pt", weights_only=True)["trainer"]
         kept = state["average"]["model"] if ema else state["model"]
         assert all(torch.equal(tensor, kept[key]) for key, tensor in saved.items())
         assert all(tensor.dtype == torch.float32 for tensor in saved.values())

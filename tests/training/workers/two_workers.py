@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from tats_core.errors import Stopped
+from tats_core.training import checkpoint
+from tats_core.training.checkpoint import CheckpointConfig, FolderStore
 from tats_core.training.finetune import FinetuneConfig, FinetuneTrainer
 from tats_core.training.jobs.evaluate import gather_uneven
 from tats_core.training.pretrain import JointTrainer, PretrainConfig
@@ -79,6 +82,31 @@ def exchanges(world: World) -> int:
     return sum(buckets)
 
 
+def states(world: World, folder: Path) -> dict[str, Any]:
+    """What each of two ranks sees of a store that both use."""
+    checkpoint._STOP_SECONDS = 0
+    wishes = [False]
+    # Only rank 1 hears of the wish to stop: both must do the same.
+    config = CheckpointConfig(epochs=2, minutes=None)
+    store = FolderStore(folder, world, stop=lambda: wishes[0] and world.rank == 1)
+    found: dict[str, Any] = {"fresh": store.begin(config), "due": [store.due(1), store.due(2, epochs=2)]}
+    store.save({"shared": world.rank, "rank": {"own": world.rank}}, step=2, metrics={})
+    wishes[0] = True
+    found["wanted"] = store.due(3)
+    try:
+        store.save({"shared": world.rank, "rank": {"own": 10 + world.rank}}, step=3, metrics={})
+    except Stopped:
+        found["stopped"] = True
+    found["state"] = FolderStore(folder, world).begin(config)
+    try:
+        found["items"] = []
+        for item in FolderStore(folder, world, stop=lambda: world.rank == 1).until_stopped(range(5)):
+            found["items"].append(item)
+    except Stopped:
+        found["left"] = True
+    return found
+
+
 def main(rank: int, rendezvous: str, out: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     world = World(rank, 2)
@@ -92,6 +120,7 @@ def main(rank: int, rendezvous: str, out: str) -> None:
         "mean": world.mean({"loss": 1.0 + rank, "train_top1": 100.0 * rank}),
         "classifier": {name: classifier(world, **changes) for name, changes in RECIPES.items()},
         "exchanges": exchanges(world),
+        "states": states(world, Path(out) / "states"),
         "joint": joint(world, steps=20),
     }
     torch.save(found, Path(out) / f"{rank}.pt")

@@ -1,0 +1,81 @@
+"""Where the time of a step goes, ours beside Hugging Face's: shares by group of operators.
+
+python benchmarks/shares.py [--model vit_base] [--steps 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+
+import torch
+from cases import CASES, PAPER, Scale
+from measure import Step
+from torch.profiler import ProfilerActivity, profile
+
+from tats_core.machine import keep_freed_memory
+
+COLUMNS = ("hf_pretrain", "joint", "joint_half_decoder", "hf_finetune", "finetune")
+
+# The first group whose words stand in an operator's name has it.
+GROUPS = {
+    "attention": ("scaled_dot_product", "flash_attention"),
+    "matrix products": ("mm", "linear", "matmul", "einsum", "conv"),
+    "optimiser": ("adam", "foreach", "dot"),
+    "layer norm": ("layer_norm",),
+    "GELU": ("gelu",),
+    "softmax and losses": ("softmax", "logsumexp", "loss", "cross_entropy"),
+    "copies and gathers": (
+        "copy",
+        "clone",
+        "cat",
+        "gather",
+        "scatter",
+        "index",
+        "fill",
+        "zero",
+        "contiguous",
+    ),
+}
+REST = "other elementwise"
+
+
+def group_of(name: str) -> str:
+    """The group of an operator, by its name."""
+    for group, words in GROUPS.items():
+        if any(word in name for word in words):
+            return group
+    return REST
+
+
+def shares(step: Step, steps: int) -> dict[str, float]:
+    """Percent of a step's time on the CPU by group; what Python does between operators is not in it."""
+    step()  # the first one takes its memory from the system
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        for _ in range(steps):
+            step()
+    taken: Counter[str] = Counter()
+    for one in seen.key_averages():
+        if one.key.startswith("aten::"):
+            taken[group_of(one.key)] += one.self_cpu_time_total
+    whole = sum(taken.values())
+    return {group: 100 * taken[group] / whole for group in (*GROUPS, REST)}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="Shares of a step by group of operators.")
+    parser.add_argument("--model", default=PAPER.model)
+    parser.add_argument("--steps", type=int, default=3)
+    asked = parser.parse_args()
+    torch.manual_seed(0)
+    keep_freed_memory()
+    found = {name: shares(CASES[name](Scale(model=asked.model)), asked.steps) for name in COLUMNS}
+    print("| % of the step | " + " | ".join(COLUMNS) + " |")
+    print("|---|" + "---:|" * len(COLUMNS))
+    for group in (*GROUPS, REST):
+        print(f"| {group} | " + " | ".join(f"{found[name][group]:.1f}" for name in COLUMNS) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""`tats report`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tats_core.cli.options import DEFAULT_HOME, Home, complete_pipeline, write_file
+from tats_core.errors import RunError, SpecError
+
+if TYPE_CHECKING:
+    from tats_core.pipeline.records import RunRecord
+
+
+class ReportFormat(StrEnum):
+    """How results are written."""
+
+    md = "md"
+    csv = "csv"
+    latex = "latex"
+    html = "html"
+    json = "json"
+
+
+def report(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="A pipeline (its newest finished run), or a run's id or folder.",
+            autocompletion=complete_pipeline,
+        ),
+    ],
+    form: Annotated[
+        ReportFormat,
+        typer.Option("--format", help="html: one page with curves, pictures and stages; else the table."),
+    ] = ReportFormat.md,
+    out: Annotated[Path | None, typer.Option("--out", help="Write a file instead of the screen.")] = None,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Write what a run found, for a paper, a page or a program."""
+    from tats_core.pipeline import models
+
+    record = models.find_run(run, home.expanduser().absolute())
+    if form is ReportFormat.html and out is None and sys.stdout.isatty():
+        raise SpecError("a page is not for the screen; give a file with --out FILE.html")
+    text = _written(record, form)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    write_file(out.expanduser().absolute(), text, option="--out")
+    typer.echo(f"{out}: the results of {record.id}, as {form.value}")
+
+
+def _written(record: RunRecord, form: ReportFormat) -> str:
+    if form is ReportFormat.html:
+        from tats_core.pipeline import html_report
+
+        return html_report.build(record)
+    from tats_core.cli.results import read_results
+    from tats_core.report import paper, tables
+
+    found = read_results(record)
+    if found is None:
+        raise RunError(f"the run {record.id} has no finished report stage, so there is no table to write")
+    writers: dict[ReportFormat, Any] = {
+        ReportFormat.md: tables.markdown,
+        ReportFormat.csv: tables.comma_separated,
+        ReportFormat.latex: paper.as_latex,
+        ReportFormat.json: lambda results: json.dumps({"run": record.id, **results}, indent=2) + "\n",
+    }
+    return str(writers[form](found))

@@ -1,0 +1,232 @@
+"""`tats sweep`, and the sweep's half of `tats results`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tats_core.cli.options import DEFAULT_HOME, Home, command_line
+from tats_core.errors import ResourceError, RunError
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+    from tats_core.sweep.engine import Outcome, Progress
+    from tats_core.sweep.spec import Sweep
+    from tats_core.sweep.trial import Ended
+
+_STOPPED = 130
+_EVERY_SECONDS = 10.0
+
+
+def complete_sweep(incomplete: str) -> list[str]:
+    """Return the sweeps whose names start with `incomplete`, for the shell's completion."""
+    from tats_core import specs
+
+    return [name for name in specs.names("sweeps") if name.startswith(incomplete)]
+
+
+def sweep(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="A sweep of `tats list`, or a .yaml file.", autocompletion=complete_sweep
+        ),
+    ],
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a stage's key or the sweep's; repeatable."),
+    ] = None,
+    show_plan: Annotated[bool, typer.Option("--plan", help="Say what would be tried, then stop.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest run of it.")] = False,
+    samples: Annotated[int | None, typer.Option(min=1, help="How many points are tried.")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time, at most.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Run a pipeline many times with different values, side by side, and compare what came out."""
+    from tats_core.sweep import engine, spec
+
+    home = home.expanduser().absolute()
+    loaded = spec.load(name, sets or [], samples=samples, max_concurrent=max_concurrent)
+    if show_plan:
+        typer.echo(_plan(loaded, as_json))
+        return
+    ui = _Quiet() if as_json else _Live() if sys.stdout.isatty() else _Plain()
+    from tats_core.cli import progress
+
+    stages = progress.for_terminal()
+    try:
+        outcome = engine.run(loaded, home, resume=resume, ui=ui, stage_ui=None if as_json else stages)
+    finally:
+        stages.close()
+    words = ["sweep", name, *(word for text in sets or [] for word in ("--set", text))]
+    for option, value in (("--samples", samples), ("--max-concurrent", max_concurrent)):
+        words += [option, str(value)] if value is not None else []
+    _conclude(loaded, outcome, command_line([*words, "--resume"], home), home, as_json)
+
+
+def _plan(sweep: Sweep, as_json: bool) -> str:
+    from tats_core.sweep import engine
+
+    slots: int | None = None
+    short = ""
+    try:
+        slots, _ = engine.slots(sweep)
+    except ResourceError as error:
+        short = str(error)
+    points = sweep.points()
+    if as_json:
+        described = {"sweep": sweep.name, "trials": sweep.count, "at_a_time": slots, "points": points}
+        return json.dumps({**described, **sweep.identity()}, indent=2)
+    width = f", {slots} at a time" if slots else ""
+    lines = [f"{sweep.name}: {sweep.count} trials of '{sweep.pipeline}'{width}"]
+    if sweep.common:
+        lines.append(f"  once, before all: {', '.join(sorted(sweep.common))}")
+    for place, point in enumerate(points, 1):
+        lines.append(f"  {place:>3}  " + "  ".join(f"{key}={value}" for key, value in point.items()))
+    if sweep.seeds.keys:
+        lines.append(f"  each with {', '.join(sweep.seeds.keys)} = {', '.join(map(str, sweep.seeds.values))}")
+    return "\n".join([*lines, *([f"  cannot start here: {short}"] if short else [])])
+
+
+def _conclude(sweep: Sweep, outcome: Outcome, again: str, home: Path, as_json: bool) -> None:
+    from tats_core.sweep import engine, summary
+
+    found = summary.write(sweep, outcome.folder, outcome.trials)
+    if as_json:
+        typer.echo(json.dumps({**found, "stopped": outcome.stopped, "busy": outcome.busy}, indent=2))
+    elif not outcome.stopped:
+        typer.echo("")
+        typer.echo(summary.text(sweep, outcome.trials))
+        if outcome.busy is not None:
+            typer.echo(
+                f"\n{100 * outcome.busy:.0f}% of the time after Ray's start was spent in training steps"
+            )
+        if (outcome.folder / "best.yaml").exists():
+            typer.echo(f"the best as a pipeline   {outcome.folder / 'best.yaml'}")
+            typer.echo(f"this table again         {command_line(['results', sweep.name], home)}")
+    if outcome.stopped:
+        typer.echo(f"Stopped; what is done is kept. Go on with: {again}", err=as_json)
+        raise typer.Exit(_STOPPED)
+    causes = engine.causes(outcome.trials)
+    for cause, count in causes:
+        typer.echo(f"{count} of {len(outcome.trials)} trials failed: {cause}", err=True)
+    if causes and sum(count for _, count in causes) == len(outcome.trials):
+        raise RunError(
+            f"all trials of {sweep.name} failed; try again with: {again.removesuffix(' --resume')}"
+        )
+
+
+def results_of(name: str, home: Path, as_json: bool) -> None:
+    """Print the table of the newest run of a sweep.
+
+    Raises:
+        RunError: it has not run.
+    """
+    from tats_core.sweep import engine, spec, summary
+
+    loaded = spec.load(name)
+    folder = engine.newest(home, loaded.name)
+    trials: list[Ended] = engine.results(folder) if folder else []
+    if folder is None or not trials:
+        raise RunError(
+            f"no sweep '{loaded.name}' in {home}; run it with: {command_line(['sweep', name], home)}"
+        )
+    if as_json:
+        typer.echo(json.dumps(summary.values(loaded, trials), indent=2))
+    else:
+        typer.echo(summary.text(loaded, trials))
+
+
+class _Quiet:
+    """Says nothing."""
+
+    def started(self, sweep: Sweep, progress: Progress) -> None:
+        """Say nothing."""
+
+    def changed(self, progress: Progress) -> None:
+        """Say nothing."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _headline(progress: Progress, objective: Any) -> str:
+    from tats_core.cli.progress import duration
+
+    parts = [f"{len(progress.ended)} of {progress.total} trials, {len(progress.running)} running"]
+    known = [one.metrics[objective.name] for one in progress.ended.values() if objective.name in one.metrics]
+    if known:
+        top = max(known) if objective.mode == "max" else min(known)
+        parts.append(f"best {objective.shown} {top:.{objective.digits}f}")
+    left = progress.remaining()
+    if left is not None:
+        parts.append(f"about {duration(left)} left")
+    return ", ".join(parts)
+
+
+class _Plain:
+    """A line whenever a trial has ended, and one every ten seconds."""
+
+    def started(self, sweep: Sweep, progress: Progress) -> None:
+        """Say what begins."""
+        self.sweep, self.ended, self.said = sweep, len(progress.ended), time.monotonic()
+        typer.echo(f"{sweep.name}: {progress.total} trials, {progress.slots} at a time")
+        if progress.before:
+            typer.echo(f"{progress.before} of them had ended before")
+
+    def changed(self, progress: Progress) -> None:
+        """Say how far it is."""
+        if len(progress.ended) == self.ended and time.monotonic() - self.said < _EVERY_SECONDS:
+            return
+        self.ended, self.said = len(progress.ended), time.monotonic()
+        typer.echo(_headline(progress, self.sweep.objectives[0]))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class _Live:
+    """A table of the running trials that is drawn in place."""
+
+    def __init__(self) -> None:
+        self.live: Live | None = None
+
+    def started(self, sweep: Sweep, progress: Progress) -> None:
+        """Open the display."""
+        from rich.live import Live
+
+        self.sweep = sweep
+        self.live = Live(self._table(progress), refresh_per_second=4, transient=True)
+        self.live.start()
+
+    def changed(self, progress: Progress) -> None:
+        """Draw anew."""
+        if self.live is not None:
+            self.live.update(self._table(progress))
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        if self.live is not None:
+            self.live.stop()
+
+    def _table(self, progress: Progress) -> Any:
+        from rich.table import Table
+
+        from tats_core.report.sweeps import short
+
+        table = Table(title=_headline(progress, self.sweep.objectives[0]), title_justify="left")
+        for heading in ("trial", "values", "epoch"):
+            table.add_column(heading)
+        names = short(list(self.sweep.space.values))
+        for name, trial in progress.running.items():
+            values = [f"{names[key]}={value}" for key, value in trial.point.items()]
+            values += [] if trial.seed is None else [f"seed={trial.seed}"]
+            table.add_row(name, " ".join(values), f"{progress.rows.get(name, {}).get('epoch', 0):.0f}")
+        return table

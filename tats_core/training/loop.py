@@ -1,0 +1,78 @@
+"""What the training loops share: their batches, how far they are, and how fast they go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+Batch = tuple[Tensor, Tensor, Tensor]
+"""`video_BCTHW`, `label_B`, `index_B` (places of the videos in the manifest)."""
+
+
+class Loader(Protocol):
+    """Batches of one worker; `data.loaders.TrainLoader` is one."""
+
+    steps: int
+    """Batches of an epoch."""
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yield the batches of `epoch` from `first_step` on; a function of the two alone."""
+        ...
+
+
+@dataclass
+class Position:
+    """How far a training is, and its newest figures: with the trainer's state, all that going on needs."""
+
+    epoch: int = 0
+    """Finished epochs."""
+    batch: int = 0
+    """Finished batches of the epoch that runs."""
+    step: int = 0
+    """Optimiser steps in all."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """The newest of each figure of a step."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Over the epoch that runs."""
+    health: dict[str, float] = field(default_factory=dict)
+    """The newest look at features and policy."""
+
+    def next_batch(self) -> None:
+        """Count a finished step."""
+        self.batch += 1
+        self.step += 1
+
+    def next_epoch(self) -> None:
+        """Count a finished epoch."""
+        self.epoch += 1
+        self.batch = 0
+        self.sums = {}
+
+
+class Pace:
+    """How fast an epoch goes, and how much of it is spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.waited = 0.0
+        self.batches = 0
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield `batches`, counting them and the wait for each."""
+        asked = time.perf_counter()
+        for batch in batches:
+            self.waited += time.perf_counter() - asked
+            self.batches += 1
+            yield batch
+            asked = time.perf_counter()
+
+    def figures(self, batch_size: int) -> dict[str, float]:
+        """Clips a second, `batch_size` over all workers, and the share spent waiting (none for no batch)."""
+        if not self.batches:  # resumed at the very end of an epoch
+            return {}
+        took = time.perf_counter() - self.began
+        return {"clips_per_second": self.batches * batch_size / took, "data_wait_share": self.waited / took}

@@ -1,0 +1,72 @@
+"""`tats report` on a run whose results are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tats_core.pipeline.records import RunRecord, StageRecord, write_json
+
+ROWS = [{"benchmark": "ssv2", "init": "pretrained", "top1": 50.0, "low": 40.0, "high": 60.0, "clips": 90}]
+RUN = "mine-20260102-100000000-aaaa"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunRecord:
+    """One finished run of the pipeline `mine` in `.tats`."""
+    home = tmp_path / ".tats"
+    folder = home / "stages" / "report-0"
+    write_json(folder / "results.json", {"pipeline": "mine", "rows": ROWS, "policy": {}})
+    stage = StageRecord("report", "report", "report", {}, [], status="finished", folder=str(folder))
+    record = RunRecord(
+        RUN, "mine", "", "mine.yaml", str(home), "finished", 0.0, {"report": stage}, finished=1.0
+    )
+    record.save()
+    return record
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ("md", "| ssv2 | 50.0 (40.0–60.0) |"),
+        ("csv", "ssv2,pretrained,50.0,40.0,60.0"),
+        ("latex", r"    ssv2 & pre-trained & 50.0 & 40.0--60.0 \\"),
+        ("html", "<title>mine</title>"),
+        ("json", f'"run": "{RUN}"'),
+    ],
+)
+def test_each_form_says_the_same(tats: Callable[..., Any], run: RunRecord, form: str, said: str) -> None:
+    ended = tats("report", "mine", "--format", form)
+    assert (ended.code, ended.err) == (0, "")
+    assert said in ended.out
+
+
+def test_a_file_holds_what_the_screen_would(tats: Callable[..., Any], run: RunRecord, tmp_path: Path) -> None:
+    screen = tats("report", RUN, "--format", "json").out
+    assert json.loads(screen)["rows"] == ROWS
+    assert (
+        tats("report", RUN, "--format", "json", "--out", "r.json").out
+        == f"r.json: the results of {RUN}, as json\n"
+    )
+    assert (tmp_path / "r.json").read_text() == screen
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tats: Callable[..., Any], run: RunRecord) -> None:
+    ended = tats("report", "mine", "--out", "no/such/folder/r.md")
+    assert ended.code == 2
+    assert ended.err.endswith("no/such/folder/r.md: cannot be written (No such file or directory)\n")
+
+
+def test_a_run_without_a_report_stage_has_no_table_but_a_page(
+    tats: Callable[..., Any], run: RunRecord
+) -> None:
+    run.stages = {}
+    run.save()
+    ended = tats("report", RUN)
+    assert ended.code == 1
+    assert "no finished report stage" in ended.err
+    assert "<title>mine</title>" in tats("report", RUN, "--format", "html").out

@@ -1,0 +1,179 @@
+"""A pipeline on a real Ray cluster of two nodes, through the Jobs API, with a token."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tats_core.cluster import submit
+from tats_core.errors import ResourceError, SpecError
+from tats_core.pipeline import spec
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+TOKEN = "a-token-of-the-test-" + "0" * 44
+
+
+@dataclass
+class Here:
+    """A working directory, and the cluster that it can reach."""
+
+    folder: Path
+    address: str
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "shared"
+
+    def write(self, name: str, run: str, cpus: int = 1) -> None:
+        menu = self.folder / "pipelines"
+        menu.mkdir(exist_ok=True)
+        (menu / f"{name}.yaml").write_text(
+            f"stages:\n  work: {{kind: command, run: '{run}', cpus: {cpus}}}\n", encoding="utf-8"
+        )
+
+    def tats(self, *words: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "tats_core", *words, "--address", self.address],
+            cwd=self.folder, env=_environment(token), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    def submit(self, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+        return self.tats("submit", "pipeline", name, "--home", str(self.home), *words)
+
+
+def _environment(token: str) -> dict[str, str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    given = {"PATH": path, "PYTHONPATH": str(CHECKOUT), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    return {**os.environ, **given, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).parent / "processes" / "two_machines.py")],
+        env=_environment(TOKEN), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        text=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    address = next((line.strip() for line in process.stdout if line.startswith("http://")), None)
+    assert address, "the cluster did not start"
+    yield Here(tmp_path_factory.mktemp("submit"), address)
+    process.stdin.close()
+    process.wait(60)
+    process.stdout.close()
+
+
+def started(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
+    """Return `(job, what happened to it)` as the first line says."""
+    found = re.match(r"(\S+) (started|runs already|succeeded already) on http", done.stdout)
+    assert found, done.stdout + done.stderr
+    return found[1], found[2]
+
+
+@pytest.mark.slow
+def test_a_pipeline_runs_there_and_submitting_it_again_does_nothing(here):
+    here.write("once", "echo done >> $TATS_OUT/said; echo x >> ../../../count")
+    first = here.submit("once")
+    assert first.returncode == 0, first.stdout + first.stderr
+    job, outcome = started(first)
+    assert re.fullmatch(r"once-[0-9a-f]{12}-a1", job)
+    assert outcome == "started"
+    assert [path.read_text() for path in here.home.glob("stages/command-*/said")] == ["done\n"]
+
+    again = here.submit("once")
+    assert again.returncode == 0
+    assert started(again) == (job, "succeeded already")
+    assert len(list((here.home / "runs").iterdir())) == 1
+
+    listed = here.tats("jobs")
+    assert re.search(rf"{job}\s+succeeded", listed.stdout), listed.stdout
+    assert "check-" not in listed.stdout, "a look at the cluster is no work of anyone"
+    assert not list(here.home.glob(".look-*"))
+    assert "work" in here.tats("logs", "once").stdout
+
+
+@pytest.mark.slow
+def test_a_job_that_failed_gets_its_next_attempt(here):
+    here.write("second", f"test -e {here.folder}/fixed && touch $TATS_OUT/there")
+    first = here.submit("second", "--no-check")
+    assert first.returncode == 1
+    assert "failed; what is done is kept, submit it again to go on" in first.stderr
+    (here.folder / "fixed").touch()
+    second = here.submit("second", "--no-check")
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert started(second)[0] == started(first)[0].removesuffix("1") + "2"
+
+
+@pytest.mark.slow
+def test_what_runs_is_attached_to_and_stops_when_asked(here):
+    here.write("long", f"touch {here.folder}/began; sleep 600")
+    job, outcome = started(here.submit("long", "--no-check", "--no-follow"))
+    assert outcome == "started"
+    assert started(here.submit("long", "--no-follow")) == (job, "runs already")
+    deadline = time.monotonic() + 120
+    while not (here.folder / "began").exists():
+        assert time.monotonic() < deadline, here.tats("logs", job).stdout
+        time.sleep(0.2)
+    stopped = here.tats("stop", "long")
+    assert f"{job} has stopped; submit it again to go on" in stopped.stdout, stopped.stdout + stopped.stderr
+    assert '"status": "stopped"' in max(here.home.glob("runs/long-*/run.json")).read_text()
+
+
+@pytest.mark.slow
+def test_more_than_the_cluster_has_is_refused_before_anything_starts(here):
+    here.write("large", "true", cpus=3)
+    refused = here.submit("large")
+    assert refused.returncode == 2
+    assert refused.stderr == "tats: work needs 3 CPUs and the cluster has 2; add machines to it\n"
+    assert refused.stderr.count("\n") == 1
+    assert not list(here.home.glob("runs/large-*"))
+
+
+@pytest.mark.slow
+def test_a_wrong_token_is_one_sentence(here):
+    refused = here.tats("jobs", token="wrong-" + "1" * 58)
+    assert refused.returncode == 2
+    assert "refuses the token" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def identity(folder: Path, text: str, sets: Sequence[str] = (), home: str | None = None) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return submit.identity(spec.load(str(path), sets), home)
+
+
+def test_the_identity_is_of_the_work_and_not_of_how_many_cpus_do_it(tmp_path):
+    text = "stages:\n  work: {kind: command, run: 'true', cpus: 1}\n"
+    first = identity(tmp_path, text)
+    assert re.fullmatch("mine-[0-9a-f]{12}", first)
+    assert identity(tmp_path, text, ["work.cpus=2"]) == first
+    assert identity(tmp_path, text, ["work.run=echo"]) != first
+    assert identity(tmp_path, text.replace("work:", "other:")) != first
+    assert identity(tmp_path, text, home="/elsewhere") != first, "what is done here is not done there"
+
+
+@pytest.mark.parametrize("address", ["head:8265", "ray://head:10001", "http://head:8265/jobs", "http:// "])
+def test_what_is_no_address_of_a_dashboard_is_refused(address):
+    with pytest.raises(SpecError, match="must look like http://head:8265"):
+        submit.Cluster(address)
+
+
+def test_an_address_in_the_environment_that_ray_would_prefer_is_refused(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://elsewhere:8265")
+    with pytest.raises(SpecError, match="RAY_ADDRESS is set to http://elsewhere:8265"):
+        submit.Cluster("http://head:8265")
+
+
+def test_where_nothing_answers_is_one_sentence():
+    with pytest.raises(ResourceError, match="no Ray dashboard answers there"):
+        submit.Cluster("http://127.0.0.1:1")

@@ -1,0 +1,251 @@
+"""Faults, each really injected into a `tats run` of its own processes.
+
+After each the next run finishes, with the parameters of a run that was never disturbed, bit for bit, and
+with all points of its curves in MLflow, none twice.
+
+One after the other they harm one project folder, which takes a run each; with `-m faults` (`make
+test-faults`) each harms a folder of its own, and the recovery is looked at after each.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from .harness import STEP, Lab, same, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+MOUNTS = os.geteuid() == 0
+GO_ON = "go on with: tats run pipeline"
+COMMIT = "tats_core.pipeline.cache:write_json"
+BAD_INPUT, FAILED, STOPPED = 2, 1, 130
+
+
+def one_sentence(said: str) -> str:
+    """Return what the command line says of an error: one line, and no traceback."""
+    (line,) = [line for line in said.splitlines() if line.startswith("tats: ")]
+    assert "Traceback" not in said
+    return line
+
+
+def a_worker_is_killed(lab: Lab) -> None:
+    code, said = lab.run(faults=[lab.fault(STEP, "kill", 5, rank=1)])
+    assert code == 0, said
+    assert "resumed after step 3 of 36" in said
+
+
+def the_driver_is_killed(lab: Lab) -> None:
+    with lab.held(STEP, 5, rank=0) as run:
+        os.kill(run.process.pid, signal.SIGKILL)
+        # Nobody lets the worker go on: it has to notice by itself that it is alone.
+        code, _ = run.wait()
+    assert code == -signal.SIGKILL
+
+
+def the_head_is_killed(lab: Lab) -> None:
+    with lab.held(STEP, 5, rank=0) as run:
+        (head,) = run.of("gcs_server")
+        os.kill(head, signal.SIGKILL)
+    code, said = run.wait()
+    assert code == 0, said
+    assert "resumed after step 3 of 36" in said
+
+
+def the_raylet_is_killed(lab: Lab) -> None:
+    with lab.held(STEP, 5, rank=0) as run:
+        (raylet,) = run.of("raylet/raylet")
+        os.kill(raylet, signal.SIGKILL)
+    code, said = run.wait()
+    assert code == 0, said
+    assert "resumed after step 3 of 36" in said
+
+
+def it_is_asked_to_end(lab: Lab) -> None:
+    with lab.held(STEP, 4, rank=0) as run:
+        os.kill(run.process.pid, signal.SIGTERM)
+        until(lambda: "stopping" in run.said)
+        until(lambda: (lab.partial("pretrain") / "log" / "please-stop").exists())
+        time.sleep(0.6)  # the workers look twice a second
+    code, said = run.wait()
+    assert code == STOPPED, said
+    assert GO_ON.capitalize() in said
+
+
+def ctrl_c_is_pressed(lab: Lab) -> None:
+    with lab.held(STEP, 4, rank=0) as run:
+        run.interrupt()
+        until(lambda: "stopping" in run.said)
+        until(lambda: (lab.partial("pretrain") / "log" / "please-stop").exists())
+        time.sleep(0.6)
+    code, said = run.wait()
+    assert code == STOPPED, said
+    assert "Traceback" not in said
+    assert GO_ON.capitalize() in said
+
+
+def ctrl_c_is_pressed_twice(lab: Lab) -> None:
+    with lab.held(STEP, 4, rank=0) as run:
+        run.interrupt()
+        until(lambda: "stopping" in run.said)
+        run.interrupt()
+        # The worker stands still: nothing waits for it.
+        code, said = run.wait()
+    assert code == STOPPED, said
+    assert "Traceback" not in said
+
+
+def a_stage_raises(lab: Lab) -> None:
+    # Ray tries once more what may be no more than a lost peer: both attempts have to raise.
+    twice = [lab.fault(STEP, "raise", call, rank=0) for call in (4, 5)]
+    code, said = lab.run(faults=twice)
+    assert code == FAILED, said
+    assert "injected" in one_sentence(said)
+    assert GO_ON in one_sentence(said)
+
+
+def a_storm_of_nans(lab: Lab) -> None:
+    code, said = lab.run(faults=[lab.fault(STEP, "nan", 5)])
+    assert code == FAILED, said
+    assert "20 steps in a row had a non-finite gradient" in one_sentence(said)
+
+
+def the_newest_checkpoint_is_corrupt(lab: Lab) -> None:
+    with lab.held(STEP, 8, rank=0) as run:
+        os.kill(run.process.pid, signal.SIGKILL)
+        run.wait()
+    newest = max(lab.partial("pretrain").glob("checkpoints/*/step-*"))
+    state = newest / "state.pt"
+    whole = state.read_bytes()
+    state.write_bytes(whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
+    with lab.held(STEP, 1, rank=0) as run:
+        until(lambda: f"the checkpoint {newest.name} is damaged (state.pt has another content)" in run.said)
+        os.kill(run.process.pid, signal.SIGKILL)
+        run.wait()
+
+
+def a_commit_is_interrupted(lab: Lab) -> None:
+    kill = lab.fault(COMMIT, "kill", match=r"pretrain-.*manifest\.json", after=True)
+    code, _ = lab.run(faults=[kill])
+    assert code == -signal.SIGKILL
+    assert (lab.partial("pretrain") / "manifest.json").exists()
+
+
+def the_disk_is_full(lab: Lab) -> None:
+    with small_disk(lab) as disk:
+        with lab.held(STEP, 5, rank=0) as run:
+            filler = disk / "filler"
+            with filler.open("wb", buffering=0) as file:
+                try:
+                    while True:
+                        file.write(bytes(4096))
+                except OSError:
+                    pass
+        code, said = run.wait()
+        filler.unlink()
+    assert code in (FAILED, BAD_INPUT), said
+    assert "No space left on device" in one_sentence(said)
+
+
+def the_store_is_read_only(lab: Lab) -> None:
+    with read_only(lab.home):
+        code, said = lab.run()
+    assert code == BAD_INPUT, said
+    assert re.search(r"home.*: .*Read-only file system.*TATS_HOME", one_sentence(said))
+
+
+def the_clock_jumps(lab: Lab) -> None:
+    day = 86400
+    back = lab.fault("tats_core.pipeline.tracking:Tracker.event", "jump", 8, seconds=-day)
+    ahead = lab.fault(STEP, "jump", 5, rank=0, seconds=-2 * day)
+    code, said = lab.run(faults=[back, ahead])
+    assert code == 0, said
+    assert "-" not in re.findall(r"small finished after (\S+):", said)[0]
+
+
+def two_run_at_once(lab: Lab) -> None:
+    with lab.held(STEP, 5, rank=0) as first:
+        second = lab.start()
+        until(lambda: "waits for process" in second.said or second.process.poll() is not None)
+        assert f"waits for process {first.process.pid}" in second.said, second.said
+    code, said = first.wait()
+    assert code == 0, said
+    code, said = second.wait()
+    assert code == 0, said
+    assert "pretrain: reused" in said
+
+
+@contextmanager
+def small_disk(lab: Lab) -> Iterator[Path]:
+    """Put the stages of the project folder on a disk of their own."""
+    disk = lab.home / "stages"
+    aside = lab.folder / "aside"
+    disk.rename(aside)
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(disk)], check=True)
+    subprocess.run(["cp", "-a", f"{aside}/.", str(disk)], check=True)
+    try:
+        yield disk
+    finally:
+        subprocess.run(["rm", "-rf", str(aside)], check=True)
+        subprocess.run(["cp", "-a", str(disk), str(aside)], check=True)
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+        disk.rmdir()
+        aside.rename(disk)
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Mount `folder` over itself, read-only: the permissions of files do not stop root."""
+    subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+Fault = Callable[[Lab], None]
+
+# Those that end with a part of the work done come first: in the chain each goes on where the last left.
+CUT_OFF: list[Fault] = [
+    the_store_is_read_only,
+    the_driver_is_killed,
+    ctrl_c_is_pressed,
+    the_head_is_killed,
+    a_stage_raises,
+    it_is_asked_to_end,
+    the_disk_is_full,
+    the_newest_checkpoint_is_corrupt,
+    ctrl_c_is_pressed_twice,
+    a_storm_of_nans,
+    a_commit_is_interrupted,
+]
+GONE_THROUGH: list[Fault] = [a_worker_is_killed, the_clock_jumps, two_run_at_once]
+ALONE: list[Fault] = [the_raylet_is_killed]
+
+NEED_MOUNTS = (the_store_is_read_only, the_disk_is_full)
+
+
+def _skip_what_needs_root(fault: Fault) -> None:
+    if fault in NEED_MOUNTS and not MOUNTS:
+        pytest.skip("mounts a file system, which only root may do")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("fault", [*CUT_OFF, *GONE_THROUGH, *ALONE], ids=lambda fault: fault.__name__)
+def test_the_run_after_it_ends_as_one_that_was_never_disturbed(fault, lab, reference):
+    _skip_what_needs_root(fault)
+    fault(lab)
+    code, said = lab.run()
+    assert code == 0, said
+    # A storm leaves points of its own before the run goes back to where it began.
+    same(lab, reference, values=fault is not a_storm_of_nans)

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+
+from tats_core.report import sweeps
+
+
+def trial(value, seed=0, status="finished", **point):
+    return {"point": point, "seed": seed, "status": status, "metrics": {"acc": value}}
+
+
+def test_the_interval_is_students() -> None:
+    # mean 2, s = 1, t(2) = 4.303: 4.303 / sqrt(3)
+    found = sweeps.Estimate.of([1.0, 2.0, 3.0])
+    assert found is not None
+    assert found.mean == 2
+    assert found.half == pytest.approx(2.4843, abs=1e-4)
+    assert sweeps.Estimate.of([5.0]) == sweeps.Estimate(5.0, None, 1)
+
+
+def test_differences_are_paired_by_seed_with_the_point_that_has_the_baselines_values() -> None:
+    trials = [
+        trial(10, 0, kind="random", ratio=0.9), trial(20, 1, kind="random", ratio=0.9),
+        trial(13, 0, kind="tats", ratio=0.9), trial(24, 1, kind="tats", ratio=0.9),
+        trial(99, 0, kind="random", ratio=0.5),
+    ]  # fmt: skip
+    random_row, tats_row, other = sweeps.rows(trials, ["acc"], {"kind": "random"})
+    assert tats_row.gains["acc"].mean == 3.5
+    assert tats_row.gains["acc"].seeds == 2
+    assert random_row.gains == other.gains == {}
+
+
+def test_a_point_with_keys_that_the_baseline_lacks_is_still_compared() -> None:
+    trials = [trial(10, kind="random"), trial(15, kind="tats", clip=0.2)]
+    assert sweeps.rows(trials, ["acc"], {"kind": "random"})[1].gains["acc"].mean == 5
+
+
+def test_only_finished_trials_count() -> None:
+    (row,) = sweeps.rows([trial(1, 0, kind="a"), trial(9, 1, "stopped early", kind="a")], ["acc"], {})
+    assert row.values["acc"] == sweeps.Estimate(1, None, 1)
+
+
+def test_the_best_is_by_mean_and_mode() -> None:
+    table = sweeps.rows([trial(1, kind="a"), trial(2, kind="b")], ["acc"], {})
+    assert sweeps.best(table, "acc", "max").point == {"kind": "b"}
+    assert sweeps.best(table, "acc", "min").point == {"kind": "a"}
+
+
+def test_the_table_names_keys_by_as_few_words_as_tell_them_apart() -> None:
+    assert sweeps.short(["a.sampler.kind", "a.b.lr", "a.c.lr"]) == {
+        "a.sampler.kind": "kind", "a.b.lr": "b.lr", "a.c.lr": "c.lr",
+    }  # fmt: skip
+    table = sweeps.rows([trial(1.26, 0, **{"s.kind": "tats"})], ["acc"], {})
+    assert sweeps.text(table, [("acc", "top-1", 1)], "acc").splitlines()[2].split() == ["tats", "1", "1.3"]

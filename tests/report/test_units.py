@@ -1,0 +1,22 @@
+"""Times as people write them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tats_core.report.units import duration, moment
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.04, "0.0 s"), (9.94, "9.9 s"), (59.4, "59 s"), (59.6, "1 min"), (200, "3 min 20 s"),
+        (18_120, "5 h 2 min"), (183_600, "2 d 3 h"), (3600, "1 h"),
+    ],
+)  # fmt: skip
+def test_a_duration_has_its_two_largest_units(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+def test_a_moment_is_told_in_utc() -> None:
+    assert moment(0) == "1970-01-01 00:00 UTC"

@@ -1,0 +1,110 @@
+"""Sweeps of a pipeline with one small command, through Ray Tune; each ends as one never disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+PIPELINE = """
+name: stub
+stages:
+  work:
+    kind: command
+    env: {X: "1", SLEEP: "0", SEED: "0"}
+    run: 'sleep $SLEEP; test $X != bad && echo "{\\"score\\": $X$SEED}" > $TATS_OUT/result.json'
+"""
+SWEEP = """
+name: stubs
+pipeline: stub
+space: {work.env.X: ["1", "2", "3"]}
+seeds: {keys: [], values: [0]}
+metrics: [{name: work.score, mode: max}]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for menu, name, text in (("pipelines", "stub", PIPELINE), ("sweeps", "stubs", SWEEP)):
+        (tmp_path / menu).mkdir()
+        (tmp_path / menu / f"{name}.yaml").write_text(text)
+    return tmp_path
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tats_core", "sweep", "stubs", *words]
+    settings = {**os.environ, "TATS_HOME": str(folder / "home")}
+    return subprocess.Popen(
+        command, cwd=folder, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=200)
+    return process.returncode, out, err
+
+
+def table(text: str) -> list[Any]:
+    return [(one["id"], one["status"], one["metrics"]) for one in json.loads(text)["trials"]]
+
+
+def wait_for_trials(folder: Path, count: int) -> None:
+    deadline = time.monotonic() + 100
+    while len(list((folder / "home" / "runs").glob("stubs-*/trials/*/trial.json"))) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_trial_that_fails_is_recorded_and_the_others_go_on(folder):
+    code, out, err = ended(start(folder, "--set", "space.work.env.X=['1', bad, '3']", "--json"))
+    assert code == 0, err
+    assert [(status, found.get("work.score")) for _, status, found in table(out)] == [
+        ("finished", 10), ("failed", None), ("finished", 30),
+    ]  # fmt: skip
+    assert "1 of 3 trials failed: work: the command ended with code 1" in err
+
+
+def test_where_all_fail_the_causes_are_grouped_and_the_exit_code_is_1(folder):
+    code, _, err = ended(start(folder, "--set", "space.work.env.X=[bad]", "--set", "work.env.SLEEP='0.1'"))
+    assert code == 1
+    assert "1 of 1 trials failed" in err
+    assert "all trials of stubs failed" in err
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_after_a_killed_driver_or_ctrl_c_a_resume_ends_with_the_same_table(folder, how):
+    slow = ("--set", "work.env.SLEEP='2'", "--max-concurrent", "1", "--json")
+    process = start(folder, *slow)
+    wait_for_trials(folder, 1)
+    process.send_signal(how)
+    code, _, err = ended(process)
+    assert code == (130 if how is signal.SIGINT else -9), err
+    changed = ended(start(folder, *slow, "--resume", "--set", "space.work.env.X=['1', '7']"))
+    assert changed[0] == 2
+    assert "space.work.env.X: ['1', '2', '3'] → ['1', '7']" in changed[2]
+    code, out, err = ended(start(folder, *slow, "--resume"))
+    assert code == 0, err
+    assert [found["work.score"] for _, _, found in table(out)] == [10, 20, 30]
+    assert len(list((folder / "home" / "runs").glob("stubs-*/sweep.json"))) == 1
+
+
+def test_more_cpus_than_there_are_is_said_before_a_start(folder):
+    code, _, err = ended(start(folder, "--set", "work.cpus=512"))
+    assert code == 2
+    assert "a trial of stubs needs 512 CPUs, but there are" in err
+    assert not (folder / "home" / "stages").exists()
+
+
+def test_there_is_nothing_to_resume_before_a_start(folder):
+    code, _, err = ended(start(folder, "--resume"))
+    assert code == 1
+    assert "no sweep 'stubs'" in err
