@@ -268,6 +268,7 @@ class _Run:
         self.launch = host.launch if host else None
         self.answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self.running: dict[str, StageWork] = {}
+        self.held: dict[str, _Resources] = {}
         self.digests: dict[str, str] = {}
         self.decisions: dict[str, Decision] = {}
         self.told_stop = False
@@ -347,8 +348,6 @@ class _Run:
         self.decisions[one.name] = decision
         if cpus > self.free.cpus or gpus > self.free.gpus:
             return
-        self.free.cpus -= cpus
-        self.free.gpus -= gpus
         stage.status, stage.started, stage.attempts = "running", self._now(), 1
         self.record.save()
         self.ui.stage_started(one.name)
@@ -365,7 +364,21 @@ class _Run:
             launch=self.launch,
         )
         self.running[one.name] = work
+        self._occupy(work)
         work.start()
+
+    def _occupy(self, work: StageWork) -> None:
+        self.held[work.name] = _Resources(
+            work.instance.kind.cpus(work.instance.config), work.instance.kind.gpus(work.instance.config)
+        )
+        self.free.cpus -= self.held[work.name].cpus
+        self.free.gpus -= self.held[work.name].gpus
+
+    def _release(self, work: StageWork) -> None:
+        """Give back what the stage holds; while it waits for another process, it holds nothing."""
+        held = self.held.pop(work.name, _Resources(0, 0))
+        self.free.cpus += held.cpus
+        self.free.gpus += held.gpus
 
     def _inputs(self, one: Instance) -> tuple[Input, ...]:
         inputs = []
@@ -410,6 +423,12 @@ class _Run:
     def _take(self, answer: Answer) -> None:
         if answer.what == "note":
             self.ui.note(answer.name, answer.text)
+        elif answer.what == "waits":
+            self.ui.note(answer.name, answer.text)
+            self._release(self.running[answer.name])
+        elif answer.what == "works":
+            # Whatever took its CPUs meanwhile is not stopped: for a while there are more at work than CPUs.
+            self._occupy(self.running[answer.name])
         elif answer.what == "again":
             self._again(answer)
         else:
@@ -427,8 +446,7 @@ class _Run:
         work, stage = self.running[answer.name], self.record.stages[answer.name]
         self._read_events(work)
         del self.running[answer.name]
-        self.free.cpus += work.instance.kind.cpus(work.instance.config)
-        self.free.gpus += work.instance.kind.gpus(work.instance.config)
+        self._release(work)
         stage.finished = self._now()
         stage.seconds = stage.finished - (stage.started or stage.finished)
         stage.status, stage.error = status, answer.text or None

@@ -23,10 +23,13 @@ Launch = Callable[..., None]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a stage's thread says: how it ended, that it tries "again" and why, or a "note"."""
+    """What a stage's thread says: how it ended, that it tries "again" and why, or a "note".
+
+    "waits" is a note too: another process makes its output. "works" follows if that one did not finish it.
+    """
 
     name: str
-    what: Literal["finished", "cached", "failed", "stopped", "again", "note"]
+    what: Literal["finished", "cached", "failed", "stopped", "again", "note", "waits", "works"]
     text: str = ""
 
 
@@ -95,8 +98,12 @@ class StageWork(threading.Thread):
 
     def _work(self) -> Answer:
         folder, key = self.decision.folder, self.decision.key
-        if self._waited and self._store.fault(folder, key) is None:
-            return Answer(self.name, "cached")  # the process that we waited for made it
+        forced = self._fresh or self._store.unfinished(folder) == "forced"
+        if (self._waited or not forced) and self._store.fault(folder, key) is None:
+            return Answer(self.name, "cached")  # another process made it since it was decided to run
+        if self._waited:
+            self._waited = False
+            self._answers.put(Answer(self.name, "works"))
         partial = self._store.begin(folder, fresh=self._fresh)
         self._fresh = False  # a retry goes on
         context = StageContext(
@@ -148,7 +155,7 @@ class StageWork(threading.Thread):
         if not self._waited:
             self._waited = True
             text = f"waits for process {process}, which is making the same output"
-            self._answers.put(Answer(self.name, "note", text))
+            self._answers.put(Answer(self.name, "waits", text))
 
     def _keep_traceback(self, error: Exception) -> str:
         path = self._store.partial(self.decision.folder) / "log" / "traceback.txt"

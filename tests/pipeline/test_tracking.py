@@ -198,3 +198,15 @@ def test_truth_values_and_texts_are_no_numbers():
         "r/a": 1.0,
         "r/d": 0.5,
     }
+
+
+@pytest.mark.slow
+def test_the_places_of_models_with_an_alias_are_found_in_the_registry(tmp_path: Path) -> None:
+    assert tracking.aliased(tmp_path) == {}, "nothing was tracked"
+    client = tracking.connect(tmp_path, tracking.tracking_uri(tmp_path))
+    client.create_registered_model("toy")
+    for name in ("first", "second"):
+        place = (tmp_path / "stages" / f"pretrain {name}").as_uri()
+        client.create_model_version("toy", place, tags={"output": place})
+    client.set_registered_model_alias("toy", "champion", "2")
+    assert tracking.aliased(tmp_path) == {tmp_path / "stages" / "pretrain second": "toy@champion"}
