@@ -2,7 +2,7 @@
 
 ``runs/<run id>/tracking/`` holds ``journal.jsonl`` (one operation a line, only appended to), ``sent.json``
 (how far it was told, and under which ids of MLflow) and ``rejected.jsonl`` (what the server will never take).
-A file of the run's name in ``runs/.to-send/`` marks a run of which something is left.
+A file of the run's name in ``.to-send/`` of the project folder marks a run of which something is left.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Spool:
         self.home, self.run = home, run
         self.folder = home / "runs" / run / "tracking"
         self.journal = self.folder / "journal.jsonl"
-        self._mark = home / "runs" / _TO_SEND / run
+        self._mark = home / _TO_SEND / run
 
     def begin(self) -> None:
         """Make the folder, and leave word that something is to be sent."""
@@ -101,7 +101,7 @@ class Spool:
 
 def pending(home: Path) -> list[Spool]:
     """Return the spools of which something is left to send, the oldest first."""
-    marks = home / "runs" / _TO_SEND
+    marks = home / _TO_SEND
     names = [path.name for path in marks.iterdir()] if marks.is_dir() else []
     spools = [Spool(home, name) for name in sorted(names, key=lambda name: name.split("-")[-3:])]
     return [spool for spool in spools if spool.journal.exists()]
