@@ -131,7 +131,7 @@ def _print(records: Sequence[RunRecord], parts: dict[str, list[Difference]], fou
     if not found:
         typer.echo("None of these runs has a table of results.")
         return
-    shown.say("[bold]Results[/] (in brackets the 95% intervals; with a sign the difference to A)")
+    shown.say("[bold]Results[/] (with a sign the difference to A; below, the 95% intervals of both)")
     shown.table(("number", *letters), [_cells(one) for one in found], fold=letters)
 
 
@@ -156,14 +156,13 @@ def _measured(one: Measured | None, name: str) -> str:
     if one is None:
         return f"[dim]{shown.DASH}[/]"
     digits = 2 if name.startswith("policy/") else 1
-    text = f"{one.value:.{digits}f}"
+    lines = [f"{one.value:.{digits}f}"]
+    if one.difference is not None:
+        lines[0] += f"  [dim]{one.difference:+.{digits}f}[/]"
     if one.low is not None and one.high is not None:
-        text += f" ({one.low:.1f}–{one.high:.1f})"
-    if one.difference is None:
-        return text
-    moved = f"{one.difference:+.{digits}f}"
-    if one.difference_low is None or one.difference_high is None:
-        return f"{text}  [dim]{moved}[/]"
-    sure = one.difference_low > 0 or one.difference_high < 0
-    ends = f"{moved} ({one.difference_low:+.1f} to {one.difference_high:+.1f})"
-    return f"{text}\n{f'[bold]{ends}[/]' if sure else f'[dim]{ends}[/]'}"
+        lines.append(f"[dim]{one.low:.1f}–{one.high:.1f}[/]")
+    if one.difference_low is not None and one.difference_high is not None:
+        sure = one.difference_low > 0 or one.difference_high < 0
+        ends = f"{one.difference_low:+.1f} to {one.difference_high:+.1f}"
+        lines.append(f"[bold]{ends}[/]" if sure else f"[dim]{ends}[/]")
+    return "\n".join(lines)

@@ -129,11 +129,11 @@ class _Teller:
     def _ended(self, stage: StageRecord) -> Iterator[str]:
         from tats_core.cli.progress import duration
 
-        if self._told.get(stage.name) == stage.status or stage.status in ("waiting", "skipped"):
-            return
         if stage.status == "running":
             if not self.running:
                 yield _at(None, stage.name, "died")
+            return
+        if self._told.get(stage.name) == stage.status or stage.status in ("waiting", "skipped"):
             return
         self._told[stage.name] = stage.status
         if stage.status == "cached":

@@ -1,0 +1,42 @@
+"""What `tats runs`, `logs` and `compare` print of runs that are kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tats_core.pipeline.records import RunRecord
+
+
+def test_of_ten_thousand_runs_only_those_shown_are_opened(tats, kept, monkeypatch):
+    newest = kept.run(23)
+    for number in range(9_999):
+        (kept.home / "runs" / f"mine-20250102-{number:09d}-ab").mkdir()
+    older = kept.home / "runs" / "mine-20250102-000009998-ab"
+    (older / "run.json").write_bytes((newest.folder / "run.json").read_bytes())
+    opened: list[Path] = []
+    load = RunRecord.load
+    monkeypatch.setattr(RunRecord, "load", lambda folder: opened.append(folder) or load(folder))
+    out = tats("runs", "--limit", "2").out
+    assert opened == [newest.folder, older]
+    assert "2 of 10000 runs; more with --limit N or --all" in out
+
+
+def test_the_log_of_a_stage_that_died_says_so(tats, kept):
+    record = kept.run(1)
+    record.status = record.stages["report"].status = "running"
+    record.save()
+    assert tats("logs", "mine", "report").out.endswith("report  died\n")
+
+
+def test_a_comparison_of_five_runs_fits_into_120_columns(tats, kept):
+    ids = [kept.run(hour, epochs=hour).id for hour in range(1, 6)]
+    assert max(map(len, tats("compare", *ids).out.splitlines())) <= 120
+
+
+def test_a_difference_stands_over_its_interval(tats, kept):
+    first, second = kept.run(1), kept.run(2, top1=60.0)
+    lines = tats("compare", first.id, second.id).out.splitlines()
+    at = next(place for place, line in enumerate(lines) if line.startswith("ssv2/pretrained/top1"))
+    assert lines[at].split() == ["ssv2/pretrained/top1", "50.0", "60.0", "+10.0"]
+    assert lines[at + 1].split() == ["40.0–58.0", "50.0–68.0"]
+    assert lines[at + 2].strip() == "-2.8 to +22.8"
