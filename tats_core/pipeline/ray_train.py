@@ -298,9 +298,8 @@ def _trainer(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
-    return _fitter(
-        outcomes
-    )(
+    fitter = _fitter(outcomes)
+    return fitter(
         _work,
         train_loop_config=task,
         torch_config=TorchConfig(backend="nccl") if gpu else Gloo(),  # type: ignore[arg-type]

@@ -523,6 +523,9 @@ class _Run:
             return
 
         def handle(number: int, frame: types.FrameType | None) -> None:
+            # Ray's handler of SIGTERM comes before this one, and has set an alarm that would abort the
+            # process three seconds later, in the middle of what we stop for.
+            signal.alarm(0)
             if self.stop.is_set():
                 raise KeyboardInterrupt
             self.stop.set()  # all else is done by the loop: a handler may interrupt anything
