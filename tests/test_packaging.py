@@ -102,17 +102,24 @@ def test_installed_elsewhere_it_plans_every_pipeline(installed: Path) -> None:
     assert not (installed / ".tats").exists()
 
 
+def requirements() -> list[tuple[str, Requirement]]:
+    """What is asked for anywhere, apart from the package's own extras."""
+    texts = [
+        *PROJECT["dependencies"],
+        *(text for extra in PROJECT["optional-dependencies"].values() for text in extra),
+    ]
+    return [(text, Requirement(text)) for text in texts if Requirement(text).name != PROJECT["name"]]
+
+
 def test_the_lock_has_a_pin_that_satisfies_every_requirement() -> None:
     pinned = pins()
-    for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]:
-        requirement = Requirement(text)
+    for text, requirement in requirements():
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), text
 
 
 def test_every_lower_bound_is_of_the_minor_release_that_was_tested() -> None:
     pinned = pins()
-    for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]:
-        requirement = Requirement(text)
+    for text, requirement in requirements():
         (bound,) = [Version(one.version) for one in requirement.specifier if one.operator == ">="]
         assert bound.release[:2] == pinned[canonicalize_name(requirement.name)].release[:2], text
 
