@@ -17,21 +17,21 @@ import shutil
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from tats_core.errors import ResourceError, RunError, SpecError, StoreError
 from tats_core.machine import available_cpus
+from tats_core.pipeline import environment, ray_train, runner
 from tats_core.pipeline import graph as graphs
-from tats_core.pipeline import ray_train, runner
 from tats_core.pipeline.cache import make_folder
 from tats_core.pipeline.records import RunRecord, RunUI, StageRecord, write_json
 from tats_core.pipeline.tracking import Tracker
-from tats_core.sweep import alone, trial
+from tats_core.sweep import alone, page, spec, trial
 from tats_core.sweep.spec import Sweep, Trial, differences
+from tats_core.sweep.summary import Summary
 from tats_core.sweep.trial import Ended, Row
 
 _TRIES = 2  # a trial whose process was killed is started so often again
@@ -76,12 +76,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a sweep ended. `busy` is the share of the slots' time that was spent inside training steps."""
+    """How a sweep ended."""
 
     folder: Path
-    trials: list[Ended]
+    summary: Summary
     stopped: bool
-    busy: float | None
+
+    @property
+    def trials(self) -> list[Ended]:
+        """The trials that have ended."""
+        return self.summary.trials
 
 
 def slots(sweep: Sweep) -> tuple[int, bool]:
@@ -115,12 +119,6 @@ def newest(home: Path, name: str) -> Path | None:
     """Return the folder of the newest run of this sweep, or None."""
     found = sorted((home / "runs").glob(f"{name}-*/sweep.json"), key=lambda one: one.stat().st_ctime)
     return found[-1].parent if found else None
-
-
-def results(folder: Path) -> list[Ended]:
-    """Return what has ended in a sweep's folder."""
-    ended = [Ended.load(one) for one in sorted((folder / "trials").glob("*"))]
-    return [one for one in ended if one is not None]
 
 
 def check_same(sweep: Sweep, folder: Path) -> None:
@@ -164,13 +162,14 @@ def run(sweep: Sweep, home: Path, *, resume: bool, ui: SweepUI, stage_ui: RunUI 
             home / "runs" / f"{sweep.name}-{stamp}{int(time.time() * 1000) % 1000:03d}-{secrets.token_hex(2)}"
         )
         write_json(folder / "sweep.json", sweep.identity())
+        spec.save(sweep, folder)
     else:
         check_same(sweep, folder)
     ray_train.connect()
     if sweep.common and not _common(sweep, home, stage_ui):
-        return Outcome(folder, results(folder), True, None)
+        return Outcome(folder, Summary.of(sweep, trial.results(folder), None), True)
     progress = Progress(sweep.count, width, time.time())
-    progress.ended = {one.id: one for one in results(folder)}
+    progress.ended = {one.id: one for one in trial.results(folder)}
     progress.before = len(progress.ended)
     return _Tuned(sweep, home, folder, progress, in_process, ui).execute()
 
@@ -206,12 +205,10 @@ class _Tuned:
 
     def _record(self) -> RunRecord:
         """A sweep is tracked as a run whose stages are its trials."""
-        stages = {
-            one.id: StageRecord(
-                one.id, one.id, "trial", {key: str(value) for key, value in one.overrides.items()}, []
-            )
-            for one in self.trials.values()
-        }
+        stages = {}
+        for one in self.trials.values():
+            axes = {key: str(value) for key, value in one.overrides.items()}
+            stages[one.id] = StageRecord(one.id, self.sweep.label(one), "trial", axes, [])
         return RunRecord(
             id=self.folder.name,
             pipeline=self.sweep.name,
@@ -222,6 +219,7 @@ class _Tuned:
             started=time.time(),
             stages=stages,
             overrides=list(self.sweep.overrides),
+            git_commit=environment.git_commit(),
             pid=os.getpid(),
         )
 
@@ -231,6 +229,7 @@ class _Tuned:
 
     def _execute(self) -> Outcome:
         self.record.save()
+        environment.save(self.record)
         self.tracker.run_started(self.sweep.identity())
         self.ui.started(self.sweep, self.progress)
         try:
@@ -249,9 +248,15 @@ class _Tuned:
         self.record.error = failed[0].error if failed and self.record.status == "failed" else None
         self.record.finished = time.time()
         self.record.save()
-        self.tracker.close()
-        self.record.save()
-        return Outcome(self.folder, ended, self.interrupted, busy)
+        try:
+            found = Summary.of(self.sweep, ended, busy)
+            found.write(self.folder)
+            if not self.interrupted:
+                page.write(found, self.folder)
+        finally:
+            self.tracker.close()
+            self.record.save()
+        return Outcome(self.folder, found, self.interrupted)
 
     def waiting_ended(self) -> bool:
         """Tell whether any trial ended in this run."""
@@ -300,8 +305,11 @@ class _Tuned:
         kept = {key: float(value) for key, value in row.items() if "." in key or key in ("epoch", "step")}
         if "epoch" not in kept:
             return
+        before = self.progress.rows.get(one.id, {})
         self.progress.rows[one.id] = kept
-        event = {"kind": "metrics", "step": int(kept["step"]), "time": time.time(), "values": kept}
+        # By epochs: they rise through all stages of a trial, where the steps of each begin anew.
+        new = {key: value for key, value in kept.items() if value != before.get(key)}
+        event = {"kind": "metrics", "step": int(kept["epoch"]), "time": time.time(), "values": new}
         self.tracker.event(one.id, event)
         self.ui.changed(self.progress)
 
@@ -322,11 +330,10 @@ class _Tuned:
         stage.status = "failed" if found.status == "failed" else "finished"
         stage.finished, stage.error = time.time(), found.error
         stage.seconds = stage.finished - (stage.started or stage.finished)
-        step = int(last.get("step", 0))
         values = {f"result/{key}": value for key, value in found.metrics.items()}
         if values:
             self.tracker.event(
-                one.id, {"kind": "metrics", "step": step, "time": time.time(), "values": values}
+                one.id, {"kind": "metrics", "step": found.epochs, "time": time.time(), "values": values}
             )
         self.tracker.stage_ended(stage)
         self.record.save()
@@ -454,16 +461,3 @@ def _trainable(sweep: Sweep, home: Path, run_id: str, in_process: bool) -> Any:
             """The stages go on from their own."""
 
     return PipelineTrial
-
-
-def causes(trials: list[Ended]) -> list[tuple[str, int]]:
-    """Return why trials failed, the most frequent cause first."""
-    return Counter(one.error or "unknown" for one in trials if one.status == "failed").most_common()
-
-
-def as_json(outcome: Outcome) -> dict[str, Any]:
-    """Return an outcome as plain values."""
-    return {
-        "folder": str(outcome.folder), "stopped": outcome.stopped, "busy": outcome.busy,
-        "trials": [asdict(one) for one in outcome.trials],
-    }  # fmt: skip

@@ -61,6 +61,12 @@ class Ended:
             raise StoreError(f"{path}: is not the record of a trial ({error})") from error
 
 
+def results(folder: Path) -> list[Ended]:
+    """Return what has ended of the trials in a sweep's folder."""
+    ended = [Ended.load(one) for one in sorted((folder / "trials").glob("*"))]
+    return [one for one in ended if one is not None]
+
+
 class Epochs:
     """Follows a trial's stages: one row an epoch with the newest of each number, `<stage>.<number>`.
 
