@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -77,8 +78,13 @@ class Summary:
 
     @property
     def causes(self) -> list[tuple[str, int]]:
-        """Why trials failed, the most frequent cause first."""
-        return Counter(one.error or "unknown" for one in self.trials if one.status == "failed").most_common()
+        """Why trials failed, the most frequent cause first; causes that differ in a path alone are one."""
+        errors = [one.error or "unknown" for one in self.trials if one.status == "failed"]
+        alike: dict[str, list[str]] = {}
+        for error in errors:
+            alike.setdefault(re.sub(r"/\S+", "/", error), []).append(error)
+        counted = ((same[0], len(same)) for same in alike.values())
+        return sorted(counted, key=lambda cause: cause[1], reverse=True)
 
     def text(self) -> str:
         """Return the table for a terminal, which point is the best, and what the search took."""

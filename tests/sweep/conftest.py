@@ -20,7 +20,7 @@ Told = Mapping[str, Any]
 
 
 @dataclass
-class Kept:
+class Swept:
     """Sweeps of the menu in a project folder whose trials were never run."""
 
     home: Path
@@ -77,5 +77,5 @@ def measured(sweep: Sweep, trial: Trial) -> dict[str, float]:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Kept:
-    return Kept(tmp_path / ".tats")
+def swept(tmp_path: Path) -> Swept:
+    return Swept(tmp_path / ".tats")

@@ -19,7 +19,7 @@ from tats_core.sweep.summary import Summary
 from tats_core.sweep.trial import Ended, results
 
 RATIO, KIND = "pretrain.sampler.mask_ratio", "pretrain.sampler.kind"
-TOP1 = "probe.linear_top1"
+TOP1 = "pretrain.linear_top1"
 
 
 def summary(sweep: Any, folder: Path, busy: float | None = None) -> Summary:
@@ -31,8 +31,8 @@ def charts(sweep: Any, folder: Path) -> plots.Plots:
     return plots.of(sweep, folder, found.rows, found.trials)
 
 
-def test_what_was_run_is_read_from_its_folder_with_its_overrides(kept):
-    sweep, folder = kept.sweep("seeds.values=[3, 4]", f"space.{RATIO}=[0.95]", "pretrain.epochs=7")
+def test_what_was_run_is_read_from_its_folder_with_its_overrides(swept):
+    sweep, folder = swept.sweep("seeds.values=[3, 4]", f"space.{RATIO}=[0.95]", "pretrain.epochs=7")
     again = spec.as_run(folder)
     assert again.identity() == sweep.identity()
     assert again.title == sweep.title
@@ -45,23 +45,23 @@ def test_a_sweep_of_which_nobody_knows_what_it_was_is_named(tmp_path):
         spec.as_run(tmp_path / "demo_ratio-20260102-100000000-aaaa")
 
 
-def test_epochs_are_counted_against_those_of_whole_trials(kept):
+def test_epochs_are_counted_against_those_of_whole_trials(swept):
     stopped = {"status": "stopped early", "epochs": 2}
-    sweep, folder = kept.sweep(told=lambda trial: stopped if trial.point[KIND] == "random" else {})
+    sweep, folder = swept.sweep(told=lambda trial: stopped if trial.point[KIND] == "random" else {})
     found = summary(sweep, folder, busy=0.876)
     assert found.epochs == (9 * 2 + 18 * 5, 27 * 5)
     assert "9 trials stopped early\n108 epochs of the 135 of whole trials (80%)\n" in found.text()
     assert found.text().endswith("88% of the time after Ray's start was spent in training steps")
 
 
-def test_the_share_of_time_in_steps_is_printed_again(kept):
-    sweep, folder = kept.sweep()
+def test_the_share_of_time_in_steps_is_printed_again(swept):
+    sweep, folder = swept.sweep()
     summary(sweep, folder, busy=0.5).write(folder)
     assert page.read(folder).text() == (folder / "results.txt").read_text().rstrip("\n")
 
 
-def test_a_grid_with_a_ratio_and_samplers_has_all_charts_but_a_front(kept):
-    sweep, folder = kept.sweep()
+def test_a_grid_with_a_ratio_and_samplers_has_all_charts_but_a_front(swept):
+    sweep, folder = swept.sweep()
     found = charts(sweep, folder)
     assert [one.name for one in found.there] == ["metrics", "curves", "parallel", "importance"]
     assert found.missing == []
@@ -73,15 +73,15 @@ def test_a_grid_with_a_ratio_and_samplers_has_all_charts_but_a_front(kept):
         assert picture.width > 1000
 
 
-def test_two_metrics_with_a_mode_have_a_front(kept):
-    modes = "metrics=[{name: probe.linear_top1, mode: max}, {name: pretrain.step_seconds, mode: min}]"
-    sweep, folder = kept.sweep(modes)
+def test_two_metrics_with_a_mode_have_a_front(swept):
+    modes = "metrics=[{name: pretrain.linear_top1, mode: max}, {name: pretrain.step_seconds, mode: min}]"
+    sweep, folder = swept.sweep(modes)
     assert charts(sweep, folder).there[-1].name == "pareto"
 
 
-def test_what_cannot_be_drawn_is_said(kept):
+def test_what_cannot_be_drawn_is_said(swept):
     one_point = (f"space.{RATIO}=[0.9]", f"space.{KIND}=[tats]", "seeds.values=[0]", "baseline={}")
-    sweep, folder = kept.sweep(*one_point, losses=False)
+    sweep, folder = swept.sweep(*one_point, losses=False)
     found = charts(sweep, folder)
     assert found.there == []
     assert [said.partition(":")[0] for said in found.missing] == [
@@ -89,8 +89,8 @@ def test_what_cannot_be_drawn_is_said(kept):
     ]  # fmt: skip
 
 
-def test_points_that_differ_in_more_than_two_keys_are_not_drawn_over_one_another(kept):
-    sweep, folder = kept.sweep(
+def test_points_that_differ_in_more_than_two_keys_are_not_drawn_over_one_another(swept):
+    sweep, folder = swept.sweep(
         "space.pretrain.batch_size=[32, 64]", f"space.{RATIO}=[0.9]", "space.pretrain.sampler_lr=[0.1, 0.2]"
     )
     assert charts(sweep, folder).missing[0] == (
@@ -98,8 +98,8 @@ def test_points_that_differ_in_more_than_two_keys_are_not_drawn_over_one_another
     )
 
 
-def test_the_key_that_decides_is_the_important_one(kept):
-    sweep, folder = kept.sweep()
+def test_the_key_that_decides_is_the_important_one(swept):
+    sweep, folder = swept.sweep()
     values = {key: sweep.space.values[key] for key in (RATIO, KIND)}
     metric = plots.Named(TOP1, "top-1", "max")
     shares = plots.importance(values, results(folder), metric)
@@ -107,17 +107,17 @@ def test_the_key_that_decides_is_the_important_one(kept):
     assert sum(shares.values()) == pytest.approx(1)
 
 
-def test_too_few_trials_say_nothing_of_importance(kept):
-    sweep, folder = kept.sweep("seeds.values=[0]")
+def test_too_few_trials_say_nothing_of_importance(swept):
+    sweep, folder = swept.sweep("seeds.values=[0]")
     assert charts(sweep, folder).missing == [
         "Importance of the keys: 9 finished trials say too little about 2 keys (asked for here: 16)."
     ]
 
 
-def test_the_page_tells_everything_and_asks_for_nothing(kept):
+def test_the_page_tells_everything_and_asks_for_nothing(swept):
     evil = "<img src=x onerror=alert(1)>"
     broken = {"status": "failed", "metrics": {}, "error": f"pretrain: no memory {evil}"}
-    sweep, folder = kept.sweep(
+    sweep, folder = swept.sweep(
         "pretrain.epochs=7", told=lambda trial: broken if trial.point[RATIO] == 0.85 else {}
     )
     found = summary(sweep, folder, busy=0.9)
@@ -138,16 +138,16 @@ def test_the_page_tells_everything_and_asks_for_nothing(kept):
     assert text.count("<source media=") == text.count("<img") == 4
 
 
-def test_the_best_point_stands_in_a_file_that_is_a_pipeline(kept):
-    sweep, folder = kept.sweep()
+def test_the_best_point_stands_in_a_file_that_is_a_pipeline(swept):
+    sweep, folder = swept.sweep()
     summary(sweep, folder).write(folder)
     best = yaml.safe_load((folder / "best.yaml").read_text())
     assert best["stages"]["pretrain"]["sampler"]["kind"] == "tats"
 
 
-def test_trials_that_all_failed_make_a_page_without_a_best_one(kept):
+def test_trials_that_all_failed_make_a_page_without_a_best_one(swept):
     broken = {"status": "failed", "metrics": {}, "error": "no"}
-    sweep, folder = kept.sweep(told=lambda trial: broken, losses=False)
+    sweep, folder = swept.sweep(told=lambda trial: broken, losses=False)
     found = summary(sweep, folder)
     found.write(folder)
     page.write(found, folder)
@@ -173,14 +173,14 @@ def tats(monkeypatch, capsys, tmp_path):
     return call
 
 
-def test_results_are_those_of_the_sweep_as_it_was_run_and_name_its_page(kept, tats):
-    sweep, folder = kept.sweep(f"space.{RATIO}=[0.6]", "metrics=[{name: probe.knn_top1, mode: max}]")
+def test_results_are_those_of_the_sweep_as_it_was_run_and_name_its_page(swept, tats):
+    sweep, folder = swept.sweep(f"space.{RATIO}=[0.6]", "metrics=[{name: pretrain.knn_top1, mode: max}]")
     found = summary(sweep, folder)
     found.write(folder)
     page.write(found, folder)
     said = tats("results", "demo_ratio")
     assert said.split("\n")[2].split()[:5] == ["0.6", "random", "3", "11.0", "±"]
-    assert "probe.knn_top1" in said.split("\n")[0]
+    assert "pretrain.knn_top1" in said.split("\n")[0]
     assert str(folder / "report.html") in said
     assert json.loads(tats("results", folder.name, "--json"))["sweep"] == "demo_ratio"
 
@@ -195,8 +195,8 @@ def test_results_are_those_of_the_sweep_as_it_was_run_and_name_its_page(kept, ta
         ("json", '"sweep": "demo_ratio"'),
     ],
 )
-def test_report_writes_a_sweep_in_every_form(kept, tats, form, said):
-    kept.sweep()
+def test_report_writes_a_sweep_in_every_form(swept, tats, form, said):
+    swept.sweep()
     assert said in tats("report", "demo_ratio", "--format", form)
 
 
@@ -204,3 +204,18 @@ def test_a_trial_is_kept_whole(tmp_path):
     one = Ended("abc", "finished", {RATIO: 0.9}, 1, {TOP1: 2.0}, epochs=3, seconds=1.5)
     one.save(tmp_path)
     assert Ended.load(tmp_path) == one
+
+
+def test_causes_that_differ_in_a_path_alone_are_one(swept):
+    sweep, folder = swept.sweep(
+        told=lambda trial: {
+            "status": "failed",
+            "metrics": {},
+            "error": f"pretrain: it died; see /home/{trial.id}/log" if trial.seed else "data: no disk",
+        },
+        losses=False,
+    )
+    first = summary(sweep, folder).trials[1].id
+    assert summary(sweep, folder).causes == [
+        (f"pretrain: it died; see /home/{first}/log", 18), ("data: no disk", 9),
+    ]  # fmt: skip
