@@ -210,7 +210,8 @@ class Sender:
     # --- operations ----------------------------------------------------------------------------------
 
     def _start_run(self, operation: dict[str, Any]) -> None:
-        words = ["tats", "run", "pipeline", operation["pipeline"]]
+        sweep = (self.spool.folder.parent / "sweep.json").exists()
+        words = ["tats", *(["sweep"] if sweep else ["run", "pipeline"]), operation["pipeline"]]
         words += [part for one in operation["overrides"] for part in ("--set", one)]
         tags = {
             "pipeline": operation["pipeline"],
