@@ -251,6 +251,10 @@ class _Tuned:
         try:
             found = Summary.of(self.sweep, ended, busy)
             found.write(self.folder)
+            if found.best is not None:
+                means = {f"best/{key}": one.mean for key, one in found.best.values.items()}
+                # "": the sweep's own run
+                self.tracker.event("", {"kind": "metrics", "step": 0, "time": time.time(), "values": means})
             if not self.interrupted:
                 page.write(found, self.folder)
         finally:
@@ -308,7 +312,7 @@ class _Tuned:
         before = self.progress.rows.get(one.id, {})
         self.progress.rows[one.id] = kept
         # By epochs: they rise through all stages of a trial, where the steps of each begin anew.
-        new = {key: value for key, value in kept.items() if value != before.get(key)}
+        new = {key: value for key, value in kept.items() if "." in key and value != before.get(key)}
         event = {"kind": "metrics", "step": int(kept["epoch"]), "time": time.time(), "values": new}
         self.tracker.event(one.id, event)
         self.ui.changed(self.progress)
