@@ -40,6 +40,7 @@ class PretrainJob(StrictModel):
     held_out: str = Field(description="manifest of videos for health figures and pictures")
     start: str | None = Field(None, description="model to start from; null: fresh weights")
     health_clips: int = Field(256, ge=1, description="clips of each of the two for the health check")
+    health_pictures: int = Field(4, ge=0, description="clips that are drawn in a health check")
     out: str
 
 
@@ -80,7 +81,9 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
         }
     )
     held_out = held_out_clips(manifest, Manifest.load(Path(task.held_out)), options, task.health_clips, world)
-    health = HealthCheck(held_out, recipe.sampler.mask_ratio, world, events, out, recipe.seed)
+    health = HealthCheck(
+        held_out, recipe.sampler.mask_ratio, world, events, out, recipe.seed, task.health_pictures
+    )
     with dump_on_failure(trainer, manifest, out, world):
         figures = pretrain(trainer, loader, events=events, store=store, health=health)
     say_unreadable(loader, events)
