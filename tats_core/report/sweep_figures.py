@@ -149,6 +149,7 @@ def parallel(
     axes.grid(visible=False)
     objective = [row.values[best.key].mean for row in measured]
     norm = Normalize(min(objective), max(objective))
+    faint = 0.9 if len(measured) <= 30 else 0.6
     scale = look.scale() if best.mode != "min" else look.scale().reversed()
     # The best ones last, on top of the others.
     for row in sorted(measured, key=lambda row: row.values[best.key].mean, reverse=best.mode == "min"):
@@ -156,7 +157,7 @@ def parallel(
         values += [row.values[one.key].mean for one in metrics]
         heights = [column.height(value) for column, value in zip(columns, values, strict=True)]
         colour = scale(norm(row.values[best.key].mean))
-        axes.plot(range(len(columns)), heights, color=colour, linewidth=1.5, alpha=0.9)
+        axes.plot(range(len(columns)), heights, color=colour, linewidth=1.2, alpha=faint)
     for place, column in enumerate(columns):
         axes.axvline(place, color=look["soft"], linewidth=0.8)
         for height, words in column.ticks:

@@ -120,6 +120,15 @@ def _by_seed(trials: Sequence[Trial], key: str) -> dict[Any, float]:
     }
 
 
+def ranked(table: Sequence[Row], metric: str, mode: str) -> list[Row]:
+    """Return the rows by their mean of `metric`, the best first, those without one last."""
+    sign = -1 if mode == "max" else 1
+    known = sorted(
+        (row for row in table if metric in row.values), key=lambda row: sign * row.values[metric].mean
+    )
+    return known + [row for row in table if metric not in row.values]
+
+
 def best(table: Sequence[Row], metric: str, mode: str) -> Row | None:
     """Return the row with the best mean of `metric`."""
     known = [row for row in table if metric in row.values]

@@ -30,6 +30,7 @@ from tats_core.sweep.trial import Ended, results
 FILE: Final = "report.html"
 
 _TRIALS_OPEN = 40
+_KEYS_IN_A_TILE = 3
 
 
 def read(folder: Path) -> Summary:
@@ -85,8 +86,9 @@ def _tiles(found: Summary, record: RunRecord) -> list[tuple[str, Any, str]]:
     if top is not None:
         names = tables.short(list(found.sweep.space.values))
         chosen = ", ".join(f"{names[key]} {tables.value_text(one)}" for key, one in top.point.items())
+        few = len(top.point) <= _KEYS_IN_A_TILE
         value = top.values[objective.name].text(objective.digits)
-        tiles.append((f"best {objective.shown}", value, f"with {chosen}"))
+        tiles.append((f"best {objective.shown}", value, f"with {chosen}" if few else "see below"))
     counts = Counter(one.status for one in found.trials)
     said = ", ".join(f"{count} {status}" for status, count in counts.items())
     tiles.append(("trials", len(found.trials), said))
@@ -117,14 +119,16 @@ def _results(found: Summary) -> Section:
 
 
 def _table(found: Summary) -> Html:
-    rows = found.rows
+    rows = found.rows[: summary.ROWS]
+    more = len(found.rows) - len(rows)
     head, *lines = tables.cells(rows, found.columns, found.sweep.objectives[0].name)
     best = next((place for place, row in enumerate(rows) if row == found.best), None)
     marked = [
         [Html(f"<b>{page.text(cell)}</b>") for cell in line] if place == best else line
         for place, line in enumerate(lines)
     ]
-    return page.table(head, marked, words=len(tables.keys_of(rows)))
+    note = f"The first {len(rows)} of {len(found.rows)} points; results.csv has all." if more else ""
+    return page.table(head, marked, words=len(tables.keys_of(rows)), caption=note)
 
 
 def _gains(found: Summary) -> Html:

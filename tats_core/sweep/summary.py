@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,9 @@ from tats_core.sweep.spec import Sweep
 from tats_core.sweep.trial import Ended
 
 BEST: Final = "best.yaml"
+ROWS: Final = 60
+"""How many points are listed where people read; files hold all."""
+
 _RESULTS: Final = "results.json"
 
 
@@ -41,11 +45,15 @@ class Summary:
         place = {one.id: i for i, one in enumerate(every)}
         return cls(sweep, sorted(trials, key=lambda one: place.get(one.id, len(place))), busy)
 
-    @property
+    @cached_property
     def rows(self) -> list[tables.Row]:
-        """The table: one row a point."""
+        """The table: one row a point, of a grid in its order, else the best first."""
         plain = [asdict(one) for one in self.trials]
-        return tables.rows(plain, [one.name for one in self.sweep.metrics], self.sweep.baseline)
+        found = tables.rows(plain, [one.name for one in self.sweep.metrics], self.sweep.baseline)
+        objective = self.sweep.objectives[0]
+        if self.sweep.searcher.kind == "grid":
+            return found
+        return tables.ranked(found, objective.name, objective.mode or "max")
 
     @property
     def columns(self) -> list[tables.Column]:
@@ -88,7 +96,9 @@ class Summary:
 
     def text(self) -> str:
         """Return the table for a terminal, which point is the best, and what the search took."""
-        lines = [tables.text(self.rows, self.columns, self.sweep.objectives[0].name), ""]
+        lines = [tables.text(self.rows[:ROWS], self.columns, self.sweep.objectives[0].name), ""]
+        if len(self.rows) > ROWS:
+            lines.insert(1, f"and {len(self.rows) - ROWS} more points")
         counts = Counter(one.status for one in self.trials)
         lines += [self.best_text] if self.best_text else []
         lines += [f"{counts[one]} trials {one}" for one in ("stopped early", "failed") if counts[one]]
