@@ -130,13 +130,13 @@ def sweep_folder(run: str, home: Path) -> Path | None:
         RunError: a sweep is called so, and has not run.
     """
     from tats_core import specs
-    from tats_core.sweep import engine
+    from tats_core.sweep import trial
 
     for folder in (Path(run).expanduser().absolute(), home / "runs" / run):
         if (folder / "sweep.json").is_file():
             return folder
     name = Path(run).stem if run.endswith((".yaml", ".yml")) else run
-    newest = engine.newest(home, name)
+    newest = trial.newest(home, name)
     if newest is None and name in specs.names("sweeps"):
         raise RunError(f"no sweep '{name}' in {home}; run it with: {command_line(['sweep', run], home)}")
     return newest

@@ -115,12 +115,6 @@ def _cluster() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def newest(home: Path, name: str) -> Path | None:
-    """Return the folder of the newest run of this sweep, or None."""
-    found = sorted((home / "runs").glob(f"{name}-*/sweep.json"), key=lambda one: one.stat().st_ctime)
-    return found[-1].parent if found else None
-
-
 def check_same(sweep: Sweep, folder: Path) -> None:
     """Refuse to go on with a sweep that was started as another one.
 
@@ -153,7 +147,7 @@ def run(sweep: Sweep, home: Path, *, resume: bool, ui: SweepUI, stage_ui: RunUI 
     width, in_process = slots(sweep)
     if sweep.searcher.kind == "optuna":
         raise SpecError(f"{sweep.where}: searcher.kind: optuna is not built yet; use grid or random")
-    folder = newest(home, sweep.name) if resume else None
+    folder = trial.newest(home, sweep.name) if resume else None
     if resume and folder is None:
         raise RunError(f"no sweep '{sweep.name}' in {home} to resume; leave out --resume")
     if folder is None:

@@ -17,7 +17,7 @@ from statistics import fmean, median
 from typing import Any, Literal
 
 from tats_core.errors import StoreError, TatsError
-from tats_core.pipeline import runner
+from tats_core.pipeline import finding, runner
 from tats_core.pipeline.records import RunRecord, StageRecord, write_json
 from tats_core.pipeline.stages.base import read_result
 from tats_core.pipeline.work import Launch
@@ -59,6 +59,12 @@ class Ended:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise StoreError(f"{path}: is not the record of a trial ({error})") from error
+
+
+def newest(home: Path, name: str) -> Path | None:
+    """Return the folder of the newest run of the sweep `name`, or None."""
+    folders = (home / "runs" / one for one in finding.ids(home, name))
+    return next((one for one in folders if (one / "sweep.json").exists()), None)
 
 
 def results(folder: Path) -> list[Ended]:
