@@ -1,6 +1,7 @@
 """One trial: the sweep's pipeline with the trial's values, and what is kept of it.
 
-Its folder is `runs/<sweep's run>/trials/<id>/`: `run.json` of its stages, `trial.json` once it has ended.
+Its folder is `runs/<sweep's run>/trials/<id>/`: `run.json` of its stages, `trial.json` once it has ended and
+all its epochs were told.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -142,7 +144,7 @@ def run(
     stop: threading.Event,
     launch: Launch | None,
 ) -> Ended | None:
-    """Run a trial to its end and keep how it ended, a failure too; None where it was asked to stop."""
+    """Run a trial to its end and return how it ended, a failure too; None where it was asked to stop."""
     epochs = Epochs(sweep, rows)
     place = f"{run_id}/trials/{trial.id}"
     try:
@@ -154,7 +156,10 @@ def run(
         metrics = {} if error else _metrics(sweep, record, epochs)
     except TatsError as raised:
         error, metrics = str(raised), {}
-    ended = Ended(
+    except Exception as raised:  # noqa: BLE001 (a bug of ours is no reason to end the sweep)
+        traceback.print_exc()
+        error, metrics = f"{type(raised).__name__}: {raised} (a bug)", {}
+    return Ended(
         id=trial.id,
         status="failed" if error else "finished",
         point=dict(trial.point),
@@ -164,8 +169,6 @@ def run(
         seconds=epochs.training_seconds,
         error=error,
     )
-    ended.save(home / "runs" / place)
-    return ended
 
 
 def _metrics(sweep: Sweep, record: RunRecord, epochs: Epochs) -> dict[str, float]:
