@@ -26,13 +26,11 @@ class Decisions:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        whole = 0
-        self.before: list[Decision] = []
-        """Those of the runs before this one."""
-        for whole, line in read_events(path):
-            self.before.append(Decision(**line))
+        lines = list(read_events(path))
         if path.exists():
-            os.truncate(path, whole)  # a line that a dying machine left half written
+            os.truncate(path, lines[-1][0] if lines else 0)  # a dying machine may leave half of one more
+        self.before = [Decision(**line) for _, line in lines]
+        """Those of the runs before this one."""
         self._actions = {(one.trial, one.epoch): one.action for one in self.before}
 
     def action(self, trial: str, epoch: int) -> str | None:

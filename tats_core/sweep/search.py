@@ -1,7 +1,7 @@
 """The points of a sweep, in the order in which they are tried, and which one comes next.
 
 Those of a grid and those drawn at random are known before the start. Optuna's are found on the way; each is
-kept in `points.json` of the sweep's folder before its first trial begins, so that a resume asks for none twice.
+kept in `points.json` of the sweep's folder before its first trial begins: a resume asks for none twice.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Points:
         return list(found.values())
 
     def ask(self, ended: Mapping[str, Ended]) -> list[Trial]:
-        """Return the trials of one more point, chosen by how those before ended; none where it was the last."""
+        """Return the trials of one more point, found by how those before ended; [] after the last one."""
         if self._sweep.searcher.kind != "optuna" or len(self._known) >= (self._sweep.samples or 0):
             return []
         point = propose(self._sweep, self._known, ended)
