@@ -89,9 +89,24 @@ def _plan(sweep: Sweep, as_json: bool) -> str:
         lines.append(f"  once, before all: {', '.join(sorted(sweep.common))}")
     for place, point in enumerate(points, 1):
         lines.append(f"  {place:>3}  " + "  ".join(f"{key}={value}" for key, value in point.items()))
+    if not points:
+        lines.append(f"  {sweep.samples} points, each found by Optuna when its turn comes, among")
+        known = sweep.identity()
+        lines += [f"       {key}: {_among(values)}" for key, values in known["space"].items()]
+        for pattern, beside in known["where"].items():
+            shown = " and ".join(f"{key} = {_among(values)}" for key, values in beside.items())
+            lines.append(f"       {pattern} only where {shown}")
     if sweep.seeds.keys:
         lines.append(f"  each with {', '.join(sweep.seeds.keys)} = {', '.join(map(str, sweep.seeds.values))}")
     return "\n".join([*lines, *([f"  cannot start here: {short}"] if short else [])])
+
+
+def _among(values: Any) -> str:
+    """Return the values of a key of the space for a line: `1, 2, 4` or `uniform 0.1 … 0.3`."""
+    if isinstance(values, list):
+        return ", ".join(json.dumps(one).strip('"') for one in values)
+    ((kind, ends),) = values.items()
+    return _among(ends) if kind == "choice" else f"{kind} {ends[0]:g} … {ends[1]:g}"
 
 
 def _conclude(sweep: Sweep, outcome: Outcome, again: str, home: Path, as_json: bool) -> None:
@@ -99,6 +114,10 @@ def _conclude(sweep: Sweep, outcome: Outcome, again: str, home: Path, as_json: b
     if as_json:
         typer.echo(json.dumps({**found.values(), "stopped": outcome.stopped}, indent=2))
     elif not outcome.stopped:
+        if outcome.before == len(outcome.trials):
+            typer.echo(
+                f"all {outcome.before} trials of {sweep.name} had ended before; nothing was left to do"
+            )
         typer.echo("")
         typer.echo(found.text())
         typer.echo("")

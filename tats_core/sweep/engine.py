@@ -1,7 +1,8 @@
 """Runs the trials of a sweep side by side on Ray Tune; one code path for a first run and a resume.
 
 What has ended is kept by trial (`trial.json`), so a resume gives Tune only the trials that are left; one that
-was cut off goes on from its stages' outputs and checkpoints. Tune's own records are scratch.
+was cut off goes on from its stages' outputs and checkpoints, before all others. What the scheduler decided is
+kept too (`decisions.jsonl`). Tune's own records are scratch.
 
 A trial of one-worker CPU stages takes one CPU and trains in a process forked by `alone`; any other takes next
 to nothing itself, and the Ray Train workers that it starts take what they need.
@@ -29,7 +30,8 @@ from tats_core.pipeline import graph as graphs
 from tats_core.pipeline.cache import make_folder
 from tats_core.pipeline.records import RunRecord, RunUI, StageRecord, write_json
 from tats_core.pipeline.tracking import Tracker
-from tats_core.sweep import alone, page, spec, trial
+from tats_core.sweep import alone, page, search, spec, summary, trial
+from tats_core.sweep.halving import Decision, Decisions
 from tats_core.sweep.spec import Sweep, Trial, differences
 from tats_core.sweep.summary import Summary
 from tats_core.sweep.trial import Ended, Row
@@ -81,6 +83,8 @@ class Outcome:
     folder: Path
     summary: Summary
     stopped: bool
+    before: int = 0
+    """Trials that had ended before a resume."""
 
     @property
     def trials(self) -> list[Ended]:
@@ -144,12 +148,18 @@ def run(sweep: Sweep, home: Path, *, resume: bool, ui: SweepUI, stage_ui: RunUI 
     """
     home = home.absolute()
     make_folder(home)
-    width, in_process = slots(sweep)
-    if sweep.searcher.kind == "optuna":
-        raise SpecError(f"{sweep.where}: searcher.kind: optuna is not built yet; use grid or random")
     folder = trial.newest(home, sweep.name) if resume else None
     if resume and folder is None:
         raise RunError(f"no sweep '{sweep.name}' in {home} to resume; leave out --resume")
+    if folder is not None:
+        check_same(sweep, folder)
+        trials = trial.results(folder)
+        if _whole(search.Points(sweep, folder), {one.id: one for one in trials}):
+            whole = Summary.of(sweep, trials, summary.busy_of(folder))
+            whole.write(folder)  # a kill may have come between the last trial and this
+            page.write(whole, folder)
+            return Outcome(folder, whole, False, before=len(trials))
+    width, in_process = slots(sweep)
     if folder is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         folder = (
@@ -157,8 +167,6 @@ def run(sweep: Sweep, home: Path, *, resume: bool, ui: SweepUI, stage_ui: RunUI 
         )
         write_json(folder / "sweep.json", sweep.identity())
         spec.save(sweep, folder)
-    else:
-        check_same(sweep, folder)
     ray_train.connect()
     if sweep.common and not _common(sweep, home, stage_ui):
         return Outcome(folder, Summary.of(sweep, trial.results(folder), None), True)
@@ -166,6 +174,11 @@ def run(sweep: Sweep, home: Path, *, resume: bool, ui: SweepUI, stage_ui: RunUI 
     progress.ended = {one.id: one for one in trial.results(folder)}
     progress.before = len(progress.ended)
     return _Tuned(sweep, home, folder, progress, in_process, ui).execute()
+
+
+def _whole(points: search.Points, ended: Mapping[str, Ended]) -> bool:
+    """Tell whether nothing is left to try."""
+    return all(one.id in ended for one in points.trials()) and not points.ask(ended)
 
 
 def _common(sweep: Sweep, home: Path, ui: RunUI | None) -> bool:
@@ -189,20 +202,18 @@ class _Tuned:
     ) -> None:
         self.sweep, self.home, self.folder, self.progress, self.ui = sweep, home, folder, progress, ui
         self.in_process = in_process
-        everything = [one for point in sweep.points() for one in sweep.trials_of(point)]
-        self.trials = {one.id: one for one in everything}
-        self.progress.total = len(self.trials)
-        self.waiting = [one for one in self.trials.values() if one.id not in progress.ended]
+        self.points = search.Points(sweep, folder)
+        self.trials = {one.id: one for one in self.points.trials()}
+        begun = {one.name for one in (folder / "trials").glob("*")}
+        left = [one for one in self.trials.values() if one.id not in progress.ended]
+        self.waiting = sorted(left, key=lambda one: one.id not in begun)
         self.record = self._record()
         self.tracker = Tracker(home, self.record)
         self.interrupted = False
 
     def _record(self) -> RunRecord:
         """A sweep is tracked as a run whose stages are its trials."""
-        stages = {}
-        for one in self.trials.values():
-            axes = {key: str(value) for key, value in one.overrides.items()}
-            stages[one.id] = StageRecord(one.id, self.sweep.label(one), "trial", axes, [])
+        stages = {one.id: self._stage(one) for one in self.trials.values()}
         return RunRecord(
             id=self.folder.name,
             pipeline=self.sweep.name,
@@ -217,6 +228,25 @@ class _Tuned:
             pid=os.getpid(),
         )
 
+    def _stage(self, one: Trial) -> StageRecord:
+        values = {key: str(value) for key, value in one.overrides.items()}
+        stage = StageRecord(one.id, self.sweep.label(one), "trial", values, [])
+        before = self.progress.ended.get(one.id)
+        if before is not None:
+            stage.status = "failed" if before.status == "failed" else "finished"
+            stage.error = before.error
+        return stage
+
+    def more(self) -> bool:
+        """Tell whether trials wait; where none does, ask for the next point."""
+        if not self.waiting:
+            self.waiting = self.points.ask(self.progress.ended)
+            self.trials |= {one.id: one for one in self.waiting}
+            self.record.stages |= {one.id: self._stage(one) for one in self.waiting}
+            if not self.waiting:
+                self.progress.total = len(self.trials)
+        return bool(self.waiting)
+
     def execute(self) -> Outcome:
         with self.record.alive():
             return self._execute()
@@ -227,14 +257,14 @@ class _Tuned:
         self.tracker.run_started(self.sweep.identity())
         self.ui.started(self.sweep, self.progress)
         try:
-            if self.waiting:
+            if self.more():
                 self._tune()
         finally:
             self.ui.close()
         took = time.time() - self.progress.began
-        ended = list(self.progress.ended.values())
-        trained = sum(one.seconds for one in ended[self.progress.before :])
-        busy = trained / (took * self.progress.slots) if self.waiting_ended() else None
+        ended, before = list(self.progress.ended.values()), self.progress.before
+        trained = sum(one.seconds for one in ended[before:])
+        busy = trained / (took * self.progress.slots) if len(ended) > before else None
         failed = [one for one in ended if one.status == "failed"]
         self.record.status = (
             "stopped" if self.interrupted else "failed" if len(failed) == len(ended) else "finished"
@@ -242,23 +272,22 @@ class _Tuned:
         self.record.error = failed[0].error if failed and self.record.status == "failed" else None
         self.record.finished = time.time()
         self.record.save()
+        found = Summary.of(self.sweep, trial.results(self.folder), busy)
         try:
-            found = Summary.of(self.sweep, ended, busy)
-            found.write(self.folder)
-            if found.best is not None:
-                means = {f"best/{key}": one.mean for key, one in found.best.values.items()}
-                # "": the sweep's own run
-                self.tracker.event("", {"kind": "metrics", "step": 0, "time": time.time(), "values": means})
-            if not self.interrupted:
-                page.write(found, self.folder)
+            self._tell(found)
         finally:
             self.tracker.close()
             self.record.save()
-        return Outcome(self.folder, found, self.interrupted)
+        return Outcome(self.folder, found, self.interrupted, before)
 
-    def waiting_ended(self) -> bool:
-        """Tell whether any trial ended in this run."""
-        return len(self.progress.ended) > self.progress.before
+    def _tell(self, found: Summary) -> None:
+        found.write(self.folder)
+        if found.best is not None:
+            means = {f"best/{key}": one.mean for key, one in found.best.values.items()}
+            # "": the sweep's own run
+            self.tracker.event("", {"kind": "metrics", "step": 0, "time": time.time(), "values": means})
+        if not self.interrupted:
+            page.write(found, self.folder)
 
     def _tune(self) -> None:
         from ray import tune
@@ -275,7 +304,7 @@ class _Tuned:
                     {"cpu": 1 if self.in_process else _DRIVER_CPUS},
                 ),
                 tune_config=tune.TuneConfig(
-                    search_alg=_searcher(self), num_samples=-1, scheduler=_scheduler(self.sweep),
+                    search_alg=_searcher(self), num_samples=-1, scheduler=_scheduler(self.sweep, self.folder),
                     max_concurrent_trials=self.progress.slots, reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(
@@ -338,20 +367,60 @@ class _Tuned:
         self.ui.changed(self.progress)
 
 
-def _scheduler(sweep: Sweep) -> Any:
+def _scheduler(sweep: Sweep, folder: Path) -> Any:
     wanted = sweep.scheduler
     if wanted.kind == "none":
         return None
     from ray.tune.schedulers import ASHAScheduler
 
-    return ASHAScheduler(
-        time_attr="epoch",
-        metric=wanted.metric,
-        mode=wanted.mode,
-        max_t=10**6,
-        grace_period=wanted.grace,
-        reduction_factor=wanted.reduction,
-    )
+    class Halving(ASHAScheduler):  # type: ignore[misc]
+        """ASHA with a memory: what was decided stays so, and the rungs hold what they held before a resume.
+
+        It knows trials by our names, for Tune gives them others in each run.
+        """
+
+        def __init__(self) -> None:
+            super().__init__(
+                time_attr="epoch", metric=wanted.metric, mode=wanted.mode, max_t=10**6,
+                grace_period=wanted.grace, reduction_factor=wanted.reduction,
+            )  # fmt: skip
+            self.decisions = Decisions(folder / "decisions.jsonl")
+            for name in {one.trial: None for one in self.decisions.before}:
+                super().on_trial_add(None, _Named(name))
+            for one in self.decisions.before:
+                row = {"epoch": one.epoch, wanted.metric: one.value}
+                super().on_trial_result(None, _Named(one.trial), row)
+
+        def __reduce__(self) -> Any:
+            return str, ()  # Tune keeps a copy for its own way to resume, which is not ours
+
+        def on_trial_add(self, controller: Any, trial: Any) -> None:
+            super().on_trial_add(controller, _Named(trial.config["trial"]))
+
+        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            if "epoch" not in result or wanted.metric not in result:
+                return str(self.CONTINUE)
+            name, epoch = trial.config["trial"], int(result["epoch"])
+            action = self.decisions.action(name, epoch)
+            if action is None:
+                action = str(super().on_trial_result(controller, _Named(name), result))
+                self.decisions.keep(Decision(name, epoch, float(result[wanted.metric]), action))
+            return action
+
+        def on_trial_complete(self, controller: Any, trial: Any, result: Any) -> None:
+            """Its rungs hold all its epochs already."""
+
+        def on_trial_remove(self, controller: Any, trial: Any) -> None:
+            """Its rungs stay."""
+
+    return Halving()
+
+
+@dataclass(frozen=True)
+class _Named:
+    """All that ASHA wants to know of a trial."""
+
+    trial_id: str
 
 
 def _searcher(tuned: _Tuned) -> Any:
@@ -362,22 +431,22 @@ def _searcher(tuned: _Tuned) -> Any:
 
         def __init__(self) -> None:
             super().__init__()
-            self.left = list(tuned.waiting)
             self.busy: dict[str, frozenset[str]] = {}
 
         def __reduce__(self) -> Any:
             return str, ()  # Tune keeps a copy for its own way to resume, which is not ours
 
         def suggest(self, trial_id: str) -> Any:
-            if not self.left:
+            if not tuned.more():
                 return Searcher.FINISHED
             taken = frozenset().union(*self.busy.values())
-            for one in self.left:
+            for one in tuned.waiting:
                 work = tuned.sweep.work(graphs.build(tuned.sweep.load(one.overrides)))
                 if not work & taken:
-                    self.left.remove(one)
+                    tuned.waiting.remove(one)
                     self.busy[trial_id] = work
-                    return {"trial": one.id}
+                    # The point as text: Tune would take its dotted keys apart.
+                    return {"trial": one.id, "point": json.dumps(one.point), "seed": one.seed}
             return None
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
@@ -423,25 +492,30 @@ def _trainable(sweep: Sweep, home: Path, run_id: str, in_process: bool) -> Any:
     """
     from ray import tune
 
-    trials = {one.id: one for point in sweep.points() for one in sweep.trials_of(point)}
-
     class PipelineTrial(tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:
             self.rows: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
             self.asked = threading.Event()
-            self.working = threading.Thread(target=self.work, args=(config["trial"],), daemon=True)
+            self.end: Ended | None = None
+            given = sweep.trial(json.loads(config["point"]), config["seed"])
+            self.working = threading.Thread(target=self.work, args=(given,), daemon=True)
             self.working.start()
 
-        def work(self, name: str) -> None:
+        def work(self, given: Trial) -> None:
             launch = alone.fit if in_process else None
             try:
-                trial.run(sweep, trials[name], home, run_id, self.rows, self.asked, launch)
+                self.end = trial.run(sweep, given, home, run_id, self.rows, self.asked, launch)
             finally:
                 self.rows.put(None)
 
         def step(self) -> dict[str, Any]:
             row = self.rows.get()
-            return {"done": True} if row is None else dict(row)
+            if row is not None:
+                return dict(row)
+            # Not before: the scheduler has seen every epoch now, and would have stopped it.
+            if self.end is not None:
+                self.end.save(home / "runs" / run_id / "trials" / self.end.id)
+            return {"done": True}
 
         def cleanup(self) -> None:
             self.asked.set()

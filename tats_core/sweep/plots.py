@@ -222,30 +222,17 @@ def importance(space: Mapping[str, Any], trials: Sequence[Ended], metric: Named)
     import optuna
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
+    from tats_core.sweep import search
+
     values = [one.metrics[metric.key] for one in trials]
     if len(set(values)) == 1:
         return {}
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize" if metric.mode == "min" else "maximize")
-    distributions = {key: _distribution(one) for key, one in space.items()}
+    distributions = {key: search.distribution(one) for key, one in space.items()}
     for one, value in zip(trials, values, strict=True):
         params = {key: one.point[key] for key in space}
         study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))
     return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
-
-
-def _distribution(values: Any) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if not isinstance(values, Range):
-        return CategoricalDistribution(values)
-    if values.choice:
-        return CategoricalDistribution(values.choice)
-    if values.int_:
-        return IntDistribution(*values.int_)
-    ends = values.uniform or values.loguniform
-    assert ends
-    return FloatDistribution(*ends, log=values.loguniform is not None)
 
 
 def _pareto(sweep: Sweep, keys: Sequence[Named], rows: Sequence[Row], plots: Plots) -> None:

@@ -177,17 +177,18 @@ class Sweep:
     def trials_of(self, point: Point) -> list[Trial]:
         """Return the trials of a point, one a seed."""
         if not self.seeds.keys:
-            return [self._trial(point, None)]
-        return [self._trial(point, seed) for seed in self.seeds.values]
+            return [self.trial(point, None)]
+        return [self.trial(point, seed) for seed in self.seeds.values]
 
-    def _trial(self, point: Point, seed: int | None) -> Trial:
+    def trial(self, point: Point, seed: int | None) -> Trial:
+        """Return one trial of a point; `seed` is None where no key is one."""
         seeded = {} if seed is None else dict.fromkeys(self.seeds.keys, seed)
         overrides = {**point, **seeded}
         named = json.dumps([self.name, overrides], sort_keys=True)
         return Trial(hashlib.sha256(named.encode()).hexdigest()[:10], point, seed, overrides)
 
     def points(self) -> list[Point]:
-        """Return the points known before a start: all of a grid, those drawn at random, else none."""
+        """Return the points known before a start: all of a grid, those drawn at random, none of Optuna's."""
         if self.searcher.kind == "grid":
             return list(self.space.grid())[: self.samples]
         if self.searcher.kind == "random":
@@ -198,7 +199,7 @@ class Sweep:
 
     @property
     def count(self) -> int:
-        """How many trials there will be."""
+        """How many trials there will be; fewer where Optuna finds no other point in the space."""
         points = len(self.points()) if self.searcher.kind != "optuna" else self.samples or 0
         return points * (len(self.seeds.values) if self.seeds.keys else 1)
 
@@ -452,6 +453,9 @@ def _check_metrics(sweep: Sweep) -> None:
     scheduler = sweep.scheduler
     if scheduler.kind == "none":
         return
+    told = (scheduler.metric or "").partition(".")[0]
+    if told in stages and KINDS[stages[told].kind].reports is None:
+        return  # only a run can tell what a program of someone else's says
     curves = {f"{name}.{curve}" for name, stage in stages.items() for curve in KINDS[stage.kind].curves}
     if scheduler.metric not in curves:
         near = did_you_mean(scheduler.metric or "", curves)
