@@ -174,7 +174,7 @@ def parallel(
     bar = figure.colorbar(ScalarMappable(norm, scale), ax=axes, pad=0.01, aspect=30)
     bar.set_label(best.title, color=look["ink"], fontsize=9)
     bar.ax.tick_params(labelsize=8, colors=look["ink"])
-    bar.outline.set_edgecolor(look["line"])  # type: ignore[operator]
+    bar.outline.set_edgecolor(look["line"])
     return figure
 
 
@@ -278,7 +278,7 @@ class _Column:
             return 0.5
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
+        return float((value - self.low) / (self.high - self.low))
 
     @property
     def ticks(self) -> list[tuple[float, str]]:

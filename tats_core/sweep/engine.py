@@ -60,7 +60,7 @@ class Progress:
     total: int
     slots: int
     began: float
-    """Seconds since the epoch: Ray is up and the common stages are there."""
+    """Seconds since the epoch: the common stages are there, and Ray is up with the first trial's process."""
     running: dict[str, Trial] = field(default_factory=dict)
     rows: dict[str, Row] = field(default_factory=dict)
     """The newest row of each running trial."""
@@ -321,6 +321,8 @@ class _Tuned:
     # --- what Tune tells -------------------------------------------------------------------------------
 
     def begun(self, one: Trial) -> None:
+        if not self.progress.running and len(self.progress.ended) == self.progress.before:
+            self.progress.began = time.time()
         self.progress.running[one.id] = one
         stage = self.record.stages[one.id]
         if stage.status == "waiting":
