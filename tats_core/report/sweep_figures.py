@@ -286,7 +286,9 @@ class _Column:
         absent = [(-0.15, DASH)] if self.gap else []
         if self.places is not None:
             return [*absent, *((place, value_text(name)) for name, place in self.places.items())]
-        return absent + [(self.height(one), f"{one:.3g}") for one in dict.fromkeys((self.low, self.high))]
+        return absent + [
+            (self.height(one), value_text(float(one))) for one in dict.fromkeys((self.low, self.high))
+        ]
 
 
 def _is_number(value: Any) -> bool:
