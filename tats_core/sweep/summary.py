@@ -12,7 +12,7 @@ import yaml
 from tats_core import specs
 from tats_core.pipeline.records import write_json
 from tats_core.report import sweeps as tables
-from tats_core.sweep.spec import Sweep
+from tats_core.sweep.spec import Sweep, shown
 from tats_core.sweep.trial import Ended
 
 
@@ -23,9 +23,17 @@ def in_order(sweep: Sweep, trials: Sequence[Ended]) -> list[Ended]:
 
 
 def table(sweep: Sweep, trials: Sequence[Ended]) -> list[tables.Row]:
-    """Return one row a point."""
-    plain = [asdict(one) for one in in_order(sweep, trials)]
+    """Return one row a point; of a population, of the newest generation alone."""
+    plain = [asdict(one) for one in in_order(sweep, _judged(sweep, trials))]
     return tables.rows(plain, [one.name for one in sweep.metrics], sweep.baseline)
+
+
+def _judged(sweep: Sweep, trials: Sequence[Ended]) -> Sequence[Ended]:
+    if sweep.searcher.kind != "pbt":
+        return trials
+    until = f"{sweep.breed.stage}.until"
+    newest = max((one.point[until] for one in trials if one.status == "finished"), default=0)
+    return [one for one in trials if one.point[until] == newest]
 
 
 def text(sweep: Sweep, trials: Sequence[Ended]) -> str:
@@ -36,7 +44,7 @@ def text(sweep: Sweep, trials: Sequence[Ended]) -> str:
     lines = [tables.text(found, columns, objective.name)]
     top = tables.best(found, objective.name, objective.mode or "max")
     if top is not None:
-        names = tables.short(list(sweep.space.values))
+        names = tables.short(list(top.point))
         values = " ".join(f"{names[key]}={value}" for key, value in top.point.items())
         lines += [
             "",
@@ -61,12 +69,14 @@ def write(sweep: Sweep, folder: Path, trials: Sequence[Ended]) -> dict[str, Any]
     objective = sweep.objectives[0]
     top = tables.best(table(sweep, trials), objective.name, objective.mode or "max")
     if top is not None:
-        (folder / "best.yaml").write_text(best_pipeline(sweep, dict(top.point)), encoding="utf-8")
+        settings = next(one.settings for one in trials if one.point == top.point)
+        unseeded = {key: value for key, value in settings.items() if key not in sweep.seeds.keys}
+        (folder / "best.yaml").write_text(best_pipeline(sweep, unseeded), encoding="utf-8")
     return found
 
 
 def best_pipeline(sweep: Sweep, point: dict[str, Any]) -> str:
-    """Return the whole base pipeline with the sweep's changes and a point's values, as a YAML file."""
+    """Return the whole base pipeline with the sweep's changes and what a point sets, as a YAML file."""
     raw = specs.read(specs.find("pipelines", sweep.pipeline))
     for key, value in {**sweep.fixed, **point}.items():
         stage, *rest = key.split(".")
@@ -74,6 +84,6 @@ def best_pipeline(sweep: Sweep, point: dict[str, Any]) -> str:
             raw, ["defaults", *rest] if stage == "defaults" else ["stages", stage, *rest], value
         )
     raw |= {"name": "best", "title": f"Best of the sweep {sweep.name}"}
-    chosen = ", ".join(f"{key}={value}" for key, value in point.items())
-    head = f"# The best point of the sweep {sweep.name}: {chosen}\n"
+    chosen = ", ".join(f"{key}={value}" for key, value in shown(point).items())
+    head = f"# The best point of the sweep {sweep.name}{chosen and f': {chosen}'}\n"
     return head + yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=110)

@@ -42,6 +42,8 @@ class Ended:
     epochs: int = 0
     seconds: float = 0.0
     error: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What it set in the pipeline, seeds too."""
 
     def save(self, folder: Path) -> None:
         """Write `trial.json` whole."""
@@ -168,6 +170,7 @@ def run(
         epochs=epochs.count,
         seconds=epochs.training_seconds,
         error=error,
+        settings=dict(trial.overrides),
     )
 
 
