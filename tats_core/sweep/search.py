@@ -1,7 +1,7 @@
 """The points of a sweep, in the order in which they are tried, and which one comes next.
 
 Those of a grid and those drawn at random are known before the start. Optuna's and those of a population are
-found on the way; they are kept in `points.json` of the sweep's folder before their first trial begins: a resume
+found on the way and kept in `points.json` of the sweep's folder before their first trial begins: a resume
 asks for none twice.
 """
 
