@@ -23,12 +23,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BeforeValidator, Field
 
 from tats_core import specs
@@ -515,7 +517,9 @@ def _needed(pipeline: Pipeline, names: Iterable[str]) -> set[str]:
 
 def as_sets(overrides: Mapping[str, Any]) -> list[str]:
     """Return overrides as `--set` options of `tats run pipeline`."""
-    return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    # Not JSON: YAML takes its 5e-05 for a word.
+    flow = partial(yaml.safe_dump, default_flow_style=True, allow_unicode=True, width=math.inf)
+    return [f"{key}={flow(value).removesuffix('...\n').rstrip()}" for key, value in overrides.items()]
 
 
 def differences(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:

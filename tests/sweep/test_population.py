@@ -189,7 +189,7 @@ def test_the_winner_is_a_pipeline_that_ends_in_the_same_bits_without_a_populatio
         for _, event in read_events(folder / "events.jsonl")
         if event["kind"] == "note" and until == 4
     ]
-    assert sum(note.startswith("goes on from the epochs in pretrain-") for note in notes) == 2
+    assert sum(note.startswith("resumed after step") for note in notes) == 2
     best = pipelines.load(str(outcome.folder / "best.yaml"))
     assert runner.run(best, tmp_path / "other", only=["data", "pretrain"]).status == "finished"
     ((name, straight),) = trained(tmp_path / "other").items()

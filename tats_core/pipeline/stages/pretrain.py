@@ -83,8 +83,6 @@ class Pretrain(TrainedKind[PretrainStage]):
         """Train on Ray Train's workers, from where the first epochs of the same training ended if any did."""
         shorter = (config.beginning(until) for until in range(config.last_epoch - 1, 0, -1))
         before = next((found for one in shorter if (found := ctx.output_of(one))), None)
-        if before is not None:
-            ctx.events.note(f"goes on from the epochs in {before.name}")
         data = ctx.input("data").path
         job = PretrainJob(
             recipe=config.recipe,
