@@ -519,7 +519,7 @@ def as_sets(overrides: Mapping[str, Any]) -> list[str]:
     """Return overrides as `--set` options of `tats run pipeline`."""
     # Not JSON: YAML takes its 5e-05 for a word.
     flow = partial(yaml.safe_dump, default_flow_style=True, allow_unicode=True, width=math.inf)
-    return [f"{key}={flow(value).removesuffix('...\n').rstrip()}" for key, value in overrides.items()]
+    return [f"{key}={flow([value]).strip()[1:-1]}" for key, value in overrides.items()]
 
 
 def differences(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
