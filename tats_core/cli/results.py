@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tats_core.cli.options import DEFAULT_HOME, Home, PipelineName, command_line
-from tats_core.cli.sweep import results_of
+from tats_core.cli.sweep import print_sweep, sweep_folder
 from tats_core.errors import RunError, StoreError
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ def results(
     from tats_core.pipeline import runner
 
     home = home.expanduser().absolute()
-    if pipeline in specs.names("sweeps"):
-        results_of(pipeline, home, as_json)
+    sweep = sweep_folder(pipeline, home)
+    if sweep is not None:
+        print_sweep(sweep, as_json)
         return
     name = specs.find("pipelines", pipeline).stem
     record = runner.newest_finished(home, name)

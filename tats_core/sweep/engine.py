@@ -18,7 +18,6 @@ import shutil
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,14 +25,15 @@ from typing import Any, Protocol
 
 from tats_core.errors import ResourceError, RunError, SpecError, StoreError
 from tats_core.machine import available_cpus
+from tats_core.pipeline import environment, ray_train, runner
 from tats_core.pipeline import graph as graphs
-from tats_core.pipeline import ray_train, runner
 from tats_core.pipeline.cache import make_folder
 from tats_core.pipeline.records import RunRecord, RunUI, StageRecord, write_json
 from tats_core.pipeline.tracking import Tracker
-from tats_core.sweep import alone, search, trial
+from tats_core.sweep import alone, page, search, spec, summary, trial
 from tats_core.sweep.halving import Decision, Decisions
 from tats_core.sweep.spec import Sweep, Trial, differences
+from tats_core.sweep.summary import Summary
 from tats_core.sweep.trial import Ended, Row
 
 _TRIES = 2  # a trial whose process was killed is started so often again
@@ -78,14 +78,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a sweep ended. `busy` is the share of the slots' time that was spent inside training steps."""
+    """How a sweep ended."""
 
     folder: Path
-    trials: list[Ended]
+    summary: Summary
     stopped: bool
-    busy: float | None
     before: int = 0
     """Trials that had ended before a resume."""
+
+    @property
+    def trials(self) -> list[Ended]:
+        """The trials that have ended."""
+        return self.summary.trials
 
 
 def slots(sweep: Sweep) -> tuple[int, bool]:
@@ -113,18 +117,6 @@ def slots(sweep: Sweep) -> tuple[int, bool]:
 
 def _cluster() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
-
-
-def newest(home: Path, name: str) -> Path | None:
-    """Return the folder of the newest run of this sweep, or None."""
-    found = sorted((home / "runs").glob(f"{name}-*/sweep.json"), key=lambda one: one.stat().st_ctime)
-    return found[-1].parent if found else None
-
-
-def results(folder: Path) -> list[Ended]:
-    """Return what has ended in a sweep's folder; points that were found on the way stand in their order."""
-    ended = [Ended.load(one) for one in sorted((folder / "trials").glob("*"))]
-    return search.in_order(search.asked(folder), [one for one in ended if one is not None])
 
 
 def check_same(sweep: Sweep, folder: Path) -> None:
@@ -156,14 +148,17 @@ def run(sweep: Sweep, home: Path, *, resume: bool, ui: SweepUI, stage_ui: RunUI 
     """
     home = home.absolute()
     make_folder(home)
-    folder = newest(home, sweep.name) if resume else None
+    folder = trial.newest(home, sweep.name) if resume else None
     if resume and folder is None:
         raise RunError(f"no sweep '{sweep.name}' in {home} to resume; leave out --resume")
     if folder is not None:
         check_same(sweep, folder)
-        trials = results(folder)
+        trials = trial.results(folder)
         if _whole(search.Points(sweep, folder), {one.id: one for one in trials}):
-            return Outcome(folder, trials, False, None, before=len(trials))
+            whole = Summary.of(sweep, trials, summary.busy_of(folder))
+            whole.write(folder)  # a kill may have come between the last trial and this
+            page.write(whole, folder)
+            return Outcome(folder, whole, False, before=len(trials))
     width, in_process = slots(sweep)
     if folder is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -171,11 +166,12 @@ def run(sweep: Sweep, home: Path, *, resume: bool, ui: SweepUI, stage_ui: RunUI 
             home / "runs" / f"{sweep.name}-{stamp}{int(time.time() * 1000) % 1000:03d}-{secrets.token_hex(2)}"
         )
         write_json(folder / "sweep.json", sweep.identity())
+        spec.save(sweep, folder)
     ray_train.connect()
     if sweep.common and not _common(sweep, home, stage_ui):
-        return Outcome(folder, results(folder), True, None)
+        return Outcome(folder, Summary.of(sweep, trial.results(folder), None), True)
     progress = Progress(sweep.count, width, time.time())
-    progress.ended = {one.id: one for one in results(folder)}
+    progress.ended = {one.id: one for one in trial.results(folder)}
     progress.before = len(progress.ended)
     return _Tuned(sweep, home, folder, progress, in_process, ui).execute()
 
@@ -228,12 +224,13 @@ class _Tuned:
             started=time.time(),
             stages=stages,
             overrides=list(self.sweep.overrides),
+            git_commit=environment.git_commit(),
             pid=os.getpid(),
         )
 
     def _stage(self, one: Trial) -> StageRecord:
         values = {key: str(value) for key, value in one.overrides.items()}
-        stage = StageRecord(one.id, one.id, "trial", values, [])
+        stage = StageRecord(one.id, self.sweep.label(one), "trial", values, [])
         before = self.progress.ended.get(one.id)
         if before is not None:
             stage.status = "failed" if before.status == "failed" else "finished"
@@ -259,6 +256,7 @@ class _Tuned:
 
     def _execute(self) -> Outcome:
         self.record.save()
+        environment.save(self.record)
         self.tracker.run_started(self.sweep.identity())
         self.ui.started(self.sweep, self.progress)
         try:
@@ -277,9 +275,22 @@ class _Tuned:
         self.record.error = failed[0].error if failed and self.record.status == "failed" else None
         self.record.finished = time.time()
         self.record.save()
-        self.tracker.close()
-        self.record.save()
-        return Outcome(self.folder, results(self.folder), self.interrupted, busy, before)
+        found = Summary.of(self.sweep, trial.results(self.folder), busy)
+        try:
+            self._tell(found)
+        finally:
+            self.tracker.close()
+            self.record.save()
+        return Outcome(self.folder, found, self.interrupted, before)
+
+    def _tell(self, found: Summary) -> None:
+        found.write(self.folder)
+        if found.best is not None:
+            means = {f"best/{key}": one.mean for key, one in found.best.values.items()}
+            # "": the sweep's own run
+            self.tracker.event("", {"kind": "metrics", "step": 0, "time": time.time(), "values": means})
+        if not self.interrupted:
+            page.write(found, self.folder)
 
     def _tune(self) -> None:
         from ray import tune
@@ -324,8 +335,11 @@ class _Tuned:
         kept = {key: float(value) for key, value in row.items() if "." in key or key in ("epoch", "step")}
         if "epoch" not in kept:
             return
+        before = self.progress.rows.get(one.id, {})
         self.progress.rows[one.id] = kept
-        event = {"kind": "metrics", "step": int(kept["step"]), "time": time.time(), "values": kept}
+        # By epochs: they rise through all stages of a trial, where the steps of each begin anew.
+        new = {key: value for key, value in kept.items() if "." in key and value != before.get(key)}
+        event = {"kind": "metrics", "step": int(kept["epoch"]), "time": time.time(), "values": new}
         self.tracker.event(one.id, event)
         self.ui.changed(self.progress)
 
@@ -346,11 +360,10 @@ class _Tuned:
         stage.status = "failed" if found.status == "failed" else "finished"
         stage.finished, stage.error = time.time(), found.error
         stage.seconds = stage.finished - (stage.started or stage.finished)
-        step = int(last.get("step", 0))
         values = {f"result/{key}": value for key, value in found.metrics.items()}
         if values:
             self.tracker.event(
-                one.id, {"kind": "metrics", "step": step, "time": time.time(), "values": values}
+                one.id, {"kind": "metrics", "step": found.epochs, "time": time.time(), "values": values}
             )
         self.tracker.stage_ended(stage)
         self.record.save()
@@ -523,16 +536,3 @@ def _trainable(sweep: Sweep, home: Path, run_id: str, in_process: bool) -> Any:
             """The stages go on from their own."""
 
     return PipelineTrial
-
-
-def causes(trials: list[Ended]) -> list[tuple[str, int]]:
-    """Return why trials failed, the most frequent cause first."""
-    return Counter(one.error or "unknown" for one in trials if one.status == "failed").most_common()
-
-
-def as_json(outcome: Outcome) -> dict[str, Any]:
-    """Return an outcome as plain values."""
-    return {
-        "folder": str(outcome.folder), "stopped": outcome.stopped, "busy": outcome.busy,
-        "trials": [asdict(one) for one in outcome.trials],
-    }  # fmt: skip

@@ -7,9 +7,8 @@ asks for none twice.
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,12 +23,11 @@ from optuna.distributions import (
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tats_core.errors import StoreError
 from tats_core.pipeline.records import write_json
 from tats_core.sweep.population import generation
 from tats_core.sweep.space import Point, Range, Values
-from tats_core.sweep.spec import Sweep, Trial, shown
-from tats_core.sweep.trial import Ended
+from tats_core.sweep.spec import Sweep, Trial
+from tats_core.sweep.trial import POINTS, Ended, asked
 
 _ASKS = 50  # of Optuna for one point that is allowed and new; what is left of a space then is drawn from
 _DRAWS = 1000
@@ -68,24 +66,8 @@ class Points:
             return []
         if found:
             self._known += found
-            write_json(self._folder / "points.json", self._known)
+            write_json(self._folder / POINTS, self._known)
         return found and [one for point in found for one in sweep.trials_of(point)]
-
-
-def asked(folder: Path) -> list[Point]:
-    """Return the points that were found on the way, in their order.
-
-    Raises:
-        StoreError: they cannot be understood.
-    """
-    path = folder / "points.json"
-    if not path.exists():
-        return []
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: are not the points of a sweep ({error})") from error
-    return [dict(one) for one in found]
 
 
 def propose(sweep: Sweep, before: Sequence[Point], ended: Mapping[str, Ended]) -> Point | None:
@@ -95,7 +77,7 @@ def propose(sweep: Sweep, before: Sequence[Point], ended: Mapping[str, Ended]) -
     Optuna's estimator TPE is asked; where all that it offers was tried or is not allowed, a point is drawn.
     """
     space = sweep.space
-    distributions = {key: _distribution(values) for key, values in space.values.items()}
+    distributions = {key: distribution(values) for key, values in space.values.items()}
     seed = random.Random(f"{sweep.searcher.seed} {len(before)}").getrandbits(32)
     study = optuna.create_study(
         directions=["maximize" if one.mode == "max" else "minimize" for one in sweep.objectives],
@@ -143,7 +125,8 @@ def _told(
     )
 
 
-def _distribution(values: Values) -> BaseDistribution:
+def distribution(values: Values) -> BaseDistribution:
+    """Return the values of a key in Optuna's terms."""
     if isinstance(values, Range):
         if values.uniform:
             return FloatDistribution(*values.uniform)
@@ -162,9 +145,3 @@ def _suggest(trial: optuna.Trial, key: str, among: BaseDistribution) -> Any:
         return trial.suggest_int(key, among.low, among.high)
     assert isinstance(among, CategoricalDistribution)
     return trial.suggest_categorical(key, among.choices)
-
-
-def in_order(points: Sequence[Point], trials: Iterable[Ended]) -> list[Ended]:
-    """Return the trials in the order of their points; where that is not known, as they are."""
-    place = {json.dumps(shown(point), sort_keys=True): number for number, point in enumerate(points)}
-    return sorted(trials, key=lambda one: place.get(json.dumps(one.point, sort_keys=True), len(place)))

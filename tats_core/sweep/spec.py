@@ -26,21 +26,23 @@ import json
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field
 
 from tats_core import specs
-from tats_core.errors import SpecError, did_you_mean
+from tats_core.errors import SpecError, StoreError, did_you_mean
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import spec as pipelines
 from tats_core.pipeline.cache import without
 from tats_core.pipeline.graph import Graph
 from tats_core.pipeline.spec import Pipeline, Scalar
 from tats_core.pipeline.stages import KINDS
+from tats_core.report.sweeps import short, value_text
 from tats_core.specs import StrictModel
 from tats_core.sweep.space import Constraint, Point, Range, Space
 
@@ -157,6 +159,8 @@ class Sweep:
     samples: int | None
     max_concurrent: int | None
     overrides: tuple[str, ...] = ()
+    raw: Mapping[str, Any] = field(default_factory=dict)
+    """The file with all overrides in it."""
 
     @property
     def objectives(self) -> tuple[Metric, ...]:
@@ -235,6 +239,18 @@ class Sweep:
             points = (self.samples or 0) * (self.breed.generations if self.searcher.kind == "pbt" else 1)
         return points * (len(self.seeds.values) if self.seeds.keys else 1)
 
+    @property
+    def keys(self) -> list[str]:
+        """The keys of the points as tables show them."""
+        until = [f"{self.breed.stage}.until"] if self.searcher.kind == "pbt" else []
+        return [*until, *self.space.values]
+
+    def label(self, trial: Trial) -> str:
+        """Return a trial's values in few words: `mask_ratio=0.9 kind=tats seed=1`."""
+        names = short(self.keys)
+        values = [f"{names[key]}={value_text(value)}" for key, value in trial.point.items()]
+        return " ".join([*values, *([] if trial.seed is None else [f"seed={trial.seed}"])])
+
     # --- the pipeline of a trial -----------------------------------------------------------------------
 
     def load(self, overrides: Mapping[str, Any]) -> Pipeline:
@@ -290,21 +306,48 @@ def load(
     """
     path = specs.find("sweeps", name)
     where = pipelines.shown(path)
-    raw, fixed = _overridden(specs.read(path), sets)
+    raw = _overridden(specs.read(path), sets)
     given = {"samples": samples, "max_concurrent": max_concurrent}
     raw |= {key: value for key, value in given.items() if value is not None}
     _check_lists(raw, where)
-    file = specs.validate(_File, raw, where)
-    if file.name is not None and file.name != path.stem:
-        raise SpecError(f"{where}: name is '{file.name}', but the file's name calls it '{path.stem}'")
+    sweep = _made(raw, path.stem, where, tuple(sets))
+    if raw.get("name") not in (None, path.stem):
+        raise SpecError(f"{where}: name is '{raw['name']}', but the file's name calls it '{path.stem}'")
     if path.stem in specs.names("pipelines"):
         raise SpecError(f"{where}: there is a pipeline of the same name; rename one of the two")
-    sweep = Sweep(
-        name=path.stem,
+    _check(sweep)
+    return sweep
+
+
+def save(sweep: Sweep, folder: Path) -> None:
+    """Write the sweep with its overrides into the folder of its run, as a file that `tats sweep` accepts."""
+    head = f"# The sweep {sweep.name} as it was run\n"
+    body = yaml.safe_dump(dict(sweep.raw), sort_keys=False, allow_unicode=True, width=110)
+    (folder / f"{sweep.name}.yaml").write_text(head + body, encoding="utf-8")
+
+
+def as_run(folder: Path) -> Sweep:
+    """Return what `save` wrote. It is not checked again: the pipeline may have changed since.
+
+    Raises:
+        StoreError: it is not there.
+        SpecError: it is no sweep.
+    """
+    name = folder.name.rsplit("-", 3)[0]
+    path = folder / f"{name}.yaml"
+    if not path.exists():
+        raise StoreError(f"{path}: is not there; what the sweep was is not known")
+    return _made(specs.read(path), name, str(path), ())
+
+
+def _made(raw: Mapping[str, Any], name: str, where: str, overrides: tuple[str, ...]) -> Sweep:
+    file = specs.validate(_File, raw, where)
+    return Sweep(
+        name=name,
         title=file.title,
         where=where,
         pipeline=file.pipeline,
-        fixed={**file.set, **fixed},
+        fixed=file.set,
         space=_space(file, where),
         seeds=file.seeds,
         metrics=file.metrics,
@@ -313,24 +356,21 @@ def load(
         baseline=file.baseline,
         samples=file.samples,
         max_concurrent=file.max_concurrent,
-        overrides=tuple(sets),
+        overrides=overrides,
+        raw=raw,
     )
-    _check(sweep)
-    return sweep
 
 
-def _overridden(raw: dict[str, Any], sets: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the file with overrides of its own keys on top, and those of the pipeline's."""
-    fixed: dict[str, Any] = {}
+def _overridden(raw: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
+    """Return the file with overrides on top; those of the pipeline's keys stand under `set`."""
     for text in sets:
         path, value = specs.parse_override(text)
+        if path[0] not in _File.model_fields:
+            path = ["set", *path]
         if path[0] in ("space", "set", "baseline") and len(path) > 1:
             path = [path[0], ".".join(path[1:])]  # keys there are dotted themselves
-        elif path[0] not in _File.model_fields:
-            fixed[".".join(path)] = value
-            continue
         raw = specs.override(raw, path, value)
-    return raw, fixed
+    return raw
 
 
 def _check_lists(raw: Mapping[str, Any], where: str) -> None:

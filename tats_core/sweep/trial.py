@@ -12,19 +12,23 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal
 
 from tats_core.errors import StoreError, TatsError
-from tats_core.pipeline import runner
+from tats_core.pipeline import finding, runner
 from tats_core.pipeline.records import RunRecord, StageRecord, write_json
 from tats_core.pipeline.stages.base import read_result
 from tats_core.pipeline.work import Launch
-from tats_core.sweep.spec import STEP_SECONDS, Sweep, Trial
+from tats_core.sweep.space import Point
+from tats_core.sweep.spec import STEP_SECONDS, Sweep, Trial, shown
 from tats_core.training.events import read_events
+
+POINTS = "points.json"
+"""In a sweep's folder: the points that were found on the way."""
 
 Status = Literal["finished", "failed", "stopped early"]
 Row = dict[str, float]
@@ -63,6 +67,40 @@ class Ended:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise StoreError(f"{path}: is not the record of a trial ({error})") from error
+
+
+def newest(home: Path, name: str) -> Path | None:
+    """Return the folder of the newest run of the sweep `name`, or None."""
+    folders = (home / "runs" / one for one in finding.ids(home, name))
+    return next((one for one in folders if (one / "sweep.json").exists()), None)
+
+
+def results(folder: Path) -> list[Ended]:
+    """Return what has ended in a sweep's folder; points that were found on the way stand in their order."""
+    ended = [Ended.load(one) for one in sorted((folder / "trials").glob("*"))]
+    return in_order(asked(folder), [one for one in ended if one is not None])
+
+
+def asked(folder: Path) -> list[Point]:
+    """Return the points that were found on the way, in their order.
+
+    Raises:
+        StoreError: they cannot be understood.
+    """
+    path = folder / POINTS
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: are not the points of a sweep ({error})") from error
+    return [dict(one) for one in found]
+
+
+def in_order(points: Sequence[Point], trials: Iterable[Ended]) -> list[Ended]:
+    """Return the trials in the order of their points; where that is not known, as they are."""
+    place = {json.dumps(shown(point), sort_keys=True): number for number, point in enumerate(points)}
+    return sorted(trials, key=lambda one: place.get(json.dumps(one.point, sort_keys=True), len(place)))
 
 
 class Epochs:

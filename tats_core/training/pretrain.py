@@ -66,7 +66,9 @@ class PretrainConfig(StepConfig):
     )
     seed: int = Field(0, ge=0, description="weights, order of clips, augmentation, draws")
     log_every: int = Field(10, ge=1, description="steps between two points of a curve")
-    health_every: int = Field(20, ge=1, description="epochs between two looks at features and policy")
+    health_every: int | None = Field(
+        20, ge=1, description="epochs between two looks at features and policy; null: one look, at the end"
+    )
     checkpoint: CheckpointConfig = Field(
         default_factory=CheckpointConfig, description="when states to go on from are kept, and how many"
     )
@@ -401,7 +403,7 @@ def pretrain(
         trainer.load_state_dict({**state["trainer"], "rank": own})
         at = Position(**own["position"])
         events.note(f"resumed after step {at.step} of {steps}")
-    else:
+    elif config.health_every is not None:
         # Where features and policy start from: without it, a curve that stays low looks healthy.
         events.metrics(0, health(trainer.mae, trainer.sampler, 0))
 
@@ -435,7 +437,7 @@ def pretrain(
                 keep()
         at.next_epoch()
         ended = pace.figures(config.batch_size) | {"skipped_steps": trainer.mae_step.skipped}
-        if at.epoch % config.health_every == 0 or at.epoch == config.last_epoch:
+        if at.epoch == config.last_epoch or (config.health_every and at.epoch % config.health_every == 0):
             at.health = health(trainer.mae, trainer.sampler, at.step)
             ended |= at.health
         events.metrics(at.step, {"epoch": at.epoch, **ended})

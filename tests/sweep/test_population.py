@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tats_core.errors import SpecError
 from tats_core.pipeline import graph, runner
 from tats_core.pipeline import spec as pipelines
-from tats_core.sweep import engine, search, spec, summary
+from tats_core.sweep import engine, search, spec
 from tats_core.sweep.population import generation
 from tats_core.sweep.trial import Ended
 from tats_core.training.events import read_events
@@ -170,8 +170,7 @@ def test_the_winner_is_a_pipeline_that_ends_in_the_same_bits_without_a_populatio
     outcome = engine.run(sweep, home, resume=False, ui=Silent())
     assert [one.status for one in outcome.trials] == ["finished"] * 4
     assert [one.epochs for one in outcome.trials] == [2] * 4, "the second generation goes on from the first"
-    found = summary.write(sweep, outcome.folder, outcome.trials)
-    assert len(found["rows"]) == 2
+    assert len(outcome.summary.rows) == 2, "the newest generation alone"
 
     def trained(where: Path) -> dict[int, Path]:
         """Output folders of the pre-trainings by the number of epochs of their configuration."""

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from tats_core.errors import StoreError
 from tats_core.sweep import search, spec
-from tats_core.sweep.trial import Ended
+from tats_core.sweep.trial import Ended, asked, in_order
 
 SWEEP = """
 name: found
@@ -90,7 +90,7 @@ def test_a_resume_goes_on_as_if_it_had_never_been_disturbed(sweep, tmp_path) -> 
 def test_a_point_is_on_disk_before_its_trials_are_handed_out(sweep, tmp_path) -> None:
     trials = search.Points(sweep, tmp_path).ask({})
     assert [one.seed for one in trials] == [0, 1]
-    assert search.asked(tmp_path) == [trials[0].point]
+    assert asked(tmp_path) == [trials[0].point]
 
 
 def test_no_more_points_than_samples_are_asked_for(sweep, tmp_path) -> None:
@@ -110,7 +110,7 @@ def test_a_small_space_is_tried_to_its_end_and_no_point_twice(tmp_path) -> None:
 
 
 def told(sweep, point, ended):
-    keys = {key: search._distribution(values) for key, values in sweep.space.values.items()}
+    keys = {key: search.distribution(values) for key, values in sweep.space.values.items()}
     return search._told(sweep, point, keys, ended)
 
 
@@ -140,7 +140,7 @@ def test_trials_stand_in_the_order_in_which_their_points_were_asked_for(sweep, t
     ended: dict[str, Ended] = {}
     found = explore(sweep, search.Points(sweep, tmp_path), 5, ended)
     shuffled = sorted(ended.values(), key=lambda one: one.id)
-    assert [one.point for one in search.in_order(search.asked(tmp_path), shuffled)[::2]] == found
+    assert [one.point for one in in_order(asked(tmp_path), shuffled)[::2]] == found
 
 
 def test_points_that_cannot_be_read_are_said_in_one_sentence(sweep, tmp_path) -> None:

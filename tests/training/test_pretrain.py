@@ -295,6 +295,23 @@ def test_a_broken_batch_is_skipped_and_does_not_reach_the_weights(tiny: dict[str
     assert torch.equal(trainer.mae.mask_token, before)
 
 
+@pytest.mark.parametrize(("every", "looks"), [(None, [12]), (3, [0, 9, 12]), (4, [0, 12])])
+def test_the_model_is_looked_at_as_often_as_asked_and_at_the_end(
+    every: int | None, looks: list[int], tiny: dict[str, Any], clips: Any, tmp_path: Path
+) -> None:
+    _, figures = _run(
+        _recipe(tiny, SAMPLERS["random"], health_every=every),
+        clips(),
+        tmp_path,
+        EventLog(tmp_path / "events.jsonl"),
+    )
+    told = [
+        event["values"] for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "metrics"
+    ]
+    assert [values["looked_at"] for values in told if "looked_at" in values] == looks
+    assert figures["looked_at"] == 12
+
+
 def test_the_log_tells_every_step_the_health_figures_and_the_end(
     tiny: dict[str, Any], clips: Any, tmp_path: Path
 ) -> None:

@@ -37,6 +37,7 @@ class PretrainStage(Trained, PretrainConfig):
         "ours): encoder and decoder where it has both, else the encoder alone; null: fresh weights",
     )
     health_clips: int = Field(256, ge=1, description="clips looked at in a health check")
+    health_pictures: int = Field(4, ge=0, description="clips that are drawn in a health check")
 
     @property
     def recipe(self) -> PretrainConfig:
@@ -92,6 +93,7 @@ class Pretrain(TrainedKind[PretrainStage]):
             start=str(outside.place(config.start)) if config.start else None,
             health_clips=config.health_clips,
             before=str(before) if before else None,
+            health_pictures=config.health_pictures,
             out=str(ctx.out),
         )
         self.fit("tats_core.training.jobs.pretrain:run", job, config, ctx)

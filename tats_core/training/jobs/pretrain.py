@@ -44,6 +44,7 @@ class PretrainJob(StrictModel):
     start: str | None = Field(None, description="model to start from; null: fresh weights")
     health_clips: int = Field(256, ge=1, description="clips of each of the two for the health check")
     before: str | None = Field(None, description="output of the first epochs of this training")
+    health_pictures: int = Field(4, ge=0, description="clips that are drawn in a health check")
     out: str
 
 
@@ -84,7 +85,9 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
         }
     )
     held_out = held_out_clips(manifest, Manifest.load(Path(task.held_out)), options, task.health_clips, world)
-    health = HealthCheck(held_out, recipe.sampler.mask_ratio, world, events, out, recipe.seed)
+    health = HealthCheck(
+        held_out, recipe.sampler.mask_ratio, world, events, out, recipe.seed, task.health_pictures
+    )
     before = FolderStore(Path(task.before) / STATE, world, say=events.note) if task.before else None
     after = FolderStore(out / STATE, world, background=False) if recipe.until else None
     with dump_on_failure(trainer, manifest, out, world):
