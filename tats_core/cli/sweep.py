@@ -90,7 +90,12 @@ def _plan(sweep: Sweep, as_json: bool) -> str:
     for place, point in enumerate(points, 1):
         lines.append(f"  {place:>3}  " + "  ".join(f"{key}={value}" for key, value in point.items()))
     if not points:
-        lines.append(f"  {sweep.samples} points, each found by Optuna when its turn comes, among")
+        breed = (
+            f"{sweep.searcher.every} epochs after {sweep.searcher.every}, each generation from the one before"
+        )
+        how = breed if sweep.searcher.kind == "pbt" else "each found by Optuna when its turn comes"
+        what = "members" if sweep.searcher.kind == "pbt" else "points"
+        lines.append(f"  {sweep.samples} {what}, {how}, among")
         known = sweep.identity()
         lines += [f"       {key}: {_among(values)}" for key, values in known["space"].items()]
         for pattern, beside in known["where"].items():

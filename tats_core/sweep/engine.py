@@ -19,7 +19,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -238,9 +238,12 @@ class _Tuned:
         return stage
 
     def more(self) -> bool:
-        """Tell whether trials wait; where none does, ask for the next point."""
+        """Tell whether trials wait or are still to be found; where none waits, ask for the next ones."""
         if not self.waiting:
-            self.waiting = self.points.ask(self.progress.ended)
+            found = self.points.ask(self.progress.ended)
+            if found is None:
+                return True
+            self.waiting = found
             self.trials |= {one.id: one for one in self.waiting}
             self.record.stages |= {one.id: self._stage(one) for one in self.waiting}
             if not self.waiting:
@@ -351,7 +354,7 @@ class _Tuned:
             found = Ended(
                 one.id, "failed" if error else "stopped early", dict(one.point), one.seed,
                 {m.name: last[m.name] for m in self.sweep.metrics if m.name in last},
-                epochs=int(last.get("epoch", 0)), error=error,
+                epochs=int(last.get("epoch", 0)), error=error, settings=dict(one.overrides),
             )  # fmt: skip
             found.save(place)
         self.progress.ended[one.id] = found
@@ -447,8 +450,8 @@ def _searcher(tuned: _Tuned) -> Any:
                 if not work & taken:
                     tuned.waiting.remove(one)
                     self.busy[trial_id] = work
-                    # The point as text: Tune would take its dotted keys apart.
-                    return {"trial": one.id, "point": json.dumps(one.point), "seed": one.seed}
+                    # As text: Tune would take dotted keys apart.
+                    return {"trial": one.id, "given": json.dumps(asdict(one))}
             return None
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
@@ -499,7 +502,7 @@ def _trainable(sweep: Sweep, home: Path, run_id: str, in_process: bool) -> Any:
             self.rows: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
             self.asked = threading.Event()
             self.end: Ended | None = None
-            given = sweep.trial(json.loads(config["point"]), config["seed"])
+            given = Trial(**json.loads(config["given"]))
             self.working = threading.Thread(target=self.work, args=(given,), daemon=True)
             self.working.start()
 

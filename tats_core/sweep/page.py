@@ -84,7 +84,7 @@ def _tiles(found: Summary, record: RunRecord) -> list[tuple[str, Any, str]]:
     top, objective = found.best, found.sweep.objectives[0]
     tiles: list[tuple[str, Any, str]] = []
     if top is not None:
-        names = tables.short(list(found.sweep.space.values))
+        names = tables.short(found.sweep.keys)
         chosen = ", ".join(f"{names[key]} {tables.value_text(one)}" for key, one in top.point.items())
         few = len(top.point) <= _KEYS_IN_A_TILE
         value = top.values[objective.name].text(objective.digits)
@@ -163,7 +163,7 @@ def _charts(charts: Plots) -> Section | None:
 
 def _trials(found: Summary) -> Section:
     parts = [page.alert(f"{count} × {cause}") for cause, count in found.causes]
-    keys = list(found.sweep.space.values)
+    keys = found.sweep.keys
     names = tables.short(keys)
     lines = [
         [

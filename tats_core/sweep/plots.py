@@ -189,6 +189,9 @@ def _parallel(sweep: Sweep, keys: Sequence[Named], rows: Sequence[Row], plots: P
 
 
 def _importance(sweep: Sweep, keys: Sequence[Named], trials: Sequence[Ended], plots: Plots) -> None:
+    if sweep.searcher.kind == "pbt":
+        plots.missing.append("Importance of the keys: a population changes them while it trains.")
+        return
     best = _objective(sweep)
     done = [one for one in trials if one.status == "finished" and best.key in one.metrics]
     common = [key for key in keys if all(key.key in one.point for one in done)]

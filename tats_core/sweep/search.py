@@ -1,7 +1,8 @@
 """The points of a sweep, in the order in which they are tried, and which one comes next.
 
-Those of a grid and those drawn at random are known before the start. Optuna's are found on the way; each is
-kept in `points.json` of the sweep's folder before its first trial begins: a resume asks for none twice.
+Those of a grid and those drawn at random are known before the start. Optuna's and those of a population are
+found on the way and kept in `points.json` of the sweep's folder before their first trial begins: a resume
+asks for none twice.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tats_core.pipeline.records import write_json
+from tats_core.sweep.population import generation
 from tats_core.sweep.space import Point, Range, Values
 from tats_core.sweep.spec import Sweep, Trial
 from tats_core.sweep.trial import POINTS, Ended, asked
@@ -49,16 +51,23 @@ class Points:
         found = {one.id: one for point in self._known for one in self._sweep.trials_of(point)}
         return list(found.values())
 
-    def ask(self, ended: Mapping[str, Ended]) -> list[Trial]:
-        """Return the trials of one more point, found by how those before ended; [] after the last one."""
-        if self._sweep.searcher.kind != "optuna" or len(self._known) >= (self._sweep.samples or 0):
+    def ask(self, ended: Mapping[str, Ended]) -> list[Trial] | None:
+        """Return the next trials, found by how those before ended: [] after the last, None if too early.
+
+        Optuna is asked for one point, a population for its next generation.
+        """
+        sweep = self._sweep
+        if sweep.searcher.kind == "pbt":
+            found = generation(sweep, self._known, ended)
+        elif sweep.searcher.kind == "optuna" and len(self._known) < (sweep.samples or 0):
+            point = propose(sweep, self._known, ended)
+            found = [] if point is None else [point]
+        else:
             return []
-        point = propose(self._sweep, self._known, ended)
-        if point is None:
-            return []
-        self._known.append(point)
-        write_json(self._folder / POINTS, self._known)
-        return self._sweep.trials_of(point)
+        if found:
+            self._known += found
+            write_json(self._folder / POINTS, self._known)
+        return found and [one for point in found for one in sweep.trials_of(point)]
 
 
 def propose(sweep: Sweep, before: Sequence[Point], ended: Mapping[str, Ended]) -> Point | None:

@@ -23,10 +23,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -80,8 +81,9 @@ class Metric(StrictModel):
 class Searcher(StrictModel):
     """Which points are tried."""
 
-    kind: Literal["grid", "random", "optuna"] = "grid"
-    seed: int = Field(0, ge=0, description="of random and optuna")
+    kind: Literal["grid", "random", "optuna", "pbt"] = "grid"
+    seed: int = Field(0, ge=0, description="of all but the grid")
+    every: int | None = Field(None, ge=1, description="of pbt: epochs of a generation")
 
 
 class Scheduler(StrictModel):
@@ -126,6 +128,20 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Breed:
+    """What a population trains, and in how many generations."""
+
+    stage: str
+    epochs: int
+    every: int
+
+    @property
+    def generations(self) -> int:
+        """The last one may be shorter."""
+        return -(-self.epochs // self.every)
+
+
+@dataclass(frozen=True)
 class Sweep:
     """A sweep whose file and overrides were read and checked."""
 
@@ -167,7 +183,7 @@ class Sweep:
             "constraints": [one.text for one in self.space.constraints],
             "seeds": self.seeds.model_dump(mode="json"),
             "metrics": [one.model_dump(mode="json", exclude={"title", "digits"}) for one in self.metrics],
-            "searcher": self.searcher.model_dump(mode="json"),
+            "searcher": self.searcher.model_dump(mode="json", exclude_none=True),
             "scheduler": self.scheduler.model_dump(mode="json"),
             "samples": self.samples,
         }
@@ -177,18 +193,35 @@ class Sweep:
     def trials_of(self, point: Point) -> list[Trial]:
         """Return the trials of a point, one a seed."""
         if not self.seeds.keys:
-            return [self.trial(point, None)]
-        return [self.trial(point, seed) for seed in self.seeds.values]
+            return [self._trial(point, None)]
+        return [self._trial(point, seed) for seed in self.seeds.values]
 
-    def trial(self, point: Point, seed: int | None) -> Trial:
-        """Return one trial of a point; `seed` is None where no key is one."""
+    def _trial(self, point: Point, seed: int | None) -> Trial:
         seeded = {} if seed is None else dict.fromkeys(self.seeds.keys, seed)
-        overrides = {**point, **seeded}
+        overrides = {**self.settings(point), **seeded}
         named = json.dumps([self.name, overrides], sort_keys=True)
-        return Trial(hashlib.sha256(named.encode()).hexdigest()[:10], point, seed, overrides)
+        return Trial(hashlib.sha256(named.encode()).hexdigest()[:10], shown(point), seed, overrides)
+
+    def settings(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a point sets in the pipeline: its values, or the schedule of a population's member."""
+        schedule = f"{self.breed.stage}.schedule" if self.searcher.kind == "pbt" else ""
+        if schedule not in point:
+            return dict(point)
+        until = f"{self.breed.stage}.until"
+        early = {until: point[until]} if point[until] < self.breed.epochs else {}
+        return early | {schedule: point[schedule]}
+
+    @cached_property
+    def breed(self) -> Breed:
+        """Of population-based training: the stage whose settings are searched while it trains."""
+        stage = next(iter(self.space.values)).partition(".")[0]
+        (config, *_) = [
+            one.config for one in graphs.build(self.load({})).instances.values() if one.stage == stage
+        ]
+        return Breed(stage, config.model_dump()["epochs"], self.searcher.every or 1)
 
     def points(self) -> list[Point]:
-        """Return the points known before a start: all of a grid, those drawn at random, none of Optuna's."""
+        """Return the points known before a start: all of a grid, those drawn at random, else none."""
         if self.searcher.kind == "grid":
             return list(self.space.grid())[: self.samples]
         if self.searcher.kind == "random":
@@ -200,12 +233,21 @@ class Sweep:
     @property
     def count(self) -> int:
         """How many trials there will be; fewer where Optuna finds no other point in the space."""
-        points = len(self.points()) if self.searcher.kind != "optuna" else self.samples or 0
+        if self.searcher.kind in ("grid", "random"):
+            points = len(self.points())
+        else:
+            points = (self.samples or 0) * (self.breed.generations if self.searcher.kind == "pbt" else 1)
         return points * (len(self.seeds.values) if self.seeds.keys else 1)
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of the points as tables show them."""
+        until = [f"{self.breed.stage}.until"] if self.searcher.kind == "pbt" else []
+        return [*until, *self.space.values]
 
     def label(self, trial: Trial) -> str:
         """Return a trial's values in few words: `mask_ratio=0.9 kind=tats seed=1`."""
-        names = short(list(self.space.values))
+        names = short(self.keys)
         values = [f"{names[key]}={value_text(value)}" for key, value in trial.point.items()]
         return " ".join([*values, *([] if trial.seed is None else [f"seed={trial.seed}"])])
 
@@ -383,6 +425,7 @@ def _check(sweep: Sweep) -> None:
     _check_baseline(sweep)
     _check_graphs(sweep)
     _check_metrics(sweep)
+    _check_population(sweep)
 
 
 def _check_baseline(sweep: Sweep) -> None:
@@ -409,8 +452,7 @@ def _check_graphs(sweep: Sweep) -> None:
             near = did_you_mean(stage, stages)
             raise SpecError(f"{sweep.where}: metrics: {metric.name}: no stage named '{stage}'{near}")
     points = list(sweep.space.corners())
-    if sweep.searcher.kind != "optuna":
-        points += sweep.points()[:_CHECKED_POINTS]
+    points += sweep.points()[:_CHECKED_POINTS]
     if not points:
         raise SpecError(f"{sweep.where}: the constraints leave no point to try; loosen them")
     seen: set[str] = set()
@@ -464,6 +506,43 @@ def _check_metrics(sweep: Sweep) -> None:
         )
 
 
+def _check_population(sweep: Sweep) -> None:
+    where, searcher = f"{sweep.where}: searcher", sweep.searcher
+    if searcher.kind != "pbt":
+        if searcher.every is not None:
+            raise SpecError(f"{where}.every is of pbt alone, not of {searcher.kind}; leave it out")
+        return
+    stage = next(iter(sweep.space.values)).partition(".")[0]
+    for key in sweep.space.values:
+        if not (key.startswith(f"{stage}.sampler.ppo.") or key == f"{stage}.sampler_lr"):
+            raise SpecError(
+                f"{where}: pbt changes {stage}.sampler.ppo.* and {stage}.sampler_lr while {stage} trains, "
+                f"not {key}; fix it with set, or use optuna"
+            )
+    if searcher.every is None:
+        raise SpecError(f"{where}.every is missing: after how many epochs shall members be compared?")
+    if sweep.breed.generations < 2:
+        raise SpecError(
+            f"{where}.every is {searcher.every}, but {stage} has only {sweep.breed.epochs} epochs"
+        )
+    if (sweep.samples or 0) < 2:
+        raise SpecError(
+            f"{sweep.where}: samples is the size of the population, which needs 2 members or more"
+        )
+    for key, given in (
+        ("seeds.keys", sweep.seeds.keys), ("baseline", sweep.baseline),
+        ("scheduler", sweep.scheduler.kind != "none"), ("a second objective", sweep.objectives[1:]),
+        *((key, key in sweep.fixed) for key in (f"{stage}.schedule", f"{stage}.until")),
+    ):  # fmt: skip
+        if given:
+            raise SpecError(f"{where}: pbt leaves no room for {key}; leave it out")
+
+
+def shown(point: Mapping[str, Any]) -> Point:
+    """Return the values of a point that a table shows: all but the history of a population's member."""
+    return {key: value for key, value in point.items() if not isinstance(value, list)}
+
+
 def _needed(pipeline: Pipeline, names: Iterable[str]) -> set[str]:
     """Return `names` and all stages that they need, however indirectly."""
     found: set[str] = set()
@@ -478,7 +557,9 @@ def _needed(pipeline: Pipeline, names: Iterable[str]) -> set[str]:
 
 def as_sets(overrides: Mapping[str, Any]) -> list[str]:
     """Return overrides as `--set` options of `tats run pipeline`."""
-    return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    # Not JSON: YAML takes its 5e-05 for a word.
+    flow = partial(yaml.safe_dump, default_flow_style=True, allow_unicode=True, width=math.inf)
+    return [f"{key}={flow([value]).strip()[1:-1]}" for key, value in overrides.items()]
 
 
 def differences(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:

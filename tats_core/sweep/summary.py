@@ -17,7 +17,7 @@ from tats_core import specs
 from tats_core.errors import StoreError
 from tats_core.pipeline.records import write_json
 from tats_core.report import sweeps as tables
-from tats_core.sweep.spec import Sweep
+from tats_core.sweep.spec import Sweep, shown
 from tats_core.sweep.trial import Ended
 
 BEST: Final = "best.yaml"
@@ -47,13 +47,22 @@ class Summary:
 
     @cached_property
     def rows(self) -> list[tables.Row]:
-        """The table: one row a point, of a grid in its order, else the best first."""
-        plain = [asdict(one) for one in self.trials]
+        """The table: one row a point, of a grid in its order, else the best first; a population's newest."""
+        plain = [asdict(one) for one in self._judged]
         found = tables.rows(plain, [one.name for one in self.sweep.metrics], self.sweep.baseline)
         objective = self.sweep.objectives[0]
         if self.sweep.searcher.kind == "grid":
             return found
         return tables.ranked(found, objective.name, objective.mode or "max")
+
+    @property
+    def _judged(self) -> list[Ended]:
+        """The trials that are compared: of a population, the newest generation of which any finished."""
+        if self.sweep.searcher.kind != "pbt":
+            return self.trials
+        until = f"{self.sweep.breed.stage}.until"
+        newest = max((one.point[until] for one in self.trials if one.status == "finished"), default=0)
+        return [one for one in self.trials if one.point[until] == newest]
 
     @property
     def columns(self) -> list[tables.Column]:
@@ -72,7 +81,7 @@ class Summary:
         top, objective = self.best, self.sweep.objectives[0]
         if top is None:
             return ""
-        names = tables.short(list(self.sweep.space.values))
+        names = tables.short(self.sweep.keys)
         values = " ".join(f"{names[key]}={tables.value_text(value)}" for key, value in top.point.items())
         return f"best {objective.shown}: {top.values[objective.name].text(objective.digits)} with {values}"
 
@@ -142,7 +151,9 @@ class Summary:
         (folder / "results.txt").write_text(self.text() + "\n", encoding="utf-8")
         (folder / "results.csv").write_text(self.comma_separated(), encoding="utf-8")
         if self.best is not None:
-            (folder / BEST).write_text(best_pipeline(self.sweep, dict(self.best.point)), encoding="utf-8")
+            settings = next(one.settings for one in self.trials if one.point == self.best.point)
+            unseeded = {key: value for key, value in settings.items() if key not in self.sweep.seeds.keys}
+            (folder / BEST).write_text(best_pipeline(self.sweep, unseeded), encoding="utf-8")
 
 
 def busy_of(folder: Path) -> float | None:
@@ -162,7 +173,7 @@ def busy_of(folder: Path) -> float | None:
 
 
 def best_pipeline(sweep: Sweep, point: dict[str, Any]) -> str:
-    """Return the whole base pipeline with the sweep's changes and a point's values, as a YAML file."""
+    """Return the whole base pipeline with the sweep's changes and what a point sets, as a YAML file."""
     raw = specs.read(specs.find("pipelines", sweep.pipeline))
     for key, value in {**sweep.fixed, **point}.items():
         stage, *rest = key.split(".")
@@ -170,6 +181,6 @@ def best_pipeline(sweep: Sweep, point: dict[str, Any]) -> str:
             raw, ["defaults", *rest] if stage == "defaults" else ["stages", stage, *rest], value
         )
     raw |= {"name": "best", "title": f"Best of the sweep {sweep.name}"}
-    chosen = ", ".join(f"{key}={value}" for key, value in point.items())
-    head = f"# The best point of the sweep {sweep.name}: {chosen}\n"
+    chosen = ", ".join(f"{key}={value}" for key, value in shown(point).items())
+    head = f"# The best point of the sweep {sweep.name}{chosen and f': {chosen}'}\n"
     return head + yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=110)

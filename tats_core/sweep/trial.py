@@ -24,7 +24,7 @@ from tats_core.pipeline.records import RunRecord, StageRecord, write_json
 from tats_core.pipeline.stages.base import read_result
 from tats_core.pipeline.work import Launch
 from tats_core.sweep.space import Point
-from tats_core.sweep.spec import STEP_SECONDS, Sweep, Trial
+from tats_core.sweep.spec import STEP_SECONDS, Sweep, Trial, shown
 from tats_core.training.events import read_events
 
 POINTS = "points.json"
@@ -46,6 +46,8 @@ class Ended:
     epochs: int = 0
     seconds: float = 0.0
     error: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What it set in the pipeline, seeds too."""
 
     def save(self, folder: Path) -> None:
         """Write `trial.json` whole."""
@@ -97,7 +99,7 @@ def asked(folder: Path) -> list[Point]:
 
 def in_order(points: Sequence[Point], trials: Iterable[Ended]) -> list[Ended]:
     """Return the trials in the order of their points; where that is not known, as they are."""
-    place = {json.dumps(point, sort_keys=True): number for number, point in enumerate(points)}
+    place = {json.dumps(shown(point), sort_keys=True): number for number, point in enumerate(points)}
     return sorted(trials, key=lambda one: place.get(json.dumps(one.point, sort_keys=True), len(place)))
 
 
@@ -206,6 +208,7 @@ def run(
         epochs=epochs.count,
         seconds=epochs.training_seconds,
         error=error,
+        settings=dict(trial.overrides),
     )
 
 

@@ -45,9 +45,9 @@ class Swept:
         ).save()  # fmt: skip
         for trial in (one for point in sweep.points() for one in sweep.trials_of(point)):
             ended = {"metrics": measured(sweep, trial), "status": "finished", "epochs": 5, **told(trial)}
-            Ended(trial.id, point=dict(trial.point), seed=trial.seed, **ended).save(
-                folder / "trials" / trial.id
-            )
+            Ended(
+                trial.id, point=dict(trial.point), seed=trial.seed, settings=dict(trial.overrides), **ended
+            ).save(folder / "trials" / trial.id)
             if losses:
                 self._keep_curve(folder, trial)
         return sweep, folder

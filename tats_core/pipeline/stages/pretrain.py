@@ -81,7 +81,9 @@ class Pretrain(TrainedKind[PretrainStage]):
         return outside.digest("start", config.start)
 
     def run(self, config: PretrainStage, ctx: StageContext) -> None:
-        """Train on Ray Train's workers."""
+        """Train on Ray Train's workers, from where the first epochs of the same training ended if any did."""
+        shorter = (config.beginning(until) for until in range(config.last_epoch - 1, 0, -1))
+        before = next((found for one in shorter if (found := ctx.output_of(one))), None)
         data = ctx.input("data").path
         job = PretrainJob(
             recipe=config.recipe,
@@ -90,6 +92,7 @@ class Pretrain(TrainedKind[PretrainStage]):
             held_out=str(data / f"{config.benchmark}.test.json"),
             start=str(outside.place(config.start)) if config.start else None,
             health_clips=config.health_clips,
+            before=str(before) if before else None,
             health_pictures=config.health_pictures,
             out=str(ctx.out),
         )
