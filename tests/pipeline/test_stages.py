@@ -16,8 +16,8 @@ import pytest
 
 from tats_core.data.manifest import Manifest
 from tats_core.errors import SpecError, StageError, Stopped
+from tats_core.files import write_json
 from tats_core.pipeline.cache import without
-from tats_core.pipeline.records import write_json
 from tats_core.pipeline.stages import KINDS, base, command, data, evaluate, probe, report, training
 from tats_core.pipeline.stages.base import Input, Preflight, StageContext
 from tats_core.specs import validate
