@@ -15,7 +15,7 @@ import yaml
 
 from tats_core import specs
 from tats_core.errors import StoreError
-from tats_core.pipeline.records import write_json
+from tats_core.files import write_json
 from tats_core.report import sweeps as tables
 from tats_core.sweep.spec import Sweep, shown
 from tats_core.sweep.trial import Ended

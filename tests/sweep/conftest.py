@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tats_core.pipeline.records import RunRecord, StageRecord, write_json
+from tats_core.files import write_json
+from tats_core.pipeline.records import RunRecord, StageRecord
 from tats_core.sweep import spec
 from tats_core.sweep.spec import Sweep, Trial
 from tats_core.sweep.trial import Ended
