@@ -167,10 +167,16 @@ def sweep_folder(run: str, home: Path) -> Path | None:
 
 
 def print_sweep(folder: Path, as_json: bool) -> None:
-    """Print the table of a sweep, as it was run, and where its page is."""
+    """Print the table of a sweep, as it was run, and where its page is.
+
+    Raises:
+        RunError: none of its trials has ended.
+    """
     from tats_core.sweep import page
 
     found = page.read(folder)
+    if not found.trials:
+        raise RunError(f"no trial of {folder.name} has ended yet, so there is no table to print")
     if as_json:
         typer.echo(json.dumps(found.values(), indent=2))
         return

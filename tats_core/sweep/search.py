@@ -23,7 +23,7 @@ from optuna.distributions import (
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tats_core.pipeline.records import write_json
+from tats_core.files import write_json
 from tats_core.sweep.population import generation
 from tats_core.sweep.space import Point, Range, Values
 from tats_core.sweep.spec import Sweep, Trial

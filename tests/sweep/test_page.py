@@ -219,3 +219,15 @@ def test_causes_that_differ_in_a_path_alone_are_one(swept):
     assert summary(sweep, folder).causes == [
         (f"pretrain: it died; see /home/{first}/log", 18), ("data: no disk", 9),
     ]  # fmt: skip
+
+
+def test_a_sweep_of_which_no_trial_has_ended_has_no_table(swept, monkeypatch, capsys, tmp_path):
+    _, folder = swept.sweep(losses=False)
+    for one in folder.glob("trials/*/trial.json"):
+        one.unlink()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["tats", "results", "demo_ratio"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert f"no trial of {folder.name} has ended yet" in capsys.readouterr().err
