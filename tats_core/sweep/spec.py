@@ -423,9 +423,10 @@ def _check(sweep: Sweep) -> None:
         if one.mode is None:
             raise SpecError(f"{where}: metrics: the objective {one.name} has no mode; say max or min")
     _check_baseline(sweep)
+    _check_base(sweep)
+    _check_population(sweep)
     _check_graphs(sweep)
     _check_metrics(sweep)
-    _check_population(sweep)
 
 
 def _check_baseline(sweep: Sweep) -> None:
@@ -439,8 +440,8 @@ def _check_baseline(sweep: Sweep) -> None:
             raise SpecError(f"{sweep.where}: baseline.{key}: {value!r} is none of its values ({shown})")
 
 
-def _check_graphs(sweep: Sweep) -> None:
-    """Build the pipeline of every point (of drawn ones, those that hold the ends of each range)."""
+def _check_base(sweep: Sweep) -> None:
+    """Build the pipeline that all trials start from, and find the stages of the metrics in it."""
     try:
         graphs.build(pipelines.load(sweep.pipeline, as_sets(sweep.fixed)))
     except SpecError as error:
@@ -451,6 +452,10 @@ def _check_graphs(sweep: Sweep) -> None:
         if stage not in stages:
             near = did_you_mean(stage, stages)
             raise SpecError(f"{sweep.where}: metrics: {metric.name}: no stage named '{stage}'{near}")
+
+
+def _check_graphs(sweep: Sweep) -> None:
+    """Build the pipeline of every point (of drawn ones, those that hold the ends of each range)."""
     points = list(sweep.space.corners())
     points += sweep.points()[:_CHECKED_POINTS]
     if not points:
@@ -513,6 +518,11 @@ def _check_population(sweep: Sweep) -> None:
             raise SpecError(f"{where}.every is of pbt alone, not of {searcher.kind}; leave it out")
         return
     stage = next(iter(sweep.space.values)).partition(".")[0]
+    stages = sweep.load({}).stages
+    if stage not in stages or "schedule" not in KINDS[stages[stage].kind].Config.model_fields:
+        trained = [name for name, one in stages.items() if "schedule" in KINDS[one.kind].Config.model_fields]
+        near = did_you_mean(stage, trained)
+        raise SpecError(f"{where}: pbt needs a pre-training that a metric is of, and '{stage}' is none{near}")
     for key in sweep.space.values:
         if not (key.startswith(f"{stage}.sampler.ppo.") or key == f"{stage}.sampler_lr"):
             raise SpecError(

@@ -14,6 +14,7 @@ from tats_core.pipeline import graph, runner
 from tats_core.pipeline import spec as pipelines
 from tats_core.sweep import engine, search, spec
 from tats_core.sweep.population import generation
+from tats_core.sweep.summary import Summary
 from tats_core.sweep.trial import Ended
 from tats_core.training.events import read_events
 
@@ -47,7 +48,7 @@ def finish(sweep, points, scores) -> dict[str, Ended]:
     for point, score in zip(points, scores, strict=True):
         (one,) = sweep.trials_of(point)
         status, metrics = ("failed", {}) if score is None else ("finished", {"pretrain.linear_top1": score})
-        ended[one.id] = Ended(one.id, status, one.point, None, metrics)
+        ended[one.id] = Ended(one.id, status, one.point, None, metrics, settings=dict(one.overrides))
     return ended
 
 
@@ -106,6 +107,24 @@ def test_a_failed_member_is_replaced_and_if_all_fail_there_is_no_next_generation
     assert generation(sweep, first, finish(sweep, first, [None] * 8)) == []
 
 
+def test_the_table_is_of_the_newest_generation_and_the_best_pipeline_has_the_schedule(sweep, tmp_path):
+    points: list = []
+    ended: dict[str, Ended] = {}
+    while new := generation(sweep, points, ended):
+        points += new
+        # The best number of all is one of the first generation.
+        ended |= finish(sweep, new, [90 - len(points), *range(7)])
+    found = Summary.of(sweep, list(ended.values()), None)
+    assert [row.point[UNTIL] for row in found.rows] == [10] * 8
+    assert found.best_text.startswith("best pretrain.linear_top1: 66.0 with until=10 clip=")
+    found.write(tmp_path)
+    best = graph.build(pipelines.load(str(tmp_path / "best.yaml"))).instances["pretrain"].config
+    assert [one.model_dump(exclude_none=True, exclude_defaults=True) for one in best.schedule] == [
+        {"epoch": 0, **points[0][SCHEDULE][0]}
+    ]
+    assert (best.until, best.epochs) == (None, 10)
+
+
 def test_what_was_asked_for_is_gone_on_with(sweep, tmp_path) -> None:
     trials = search.Points(sweep, tmp_path).ask({})
     again = search.Points(sweep, tmp_path)
@@ -124,13 +143,15 @@ def test_what_was_asked_for_is_gone_on_with(sweep, tmp_path) -> None:
         ("scheduler={kind: asha, metric: pretrain.linear_top1}", "pbt leaves no room for scheduler"),
         ("pretrain.until=4", "pbt leaves no room for pretrain.until"),
         ("space.pretrain.sampler.mask_ratio=[0.8, 0.9]", "not pretrain.sampler.mask_ratio"),
+        ("space={pretrian.sampler_lr: [0.1, 0.2]}", "'pretrian' is none; did you mean 'pretrain'?"),
+        ("space={probe.seed: [1, 2]}", "a pre-training that a metric is of, and 'probe' is none"),
     ],
 )
 def test_what_a_population_cannot_do_is_said(override: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "bred.yaml"
     path.write_text(SWEEP)
     with pytest.raises(SpecError) as raised:
-        spec.load(str(path), [override])
+        spec.load(str(path), [override, *(["constraints=[]"] if override.startswith("space={") else [])])
     assert said in str(raised.value)
 
 
