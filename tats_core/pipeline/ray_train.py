@@ -171,7 +171,8 @@ def connect() -> None:
             Config.initialize("")  # Ray read its environment when it was imported
         _in_a_thread_that_stays(
             lambda: ray.init(
-                address=address,
+                # "local": else it would join whatever cluster someone else has started on this machine.
+                address=address or "local",
                 include_dashboard=None if address else False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
