@@ -52,7 +52,7 @@ class PPOConfig(StrictModel):
     rollout_length: int = Field(1, ge=1, description="iterations of joint training between two updates")
     epochs: int = Field(1, ge=1, description="passes over the rollout memory")
     minibatches: int = Field(1, ge=1, description="parts of the memory, each one optimiser step")
-    kl_stop: float | None = Field(0.05, gt=0, description="approximate KL that ends an update early")
+    kl_stop: float | None = Field(0.05, gt=0, description="KL(old || new) that ends an update early, nats")
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,10 @@ def ppo_loss(new: Policy, transition: Transition, config: PPOConfig, entropy_wei
     rollout, reward_BM = transition.rollout, transition.reward_BM
     old = rollout.policy
     assert old is not None
+    new_log_BN, old_log_BN = new.log_probs_BN, old.log_probs_BN
     if config.credit == "masked_token":
-        new_log_BA = new.log_probs_BN.gather(1, rollout.masked_BM)
-        old_log_BA = old.log_probs_BN.gather(1, rollout.masked_BM)
+        new_log_BA = new_log_BN.gather(1, rollout.masked_BM)
+        old_log_BA = old_log_BN.gather(1, rollout.masked_BM)
         return_BX = reward_BM
     else:
         new_log_BA = ordered_log_probs(new.logits_BN, rollout.visible_BK)
@@ -121,8 +122,7 @@ def ppo_loss(new: Policy, transition: Transition, config: PPOConfig, entropy_wei
     target_BX = return_BX if value_BX.shape == return_BX.shape else return_BX.mean(1, keepdim=True)
     advantage_BX = return_BX - old_value_BX
 
-    log_ratio_BA = new_log_BA - old_log_BA
-    ratio_BA = log_ratio_BA.exp()
+    ratio_BA = (new_log_BA - old_log_BA).exp()
     policy_loss = -surrogate(ratio_BA, advantage_BX.expand_as(ratio_BA), config.clip).mean()
     critic_loss = value_loss(value_BX, old_value_BX, target_BX, config.value_clip)
     entropy_share = new.entropy_B.mean() / math.log(rollout.tokens)
@@ -133,8 +133,8 @@ def ppo_loss(new: Policy, transition: Transition, config: PPOConfig, entropy_wei
             "policy_loss": policy_loss,
             "value_loss": critic_loss,
             "entropy_share": entropy_share,
-            # k3 of Schulman's "Approximating KL divergence": unbiased and never negative.
-            "kl": (ratio_BA - 1 - log_ratio_BA).mean(),
+            # Exact, since all of both policies is at hand. The masked tokens are no sample of the old one.
+            "kl": (old_log_BN.exp() * (old_log_BN - new_log_BN)).sum(1).mean(),
             "clip_fraction": ((ratio_BA - 1).abs() > config.clip).float().mean(),
             "ratio_max": ratio_BA.max(),
             "ratio_min": ratio_BA.min(),

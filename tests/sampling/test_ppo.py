@@ -87,8 +87,8 @@ def test_the_whole_objective_with_credit_to_masked_tokens() -> None:
     entropy = (0.75 * math.log(4 / 3) + 0.25 * math.log(4)) / math.log(2)
     assert found["entropy_share"] == pytest.approx(entropy)
     assert loss.total.item() == pytest.approx(0.7 + 0.5 * 0.25 - 0.1 * entropy)
-    # r - 1 - log r of the two ratios.
-    assert found["kl"] == pytest.approx((0.5 - 1 + math.log(2) + 1.5 - 1 - math.log(1.5)) / 2, rel=1e-5)
+    # KL((1/2, 1/2) || (3/4, 1/4)) = 1/2 log(2/3) + 1/2 log 2, the same for both clips.
+    assert found["kl"] == pytest.approx(math.log(4 / 3) / 2, rel=1e-5)
     assert found["clip_fraction"] == 1
     assert (found["ratio_min"], found["ratio_max"]) == pytest.approx((0.5, 1.5))
     # Residuals 0.5 and -0.5 of returns 1 and -1: a quarter of their variance is left.
@@ -127,6 +127,18 @@ def test_a_baseline_of_each_token_is_compared_with_that_tokens_reward() -> None:
     # Advantages 1.5 and 0 at ratio 1; squared value errors 2.25 and 0.
     assert loss.parts["policy_loss"].item() == pytest.approx(-0.75)
     assert loss.parts["value_loss"].item() == pytest.approx(1.125)
+
+
+@pytest.mark.parametrize("credit", ["masked_token", "sequence"])
+def test_tokens_that_are_hardly_ever_drawn_do_not_make_the_policies_differ(credit: str) -> None:
+    # Half of the tokens have next to no probability; what moves among them moves nothing.
+    rare_N = torch.tensor([0.0] * 8 + [-20.0] * 8)
+    old = Policy(rare_N.expand(2, -1), torch.zeros(2, 16))
+    new = Policy((rare_N + torch.tensor([0.0] * 8 + [3.0] * 8)).expand(2, -1), torch.zeros(2, 16))
+    rollout = Rollout(torch.tensor([[0, 1]] * 2), complement(torch.tensor([[0, 1]] * 2), 16), 16, old)
+    config = PPOConfig.model_validate({"credit": credit})
+    loss = ppo_loss(new, Transition(torch.zeros(2, 16, 1), rollout, torch.zeros(2, 14)), config, 0.0)
+    assert loss.parts["kl"].item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("credit", ["masked_token", "sequence"])
