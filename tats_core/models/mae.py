@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tats_core.models.tokens import ClipConfig, positions
-from tats_core.models.vit import VideoViT, ViTConfig, blocks, initialise, start_blocks, take
+from tats_core.models.vit import VideoViT, ViTConfig, blocks, initialise, run_blocks, start_blocks, take
 from tats_core.specs import StrictModel
 
 
@@ -159,9 +159,9 @@ class VideoMAE(nn.Module):
         if self.global_to_decoder is not None:
             masked_BME = masked_BME + self.global_to_decoder(encoded_BKD.mean(1, keepdim=True))
         tokens_BNE = torch.cat([visible_BKE, masked_BME.to(visible_BKE.dtype)], 1)
-        for block in self.decoder:
-            tokens_BNE = block(tokens_BNE)
-        return tokens_BNE[:, visible_BK.shape[1] :]
+        # With all N tokens in it, the decoder holds most of a step's memory.
+        recompute = self.encoder.config.gradient_checkpointing and self.training
+        return run_blocks(self.decoder, tokens_BNE, recompute)[:, visible_BK.shape[1] :]
 
     def target(self, patches_BMP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the target `[B, M, P]` of tokens; mean and scale `[B, M, C]` lead back to their pixels."""
