@@ -129,7 +129,7 @@ class FinetuneTrainer:
         config = self.config
         config.compiled(self.model)
         self.parallel = self.world.parallel(self.model)
-        optimizer = adamw(self.model, config.optimizer, config.model.depth)
+        optimizer = adamw(self.model, config.optimizer, config.optimizer.layer_decay, config.model.depth)
         self.guarded = GuardedStep(optimizer, config.optimizer.clip_grad, "classifier")
         self.average = WeightAverage(self.model, config.ema) if config.ema else None
         self.mix = None

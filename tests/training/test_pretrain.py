@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tats_core.errors import TrainingError
+from tats_core.errors import SpecError, TrainingError
 from tats_core.models.mae import VideoMAE
 from tats_core.sampling import Sampler
+from tats_core.specs import validate
 from tats_core.training.checkpoint import FolderStore
 from tats_core.training.events import EventLog, read_events
 from tats_core.training.pretrain import JointTrainer, PretrainConfig, pretrain
@@ -142,6 +143,14 @@ def test_the_same_seed_trains_the_same_model_and_another_one_does_not(
     ]
     _assert_same(states[0], states[1])
     assert not torch.equal(states[0]["mae"]["mask_token"], states[2]["mae"]["mask_token"])
+
+
+def test_a_pre_training_has_no_layer_decay(tiny: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match="optimizer has no key 'layer_decay'"):
+        validate(PretrainConfig, {**tiny, "optimizer": {"layer_decay": 0.75}}, "demo.yaml")
+    trainer = JointTrainer(_recipe(tiny, SAMPLERS["random"]), World())
+    trainer.mae_step.set_lr(0.1)
+    assert {group["lr"] for group in trainer.mae_step.optimizer.param_groups} == {0.1}
 
 
 def test_the_loss_falls_on_clips_that_repeat(tiny: dict[str, Any]) -> None:
