@@ -341,7 +341,7 @@ def pretrain(
         for video_BCTHW, _, trainer.last_index_B in pace.timed(loader.epoch(at.epoch, at.batch)):
             lr = config.optimizer.lr(at.step, loader.steps, config.epochs, config.batch_size)
             video_BCTHW = video_BCTHW.to(world.device, non_blocking=True)
-            warming_up = at.epoch < config.sampler_warmup_epochs
+            warming_up = at.step < config.sampler_warmup_epochs * loader.steps
             at.figures |= trainer.step(video_BCTHW, lr, warming_up=warming_up)
             at.next_batch()
             if at.step % config.log_every == 0 or at.step == steps:

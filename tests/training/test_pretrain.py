@@ -177,6 +177,17 @@ def test_while_warming_up_masking_is_random_and_the_sampler_rests(tiny: dict[str
     assert not torch.equal(trainer.sampler.state_dict()["norm.weight"], before["norm.weight"])
 
 
+def test_the_warm_up_of_the_sampler_may_end_within_an_epoch(
+    tiny: dict[str, Any], clips: Any, tmp_path: Path
+) -> None:
+    recipe = _recipe(tiny, SAMPLERS["tats"], epochs=2, sampler_warmup_epochs=0.5)
+    _run(recipe, clips(steps=4), tmp_path, EventLog(tmp_path / "events.jsonl"))
+    points = [event for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "metrics"]
+    taught = [e["step"] for e in points if "loss" in e["values"] and "entropy_share" in e["values"]]
+    # Steps 1 and 2 of four are random.
+    assert taught == [3, 4, 5, 6, 7, 8]
+
+
 def test_rewards_are_standardised_and_their_figures_told(tiny: dict[str, Any]) -> None:
     trainer = JointTrainer(_recipe(tiny, {"kind": "tats", "ppo": {"rollout_length": 9}}), World())
     tokens_BND = torch.randn(2, 32, 24)
