@@ -130,6 +130,14 @@ class World:
         own = torch.tensor(list(figures.values()), dtype=torch.float64, device=self.device)
         return dict(zip(figures, (self.sum(own) / self.size).tolist(), strict=True))
 
+    def union(self, own: Mapping[str, str]) -> dict[str, str]:
+        """Return what all workers have under their keys; of a key on several, the last one's."""
+        if self.size == 1:
+            return dict(own)
+        parts: list[dict[str, str]] = [{} for _ in range(self.size)]
+        dist.all_gather_object(parts, dict(own))
+        return {key: value for part in parts for key, value in part.items()}
+
     def moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and (population) standard deviation of all elements over all workers, in float64."""
         flat = values.detach().double().flatten()

@@ -331,6 +331,31 @@ def test_testing_refuses_a_video_that_cannot_be_read(tiny: dict[str, Manifest], 
         list(eval_views(manifest, ClipOptions(frames=2, size=16), clips=1, crops=1))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_for_what_is_no_score_the_next_video_stands_in_and_the_broken_one_is_named(
+    tiny: dict[str, Manifest], tmp_path: Path, workers: int
+) -> None:
+    manifest = broken(tiny["ucf101"], tmp_path, 2, 15)
+    options = ClipOptions(frames=2, size=16, max_unreadable=0.2, decode_workers=workers)
+    unreadable: dict[str, str] = {}
+    batches = list(eval_views(manifest, options, clips=1, crops=1, batch_size=4, unreadable=unreadable))
+    assert indices(batches) == [0, 1, 3, *range(3, 15), 0]
+    labels = [label for _, label_B, _ in batches for label in label_B.tolist()]
+    assert labels == [manifest.videos[index].label for index in indices(batches)]
+    assert torch.equal(batches[0][0][2], batches[0][0][3])
+    assert set(unreadable) == {str(tmp_path / "broken2.avi"), str(tmp_path / "broken15.avi")}
+    few = options.model_copy(update={"max_unreadable": 0.1, "decode_workers": 0})
+    with pytest.raises(DataError, match="2 of 16 videos cannot be read, more than max_unreadable"):
+        list(eval_views(manifest, few, clips=1, crops=1, batch_size=4, unreadable={}))
+
+
+def test_fewer_videos_than_workers_are_refused_on_each_of_them(tiny: dict[str, Manifest]) -> None:
+    few = tiny["ucf101"].first(2)
+    for rank in range(3):
+        with pytest.raises(DataError, match=r"2 videos are too few for 3 workers; use fewer workers"):
+            list(eval_views(few, ClipOptions(frames=2, size=16), rank=rank, world_size=3))
+
+
 def test_a_manifest_without_labels_feeds_pre_training(tiny: dict[str, Manifest]) -> None:
     videos = tuple(VideoRecord(video.id, video.path, -1) for video in tiny["ucf101"].videos)
     _, label_B, _ = next(loader(replace(tiny["ucf101"], videos=videos)).epoch(0))

@@ -24,6 +24,7 @@ def test_a_worker_alone_is_the_first_and_the_whole_world() -> None:
     assert world.parallel(module) is module
     assert torch.equal(world.sum(values), values)
     assert torch.equal(world.gather(values), values)
+    assert world.union({"a": "b"}) == {"a": "b"}
     assert torch.equal(gather_uneven(world, values)[0], values)
     assert not World(rank=1, size=2).is_first
 
@@ -90,6 +91,7 @@ def test_two_workers_pool_what_they_know(both: list[dict[str, Any]]) -> None:
         assert found["moments"] == pytest.approx([1e6 + 4, 5**0.5])
         assert found["sum"] == [2, 10]
         assert found["mean"] == {"loss": 1.5, "train_top1": 50.0}
+        assert found["union"] == {"both": "one", "0": "own", "1": "own"}
         assert found["gather"] == [[0, 7], [1, 7]]
         assert found["uneven"] == [[0, 1, 2, 10, 11], [[0], [1], [2], [10], [11]]]
 

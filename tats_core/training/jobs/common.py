@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from tats_core.data.loaders import ClipOptions, TrainLoader
+from tats_core.data.loaders import ClipOptions
 from tats_core.data.manifest import UNLABELLED, Manifest
 from tats_core.errors import DataError, SpecError, TrainingError
 from tats_core.files import write_json
@@ -78,8 +78,9 @@ def start_mae(mae: VideoMAE, place: str | None, events: EventLog) -> dict[str, s
     return {"start": match.sentence()}
 
 
-def say_unreadable(loader: TrainLoader, events: EventLog) -> None:
-    for path, reason in loader.unreadable.items():
+def say_unreadable(unreadable: Mapping[str, str], events: EventLog) -> None:
+    """Name the videos that were passed over, given by path with the reason."""
+    for path, reason in unreadable.items():
         events.note(f"skipped a video that cannot be read: {path}: {reason}")
 
 

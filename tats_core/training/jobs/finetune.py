@@ -79,7 +79,8 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
     )
     with dump_on_failure(trainer, manifest, out, world):
         figures = finetune(trainer, loader, events=events, store=store)
-    say_unreadable(loader, events)
+    unreadable = world.union(loader.unreadable)  # each worker met those of its own shares only
+    say_unreadable(unreadable, events)
     if world.is_first:
         described = {
             "model": recipe.model,
@@ -97,6 +98,6 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
             "peak_memory_mb": metrics.peak_memory_mb(world.device),
             "parameters": parameter_count([trainer.model]),
             "skipped_steps": trainer.guarded.skipped,
-            "unreadable_videos": len(loader.unreadable),
+            "unreadable_videos": len(unreadable),
         }
         write_result(out, figures | usage)

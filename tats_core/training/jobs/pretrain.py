@@ -79,11 +79,14 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
             **started,
         }
     )
-    held_out = held_out_clips(manifest, Manifest.load(Path(task.held_out)), options, task.health_clips, world)
+    held_out = held_out_clips(
+        manifest, Manifest.load(Path(task.held_out)), options, task.health_clips, world, events
+    )
     health = HealthCheck(held_out, recipe.sampler.mask_ratio, world, events, out, recipe.seed)
     with dump_on_failure(trainer, manifest, out, world):
         figures = pretrain(trainer, loader, events=events, store=store, health=health)
-    say_unreadable(loader, events)
+    unreadable = world.union(loader.unreadable)  # each worker met those of its own shares only
+    say_unreadable(unreadable, events)
     if world.is_first:
         described = {"model": recipe.model, "clip": recipe.clip, "mae": recipe.mae, "views": Views.of(loader)}
         weights.save(out, trainer.mae, described)
@@ -97,20 +100,31 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
             "mask_ratio": recipe.sampler.mask_ratio,
             "sampler": recipe.sampler.kind,
             "skipped_steps": trainer.mae_step.skipped,
-            "unreadable_videos": len(loader.unreadable),
+            "unreadable_videos": len(unreadable),
         }
         write_result(out, figures | usage)
 
 
 def held_out_clips(
-    train: Manifest, test: Manifest, options: ClipOptions, clips: int, world: World
+    train: Manifest, test: Manifest, options: ClipOptions, clips: int, world: World, events: EventLog
 ) -> HeldOut:
     """This worker's share of the clips of a health check, `clips` of each manifest over all workers."""
     halves = []
     for manifest in (train, test):
-        count = min(clips, len(manifest)) // world.size * world.size
-        part = manifest.spread(count)
-        batches = list(eval_views(part, options, clips=1, crops=1, rank=world.rank, world_size=world.size))
+        share = max(1, min(clips, len(manifest)) // world.size)  # as many on each worker
+        part = manifest.spread(share * world.size)
+        unreadable: dict[str, str] = {}
+        views = eval_views(
+            part,
+            options,
+            clips=1,
+            crops=1,
+            rank=world.rank,
+            world_size=world.size,
+            unreadable=unreadable,
+        )
+        batches = list(views)
+        say_unreadable(unreadable, events)
         videos, labels, indices = (torch.cat(parts) for parts in zip(*batches, strict=True))
         halves.append((part, videos[:, 0], labels, indices))
     (_, train_BCTHW, train_label_B, _), (part, test_BCTHW, test_label_B, index_B) = halves

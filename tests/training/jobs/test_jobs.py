@@ -17,7 +17,7 @@ from tats_core.data import benchmarks
 from tats_core.data.benchmarks.base import Split
 from tats_core.data.generate import GenerateConfig, generate
 from tats_core.data.manifest import UNLABELLED, Manifest
-from tats_core.errors import SpecError, TrainingError, VideoError
+from tats_core.errors import SpecError, Stopped, TrainingError, VideoError
 from tats_core.models.tokens import ClipConfig, patchify
 from tats_core.models.vit import VideoViT, ViTConfig
 from tats_core.training.checkpoint import FolderStore
@@ -295,6 +295,34 @@ def test_an_unreadable_training_video_is_named_counted_and_skipped(data: Path, t
     assert found["unreadable_videos"] == 1
     notes = [e["text"] for _, e in read_events(tmp_path / "finetune" / "events.jsonl") if e["kind"] == "note"]
     assert any(broken.name in text for text in notes)
+
+
+def test_a_broken_training_video_stops_neither_a_health_check_nor_a_probe(data: Path, tmp_path: Path) -> None:
+    # The health check and the probe see all 16 training videos, so this one too.
+    broken = Path(Manifest.load(data / "ucf101.train.json").videos[0].path)
+    whole = broken.read_bytes()
+    allowed = {"max_unreadable": 0.1}
+    try:
+        broken.write_bytes(b"not a video")
+        found = _run(
+            _pretrain_job(data) | {"health_clips": 16, "data": allowed}, pretrain.run, tmp_path / "pretrain"
+        )
+        probed = _run(
+            _probe_job(data, tmp_path / "pretrain") | {"data": allowed}, probe.run, tmp_path / "probe"
+        )
+    finally:
+        broken.write_bytes(whole)
+    assert "linear_top1" in found
+    assert "linear_top1" in probed
+    for stage in ("pretrain", "probe"):
+        events = [event for _, event in read_events(tmp_path / stage / "events.jsonl")]
+        assert any(broken.name in event["text"] for event in events if event["kind"] == "note")
+
+
+def test_a_probe_stops_when_a_person_asks(data: Path, tmp_path: Path) -> None:
+    job = _probe_job(data, None) | {"batch_size": 4, "out": str(tmp_path)}
+    with pytest.raises(Stopped):
+        probe.run(job, World(), EventLog(None), FolderStore(tmp_path / "checkpoints", stop=lambda: True))
 
 
 def test_frames_that_contradict_the_models_clip_are_refused(data: Path, tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ def main(rank: int, rendezvous: str, out: str) -> None:
         "sum": world.sum(torch.tensor([1.0, 10.0 * rank])).tolist(),
         "gather": world.gather(torch.tensor([[rank, 7]])).tolist(),
         "uneven": [tensor.tolist() for tensor in gather_uneven(world, own, own[:, None].float())],
+        "union": world.union({"both": "one", f"{rank}": "own"}),
         "mean": world.mean({"loss": 1.0 + rank, "train_top1": 100.0 * rank}),
         "classifier": {name: classifier(world, **changes) for name, changes in RECIPES.items()},
         "exchanges": exchanges(world),
