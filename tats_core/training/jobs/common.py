@@ -105,12 +105,13 @@ def dump_on_failure(trainer: Dumpable, manifest: Manifest, out: Path, world: Wor
     try:
         yield
     except TrainingError as error:
-        folder = out / "dump" / f"worker-{world.rank}"
+        folder = out / "dump"
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(trainer.state_dict(), folder / "state.pt")
+        if world.is_first:  # all workers hold the same, which is gigabytes
+            torch.save(trainer.state_dict(), folder / "state.pt")
         last = trainer.last_index_B.tolist() if trainer.last_index_B is not None else []
-        write_json(folder / "videos.json", [manifest.videos[index].path for index in last])
-        raise TrainingError(f"{error}; state and last videos are in {out / 'dump'}") from error
+        write_json(folder / f"videos-{world.rank}.json", [manifest.videos[index].path for index in last])
+        raise TrainingError(f"{error}; state and last videos are in {folder}") from error
 
 
 def write_result(out: Path, figures: Mapping[str, Any]) -> None:

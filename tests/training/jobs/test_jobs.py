@@ -331,7 +331,10 @@ def test_frames_that_contradict_the_models_clip_are_refused(data: Path, tmp_path
         _run({**job, "data": {"frames": 6}}, finetune.run, tmp_path / "finetune")
 
 
-def test_a_failed_training_leaves_its_state_and_its_last_videos(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_failed_training_leaves_its_state_once_and_the_last_videos_of_each_worker(
+    rank: int, data: Path, tmp_path: Path
+) -> None:
     class Trainer:
         last_index_B = torch.tensor([2, 0])
 
@@ -341,12 +344,15 @@ def test_a_failed_training_leaves_its_state_and_its_last_videos(data: Path, tmp_
     manifest = Manifest.load(data / "ucf101.train.json")
     with (
         pytest.raises(TrainingError, match=r"not finite; state and last videos are in .*dump"),
-        dump_on_failure(Trainer(), manifest, tmp_path, World(rank=1)),
+        dump_on_failure(Trainer(), manifest, tmp_path, World(rank=rank)),
     ):
         raise TrainingError("not finite")
-    folder = tmp_path / "dump" / "worker-1"
-    assert torch.equal(torch.load(folder / "state.pt", weights_only=True)["weight"], torch.ones(2))
-    assert json.loads((folder / "videos.json").read_text()) == [manifest.videos[i].path for i in (2, 0)]
+    folder = tmp_path / "dump"
+    assert (folder / "state.pt").exists() == (rank == 0)
+    if rank == 0:
+        assert torch.equal(torch.load(folder / "state.pt", weights_only=True)["weight"], torch.ones(2))
+    last = json.loads((folder / f"videos-{rank}.json").read_text())
+    assert last == [manifest.videos[index].path for index in (2, 0)]
 
 
 def test_frames_and_size_come_from_the_models_clip() -> None:
