@@ -85,8 +85,11 @@ class World:
             if type(part) is nn.BatchNorm1d:
                 module.set_submodule(name, PooledBatchNorm.of(part).to(self.device))
         devices = [self.device] if self.device.type == "cuda" else None
-        # Gradients live in the reducer's buckets: no second copy of them.
-        return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
+        # Gradients live in the reducer's buckets: no second copy of them. Buffers are the same on all workers
+        # (positions, statistics of pooled batch norms); sending them would hold up each forward pass.
+        return DistributedDataParallel(
+            module, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
 
     def accumulating(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
         """Put forward and backward of one part of a batch in here: only the `last` one averages gradients."""

@@ -111,8 +111,9 @@ def test_two_workers_take_the_fine_tuning_step_of_one(both: list[dict[str, Any]]
 def test_two_workers_exchange_gradients_once_a_step_however_many_parts_it_has(
     both: list[dict[str, Any]],
 ) -> None:
+    # Tables of positions are the same on all, and so are the statistics of a pooled batch norm.
     for found in both:
-        assert found["exchanges"] == 1
+        assert found["exchanges"] == (1, False)
 
 
 @pytest.mark.slow

@@ -65,8 +65,8 @@ def classifier(world: World, **changes: Any) -> dict[str, Tensor]:
     return found | {key: buffer.clone() for key, buffer in trainer.model.head_norm.named_buffers("head_norm")}
 
 
-def exchanges(world: World) -> int:
-    """How often gradients are averaged in a step of four parts."""
+def exchanges(world: World) -> tuple[int, bool]:
+    """How often gradients are averaged in a step of four parts, and whether buffers are sent around."""
     recipe = FinetuneConfig.model_validate({**TINY, **FINETUNE, "accumulate": 4})
     trainer = FinetuneTrainer(recipe, 3, world)
     trainer.start()
@@ -79,7 +79,7 @@ def exchanges(world: World) -> int:
     assert isinstance(trainer.parallel, DistributedDataParallel)
     trainer.parallel.register_comm_hook(None, counted)
     trainer.step(*_clips(world, 0), step=0, lr=1e-3)
-    return sum(buckets)
+    return sum(buckets), trainer.parallel.will_sync_module_buffers()
 
 
 def states(world: World, folder: Path) -> dict[str, Any]:
