@@ -7,7 +7,7 @@ say which token earned what (`credit`):
   ``A_i = R_i - V``, the ratio ``pi_new(i) / pi_old(i)``: what was hard to reconstruct becomes likelier to
   be visible next time (AdaMAE's idea under PPO).
 * ``sequence``: the K picks are the actions, each with its exact Plackett-Luce conditional; all share the
-  clip's advantage, its mean error against the critic's value.
+  clip's advantage, how far its mean error lies below what the critic expects.
 
 The critic's value is the clip's (the mean of its per-token outputs). A per-token baseline
 (``baseline="token"``) would be the reward's own prediction: once it is right, the advantage of every token
@@ -112,7 +112,9 @@ def ppo_loss(new: Policy, transition: Transition, config: PPOConfig, entropy_wei
     else:
         new_log_BA = ordered_log_probs(new.logits_BN, rollout.visible_BK)
         old_log_BA = ordered_log_probs(old.logits_BN, rollout.visible_BK)
-        return_BX = reward_BM.mean(1, keepdim=True)
+        # A pick earns what it spares the clip: rewarded with the error itself, the sampler would hide what is
+        # hard, the opposite of the other credit.
+        return_BX = -reward_BM.mean(1, keepdim=True)
     if config.baseline == "token" and config.credit == "masked_token":
         value_BX = new.value_BN.gather(1, rollout.masked_BM)
         old_value_BX = old.value_BN.gather(1, rollout.masked_BM)

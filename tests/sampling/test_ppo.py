@@ -110,7 +110,8 @@ def test_the_whole_objective_with_credit_to_the_sequence() -> None:
     old = Policy(torch.zeros(2, 3), torch.zeros(2, 3))
     new = Policy(torch.tensor([[math.log(2), 0, 0]] * 2), torch.tensor([[3.0, 0, 0], [0, 0, 0]]))
     rollout = Rollout(torch.tensor([[0, 1], [1, 0]]), torch.tensor([[2], [2]]), 3, old)
-    transition = Transition(torch.zeros(2, 3, 1), rollout, torch.tensor([[1.0], [2.0]]))
+    # Errors below the mean, which is 0: returns 1 and 2.
+    transition = Transition(torch.zeros(2, 3, 1), rollout, torch.tensor([[-1.0], [-2.0]]))
     loss = ppo_loss(new, transition, PPOConfig(credit="sequence", clip=0.2), entropy_weight=0.0)
     # Clip 0: 2/4 : 1/3 = 1.5 (clipped to 1.2), then 1/2 : 1/2 = 1; advantage 1.
     # Clip 1: 1/4 : 1/3 = 0.75, then 2/3 : 1/2 = 4/3 (clipped to 1.2); advantage 2.
@@ -241,8 +242,10 @@ def _train(config: PPOConfig, updates: int) -> tuple[Table, dict[str, float]]:
     return table, health
 
 
-def test_tokens_that_are_hard_when_masked_become_likelier_to_be_visible() -> None:
-    table, _ = _train(PPOConfig(target_entropy=None, entropy_weight=0.0), updates=40)
+@pytest.mark.parametrize(("credit", "updates"), [("masked_token", 40), ("sequence", 80)])
+def test_tokens_that_are_hard_when_masked_become_likelier_to_be_visible(credit: str, updates: int) -> None:
+    fixed = {"credit": credit, "target_entropy": None, "entropy_weight": 0.0}
+    table, _ = _train(PPOConfig.model_validate(fixed), updates)
     probability_N = table.logits_N.detach().softmax(0)
     assert probability_N[:2].min() > 2 * probability_N[2:].max()
 
