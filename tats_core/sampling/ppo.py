@@ -130,7 +130,7 @@ def ppo_loss(new: Policy, transition: Transition, config: PPOConfig, entropy_wei
     entropy_share = new.entropy_B.mean() / math.log(rollout.tokens)
     total = policy_loss + config.value_weight * critic_loss - entropy_weight * entropy_share
     with torch.no_grad():
-        unexplained = (target_BX - value_BX).var(correction=0) / target_BX.var(correction=0).clamp_min(1e-12)
+        variance, left = (x_BX.var(correction=0) for x_BX in (target_BX, target_BX - value_BX))
         parts = {
             "policy_loss": policy_loss,
             "value_loss": critic_loss,
@@ -140,7 +140,7 @@ def ppo_loss(new: Policy, transition: Transition, config: PPOConfig, entropy_wei
             "clip_fraction": ((ratio_BA - 1).abs() > config.clip).float().mean(),
             "ratio_max": ratio_BA.max(),
             "ratio_min": ratio_BA.min(),
-            "explained_variance": 1 - unexplained,
+            "explained_variance": (variance - left) / variance.clamp_min(1e-12),
             "advantage_std": advantage_BX.std(correction=0),
         }
     return Loss(total, {name: part.detach() for name, part in parts.items()})

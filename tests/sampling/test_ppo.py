@@ -95,6 +95,13 @@ def test_the_whole_objective_with_credit_to_masked_tokens() -> None:
     assert found["explained_variance"] == pytest.approx(0.75)
 
 
+def test_of_a_single_clips_value_nothing_is_explained() -> None:
+    new, transition = _two_clips()
+    one = Policy(new.logits_BN[:1], new.value_BN[:1])
+    loss = ppo_loss(one, transition.part(torch.tensor([0])), PPOConfig(), entropy_weight=0.0)
+    assert loss.parts["explained_variance"] == 0
+
+
 def test_only_the_unclipped_clip_moves_the_policy() -> None:
     new, transition = _two_clips()
     ppo_loss(new, transition, PPOConfig(), entropy_weight=0.0).total.backward()
