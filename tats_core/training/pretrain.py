@@ -137,6 +137,11 @@ class JointTrainer:
         self.noise = Noise(generator, self.world.rank, self.world.size)
         self.shuffles = torch.Generator().manual_seed(config.seed)
 
+    @property
+    def skipped(self) -> int:
+        """Steps whose gradient was not finite, the autoencoder's and the sampler's."""
+        return self.mae_step.skipped + (self.learner.guarded.skipped if self.sampler.learns else 0)
+
     def step(self, video_BCTHW: Tensor, lr: float, *, warming_up: bool = False) -> dict[str, float]:
         """One iteration: rollout, MAE step, PPO update. The videos are normalised; returns health figures."""
         # The last step's gradients would only stand in the way of this one's activations.
@@ -356,7 +361,7 @@ def pretrain(
             if at.batch < loader.steps and store.due(at.step):
                 keep()
         at.next_epoch()
-        ended = pace.figures(config.batch_size) | {"skipped_steps": trainer.mae_step.skipped}
+        ended = pace.figures(config.batch_size) | {"skipped_steps": trainer.skipped}
         if at.epoch % config.health_every == 0 or at.epoch == config.epochs:
             at.health = health(trainer.mae, trainer.sampler, at.step)
             ended |= at.health

@@ -202,6 +202,26 @@ def test_rewards_are_standardised_and_their_figures_told(tiny: dict[str, Any]) -
     assert kept_BM.std(correction=0).item() == pytest.approx(1, abs=1e-5)
 
 
+def test_a_skipped_step_of_the_sampler_is_counted_and_told(
+    tiny: dict[str, Any], clips: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = JointTrainer(_recipe(tiny, SAMPLERS["tats"], epochs=1), World())
+    update = trainer.update_sampler
+    monkeypatch.setattr(
+        trainer,
+        "update_sampler",
+        lambda tokens, drawn, reward, *more: update(tokens, drawn, reward * math.nan, *more),
+    )
+    events = EventLog(tmp_path / "events.jsonl")
+    pretrain(trainer, clips(steps=2), events=events, store=FolderStore(tmp_path / "states"), health=_look)
+    told = [
+        event["values"] for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "metrics"
+    ]
+    # Each of two updates has two passes of two mini-batches.
+    assert [values["skipped_steps"] for values in told if "skipped_steps" in values] == [8]
+    assert trainer.mae_step.skipped == 0
+
+
 @pytest.mark.parametrize(
     "sampler", [SAMPLERS["random"], SAMPLERS["adaptive"], {"kind": "tats", "ppo": {"epochs": 2}}], ids=str
 )

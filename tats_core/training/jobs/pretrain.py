@@ -99,7 +99,7 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
             "tokens": tokens,
             "mask_ratio": recipe.sampler.mask_ratio,
             "sampler": recipe.sampler.kind,
-            "skipped_steps": trainer.mae_step.skipped,
+            "skipped_steps": trainer.skipped,
             "unreadable_videos": len(unreadable),
         }
         write_result(out, figures | usage)
