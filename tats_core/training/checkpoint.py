@@ -193,14 +193,17 @@ class FolderStore:
         self._raise_failure()
 
     def best(self) -> Path | None:
-        """Return the kept state with the highest `config.best`, or None where no state has that figure."""
+        """Return the kept state with the highest `config.best`, or None where no state has that figure.
+
+        Of equal ones the first: states between two looks carry the figure of the look before.
+        """
         named = self.config.best
         scored = [
-            (figures[named], step)
+            (figures[named], -step)
             for step, figures in self._figures().items()
             if named is not None and named in figures
         ]
-        return self._place(max(scored)[1]) if scored else None
+        return self._place(-max(scored)[1]) if scored else None
 
     def _place(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}"
