@@ -314,7 +314,7 @@ def pretrain(
     """Run joint pre-training to its end, from the newest state in `store` if there is one.
 
     Returns:
-        The figures of the last health check.
+        The figures of the last health check, and the loss of the last step over all workers.
 
     Raises:
         TrainingError: too many non-finite steps in a row.
@@ -368,4 +368,5 @@ def pretrain(
         events.metrics(at.step, {"epoch": at.epoch, **ended})
         if store.due(at.step, epochs=at.epoch) or at.epoch == config.epochs:
             keep()
-    return at.health | {"loss": at.figures.get("loss", math.nan), "steps": float(steps)}
+    last = world.mean({"loss": at.figures.get("loss", math.nan)})
+    return at.health | last | {"steps": float(steps)}

@@ -134,6 +134,15 @@ def test_two_workers_take_twenty_joint_steps_as_one_with_the_whole_batch(both: l
 
 
 @pytest.mark.slow
+def test_the_loss_of_a_pre_training_is_that_of_all_workers(
+    both: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    alone = _load_worker().figures(World(), tmp_path)
+    for found in both:
+        assert found["figures"] == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.slow
 def test_two_workers_hold_the_same_bits_after_twenty_steps(both: list[dict[str, Any]]) -> None:
     one, other = (found["joint"] for found in both)
     for part in ("mae", "sampler"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from tats_core.errors import Stopped
+from tats_core.models.mae import VideoMAE
+from tats_core.sampling import Sampler
 from tats_core.training import checkpoint
 from tats_core.training.checkpoint import CheckpointConfig, FolderStore
+from tats_core.training.events import EventLog
 from tats_core.training.finetune import FinetuneConfig, FinetuneTrainer
 from tats_core.training.jobs.evaluate import gather_uneven
-from tats_core.training.pretrain import JointTrainer, PretrainConfig
+from tats_core.training.pretrain import JointTrainer, PretrainConfig, pretrain
 from tats_core.training.world import World
 
 TINY: dict[str, Any] = {
@@ -53,6 +57,31 @@ def joint(world: World, steps: int) -> dict[str, Any]:
     figures = [trainer.step(_clips(world, step)[0].double(), lr=1e-3) for step in range(steps)]
     torch.set_default_dtype(torch.float32)
     return {"figures": figures, "mae": trainer.mae.state_dict(), "sampler": trainer.sampler.state_dict()}
+
+
+class Loader:
+    """Two batches an epoch."""
+
+    steps = 2
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for step in range(first_step, self.steps):
+            video_BCTHW, label_B = _clips(self.world, step)
+            yield video_BCTHW, label_B, torch.arange(len(label_B))
+
+
+def figures(world: World, folder: Path) -> dict[str, float]:
+    """What a whole pre-training returns."""
+    recipe = PretrainConfig.model_validate({**TINY, "sampler": SAMPLER, "mae": MAE, "epochs": 1})
+    store, events = FolderStore(folder, world), EventLog(None)
+    return pretrain(JointTrainer(recipe, world), Loader(world), events=events, store=store, health=_look)
+
+
+def _look(mae: VideoMAE, sampler: Sampler, step: int) -> dict[str, float]:
+    return {}
 
 
 def classifier(world: World, **changes: Any) -> dict[str, Tensor]:
@@ -122,6 +151,7 @@ def main(rank: int, rendezvous: str, out: str) -> None:
         "classifier": {name: classifier(world, **changes) for name, changes in RECIPES.items()},
         "exchanges": exchanges(world),
         "states": states(world, Path(out) / "states"),
+        "figures": figures(world, Path(out) / "pretrain"),
         "joint": joint(world, steps=20),
     }
     torch.save(found, Path(out) / f"{rank}.pt")
