@@ -47,7 +47,9 @@ def knn_probe(
     """Votes `[B, C]` of the nearest training clips by cosine similarity of standardised features."""
     mean_D, deviation_D = train_BD.mean(0), train_BD.std(0).clamp_min(1e-6)
     train, test = (functional.normalize((x - mean_D) / deviation_D, dim=1) for x in (train_BD, test_BD))
-    nearest = [(part @ train.T).topk(min(neighbours, len(train)), dim=1) for part in test.split(_KNN_CLIPS)]
+    nearest = [
+        (part @ train.T).topk(min(neighbours, len(train)), dim=1) for part in torch.split(test, _KNN_CLIPS)
+    ]
     similarity, index = (torch.cat(parts) for parts in zip(*nearest, strict=True))
     # Temperature 0.07, as in the kNN evaluations of DINO and SimSiam.
     votes = torch.zeros(len(test), classes, device=test.device)
