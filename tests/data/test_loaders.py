@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tats_core.data import clips, readers, transforms
+from tats_core.data import clips, loaders, readers, transforms
 from tats_core.data.benchmarks import BENCHMARKS
 from tats_core.data.loaders import (
     Batch,
@@ -113,6 +114,27 @@ def test_cache_and_decoding_processes_change_nothing_but_the_speed(tiny: dict[st
         for other in (cached, full, processes):
             assert same(list(other.epoch(epoch)), expected)
     processes.close()
+
+
+def test_each_decoding_process_holds_one_batch_ahead(
+    tiny: dict[str, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = loader(tiny["ucf101"], SMALL.model_copy(update={"decode_workers": 1}), batch_size=2)
+    asked = [0]
+    iterate = loaders._Requests.__iter__
+
+    def counted(requests: loaders._Requests) -> Iterator[object]:
+        for request in iterate(requests):
+            asked[0] += 1
+            yield request
+
+    monkeypatch.setattr(loaders._Requests, "__iter__", counted)
+    batches = train.epoch(0)
+    next(batches)
+    # One for the process, and one in place of the batch that was taken: a batch may be a gigabyte.
+    assert asked == [2]
+    batches.close()  # type: ignore[attr-defined]
+    train.close()
 
 
 def test_a_cached_video_is_read_once(tiny: dict[str, Manifest], monkeypatch: pytest.MonkeyPatch) -> None:
