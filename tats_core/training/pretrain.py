@@ -147,11 +147,13 @@ class JointTrainer:
         # The last step's gradients would only stand in the way of this one's activations.
         self.mae_step.clear()
         patches_BNP = patchify(video_BCTHW, self.config.clip)
-        with torch.no_grad(), self.world.autocast(self.config.precision):
-            tokens_BND = self.mae.encoder.tokenize(patches_BNP)
         sampler = self.warmup_sampler if warming_up else self.sampler
-        policy = self.policy(tokens_BND) if sampler.learns else None
-        old_policy = policy.detached() if policy is not None else None
+        policy = old_policy = None
+        if sampler.learns:
+            with torch.no_grad(), self.world.autocast(self.config.precision):
+                tokens_BND = self.mae.encoder.tokenize(patches_BNP)
+            policy = self.policy(tokens_BND)
+            old_policy = policy.detached()
         rollout = self.decoded(sampler.draw(len(video_BCTHW), self.noise, old_policy))
 
         error_BM, pixel_error_BM = self.reconstruct(patches_BNP, rollout)

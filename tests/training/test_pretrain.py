@@ -188,6 +188,28 @@ def test_the_warm_up_of_the_sampler_may_end_within_an_epoch(
     assert taught == [3, 4, 5, 6, 7, 8]
 
 
+@pytest.mark.parametrize(
+    ("sampler", "warming_up", "looks"), [("random", False, 0), ("tats", True, 0), ("tats", False, 1)]
+)
+def test_all_tokens_are_embedded_only_for_a_sampler_that_looks_at_them(
+    sampler: str,
+    warming_up: bool,
+    looks: int,
+    tiny: dict[str, Any],
+    clips: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainer = JointTrainer(_recipe(tiny, SAMPLERS[sampler]), World())
+    seen: list[Tensor] = []
+    tokenize = trainer.mae.encoder.tokenize
+    monkeypatch.setattr(
+        trainer.mae.encoder, "tokenize", lambda patches: (seen.append(patches), tokenize(patches))[1]
+    )
+    (video_BCTHW, _, _), *_ = clips().epoch(0)
+    trainer.step(video_BCTHW, lr=1e-3, warming_up=warming_up)
+    assert len(seen) == looks
+
+
 def test_rewards_are_standardised_and_their_figures_told(tiny: dict[str, Any]) -> None:
     trainer = JointTrainer(_recipe(tiny, {"kind": "tats", "ppo": {"rollout_length": 9}}), World())
     tokens_BND = torch.randn(2, 32, 24)
