@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,6 @@ import pytest
 
 from tats_core.cluster import submit
 from tats_core.errors import ResourceError, SpecError
-from tats_core.pipeline import spec
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TOKEN = "a-token-of-the-test-" + "0" * 44
@@ -144,22 +143,6 @@ def test_a_wrong_token_is_one_sentence(here):
     assert refused.returncode == 2
     assert "refuses the token" in refused.stderr
     assert refused.stderr.count("\n") == 1
-
-
-def identity(folder: Path, text: str, sets: Sequence[str] = (), home: str | None = None) -> str:
-    path = folder / "mine.yaml"
-    path.write_text(text, encoding="utf-8")
-    return submit.identity(spec.load(str(path), sets), home)
-
-
-def test_the_identity_is_of_the_work_and_not_of_how_many_cpus_do_it(tmp_path):
-    text = "stages:\n  work: {kind: command, run: 'true', cpus: 1}\n"
-    first = identity(tmp_path, text)
-    assert re.fullmatch("mine-[0-9a-f]{12}", first)
-    assert identity(tmp_path, text, ["work.cpus=2"]) == first
-    assert identity(tmp_path, text, ["work.run=echo"]) != first
-    assert identity(tmp_path, text.replace("work:", "other:")) != first
-    assert identity(tmp_path, text, home="/elsewhere") != first, "what is done here is not done there"
 
 
 @pytest.mark.parametrize("address", ["head:8265", "ray://head:10001", "http://head:8265/jobs", "http:// "])
