@@ -1,13 +1,14 @@
-"""A pipeline on a real Ray cluster of two nodes, through the Jobs API, with a token."""
+"""Pipelines and sweeps on a real Ray cluster of two nodes, through the Jobs API, with a token."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,19 @@ class Here:
             f"stages:\n  work: {{kind: command, run: '{run}', cpus: {cpus}}}\n", encoding="utf-8"
         )
 
+    def write_sweep(self, name: str, run: str, cpus: int = 1) -> None:
+        """Write a sweep over X = 1, 2, 3 of a pipeline that `run`s and reports X as its score."""
+        score = '; echo "{\\"score\\": $X}" > $TATS_OUT/result.json'
+        stage = {"kind": "command", "run": run + score, "cpus": cpus, "env": {"X": "0"}}
+        tried = {"pipeline": f"of_{name}", "space": {"work.env.X": ["1", "2", "3"]}}
+        tried["metrics"] = [{"name": "work.score", "mode": "max"}]
+        for menu, file, content in (
+            ("pipelines", f"of_{name}", {"stages": {"work": stage}}),
+            ("sweeps", name, tried),
+        ):
+            (self.folder / menu).mkdir(exist_ok=True)
+            (self.folder / menu / f"{file}.yaml").write_text(json.dumps(content), encoding="utf-8")
+
     def tats(self, *words: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "tats_core", *words, "--address", self.address],
@@ -46,6 +60,9 @@ class Here:
 
     def submit(self, name: str, *words: str) -> subprocess.CompletedProcess[str]:
         return self.tats("submit", "pipeline", name, "--home", str(self.home), *words)
+
+    def submit_sweep(self, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+        return self.tats("submit", "sweep", name, "--home", str(self.home), *words)
 
 
 def _environment(token: str) -> dict[str, str]:
@@ -76,6 +93,13 @@ def started(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
     found = re.match(r"(\S+) (started|runs already|succeeded already) on http", done.stdout)
     assert found, done.stdout + done.stderr
     return found[1], found[2]
+
+
+def wait_for(holds: Callable[[], bool], here: Here, job: str) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline, here.tats("logs", job).stdout
+        time.sleep(0.2)
 
 
 @pytest.mark.slow
@@ -118,10 +142,7 @@ def test_what_runs_is_attached_to_and_stops_when_asked(here):
     job, outcome = started(here.submit("long", "--no-check", "--no-follow"))
     assert outcome == "started"
     assert started(here.submit("long", "--no-follow")) == (job, "runs already")
-    deadline = time.monotonic() + 120
-    while not (here.folder / "began").exists():
-        assert time.monotonic() < deadline, here.tats("logs", job).stdout
-        time.sleep(0.2)
+    wait_for((here.folder / "began").exists, here, job)
     stopped = here.tats("stop", "long")
     assert f"{job} has stopped; submit it again to go on" in stopped.stdout, stopped.stdout + stopped.stderr
     assert '"status": "stopped"' in max(here.home.glob("runs/long-*/run.json")).read_text()
@@ -135,6 +156,39 @@ def test_more_than_the_cluster_has_is_refused_before_anything_starts(here):
     assert refused.stderr == "tats: work needs 3 CPUs and the cluster has 2; add machines to it\n"
     assert refused.stderr.count("\n") == 1
     assert not list(here.home.glob("runs/large-*"))
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_stopped_goes_on_with_the_trials_that_are_left(here):
+    here.write_sweep("tries", f"test $X != 2 || test -e {here.folder}/go || sleep 600")
+    job, outcome = started(here.submit_sweep("tries", "--no-follow"))
+    assert re.fullmatch(r"tries-[0-9a-f]{12}-a1", job)
+    assert outcome == "started"
+    wait_for(lambda: len(list(here.home.glob("runs/tries-*/trials/*/trial.json"))) == 2, here, job)
+    assert started(here.submit_sweep("tries", "--no-follow")) == (job, "runs already")
+
+    stopped = here.tats("stop", "tries")
+    assert f"{job} has stopped; submit it again to go on" in stopped.stdout, stopped.stdout + stopped.stderr
+    assert "Stopped; what is done is kept" in here.tats("logs", job).stdout
+
+    (here.folder / "go").touch()
+    second = here.submit_sweep("tries")
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert started(second) == (job.removesuffix("1") + "2", "started")
+    assert "2 of them had ended before" in second.stdout
+    (folder,) = here.home.glob("runs/tries-*")
+    scores = [json.loads(path.read_text())["metrics"] for path in folder.glob("trials/*/trial.json")]
+    assert sorted(one["work.score"] for one in scores) == [1, 2, 3]
+    assert started(here.submit_sweep("tries"))[1] == "succeeded already"
+
+
+@pytest.mark.slow
+def test_a_trial_larger_than_the_cluster_is_refused_before_anything_starts(here):
+    here.write_sweep("large_tries", "true", cpus=3)
+    refused = here.submit_sweep("large_tries")
+    assert refused.returncode == 2
+    assert refused.stderr == "tats: work needs 3 CPUs and the cluster has 2; add machines to it\n"
+    assert not list(here.home.glob("runs/large_tries-*"))
 
 
 @pytest.mark.slow
