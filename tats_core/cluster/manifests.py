@@ -353,7 +353,7 @@ def _where(workers: Workers, needed: Size) -> Placement:
 
 def _container(name: str, image: str, given: Settings, cpus: int, memory: int, gpus: int = 0) -> Manifest:
     resources = {"cpu": str(cpus), "memory": f"{memory}Gi", **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
-    mounts = [{"name": "home", "mountPath": HOME}, {"name": "shm", "mountPath": "/dev/shm"}]
+    mounts: list[Manifest] = [{"name": "home", "mountPath": HOME}, {"name": "shm", "mountPath": "/dev/shm"}]
     if given.data_claim:
         mounts.append({"name": "data", "mountPath": _DATA, "readOnly": True})
     return {
