@@ -102,11 +102,12 @@ class Settings(StrictModel):
 
 @dataclass(frozen=True)
 class Size:
-    """How many worker pods of which size."""
+    """How many worker pods of which size, and how few will do."""
 
     pods: int
     cpus: int
     gpus: int
+    least: int
 
 
 def settings(path: Path | None) -> Settings:
@@ -140,20 +141,27 @@ def check_image(image: str) -> str:
 
 def size(stages: Iterable[Instance], wanted: Workers) -> Size:
     """Return the pods on which the largest stage fits."""
-    cpus = gpus = decoders = 0
+    # Of CPU stages and of GPU stages: what the largest needs, and what it can use.
+    needed, useful, decoders = {"cpu": 0, "gpu": 0}, {"cpu": 0, "gpu": 0}, 0
     for one in stages:
-        needed = one.kind.gpus(one.config)
-        if needed:
+        gpus = one.kind.gpus(one.config)
+        what = "gpu" if gpus else "cpu"
+        least = gpus or one.kind.cpus(one.config)
+        needed[what] = max(needed[what], least)
+        useful[what] = max(useful[what], least + one.kind.spare(one.config))
+        if gpus:
             data = getattr(one.config, "data", None)
             decoders = max(decoders, getattr(data, "decode_workers", 0))
-        gpus = max(gpus, needed)
-        cpus = max(cpus, 0 if needed else one.kind.cpus(one.config))
-    if not gpus:
-        pods = math.ceil(cpus / (wanted.cpus or _POD_CPUS))
-        return Size(pods, wanted.cpus or math.ceil(cpus / pods), 0)
-    pods = math.ceil(gpus / wanted.gpus)
-    each = math.ceil(gpus / pods)
-    return Size(pods, wanted.cpus or max(each * (1 + decoders), math.ceil(cpus / pods)), each)
+    if not useful["gpu"]:
+        pods = math.ceil(useful["cpu"] / (wanted.cpus or _POD_CPUS))
+        cpus = wanted.cpus or math.ceil(useful["cpu"] / pods)
+        return Size(pods, cpus, 0, math.ceil(needed["cpu"] / cpus))
+    pods = math.ceil(useful["gpu"] / wanted.gpus)
+    each = math.ceil(useful["gpu"] / pods)
+    least = math.ceil(needed["gpu"] / each)
+    return Size(
+        pods, wanted.cpus or max(each * (1 + decoders), math.ceil(needed["cpu"] / least)), each, least
+    )
 
 
 def render(work: Work, target: Target, image: str, given: Settings, *, home: str | None = None) -> str:
@@ -315,19 +323,28 @@ def _cluster_spec(work: Work, image: str, given: Settings, files: Manifest | Non
         **_container("ray-worker", image, given, needed.cpus, memory, needed.gpus),
         **_probes(*health["worker"]),
     }
+    elastic = needed.least < needed.pods
+    # Not read by the operator, but by Ray's autoscaler, which it starts beside the head.
+    scaling = {
+        "enableInTreeAutoscaling": True,
+        "autoscalerOptions": {"version": "v2", "securityContext": _LOCKED},
+    }
     return {
         # The token needs it: the operator wants to know that this Ray understands tokens.
         "rayVersion": importlib.metadata.version("ray"),
         "authOptions": {"mode": "token"},
+        **(scaling if elastic else {}),
         "headGroupSpec": {
             "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0", **start},
-            "template": _pod(head_container, given, head, max(1, head.memory // 4), files=files),
+            "template": _pod(
+                head_container, given, head, max(1, head.memory // 4), files=files, asks_kubernetes=elastic
+            ),
         },
         "workerGroupSpecs": [
             {
                 "groupName": "workers",
-                "replicas": needed.pods,
-                "minReplicas": needed.pods,
+                "replicas": needed.least,
+                "minReplicas": needed.least,
                 "maxReplicas": needed.pods,
                 "rayStartParams": {"dashboard-agent-listen-port": str(_AGENT), **start},
                 "template": _pod(
@@ -392,7 +409,12 @@ def _probes(path: str, port: int) -> Manifest:
 
 
 def _pod(
-    container: Manifest, given: Settings, where: Placement, shm: int, files: Manifest | None = None
+    container: Manifest,
+    given: Settings,
+    where: Placement,
+    shm: int,
+    files: Manifest | None = None,
+    asks_kubernetes: bool = False,
 ) -> Manifest:
     volumes: list[Manifest] = [
         {"name": "home", "persistentVolumeClaim": {"claimName": given.home_claim}},
@@ -405,7 +427,9 @@ def _pod(
         volumes.append({"name": "files", "configMap": files})
         mount = {"name": "files", "mountPath": _FILES, "readOnly": True}
         container = {**container, "volumeMounts": [*container["volumeMounts"], mount]}
-    return {"spec": {**_pod_spec(given, container), **_placed(where), "volumes": volumes}}
+    spec = _pod_spec(given, container)
+    spec["automountServiceAccountToken"] = asks_kubernetes
+    return {"spec": {**spec, **_placed(where), "volumes": volumes}}
 
 
 def _submitter(image: str, given: Settings) -> Manifest:

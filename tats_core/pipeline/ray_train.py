@@ -20,6 +20,7 @@ import queue
 import secrets
 import sys
 import threading
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,6 +54,9 @@ _STARTED = threading.Lock()
 # One for this process: Ray keeps the first that it reads, also for the next cluster that it starts.
 _TOKEN = secrets.token_hex(32)
 _CONTROLLER_FAILURES = 2
+# How long a machine of a cluster that was taken away may stay away. Workers of a fixed number are started in
+# tries that wait a part of it each.
+_ROOM_SECONDS = 900
 
 # Without one of these a local cluster cannot work.
 _SERVERS = ("gcs_server", "raylet")
@@ -144,6 +148,8 @@ def _fit(
         _run(trainer, head)
     except ray.train.TrainingFailedError as error:
         outcomes.raise_failure()
+        if outcomes.stopped.exists():
+            raise Stopped from error
         raise StageError(f"{_reason(error)}; what the workers printed is in {out / 'log'}") from error
     finally:
         ended.set()
@@ -220,7 +226,9 @@ def _environment() -> dict[str, str]:
         # Ray would run its workers at niceness 15: beside any busy process, a start took minutes.
         "RAY_worker_niceness": "0",
     }
-    if not os.environ.get("RAY_ADDRESS"):
+    if os.environ.get("RAY_ADDRESS"):
+        wanted["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_ROOM_SECONDS // (_CONTROLLER_FAILURES + 1))
+    else:
         # One process less for each training. On this machine nobody announces a preemption.
         wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     return {name: value for name, value in wanted.items() if name not in os.environ}
@@ -307,7 +315,7 @@ def _trainer(
         use_gpu=gpu,
         resources_per_worker={"GPU": 1} if gpu else {"CPU": 1},
     )
-    policy = None if len(sizes) == 1 else _elastic(scaling, sizes, Path(task["checkpoints"]))
+    policy = None if len(sizes) == 1 else _elastic(scaling, sizes, Path(task["checkpoints"]), outcomes)
     fitter = _fitter(outcomes, policy)
     return fitter(
         _work,
@@ -326,11 +334,12 @@ def _trainer(
     )
 
 
-def _elastic(scaling: ScalingConfig, sizes: tuple[int, ...], checkpoints: Path) -> Any:
-    """Return Ray's policy of taking as many workers as there is room for, with two rules of ours.
+def _elastic(scaling: ScalingConfig, sizes: tuple[int, ...], checkpoints: Path, outcomes: _Outcomes) -> Any:
+    """Return Ray's policy of taking as many workers as there is room for, with rules of ours.
 
-    There are only as many as share the step evenly; and those that run are given up for more, or for others,
-    only just after a state was kept: what was done since would be done again.
+    There are only as many as share the step evenly. Those that run are given up for more, or for others, only
+    just after a state was kept: what was done since would be done again. The wait for room has an end, and
+    heeds the wish to stop.
     """
     # Imported here: it would bring Ray Data into each worker.
     from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
@@ -342,6 +351,7 @@ def _elastic(scaling: ScalingConfig, sizes: tuple[int, ...], checkpoints: Path) 
         def __init__(self) -> None:
             super().__init__(scaling)
             self.kept = newest()
+            self.waits_since: float | None = None
 
         def _count_possible_workers(self, reserved_resources: Any) -> int:
             # Ray looks at its machines every twenty seconds: a dead one may still be among them.
@@ -350,6 +360,20 @@ def _elastic(scaling: ScalingConfig, sizes: tuple[int, ...], checkpoints: Path) 
                 {node: held for node, held in reserved_resources.items() if node in alive}
             )
             return max((size for size in sizes if size <= there), default=0)
+
+        def make_decision_for_non_running_worker_group(self) -> Any:
+            decision = super().make_decision_for_non_running_worker_group()
+            if not isinstance(decision, NoopDecision):
+                self.waits_since = None
+                return decision
+            self.waits_since = self.waits_since or time.monotonic()
+            if outcomes.please_stop.exists():
+                outcomes.stopped.touch()
+                raise TimeoutError("stopped")
+            if time.monotonic() - self.waits_since > _ROOM_SECONDS:
+                minutes = _ROOM_SECONDS // 60
+                raise TimeoutError(f"there was no room for {min(sizes)} workers for {minutes} minutes")
+            return decision
 
         def make_decision_for_running_worker_group(self, *state: Any) -> Any:
             before, self.kept = self.kept, newest()

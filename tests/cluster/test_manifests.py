@@ -241,11 +241,11 @@ def test_spot_machines_are_for_workers_alone():
 @pytest.mark.parametrize(
     ("stage", "workers", "expected"),
     [
-        ({"cpus": 2}, {}, Size(1, 2, 0)),
-        ({"cpus": 40}, {}, Size(3, 14, 0)),
-        ({"cpus": 40}, {"cpus": 8}, Size(5, 8, 0)),
-        ({"gpus": 12}, {}, Size(2, 6, 6)),
-        ({"gpus": 4}, {"cpus": 30}, Size(1, 30, 4)),
+        ({"cpus": 2}, {}, Size(1, 2, 0, 1)),
+        ({"cpus": 40}, {}, Size(3, 14, 0, 3)),
+        ({"cpus": 40}, {"cpus": 8}, Size(5, 8, 0, 5)),
+        ({"gpus": 12}, {}, Size(2, 6, 6, 2)),
+        ({"gpus": 4}, {"cpus": 30}, Size(1, 30, 4, 1)),
     ],
 )
 def test_the_pods_hold_the_largest_stage(write, stage, workers, expected):
@@ -255,7 +255,23 @@ def test_the_pods_hold_the_largest_stage(write, stage, workers, expected):
 
 def test_a_gpu_comes_with_the_cpus_that_decode_for_it():
     # 32 workers of one GPU and 8 decoding processes each, on machines of 8 GPUs.
-    assert manifests.size(work.load("pipeline", "full_ssv2").stages, manifests.Workers()) == Size(4, 72, 8)
+    assert manifests.size(work.load("pipeline", "full_ssv2").stages, manifests.Workers()) == Size(4, 72, 8, 4)
+
+
+def test_where_fewer_workers_do_the_cluster_grows_from_their_machines_to_all():
+    fewest = [f"{stage}.min_workers=8" for stage in ("pretrain", "finetune_ssv2", "finetune_k400")]
+    asked = work.load("pipeline", "full_ssv2", fewest)
+    manifest = rendered(asked)[-1]
+    jsonschema.validate(manifest, crd("RayJob") if CRDS else schema_of(FIELDS["RayJob"]))
+    cluster = cluster_of(manifest)
+    (group,) = cluster["workerGroupSpecs"]
+    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (1, 1, 4)
+    assert cluster["enableInTreeAutoscaling"] is True
+    assert cluster["headGroupSpec"]["template"]["spec"]["automountServiceAccountToken"] is True, (
+        "it asks for pods"
+    )
+    assert group["template"]["spec"]["automountServiceAccountToken"] is False
+    assert "enableInTreeAutoscaling" not in cluster_of(rendered(work.load("pipeline", "full_ssv2"))[-1])
 
 
 @pytest.mark.parametrize(
