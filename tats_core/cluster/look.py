@@ -145,20 +145,35 @@ def _one_machine(asked: dict[str, Any], home: str, folder: str, expected: dict[s
     """What is wrong on this machine. Leaves a file of its name in the project folder."""
     import ray
 
+    own = ray.get_runtime_context().get_node_id()
     troubles = differing(expected, versions())
+    other_code = bool(troubles)
     try:
-        (Path(folder) / ray.get_runtime_context().get_node_id()).touch()
+        (Path(folder) / own).touch()
     except OSError as error:
         troubles.append(
             f"{home} is not the project folder that the head sees, or read-only ({error.strerror})"
         )
-    if troubles:
-        return troubles  # code of another version would only say the same in other words
+    if other_code:
+        return troubles  # it would say the same again in other words
+    stages = work.load(**asked).stages
+    (here,) = (node for node in ray.nodes() if node["NodeID"] == own)  # type: ignore[no-untyped-call]
+    if here["Resources"].get("GPU") and any(one.kind.gpus(one.config) for one in stages):
+        import torch
+
+        troubles += without_cuda(torch.version.cuda)
     wrong: dict[str, None] = {}  # an ordered set: many stages may miss the same data set
-    for one in work.load(**asked).stages:
+    for one in stages:
         found = one.kind.preflight(one.config, Preflight(one.name, one.axes, Path(home)))
         wrong.update(dict.fromkeys(found))
-    return list(wrong)
+    return [*troubles, *wrong]
+
+
+def without_cuda(cuda: str | None) -> list[str]:
+    """Return a sentence if torch on a machine with GPUs was built for CPUs alone."""
+    if cuda is not None:
+        return []
+    return ["its torch is built without CUDA and cannot use its GPUs; use an image with PyPI's torch"]
 
 
 def _sees_all(folder: str, nodes: list[str]) -> list[str]:

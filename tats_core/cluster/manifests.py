@@ -23,6 +23,7 @@ from tats_core.cluster.submit import ENVIRONMENT
 from tats_core.cluster.work import Work
 from tats_core.errors import SpecError
 from tats_core.pipeline.graph import Instance
+from tats_core.pipeline.stages.training import Trained
 from tats_core.specs import StrictModel
 
 Manifest = dict[str, Any]
@@ -148,7 +149,9 @@ def size(stages: Iterable[Instance], wanted: Workers) -> Size:
         what = "gpu" if gpus else "cpu"
         least = gpus or one.kind.cpus(one.config)
         needed[what] = max(needed[what], least)
-        useful[what] = max(useful[what], least + one.kind.spare(one.config))
+        # Other stages than those that train may use more as well, but of the head.
+        more = one.kind.spare(one.config) if isinstance(one.config, Trained) else 0
+        useful[what] = max(useful[what], least + more)
         if gpus:
             data = getattr(one.config, "data", None)
             decoders = max(decoders, getattr(data, "decode_workers", 0))
