@@ -64,7 +64,7 @@ Image = Annotated[
 SettingsFile = Annotated[
     Path | None,
     typer.Option(
-        "--settings", metavar="FILE", help="With --render: claims, secrets, machines (docs/operations.md)."
+        "--settings", metavar="FILE", help="With --render: claims, secrets, machines (docker/kuberay.yaml)."
     ),
 ]
 Out = Annotated[

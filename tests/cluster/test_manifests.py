@@ -298,6 +298,15 @@ def test_a_project_folder_that_is_not_on_the_claim_is_refused(write):
         rendered(write(), home="/elsewhere")
 
 
+def test_the_settings_that_are_shown_are_all_there_are_at_their_defaults():
+    path = Path(__file__).resolve().parents[2] / "docker" / "kuberay.yaml"
+    assert manifests.settings(path) == Settings()
+    shown = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert shown.keys() == Settings.model_fields.keys()
+    for part, model in (("head", manifests.Head), ("workers", manifests.Workers)):
+        assert shown[part].keys() == model.model_fields.keys()
+
+
 def test_a_typo_in_the_settings_names_file_and_key(tmp_path):
     path = tmp_path / "lab.yaml"
     path.write_text("workers: {spott: gke}")
