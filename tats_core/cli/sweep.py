@@ -7,6 +7,8 @@ import signal
 import sys
 import time
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,10 +59,10 @@ def sweep(
     from tats_core.cli import progress
 
     resume = resume or (go_on and _was_begun(loaded, home))
-    _stop_at_sigterm()
     stages = progress.for_terminal()
     try:
-        outcome = engine.run(loaded, home, resume=resume, ui=ui, stage_ui=None if as_json else stages)
+        with _stopped_by_sigterm():
+            outcome = engine.run(loaded, home, resume=resume, ui=ui, stage_ui=None if as_json else stages)
     finally:
         stages.close()
     words = ["sweep", name, *(word for text in sets or [] for word in ("--set", text))]
@@ -85,7 +87,8 @@ def _was_begun(sweep: Sweep, home: Path) -> bool:
     return not (folder / "run.json").exists() or RunRecord.load(folder).status != "failed"
 
 
-def _stop_at_sigterm() -> None:
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
     """Do at SIGTERM, by which a cluster's job is stopped, what is done at Ctrl-C."""
 
     def handle(number: int, frame: types.FrameType | None) -> None:
@@ -94,7 +97,11 @@ def _stop_at_sigterm() -> None:
         assert callable(ctrl_c)
         ctrl_c(signal.SIGINT, frame)
 
-    signal.signal(signal.SIGTERM, handle)
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _plan(sweep: Sweep, as_json: bool) -> str:
