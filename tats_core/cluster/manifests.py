@@ -242,7 +242,7 @@ def _kubectl(given: Settings) -> str:
 def _needs(given: Settings) -> list[str]:
     lines = [
         "KubeRay 1.5.1 or newer: authOptions makes it write a token into a Secret and give it to all pods.",
-        f"There must be: the ReadWriteMany claim {given.home_claim} (the project folder)",
+        f"There must be: the ReadWriteMany claim {given.home_claim}, in which user {given.user} may write",
     ]
     if given.data_claim:
         lines.append(f"  the claim {given.data_claim} (data sets, one folder each)")

@@ -21,16 +21,18 @@ TOGETHER = 3
 
 def work(job: dict[str, Any], world: Any, events: Any, store: Any) -> None:
     """Add 1 a step, over all workers; end where two workers have done some steps after the one came back."""
+    import ray
+    import torch
+
     from tats_core.training.checkpoint import CheckpointConfig
 
+    Path(job["out"], ray.get_runtime_context().get_node_id()).write_text(str(os.getpid()))
     state = store.begin(CheckpointConfig()) or {"step": 0, "total": 0.0, "starts": []}
     starts = [*state["starts"], world.size]
     events.note(f"{world.size} workers from step {state['step']}")
     step, total, steps_here = state["step"], state["total"], 0
     while not (steps_here >= TOGETHER and world.any(Path(job["out"], "came").exists()) and world.size == 2):
         step, steps_here = step + 1, steps_here + 1
-        import torch
-
         total += float(world.sum(torch.tensor(1 / world.size, dtype=torch.float64)))
         time.sleep(0.1)
         store.save({"step": step, "total": total, "starts": starts, "rank": {}}, step=step, metrics={})
@@ -39,6 +41,7 @@ def work(job: dict[str, Any], world: Any, events: Any, store: Any) -> None:
 
 
 def main(out: Path, fewest: int) -> None:
+    import psutil
     import ray
     from ray.cluster_utils import Cluster
 
@@ -69,7 +72,9 @@ def main(out: Path, fewest: int) -> None:
     training = threading.Thread(target=fit)
     training.start()
     until(lambda: len(list(out.glob("checkpoints/fit/step-*"))) >= 2)
+    worker = int((out / leaves.node_id).read_text())
     cluster.remove_node(leaves, allow_graceful=False)
+    until(lambda: not psutil.pid_exists(worker))
     until(lambda: fewest == 2 or told("1 workers from step"))
     cluster.add_node(num_cpus=1)
     (out / "came").touch()
