@@ -160,7 +160,7 @@ def test_more_than_the_cluster_has_is_refused_before_anything_starts(here):
 
 @pytest.mark.slow
 def test_a_sweep_that_was_stopped_goes_on_with_the_trials_that_are_left(here):
-    here.write_sweep("tries", f"test $X != 2 || test -e {here.folder}/go || sleep 600")
+    here.write_sweep("tries", f"test $X != 3 || test -e {here.folder}/go || sleep 600")
     job, outcome = started(here.submit_sweep("tries", "--no-follow"))
     assert re.fullmatch(r"tries-[0-9a-f]{12}-a1", job)
     assert outcome == "started"
