@@ -39,6 +39,21 @@ PipelineName = Annotated[
     ),
 ]
 
+
+def complete_sweep(incomplete: str) -> list[str]:
+    """Return the sweeps whose names start with `incomplete`, for the shell's completion."""
+    from tats_core import specs
+
+    return [name for name in specs.names("sweeps") if name.startswith(incomplete)]
+
+
+SweepName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="A sweep of `tats list`, or a .yaml file.", autocompletion=complete_sweep
+    ),
+]
+
 RunName = Annotated[
     str,
     typer.Argument(

@@ -16,7 +16,7 @@ import time
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -261,6 +261,7 @@ class _Run:
         self.graph = decider.graph
         self.record = record
         self.todo = todo
+        self.there = replace(free)
         self.free = free
         self.on_error = on_error
         self.ui = ui
@@ -341,12 +342,12 @@ class _Run:
             return
         if self._halted():
             return
-        cpus, gpus = one.kind.cpus(one.config), one.kind.gpus(one.config)
+        needed = self._wanted(one)
         same = any(work.decision.folder == decision.folder for work in self.running.values())
         if same:
             return  # its output will be this one's too
         self.decisions[one.name] = decision
-        if cpus > self.free.cpus or gpus > self.free.gpus:
+        if needed.cpus > self.free.cpus or needed.gpus > self.free.gpus:
             return
         stage.status, stage.started, stage.attempts = "running", self._now(), 1
         self.record.save()
@@ -368,11 +369,19 @@ class _Run:
         work.start()
 
     def _occupy(self, work: StageWork) -> None:
-        self.held[work.name] = _Resources(
-            work.instance.kind.cpus(work.instance.config), work.instance.kind.gpus(work.instance.config)
-        )
+        self.held[work.name] = self._wanted(work.instance)
         self.free.cpus -= self.held[work.name].cpus
         self.free.gpus -= self.held[work.name].gpus
+
+    def _wanted(self, one: Instance) -> _Resources:
+        """What a stage keeps busy: all that it can use, or all there is."""
+        spare = one.kind.spare(one.config)
+
+        def taken(least: int, there: int) -> int:
+            return max(least, min(least + spare, there)) if least else 0
+
+        cpus, gpus = one.kind.cpus(one.config), one.kind.gpus(one.config)
+        return _Resources(taken(cpus, self.there.cpus), taken(gpus, self.there.gpus))
 
     def _release(self, work: StageWork) -> None:
         """Give back what the stage holds; while it waits for another process, it holds nothing."""

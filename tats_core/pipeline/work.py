@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -126,7 +126,13 @@ class StageWork(threading.Thread):
         calls = 0
 
         def fit(
-            entry: str, job: Mapping[str, Any], *, workers: int, gpu: bool = False, max_failures: int = 2
+            entry: str,
+            job: Mapping[str, Any],
+            *,
+            workers: int,
+            fewer: Sequence[int] = (),
+            gpu: bool = False,
+            max_failures: int = 2,
         ) -> None:
             nonlocal calls
             calls += 1
@@ -140,6 +146,7 @@ class StageWork(threading.Thread):
                 entry,
                 job,
                 workers=workers,
+                **({"fewer": fewer} if fewer else {}),
                 gpu=gpu,
                 name=f"fit-{calls}",
                 out=out,

@@ -229,14 +229,14 @@ def finetune(
     state = store.begin(config.checkpoint)
     if state is not None:
         trainer.load_state_dict(state["trainer"])
-        at = Position(**state.get("rank", state)["position"])
+        ranks = [state["rank"]] if "rank" in state else state["ranks"]
+        at = Position.joined([one["position"] for one in ranks])
         events.note(f"resumed after step {at.step} of {steps}")
 
     def keep() -> None:
         if trainer.guarded.in_a_row:
             return  # a state from within a storm of NaNs is no place to go back to
-        position = {"position": asdict(at)}
-        state = {"trainer": trainer.state_dict(), **position, "rank": position}
+        state = {"trainer": trainer.state_dict(), "rank": {"position": asdict(at)}}
         store.save(state, step=at.step, metrics=at.figures)
 
     while at.epoch < config.epochs:

@@ -6,7 +6,7 @@ Axes: B clips, C=3 channels, T frames, H W pixels, N tokens, M masked ones, P pi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -305,6 +305,16 @@ def _unpack(packed: Mapping[str, Tensor], device: torch.device) -> Transition:
     return Transition(held["tokens_BND"], rollout, held["reward_BM"])
 
 
+def _dealt_anew(ranks: Sequence[Mapping[str, Any]], world: World) -> dict[str, Any]:
+    """What is this rank's own of what another number of ranks kept: its rows of the global batches."""
+    memory = []
+    for kept in zip(*(one["memory"] for one in ranks), strict=True):
+        # Row i of rank r of n is row i * n + r of the global batch.
+        whole = {name: torch.stack([one[name] for one in kept], dim=1).flatten(0, 1) for name in kept[0]}
+        memory.append({name: rows[world.rank :: world.size] for name, rows in whole.items()})
+    return {"memory": memory, "position": asdict(Position.joined([one["position"] for one in ranks]))}
+
+
 def pretrain(
     trainer: JointTrainer,
     loader: Loader,
@@ -327,7 +337,7 @@ def pretrain(
     at = Position()
     state = store.begin(config.checkpoint)
     if state is not None:
-        own = state.get("rank") or {"memory": [], "position": state["position"]}
+        own = state["rank"] if "rank" in state else _dealt_anew(state["ranks"], world)
         trainer.load_state_dict({**state["trainer"], "rank": own})
         at = Position(**own["position"])
         events.note(f"resumed after step {at.step} of {steps}")
@@ -340,7 +350,7 @@ def pretrain(
             return  # a state from within a storm of NaNs is no place to go back to
         shared = trainer.state_dict()
         own = shared.pop("rank") | {"position": asdict(at)}
-        state = {"trainer": shared, "position": asdict(at), "rank": own}
+        state = {"trainer": shared, "rank": own}
         store.save(state, step=at.step, metrics=at.health | {"loss": at.figures["loss"]})
 
     while at.epoch < config.epochs:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -59,6 +59,27 @@ class StepConfig(StrictModel):
                 f"accumulate ({self.accumulate})"
             )
         return share
+
+    def among(self, workers: int, most: int) -> Self:
+        """The same step for `workers` where it was written for `most`: each does more parts of the same size.
+
+        Raises:
+            SpecError: they cannot share the parts evenly.
+        """
+        if workers == most:
+            return self
+        if self.accumulate * most % workers:
+            raise SpecError(
+                f"{workers} workers cannot share evenly what {most} do in {self.accumulate} "
+                f"part{'s' * (self.accumulate > 1)} each"
+            )
+        parts = {"accumulate": self.accumulate * most // workers}
+        try:
+            changed = type(self).model_validate(self.model_dump(exclude_unset=True) | parts)
+        except ValidationError as error:
+            raise SpecError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+        changed.per_worker(workers)
+        return changed
 
 
 @dataclass(frozen=True)

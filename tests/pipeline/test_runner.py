@@ -192,7 +192,10 @@ def test_a_bug_ends_its_stage_with_a_traceback_on_disk_and_is_not_tried_again(lo
     assert 'raise KeyError("a bug")' in traceback.read_text()
 
 
-def test_stages_run_side_by_side_within_the_cpus_there_are(load, home, monkeypatch):
+@pytest.mark.parametrize(("spare", "side_by_side"), [(0, 2), (1, 1), (9, 1)])
+def test_stages_run_side_by_side_within_the_cpus_there_are(load, home, monkeypatch, spare, side_by_side):
+    # One that can use more than it needs has all there are to itself.
+    monkeypatch.setattr(Grow, "spare", lambda *_: spare)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
     running, most = set(), []
     lock = threading.Lock()
@@ -208,7 +211,7 @@ def test_stages_run_side_by_side_within_the_cpus_there_are(load, home, monkeypat
     monkeypatch.setattr(Grow, "hook", staticmethod(hook))
     text = "stages: {grow: {kind: grow, init: scratch, matrix: {add: [1, 2, 3, 4]}}}"
     assert runner.run(load(text), home).status == "finished"
-    assert max(most) == 2
+    assert max(most) == side_by_side
 
 
 def test_what_is_too_large_or_missing_is_said_before_anything_starts(load, home, ui, monkeypatch):

@@ -64,6 +64,7 @@ def _load_worker() -> ModuleType:
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two workers found, by rank."""
     out = tmp_path_factory.mktemp("workers")
+    _load_worker().elastic(World(), out / "grown", steps=6)
     command = [sys.executable, str(WORKER)]
     workers = [
         subprocess.Popen(
@@ -73,7 +74,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     ]
     said = [worker.communicate(timeout=240)[1].decode() for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], "\n".join(said)
-    return [torch.load(out / f"{rank}.pt") for rank in range(2)]
+    return [torch.load(out / f"{rank}.pt") | {"out": out} for rank in range(2)]
 
 
 def _assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -140,6 +141,29 @@ def test_the_loss_of_a_pre_training_is_that_of_all_workers(
     alone = _load_worker().figures(World(), tmp_path)
     for found in both:
         assert found["figures"] == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_with_fewer_or_more_workers_as_one_undisturbed(
+    both: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    # Two workers stopped after six of twelve steps and one went on, and the other way round. The sampler had
+    # learnt from the first four, and remembered two.
+    worker, out = _load_worker(), both[0]["out"]
+    undisturbed = worker.elastic(World(), tmp_path / "undisturbed")
+    assert sorted(undisturbed) == list(range(1, 13))
+    assert worker.elastic(World(), out / "shrunk") == pytest.approx(undisturbed, abs=1e-5)
+    grown = worker.elastic(World(), out / "grown")  # at its end already: nothing is done again
+    assert grown == pytest.approx(undisturbed, abs=1e-5)
+
+
+def test_fewer_workers_do_more_parts_of_the_same_size() -> None:
+    recipe = StepConfig(batch_size=48, accumulate=2)
+    assert [recipe.among(n, 4).accumulate for n in (1, 2, 4)] == [8, 4, 2]
+    for n in (1, 2, 4):
+        assert recipe.among(n, 4).per_worker(n) // recipe.among(n, 4).accumulate == 6
+    with pytest.raises(SpecError, match="3 workers cannot share evenly what 4 do in 2 parts each"):
+        recipe.among(3, 4)
 
 
 @pytest.mark.slow

@@ -59,9 +59,9 @@ class Data(StageKind[DataConfig]):
     # Where the data is comes back in `external`, as found.
     key_excludes = frozenset({"root"})
 
-    def cpus(self, config: DataConfig) -> int:
-        """Return all there are for generating, which is spread over processes; reading takes one."""
-        return available_cpus() if config.generate else 1
+    def spare(self, config: DataConfig) -> int:
+        """Generating is spread over all the CPUs of the machine that the run is on."""
+        return available_cpus() - 1 if config.generate else 0
 
     def preflight(self, config: DataConfig, ctx: Preflight) -> list[str]:
         """Return one sentence for each data set that is not there."""

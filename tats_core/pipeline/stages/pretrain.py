@@ -89,6 +89,7 @@ class Pretrain(TrainedKind[PretrainStage]):
             held_out=str(data / f"{config.benchmark}.test.json"),
             start=str(outside.place(config.start)) if config.start else None,
             health_clips=config.health_clips,
+            workers=config.workers,
             out=str(ctx.out),
         )
         self.fit("tats_core.training.jobs.pretrain:run", job, config, ctx)

@@ -40,6 +40,7 @@ class FinetuneJob(StrictModel):
     encoder: str | None = Field(None, description="folder of the pre-trained model; null: from scratch")
     benchmark: str
     init: str
+    workers: int | None = Field(None, description="those that the recipe is for; null: those there are")
     out: str
 
 
@@ -47,7 +48,7 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
     """Fine-tuning of one worker."""
     began = time.perf_counter()
     task = FinetuneJob.model_validate(job)
-    recipe, out = task.recipe, Path(task.out)
+    recipe, out = task.recipe.among(world.size, task.workers or world.size), Path(task.out)
     manifest = labelled(few_labels(Manifest.load(Path(task.train)), task.labels_per_class, recipe.seed))
     loader = TrainLoader(
         manifest,

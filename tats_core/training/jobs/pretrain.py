@@ -40,6 +40,7 @@ class PretrainJob(StrictModel):
     held_out: str = Field(description="manifest of videos for health figures and pictures")
     start: str | None = Field(None, description="model to start from; null: fresh weights")
     health_clips: int = Field(256, ge=1, description="clips of each of the two for the health check")
+    workers: int | None = Field(None, description="those that the recipe is for; null: those there are")
     out: str
 
 
@@ -47,7 +48,7 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
     """Joint pre-training of one worker."""
     began = time.perf_counter()
     task = PretrainJob.model_validate(job)
-    recipe, out = task.recipe, Path(task.out)
+    recipe, out = task.recipe.among(world.size, task.workers or world.size), Path(task.out)
     options = clip_options(recipe.clip, task.data)
     manifest = Manifest.load(Path(task.train))
     loader = TrainLoader(

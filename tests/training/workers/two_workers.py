@@ -18,7 +18,7 @@ from tats_core.models.mae import VideoMAE
 from tats_core.sampling import Sampler
 from tats_core.training import checkpoint
 from tats_core.training.checkpoint import CheckpointConfig, FolderStore
-from tats_core.training.events import EventLog
+from tats_core.training.events import EventLog, read_events
 from tats_core.training.finetune import FinetuneConfig, FinetuneTrainer
 from tats_core.training.jobs.evaluate import gather_uneven
 from tats_core.training.pretrain import JointTrainer, PretrainConfig, pretrain
@@ -136,6 +136,48 @@ def states(world: World, folder: Path) -> dict[str, Any]:
     return found
 
 
+class _Dealt:
+    """Three batches an epoch, as the loader deals them out; counts them."""
+
+    steps = 3
+
+    def __init__(self, world: World) -> None:
+        self.world, self.dealt = world, 0
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for step in range(first_step, self.steps):
+            self.dealt += 1
+            video_BCTHW, label_B = _clips(self.world, epoch * self.steps + step)
+            yield video_BCTHW.double(), label_B, label_B
+
+
+def elastic(world: World, folder: Path, steps: int | None = None) -> dict[int, float]:
+    """Loss by step of a pre-training for two that is begun in `folder`, or gone on with; ends after `steps`.
+
+    The sampler learns every fourth step: in between, each rank remembers its own clips.
+    """
+    checkpoint._STOP_SECONDS = 0
+    torch.set_default_dtype(torch.float64)  # as in `joint`
+    sampler = {**SAMPLER, "ppo": {"rollout_length": 4}}
+    recipe = {**TINY, "sampler": sampler, "mae": MAE, "epochs": 4, "log_every": 1}
+    trainer = JointTrainer(PretrainConfig.model_validate(recipe).among(world.size, 2), world)
+    loader = _Dealt(world)
+    events = folder.with_suffix(".jsonl")
+    try:
+        pretrain(
+            trainer,
+            loader,
+            events=EventLog(events if world.is_first else None),
+            store=FolderStore(folder, world, stop=lambda: loader.dealt == steps),
+            health=lambda *_: {},
+        )
+    except Stopped:
+        assert steps is not None
+    torch.set_default_dtype(torch.float32)
+    metrics = [event for _, event in read_events(events) if event["kind"] == "metrics"]
+    return {one["step"]: one["values"]["loss"] for one in metrics if "loss" in one["values"]}
+
+
 def main(rank: int, rendezvous: str, out: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     world = World(rank, 2)
@@ -154,6 +196,8 @@ def main(rank: int, rendezvous: str, out: str) -> None:
         "figures": figures(world, Path(out) / "pretrain"),
         "joint": joint(world, steps=20),
     }
+    elastic(world, Path(out) / "shrunk", steps=6)
+    elastic(world, Path(out) / "grown")
     torch.save(found, Path(out) / f"{rank}.pt")
     dist.destroy_process_group()
 
