@@ -18,7 +18,9 @@ def main() -> None:
     request = urllib.request.Request(url)
     if user := os.environ.get("TATS_HEALTH_USER"):
         password = Path(os.environ["TATS_HEALTH_PASSWORD_FILE"]).read_text().strip()
-        request.add_header("Authorization", f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}")
+        request.add_header(
+            "Authorization", f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
+        )
     try:
         urllib.request.urlopen(request, timeout=4).close()
     except OSError as error:
