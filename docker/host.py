@@ -213,6 +213,8 @@ def base(folder: Path) -> str:
 
 def postgres(folder: Path) -> str:
     """Return an image of PostgreSQL that is used as the official one is."""
+    if given := os.environ.get("TATS_POSTGRES_IMAGE"):
+        return given
     if pulled(POSTGRES_IMAGE):
         return POSTGRES_IMAGE
     bootstrap("tats-test-debian-postgres", "postgresql", folder)
@@ -231,7 +233,7 @@ def _derived(base_image: str, tag: str, program: Path, folder: Path) -> str:
     place.mkdir()
     shutil.copy(program, place / program.name)
     (place / "Dockerfile").write_text(
-        f'FROM {base_image}\nCOPY {program.name} /usr/local/bin/\nENTRYPOINT ["{program.name}"]\n'
+        f'FROM {base_image}\nCOPY --chmod=755 {program.name} /usr/local/bin/\nENTRYPOINT ["{program.name}"]\n'
     )
     docker("build", "--tag", tag, str(place))
     shutil.rmtree(place)

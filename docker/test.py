@@ -9,6 +9,7 @@ led to, from outside: through the published ports. Needs Linux, and Docker or ro
 
 From outside, all optional:
     TATS_DOCKER_BASE      image to build on; default: Python's, or this machine's Debian without a registry
+    TATS_POSTGRES_IMAGE   database; default: the official one, or one made of Debian's package
     TATS_DOCKER_PIP_CONF  pip's configuration during the build (an index of your own)
     TATS_DOCKER_CA        certificates during the build, found by pip as /run/secrets/ca.pem
 """
