@@ -17,153 +17,29 @@ From outside, all optional:
 from __future__ import annotations
 
 import argparse
-import base64
 import json
 import os
-import re
 import secrets
 import shutil
 import socket
 import statistics
-import subprocess
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
-from typing import Any
 
-import contents
-import host
-from host import docker, fail, run, say, until
+from testing import contents, host
+from testing.guide import AT_HEAD, HOME, Guide, basic
+from testing.host import docker, expect, run, say, until
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-HOME = "/srv/tats"
-AT_HEAD = ("--address", "http://head:8265")
 RUN_SECONDS = 600
 WRONG = "0" * 64
 
 
-def expect(holds: object, what: str, otherwise: str = "") -> None:
-    if not holds:
-        fail(f"{what}\n{otherwise}")
-    say(f"ok: {what}")
-
-
-class Guide:
-    """docs/operations.md, and which of its commands were run."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.exports: list[str] = []
-        self.blocks: dict[str, list[str]] = {}
-        self.done: set[str] = set()
-        text = (folder / "docs" / "operations.md").read_text()
-        for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
-            heading, _, rest = section.partition("\n")
-            self.blocks[heading] = re.findall(r"^```sh\n(.*?)^```", rest, re.MULTILINE | re.DOTALL)
-
-    def follow(self, heading: str, number: int = 1) -> str:
-        """Run a block of commands of a section, counted from 1; return what it printed."""
-        block = self.blocks[heading][number - 1]
-        began = time.monotonic()
-        done = self.sh(block)
-        took = time.monotonic() - began
-        expect(done.returncode == 0, f"{heading}, {number} ({took:.0f} s)", block + done.stdout + done.stderr)
-        self.exports += [line for line in block.splitlines() if line.startswith("export ")]
-        self.done.add(block)
-        return done.stdout
-
-    def left(self) -> list[str]:
-        """Return the blocks that were not run."""
-        return [block for blocks in self.blocks.values() for block in blocks if block not in self.done]
-
-    def sh(self, commands: str) -> subprocess.CompletedProcess[str]:
-        return run("sh", "-euc", "\n".join([*self.exports, commands]), check=False, cwd=self.folder)
-
-    def compose(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return run("docker", "compose", *words, check=check, cwd=self.folder)
-
-    def tats(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.compose("run", "--rm", "tats", *words, *AT_HEAD, check=check)
-
-    def inside(self, command: str) -> str:
-        """Return what a shell command prints in the head, or nothing."""
-        return self.compose("exec", "-T", "head", "sh", "-c", command, check=False).stdout.strip()
-
-    def secret(self, name: str) -> str:
-        return (self.folder / "docker" / "secrets" / name).read_text()
-
-    def containers(self, *services: str) -> list[str]:
-        return self.compose("ps", "--quiet", *services).stdout.split()
-
-    def logs(self) -> str:
-        return self.compose("logs", "--tail", "60", check=False).stdout
-
-
-class Server:
-    """A published port, asked from outside of the cluster's networks."""
-
-    def __init__(self, port: int, authorization: str) -> None:
-        self.url = f"http://127.0.0.1:{port}"
-        self.headers = {"Authorization": authorization, "Host": f"localhost:{port}"}
-
-    def get(self, path: str, **headers: str | None) -> tuple[int, bytes]:
-        """Return status and body; a header that is None is left out."""
-        sent = {name: value for name, value in {**self.headers, **headers}.items() if value is not None}
-        try:
-            with urllib.request.urlopen(
-                urllib.request.Request(self.url + path, headers=sent), timeout=60
-            ) as answer:
-                return answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read()
-
-    def ask(self, path: str, **body: Any) -> dict[str, Any]:
-        headers = {**self.headers, "Content-Type": "application/json"}
-        url = f"{self.url}/api/2.0/mlflow/{path}"
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            found: dict[str, Any] = json.load(answer)
-        return found
-
-
-def mlflow(guide: Guide) -> Server:
-    return Server(int(os.environ["TATS_MLFLOW_PORT"]), _basic(guide.secret("mlflow_password")))
-
-
-def ray(guide: Guide) -> Server:
-    return Server(int(os.environ["TATS_RAY_PORT"]), f"Bearer {guide.secret('ray_token')}")
-
-
-def _basic(password: str) -> str:
-    return f"Basic {base64.b64encode(f'tats:{password}'.encode()).decode()}"
-
-
-def runs_of(guide: Guide, name: str) -> list[dict[str, Any]]:
-    """Return the runs of an experiment."""
-    server = mlflow(guide)
-    found = server.ask("experiments/search", max_results=100)["experiments"]
-    ids = [one["experiment_id"] for one in found if one["name"] == name]
-    runs: list[dict[str, Any]] = server.ask("runs/search", experiment_ids=ids, max_results=500)["runs"]
-    return runs
-
-
-def metric(guide: Guide, run_id: str, key: str) -> list[dict[str, Any]]:
-    path = f"/api/2.0/mlflow/metrics/get-history?run_id={run_id}&metric_key={key}"
-    history: list[dict[str, Any]] = json.loads(mlflow(guide).get(path)[1]).get("metrics", [])
-    return history
-
-
-def weights(guide: Guide, home: str = HOME) -> str:
-    """Return the sha256 of all weights in a project folder, with the stage and its key."""
-    return guide.inside(f"cd {home}/stages && sha256sum *-*[0-9a-f]/*.safetensors")
-
-
 def cut_demo(folder: Path) -> None:
     """Cut the demo short, and add a pipeline for timing; both are JSON, which is YAML."""
-    data = {"kind": "data", "generate": {"preset": "demo", "clips_per_class": 8, "test_clips_per_class": 4}}
-    data["generate"] |= {"frames": 16, "seed": 0}  # type: ignore[operator]
+    generated = {"preset": "demo", "clips_per_class": 8, "test_clips_per_class": 4, "frames": 16, "seed": 0}
+    data = {"kind": "data", "generate": generated}
     pretrain = {
         "kind": "pretrain", "needs": "data", "benchmark": "ssv2", "epochs": 8, "batch_size": 16,
         "sampler": {"kind": "tats", "mask_ratio": 0.9}, "checkpoint": {"epochs": 1}, "log_every": 1,
@@ -180,10 +56,8 @@ def cut_demo(folder: Path) -> None:
     }  # fmt: skip
     clip = {"frames": 8, "size": 48, "tubelet": 2, "patch": 8}
     defaults = {"model": "vit_micro", "clip": clip, "workers": 2}
-    timed = {
-        "data": data,
-        "pretrain": pretrain | {"batch_size": 32, "epochs": 12, "checkpoint": {"epochs": 12}},
-    }
+    longer = {"batch_size": 32, "epochs": 24, "checkpoint": {"epochs": 24}}
+    timed = {"data": data, "pretrain": pretrain | longer}
     for name, parts in (("demo", stages), ("timed", timed)):
         text = json.dumps({"name": name, "defaults": defaults, "stages": parts}, indent=1)
         (folder / "pipelines" / f"{name}.yaml").write_text(text)
@@ -194,57 +68,48 @@ def check_image(guide: Guide, twice: bool) -> None:
     say(f"the image has {size / 1e9:.2f} GB")
     user = docker("run", "--rm", "tats", "id", "-u").stdout.strip()
     expect(user == "1000", "nothing runs as root in the image", user)
-    shown = docker("run", "--rm", "tats", "sh", "-lc", "ray --version && mlflow --version && tats --version")
-    say(f"it holds {', '.join(shown.stdout.split(chr(10))[:3])}")
+    shown = docker("run", "--rm", "tats", "sh", "-lc", "ray --version; mlflow --version; tats --version")
+    say(f"it holds: {'; '.join(shown.stdout.split(chr(10))).strip('; ')}")
     if twice:
         began = time.monotonic()
         words = ("build", "--no-cache", "--file", "docker/Dockerfile", "--tag", "tats-again", ".")
         run("docker", *words, cwd=guide.folder)
         say(f"built again without a cache in {time.monotonic() - began:.0f} s")
         differing = contents.differing("tats", "tats-again")
-        expect(
-            not differing, "both images have the same content, apart from times", "\n".join(differing[:40])
-        )
+        expect(not differing, "both images hold the same, apart from times", "\n".join(differing[:40]))
 
 
 def check_nothing_starts_without_secrets(guide: Guide) -> None:
     done = guide.compose("up", "--detach", "--wait", check=False)
-    shown = done.stdout + done.stderr
-    expect(
-        done.returncode and "secrets" in shown,
-        f"without secrets nothing starts: {shown.strip().splitlines()[-1]}",
-        shown,
-    )
+    shown = (done.stdout + done.stderr).strip()
+    refused = done.returncode != 0 and "secrets" in shown
+    expect(refused, f"without secrets nothing starts ({shown.splitlines()[-1]})", shown)
     guide.compose("down", "--volumes")
 
 
 def check_cluster(guide: Guide) -> None:
     """What is up listens where it should, and shows its secrets to nobody."""
     inspected = json.loads(docker("inspect", *guide.containers()).stdout)
-    published = [
-        at["HostIp"]
-        for one in inspected
-        for ports in one["NetworkSettings"]["Ports"].values()
-        for at in ports or ()
-    ]
-    expect(len(published) == 2 and set(published) == {"127.0.0.1"}, "two ports, published on 127.0.0.1 alone")
+    ports = [port for one in inspected for port in one["NetworkSettings"]["Ports"].values() if port]
+    addresses = [at["HostIp"] for port in ports for at in port]
+    expect(addresses == ["127.0.0.1"] * 2, "two ports are published, on 127.0.0.1 alone", str(addresses))
     seen = json.dumps(inspected) + run("ps", "-e", "-ww", "-o", "args").stdout
     names = [path.name for path in (guide.folder / "docker" / "secrets").iterdir()]
     told = [name for name in names if guide.secret(name).strip() in seen]
     expect(names and not told, "no secret is in what `docker inspect` or `ps` shows", str(told))
-    reached = guide.compose(
-        "exec", "-T", "worker", "python", "-c",
-        "import socket; socket.create_connection(('postgres', 5432), 5)", check=False,
-    )  # fmt: skip
-    expect(reached.returncode, "a worker does not reach the database")
+    connect = "python -c \"import socket; socket.create_connection(('{}', {}), 5); print('reached')\""
+    reached = guide.inside("worker", connect.format("head", 6379))
+    expect(reached == "reached", "a worker reaches the head", reached)
+    reached = guide.inside("worker", connect.format("postgres", 5432))
+    expect(reached == "", "a worker does not reach the database", reached)
 
 
 def check_refusals(guide: Guide) -> None:
     api = "/api/2.0/mlflow/experiments/search?max_results=1"
-    server, head = mlflow(guide), ray(guide)
+    server, head = guide.mlflow(), guide.ray()
     for what, found, expected in (
         ("MLflow takes the right password", server.get(api), {200}),
-        ("MLflow refuses a wrong password", server.get(api, Authorization=_basic(WRONG)), {401}),
+        ("MLflow refuses a wrong password", server.get(api, Authorization=basic(WRONG)), {401}),
         ("MLflow refuses who gives none", server.get(api, Authorization=None), {401}),
         ("MLflow refuses a wrong host header", server.get(api, Host="elsewhere:5000"), {403}),
         ("Ray takes the right token", head.get("/api/jobs/"), {200}),
@@ -254,92 +119,104 @@ def check_refusals(guide: Guide) -> None:
         expect(found[0] in expected, f"{what} ({found[0]})", str(found))
     wrong = ("--env", f"RAY_AUTH_TOKEN={WRONG}", "--env", "RAY_AUTH_TOKEN_PATH=")
     done = guide.compose("run", "--rm", *wrong, "tats", "jobs", *AT_HEAD, check=False)
-    expect(
-        done.returncode == 2 and "refuses the token" in done.stderr, "tats says so in one line", done.stderr
-    )
+    said = done.returncode == 2 and "refuses the token" in done.stderr
+    expect(said, "and tats says so in one line", done.stdout + done.stderr)
 
 
 def check_table(guide: Guide, shown: str, began: float) -> None:
     expect("What each number means" in shown, "the table is printed", shown)
-    runs = runs_of(guide, "demo")
+    runs = guide.runs("demo")
     states = {one["info"]["run_name"]: one["info"]["status"] for one in runs}
     expect(len(runs) >= 7 and set(states.values()) == {"FINISHED"}, "its runs are on the server", str(states))
     measured = {one["key"] for each in runs for one in each["data"].get("metrics", ())}
     expect({"loss", "top1"} <= measured, "with their curves and results", str(measured))
     paths = [f"/get-artifact?path=results_table.json&run_uuid={one['info']['run_id']}" for one in runs]
-    tables = [json.loads(body) for status, body in map(mlflow(guide).get, paths) if status == 200]
+    tables = [json.loads(body) for status, body in map(guide.mlflow().get, paths) if status == 200]
     whole = len(tables) == 1 and len(tables[0]["data"]) == 2
     expect(whole, "and so is the table, with a row for each start", str(tables))
-    (pretrain,) = [one for one in runs if one["info"]["run_name"] == "pretrain"]
-    first = min(point["timestamp"] for point in metric(guide, pretrain["info"]["run_id"], "loss")) / 1000
+    (pretrain,) = [one["info"] for one in runs if one["info"]["run_name"] == "pretrain"]
+    first = min(point["timestamp"] for point in guide.curve(pretrain["run_id"], "loss")) / 1000
     say(
         f"from the submission to the first training step: {first - began:.0f} s, "
-        f"{first - pretrain['info']['start_time'] / 1000:.0f} s of it since the stage began"
+        f"{first - pretrain['start_time'] / 1000:.0f} s of it since the stage began"
     )
 
 
 def check_again(guide: Guide) -> None:
-    before = len(runs_of(guide, "demo"))
+    before = len(guide.runs("demo"))
     done = guide.tats("submit", "pipeline", "demo")
     expect("succeeded already" in done.stdout, "a second submission does nothing", done.stdout + done.stderr)
-    expect(len(runs_of(guide, "demo")) == before, "and leaves no run behind")
+    expect(len(guide.runs("demo")) == before, "and leaves no run behind")
 
 
 def check_kill(guide: Guide, service: str, undisturbed: str) -> None:
     """Kill a container in mid-pre-training: nothing in the result tells of it."""
     home = f"{HOME}/{service}"
-    before = len(runs_of(guide, "demo"))
+    before = len(guide.runs("demo"))
     again = ("submit", "pipeline", "demo", "--home", home)
     job = guide.tats(*again, "--no-follow").stdout.split()[0]
     stage = f"{home}/stages/pretrain-*.partial"
-    if not until(lambda: guide.inside(f"ls {stage}/checkpoints/*/*"), RUN_SECONDS):
-        fail(f"no checkpoint appeared\n{guide.tats('logs', job, check=False).stdout}")
+    kept = until(lambda: guide.inside("head", f"ls {stage}/checkpoints/*/*"), RUN_SECONDS)
+    expect(kept, f"{service}: a checkpoint is there", guide.tats("logs", job, check=False).stdout)
     docker("kill", guide.containers(service)[-1])
-    # The head can't be asked while it is dead.
-    if service != "head":
-        expect(guide.inside(f"ls -d {stage}"), f"a container of {service} is killed in mid-pre-training")
-    guide.follow("When a thing fails")
     if service == "head":
-        expect(guide.inside(f"ls -d {stage}"), "the head is killed in mid-pre-training")
+        guide.follow("When a thing fails")  # before, there is nobody to be asked
+    expect(guide.inside("head", f"ls -d {stage}"), "its container is killed in mid-pre-training")
+    if service == "head":
         done = guide.tats(*again, check=False)
     else:
+        guide.follow("When a thing fails")
         done = guide.tats("logs", job, "--follow", check=False)
-    expect(done.returncode == 0, f"the run outlives it ({service})", done.stdout + done.stderr + guide.logs())
-    found = weights(guide, home)
-    expect(found == undisturbed, "and ends with the same weights", f"{undisturbed}\n{found}")
-    runs = runs_of(guide, "demo")[: -before or None]
-    states = [one["info"]["status"] for one in runs]
-    say(f"    on the server: {', '.join(f'{states.count(one)} {one}' for one in sorted(set(states)))}")
+    expect(done.returncode == 0, "the run outlives it", done.stdout + done.stderr + guide.logs())
+    found = guide.weights(home)
+    expect(undisturbed and found == undisturbed, "and ends with the same weights", f"{undisturbed}\n{found}")
+    states = [one["info"]["status"] for one in guide.runs("demo")][:-before]
+    say(f"its runs on the server: {', '.join(f'{states.count(one)} {one}' for one in sorted(set(states)))}")
 
 
 def check_backup(guide: Guide) -> None:
-    runs = runs_of(guide, "demo")
+    runs = guide.runs("demo")
     guide.follow("Backup and restore", 1)
     for one in runs[:3]:
-        mlflow(guide).ask("runs/delete", run_id=one["info"]["run_id"])
-    expect(len(runs_of(guide, "demo")) == len(runs) - 3, "runs are lost")
+        guide.mlflow().post("runs/delete", {"run_id": one["info"]["run_id"]})
+    expect(len(guide.runs("demo")) == len(runs) - 3, "three runs are lost")
     guide.follow("Backup and restore", 2)
-    expect(len(runs_of(guide, "demo")) == len(runs), "and are there again after the restore")
+    expect(len(guide.runs("demo")) == len(runs), "and are there again after the restore")
 
 
 def check_speed(guide: Guide) -> None:
     """Clips per second on one worker and on two, the batch over all of them the same."""
     rates = []
     for workers in (1, 2):
+        sent = _sent(guide)
         home = f"{HOME}/timed-{workers}"
         guide.tats("submit", "pipeline", "timed", "--home", home, "--set", f"pretrain.workers={workers}")
-        newest = max(
-            (one for one in runs_of(guide, "timed") if one["info"]["run_name"] == "pretrain"),
-            key=lambda one: int(one["info"]["start_time"]),
+        sent = _sent(guide) - sent
+        run_id = next(
+            one["info"]["run_id"] for one in guide.runs("timed") if one["info"]["run_name"] == "pretrain"
         )
-        history = metric(guide, newest["info"]["run_id"], "clips_per_second")
-        rates.append(statistics.median(point["value"] for point in history))
+        rates.append(statistics.median(point["value"] for point in guide.curve(run_id, "clips_per_second")))
+        steps = max(point["step"] for point in guide.curve(run_id, "loss"))
+        size = guide.inside("head", f"cat {home}/stages/pretrain-*/*.safetensors | wc -c")
+        say(
+            f"{workers} worker(s): {rates[-1]:.1f} clips/s; in {steps} steps the workers sent "
+            f"{sent / steps / 1e6:.2f} MB a step, and all weights have {int(size) / 1e6:.2f} MB"
+        )
     one, two = rates
-    say(f"1 worker {one:.1f} clips/s, 2 workers {two:.1f} clips/s: efficiency {two / one / 2:.2f}")
+    say(f"1 → 2 workers: {two / one:.2f} times as fast, an efficiency of {two / one / 2:.2f}")
+
+
+def _sent(guide: Guide) -> int:
+    """Return the bytes that the workers have sent."""
+    counters = [
+        docker("exec", one, "cat", "/sys/class/net/eth0/statistics/tx_bytes").stdout
+        for one in guide.containers("worker")
+    ]
+    return sum(map(int, counters))
 
 
 def check_store(guide: Guide, folder: Path, base: str) -> None:
-    """The same on an S3 store."""
+    """MLflow's files in an S3 store: a file that a run has logged comes back, and not from the volume."""
     image = host.seaweed(base, folder)
     if not image:
         say("SKIPPED: the S3 store, whose program is not to be had from PyPI")
@@ -347,9 +224,13 @@ def check_store(guide: Guide, folder: Path, base: str) -> None:
     os.environ["TATS_S3_IMAGE"] = image
     guide.follow("An S3 store")
     guide.tats("submit", "pipeline", "timed", "--home", f"{HOME}/stored", "--set", "pretrain.epochs=1")
-    # An experiment keeps the place that it was made with.
-    newest = max(runs_of(guide, "timed"), key=lambda one: int(one["info"]["start_time"]))
-    say(f"    artifacts at {newest['info']['artifact_uri']}")
+    newest = next(
+        one["info"]["run_id"] for one in guide.runs("timed") if "pretrain" in one["info"]["run_name"]
+    )
+    status, body = guide.mlflow().get(f"/get-artifact?path=config.json&run_uuid={newest}")
+    expect(status == 200 and json.loads(body), "a run's file comes back", f"{status} {body!r}")
+    local = guide.inside("mlflow", f"find /srv/mlflow -name {newest}")
+    expect(not local, "from the store, not from the volume", local)
 
 
 def free_port() -> str:
@@ -363,21 +244,16 @@ def walk(folder: Path, twice: bool) -> None:
     say(f"Compose {host.compose(folder)}")
     host.hadolint(folder)
     base = host.base(folder)
-    words = ["--network", "host", "--build-arg", f"BASE_IMAGE={base}"]
-    for secret, variable in (("pip.conf", "TATS_DOCKER_PIP_CONF"), ("ca.pem", "TATS_DOCKER_CA")):
-        if path := os.environ.get(variable):
-            words += ["--secret", f"id={secret},src={path}"]
     os.environ["TATS_POSTGRES_IMAGE"] = host.postgres(folder)
+    host.build_on(base, folder)
     os.environ["COMPOSE_PROJECT_NAME"] = f"tats-test-{secrets.token_hex(4)}"
     os.environ["COMPOSE_FILE"] = "docker/compose.yaml"
     os.environ["TATS_RAY_PORT"], os.environ["TATS_MLFLOW_PORT"] = free_port(), free_port()
     copy = folder / "tats"
-    shutil.copytree(
-        CHECKOUT, copy, ignore=shutil.ignore_patterns(".*_cache", ".git", ".venv", ".tats", "secrets")
-    )
+    left_out = shutil.ignore_patterns(".*_cache", "__pycache__", ".git", ".venv", ".tats", "secrets", ".env")
+    shutil.copytree(CHECKOUT, copy, ignore=left_out)
     guide = Guide(copy)
     try:
-        host.build_with(folder, *words)
         guide.follow("From zero to the table", 1)
         check_image(guide, twice)
         cut_demo(copy)
@@ -387,7 +263,7 @@ def walk(folder: Path, twice: bool) -> None:
         check_refusals(guide)
         began = time.time()
         check_table(guide, guide.follow("From zero to the table", 3), began)
-        undisturbed = weights(guide)
+        undisturbed = guide.weights()
         check_again(guide)
         guide.follow("Jobs")
         check_speed(guide)
@@ -403,7 +279,7 @@ def walk(folder: Path, twice: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(";")[0])
+    parser = argparse.ArgumentParser(description="Follow docs/operations.md on this machine.")
     parser.add_argument("--twice", action="store_true", help="build the image twice and compare")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tats-docker-") as name:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+DOCKERFILE = HERE.parent / "Dockerfile"
 PYTHON_IMAGE = "python:3.11-slim-bookworm"
 POSTGRES_IMAGE = "postgres:17-bookworm"
 COMPOSE_VERSION = (2, 24)
@@ -40,6 +41,14 @@ def say(text: str) -> None:
 
 def fail(text: str) -> None:
     sys.exit(f"docker-test: FAILED: {text}")
+
+
+def expect(holds: object, what: str, otherwise: str = "", *, silent: bool = False) -> None:
+    """Go on only if it holds; `otherwise` is shown if it does not."""
+    if not holds:
+        fail(f"{what}\n{otherwise}")
+    if not silent:
+        say(f"ok: {what}")
 
 
 def run(*words: str, check: bool = True, **given: Any) -> subprocess.CompletedProcess[str]:
@@ -125,9 +134,9 @@ def daemon(folder: Path) -> Iterator[None]:
 
 
 def wrap(program: str, folder: Path) -> None:
-    """Put a `docker` first in PATH that builds with this test's arguments too."""
+    """Put a `docker` first in PATH that builds as `build_on` says, too."""
     (folder / "bin").mkdir()
-    build_with(folder)
+    (folder / _EXTRA).touch()
     wrapper = folder / "bin" / "docker"
     wrapper.write_text(
         "#!/bin/sh\n"
@@ -139,8 +148,12 @@ def wrap(program: str, folder: Path) -> None:
     os.environ["DOCKER_BUILDKIT"] = "1"
 
 
-def build_with(folder: Path, *words: str) -> None:
-    """From now on, `docker build` has these arguments too, none of which has a blank."""
+def build_on(base_image: str, folder: Path) -> None:
+    """From now on, `docker build` takes this base, and pip's settings from outside."""
+    words = ["--network", "host", "--build-arg", f"BASE_IMAGE={base_image}"]
+    for secret, variable in (("pip.conf", "TATS_DOCKER_PIP_CONF"), ("ca.pem", "TATS_DOCKER_CA")):
+        if path := os.environ.get(variable):
+            words += ["--secret", f"id={secret},src={path}"]
     (folder / _EXTRA).write_text(" ".join(words))
 
 
@@ -176,7 +189,7 @@ def hadolint(folder: Path) -> None:
     if not program:
         say("SKIPPED: hadolint, which is neither in PATH nor to be had from PyPI")
         return
-    run(str(program), str(HERE / "Dockerfile"))
+    run(str(program), str(DOCKERFILE))
     say(f"ok: {run(str(program), '--version').stdout.strip()} finds nothing in the Dockerfile")
 
 

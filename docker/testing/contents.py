@@ -6,7 +6,7 @@ import hashlib
 import subprocess
 import tarfile
 
-from host import docker
+from testing.host import docker
 
 
 def differing(one: str, other: str) -> list[str]:
