@@ -118,9 +118,9 @@ class Guide:
         points: list[dict[str, Any]] = json.loads(self.mlflow().get(path)[1]).get("metrics", [])
         return points
 
-    def weights(self, home: str = HOME) -> str:
-        """Return the sha256 of all weights in a project folder, with the stage and its key."""
-        return self.inside("head", f"cd {home}/stages && sha256sum *-*[0-9a-f]/*.safetensors")
+    def weights(self, stage: str, home: str = HOME) -> str:
+        """Return the sha256 of what a stage has trained, with its key."""
+        return self.inside("head", f"cd {home}/stages && sha256sum {stage}-*[0-9a-f]/*.safetensors")
 
 
 def basic(password: str) -> str:
