@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from tats_core.machine import keep_freed_memory
 
-COLUMNS = ("hf_pretrain", "joint", "joint_half_decoder", "hf_finetune", "finetune")
+COLUMNS = ("hf_pretrain", "joint", "joint_half_decoder", "joint_bf16", "hf_finetune", "finetune")
 
 # The first group whose words stand in an operator's name has it.
 GROUPS = {

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tats_core.errors import StoreError
+from tats_core.files import digest, sync_folder, write_json
 from tats_core.pipeline import code
-from tats_core.pipeline.records import write_json
 from tats_core.pipeline.stages.base import SCRATCH
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class StageStore:
                 return f"{name} is gone"
             if path.stat().st_size != entry["size"]:
                 return f"{name} has another size"
-            if entry["size"] <= VERIFIED_BYTES and file_digest(path) != entry["sha256"]:
+            if entry["size"] <= VERIFIED_BYTES and digest(path) != entry["sha256"]:
                 return f"{name} has another content"
         return None
 
@@ -257,7 +257,7 @@ class StageStore:
             shutil.rmtree(replaced)
         else:
             partial.rename(folder)
-        _sync_folder(self.root)
+        sync_folder(self.root)
         # Only now: a kill before the rename goes on from the states that are in there.
         for name in SCRATCH:
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -276,27 +276,13 @@ def _manifest(folder: Path, identities: Mapping[str, str]) -> dict[str, Any]:
             # A power cut could leave it short or empty, and a hit would look at its size alone.
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        files[name] = {"size": size, "sha256": file_digest(path)}
+        files[name] = {"size": size, "sha256": digest(path)}
     output = {
         name: identities.get(name, entry["sha256"])
         for name, entry in files.items()
         if not name.startswith(_NOT_OUTPUT)
     }
     return {"digest": hashlib.sha256(_canonical(output)).hexdigest(), "files": files}
-
-
-def file_digest(path: Path) -> str:
-    """Return the sha256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def make_folder(folder: Path) -> None:

@@ -20,6 +20,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 # the stages.
 _NEUTRAL = (
     "tats_core.errors",
+    "tats_core.files",
     "tats_core.training.checkpoint",
     "tats_core.training.events",
     "tats_core.pipeline",

@@ -16,8 +16,9 @@ import sys
 from pathlib import Path
 
 from tats_core import __version__
+from tats_core.files import write_json
 from tats_core.machine import available_cpus
-from tats_core.pipeline.records import RunRecord, write_json
+from tats_core.pipeline.records import RunRecord
 
 FILE = "environment.json"
 PATCH = "changes.patch"

@@ -13,11 +13,11 @@ from typing import Literal
 from safetensors.torch import save_file
 
 from tats_core.errors import StoreError, WeightsError
+from tats_core.files import write_json
 from tats_core.models import checkpoints_io
 from tats_core.models.classifier import VideoClassifier
 from tats_core.models.mae import VideoMAE
 from tats_core.pipeline.models import MLFLOW_DATA, ModelKind
-from tats_core.pipeline.records import write_json
 from tats_core.training import weights
 
 Format = Literal["hf", "safetensors", "mlflow"]

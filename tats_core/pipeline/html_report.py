@@ -211,7 +211,7 @@ def _results_section(results: Mapping[str, Any] | None, stages: Sequence[_Stage]
     rows = results["rows"]
     parts: list[Html] = []
     if rows:
-        parts.append(page.scroll(Html(paper.as_html(results)), "results"))
+        parts.append(page.scroll(Html(paper.html_table(paper.table(results))), "results"))
         parts.append(_intervals(rows))
     policies = results.get("policies") or ([results["policy"]] if results.get("policy") else [])
     if policies:

@@ -16,7 +16,8 @@ from typing import Any
 
 from tats_core.data.manifest import Manifest
 from tats_core.errors import DataError, SpecError, StoreError, did_you_mean
-from tats_core.pipeline.cache import MANIFEST, StageKey, StageStore, file_digest
+from tats_core.files import digest
+from tats_core.pipeline.cache import MANIFEST, StageKey, StageStore
 from tats_core.pipeline.records import RunRecord, StageConfig, StageRecord
 
 # What a reader of a chain wants to see of an output: weights and results, not pictures.
@@ -290,7 +291,7 @@ def _link(
         link.faults += [
             f"{kept.path} has another content"
             for kept in link.files
-            if file_digest(Path(kept.path)) != kept.sha256
+            if digest(Path(kept.path)) != kept.sha256
         ]
     if one.kind == "data":
         link.data = _data_sets(folder, files, link)

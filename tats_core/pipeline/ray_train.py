@@ -37,8 +37,8 @@ from ray.train.v2._internal.execution.failure_handling import DefaultFailurePoli
 
 from tats_core import errors
 from tats_core.errors import ResourceError, StageError, Stopped, TatsError
+from tats_core.files import write_json
 from tats_core.machine import keep_freed_memory
-from tats_core.pipeline.records import write_json
 from tats_core.pipeline.stages.base import CHECKPOINTS, RAY
 from tats_core.training.events import EventLog
 

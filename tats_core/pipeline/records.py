@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
 from tats_core.errors import StoreError
+from tats_core.files import write_json
 from tats_core.pipeline.changes import Change
 
 Action = Literal["run", "reuse", "skip"]
@@ -279,15 +279,3 @@ class SilentUI:
 
     def finished(self, record: RunRecord) -> None:
         """Say nothing."""
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` beside `path`, then rename: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)

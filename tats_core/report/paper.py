@@ -10,7 +10,16 @@ import html
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from tats_core.report.tables import DASH, METRICS, Results, Row, interval, mean_of_benchmarks, number
+from tats_core.report.tables import (
+    DASH,
+    METRICS,
+    Results,
+    Row,
+    interval,
+    mean_of_benchmarks,
+    number,
+    policies,
+)
 
 STARTS: Final = {"pretrained": "pre-trained", "scratch": "from scratch"}
 """What a start is called."""
@@ -86,9 +95,35 @@ def further_axes(rows: Sequence[Row]) -> list[str]:
     return [key for key in labels if key not in _LABELS and len({str(row.get(key)) for row in rows}) > 1]
 
 
+def policy_table(results: Results) -> Table | None:
+    """Return one line a pre-training, those of a sampler together; None where there were fewer than two."""
+    several = policies(results)
+    if several is None:
+        return None
+    labels, numbers, cells = several
+    groups: dict[str, list[Line]] = {}
+    for line in cells:
+        own = Line(line[0], tuple(line[1 : len(labels)]), tuple(line[len(labels) :]), frozenset())
+        groups.setdefault(line[0], []).append(own)
+    return Table(tuple(labels), tuple(numbers), tuple(map(tuple, groups.values())), ())
+
+
+def _tables(results: Results, beside: Sequence[str]) -> list[Table]:
+    several = policy_table(results)
+    rows = [table(results, beside)] if results["rows"] or several is None else []
+    return [*rows, *([several] if several else [])]
+
+
 def as_html(results: Results) -> str:
-    """Return a `<table>` of its own, to be pasted into a page: pure ASCII, no style."""
-    shown = table(results)
+    """Return a `<table>` of the results, and one of the pre-trainings where there were several.
+
+    To be pasted into a page: pure ASCII, no style.
+    """
+    return "\n".join(html_table(shown) for shown in _tables(results, ("chance", "clips")))
+
+
+def html_table(shown: Table) -> str:
+    """Return a `<table>` of its own."""
     head = "".join(f'<th scope="col">{_text(name)}</th>' for name in shown.labels)
     head += "".join(f'<th scope="col" class="n">{_text(name)}</th>' for name in shown.numbers)
     bodies = [_html_group(group, "") for group in shown.groups]
@@ -121,25 +156,35 @@ def _text(words: str) -> str:
 def as_latex(results: Results) -> str:
     r"""Return a floating table for a paper; it needs `\usepackage{booktabs}` and nothing else.
 
-    How many clips were tested, and chance, are told in the caption: the columns have to fit on a page.
+    How many clips were tested, and chance, are told in the caption: the columns have to fit on a page. The
+    pre-trainings have a table of their own where there were several.
     """
-    shown = table(results, beside=())
+    name = str(results["pipeline"])
+    captions = {
+        "benchmark": f"Results of {escaped(name)}, in percent; 95\\%: Wilson interval of top-1. "
+        f"The best of each benchmark is bold.{_tested(results['rows'])}",
+        "sampler": f"Pre-trainings of {escaped(name)}: motion lift (random: of blind drawing), entropy of "
+        "the policy as a share of $\\log N$, probes of the frozen encoder in percent, time and memory.",
+    }
+    label = "".join(letter if letter.isalnum() else "-" for letter in name)
+    shown = _tables(results, beside=())
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(
+        _latex_table(one, captions[one.labels[0]], label if not place else f"{label}-pre-trainings")
+        for place, one in enumerate(shown)
+    )
+
+
+def _latex_table(shown: Table, caption: str, label: str) -> str:
     form = "l" * len(shown.labels) + "r" * len(shown.numbers)
     titles = (*shown.labels, *shown.numbers)
     head = " & ".join(escaped(name.capitalize() if name.islower() else name) for name in titles)
     bodies = [_latex_group(group) for group in (*shown.groups, *([shown.means] if shown.means else []))]
-    name = str(results["pipeline"])
-    caption = (
-        f"Results of {escaped(name)}, in percent; 95\\%: Wilson interval of top-1. "
-        f"The best of each benchmark is bold.{_tested(results['rows'])}"
-    )
     body = "\n    \\midrule\n".join(bodies)
     return (
-        "% needs \\usepackage{booktabs}\n"
         "\\begin{table}[t]\n"
         "  \\centering\n"
         f"  \\caption{{{caption}}}\n"
-        f"  \\label{{tab:{''.join(letter if letter.isalnum() else '-' for letter in name)}}}\n"
+        f"  \\label{{tab:{label}}}\n"
         "  \\small\n"
         "  \\setlength{\\tabcolsep}{4pt}\n"
         f"  \\begin{{tabular}}{{{form}}}\n"

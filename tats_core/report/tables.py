@@ -6,6 +6,8 @@
      "rows":   [{"benchmark": "ssv2", "init": "pretrained", "top1": 45.0, "low": 35.6, "high": 54.8, ...}],
      "policy": {"motion_lift": 2.8, "random_lift": 1.0, "entropy_share": 0.42, "mask_ratio": 0.9}}
 
+and `policies`, a list of such, where there were several pre-trainings.
+
 Accuracies, interval ends and chance are percentages. A number that was not measured is absent or None
 and is shown as a dash, never as a zero.
 """
@@ -69,6 +71,18 @@ MEANINGS = {
 }
 """What each title of the tables means, in a sentence."""
 
+_POLICY = {
+    "mask_ratio": ("mask ratio", 2),
+    "motion_lift": ("motion lift", 2),
+    "random_lift": ("random", 2),
+    "entropy_share": ("entropy", 2),
+    "linear_top1": ("linear", 1),
+    "knn_top1": ("kNN", 1),
+    "seconds": ("s", 0),
+    "peak_memory_mb": ("MiB", 0),
+}
+"""What is shown of several pre-trainings: key, title, digits."""
+
 
 def text(results: Results) -> str:
     """Return the tables for a terminal: at most 79 columns, one line for each benchmark and start.
@@ -85,7 +99,41 @@ def text(results: Results) -> str:
     ):
         if any(row.get(key) is not None for row in rows for key in metrics):
             parts += [title, *_table(rows, columns), ""]
-    return "\n".join([*parts, *_policy_lines(results.get("policy") or {})]).rstrip()
+    return "\n".join([*parts, *_policy_text(results)]).rstrip()
+
+
+def _policy_text(results: Results) -> list[str]:
+    several = policies(results)
+    if several is None:
+        return _policy_lines(results.get("policy") or {})
+    labels, numbers, lines = several
+    return ["Pre-trainings", *_aligned([[*labels, *numbers], *map(list, lines)], left=len(labels))]
+
+
+def policies(results: Results) -> tuple[list[str], list[str], list[list[str]]] | None:
+    """Return what is shown of several pre-trainings: titles of labels, titles of numbers, and the lines.
+
+    A label is the sampler, or an axis in which they differ. None where there were fewer than two.
+    """
+    found: Sequence[Mapping[str, Any]] = results.get("policies") or []
+    if len(found) < 2:
+        return None
+    axes = {key: None for one in found for key, value in one.items() if isinstance(value, str)}
+    axes = {key: None for key in axes if len({one.get(key) for one in found}) > 1}
+    # The sampler and the ratio have columns of their own.
+    labels = [
+        "sampler",
+        *(key for key in axes if key not in ("sampler", "sampler.kind", "sampler.mask_ratio")),
+    ]
+    known = {key: shown for key, shown in _POLICY.items() if any(one.get(key) is not None for one in found)}
+    lines = [
+        [
+            *(str(one.get(key, DASH)) for key in labels),
+            *(number(one.get(key), digits) for key, (_, digits) in known.items()),
+        ]
+        for one in found
+    ]
+    return labels, [title for title, _ in known.values()], lines
 
 
 def _table(rows: Sequence[Row], columns: Sequence[tuple[str, str]]) -> list[str]:
@@ -109,15 +157,28 @@ def _number(row: Row, key: str) -> str:
 
 
 def markdown(results: Results) -> str:
-    """Return the table as GitHub Markdown: one line a benchmark, pre-trained and scratch side by side.
+    """Return the tables as GitHub Markdown: one line a benchmark, pre-trained and scratch side by side, and
+    one line a pre-training where there were several.
 
     A number that was measured nowhere has no columns.
     """
-    rows = results["rows"]
+    lines = [f"## {results['pipeline']}", *(_markdown_rows(results["rows"]) if results["rows"] else [])]
+    several = policies(results)
+    if several is None:
+        lines += ["", *(f"{line}  " for line in _policy_lines(results.get("policy") or {}))]
+    else:
+        labels, numbers, cells = several
+        lines += ["", "| " + " | ".join([*labels, *numbers]) + " |"]
+        lines += ["|" + "---|" * len(labels) + "---:|" * len(numbers)]
+        lines += ["| " + " | ".join(line) + " |" for line in cells]
+    lines += ["", *(f"- **{name}**: {meaning}" for name, meaning in MEANINGS.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_rows(rows: Sequence[Row]) -> list[str]:
     metrics = {key: title for key, title in METRICS.items() if any(row.get(key) is not None for row in rows)}
     titles = [f"{title} {init}" for title in metrics.values() for init in INITS]
     lines = [
-        f"## {results['pipeline']}",
         "",
         "| " + " | ".join(["benchmark", *titles, "chance", "clips"]) + " |",
         "|---|" + "---:|" * (len(titles) + 2),
@@ -131,15 +192,23 @@ def markdown(results: Results) -> str:
     if means:
         cells = [number(means.get(init, {}).get(key)) for key in metrics for init in INITS]
         lines.append("| " + " | ".join(["**mean**", *cells, "", ""]) + " |")
-    lines += ["", *(f"{line}  " for line in _policy_lines(results.get("policy") or {})), ""]
-    lines += [f"- **{name}**: {meaning}" for name, meaning in MEANINGS.items()]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def comma_separated(results: Results) -> str:
-    """Return the rows as CSV with the columns `COLUMNS`; what was not measured is an empty field."""
+    """Return the rows as CSV with the columns `COLUMNS`; what was not measured is an empty field.
+
+    Of a pipeline that measured no benchmark, the pre-trainings, if there were several.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
+    several = None if results["rows"] else policies(results)
+    if several is not None:
+        labels, numbers, lines = several
+        writer.writerows(
+            [[*labels, *numbers], *(["" if cell == DASH else cell for cell in line] for line in lines)]
+        )
+        return out.getvalue()
     writer.writerow(COLUMNS)
     for pair in by_benchmark(results["rows"]).values():
         for row in pair.values():

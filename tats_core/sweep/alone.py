@@ -23,7 +23,7 @@ from typing import Any
 
 from tats_core import errors
 from tats_core.errors import StageError, Stopped, TatsError
-from tats_core.pipeline.records import write_json
+from tats_core.files import write_json
 from tats_core.pipeline.stages.base import CHECKPOINTS
 
 _PRELOADED = ["tats_core.training.jobs.pretrain", "tats_core.training.jobs.finetune"]

@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tats_core.errors import ResourceError, RunError, SpecError, StoreError
+from tats_core.files import write_json
 from tats_core.machine import available_cpus
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import ray_train, runner
 from tats_core.pipeline.cache import make_folder
-from tats_core.pipeline.records import RunRecord, RunUI, StageRecord, write_json
+from tats_core.pipeline.records import RunRecord, RunUI, StageRecord
 from tats_core.pipeline.tracking import Tracker
 from tats_core.sweep import alone, trial
 from tats_core.sweep.spec import Sweep, Trial, differences

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from tats_core import specs
-from tats_core.pipeline.records import write_json
+from tats_core.files import write_json
 from tats_core.report import sweeps as tables
 from tats_core.sweep.spec import Sweep
 from tats_core.sweep.trial import Ended

@@ -17,8 +17,9 @@ from statistics import fmean, median
 from typing import Any, Literal
 
 from tats_core.errors import StoreError, TatsError
+from tats_core.files import write_json
 from tats_core.pipeline import runner
-from tats_core.pipeline.records import RunRecord, StageRecord, write_json
+from tats_core.pipeline.records import RunRecord, StageRecord
 from tats_core.pipeline.stages.base import read_result
 from tats_core.pipeline.work import Launch
 from tats_core.sweep.spec import STEP_SECONDS, Sweep, Trial

@@ -32,6 +32,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tats_core.errors import Stopped, StoreError
+from tats_core.files import digest, sync_folder, write_json
 from tats_core.specs import StrictModel
 from tats_core.training.world import World
 
@@ -247,14 +248,11 @@ class FolderStore:
             for name, digest in digests.items()
         }
         manifest = {"step": step, "workers": self.world.size, "figures": dict(metrics), "files": files}
-        with (beside / MANIFEST).open("w", encoding="utf-8") as file:
-            json.dump(manifest, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
+        write_json(beside / MANIFEST, manifest)
         if place.exists():  # after going back to an older state, a step comes again
             shutil.rmtree(place)
         beside.rename(place)
-        _sync(self.folder)
+        sync_folder(self.folder)
         self._prune()
 
     def _prune(self) -> None:
@@ -316,9 +314,8 @@ def _fault(place: Path) -> str | None:
         for name, entry in stored["files"].items():
             if (place / name).stat().st_size != entry["size"]:
                 return f"{name} has another size"
-            with (place / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-                    return f"{name} has another content"
+            if digest(place / name) != entry["sha256"]:
+                return f"{name} has another content"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is gone"
     except (OSError, ValueError, KeyError) as error:
@@ -335,11 +332,3 @@ def _on_cpu(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_on_cpu(one) for one in value)
     return value
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

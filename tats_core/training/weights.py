@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tats_core.errors import WeightsError
+from tats_core.files import write_json
 from tats_core.models import checkpoints_io
 from tats_core.models.checkpoints_io import Match
 from tats_core.models.classifier import VideoClassifier
@@ -32,9 +33,7 @@ def save(folder: Path, module: nn.Module, described: Mapping[str, Any], name: st
         key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
         for key, value in described.items()
     }
-    beside = folder / f"{name}.json.tmp"
-    beside.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
-    beside.replace(folder / f"{name}.json")
+    write_json(folder / f"{name}.json", plain)
 
 
 def describe(folder: Path, name: str = "model") -> dict[str, Any]:

@@ -3,7 +3,8 @@
 After each the next run finishes, with the parameters of a run that was never disturbed, bit for bit, and
 with all points of its curves in MLflow, none twice.
 
-Each harms a project folder of its own (`make test-faults`).
+`make test-faults` harms a project folder of its own with each; `make test` one folder with one of each kind,
+one after the other.
 """
 
 from __future__ import annotations
@@ -239,6 +240,17 @@ GONE_THROUGH: list[Fault] = [
 
 NEED_MOUNTS = (the_store_is_read_only, the_disk_is_full)
 
+# One of each kind, for a folder that has to survive them all.
+IN_TURN: list[Fault] = [
+    the_store_is_read_only,
+    the_driver_is_killed,
+    ctrl_c_is_pressed,
+    a_stage_raises,
+    the_disk_is_full,
+    the_newest_checkpoint_is_corrupt,
+    a_commit_is_interrupted,
+]
+
 
 def _skip_what_needs_root(fault: Fault) -> None:
     if fault in NEED_MOUNTS and not MOUNTS:
@@ -254,3 +266,13 @@ def test_the_run_after_it_ends_as_one_that_was_never_disturbed(fault, lab, refer
     assert code == 0, said
     # A storm leaves points of its own before the run goes back to where it began.
     same(lab, reference, values=fault is not a_storm_of_nans)
+
+
+def test_a_folder_harmed_by_one_of_each_kind_in_turn_ends_as_one_never_disturbed(lab, reference, subtests):
+    for fault in IN_TURN:
+        with subtests.test(fault.__name__):
+            _skip_what_needs_root(fault)
+            fault(lab)
+    code, said = lab.run()
+    assert code == 0, said
+    same(lab, reference)

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tats_core.files import write_json
 from tats_core.pipeline import html_report, runner
-from tats_core.pipeline.records import RunRecord, StageRecord, write_json
+from tats_core.pipeline.records import RunRecord, StageRecord
 from tats_core.report import classes
 from tats_core.training.events import EventLog
 

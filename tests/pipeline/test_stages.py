@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tats_core.data.manifest import Manifest
 from tats_core.errors import SpecError, StageError, Stopped
+from tats_core.files import write_json
 from tats_core.pipeline.cache import without
-from tats_core.pipeline.records import write_json
-from tats_core.pipeline.stages import KINDS, base, command, data, probe, report, training
+from tats_core.pipeline.stages import KINDS, base, command, data, evaluate, probe, report, training
 from tats_core.pipeline.stages.base import Input, Preflight, StageContext
 from tats_core.specs import validate
 from tats_core.training.checkpoint import CheckpointConfig
@@ -85,6 +88,13 @@ def result(folder: Path, kind: str, axes: dict[str, str], **values: Any) -> Inpu
     path.mkdir()
     write_json(path / "result.json", values)
     return Input(f"{kind}[{','.join(axes.values())}]", kind, axes, path)
+
+
+def test_what_a_killed_driver_left_running_is_ended_before_the_command_starts_again(context, tmp_path):
+    ctx = context()
+    with subprocess.Popen(["sleep", "600"], env={**os.environ, "TATS_OUT": str(ctx.out)}) as left:
+        command.KIND.run(command.CommandConfig(run=["true"]), ctx)
+        assert not psutil.pid_exists(left.pid)
 
 
 def test_a_report_joins_the_results_of_each_benchmark_and_start(context, tmp_path):
@@ -229,23 +239,29 @@ def test_how_an_attentive_probe_is_trained_is_part_of_the_probes_key_and_the_enc
     assert kept(attentive={}, precision="bf16") != base_key
 
 
-def test_a_probe_takes_a_worker_with_a_gpu_where_it_is_given_one_and_none_otherwise(
-    context, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("stage", "Config"),
+    [(probe, probe.ProbeStage), (evaluate, evaluate.EvaluateStage)],
+    ids=["probe", "test"],
+)
+def test_a_probe_or_a_test_takes_a_worker_with_a_gpu_where_it_is_given_one_and_none_otherwise(
+    context, tmp_path, monkeypatch, stage, Config
 ):
     fitted, here = [], []
-    monkeypatch.setattr(probe, "run_here", lambda entry, job, ctx: here.append(job))
+    monkeypatch.setattr(stage, "run_here", lambda entry, job, ctx: here.append(job))
     ctx = context(
         Input("data", "data", {}, tmp_path / "data"),
+        Input("finetune", "finetune", {}, tmp_path / "finetune"),
         fit=lambda entry, job, **place: fitted.append((entry, job, place)),
     )
     for gpu in (False, True):
-        config = probe.ProbeStage(benchmark="ssv2", init="scratch", precision="bf16", gpu=gpu, max_failures=1)
-        assert (probe.KIND.cpus(config), probe.KIND.gpus(config)) == (1, int(gpu))
-        probe.KIND.run(config, ctx)
+        config = Config(benchmark="ssv2", init="scratch", precision="bf16", gpu=gpu, max_failures=1)
+        assert (stage.KIND.cpus(config), stage.KIND.gpus(config)) == (1, int(gpu))
+        stage.KIND.run(config, ctx)
     ((entry, job, place),) = fitted
     assert here == [job]
     assert job["precision"] == "bf16"
-    assert entry == "tats_core.training.jobs.probe:run"
+    assert entry == f"tats_core.training.jobs.{stage.KIND.name}:run"
     assert place == {"workers": 1, "gpu": True, "max_failures": 1}
 
 

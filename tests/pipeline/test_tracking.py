@@ -10,8 +10,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from tats_core.files import write_json
 from tats_core.pipeline import runner, tracking
-from tats_core.pipeline.records import RunRecord, write_json
+from tats_core.pipeline.records import RunRecord
 from tats_core.pipeline.stages.base import StageContext
 from tats_core.pipeline.tracking import sender
 

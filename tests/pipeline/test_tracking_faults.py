@@ -68,6 +68,10 @@ class Server:
             assert time.monotonic() < deadline, "the server did not start"
             time.sleep(0.2)
 
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, number)
+
     def kill(self) -> None:
         if self.process is not None:
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -183,6 +187,28 @@ def test_a_server_that_is_away_for_a_part_of_the_run_has_all_of_it_in_the_end(
     record = runner.run(load(GROW), home)
     assert record.tracking_error is None
     assert told(server, record.id) == WHOLE | {"steps": list(range(1, STEPS + 11))}
+
+
+def test_a_server_that_takes_calls_and_does_not_answer_holds_up_no_stage(load, home, server, monkeypatch):
+    def hook(ctx: StageContext) -> None:
+        if not stopped:
+            server.signal(signal.SIGSTOP)
+            stopped.append(ctx.out)
+            speak(ctx)
+        else:  # reached only if the first stage ended without an answer
+            server.signal(signal.SIGCONT)
+
+    stopped: list[Path] = []
+    monkeypatch.setattr(Grow, "hook", staticmethod(hook))
+    monkeypatch.setattr(tracker, "_GRACE_SECONDS", 20.0)
+    record = runner.run(
+        load(f"{GROW[:-1]}, after: {{kind: grow, init: scratch, needs: grow, add: 2}}}}"), home
+    )
+    assert record.status == "finished"
+    assert record.tracking_error is None
+    client = MlflowClient(server.uri)
+    run = record.stages["grow"].tracking_run
+    assert [point.step for point in client.get_metric_history(run, "loss")] == list(range(1, STEPS + 1))
 
 
 @pytest.mark.usefixtures("talking")

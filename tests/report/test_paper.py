@@ -102,3 +102,28 @@ def test_a_pipeline_without_rows_leaves_tables_without_lines() -> None:
     empty = {"pipeline": "demo", "rows": []}
     assert "<tbody" not in paper.as_html(empty)
     assert paper.as_latex(empty).count("&") == 1
+
+
+def test_several_pre_trainings_have_a_table_of_their_own_in_latex_and_in_html() -> None:
+    one = {"sampler": "tats", "mask_ratio": 0.9, "motion_lift": 4.2}
+    several = [{**one, "seed": "0"}, {**one, "seed": "1", "motion_lift": None}]
+    latex = paper.as_latex({**RESULTS, "policies": several})
+    assert latex.count(r"\begin{tabular}") == 2
+    assert latex.endswith(
+        r"""  \label{tab:my-demo-pre-trainings}
+  \small
+  \setlength{\tabcolsep}{4pt}
+  \begin{tabular}{llrr}
+    \toprule
+    Sampler & Seed & Mask ratio & Motion lift \\
+    \midrule
+    tats & 0 & 0.90 & 4.20 \\
+     & 1 & 0.90 & -- \\
+    \bottomrule
+  \end{tabular}
+\end{table}
+"""
+    )
+    alone = paper.as_html({"pipeline": "p", "rows": [], "policies": several})
+    assert alone.count("<table") == 1
+    assert '<th scope="rowgroup" rowspan="2">tats</th><td>0</td><td class="n">0.90</td>' in alone

@@ -139,3 +139,42 @@ def test_every_column_of_the_table_is_explained_within_79_characters_a_line() ->
         assert f"  {word} " in legend
     assert max(map(len, legend.splitlines())) <= 79
     assert max(map(len, tables.text(RESULTS).splitlines())) <= 79
+
+
+def pre_training(sampler: str, seed: str, lift: float) -> dict[str, object]:
+    """Return what a pre-training of a pipeline with a matrix leaves behind, its axes included."""
+    axes = {"sampler.kind": sampler, "sampler.mask_ratio": "0.9", "seed": seed}
+    return {**axes, "sampler": sampler, "mask_ratio": 0.9, "motion_lift": lift, "entropy_share": 0.7}
+
+
+SEVERAL = [pre_training("tats", "0", 4.2), pre_training("tats", "1", 4.0), pre_training("adaptive", "0", 3.7)]
+ONLY_POLICIES = {"pipeline": "demo", "rows": [], "policy": SEVERAL[0], "policies": SEVERAL}
+
+
+def test_several_pre_trainings_have_a_line_each_with_the_axes_in_which_they_differ() -> None:
+    assert tables.text(ONLY_POLICIES).splitlines() == [
+        "Pre-trainings",
+        "sampler   seed  mask ratio  motion lift  entropy",
+        "────────  ────  ──────────  ───────────  ───────",
+        "tats      0           0.90         4.20     0.70",
+        "tats      1           0.90         4.00     0.70",
+        "adaptive  0           0.90         3.70     0.70",
+    ]
+
+
+def test_without_rows_the_files_hold_the_pre_trainings() -> None:
+    assert tables.comma_separated(ONLY_POLICIES).splitlines()[:2] == [
+        "sampler,seed,mask ratio,motion lift,entropy",
+        "tats,0,0.90,4.20,0.70",
+    ]
+    assert tables.markdown(ONLY_POLICIES).splitlines()[:5] == [
+        "## demo",
+        "",
+        "| sampler | seed | mask ratio | motion lift | entropy |",
+        "|---|---|---:|---:|---:|",
+        "| tats | 0 | 0.90 | 4.20 | 0.70 |",
+    ]
+
+
+def test_one_pre_training_has_no_table() -> None:
+    assert tables.policies({**ONLY_POLICIES, "policies": SEVERAL[:1]}) is None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 from typing import Annotated
 
+import psutil
 from pydantic import BeforeValidator, Field
 
 from tats_core.errors import StageError, Stopped
@@ -65,6 +67,7 @@ class Command(StageKind[CommandConfig]):
         ours = {"TATS_OUT": str(ctx.out), "TATS_INPUTS": json.dumps(inputs)}
         log = ctx.out / "log" / "command.log"
         log.parent.mkdir(parents=True, exist_ok=True)
+        _end_what_was_left(ours["TATS_OUT"])
         with log.open("ab") as printed:
             try:
                 process = subprocess.Popen(
@@ -80,6 +83,21 @@ class Command(StageKind[CommandConfig]):
             code = _wait(process, ctx)
         if code != 0:
             raise StageError(f"the command ended with code {code}; what it printed is in {log}")
+
+
+def _end_what_was_left(out: str) -> None:
+    """Kill what a killed driver left running: two programs would write into one folder."""
+    left = []
+    for process in psutil.process_iter():
+        # Those that ended meanwhile and those of other users are not ours.
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.environ().get("TATS_OUT") == out:
+                process.kill()
+                left.append(process)
+    _, alive = psutil.wait_procs(left, _GRACE_SECONDS)
+    if alive:
+        numbers = ", ".join(str(one.pid) for one in alive)
+        raise StageError(f"process {numbers} of an earlier attempt cannot be ended; end it, then run again")
 
 
 def _wait(process: subprocess.Popen[bytes], ctx: StageContext) -> int:

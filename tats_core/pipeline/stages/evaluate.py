@@ -21,7 +21,16 @@ class EvaluateStage(Placed):
     crops: int | None = Field(None, ge=1, description="crops of each clip; null: the benchmark's")
     batch_size: int = Field(8, ge=1, description="videos scored together by one worker")
     precision: Precision = Field("fp32", description="bf16: matrix products in bfloat16 (autocast)")
-    test_workers: int = Field(0, ge=0, description="workers that share the videos; 0: none beside the driver")
+    test_workers: int = Field(
+        0,
+        ge=0,
+        description="workers that share the videos; 0: the driver alone, or one worker where gpu is true",
+    )
+
+    @property
+    def beside(self) -> int:
+        """How many workers are started beside the driver, which never holds a GPU."""
+        return self.test_workers or int(self.gpu)
 
 
 class Evaluate(StageKind[EvaluateStage]):
@@ -59,11 +68,11 @@ class Evaluate(StageKind[EvaluateStage]):
 
     def cpus(self, config: EvaluateStage) -> int:
         """One a worker."""
-        return max(1, config.test_workers)
+        return max(1, config.beside)
 
     def gpus(self, config: EvaluateStage) -> int:
         """One a worker, if at all."""
-        return config.test_workers if config.gpu else 0
+        return config.beside if config.gpu else 0
 
     def run(self, config: EvaluateStage, ctx: StageContext) -> None:
         """Score all test videos."""
@@ -79,13 +88,13 @@ class Evaluate(StageKind[EvaluateStage]):
             init=config.init,
             out=str(ctx.out),
         ).model_dump(mode="json", exclude_unset=True)
-        if not config.test_workers:
+        if not config.beside:
             run_here(evaluate.run, job, ctx)
             return
         ctx.fit(
             "tats_core.training.jobs.evaluate:run",
             job,
-            workers=config.test_workers,
+            workers=config.beside,
             gpu=config.gpu,
             max_failures=config.max_failures,
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from tats_core.pipeline.records import write_json
+from tats_core.files import write_json
 from tats_core.pipeline.stages.base import Input, StageContext, StageKind, read_result
 from tats_core.report import figures, paper, tables
 from tats_core.specs import StrictModel

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tats_core.pipeline.records import RunRecord, write_json
+from tats_core.files import write_json
+from tats_core.pipeline.records import RunRecord
 from tats_core.training.events import read_events
 
 _TO_SEND = ".to-send"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from tats_core.data.loaders import ClipOptions, TrainLoader
 from tats_core.data.manifest import UNLABELLED, Manifest
 from tats_core.errors import DataError, SpecError, TrainingError
+from tats_core.files import write_json
 from tats_core.models.mae import VideoMAE
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import VideoViT
@@ -114,9 +114,3 @@ def dump_on_failure(trainer: Dumpable, manifest: Manifest, out: Path, world: Wor
 
 def write_result(out: Path, figures: Mapping[str, Any]) -> None:
     write_json(out / "result.json", dict(figures))
-
-
-def write_json(path: Path, value: Any) -> None:
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)

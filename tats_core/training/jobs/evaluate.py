@@ -19,6 +19,7 @@ from torch import Tensor
 from tats_core.data.loaders import ClipOptions, eval_views
 from tats_core.data.manifest import Manifest
 from tats_core.errors import SpecError
+from tats_core.files import write_json
 from tats_core.report import classes as by_class
 from tats_core.report import figures as charts
 from tats_core.specs import StrictModel
@@ -26,7 +27,7 @@ from tats_core.training import metrics, weights
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.evaluate import score_views
 from tats_core.training.events import EventLog
-from tats_core.training.jobs.common import clip_options, labelled, write_json, write_result
+from tats_core.training.jobs.common import clip_options, labelled, write_result
 from tats_core.training.optim import parameter_count
 from tats_core.training.world import Precision, World
 
