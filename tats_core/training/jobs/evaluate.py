@@ -109,7 +109,7 @@ def keep_scores(out: Path, scores_BC: Tensor, label_B: Tensor, manifest: Manifes
     """Write the scores, for whoever wants another figure of them, and the predictions in plain text.
 
     `scores.safetensors` holds `scores` [videos, classes] (probabilities, float16: the figures are taken
-    before the rounding) and `label`; its metadata has `names`, as JSON the `ids` of the videos and the `classes`.
+    before the rounding) and `label`; its metadata has `names`, as JSON: the videos' `ids` and the `classes`.
     """
     ids = [video.id for video in manifest.videos]
     # One entry: several are written in an order of chance, and the same scores would be other bytes.
