@@ -31,5 +31,5 @@ def listed(image: str) -> dict[str, tuple[object, ...]]:
 
 def _what(files: tarfile.TarFile, file: tarfile.TarInfo) -> tuple[object, ...]:
     content = files.extractfile(file) if file.isreg() else None
-    digest = hashlib.file_digest(content, "sha256").hexdigest() if content else file.linkname
+    digest = hashlib.file_digest(content, "sha256").hexdigest() if content else file.linkname  # type: ignore[arg-type]
     return (file.type, file.mode, file.uid, file.gid, digest)

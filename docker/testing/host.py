@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 HERE = Path(__file__).resolve().parent
 DOCKERFILE = HERE.parent / "Dockerfile"
@@ -39,7 +39,7 @@ def say(text: str) -> None:
     print(f"docker-test: {text}", flush=True)  # noqa: T201
 
 
-def fail(text: str) -> None:
+def fail(text: str) -> NoReturn:
     sys.exit(f"docker-test: FAILED: {text}")
 
 
@@ -237,7 +237,7 @@ def postgres(folder: Path) -> str:
 def seaweed(base_image: str, folder: Path) -> str | None:
     """Return an image of the S3 store; None where it can't be had."""
     program = program_of(SEAWEED, "weed", folder)
-    return program and _derived(base_image, "tats-test-seaweed", program, folder)
+    return _derived(base_image, "tats-test-seaweed", program, folder) if program else None
 
 
 def _derived(base_image: str, tag: str, program: Path, folder: Path) -> str:
