@@ -274,11 +274,11 @@ def walk(folder: Path, twice: bool) -> None:
         undisturbed = guide.weights("pretrain")
         check_again(guide)
         guide.follow("Jobs")
-        check_speed(guide)
         for service in ("worker", "mlflow", "head"):
             check_kill(guide, service, undisturbed)
         check_backup(guide)
         guide.follow("Upgrade")
+        check_speed(guide)
         check_store(guide, folder, base)
         guide.follow("Down")
         expect(not guide.left(), "every command of docs/operations.md was run", "".join(guide.left()))
