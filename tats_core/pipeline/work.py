@@ -93,7 +93,7 @@ class StageWork(threading.Thread):
         except OSError as error:
             text = f"{error.filename or self._home}: {error.strerror or error}"
             return Answer(self.name, "failed", str(StoreError(text))), False
-        except Exception as error:  # noqa: BLE001 (a bug of ours: the main thread shall not wait for ever)
+        except BaseException as error:  # noqa: BLE001 (a bug, or an exit: the main thread shall not wait for ever)
             return Answer(self.name, "failed", self._keep_traceback(error)), False
 
     def _work(self) -> Answer:
@@ -157,11 +157,15 @@ class StageWork(threading.Thread):
             text = f"waits for process {process}, which is making the same output"
             self._answers.put(Answer(self.name, "waits", text))
 
-    def _keep_traceback(self, error: Exception) -> str:
+    def _keep_traceback(self, error: BaseException) -> str:
         path = self._store.partial(self.decision.folder) / "log" / "traceback.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        return f"{type(error).__name__}: {error} (a bug; the traceback is in {path})"
+        said = f"{type(error).__name__}: {error} (a bug; "
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        except OSError as trouble:
+            return f"{said}its traceback cannot be written to {path}: {trouble.strerror})"
+        return f"{said}the traceback is in {path})"
 
 
 def _size(path: Path) -> int:

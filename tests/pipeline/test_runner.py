@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -190,6 +191,19 @@ def test_a_bug_ends_its_stage_with_a_traceback_on_disk_and_is_not_tried_again(lo
     assert "KeyError: 'a bug'" in (record.error or "")
     (traceback,) = home.glob("stages/grow-*.partial/log/traceback.txt")
     assert 'raise KeyError("a bug")' in traceback.read_text()
+
+
+def test_a_bug_whose_traceback_cannot_be_written_ends_its_stage_all_the_same(load, home, monkeypatch):
+    monkeypatch.setattr(Grow, "hook", staticmethod(lambda ctx: (ctx.out / "log").touch()))
+    text = "stages: {make: {kind: make}, grow: {kind: grow, needs: make, fail: bug}}"
+    record = runner.run(load(text), home)
+    assert "KeyError: 'a bug' (a bug; its traceback cannot be written to " in (record.error or "")
+
+
+def test_a_stage_that_calls_exit_fails_and_does_not_hold_up_the_run(load, home, monkeypatch):
+    monkeypatch.setattr(Grow, "hook", staticmethod(lambda ctx: sys.exit(3)))
+    record = runner.run(load("stages: {grow: {kind: grow, init: scratch}}"), home)
+    assert (record.error or "").startswith("grow: SystemExit: 3 (a bug; the traceback is in ")
 
 
 def test_stages_run_side_by_side_within_the_cpus_there_are(load, home, monkeypatch):
