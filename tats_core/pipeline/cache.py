@@ -117,13 +117,13 @@ class StageStore:
         if not folder.is_dir():
             return ""
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
             stored = StageKey(json.loads((folder / KEY).read_text(encoding="utf-8"))["components"])
         except (OSError, ValueError, KeyError) as error:
             return f"its manifest cannot be read ({error})"
         if key is not None and stored.digest != key.digest:
             return "it was made under another key"
-        for name, entry in manifest["files"].items():
+        for name, entry in files.items():
             path = folder / name
             if not path.is_file():
                 return f"{name} is gone"

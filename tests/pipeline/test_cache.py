@@ -55,6 +55,7 @@ def test_an_output_that_is_not_there_has_an_empty_fault(store):
         (lambda folder: (folder / "value.txt").write_text("12"), "value.txt has another size"),
         (lambda folder: (folder / "value.txt").write_text("2"), "value.txt has another content"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "its manifest cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text("{}"), "its manifest cannot be read"),
     ],
 )
 def test_a_damaged_output_does_not_count(store, harm, fault):
