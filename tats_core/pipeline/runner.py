@@ -399,8 +399,11 @@ class _Run:
     # --- following -----------------------------------------------------------------------------------
 
     def _read_events(self, work: StageWork) -> None:
+        events = work.events
+        if events is None:
+            return
         try:
-            for offset, event in read_events(work.events, work.offset):
+            for offset, event in read_events(events, work.offset):
                 work.offset = offset
                 self.tracker.event(work.name, event)
                 # What an earlier run said is for the curves; the person has seen it.

@@ -66,10 +66,14 @@ class StageWork(threading.Thread):
         self._launch = launch
         self._fresh = decision.fresh
         self._waited = False
+        self._heard = False
+        """The event file is this attempt's, one it goes on with, or of another process that it waits for."""
 
     @property
-    def events(self) -> Path:
-        """The stage's event file, wherever its folder is now."""
+    def events(self) -> Path | None:
+        """The stage's event file, wherever its folder is; None while what is there will be replaced."""
+        if not self._heard:
+            return None
         return self._store.current(self.decision.folder) / "events.jsonl"
 
     def run(self) -> None:
@@ -100,12 +104,14 @@ class StageWork(threading.Thread):
         folder, key = self.decision.folder, self.decision.key
         forced = self._fresh or self._store.unfinished(folder) == "forced"
         if (self._waited or not forced) and self._store.fault(folder, key) is None:
+            self._heard = True
             return Answer(self.name, "cached")  # another process made it since it was decided to run
         if self._waited:
             self._waited = False
             self._answers.put(Answer(self.name, "works"))
         partial = self._store.begin(folder, fresh=self._fresh)
         self._fresh = False  # a retry goes on
+        self._heard = True
         context = StageContext(
             name=self.instance.name,
             axes=self.instance.axes,
@@ -154,6 +160,7 @@ class StageWork(threading.Thread):
             raise Stopped
         if not self._waited:
             self._waited = True
+            self._heard = not self._fresh
             text = f"waits for process {process}, which is making the same output"
             self._answers.put(Answer(self.name, "waits", text))
 

@@ -7,16 +7,19 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tats_core.errors import ResourceError, SpecError, StageError, TatsError
 from tats_core.pipeline import runner
+from tats_core.pipeline.cache import StageStore
 from tats_core.pipeline.records import RunRecord
 from tats_core.pipeline.stages.base import StageContext
 
-from .conftest import Grow, RecordingUI
+from .conftest import Grow, NoTracker, RecordingUI
 
 pytestmark = pytest.mark.usefixtures("no_tracker")
 
@@ -137,6 +140,32 @@ def test_a_forced_stage_that_was_cut_off_goes_on_without_force(load, home, monke
     monkeypatch.setattr(Grow, "hook", staticmethod(lambda ctx: None))
     plan = {item.name: item for item in runner.plan(load(TOY), home).items}
     assert plan["grow[a,scratch]"].reason == "goes on where it was cut off"
+
+
+def test_a_forced_stage_is_not_told_with_what_the_output_that_it_replaces_had_said(load, home, monkeypatch):
+    told: list[float] = []
+
+    class Listening(NoTracker):
+        def event(self, name: str, event: Mapping[str, Any]) -> None:
+            told.append(event["values"]["value"])
+
+    monkeypatch.setattr(runner, "Tracker", Listening)
+    begin = StageStore.begin
+
+    def slowly(self: StageStore, folder: Path, *, fresh: bool) -> Path:
+        time.sleep(0.6)  # meanwhile the main thread looks for events
+        return begin(self, folder, fresh=fresh)
+
+    monkeypatch.setattr(StageStore, "begin", slowly)
+    for force, values in (((), (1.0, 2.0, 3.0)), (("grow",), (4.0,))):
+        said = values
+        monkeypatch.setattr(
+            Grow,
+            "hook",
+            staticmethod(lambda ctx, said=said: [ctx.events.metrics(1, {"value": one}) for one in said]),
+        )
+        runner.run(load("stages: {grow: {kind: grow, init: scratch}}"), home, force=force)
+    assert told == [1.0, 2.0, 3.0, 4.0]
 
 
 def test_only_runs_one_stage_and_leaves_the_others_out(load, home):
