@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from tats_core.pipeline import runner, tracking
 from tats_core.pipeline.records import RunRecord, write_json
 from tats_core.pipeline.stages.base import StageContext
 from tats_core.pipeline.tracking import sender
+from tats_core.pipeline.tracking.journal import Spool
 
 from .conftest import Grow
 
@@ -187,6 +190,23 @@ def test_the_table_of_the_pipeline_is_on_the_parent(load, home, client, monkeypa
     }
     table = json.loads(Path(client.download_artifacts(parent.info.run_id, "results_table.json")).read_text())
     assert dict(zip(table["columns"], table["data"][0], strict=True)) == row
+
+
+def test_a_run_whose_journal_another_process_sends_just_then_has_its_turn(load, home, client, monkeypatch):
+    alone, calls = Spool.alone, []
+
+    @contextmanager
+    def taken_at_first(self: Spool) -> Iterator[bool]:
+        calls.append(self.run)
+        if len(calls) == 1:
+            yield False
+            return
+        with alone(self) as mine:
+            yield mine
+
+    monkeypatch.setattr(Spool, "alone", taken_at_first)
+    record = runner.run(load("stages: {make: {kind: make}}"), home)
+    assert children(client, record).keys() == {"make"}
 
 
 def test_nested_settings_become_dotted_parameters():

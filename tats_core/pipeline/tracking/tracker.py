@@ -134,9 +134,13 @@ class Tracker:
 
     def _send(self) -> None:
         try:
-            with self._spool.alone() as mine:
-                if mine:
-                    self._send_until_told()
+            while not self._give_up.is_set():
+                with self._spool.alone() as mine:
+                    if mine:
+                        self._send_until_told()
+                        return
+                # A `tats sync`, or a run that began with what others left, sends what there is so far.
+                self._give_up.wait(_LOOK_SECONDS)
         except Exception as error:  # hours of training must not end for it
             self._away = f"{type(error).__name__}: {error}".splitlines()[0]
             logging.getLogger(__name__).debug("tracking ended", exc_info=True)
