@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -15,7 +16,7 @@ from mlflow.entities import Run
 from tats_core.pipeline import runner, tracking
 from tats_core.pipeline.records import RunRecord, write_json
 from tats_core.pipeline.stages.base import StageContext
-from tats_core.pipeline.tracking import sender
+from tats_core.pipeline.tracking import sender, tracker
 from tats_core.pipeline.tracking.journal import Spool
 
 from .conftest import Grow
@@ -207,6 +208,23 @@ def test_a_run_whose_journal_another_process_sends_just_then_has_its_turn(load, 
     monkeypatch.setattr(Spool, "alone", taken_at_first)
     record = runner.run(load("stages: {make: {kind: make}}"), home)
     assert children(client, record).keys() == {"make"}
+
+
+def test_no_system_metric_comes_after_the_end_of_a_run(tmp_path, monkeypatch):
+    record = RunRecord("toy-1", "toy", "", "toy.yaml", str(tmp_path), "finished", 0.0, {})
+    follower = tracking.Tracker(tmp_path, record)
+    measured: list[float] = []
+
+    def ends_meanwhile() -> float:
+        if measured:
+            follower.close()
+        measured.append(1.0)
+        return 1.0
+
+    monkeypatch.setattr(tracker, "_GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(psutil, "cpu_percent", ends_meanwhile)
+    follower._watch_system()
+    assert [one["kind"] for _, one in Spool(tmp_path, "toy-1").read(0)] == ["run_end"]
 
 
 def test_nested_settings_become_dotted_parameters():

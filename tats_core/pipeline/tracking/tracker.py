@@ -106,8 +106,8 @@ class Tracker:
 
     def close(self) -> None:
         """The run ended: tell what is left, and note in the record what could not be told."""
-        self._write("run_end", status=self._record.status)
         self._closing.set()
+        self._write("run_end", status=self._record.status)
         self._last_answer = time.monotonic()
         while not self._told.wait(0.05):
             sender = self._sender
@@ -128,6 +128,8 @@ class Tracker:
 
     def _write(self, kind: str, **fields: Any) -> None:
         with self._writing:
+            if kind == "system" and self._closing.is_set():
+                return  # nothing comes after the end of the run: nobody would send it
             self._spool.append({"time": time.time(), "kind": kind, **fields})
 
     # --- the threads ---------------------------------------------------------------------------------
