@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import getpass
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -208,6 +210,15 @@ def test_a_run_whose_journal_another_process_sends_just_then_has_its_turn(load, 
     monkeypatch.setattr(Spool, "alone", taken_at_first)
     record = runner.run(load("stages: {make: {kind: make}}"), home)
     assert children(client, record).keys() == {"make"}
+
+
+def test_a_user_without_a_name_has_a_number(load, home, client, monkeypatch):
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    record = runner.run(load("stages: {make: {kind: make}}"), home)
+    assert children(client, record)["make"].data.tags["mlflow.user"] == str(os.getuid())
 
 
 def test_no_system_metric_comes_after_the_end_of_a_run(tmp_path, monkeypatch):

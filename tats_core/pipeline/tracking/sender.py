@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -213,7 +214,7 @@ class Sender:
         words += [part for one in operation["overrides"] for part in ("--set", one)]
         tags = {
             "pipeline": operation["pipeline"],
-            "mlflow.user": getpass.getuser(),
+            "mlflow.user": _user(),
             "mlflow.source.type": "LOCAL",
             "mlflow.source.name": shlex.join(words),
             "mlflow.note.content": operation["title"],
@@ -233,7 +234,7 @@ class Sender:
         stage = operation["stage"]
         tags = {
             "mlflow.parentRunId": self._run(_PARENT).id,
-            "mlflow.user": getpass.getuser(),
+            "mlflow.user": _user(),
             "pipeline": operation["pipeline"],
             "stage": stage["stage"],
             "kind": stage["kind"],
@@ -546,6 +547,13 @@ def numbers(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
         for key, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())  # in a container that runs as a number which no file there names
 
 
 def _commit_tags(commit: str | None) -> dict[str, str]:
