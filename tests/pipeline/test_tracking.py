@@ -4,6 +4,7 @@ import getpass
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from mlflow.entities import Run
 from tats_core.pipeline import runner, tracking
 from tats_core.pipeline.records import RunRecord, write_json
 from tats_core.pipeline.stages.base import StageContext
-from tats_core.pipeline.tracking import sender, tracker
+from tats_core.pipeline.tracking import sender, server, tracker
 from tats_core.pipeline.tracking.journal import Spool
 
 from .conftest import Grow
@@ -221,6 +222,18 @@ def test_a_user_without_a_name_has_a_number(load, home, client, monkeypatch):
     assert children(client, record)["make"].data.tags["mlflow.user"] == str(os.getuid())
 
 
+def test_a_short_run_waits_until_a_new_database_has_its_tables(load, home, client, monkeypatch):
+    connect = server.connect
+
+    def slowly(home: Path, uri: str) -> MlflowClient:
+        time.sleep(1)
+        return connect(home, uri)
+
+    monkeypatch.setattr(server, "connect", slowly)
+    monkeypatch.setattr(tracker, "_GRACE_SECONDS", 0.1)
+    assert runner.run(load("stages: {make: {kind: make}}"), home).tracking_error is None
+
+
 def test_no_system_metric_comes_after_the_end_of_a_run(tmp_path, monkeypatch):
     record = RunRecord("toy-1", "toy", "", "toy.yaml", str(tmp_path), "finished", 0.0, {})
     follower = tracking.Tracker(tmp_path, record)
@@ -232,7 +245,7 @@ def test_no_system_metric_comes_after_the_end_of_a_run(tmp_path, monkeypatch):
         measured.append(1.0)
         return 1.0
 
-    monkeypatch.setattr(tracker, "_GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(tracker, "_DATABASE_SECONDS", 0.0)
     monkeypatch.setattr(psutil, "cpu_percent", ends_meanwhile)
     follower._watch_system()
     assert [one["kind"] for _, one in Spool(tmp_path, "toy-1").read(0)] == ["run_end"]

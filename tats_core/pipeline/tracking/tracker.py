@@ -18,6 +18,7 @@ from tats_core.pipeline.tracking.server import tracking_uri
 _LOOK_SECONDS = 0.5  # between two looks at the journal
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds between two tries while the server is away
 _GRACE_SECONDS = 5.0  # how long the end of a run waits for a server that does not answer
+_DATABASE_SECONDS = 60.0  # and for a database here: a busy machine takes long to make its tables
 _SYSTEM_SECONDS = 10.0
 
 
@@ -109,10 +110,12 @@ class Tracker:
         self._closing.set()
         self._write("run_end", status=self._record.status)
         self._last_answer = time.monotonic()
+        here = (self._record.tracking_uri or "").startswith("sqlite:")
+        grace = _DATABASE_SECONDS if here else _GRACE_SECONDS
         while not self._told.wait(0.05):
             sender = self._sender
             answered = max(self._last_answer, sender.last_answer if sender else 0.0)
-            if time.monotonic() - answered > _GRACE_SECONDS:
+            if time.monotonic() - answered > grace:
                 break
         self._give_up.set()
         remember(self._record, self._spool.sent().runs)
