@@ -251,6 +251,21 @@ def test_no_system_metric_comes_after_the_end_of_a_run(tmp_path, monkeypatch):
     assert [one["kind"] for _, one in Spool(tmp_path, "toy-1").read(0)] == ["run_end"]
 
 
+@pytest.mark.parametrize(
+    ("given", "uri"),
+    [
+        ("", "sqlite:///{here}/home/mlflow.db"),
+        ("sqlite:///runs.db", "sqlite:///{here}/runs.db"),
+        ("sqlite:////srv/runs.db", "sqlite:////srv/runs.db"),
+        ("http://mlflow:5000", "http://mlflow:5000"),
+    ],
+)
+def test_the_place_of_a_database_does_not_depend_on_the_working_directory(given, uri, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    assert tracking.tracking_uri(Path("home")) == uri.format(here=tmp_path)
+
+
 def test_nested_settings_become_dotted_parameters():
     assert tracking.flat({"a": {"b": {"c": 1}, "d": [2]}, "e": None}) == {"a.b.c": 1, "a.d": [2], "e": None}
 
