@@ -43,7 +43,7 @@ RunName = Annotated[
     str,
     typer.Argument(
         metavar="RUN",
-        help="A pipeline (its newest finished run), a run's id, or the folder of a model.",
+        help="A pipeline (its newest finished run), a run's id or its beginning, or a model's folder.",
         autocompletion=complete_pipeline,
     ),
 ]

@@ -32,7 +32,7 @@ def report(
         str,
         typer.Argument(
             metavar="RUN",
-            help="A pipeline (its newest finished run), or a run's id or folder.",
+            help="A pipeline (its newest finished run), a run's id or its beginning, or its folder.",
             autocompletion=complete_pipeline,
         ),
     ],

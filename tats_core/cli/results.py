@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tats_core.cli.options import DEFAULT_HOME, Home, PipelineName, command_line
+from tats_core.cli.options import DEFAULT_HOME, Home, complete_pipeline
 from tats_core.cli.sweep import results_of
 from tats_core.errors import RunError, StoreError
 
@@ -34,26 +34,29 @@ def list_pipelines() -> None:
 
 
 def results(
-    pipeline: PipelineName,
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="A pipeline (its newest finished run), a sweep, or a run's id or its beginning.",
+            autocompletion=complete_pipeline,
+        ),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Print the table of the newest finished run of a pipeline, or of the newest run of a sweep."""
+    """Print the table of a run, or of the newest run of a sweep."""
     from tats_core import specs
-    from tats_core.pipeline import runner
+    from tats_core.pipeline import models
 
     home = home.expanduser().absolute()
-    if pipeline in specs.names("sweeps"):
-        results_of(pipeline, home, as_json)
+    if run in specs.names("sweeps"):
+        results_of(run, home, as_json)
         return
-    name = specs.find("pipelines", pipeline).stem
-    record = runner.newest_finished(home, name)
-    if record is None:
-        again = command_line(["run", "pipeline", pipeline], home)
-        raise RunError(f"no finished run of '{name}' in {home}; make one with: {again}")
+    record = models.find_run(run, home)
     found = read_results(record)
     if found is None:
-        raise RunError(f"the run {record.id} of '{name}' has no report stage, so there is no table to print")
+        raise RunError(f"the run {record.id} has no finished report stage, so there is no table to print")
     if as_json:
         typer.echo(json.dumps({"run": record.id, **found}, indent=2))
     else:

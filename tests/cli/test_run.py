@@ -160,7 +160,7 @@ def test_results_before_any_run_says_how_to_make_one(
 ) -> None:
     monkeypatch.setattr(runner, "newest_finished", lambda home, name: None)
     result = tats("results", "mine")
-    assert (result.code, result.out) == (1, "")
+    assert (result.code, result.out) == (2, "")
     home = tmp_path / ".tats"
     assert result.err == f"tats: no finished run of 'mine' in {home}; make one with: tats run pipeline mine\n"
 
