@@ -14,11 +14,21 @@ from tats_core.errors import StoreError
 
 DEFAULT_HOME = Path(".tats")
 
+
+
+def _expanded(home: Path) -> Path:
+    try:
+        return home.expanduser()
+    except RuntimeError as error:  # no such user, or one without a home
+        raise StoreError(f"--home {home}: '~' stands for no folder here; give the whole path") from error
+
+
 Home = Annotated[
     Path,
     typer.Option(
         "--home",
         envvar="TATS_HOME",
+        callback=_expanded,
         help="Project folder: results, checkpoints, tracking.",
         show_default=True,
     ),

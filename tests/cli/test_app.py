@@ -88,6 +88,12 @@ def test_a_wrong_command_line_exits_with_2_and_names_the_nearest(
     assert said in ended.err
 
 
+def test_a_home_of_nobody_is_said_in_a_sentence(tats: Callable[..., Any]) -> None:
+    ended = tats("runs", "--home", "~nosuchuser/runs")
+    assert ended.code == 2
+    assert ended.err == "tats: --home ~nosuchuser/runs: '~' stands for no folder here; give the whole path\n"
+
+
 def test_a_pipeline_named_without_the_word_pipeline_is_understood(
     tats: Callable[..., Any], tmp_path: Path
 ) -> None:
