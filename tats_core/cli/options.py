@@ -15,7 +15,6 @@ from tats_core.errors import StoreError
 DEFAULT_HOME = Path(".tats")
 
 
-
 def _expanded(home: Path) -> Path:
     try:
         return home.expanduser()

@@ -10,7 +10,7 @@ import typer
 
 from tats_core.cli.options import DEFAULT_HOME, Home, complete_pipeline
 from tats_core.cli.sweep import results_of
-from tats_core.errors import RunError, StoreError
+from tats_core.errors import RunError, SpecError, StoreError
 
 if TYPE_CHECKING:
     from tats_core.pipeline.records import RunRecord
@@ -22,15 +22,21 @@ def list_pipelines() -> None:
 
     known, sweeps = specs.names("pipelines"), specs.names("sweeps")
     width = max(map(len, [*known, *sweeps]), default=0)
-    for name, path in known.items():
-        typer.echo(f"{name:<{width}}  {specs.read(path).get('title', '')}".rstrip())
-    if sweeps:
-        typer.echo("\nSweeps (tats sweep NAME)")
-    for name, path in sweeps.items():
-        typer.echo(f"{name:<{width}}  {specs.read(path).get('title', '')}".rstrip())
+    wrong: list[str] = []  # one file that cannot be read hides no other
+    for title, menu in (("", known), ("\nSweeps (tats sweep NAME)", sweeps)):
+        if title and menu:
+            typer.echo(title)
+        for name, path in menu.items():
+            try:
+                typer.echo(f"{name:<{width}}  {specs.read(path).get('title', '')}".rstrip())
+            except SpecError as error:
+                typer.echo(name)
+                wrong.append(str(error))
     if not known:
         places = " and ".join(label for label, _ in specs.folders("pipelines"))
         typer.echo(f"no pipeline here (looked in {places})")
+    if wrong:
+        raise SpecError("\n".join(wrong))
 
 
 def results(

@@ -112,3 +112,14 @@ def test_list_shows_names_and_titles_in_columns(tats: Callable[..., Any], tmp_pa
     lines = ended.out.splitlines()
     assert lines[0] == "a_name_longer_than_any  The long one."
     assert any(line.startswith("full_ssv2               ") for line in lines)
+
+
+def test_a_broken_file_hides_no_other_from_the_list(tats: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines" / "a_broken.yaml").write_text("title: [")
+    ended = tats("list")
+    assert ended.code == 2
+    assert ended.out.splitlines()[0] == "a_broken"
+    assert "full_ssv2" in ended.out
+    assert "Sweeps" in ended.out
+    assert ended.err.startswith(f"tats: {tmp_path / 'pipelines' / 'a_broken.yaml'}, line 1: ")
