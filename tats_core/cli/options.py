@@ -105,7 +105,7 @@ def command_line(words: Iterable[str], home: Path) -> str:
     return shlex.join(line)
 
 
-def write_file(path: Path, text: str, option: str) -> None:
+def write_file(path: Path, content: str | bytes, option: str) -> None:
     """Write a file that a person named with `option`, whole or not at all.
 
     Raises:
@@ -113,7 +113,10 @@ def write_file(path: Path, text: str, option: str) -> None:
     """
     beside = path.with_name(path.name + ".tmp")
     try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
+        try:
+            beside.write_bytes(content.encode() if isinstance(content, str) else content)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(f"{option} {path}: cannot be written ({error.strerror})") from error
