@@ -203,7 +203,9 @@ def _check_before_start(graph: Graph, todo: Plan, home: Path) -> _Resources:
             ("GPU", one.kind.gpus(one.config), there.gpus),
         ):
             if needed > has:
-                fewer = f"ask for fewer workers (--set {one.stage}.workers={has}) or " if has else ""
+                keys = ("workers", "test_workers", f"{name.lower()}s")
+                key = next((key for key in keys if key in type(one.config).model_fields), None)
+                fewer = f"ask for fewer (--set {one.stage}.{key}={has}) or " if has and key else ""
                 raise ResourceError(
                     f"{one.name} needs {needed} {name}s, but there are {has}; {fewer}use a larger machine"
                 )

@@ -257,7 +257,9 @@ def test_stages_run_side_by_side_within_the_cpus_there_are(load, home, monkeypat
 def test_what_is_too_large_or_missing_is_said_before_anything_starts(load, home, ui, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
     base = "make: {kind: make}, grow: {kind: grow, needs: make, "
-    with pytest.raises(ResourceError, match=r"grow needs 3 CPUs, but there are 2; .*--set grow.workers=2"):
+    with pytest.raises(
+        ResourceError, match=r"grow needs 3 CPUs, but there are 2; ask for fewer \(--set grow.cpus=2\) or"
+    ):
         runner.run(load(f"stages: {{{base} cpus: 3}}}}"), home, ui=ui)
     text = f"stages: {{{base} matrix: {{missing: [no data here, no data there]}}}}}}"
     with pytest.raises(TatsError) as error:
