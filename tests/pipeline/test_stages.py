@@ -64,6 +64,26 @@ def test_a_command_gets_its_folder_and_its_inputs(context, tmp_path):
     assert (ctx.out / "log" / "command.log").read_text() == "hello\ny\n"
 
 
+@pytest.mark.parametrize(
+    "run",
+    [
+        "python my.py > $TATS_OUT/x",
+        ["python", "my.py"],
+        "echo it's; cat my.py",
+        f"echo {'x' * 5000}; cat my.py",
+    ],
+)
+def test_a_script_that_a_command_names_counts_with_its_content(tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    config = command.CommandConfig(run=run)
+    assert command.KIND.external(config) == {}
+    (tmp_path / "my.py").write_text("print(1)")
+    before = command.KIND.external(config)
+    assert before.keys() == {"my.py"}
+    (tmp_path / "my.py").write_text("print(2)")
+    assert command.KIND.external(config) != before
+
+
 def test_a_command_that_fails_is_named_with_its_code_and_log(context):
     with pytest.raises(StageError, match=r"ended with code 3; what it printed is in .*command.log"):
         command.KIND.run(command.CommandConfig(run="exit 3"), context())
