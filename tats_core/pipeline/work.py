@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tats_core.errors import RunError, Stopped, StoreError, TatsError
+from tats_core.pipeline import code
 from tats_core.pipeline.cache import StageStore
 from tats_core.pipeline.graph import Instance
 from tats_core.pipeline.plan import Decision
@@ -109,6 +110,12 @@ class StageWork(threading.Thread):
         if self._waited:
             self._waited = False
             self._answers.put(Answer(self.name, "works"))
+        edited = code.changed(key.components["code"])
+        if edited:  # its output would stand under the key of the code as it was
+            raise TatsError(
+                f"the code of {', '.join(edited)} was changed since this run began; start it again: "
+                "what is done is kept"
+            )
         partial = self._store.begin(folder, fresh=self._fresh)
         self._fresh = False  # a retry goes on
         self._heard = True

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tats_core.errors import ResourceError, SpecError, StageError, TatsError
-from tats_core.pipeline import runner
+from tats_core.pipeline import code, runner
 from tats_core.pipeline.cache import StageStore
 from tats_core.pipeline.records import RunRecord
 from tats_core.pipeline.stages.base import StageContext
@@ -220,6 +220,16 @@ def test_a_bug_ends_its_stage_with_a_traceback_on_disk_and_is_not_tried_again(lo
     assert "KeyError: 'a bug'" in (record.error or "")
     (traceback,) = home.glob("stages/grow-*.partial/log/traceback.txt")
     assert 'raise KeyError("a bug")' in traceback.read_text()
+
+
+def test_code_that_is_edited_meanwhile_makes_no_output_under_the_key_of_the_old(load, home, monkeypatch):
+    monkeypatch.setattr(code, "changed", lambda known: [name for name in known if name.endswith("conftest")])
+    record = runner.run(load("stages: {grow: {kind: grow, init: scratch, retries: 3}}"), home)
+    assert record.error == (
+        f"grow: the code of {Grow.__module__} was changed since this run began; start it again: "
+        "what is done is kept"
+    )
+    assert (Grow.ran, record.stages["grow"].attempts) == ([], 1)
 
 
 def test_a_bug_whose_traceback_cannot_be_written_ends_its_stage_all_the_same(load, home, monkeypatch):
