@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import subprocess
@@ -47,6 +48,23 @@ def context(tmp_path: Path) -> Context:
         return StageContext(**fields | changed)
 
     return made
+
+
+def test_what_cannot_be_read_beside_a_data_set_stops_no_plan(tmp_path, monkeypatch):
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "gone.txt").symlink_to("nowhere")
+    (tmp_path / "lost+found").mkdir()
+    scandir = os.scandir
+
+    def refused(folder: str) -> Any:
+        if folder.endswith("lost+found"):
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    before = data._fingerprint(tmp_path)
+    (tmp_path / "lists" / "new.txt").touch()
+    assert data._fingerprint(tmp_path) != before
 
 
 # --- command -----------------------------------------------------------------------------------------
