@@ -351,9 +351,6 @@ class _Run:
         if cpus > self.free.cpus or gpus > self.free.gpus:
             return
         stage.status, stage.started, stage.attempts = "running", self._now(), 1
-        self.record.save()
-        self.ui.stage_started(one.name)
-        self._track(one, decision)
         work = StageWork(
             one,
             decision,
@@ -365,6 +362,10 @@ class _Run:
             answers=self.answers,
             launch=self.launch,
         )
+        stage.said_from = work.said_before
+        self.record.save()
+        self.ui.stage_started(one.name)
+        self._track(one, decision)
         self.running[one.name] = work
         self._occupy(work)
         work.start()
@@ -450,6 +451,7 @@ class _Run:
     def _ended(self, answer: Answer, status: Literal["finished", "cached", "failed", "stopped"]) -> None:
         work, stage = self.running[answer.name], self.record.stages[answer.name]
         self._read_events(work)
+        stage.said_to = work.offset
         del self.running[answer.name]
         self._release(work)
         stage.finished = self._now()
@@ -561,8 +563,9 @@ class _Run:
         record.status = ended
         record.error = f"{type(error).__name__}: {error}".removesuffix(": ")
         record.finished = self._now()
-        for name in self.running:
-            record.stages[name].status, record.stages[name].finished = record.status, record.finished
+        for name, work in self.running.items():
+            stage = record.stages[name]
+            stage.status, stage.finished, stage.said_to = record.status, record.finished, work.offset
         with suppress(OSError):  # a full disk: this error, and no later one, is what to tell
             record.save()
         self.notifier.tell(ended, error=record.error)
