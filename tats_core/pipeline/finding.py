@@ -1,6 +1,7 @@
 """Which run a person means, and which runs there are. Of thousands of runs only those wanted are opened.
 
-A run's folder is called `<pipeline>-<time of its start>-<4 digits>`, so names alone tell pipeline and order.
+A run's folder is called `<pipeline>-<time of its start, UTC>-<4 digits>`, so names alone tell pipeline and
+order.
 """
 
 from __future__ import annotations

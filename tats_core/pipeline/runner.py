@@ -222,7 +222,8 @@ def _capacity(wants_gpu: bool) -> _Resources:
 
 def _new_record(pipeline: Pipeline, home: Path, todo: Plan, only: Sequence[str]) -> RunRecord:
     now = time.time()
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now)) + f"{int(now * 1000) % 1000:03d}"
+    # In UTC: ids sort by time, whatever the zones of the machines that share a project folder.
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now)) + f"{int(now * 1000) % 1000:03d}"
     stages = {
         item.name: StageRecord(
             item.name, item.stage, item.kind, dict(item.axes), list(item.needs), key=item.key

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tats_core.errors import ResourceError, SpecError, StageError, TatsError
-from tats_core.pipeline import code, runner
+from tats_core.pipeline import code, finding, runner
 from tats_core.pipeline.cache import StageStore
 from tats_core.pipeline.records import RunRecord
 from tats_core.pipeline.stages.base import StageContext
@@ -397,6 +397,17 @@ def test_a_run_record_survives_a_round_trip(load, home):
     record = runner.run(load(TOY, "grow.add=1"), home)
     assert RunRecord.load(record.folder) == record
     assert record.overrides == ["grow.add=1"]
+
+
+def test_runs_of_machines_in_different_time_zones_are_in_the_order_of_their_starts(load, home, monkeypatch):
+    ids = []
+    for zone in ("UTC-14", "UTC+11", "UTC"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        ids.append(runner.run(load("stages: {make: {kind: make}}"), home).id)
+    monkeypatch.delenv("TZ")
+    time.tzset()
+    assert finding.ids(home) == ids[::-1]
 
 
 def test_what_an_earlier_attempt_said_is_not_shown_again(load, home, ui):
