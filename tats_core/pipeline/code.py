@@ -16,10 +16,12 @@ from pathlib import Path
 PACKAGE = "tats_core"
 _ROOT = Path(__file__).resolve().parents[1]
 
-# What these say or record cannot change an output: messages, logs, states to go on from, the engine around
-# the stages.
+# What these say or record cannot change an output: messages, the reading of a configuration (which is in the
+# key as it was read), what the machine has, logs, states to go on from, the engine around the stages.
 _NEUTRAL = (
     "tats_core.errors",
+    "tats_core.machine",
+    "tats_core.specs",
     "tats_core.training.checkpoint",
     "tats_core.training.events",
     "tats_core.pipeline",
