@@ -53,13 +53,13 @@ def results(
 ) -> None:
     """Print the table of a run, or of the newest run of a sweep."""
     from tats_core import specs
-    from tats_core.pipeline import models
+    from tats_core.pipeline import finding
 
     home = home.expanduser().absolute()
     if run in specs.names("sweeps"):
         results_of(run, home, as_json)
         return
-    record = models.find_run(run, home)
+    record = finding.find_finished(run, home)
     found = read_results(record)
     if found is None:
         raise RunError(f"the run {record.id} has no finished report stage, so there is no table to print")

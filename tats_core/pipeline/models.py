@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
-from tats_core import specs
 from tats_core.errors import SpecError, StoreError, WeightsError, did_you_mean
-from tats_core.pipeline import finding, runner
+from tats_core.pipeline import finding
 from tats_core.pipeline.records import RunRecord, StageRecord
 from tats_core.training import weights
 
@@ -48,30 +47,7 @@ def find_one(
         if stage is not None:
             raise SpecError(f"--stage {stage}: {run} is a folder of one model; leave out --stage")
         return _in_folder(folder.absolute(), kinds)
-    return _of_run(find_run(run, home.absolute()), kinds, stage)
-
-
-def find_run(run: str, home: Path) -> RunRecord:
-    """Return the record of a run: of a pipeline the newest finished one, in a folder, or as `finding.find`.
-
-    Raises:
-        SpecError: nothing, or more than one run, is called `run`.
-        StoreError: the pipeline has not finished a run in `home`.
-    """
-    folder = Path(run).expanduser()
-    if (folder / "run.json").is_file():
-        return RunRecord.load(folder)
-    name = Path(run).stem if run.endswith((".yaml", ".yml")) else run
-    record = runner.newest_finished(home, name)
-    if record is not None:
-        return record
-    if finding.ids(home, name):
-        raise StoreError(
-            f"no finished run of '{name}' in {home}; how to go on with one says: tats show {name}"
-        )
-    if name in specs.names("pipelines"):
-        raise StoreError(f"no finished run of '{name}' in {home}; make one with: tats run pipeline {name}")
-    return finding.find(run, home)
+    return _of_run(finding.find_finished(run, home.absolute()), kinds, stage)
 
 
 def _of_run(record: RunRecord, kinds: Sequence[ModelKind], stage: str | None) -> tuple[Path, ModelKind]:

@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 
 from tats_core.errors import ResourceError, StoreError, TatsError
 from tats_core.machine import available_cpus
-from tats_core.pipeline import environment, finding, html_report
+from tats_core.pipeline import environment, html_report
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import plan as plans
 from tats_core.pipeline.cache import StageStore, make_folder
@@ -45,7 +45,6 @@ __all__ = [
     "RunUI",
     "SilentUI",
     "StageRecord",
-    "newest_finished",
     "plan",
     "run",
 ]
@@ -161,14 +160,6 @@ def run(
             f"{error.filename or home}: cannot be used ({error.strerror or error}); mend the storage or set "
             "TATS_HOME to a folder you can write to, and run again: what is done is kept"
         ) from error
-
-
-def newest_finished(home: Path, pipeline_name: str) -> RunRecord | None:
-    """Return the record of the newest run of this pipeline that finished with all its stages, or None."""
-    for record in finding.records(home, pipeline_name):
-        if record.status == "finished" and all(stage.done for stage in record.stages.values()):
-            return record
-    return None
 
 
 def _decider(

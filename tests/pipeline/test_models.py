@@ -13,7 +13,8 @@ from tats_core.models.classifier import VideoClassifier
 from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
-from tats_core.pipeline.models import find_model, find_one, find_run
+from tats_core.pipeline.finding import find_finished
+from tats_core.pipeline.models import find_model, find_one
 from tats_core.pipeline.records import RunRecord, StageRecord
 from tats_core.training import weights
 
@@ -155,10 +156,10 @@ def test_the_beginning_of_an_id_and_the_latest_run_are_found_as_elsewhere(
 ) -> None:
     first = run("110000", "finetune")
     latest = run("120000", "finetune", status="failed", finetune="failed")
-    assert find_run(first.id[:-4], home).id == first.id
-    assert find_run("latest", home).id == latest.id
+    assert find_finished(first.id[:-4], home).id == first.id
+    assert find_finished("latest", home).id == latest.id
     with pytest.raises(SpecError, match=r"'mine-2026' begins the names of 2 runs"):
-        find_run("mine-2026", home)
+        find_finished("mine-2026", home)
 
 
 def test_a_pipeline_of_which_no_run_has_finished_is_known_all_the_same(
@@ -166,7 +167,7 @@ def test_a_pipeline_of_which_no_run_has_finished_is_known_all_the_same(
 ) -> None:
     run("110000", "finetune", status="failed", finetune="failed")
     with pytest.raises(StoreError, match=r"no finished run of 'mine' in .*: tats show mine$"):
-        find_run("mine", home)
+        find_finished("mine", home)
 
 
 def test_a_run_without_such_a_model_says_so(home: Path, run: Callable[..., RunRecord]) -> None:

@@ -175,7 +175,7 @@ def test_only_runs_one_stage_and_leaves_the_others_out(load, home):
     assert statuses(record)["make"] == "finished"
     assert statuses(record)["sum"] == "skipped"
     assert record.status == "finished"
-    assert runner.newest_finished(home, "toy") is None, "a part is not a whole run"
+    assert finding.newest_finished(home, "toy") is None, "a part is not a whole run"
     assert statuses(runner.run(load(TOY), home, only=["grow"]))["grow[a,pretrained]"] == "finished"
 
 
@@ -381,13 +381,13 @@ def test_a_run_waits_for_another_that_makes_the_same_output_and_takes_it(load, h
 
 
 def test_the_newest_finished_run_is_found_among_those_of_other_pipelines(load, home):
-    assert runner.newest_finished(home, "toy") is None
+    assert finding.newest_finished(home, "toy") is None
     runner.run(load(TOY), home)
     second = runner.run(load(TOY), home)
     runner.run(load(TOY, name="toy-two"), home)
     failed = load(TOY.replace("add: 4", "add: 5, fail: always"))
     assert runner.run(failed, home).status == "failed"
-    found = runner.newest_finished(home, "toy")
+    found = finding.newest_finished(home, "toy")
     assert found is not None
     assert found.id == second.id
     assert found.folder == home / "runs" / second.id
