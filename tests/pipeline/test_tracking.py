@@ -213,6 +213,21 @@ def test_a_run_whose_journal_another_process_sends_just_then_has_its_turn(load, 
     assert children(client, record).keys() == {"make"}
 
 
+def test_quotes_in_the_names_of_pipelines_and_axes_are_told(load, home, client):
+    text = "stages: {make: {kind: make, matrix: {shape.preset: [it's, 'a\"b']}}}"
+    record = runner.run(load(text, name="one's"), home)
+    assert children(client, record).keys() == {"make[it's]", 'make[a"b]'}
+
+
+def test_what_the_server_refuses_does_not_hold_up_the_end_of_a_run(load, home, client, monkeypatch):
+    monkeypatch.setattr(sender, "_quoted", lambda value: f"'{value}'")  # as if both quotes were in it
+    start = time.monotonic()
+    record = runner.run(load("stages: {make: {kind: make}}", name="one's"), home)
+    assert time.monotonic() - start < tracker._DATABASE_SECONDS / 2
+    assert "MLflow was not told of one thing (run_end): " in (record.tracking_error or "")
+    assert tracking.pending(home) == []
+
+
 def test_a_user_without_a_name_has_a_number(load, home, client, monkeypatch):
     def nameless() -> str:
         raise KeyError("getpwuid(): uid not found: 4711")
