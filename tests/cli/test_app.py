@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -123,3 +124,11 @@ def test_a_broken_file_hides_no_other_from_the_list(tats: Callable[..., Any], tm
     assert "full_ssv2" in ended.out
     assert "Sweeps" in ended.out
     assert ended.err.startswith(f"tats: {tmp_path / 'pipelines' / 'a_broken.yaml'}, line 1: ")
+
+
+def test_a_terminal_that_lacks_letters_shows_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "Über.yaml").write_text("stages: {a: {kind: command, run: 'true'}}")
+    command = [sys.executable, "-m", "tats_core", "run", "pipeline", "Über.yaml", "--plan"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("?ber: 1 stage, 1 to run")
