@@ -281,6 +281,18 @@ def test_the_place_of_a_database_does_not_depend_on_the_working_directory(given,
     assert tracking.tracking_uri(Path("home")) == uri.format(here=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://me:secret@mlflow:5000/a", "http://mlflow:5000/a"),
+        ("http://mlflow:5000/team@home", "http://mlflow:5000/team@home"),
+        ("sqlite:////srv/me@home/mlflow.db", "sqlite:////srv/me@home/mlflow.db"),
+    ],
+)
+def test_a_password_is_not_shown_and_all_else_is(uri, shown):
+    assert tracking.without_password(uri) == shown
+
+
 def test_nested_settings_become_dotted_parameters():
     assert tracking.flat({"a": {"b": {"c": 1}, "d": [2]}, "e": None}) == {"a.b.c": 1, "a.d": [2], "e": None}
 

@@ -27,6 +27,12 @@ def tracking_uri(home: Path) -> str:
     return f"{_DATABASE}{Path(uri.removeprefix(_DATABASE)).absolute()}" if uri.startswith(_DATABASE) else uri
 
 
+def without_password(uri: str) -> str:
+    """Return `uri` without the user and password that it may hold."""
+    parts = urlsplit(uri)
+    return uri if "@" not in parts.netloc else parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
 def connect(home: Path, uri: str) -> MlflowClient:
     """Return a client whose store is ready; our own database is created or migrated if need be.
 

@@ -13,7 +13,7 @@ from typing import Any
 from tats_core.pipeline.records import RunRecord, StageRecord
 from tats_core.pipeline.tracking.journal import Spool, pending
 from tats_core.pipeline.tracking.sender import AwayError, Sender, remember
-from tats_core.pipeline.tracking.server import tracking_uri
+from tats_core.pipeline.tracking.server import tracking_uri, without_password
 
 _LOOK_SECONDS = 0.5  # between two looks at the journal
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds between two tries while the server is away
@@ -123,7 +123,7 @@ class Tracker:
         said = list(dict.fromkeys(self._rejected))
         if waiting:
             said.append(
-                f"{waiting} entries could not be sent to {_without_password(self._record.tracking_uri)} "
+                f"{waiting} entries could not be sent to {without_password(self._record.tracking_uri or '')} "
                 f"({self._away or 'it does not answer'}) and wait on disk; "
                 "`tats sync` sends them, and so does the next run"
             )
@@ -233,8 +233,3 @@ def _send_left(spool: Spool, say: Callable[[str], None]) -> None:
     record.tracking_error = None
     record.save()
     say(f"{spool.run}: sent")
-
-
-def _without_password(uri: str | None) -> str:
-    scheme, mark, rest = (uri or "").partition("://")
-    return scheme + mark + rest.rpartition("@")[2]
