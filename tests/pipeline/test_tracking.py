@@ -16,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from tats_core.errors import StoreError
 from tats_core.pipeline import runner, tracking
 from tats_core.pipeline.records import RunRecord, write_json
 from tats_core.pipeline.stages.base import StageContext
@@ -279,6 +280,11 @@ def test_the_place_of_a_database_does_not_depend_on_the_working_directory(given,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
     assert tracking.tracking_uri(Path("home")) == uri.format(here=tmp_path)
+
+
+def test_a_folder_whose_name_would_cut_off_the_databases_is_refused(tmp_path):
+    with pytest.raises(StoreError, match=r"why\?: a '\?' would cut off the database's path; take another"):
+        tracking.tracking_uri(tmp_path / "why?")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,12 @@ def tracking_uri(home: Path) -> str:
     """Return where runs are tracked: MLFLOW_TRACKING_URI, or the database in the project folder.
 
     A database's path is absolute: who sends later does so from another working directory.
+
+    Raises:
+        StoreError: the project folder's path cannot stand in the address of a database.
     """
+    if "?" in str(home.absolute()):
+        raise StoreError(f"{home.absolute()}: a '?' would cut off the database's path; take another folder")
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_DATABASE}{home.absolute() / 'mlflow.db'}"
     return f"{_DATABASE}{Path(uri.removeprefix(_DATABASE)).absolute()}" if uri.startswith(_DATABASE) else uri
 
