@@ -155,6 +155,8 @@ def run(
         record.id = host.run_id
     try:
         return _Run(decider, record, todo, free, on_error, ui or SilentUI(), host).execute()
+    except BrokenPipeError:
+        raise  # who read what is printed has left; the storage is whole
     except OSError as error:
         raise StoreError(
             f"{error.filename or home}: cannot be used ({error.strerror or error}); mend the storage or set "

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -436,6 +437,13 @@ def test_a_user_interface_that_fails_leaves_a_record_that_says_so(load, home):
         runner.run(load(TOY), home, ui=ui)
     (folder,) = (home / "runs").iterdir()
     assert RunRecord.load(folder).status == "failed"
+
+
+def test_a_reader_of_the_output_that_leaves_is_no_fault_of_the_storage(load, home):
+    ui = RecordingUI()
+    ui.on_progress = lambda: (_ for _ in ()).throw(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    with pytest.raises(BrokenPipeError):
+        runner.run(load(TOY), home, ui=ui)
 
 
 def test_a_stage_that_waits_for_another_tells_its_own_changes_too(load, home):
