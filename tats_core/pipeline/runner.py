@@ -560,6 +560,7 @@ class _Run:
         for name, work in self.running.items():
             stage = record.stages[name]
             stage.status, stage.finished, stage.said_to = record.status, record.finished, work.offset
+            stage.seconds = record.finished - (stage.started or record.finished)
         with suppress(OSError):  # a full disk: this error, and no later one, is what to tell
             record.save()
         self.notifier.tell(ended, error=record.error)
