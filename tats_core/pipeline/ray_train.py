@@ -528,7 +528,11 @@ def _alone(lock: Path) -> Iterator[None]:
     for a moment, and would write into the same files.
     """
     with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waits until this worker's process of an earlier attempt has ended", flush=True)  # noqa: T201
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
