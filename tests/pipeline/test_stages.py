@@ -135,6 +135,12 @@ def test_what_a_killed_driver_left_running_is_ended_before_the_command_starts_ag
         assert not psutil.pid_exists(left.pid)
 
 
+def test_what_a_command_leaves_running_is_ended_with_it(context):
+    ctx = context()
+    command.KIND.run(command.CommandConfig(run="sleep 600 & echo $! > $TATS_OUT/left"), ctx)
+    assert not psutil.pid_exists(int((ctx.out / "left").read_text()))
+
+
 def test_a_report_joins_the_results_of_each_benchmark_and_start(context, tmp_path):
     pretrained, scratch = ({"benchmark": "ssv2", "init": init} for init in ("pretrained", "scratch"))
     measured = {"top5": 80.0, "low": 10.0, "high": 50.0, "chance": 12.5, "clips": 96, "test_seconds": 7.0}

@@ -42,7 +42,8 @@ class CommandConfig(StrictModel):
 class Command(StageKind[CommandConfig]):
     """The program gets TATS_OUT (its folder) and TATS_INPUTS: JSON, a list of name, kind, axes, path.
 
-    What it prints is kept in `log/command.log`. Exit code 0 means that the folder holds its output.
+    What it prints is kept in `log/command.log`. Exit code 0 means that the folder holds its output; what it
+    leaves running is ended.
     A file that the command names counts with its content: it runs again when its script has changed.
     """
 
@@ -93,6 +94,7 @@ class Command(StageKind[CommandConfig]):
             except OSError as error:
                 raise StageError(f"'{config.run[0]}' cannot be started ({error.strerror})") from error
             code = _wait(process, ctx)
+        _end_what_was_left(ours["TATS_OUT"])  # it would write into an output that counts already
         if code != 0:
             raise StageError(f"the command ended with code {code}; what it printed is in {log}")
 
@@ -115,7 +117,7 @@ def _digest(path: Path) -> str:
 
 
 def _end_what_was_left(out: str) -> None:
-    """Kill what a killed driver left running: two programs would write into one folder."""
+    """Kill what a killed driver, or the program itself, left running: two would write into one folder."""
     left = []
     for process in psutil.process_iter():
         # Those that ended meanwhile and those of other users are not ours.
@@ -126,7 +128,9 @@ def _end_what_was_left(out: str) -> None:
     _, alive = psutil.wait_procs(left, _GRACE_SECONDS)
     if alive:
         numbers = ", ".join(str(one.pid) for one in alive)
-        raise StageError(f"process {numbers} of an earlier attempt cannot be ended; end it, then run again")
+        raise StageError(
+            f"process {numbers}, which the command left, cannot be ended; end it, then run again"
+        )
 
 
 def _wait(process: subprocess.Popen[bytes], ctx: StageContext) -> int:
