@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -105,6 +106,21 @@ def command_line(words: Iterable[str], home: Path) -> str:
     return shlex.join(line)
 
 
+@contextmanager
+def writing(path: Path, option: str) -> Iterator[None]:
+    """Turn what goes wrong in here into a sentence about the place that a person named with `option`.
+
+    Raises:
+        StoreError: the place cannot be written.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # who read what is printed has left
+    except OSError as error:
+        raise StoreError(f"{option} {path}: cannot be written ({error.strerror or error})") from error
+
+
 def write_file(path: Path, content: str | bytes, option: str) -> None:
     """Write a file that a person named with `option`, whole or not at all.
 
@@ -112,11 +128,9 @@ def write_file(path: Path, content: str | bytes, option: str) -> None:
         StoreError: the place cannot be written.
     """
     beside = path.with_name(path.name + ".tmp")
-    try:
+    with writing(path, option):
         try:
             beside.write_bytes(content.encode() if isinstance(content, str) else content)
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise StoreError(f"{option} {path}: cannot be written ({error.strerror})") from error
