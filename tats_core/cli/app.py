@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated, Any
 
@@ -131,6 +132,9 @@ def _root(
 
 def main() -> None:
     """Run the command line; a `TatsError` becomes one sentence on stderr and its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may lack letters, and loses nothing else for it
     try:
         app(prog_name="tats")
     except TatsError as error:

@@ -34,6 +34,7 @@ def gc(
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Show what takes space and can go: what no kept run uses. The newest whole run is always kept."""
+    from tats_core.pipeline import tracking
     from tats_core.pipeline.gc import Policy, collect, find
 
     home = home.expanduser().absolute()
@@ -43,6 +44,10 @@ def gc(
     aliased = {} if ignore_aliases else _aliased(home)
     found = collect(home, policy, aliased) if apply else find(home, policy, aliased)
     _print(found, home, apply)
+    unsent = len(tracking.pending(home))
+    if unsent:
+        runs = "1 run stays" if unsent == 1 else f"{unsent} runs stay"
+        typer.echo(f"Whatever is asked, {runs} until MLflow was told of all: tats sync")
 
 
 def _aliased(home: Path) -> Mapping[Path, str]:

@@ -32,7 +32,7 @@ def report(
         str,
         typer.Argument(
             metavar="RUN",
-            help="A pipeline (its newest finished run), or a run's id or folder.",
+            help="A pipeline (its newest finished run), a run's id or its beginning, or its folder.",
             autocompletion=complete_pipeline,
         ),
     ],
@@ -44,9 +44,9 @@ def report(
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Write what a run found, for a paper, a page or a program."""
-    from tats_core.pipeline import models
+    from tats_core.pipeline import finding
 
-    record = models.find_run(run, home.expanduser().absolute())
+    record = finding.find_finished(run, home.expanduser().absolute())
     if form is ReportFormat.html and out is None and sys.stdout.isatty():
         raise SpecError("a page is not for the screen; give a file with --out FILE.html")
     text = _written(record, form)

@@ -306,8 +306,9 @@ def _trainer(
     storage: Path,
     max_failures: int,
 ) -> TorchTrainer:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchConfig
+    from ray.train.v2.api.config import ScalingConfig
 
     scaling = ScalingConfig(
         num_workers=max(sizes) if len(sizes) == 1 else (min(sizes), max(sizes)),
@@ -596,7 +597,11 @@ def _alone(lock: Path) -> Iterator[None]:
     for a moment, and would write into the same files.
     """
     with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waits until this worker's process of an earlier attempt has ended", flush=True)  # noqa: T201
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -134,12 +134,15 @@ def _changes(folder: str, depth: int) -> Iterator[tuple[str, int]]:
     yield folder, Path(folder).stat().st_mtime_ns
     if depth == _LISTED_FOLDERS:
         return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _changes(entry.path, depth + 1)
-            elif entry.name.endswith(_LISTS):
-                yield entry.path, entry.stat().st_mtime_ns
+    try:
+        entries = list(os.scandir(folder))
+    except PermissionError:
+        return  # such as lost+found; a folder that is needed is missed where its lists are read
+    for entry in entries:
+        if entry.is_dir():
+            yield from _changes(entry.path, depth + 1)
+        elif entry.name.endswith(_LISTS) and entry.is_file():  # not a link that leads nowhere
+            yield entry.path, entry.stat().st_mtime_ns
 
 
 KIND = Data()
