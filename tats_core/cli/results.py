@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tats_core.cli.options import DEFAULT_HOME, Home, complete_pipeline
-from tats_core.cli.sweep import results_of
+from tats_core.cli.sweep import print_sweep, sweep_folder
 from tats_core.errors import RunError, SpecError, StoreError
 
 if TYPE_CHECKING:
@@ -52,12 +52,12 @@ def results(
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Print the table of a run, or of the newest run of a sweep."""
-    from tats_core import specs
     from tats_core.pipeline import finding
 
     home = home.expanduser().absolute()
-    if run in specs.names("sweeps"):
-        results_of(run, home, as_json)
+    sweep = sweep_folder(run, home)
+    if sweep is not None:
+        print_sweep(sweep, as_json)
         return
     record = finding.find_finished(run, home)
     found = read_results(record)

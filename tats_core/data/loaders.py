@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tats_core.data import benchmarks, clips, readers, transforms
+from tats_core.data import benchmarks, clips, decoded, readers, transforms
 from tats_core.data.benchmarks import Benchmark
 from tats_core.data.manifest import Manifest
 from tats_core.errors import DataError, SpecError, TatsError, VideoError
@@ -143,7 +143,12 @@ class _Videos:
         Raises:
             VideoError: the file cannot be read, now or the last time it was tried.
         """
-        path = self.manifest.videos[index].path
+        video = self.manifest.videos[index]
+        if self.manifest.decoded is not None:
+            decoded_THWC = decoded.opened(self.manifest.decoded).frames(video.id)
+            if decoded_THWC is not None:
+                return torch.from_numpy(decoded_THWC[choose(len(decoded_THWC))])
+        path = video.path
         if index in self._kept:
             frames_THWC = self._kept[index]
             return frames_THWC[torch.from_numpy(choose(len(frames_THWC)))]

@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from tats_core.errors import RunError, Stopped, StoreError, TatsError
 from tats_core.pipeline import code
-from tats_core.pipeline.cache import StageStore
+from tats_core.pipeline.cache import StageKey, StageStore, without
 from tats_core.pipeline.graph import Instance
 from tats_core.pipeline.plan import Decision
 from tats_core.pipeline.stages.base import Fit, Input, StageContext
+from tats_core.specs import StrictModel
 from tats_core.training.events import EventLog
 
 Launch = Callable[..., None]
@@ -130,10 +131,18 @@ class StageWork(threading.Thread):
             events=EventLog(partial / "events.jsonl"),
             fit=self._fit(partial),
             stop=self._asked_to_stop,
+            output_of=(lambda config: None) if forced else self._output_of,
         )
         self.instance.kind.run(self.instance.config, context)
         self._store.commit(partial, folder, key, self._origin, self.instance.kind.identities(partial))
         return Answer(self.name, "finished")
+
+    def _output_of(self, config: StrictModel) -> Path | None:
+        kind = self.instance.kind
+        known = without(config.model_dump(mode="json"), kind.key_excludes)
+        key = StageKey({**self.decision.key.components, "config": known})
+        folder = self._store.folder(kind.name, key)
+        return folder if self._store.fault(folder, key) is None else None
 
     def _fit(self, out: Path) -> Fit:
         calls = 0

@@ -19,7 +19,7 @@ from mlflow.entities import Run
 from tats_core.errors import StoreError
 from tats_core.files import write_json
 from tats_core.pipeline import runner, tracking
-from tats_core.pipeline.records import RunRecord
+from tats_core.pipeline.records import RunRecord, StageRecord
 from tats_core.pipeline.stages.base import StageContext
 from tats_core.pipeline.tracking import sender, server, tracker
 from tats_core.pipeline.tracking.journal import Spool
@@ -312,6 +312,44 @@ def test_truth_values_and_texts_are_no_numbers():
 
 
 @pytest.mark.slow
+def test_the_trials_of_a_sweep_can_be_compared_and_its_charts_lie_with_their_parent(home, client):
+    values = [{"pretrain.sampler.kind": kind, "pretrain.seed": 1} for kind in ("random", "tats")]
+    stages = {name: StageRecord(name, f"kind={name} seed=1", "trial", {}, []) for name in ("random", "tats")}
+    record = RunRecord(
+        "s-1", "s", "A sweep", "", str(home), "running", 1.0, stages, overrides=["seeds.values=[1]"]
+    )
+    write_json(record.folder / "sweep.json", {})
+    tracker = tracking.Tracker(home, record)
+    tracker.run_started({})
+    for stage, settings in zip(stages.values(), values, strict=True):
+        stage.status, stage.key = "running", stage.name
+        tracker.stage_started(stage, settings, settings, (), (), {})
+        for epoch in (1, 2):
+            event = {"kind": "metrics", "step": epoch, "time": 1.0, "values": {"pretrain.loss": 1 / epoch}}
+            tracker.event(stage.name, event)
+        stage.status = "finished"
+        tracker.stage_ended(stage)
+    for name in ("report.html", "best.yaml", "plots/metrics.png"):
+        (record.folder / name).parent.mkdir(exist_ok=True)
+        (record.folder / name).write_text("x")
+    record.status = "finished"
+    tracker.close()
+    found = children(client, record)
+    assert {name: run.data.params for name, run in found.items()} == {
+        f"kind={kind} seed=1": {"pretrain.sampler.kind": kind, "pretrain.seed": "1"}
+        for kind in ("random", "tats")
+    }
+    steps = [
+        [point.step for point in client.get_metric_history(run.info.run_id, "pretrain.loss")]
+        for run in found.values()
+    ]
+    assert steps == [[1, 2], [1, 2]]
+    parent = client.get_run(record.tracking_run)
+    assert parent.data.tags["mlflow.source.name"] == "tats sweep s --set 'seeds.values=[1]'"
+    there = {one.path for one in client.list_artifacts(record.tracking_run)}
+    assert there >= {"report.html", "best.yaml", "plots"}
+
+
 def test_the_places_of_models_with_an_alias_are_found_in_the_registry(tmp_path: Path) -> None:
     assert tracking.aliased(tmp_path) == {}, "nothing was tracked"
     client = tracking.connect(tmp_path, tracking.tracking_uri(tmp_path))

@@ -108,6 +108,59 @@ def test_a_run_killed_within_an_epoch_goes_on_at_its_newest_step_and_ends_in_the
     assert notes == ([f"resumed after step {killed_at // 2 * 2} of 9"] if killed_at > 1 else [])
 
 
+@pytest.mark.parametrize("killed_at", [None, 7, 10])
+def test_a_schedule_straight_through_and_in_parts_ends_in_the_same_bits(
+    killed_at: int | None, tiny: dict[str, Any], clips: Any, tmp_path: Path
+) -> None:
+    later = {"clip": 0.05, "epochs": 1, "entropy_weight": 0.02, "target_entropy": 0.7}
+    schedule = [{"epoch": 2, "ppo": later, "sampler_lr": 0.01}, {"epoch": 3, "ppo": {"clip": 0.3}}]
+    recipe = _recipe(
+        tiny, SAMPLERS["tats, long rollout"], schedule=schedule, checkpoint={"epochs": None, "steps": 1}
+    )
+    straight, figures = _run(recipe, clips(), tmp_path / "straight")
+
+    begun = recipe.beginning(2)
+    assert begun == _recipe(
+        tiny, SAMPLERS["tats, long rollout"], until=2, checkpoint={"epochs": None, "steps": 1}
+    )
+    state = FolderStore(tmp_path / "state")
+    trainer = JointTrainer(begun, World())
+    pretrain(
+        trainer, clips(), events=EventLog(None), store=FolderStore(tmp_path / "a"), health=_look, after=state
+    )
+    loader = clips(fail_at_step=killed_at)
+    second = JointTrainer(recipe, World())
+    parts = {"events": EventLog(None), "store": FolderStore(tmp_path / "b"), "health": _look, "before": state}
+    if killed_at is not None:
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(second, loader, **parts)
+        second, loader = JointTrainer(recipe, World()), clips()
+    ended = pretrain(second, loader, **parts)
+    assert set(loader.epochs_read) <= {2, 3}
+    assert ended == figures
+    _assert_same(straight.state_dict(), second.state_dict())
+    other, _ = _run(_recipe(tiny, SAMPLERS["tats, long rollout"]), clips(), tmp_path / "other")
+    with pytest.raises(AssertionError):
+        _assert_same(other.state_dict(), second.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"schedule": [{"epoch": 1, "ppo": {"clipp": 0.1}}]}, "schedule's ppo.clipp at epoch 1"),
+        ({"schedule": [{"epoch": 1, "ppo": {"clip": 1.5}}]}, "schedule's ppo.clip at epoch 1"),
+        ({"schedule": [{"epoch": 2}, {"epoch": 1}]}, "must rise, not 2, 1"),
+        ({"schedule": [{"epoch": 3}], "until": 3}, "epoch 3 never begins: training ends after 3"),
+        ({"until": 5}, "until is 5, but there are 4 epochs"),
+    ],
+)
+def test_a_schedule_that_cannot_be_followed_is_refused(
+    changes: dict[str, Any], said: str, tiny: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        _recipe(tiny, SAMPLERS["tats"], **changes)
+
+
 def test_no_state_is_kept_in_a_storm_of_nans(tiny: dict[str, Any], clips: Any, tmp_path: Path) -> None:
     class Stormy(clips):  # type: ignore[misc]
         def epoch(self, epoch: int, first_step: int = 0) -> Any:
@@ -302,6 +355,23 @@ def test_a_broken_batch_is_skipped_and_does_not_reach_the_weights(tiny: dict[str
     trainer.step(video_BCTHW.clone().fill_(math.nan), lr=1e-2)
     assert trainer.mae_step.skipped == 1
     assert torch.equal(trainer.mae.mask_token, before)
+
+
+@pytest.mark.parametrize(("every", "looks"), [(None, [12]), (3, [0, 9, 12]), (4, [0, 12])])
+def test_the_model_is_looked_at_as_often_as_asked_and_at_the_end(
+    every: int | None, looks: list[int], tiny: dict[str, Any], clips: Any, tmp_path: Path
+) -> None:
+    _, figures = _run(
+        _recipe(tiny, SAMPLERS["random"], health_every=every),
+        clips(),
+        tmp_path,
+        EventLog(tmp_path / "events.jsonl"),
+    )
+    told = [
+        event["values"] for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "metrics"
+    ]
+    assert [values["looked_at"] for values in told if "looked_at" in values] == looks
+    assert figures["looked_at"] == 12
 
 
 def test_the_log_tells_every_step_the_health_figures_and_the_end(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -79,6 +79,8 @@ class StageContext:
     events: EventLog
     fit: Fit
     stop: threading.Event
+    output_of: Callable[[StrictModel], Path | None] = lambda config: None
+    """Finds the output of this very stage with another configuration, if there is one."""
 
     def inputs(self, kind: str) -> list[Input]:
         """Return the outputs of all stages of `kind` that this stage reads, in plan order."""

@@ -13,7 +13,7 @@ from typing import get_args
 
 from pydantic import Field, model_validator
 
-from tats_core.data import benchmarks
+from tats_core.data import benchmarks, decoded
 from tats_core.data.benchmarks.base import Split
 from tats_core.data.generate import GenerateConfig, generate
 from tats_core.data.manifest import Manifest
@@ -33,6 +33,9 @@ class DataConfig(StrictModel):
     root: str | None = Field(None, description="folder that holds one folder for each data set")
     benchmarks: tuple[str, ...] = Field((), description="which; by default the four of the papers")
     fold: int = Field(1, ge=1, description="official split, where a data set has several")
+    decoded: bool = Field(
+        False, description="keep all frames decoded too: for a small data set that many runs read"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:
@@ -89,6 +92,9 @@ class Data(StageKind[DataConfig]):
             for split in get_args(Split):
                 ctx.check_stop()
                 manifest = benchmarks.find(name).read(place, split, config.fold)
+                if config.decoded:
+                    frames = ctx.out / f"{name}.{split}.frames.npy"
+                    manifest = decoded.write(manifest, frames, ctx.check_stop)
                 manifest.save(ctx.out / f"{name}.{split}.json")
                 ctx.events.note(_described(manifest))
 

@@ -41,7 +41,8 @@ _PARENT = ""
 _STUBBORN = 5  # failures after which an operation is passed over
 _CHECKPOINTS = (".pt", ".safetensors")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-_PAGE = "report.html"
+# The page of a run; and what a sweep comes to.
+_OF_A_RUN = ("report.html", "results.json", "results.txt", "results.csv", "best.yaml", "plots")
 
 
 class AwayError(Exception):
@@ -214,7 +215,8 @@ class Sender:
     # --- operations ----------------------------------------------------------------------------------
 
     def _start_run(self, operation: dict[str, Any]) -> None:
-        words = ["tats", "run", "pipeline", operation["pipeline"]]
+        sweep = (self.spool.folder.parent / "sweep.json").exists()
+        words = ["tats", *(["sweep"] if sweep else ["run", "pipeline"]), operation["pipeline"]]
         words += [part for one in operation["overrides"] for part in ("--set", one)]
         tags = {
             "pipeline": operation["pipeline"],
@@ -252,7 +254,8 @@ class Sender:
         if stage["name"] in self.sent.runs:
             self.client.set_tag(self._run(stage["name"]).id, "attempt", tags["attempt"])
             return
-        run = self._create(stage["name"], stage["name"], tags)
+        # A trial's name is a digest; what it is called by its values, people can read.
+        run = self._create(stage["name"], stage["stage" if stage["kind"] == "trial" else "name"], tags)
         # What the pipeline sets; the rest, which would bury it on MLflow's page, is in config.json.
         self._log_params(run, flat(operation["settings"]))
         self.client.log_dict(run.id, operation["config"], "config.json")
@@ -488,9 +491,11 @@ class Sender:
 
     def _end_run(self, operation: dict[str, Any]) -> None:
         run = self._run(_PARENT)
-        page = self.spool.folder.parent / _PAGE
-        if page.exists():
-            self.client.log_artifact(run.id, str(page))
+        for place in (self.spool.folder.parent / name for name in _OF_A_RUN):
+            if place.is_dir():
+                self.client.log_artifacts(run.id, str(place), place.name)
+            elif place.exists():
+                self.client.log_artifact(run.id, str(place))
         self.client.set_terminated(run.id, _status(operation["status"]))
         self.sent.ended = True
 

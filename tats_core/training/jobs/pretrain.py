@@ -15,7 +15,7 @@ from tats_core.data.loaders import ClipOptions, TrainLoader, eval_views
 from tats_core.data.manifest import Manifest
 from tats_core.specs import StrictModel
 from tats_core.training import metrics, weights
-from tats_core.training.checkpoint import CheckpointStore
+from tats_core.training.checkpoint import CheckpointStore, FolderStore
 from tats_core.training.events import EventLog
 from tats_core.training.health import HealthCheck, HeldOut
 from tats_core.training.jobs.common import (
@@ -30,6 +30,9 @@ from tats_core.training.pretrain import JointTrainer, PretrainConfig, pretrain
 from tats_core.training.views import Views
 from tats_core.training.world import World
 
+STATE = "state"
+"""Folder of the state in which a training that stops before its last epoch ends."""
+
 
 class PretrainJob(StrictModel):
     """Pre-train on the clips of one manifest."""
@@ -41,6 +44,8 @@ class PretrainJob(StrictModel):
     start: str | None = Field(None, description="model to start from; null: fresh weights")
     health_clips: int = Field(256, ge=1, description="clips of each of the two for the health check")
     workers: int | None = Field(None, description="those that the recipe is for; null: those there are")
+    before: str | None = Field(None, description="output of the first epochs of this training")
+    health_pictures: int = Field(4, ge=0, description="clips that are drawn in a health check")
     out: str
 
 
@@ -68,8 +73,8 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
         {
             "clips": len(manifest),
             "global_batch": recipe.batch_size,
-            "steps": recipe.epochs * loader.steps,
-            "epochs": recipe.epochs,
+            "steps": recipe.last_epoch * loader.steps,
+            "epochs": recipe.last_epoch,
             "peak_lr": recipe.optimizer.scaled(recipe.optimizer.base_lr, recipe.batch_size),
             "visible_tokens": visible,
             "tokens": tokens,
@@ -83,9 +88,15 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
     held_out = held_out_clips(
         manifest, Manifest.load(Path(task.held_out)), options, task.health_clips, world, events
     )
-    health = HealthCheck(held_out, recipe.sampler.mask_ratio, world, events, out, recipe.seed)
+    health = HealthCheck(
+        held_out, recipe.sampler.mask_ratio, world, events, out, recipe.seed, task.health_pictures
+    )
+    before = FolderStore(Path(task.before) / STATE, world, say=events.note) if task.before else None
+    after = FolderStore(out / STATE, world, background=False) if recipe.until else None
     with dump_on_failure(trainer, manifest, out, world):
-        figures = pretrain(trainer, loader, events=events, store=store, health=health)
+        figures = pretrain(
+            trainer, loader, events=events, store=store, health=health, before=before, after=after
+        )
     unreadable = world.union(loader.unreadable)  # each worker met those of its own shares only
     say_unreadable(unreadable, events)
     if world.is_first:
