@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tats_core.cli.options import DEFAULT_HOME, Home
+from tats_core.cli.options import DEFAULT_HOME, Home, many
 from tats_core.errors import StoreError
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ def gc(
     _print(found, home, apply)
     unsent = len(tracking.pending(home))
     if unsent:
-        runs = "1 run stays" if unsent == 1 else f"{unsent} runs stay"
-        typer.echo(f"Whatever is asked, {runs} until MLflow was told of all: tats sync")
+        typer.echo(f"MLflow was not told of {many(unsent, 'run')} yet; they stay until then (tats sync)")
 
 
 def _aliased(home: Path) -> Mapping[Path, str]:
@@ -60,7 +59,7 @@ def _aliased(home: Path) -> Mapping[Path, str]:
 
 
 def _print(found: Findings, home: Path, applied: bool) -> None:
-    stays = f"{found.kept_runs} runs and {size(found.kept_bytes)} of what they use stay"
+    stays = f"{many(found.kept_runs, 'run')} and {size(found.kept_bytes)} of what they use stay"
     if not found.waste:
         typer.echo(f"Nothing can go; {stays}.")
         return
@@ -78,7 +77,7 @@ def _print(found: Findings, home: Path, applied: bool) -> None:
         table.add_row(size(one.size), _age(now - one.changed), place, one.why)
     Console(highlight=False).print(table)
     done = "gone" if applied else "can go (nothing was deleted; --apply does it)"
-    typer.echo(f"{size(found.size)} in {len(found.waste)} folders {done}; {stays}.")
+    typer.echo(f"{size(found.size)} in {many(len(found.waste), 'folder')} {done}; {stays}.")
 
 
 def size(count: int) -> str:

@@ -121,6 +121,11 @@ def command_line(words: Iterable[str], home: Path) -> str:
     return shlex.join(line)
 
 
+def many(count: int, what: str) -> str:
+    """Return `1 run`, `2 runs`."""
+    return f"{count} {what}" + ("s" if count != 1 else "")
+
+
 @contextmanager
 def writing(path: Path, option: str) -> Iterator[None]:
     """Turn what goes wrong in here into a sentence about the place that a person named with `option`.
