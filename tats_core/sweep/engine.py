@@ -379,7 +379,9 @@ def _scheduler(sweep: Sweep, folder: Path) -> Any:
         return None
     from ray.tune.schedulers import ASHAScheduler
 
-    class Halving(ASHAScheduler):  # type: ignore[misc]
+    base: Any = ASHAScheduler  # of a trial it needs the name alone, and of the controller nothing
+
+    class Halving(base):  # type: ignore[misc]
         """ASHA with a memory: what was decided stays so, and the rungs hold what they held before a resume.
 
         It knows trials by our names, for Tune gives them others in each run.

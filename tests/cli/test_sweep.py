@@ -13,6 +13,7 @@ from tats_core.pipeline.records import RunRecord
 from tats_core.sweep import engine, spec
 
 PIPELINE = "stages: {work: {kind: command, run: 'true', env: {X: '1'}}}"
+RUN = "tries-20261125-120000000-0123"
 SWEEP = "{pipeline: mine, space: {work.env.X: ['1', '2']}, metrics: [{name: work.a, mode: max}]}"
 
 
@@ -34,10 +35,10 @@ def resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
 
 def leave(home: Path, status: str, sets: tuple[str, ...] = ()) -> None:
     """Leave a run of the sweep behind that ended so."""
-    folder = home / "runs" / "tries-1"
+    folder = home / "runs" / RUN
     folder.mkdir(parents=True)
     (folder / "sweep.json").write_text(json.dumps(spec.load("tries", sets).identity()))
-    RunRecord("tries-1", "tries", "", "", str(home), status, 0.0, {}).save()  # type: ignore[arg-type]
+    RunRecord(RUN, "tries", "", "", str(home), status, 0.0, {}).save()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
