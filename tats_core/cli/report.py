@@ -32,7 +32,7 @@ def report(
         str,
         typer.Argument(
             metavar="RUN",
-            help="A pipeline (its newest finished run), a sweep, or a run's id or folder.",
+            help="A pipeline (its newest finished run), a sweep, a run's id or its beginning, or its folder.",
             autocompletion=complete_pipeline,
         ),
     ],
@@ -45,11 +45,11 @@ def report(
 ) -> None:
     """Write what a run found, for a paper, a page or a program."""
     from tats_core.cli.sweep import sweep_folder
-    from tats_core.pipeline import models
+    from tats_core.pipeline import finding
 
     home = home.expanduser().absolute()
     sweep = sweep_folder(run, home)
-    record = models.find_run(str(sweep or run), home)
+    record = finding.find_finished(str(sweep or run), home)
     if form is ReportFormat.html and out is None and sys.stdout.isatty():
         raise SpecError("a page is not for the screen; give a file with --out FILE.html")
     text = _written(record, form) if sweep is None else _written_sweep(sweep, form)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tats_core.cli.options import DEFAULT_HOME, Home, command_line
-from tats_core.errors import ResourceError, RunError
+from tats_core.cli.options import DEFAULT_HOME, Home, SweepName, command_line
+from tats_core.errors import ResourceError, RunError, SpecError
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -23,26 +27,20 @@ _STOPPED = 130
 _EVERY_SECONDS = 10.0
 
 
-def complete_sweep(incomplete: str) -> list[str]:
-    """Return the sweeps whose names start with `incomplete`, for the shell's completion."""
-    from tats_core import specs
-
-    return [name for name in specs.names("sweeps") if name.startswith(incomplete)]
-
-
 def sweep(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME", help="A sweep of `tats list`, or a .yaml file.", autocompletion=complete_sweep
-        ),
-    ],
+    name: SweepName,
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a stage's key or the sweep's; repeatable."),
     ] = None,
     show_plan: Annotated[bool, typer.Option("--plan", help="Say what would be tried, then stop.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest run of it.")] = False,
+    go_on: Annotated[
+        bool,
+        typer.Option(
+            "--continue", help="Go on with the newest run if it is the same sweep, else start anew."
+        ),
+    ] = False,
     samples: Annotated[int | None, typer.Option(min=1, help="How many points are tried.")] = None,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time, at most.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
@@ -59,15 +57,50 @@ def sweep(
     ui = _Quiet() if as_json else _Live() if sys.stdout.isatty() else _Plain()
     from tats_core.cli import progress
 
+    resume = resume or (go_on and _was_begun(loaded, home))
     stages = progress.for_terminal()
     try:
-        outcome = engine.run(loaded, home, resume=resume, ui=ui, stage_ui=None if as_json else stages)
+        with _stopped_by_sigterm():
+            outcome = engine.run(loaded, home, resume=resume, ui=ui, stage_ui=None if as_json else stages)
     finally:
         stages.close()
     words = ["sweep", name, *(word for text in sets or [] for word in ("--set", text))]
     for option, value in (("--samples", samples), ("--max-concurrent", max_concurrent)):
         words += [option, str(value)] if value is not None else []
     _conclude(loaded, outcome, command_line([*words, "--resume"], home), home, as_json)
+
+
+def _was_begun(sweep: Sweep, home: Path) -> bool:
+    """Tell whether the newest run is of this very sweep, and can still come to something."""
+    from tats_core.pipeline.records import RunRecord
+    from tats_core.sweep import engine, trial
+
+    folder = trial.newest(home, sweep.name)
+    if folder is None:
+        return False
+    try:
+        engine.check_same(sweep, folder)
+    except SpecError:
+        return False
+    # Where all trials failed, none is left to go on with: they are tried anew.
+    return not (folder / "run.json").exists() or RunRecord.load(folder).status != "failed"
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Do at SIGTERM, by which a cluster's job is stopped, what is done at Ctrl-C."""
+
+    def handle(number: int, frame: types.FrameType | None) -> None:
+        signal.alarm(0)  # set by Ray's handler, it would abort the process while the trials are stopped
+        ctrl_c = signal.getsignal(signal.SIGINT)
+        assert callable(ctrl_c)
+        ctrl_c(signal.SIGINT, frame)
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _plan(sweep: Sweep, as_json: bool) -> str:

@@ -39,8 +39,9 @@ FORMAT: Final = "2"
 
 Files of before it was counted have none: there the pixels of a token had another order.
 """
-METADATA: Final = {"format": "pt", "tats": FORMAT}
-"""In the header of a safetensors file of ours; the first is Hugging Face's."""
+METADATA: Final = {"tats": FORMAT}
+"""In the header of a safetensors file of ours. One entry: several are written in an order of chance, and the
+same weights would be other bytes, which makes everything that reads them run again."""
 
 _WRAPPINGS: Final = ("model", "module", "state_dict", "model_state_dict")
 _PREFIXES: Final = ("module.", "_orig_mod.", "backbone.", "model.")

@@ -162,7 +162,7 @@ def run(sweep: Sweep, home: Path, *, resume: bool, ui: SweepUI, stage_ui: RunUI 
             return Outcome(folder, whole, False, before=len(trials))
     width, in_process = slots(sweep)
     if folder is None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         folder = (
             home / "runs" / f"{sweep.name}-{stamp}{int(time.time() * 1000) % 1000:03d}-{secrets.token_hex(2)}"
         )
@@ -379,7 +379,9 @@ def _scheduler(sweep: Sweep, folder: Path) -> Any:
         return None
     from ray.tune.schedulers import ASHAScheduler
 
-    class Halving(ASHAScheduler):  # type: ignore[misc]
+    base: Any = ASHAScheduler  # of a trial it needs the name alone, and of the controller nothing
+
+    class Halving(base):  # type: ignore[misc]
         """ASHA with a memory: what was decided stays so, and the rungs hold what they held before a resume.
 
         It knows trials by our names, for Tune gives them others in each run.

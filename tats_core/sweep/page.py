@@ -19,6 +19,7 @@ from tats_core.report import page
 from tats_core.report import sweep_figures as figures
 from tats_core.report import sweeps as tables
 from tats_core.report.page import Html, Section
+from tats_core.report.tables import DASH
 from tats_core.report.units import duration, moment
 from tats_core.sweep import plots, summary
 from tats_core.sweep.plots import Plots
@@ -138,7 +139,7 @@ def _gains(found: Summary) -> Html:
         [
             *(tables.value_text(row.point.get(key)) for key in keys),
             *(
-                row.gains[key].text(digits, "+") if key in row.gains else tables.DASH
+                row.gains[key].text(digits, "+") if key in row.gains else DASH
                 for key, _, digits in found.columns
             ),
         ]
@@ -169,11 +170,11 @@ def _trials(found: Summary) -> Section:
         [
             Html(f"<code>{one.id}</code>"),
             *(tables.value_text(one.point.get(key)) for key in keys),
-            tables.DASH if one.seed is None else one.seed,
+            DASH if one.seed is None else one.seed,
             _status(one),
             one.epochs,
             *(
-                f"{one.metrics[key]:.{digits}f}" if key in one.metrics else tables.DASH
+                f"{one.metrics[key]:.{digits}f}" if key in one.metrics else DASH
                 for key, _, digits in found.columns
             ),
         ]
@@ -245,9 +246,9 @@ def _environment(found: Summary, record: RunRecord, folder: Path) -> Section:
         ("sweep file", record.source),
         ("pipeline", found.sweep.pipeline),
         ("started", moment(record.started)),
-        ("ended", moment(record.finished) if record.finished else tables.DASH),
+        ("ended", moment(record.finished) if record.finished else DASH),
         ("git commit", record.git_commit or "not run from a checkout"),
-        ("MLflow run", record.tracking_run or tables.DASH),
+        ("MLflow run", record.tracking_run or DASH),
         *known.items(),
     ]
     return page.section(

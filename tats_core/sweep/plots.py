@@ -13,6 +13,7 @@ from tats_core.pipeline.records import RunRecord
 from tats_core.report import sweep_figures as figures
 from tats_core.report.sweep_figures import Curve, Look, Named, Series
 from tats_core.report.sweeps import Row, short
+from tats_core.report.tables import DASH
 from tats_core.sweep.space import Range
 from tats_core.sweep.spec import Sweep
 from tats_core.sweep.trial import Ended
@@ -180,7 +181,7 @@ def _parallel(sweep: Sweep, keys: Sequence[Named], rows: Sequence[Row], plots: P
         plots.missing.append("Parallel coordinates: they need two keys and three measured points.")
         return
     caption = (
-        f"Each line is one point (mean over seeds), coloured by {best.title}; {figures.DASH}: the key means"
+        f"Each line is one point (mean over seeds), coloured by {best.title}; {DASH}: the key means"
         " nothing there."
     )
     plots.there.append(

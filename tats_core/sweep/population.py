@@ -129,7 +129,7 @@ def _moved(values: Any, value: Scalar | None, chance: random.Random) -> Scalar |
     """Return a value a little off: times 0.8 or 1.2 in a range, one place on in a list."""
     ends = (values.uniform or values.loguniform or values.int_) if isinstance(values, Range) else None
     if ends is None:
-        among = list(values.corners if isinstance(values, Range) else values)
+        among: list[Scalar | None] = list(values.corners if isinstance(values, Range) else values)
         place = among.index(value) + chance.choice((-1, 1))
         return among[min(max(place, 0), len(among) - 1)]
     assert isinstance(value, int | float)

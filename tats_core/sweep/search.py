@@ -58,16 +58,18 @@ class Points:
         """
         sweep = self._sweep
         if sweep.searcher.kind == "pbt":
-            found = generation(sweep, self._known, ended)
+            found: list[dict[str, Any]] | None = generation(sweep, self._known, ended)
         elif sweep.searcher.kind == "optuna" and len(self._known) < (sweep.samples or 0):
             point = propose(sweep, self._known, ended)
             found = [] if point is None else [point]
         else:
             return []
+        if found is None:
+            return None
         if found:
             self._known += found
             write_json(self._folder / POINTS, self._known)
-        return found and [one for point in found for one in sweep.trials_of(point)]
+        return [one for point in found for one in sweep.trials_of(point)]
 
 
 def propose(sweep: Sweep, before: Sequence[Point], ended: Mapping[str, Ended]) -> Point | None:

@@ -27,7 +27,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -190,13 +190,13 @@ class Sweep:
 
     # --- trials ----------------------------------------------------------------------------------------
 
-    def trials_of(self, point: Point) -> list[Trial]:
+    def trials_of(self, point: Mapping[str, Any]) -> list[Trial]:
         """Return the trials of a point, one a seed."""
         if not self.seeds.keys:
             return [self._trial(point, None)]
         return [self._trial(point, seed) for seed in self.seeds.values]
 
-    def _trial(self, point: Point, seed: int | None) -> Trial:
+    def _trial(self, point: Mapping[str, Any], seed: int | None) -> Trial:
         seeded = {} if seed is None else dict.fromkeys(self.seeds.keys, seed)
         overrides = {**self.settings(point), **seeded}
         named = json.dumps([self.name, overrides], sort_keys=True)
@@ -567,9 +567,13 @@ def _needed(pipeline: Pipeline, names: Iterable[str]) -> set[str]:
 
 def as_sets(overrides: Mapping[str, Any]) -> list[str]:
     """Return overrides as `--set` options of `tats run pipeline`."""
-    # Not JSON: YAML takes its 5e-05 for a word.
-    flow = partial(yaml.safe_dump, default_flow_style=True, allow_unicode=True, width=math.inf)
-    return [f"{key}={flow([value]).strip()[1:-1]}" for key, value in overrides.items()]
+
+    def written(value: Any) -> str:
+        # Not JSON: YAML takes its 5e-05 for a word.
+        text: str = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=math.inf)
+        return text.strip()[1:-1]
+
+    return [f"{key}={written(value)}" for key, value in overrides.items()]
 
 
 def differences(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:

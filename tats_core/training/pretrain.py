@@ -6,7 +6,7 @@ Axes: B clips, C=3 channels, T frames, H W pixels, N tokens, M masked ones, P pi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Self
@@ -198,6 +198,11 @@ class JointTrainer:
         self.noise = Noise(generator, self.world.rank, self.world.size)
         self.shuffles = torch.Generator().manual_seed(config.seed)
 
+    @property
+    def skipped(self) -> int:
+        """Steps whose gradient was not finite, the autoencoder's and the sampler's."""
+        return self.mae_step.skipped + (self.learner.guarded.skipped if self.sampler.learns else 0)
+
     def begin_epoch(self, epoch: int, batch: int) -> None:
         """Let the sampler learn as the schedule says from here on, at the start of an epoch or within it."""
         self.ppo, sampler_lr = self.config.learning(epoch)
@@ -215,11 +220,13 @@ class JointTrainer:
         # The last step's gradients would only stand in the way of this one's activations.
         self.mae_step.clear()
         patches_BNP = patchify(video_BCTHW, self.config.clip)
-        with torch.no_grad(), self.world.autocast(self.config.precision):
-            tokens_BND = self.mae.encoder.tokenize(patches_BNP)
         sampler = self.warmup_sampler if warming_up else self.sampler
-        policy = self.policy(tokens_BND) if sampler.learns else None
-        old_policy = policy.detached() if policy is not None else None
+        policy = old_policy = None
+        if sampler.learns:
+            with torch.no_grad(), self.world.autocast(self.config.precision):
+                tokens_BND = self.mae.encoder.tokenize(patches_BNP)
+            policy = self.policy(tokens_BND)
+            old_policy = policy.detached()
         rollout = self.decoded(sampler.draw(len(video_BCTHW), self.noise, old_policy))
 
         error_BM, pixel_error_BM = self.reconstruct(patches_BNP, rollout)
@@ -369,6 +376,16 @@ def _unpack(packed: Mapping[str, Tensor], device: torch.device) -> Transition:
     return Transition(held["tokens_BND"], rollout, held["reward_BM"])
 
 
+def _dealt_anew(ranks: Sequence[Mapping[str, Any]], world: World) -> dict[str, Any]:
+    """What is this rank's own of what another number of ranks kept: its rows of the global batches."""
+    memory = []
+    for kept in zip(*(one["memory"] for one in ranks), strict=True):
+        # Row i of rank r of n is row i * n + r of the global batch.
+        whole = {name: torch.stack([one[name] for one in kept], dim=1).flatten(0, 1) for name in kept[0]}
+        memory.append({name: rows[world.rank :: world.size] for name, rows in whole.items()})
+    return {"memory": memory, "position": asdict(Position.joined([one["position"] for one in ranks]))}
+
+
 def pretrain(
     trainer: JointTrainer,
     loader: Loader,
@@ -386,7 +403,7 @@ def pretrain(
         after: gets the state at the end.
 
     Returns:
-        The figures of the last health check.
+        The figures of the last health check, and the loss of the last step over all workers.
 
     Raises:
         TrainingError: too many non-finite steps in a row.
@@ -399,7 +416,7 @@ def pretrain(
     if state is None and before is not None:
         state = before.begin(config.checkpoint)
     if state is not None:
-        own = state.get("rank") or {"memory": [], "position": state["position"]}
+        own = state["rank"] if "rank" in state else _dealt_anew(state["ranks"], world)
         trainer.load_state_dict({**state["trainer"], "rank": own})
         at = Position(**own["position"])
         events.note(f"resumed after step {at.step} of {steps}")
@@ -412,7 +429,7 @@ def pretrain(
             return  # a state from within a storm of NaNs is no place to go back to
         shared = trainer.state_dict()
         own = shared.pop("rank") | {"position": asdict(at)}
-        state = {"trainer": shared, "position": asdict(at), "rank": own}
+        state = {"trainer": shared, "rank": own}
         place.save(state, step=at.step, metrics=at.health | {"loss": at.figures["loss"]})
 
     while at.epoch < config.last_epoch:
@@ -421,7 +438,7 @@ def pretrain(
         for video_BCTHW, _, trainer.last_index_B in pace.timed(loader.epoch(at.epoch, at.batch)):
             lr = config.optimizer.lr(at.step, loader.steps, config.epochs, config.batch_size)
             video_BCTHW = video_BCTHW.to(world.device, non_blocking=True)
-            warming_up = at.epoch < config.sampler_warmup_epochs
+            warming_up = at.step < config.sampler_warmup_epochs * loader.steps
             at.figures |= trainer.step(video_BCTHW, lr, warming_up=warming_up)
             at.next_batch()
             if at.step % config.log_every == 0 or at.step == steps:
@@ -436,7 +453,7 @@ def pretrain(
             if at.batch < loader.steps and store.due(at.step):
                 keep()
         at.next_epoch()
-        ended = pace.figures(config.batch_size) | {"skipped_steps": trainer.mae_step.skipped}
+        ended = pace.figures(config.batch_size) | {"skipped_steps": trainer.skipped}
         if at.epoch == config.last_epoch or (config.health_every and at.epoch % config.health_every == 0):
             at.health = health(trainer.mae, trainer.sampler, at.step)
             ended |= at.health
@@ -445,4 +462,5 @@ def pretrain(
             keep()
     if after is not None:
         keep(after)
-    return at.health | {"loss": at.figures.get("loss", math.nan), "steps": float(steps)}
+    last = world.mean({"loss": at.figures.get("loss", math.nan)})
+    return at.health | last | {"steps": float(steps)}

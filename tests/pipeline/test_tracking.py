@@ -1,20 +1,28 @@
 from __future__ import annotations
 
+import getpass
 import json
+import os
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from tats_core.errors import StoreError
 from tats_core.files import write_json
 from tats_core.pipeline import runner, tracking
 from tats_core.pipeline.records import RunRecord, StageRecord
 from tats_core.pipeline.stages.base import StageContext
-from tats_core.pipeline.tracking import sender
+from tats_core.pipeline.tracking import sender, server, tracker
+from tats_core.pipeline.tracking.journal import Spool
 
 from .conftest import Grow
 
@@ -188,6 +196,108 @@ def test_the_table_of_the_pipeline_is_on_the_parent(load, home, client, monkeypa
     }
     table = json.loads(Path(client.download_artifacts(parent.info.run_id, "results_table.json")).read_text())
     assert dict(zip(table["columns"], table["data"][0], strict=True)) == row
+
+
+def test_a_run_whose_journal_another_process_sends_just_then_has_its_turn(load, home, client, monkeypatch):
+    alone, calls = Spool.alone, []
+
+    @contextmanager
+    def taken_at_first(self: Spool) -> Iterator[bool]:
+        calls.append(self.run)
+        if len(calls) == 1:
+            yield False
+            return
+        with alone(self) as mine:
+            yield mine
+
+    monkeypatch.setattr(Spool, "alone", taken_at_first)
+    record = runner.run(load("stages: {make: {kind: make}}"), home)
+    assert children(client, record).keys() == {"make"}
+
+
+def test_quotes_in_the_names_of_pipelines_and_axes_are_told(load, home, client):
+    text = "stages: {make: {kind: make, matrix: {shape.preset: [it's, 'a\"b']}}}"
+    record = runner.run(load(text, name="one's"), home)
+    assert children(client, record).keys() == {"make[it's]", 'make[a"b]'}
+
+
+def test_what_the_server_refuses_does_not_hold_up_the_end_of_a_run(load, home, client, monkeypatch):
+    monkeypatch.setattr(sender, "_quoted", lambda value: f"'{value}'")  # as if both quotes were in it
+    start = time.monotonic()
+    record = runner.run(load("stages: {make: {kind: make}}", name="one's"), home)
+    assert time.monotonic() - start < tracker._DATABASE_SECONDS / 2
+    assert "MLflow was not told of one thing (run_end): " in (record.tracking_error or "")
+    assert tracking.pending(home) == []
+
+
+def test_a_user_without_a_name_has_a_number(load, home, client, monkeypatch):
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    record = runner.run(load("stages: {make: {kind: make}}"), home)
+    assert children(client, record)["make"].data.tags["mlflow.user"] == str(os.getuid())
+
+
+def test_a_short_run_waits_until_a_new_database_has_its_tables(load, home, client, monkeypatch):
+    connect = server.connect
+
+    def slowly(home: Path, uri: str) -> MlflowClient:
+        time.sleep(1)
+        return connect(home, uri)
+
+    monkeypatch.setattr(server, "connect", slowly)
+    monkeypatch.setattr(tracker, "_GRACE_SECONDS", 0.1)
+    assert runner.run(load("stages: {make: {kind: make}}"), home).tracking_error is None
+
+
+def test_no_system_metric_comes_after_the_end_of_a_run(tmp_path, monkeypatch):
+    record = RunRecord("toy-1", "toy", "", "toy.yaml", str(tmp_path), "finished", 0.0, {})
+    follower = tracking.Tracker(tmp_path, record)
+    measured: list[float] = []
+
+    def ends_meanwhile() -> float:
+        if measured:
+            follower.close()
+        measured.append(1.0)
+        return 1.0
+
+    monkeypatch.setattr(tracker, "_DATABASE_SECONDS", 0.0)
+    monkeypatch.setattr(psutil, "cpu_percent", ends_meanwhile)
+    follower._watch_system()
+    assert [one["kind"] for _, one in Spool(tmp_path, "toy-1").read(0)] == ["run_end"]
+
+
+@pytest.mark.parametrize(
+    ("given", "uri"),
+    [
+        ("", "sqlite:///{here}/home/mlflow.db"),
+        ("sqlite:///runs.db", "sqlite:///{here}/runs.db"),
+        ("sqlite:////srv/runs.db", "sqlite:////srv/runs.db"),
+        ("http://mlflow:5000", "http://mlflow:5000"),
+    ],
+)
+def test_the_place_of_a_database_does_not_depend_on_the_working_directory(given, uri, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    assert tracking.tracking_uri(Path("home")) == uri.format(here=tmp_path)
+
+
+def test_a_folder_whose_name_would_cut_off_the_databases_is_refused(tmp_path):
+    with pytest.raises(StoreError, match=r"why\?: a '\?' would cut off the database's path; take another"):
+        tracking.tracking_uri(tmp_path / "why?")
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://me:secret@mlflow:5000/a", "http://mlflow:5000/a"),
+        ("http://mlflow:5000/team@home", "http://mlflow:5000/team@home"),
+        ("sqlite:////srv/me@home/mlflow.db", "sqlite:////srv/me@home/mlflow.db"),
+    ],
+)
+def test_a_password_is_not_shown_and_all_else_is(uri, shown):
+    assert tracking.without_password(uri) == shown
 
 
 def test_nested_settings_become_dotted_parameters():

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tats_core.errors import WeightsError
+from tats_core.files import digest
 from tats_core.models import checkpoints_io
 from tats_core.models.classifier import VideoClassifier
 from tats_core.models.mae import MAEConfig, VideoMAE
@@ -206,6 +207,15 @@ def test_a_description_that_is_missing_or_broken_is_refused(tmp_path: Path, text
         (tmp_path / "model.json").write_text(text)
     with pytest.raises(WeightsError, match="is not the description of a saved model"):
         weights.describe(tmp_path)
+
+
+def test_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
+    mae = _saved(tmp_path)
+    saved = set()
+    for _ in range(20):
+        weights.save(tmp_path, mae, {})
+        saved.add(digest(tmp_path / "model.safetensors"))
+    assert len(saved) == 1
 
 
 def test_a_kill_while_saving_leaves_the_weights_before(

@@ -92,6 +92,7 @@ class Pretrain(TrainedKind[PretrainStage]):
             held_out=str(data / f"{config.benchmark}.test.json"),
             start=str(outside.place(config.start)) if config.start else None,
             health_clips=config.health_clips,
+            workers=config.workers,
             before=str(before) if before else None,
             health_pictures=config.health_pictures,
             out=str(ctx.out),

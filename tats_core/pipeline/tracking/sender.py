@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -184,10 +185,14 @@ class Sender:
 
     def _pass_over(self, operation: Mapping[str, Any], reason: str) -> None:
         self.spool.reject(operation, reason)
+        if operation["kind"] == "run_end":
+            self.sent.ended = True  # all the same: nothing comes after it
         self.note(f"MLflow was not told of one thing ({operation['kind']}): {reason}")
 
     def _run(self, stage: str) -> _Told:
         if stage not in self._told:
+            if stage not in self.sent.runs:
+                raise LookupError(f"it has no run of {stage or 'the pipeline'}")
             self._told[stage] = _Told(self.sent.runs[stage], created=False)
         return self._told[stage]
 
@@ -195,7 +200,7 @@ class Sender:
         """Create the MLflow run of a stage ("": of the pipeline), or find the one that was created."""
         experiment = server.experiment(self.client, self.spool.home, self.uri, tags["pipeline"])
         kept = {"run": self.spool.run, "stage_instance": stage or "(pipeline)"}
-        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in kept.items())
+        query = " and ".join(f"tags.`{key}` = {_quoted(value)}" for key, value in kept.items())
         found = self.client.search_runs([experiment], query, max_results=1)
         if found:
             told = _Told(found[0].info.run_id, created=False)
@@ -215,7 +220,7 @@ class Sender:
         words += [part for one in operation["overrides"] for part in ("--set", one)]
         tags = {
             "pipeline": operation["pipeline"],
-            "mlflow.user": getpass.getuser(),
+            "mlflow.user": _user(),
             "mlflow.source.type": "LOCAL",
             "mlflow.source.name": shlex.join(words),
             "mlflow.note.content": operation["title"],
@@ -235,7 +240,7 @@ class Sender:
         stage = operation["stage"]
         tags = {
             "mlflow.parentRunId": self._run(_PARENT).id,
-            "mlflow.user": getpass.getuser(),
+            "mlflow.user": _user(),
             "pipeline": operation["pipeline"],
             "stage": stage["stage"],
             "kind": stage["kind"],
@@ -432,7 +437,7 @@ class Sender:
         """
         operation, run = self._stages[stage], self._run(stage)
         name = self._model_name(stage)
-        if not self.client.search_registered_models(f"name = '{name}'"):
+        if not self.client.search_registered_models(f"name = {_quoted(name)}"):
             self.client.create_registered_model(
                 name, description=f"Models of the pipeline {operation['pipeline']}"
             )
@@ -477,7 +482,7 @@ class Sender:
         return f"{operation['pipeline']}-{use}"
 
     def _version(self, name: str, digest: str) -> str | None:
-        for one in self.client.search_model_versions(f"name = '{name}'"):
+        for one in self.client.search_model_versions(f"name = {_quoted(name)}"):
             if one.tags.get("output.sha256") == digest:
                 return str(one.version)
         return None
@@ -551,6 +556,18 @@ def numbers(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
         for key, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
+
+
+def _quoted(value: str) -> str:
+    """Return a text for MLflow's filters, which know two quotes and no escape."""
+    return f'"{value}"' if "'" in value else f"'{value}'"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())  # in a container that runs as a number which no file there names
 
 
 def _commit_tags(commit: str | None) -> dict[str, str]:

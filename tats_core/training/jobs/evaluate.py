@@ -109,10 +109,11 @@ def keep_scores(out: Path, scores_BC: Tensor, label_B: Tensor, manifest: Manifes
     """Write the scores, for whoever wants another figure of them, and the predictions in plain text.
 
     `scores.safetensors` holds `scores` [videos, classes] (probabilities, float16: the figures are taken
-    before the rounding) and `label`; its metadata has the videos' `ids` and the `classes` as JSON lists.
+    before the rounding) and `label`; its metadata has `names`, as JSON: the videos' `ids` and the `classes`.
     """
     ids = [video.id for video in manifest.videos]
-    named = {"ids": json.dumps(ids), "classes": json.dumps(manifest.classes)}
+    # One entry: several are written in an order of chance, and the same scores would be other bytes.
+    named = {"names": json.dumps({"ids": ids, "classes": manifest.classes})}
     beside = out / "scores.safetensors.tmp"
     save_file({"scores": scores_BC.half(), "label": label_B}, beside, named)
     beside.replace(out / "scores.safetensors")

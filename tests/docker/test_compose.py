@@ -1,0 +1,179 @@
+"""The compose files and the scripts beside them, without Docker; docker/test.py does the rest."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+HERE = Path(__file__).parent
+CHECKOUT = HERE.parents[1]
+DOCKER = CHECKOUT / "docker"
+FILES = sorted(DOCKER.glob("compose*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+    return loaded
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_compose_file_follows_the_specification(path):
+    validator = jsonschema.Draft202012Validator(json.loads((HERE / "compose-spec.json").read_text()))
+    wrong = [
+        f"{error.json_path}: {error.message}"
+        for error in validator.iter_errors(yaml.safe_load(path.read_text()))
+    ]
+    assert not wrong
+
+
+def test_nothing_is_published_beyond_loopback_unless_asked(compose):
+    ports = [port for service in compose["services"].values() for port in service.get("ports", ())]
+    assert len(ports) == 2
+    assert all(port.startswith("${TATS_BIND:-127.0.0.1}:") for port in ports)
+
+
+def test_every_secret_is_a_file_that_git_ignores_and_that_the_script_makes(compose, tmp_path):
+    ignored = (CHECKOUT / ".gitignore").read_text().splitlines()
+    assert "docker/secrets/" in ignored
+    files = {secret["file"] for secret in compose["secrets"].values()}
+    assert files == {f"secrets/{path.name}" for path in _secrets(tmp_path).iterdir()}
+
+
+def test_a_service_waits_until_those_it_needs_are_healthy(compose):
+    needs = {
+        name: {other: needed["condition"] for other, needed in service.get("depends_on", {}).items()}
+        for name, service in compose["services"].items()
+    }
+    assert needs["worker"] == {"head": "service_healthy"}
+    assert needs["head"] == {"mlflow": "service_healthy"}
+    assert needs["mlflow"]["postgres"] == "service_healthy"
+
+
+def test_the_mlflow_server_is_asked_on_an_api_path(compose):
+    # /health answers 200 even where the server refuses the name that it is called by.
+    assert "/api/2.0/mlflow/" in compose["services"]["mlflow"]["environment"]["TATS_HEALTH_URL"]
+
+
+def test_only_the_mlflow_server_reaches_database_and_store(compose):
+    assert compose["networks"]["record"] == {"internal": True}
+    assert {
+        name for name, service in compose["services"].items() if "record" in service.get("networks", ())
+    } == {"mlflow", "postgres", "s3"}
+
+
+def test_every_setting_of_the_compose_files_is_in_the_guide():
+    used = {name for path in FILES for name in re.findall(r"\$\{(TATS_\w+)", path.read_text())}
+    guide = (CHECKOUT / "docs" / "operations.md").read_text()
+    assert not {name for name in used - {"TATS_MLFLOW_WORKERS"} if f"`{name}`" not in guide}
+
+
+def _secrets(folder: Path) -> Path:
+    script = folder / "make-secrets"
+    script.write_text((DOCKER / "make-secrets").read_text())
+    subprocess.run(["sh", script], check=True, capture_output=True)
+    return folder / "secrets"
+
+
+def test_secrets_are_random_and_those_that_are_there_stay(tmp_path):
+    places = [tmp_path / name for name in ("one", "other")]
+    for place in places:
+        place.mkdir()
+    one, other = ({path.name: path.read_text() for path in _secrets(place).iterdir()} for place in places)
+    assert not {name for name in one if one[name] == other[name]}
+    assert re.fullmatch("[0-9a-f]{64}", one["ray_token"])
+    assert stat.S_IMODE((places[0] / "secrets").stat().st_mode) == 0o700
+    (places[0] / "secrets" / "mlflow_key").unlink()
+    (places[0] / "secrets" / "s3_store").unlink()
+    after = {path.name: path.read_text() for path in _secrets(places[0]).iterdir()}
+    assert {name for name in one if one[name] != after[name]} == {"mlflow_key"}
+
+
+def test_the_store_and_its_client_share_one_key(tmp_path):
+    secrets = _secrets(tmp_path)
+    (identity,) = json.loads((secrets / "s3_store").read_text())["identities"]
+    (key,) = identity["credentials"]
+    assert f"aws_access_key_id = {key['accessKey']}\n" in (secrets / "s3_client").read_text()
+    assert f"aws_secret_access_key = {key['secretKey']}\n" in (secrets / "s3_client").read_text()
+
+
+def _with_secrets(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    settings = {"PATH": os.environ["PATH"], **environment}
+    command = ["sh", str(DOCKER / "with-secrets"), *words]
+    return subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+
+
+def test_a_program_finds_in_its_environment_what_the_file_holds(tmp_path):
+    (tmp_path / "password").write_text("a b'c\n")
+    done = _with_secrets("printenv", "PGPASSWORD", PGPASSWORD_FILE=str(tmp_path / "password"))
+    assert (done.returncode, done.stdout) == (0, "a b'c\n")
+
+
+def test_a_secret_that_is_absent_or_empty_stops_the_program(tmp_path):
+    for name in ("absent", "empty"):
+        (tmp_path / "empty").touch()
+        done = _with_secrets("true", PGPASSWORD_FILE=str(tmp_path / name))
+        assert done.returncode == 2
+        assert "absent or empty" in done.stderr
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """An address that answers only with the password `right`."""
+    expected = f"Basic {base64.b64encode(b'tats:right').decode()}"
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.headers["Authorization"] == expected else 401)
+            self.end_headers()
+
+        def log_message(self, *words: Any) -> None:
+            """Say nothing."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as found:
+        thread = threading.Thread(target=found.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{found.server_port}/"
+        found.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(("password", "code"), [("right", 0), ("wrong", 1)])
+def test_a_container_is_healthy_when_its_address_answers_it(server, tmp_path, password, code):
+    (tmp_path / "password").write_text(password)
+    settings = {"TATS_HEALTH_URL": server, "TATS_HEALTH_USER": "tats"}
+    settings["TATS_HEALTH_PASSWORD_FILE"] = str(tmp_path / "password")
+    done = subprocess.run(
+        [sys.executable, DOCKER / "health.py"], env=settings, check=False, capture_output=True
+    )
+    assert done.returncode == code
+
+
+def test_a_container_without_an_address_is_healthy():
+    assert subprocess.run([sys.executable, DOCKER / "health.py"], env={}, check=False).returncode == 0
+
+
+def test_where_docker_cannot_run_the_test_says_so_and_passes(tmp_path):
+    done = subprocess.run(
+        [sys.executable, DOCKER / "test.py"],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "SKIPPED: Docker cannot run here" in done.stdout
