@@ -180,7 +180,7 @@ def connect() -> None:
             Config.initialize("")  # Ray read its environment when it was imported
         _in_a_thread_that_stays(
             lambda: ray.init(
-                address=address,
+                address=address or "local",  # None would join a cluster that someone else started here
                 include_dashboard=None if address else False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
