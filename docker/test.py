@@ -209,7 +209,7 @@ def check_speed(guide: Guide) -> None:
         steps = max(point["step"] for point in guide.curve(run_id, "loss"))
         size = int(guide.inside("head", f"cat {home}/stages/pretrain-*/*.safetensors | wc -c"))
         say(
-            f"W = {workers} workers: {rates[-1]:.1f} clips/s; each sent {sent / steps / workers / 1e6:.2f} MB "
+            f"W = {workers}: {rates[-1]:.1f} clips/s; each worker sent {sent / steps / workers / 1e6:.2f} MB "
             f"a step, and 2 (W - 1)/W of all weights are {2 * (workers - 1) / workers * size / 1e6:.2f} MB"
         )
     one, two = rates
