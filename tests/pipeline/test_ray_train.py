@@ -185,3 +185,14 @@ def test_a_worker_that_waits_for_the_one_before_it_says_so_in_its_log(tmp_path, 
         fcntl.flock(earlier, fcntl.LOCK_UN)
         assert later.result(10) == "works"
     assert said == "waits until this worker's process of an earlier attempt has ended\n"
+
+
+def test_without_an_address_a_cluster_that_someone_else_started_here_is_not_joined(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_train.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_train.ray, "init", lambda **how: asked.append(how["address"]))
+    ray_train.connect()
+    assert asked == ["local"]
