@@ -56,10 +56,8 @@ def cut_demo(folder: Path) -> None:
     alone = text[: text.index("  finetune:")].replace("name: demo", "name: alone")
     alone = alone.replace("  labels_per_class: 4\n", "")  # pre-training takes no labels
     (folder / "pipelines" / "alone.yaml").write_text(alone)
-    timed = alone.replace("name: alone", "name: timed").replace("batch_size: 16", "batch_size: 32")
-    timed = timed.replace("epochs: 40", "epochs: 30").replace(
-        "checkpoint: {epochs: 1}", "checkpoint: {epochs: 30}"
-    )
+    timed = alone.replace("name: alone", "name: timed").replace("batch_size: 16", "batch_size: 64")
+    timed = timed.replace("epochs: 40\n", "epochs: 60\n").replace("{epochs: 1}", "{epochs: 60}")
     (folder / "pipelines" / "timed.yaml").write_text(timed)
 
 
