@@ -4,6 +4,7 @@ python benchmarks/overhead.py                  the short cases, one line each
 python benchmarks/overhead.py plan_500         one of them
 python benchmarks/overhead.py pretrain [N]     the demo's pre-training (N epochs), with and without
 python benchmarks/overhead.py cached HOME      the demo again where it is finished already, in the folder HOME
+python benchmarks/overhead.py sweep [N]        N trials of a command that does nothing, found by Optuna
 
 Each short case runs several times. The first round has read no code and no configuration before; the median
 is that of the rounds after it. The others say what they measure.
@@ -164,6 +165,54 @@ def cached(home: Path) -> None:
     print(f"cached demo: {shell:.1f} s from the shell, of which {ours:.1f} s without imports")
 
 
+_STUB = """
+stages:
+  work: {kind: command, env: {X: '0', Y: '0'}, run: 'echo "{\\"score\\": $X$Y}" > $TATS_OUT/result.json'}
+"""
+
+
+def sweep(trials: int) -> None:
+    """Time a sweep's own work for each trial, from the first on, and watch the driver's memory."""
+    import psutil
+    import yaml
+
+    from tats_core.sweep import engine
+    from tats_core.sweep import spec as sweeps
+
+    values = [str(one) for one in range(10, 60)]
+    ended: list[tuple[float, float]] = []  # seconds, MiB
+
+    class Watching:
+        def started(self, sweep: sweeps.Sweep, progress: engine.Progress) -> None:
+            ended.append((time.perf_counter(), 0))
+
+        def changed(self, progress: engine.Progress) -> None:
+            if len(progress.ended) == len(ended):
+                ended.append((time.perf_counter(), psutil.Process().memory_info().rss / 2**20))
+
+        def close(self) -> None:
+            pass
+
+    with tempfile.TemporaryDirectory() as name:
+        pipeline, path = Path(name) / "stub.yaml", Path(name) / "stubs.yaml"
+        pipeline.write_text(_STUB, encoding="utf-8")
+        described = {
+            "pipeline": str(pipeline),
+            "space": {"work.env.X": values, "work.env.Y": values},
+            "metrics": [{"name": "work.score", "mode": "max"}],
+            "searcher": {"kind": "optuna"},
+        }
+        path.write_text(yaml.safe_dump(described), encoding="utf-8")
+        loaded = sweeps.load(str(path), samples=trials, max_concurrent=1)
+        outcome = engine.run(loaded, Path(name) / "home", resume=False, ui=Watching())
+        assert all(one.status == "finished" for one in outcome.trials)
+    quarter = trials // 4
+    for what, (first, last) in {"first": (1, quarter), "last": (trials - quarter, trials)}.items():
+        taken = (ended[last][0] - ended[first][0]) / (last - first)
+        memory = ended[last][1]
+        print(f"sweep, {what} quarter of {trials} trials: {taken:.2f} s each, driver {memory:.0f} MiB")
+
+
 def measure(name: str) -> tuple[float, float]:
     """The first round of a case and the median of those after it, in milliseconds."""
     taken = []
@@ -182,6 +231,9 @@ def main() -> None:
         return
     if sys.argv[1:2] == ["cached"]:
         cached(Path(sys.argv[2]))
+        return
+    if sys.argv[1:2] == ["sweep"]:
+        sweep(int(sys.argv[2]) if len(sys.argv) > 2 else 200)
         return
     for name in sys.argv[1:] or CASES:
         first, median = measure(name)

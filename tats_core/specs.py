@@ -125,8 +125,14 @@ def read(path: Path) -> dict[str, Any]:
         raise SpecError(f"{path}, line {line}: {error.problem}") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
         raise SpecError(f"{path}: is not YAML ({str(error).splitlines()[0]})") from error
+    except RecursionError as error:
+        raise SpecError(f"{path}: is nested too deeply") from error
+    if raw is None:
+        raise SpecError(f"{path}: is empty; it must be a mapping of keys")
     if not isinstance(raw, dict):
-        raise SpecError(f"{path}: must be a mapping of keys, not {type(raw).__name__}")
+        raise SpecError(
+            f"{path}: must be a mapping of keys, not {'a list' if isinstance(raw, list) else 'text'}"
+        )
     return raw
 
 
@@ -191,6 +197,17 @@ def validate(model: type[Model], raw: Mapping[str, Any], where: str, prefix: str
         raise SpecError(f"{where}: {_sentence(model, first, prefix)}") from error
 
 
+# What pydantic says in Python's words.
+_IN_YAML = {
+    "dict_type": "be a mapping of keys",
+    "model_type": "be a mapping of keys",
+    "tuple_type": "be a list",
+    "list_type": "be a list",
+    "string_type": "be text",
+    "too_short": "not be empty",
+}
+
+
 def _sentence(model: type[BaseModel], detail: ErrorDetails, prefix: str) -> str:
     # Names of union members and validators ("function-before[...]") are not keys of the file.
     location = [str(part) for part in detail["loc"] if not str(part).startswith("function-")]
@@ -201,6 +218,11 @@ def _sentence(model: type[BaseModel], detail: ErrorDetails, prefix: str) -> str:
         return f"{f'{owner} has' if owner else 'there is'} no key '{location[-1]}'{near}"
     if detail["type"] == "missing":
         return f"{dotted} is missing"
+    if location[-1:] == ["[key]"]:
+        return f"{dotted.removesuffix('.[key]')}: a key must be text; put it in quotes"
+    if detail["type"] in _IN_YAML:
+        shown = "" if isinstance(detail["input"], Mapping) else f" (it is {detail['input']!r})"
+        return f"{dotted} must {_IN_YAML[detail['type']]}{shown}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     value = detail["input"]
     shown = "" if isinstance(value, Mapping) else f" (it is {value!r})"

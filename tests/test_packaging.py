@@ -88,18 +88,29 @@ def test_installed_elsewhere_it_lists_the_pipelines(installed: Path) -> None:
 
 @pytest.mark.slow
 def test_installed_elsewhere_it_plans_every_pipeline(installed: Path) -> None:
-    # One process for all: each would import torch again.
-    code = (
-        "import sys\nfrom tats_core.cli.app import main\n"
-        f"for name in {SHIPPED}:\n"
-        "    sys.argv = ['tats', 'run', 'pipeline', name, '--plan']\n"
-        "    try: main()\n    except SystemExit as ended: assert not ended.code\n"
-    )
-    done = python(installed, "-c", code)
+    done = python(installed, "-c", planning(SHIPPED, "run", "pipeline"))
     first = [line.split(":")[0] for line in done.splitlines() if line.endswith(", 0 reused")]
     assert first == SHIPPED
     assert done.count(", 0 reused\n") == len(SHIPPED)
     assert not (installed / ".tats").exists()
+
+
+@pytest.mark.slow
+def test_installed_elsewhere_it_plans_every_sweep(installed: Path) -> None:
+    done = python(installed, "-c", planning(SWEEPS, "sweep"))
+    first = [line.split(":")[0] for line in done.splitlines() if not line.startswith(" ")]
+    assert first == SWEEPS
+    assert not (installed / ".tats").exists()
+
+
+def planning(names: list[str], *command: str) -> str:
+    """Return a program that plans all `names`: one process for all, since each would import torch again."""
+    return (
+        "import sys\nfrom tats_core.cli.app import main\n"
+        f"for name in {names}:\n"
+        f"    sys.argv = ['tats', *{command}, name, '--plan']\n"
+        "    try: main()\n    except SystemExit as ended: assert not ended.code\n"
+    )
 
 
 def requirements() -> list[tuple[str, Requirement]]:

@@ -120,8 +120,10 @@ def test_a_merged_mapping_may_be_overridden(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("a: [1", "line 1:"),
-        ("- a\n- b", "must be a mapping of keys, not list"),
-        ("", "not NoneType"),
+        ("- a\n- b", "must be a mapping of keys, not a list"),
+        ("a", "must be a mapping of keys, not text"),
+        ("", "is empty; it must be a mapping of keys"),
+        ("[" * 3000, "is nested too deeply"),
         ("a: 1\nb: {{x}}", "line 2: a key must be plain text"),
         ("a: \0", "is not YAML"),
         ("a: 2024-13-45", "is not YAML (month must be in 1..12)"),
@@ -252,6 +254,31 @@ def test_a_missing_key_is_named() -> None:
 def test_a_value_out_of_range_is_shown() -> None:
     said = sentence({"epochs": 0})
     assert said == "my.yaml: pretrain.epochs: input should be greater than or equal to 1 (it is 0)"
+
+
+class Shapes(StrictModel):
+    """What YAML and Python call by different names."""
+
+    part: Sampler = Sampler()
+    several: Annotated[tuple[str, ...], Field(min_length=1)] = ("a",)
+    named: dict[str, int] = Field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ({"part": 3}, "part must be a mapping of keys (it is 3)"),
+        ({"named": [1]}, "named must be a mapping of keys (it is [1])"),
+        ({"several": "a"}, "several must be a list (it is 'a')"),
+        ({"several": [1]}, "several.0 must be text (it is 1)"),
+        ({"several": []}, "several must not be empty (it is [])"),
+        ({"named": {1: 2}}, "named.1: a key must be text; put it in quotes"),
+    ],
+)
+def test_a_wrong_form_is_told_in_the_words_of_yaml(raw: dict[str, object], said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        specs.validate(Shapes, raw, "a.yaml")
+    assert str(caught.value) == f"a.yaml: {said}"
 
 
 def test_a_check_of_the_model_itself_is_said_in_its_own_words() -> None:

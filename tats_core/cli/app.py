@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated, Any
 
@@ -91,6 +92,7 @@ run_app.command("pipeline")(run.pipeline)
 app.command("sweep")(sweep.sweep)
 app.add_typer(submit_app, name="submit")
 submit_app.command("pipeline")(submit.pipeline)
+submit_app.command("sweep")(submit.sweep)
 app.command("jobs")(submit.jobs)
 app.command("list")(results.list_pipelines)
 app.command("runs")(runs.runs)
@@ -130,6 +132,9 @@ def _root(
 
 def main() -> None:
     """Run the command line; a `TatsError` becomes one sentence on stderr and its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may lack letters, and loses nothing else for it
     try:
         app(prog_name="tats")
     except TatsError as error:

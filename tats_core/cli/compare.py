@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tats_core.cli.options import DEFAULT_HOME, Home, complete_run
+from tats_core.cli.options import DEFAULT_HOME, Home, complete_run, write_file
 from tats_core.errors import SpecError
 
 if TYPE_CHECKING:
@@ -81,13 +82,11 @@ def _draw(records: Sequence[RunRecord], metric: str, path: Path) -> str:
     path = path.expanduser().absolute()
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise SpecError(f"--plot {path.name}: must end in .png, .svg or .pdf")
-    if not path.parent.is_dir():
-        raise SpecError(f"--plot {path}: there is no folder {path.parent}")
     found = comparison.curves(records, metric)
     names = [f"{letter}  {record.id}" for letter, record in zip("ABCDE", records, strict=False)]
-    beside = path.with_name(f".{path.name}.tmp")
-    figures.curves(found, names, metric).savefig(beside, format=path.suffix[1:])
-    beside.replace(path)
+    drawn = io.BytesIO()
+    figures.curves(found, names, metric).savefig(drawn, format=path.suffix[1:])
+    write_file(path, drawn.getvalue(), option="--plot")
     return str(path)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
+from tats_core.cli.options import writing
 from tats_core.errors import DataError, TatsError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def generate(
     for text in sets or []:
         raw = specs.override(raw, *specs.parse_override(text))
     config = specs.validate(engine.GenerateConfig, raw, "data generate")
-    with _Counter() as counter:
+    with _Counter() as counter, writing(out, "--out"):
         roots = engine.generate(out, config, counter.show)
     for name, root in roots.items():
         typer.echo(f"{name:<12} {root}")

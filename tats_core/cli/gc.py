@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tats_core.cli.options import DEFAULT_HOME, Home
+from tats_core.cli.options import DEFAULT_HOME, Home, many
 from tats_core.errors import StoreError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def gc(
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Show what takes space and can go: what no kept run uses. The newest whole run is always kept."""
+    from tats_core.pipeline import tracking
     from tats_core.pipeline.gc import Policy, collect, find
 
     home = home.expanduser().absolute()
@@ -43,6 +44,9 @@ def gc(
     aliased = {} if ignore_aliases else _aliased(home)
     found = collect(home, policy, aliased) if apply else find(home, policy, aliased)
     _print(found, home, apply)
+    unsent = len(tracking.pending(home))
+    if unsent:
+        typer.echo(f"MLflow was not told of {many(unsent, 'run')} yet; they stay until then (tats sync)")
 
 
 def _aliased(home: Path) -> Mapping[Path, str]:
@@ -55,7 +59,7 @@ def _aliased(home: Path) -> Mapping[Path, str]:
 
 
 def _print(found: Findings, home: Path, applied: bool) -> None:
-    stays = f"{found.kept_runs} runs and {size(found.kept_bytes)} of what they use stay"
+    stays = f"{many(found.kept_runs, 'run')} and {size(found.kept_bytes)} of what they use stay"
     if not found.waste:
         typer.echo(f"Nothing can go; {stays}.")
         return
@@ -73,7 +77,7 @@ def _print(found: Findings, home: Path, applied: bool) -> None:
         table.add_row(size(one.size), _age(now - one.changed), place, one.why)
     Console(highlight=False).print(table)
     done = "gone" if applied else "can go (nothing was deleted; --apply does it)"
-    typer.echo(f"{size(found.size)} in {len(found.waste)} folders {done}; {stays}.")
+    typer.echo(f"{size(found.size)} in {many(len(found.waste), 'folder')} {done}; {stays}.")
 
 
 def size(count: int) -> str:

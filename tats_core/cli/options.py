@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +15,20 @@ from tats_core.errors import StoreError
 
 DEFAULT_HOME = Path(".tats")
 
+
+def _expanded(home: Path) -> Path:
+    try:
+        return home.expanduser()
+    except RuntimeError as error:  # no such user, or one without a home
+        raise StoreError(f"--home {home}: '~' stands for no folder here; give the whole path") from error
+
+
 Home = Annotated[
     Path,
     typer.Option(
         "--home",
         envvar="TATS_HOME",
+        callback=_expanded,
         help="Project folder: results, checkpoints, tracking.",
         show_default=True,
     ),
@@ -39,11 +49,26 @@ PipelineName = Annotated[
     ),
 ]
 
+
+def complete_sweep(incomplete: str) -> list[str]:
+    """Return the sweeps whose names start with `incomplete`, for the shell's completion."""
+    from tats_core import specs
+
+    return [name for name in specs.names("sweeps") if name.startswith(incomplete)]
+
+
+SweepName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="A sweep of `tats list`, or a .yaml file.", autocompletion=complete_sweep
+    ),
+]
+
 RunName = Annotated[
     str,
     typer.Argument(
         metavar="RUN",
-        help="A pipeline (its newest finished run), a run's id, or the folder of a model.",
+        help="A pipeline (its newest finished run), a run's id or its beginning, or a model's folder.",
         autocompletion=complete_pipeline,
     ),
 ]
@@ -96,15 +121,36 @@ def command_line(words: Iterable[str], home: Path) -> str:
     return shlex.join(line)
 
 
-def write_file(path: Path, text: str, option: str) -> None:
+def many(count: int, what: str) -> str:
+    """Return `1 run`, `2 runs`."""
+    return f"{count} {what}" + ("s" if count != 1 else "")
+
+
+@contextmanager
+def writing(path: Path, option: str) -> Iterator[None]:
+    """Turn what goes wrong in here into a sentence about the place that a person named with `option`.
+
+    Raises:
+        StoreError: the place cannot be written.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # who read what is printed has left
+    except OSError as error:
+        raise StoreError(f"{option} {path}: cannot be written ({error.strerror or error})") from error
+
+
+def write_file(path: Path, content: str | bytes, option: str) -> None:
     """Write a file that a person named with `option`, whole or not at all.
 
     Raises:
         StoreError: the place cannot be written.
     """
     beside = path.with_name(path.name + ".tmp")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        raise StoreError(f"{option} {path}: cannot be written ({error.strerror})") from error
+    with writing(path, option):
+        try:
+            beside.write_bytes(content.encode() if isinstance(content, str) else content)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)

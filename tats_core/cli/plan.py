@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 from rich.tree import Tree
 
+from tats_core.cli.options import many
 from tats_core.cli.progress import duration
 
 if TYPE_CHECKING:
@@ -54,14 +55,14 @@ def summary(plan: Plan) -> str:
     counts = [f"{plan.count('run')} to run", f"{plan.count('reuse')} reused"]
     if plan.count("skip"):
         counts.append(f"{plan.count('skip')} left out")
-    words = f"{plan.pipeline}: {_many(len(plan.items), 'stage')}, {', '.join(counts)}"
+    words = f"{plan.pipeline}: {many(len(plan.items), 'stage')}, {', '.join(counts)}"
     running = [item for item in plan.items if item.action == "run"]
     known = [item.seconds for item in running if item.seconds is not None]
     if not known:
         return words
     words += f"; about {duration(sum(known))} of work"
     if len(known) < len(running):
-        words += f" and {_many(len(running) - len(known), 'stage')} that never ran"
+        words += f" and {many(len(running) - len(known), 'stage')} that never ran"
     return words
 
 
@@ -130,7 +131,3 @@ def _values(items: Iterable[PlanItem]) -> dict[str, list[str]]:
 def _few(names: Sequence[str], joint: str) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return joint.join(names[:_NAMED]) + more
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}" + ("s" if count != 1 else "")

@@ -322,7 +322,7 @@ class JsonUI:
 
     def _print(self, event: str, values: Mapping[str, Any]) -> None:
         line = {"schema": JSON_SCHEMA, "event": event, "time": time.time(), **values}
-        self._write(json.dumps(line, ensure_ascii=False))
+        self._write(json.dumps(line))
 
 
 def ending(record: RunRecord) -> str:

@@ -32,7 +32,7 @@ def report(
         str,
         typer.Argument(
             metavar="RUN",
-            help="A pipeline (its newest finished run), or a run's id or folder.",
+            help="A pipeline (its newest finished run), a sweep, a run's id or its beginning, or its folder.",
             autocompletion=complete_pipeline,
         ),
     ],
@@ -44,12 +44,15 @@ def report(
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Write what a run found, for a paper, a page or a program."""
-    from tats_core.pipeline import models
+    from tats_core.cli.sweep import sweep_folder
+    from tats_core.pipeline import finding
 
-    record = models.find_run(run, home.expanduser().absolute())
+    home = home.expanduser().absolute()
+    sweep = sweep_folder(run, home)
+    record = finding.find_finished(str(sweep or run), home)
     if form is ReportFormat.html and out is None and sys.stdout.isatty():
         raise SpecError("a page is not for the screen; give a file with --out FILE.html")
-    text = _written(record, form)
+    text = _written(record, form) if sweep is None else _written_sweep(sweep, form)
     if out is None:
         typer.echo(text, nl=False)
         return
@@ -75,3 +78,18 @@ def _written(record: RunRecord, form: ReportFormat) -> str:
         ReportFormat.json: lambda results: json.dumps({"run": record.id, **results}, indent=2) + "\n",
     }
     return str(writers[form](found))
+
+
+def _written_sweep(folder: Path, form: ReportFormat) -> str:
+    from tats_core.sweep import page
+
+    if form is ReportFormat.html:
+        return page.build(folder)
+    found = page.read(folder)
+    writers: dict[ReportFormat, Any] = {
+        ReportFormat.md: found.markdown,
+        ReportFormat.csv: found.comma_separated,
+        ReportFormat.latex: found.latex,
+        ReportFormat.json: lambda: json.dumps({"run": folder.name, **found.values()}, indent=2) + "\n",
+    }
+    return str(writers[form]())

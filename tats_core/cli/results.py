@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tats_core.cli.options import DEFAULT_HOME, Home, PipelineName, command_line
-from tats_core.cli.sweep import results_of
-from tats_core.errors import RunError, StoreError
+from tats_core.cli.options import DEFAULT_HOME, Home, complete_pipeline
+from tats_core.cli.sweep import print_sweep, sweep_folder
+from tats_core.errors import RunError, SpecError, StoreError
 
 if TYPE_CHECKING:
     from tats_core.pipeline.records import RunRecord
@@ -22,38 +22,47 @@ def list_pipelines() -> None:
 
     known, sweeps = specs.names("pipelines"), specs.names("sweeps")
     width = max(map(len, [*known, *sweeps]), default=0)
-    for name, path in known.items():
-        typer.echo(f"{name:<{width}}  {specs.read(path).get('title', '')}".rstrip())
-    if sweeps:
-        typer.echo("\nSweeps (tats sweep NAME)")
-    for name, path in sweeps.items():
-        typer.echo(f"{name:<{width}}  {specs.read(path).get('title', '')}".rstrip())
+    wrong: list[str] = []  # one file that cannot be read hides no other
+    for title, menu in (("", known), ("\nSweeps (tats sweep NAME)", sweeps)):
+        if title and menu:
+            typer.echo(title)
+        for name, path in menu.items():
+            try:
+                typer.echo(f"{name:<{width}}  {specs.read(path).get('title', '')}".rstrip())
+            except SpecError as error:
+                typer.echo(name)
+                wrong.append(str(error))
     if not known:
         places = " and ".join(label for label, _ in specs.folders("pipelines"))
         typer.echo(f"no pipeline here (looked in {places})")
+    if wrong:
+        raise SpecError("\n".join(wrong))
 
 
 def results(
-    pipeline: PipelineName,
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="A pipeline (its newest finished run), a sweep, or a run's id or its beginning.",
+            autocompletion=complete_pipeline,
+        ),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Print the table of the newest finished run of a pipeline, or of the newest run of a sweep."""
-    from tats_core import specs
-    from tats_core.pipeline import runner
+    """Print the table of a run, or of the newest run of a sweep."""
+    from tats_core.pipeline import finding
 
     home = home.expanduser().absolute()
-    if pipeline in specs.names("sweeps"):
-        results_of(pipeline, home, as_json)
+    sweep = sweep_folder(run, home)
+    if sweep is not None:
+        print_sweep(sweep, as_json)
         return
-    name = specs.find("pipelines", pipeline).stem
-    record = runner.newest_finished(home, name)
-    if record is None:
-        again = command_line(["run", "pipeline", pipeline], home)
-        raise RunError(f"no finished run of '{name}' in {home}; make one with: {again}")
+    record = finding.find_finished(run, home)
     found = read_results(record)
     if found is None:
-        raise RunError(f"the run {record.id} of '{name}' has no report stage, so there is no table to print")
+        raise RunError(f"the run {record.id} has no finished report stage, so there is no table to print")
     if as_json:
         typer.echo(json.dumps({"run": record.id, **found}, indent=2))
     else:

@@ -1,26 +1,29 @@
-"""`tats submit pipeline` and `tats jobs`."""
+"""`tats submit` and `tats jobs`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from tats_core.cli.options import PipelineName
-from tats_core.errors import RunError
+from tats_core.cli.options import PipelineName, SweepName, write_file
+from tats_core.errors import RunError, SpecError
 
 if TYPE_CHECKING:
     from tats_core.cluster.submit import Cluster, Job
+    from tats_core.cluster.work import Work
 
 Result = TypeVar("Result")
 
 _INTERRUPTED = 130
 
-Address = Annotated[
-    str, typer.Option("--address", metavar="URL", help="The cluster's dashboard, as in http://head:8265.")
-]
+_URL = "The cluster's dashboard, as in http://head:8265."
+
+Address = Annotated[str, typer.Option("--address", metavar="URL", help=_URL)]
 
 ClusterAddress = Annotated[
     str | None,
@@ -32,35 +35,134 @@ ClusterAddress = Annotated[
 ]
 
 
+class Render(StrEnum):
+    """What a work can be written as instead of being submitted."""
+
+    kuberay = "kuberay"
+    raycluster = "raycluster"
+
+
+OptionalAddress = Annotated[str | None, typer.Option("--address", metavar="URL", help=_URL)]
+ClusterHome = Annotated[
+    str | None,
+    typer.Option(
+        "--home", metavar="FOLDER", help="Project folder on the cluster; default: TATS_HOME over there."
+    ),
+]
+Check = Annotated[bool, typer.Option("--check/--no-check", help="Look at the cluster from inside first.")]
+Follow = Annotated[bool, typer.Option("--follow/--no-follow", help="Print what the run says until it ends.")]
+RenderAs = Annotated[
+    Render | None,
+    typer.Option(
+        "--render",
+        help="Instead, write manifests for KubeRay: a job with its own cluster, or a cluster that stays.",
+    ),
+]
+Image = Annotated[
+    str | None, typer.Option("--image", help="With --render: the image, with its tag or digest.")
+]
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings", metavar="FILE", help="With --render: claims, secrets, machines (docker/kuberay.yaml)."
+    ),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="With --render: write there instead of printing.")
+]
+
+
 def pipeline(
     name: PipelineName,
-    address: Address,
+    address: OptionalAddress = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change a key; repeatable.")
     ] = None,
-    home: Annotated[
-        str | None,
-        typer.Option(
-            "--home", metavar="FOLDER", help="Project folder on the cluster; default: TATS_HOME over there."
-        ),
-    ] = None,
-    check: Annotated[
-        bool, typer.Option("--check/--no-check", help="Look at the cluster from inside first.")
-    ] = True,
-    follow: Annotated[
-        bool, typer.Option("--follow/--no-follow", help="Print what the run says until it ends.")
-    ] = True,
+    home: ClusterHome = None,
+    check: Check = True,
+    follow: Follow = True,
+    render: RenderAs = None,
+    image: Image = None,
+    settings: SettingsFile = None,
+    out: Out = None,
 ) -> None:
     """Run a pipeline on a cluster; to submit it again attaches to it, or goes on where it failed.
 
     A token is read from RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token.
     """
-    from tats_core.cluster.submit import Cluster
-    from tats_core.pipeline import spec
+    from tats_core.cluster import work
 
-    loaded = spec.load(name, sets or [])
+    loaded = work.load("pipeline", name, sets or [])
+    if not _rendered(loaded, render, address, image=image, settings=settings, home=home, out=out):
+        _submit(loaded, str(address), home=home, check=check, follow=follow)
+
+
+def sweep(
+    name: SweepName,
+    address: OptionalAddress = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a stage's key or the sweep's; repeatable."),
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="How many points are tried.")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time, at most.")] = None,
+    home: ClusterHome = None,
+    check: Check = True,
+    follow: Follow = True,
+    render: RenderAs = None,
+    image: Image = None,
+    settings: SettingsFile = None,
+    out: Out = None,
+) -> None:
+    """Run a sweep on a cluster; to submit it again attaches to it, or goes on with the trials that are left.
+
+    A token is read from RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token.
+    """
+    from tats_core.cluster import work
+
+    loaded = work.load("sweep", name, sets or [], samples=samples, max_concurrent=max_concurrent)
+    if not _rendered(loaded, render, address, image=image, settings=settings, home=home, out=out):
+        _submit(loaded, str(address), home=home, check=check, follow=follow)
+
+
+def _rendered(
+    work: Work,
+    render: Render | None,
+    address: str | None,
+    *,
+    image: str | None,
+    settings: Path | None,
+    home: str | None,
+    out: Path | None,
+) -> bool:
+    """Write the manifests if they are asked for; False where the work is to be submitted."""
+    if (render is None) == (address is None):
+        raise SpecError("say where: either --address URL of a cluster, or --render kuberay for a manifest")
+    if render is None:
+        for option, value in (("--image", image), ("--settings", settings), ("--out", out)):
+            if value is not None:
+                raise SpecError(
+                    f"{option} belongs to --render; a job runs with the cluster's image and settings"
+                )
+        return False
+    if image is None:
+        raise SpecError("--render needs --image NAME:TAG, the image that the pods run")
+    from tats_core.cluster import manifests
+
+    text = manifests.render(work, render.value, image, manifests.settings(settings), home=home)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_file(out, text, option="--out")
+        typer.echo(f"{out} is written; what it needs stands on top of it")
+    return True
+
+
+def _submit(work: Work, address: str, *, home: str | None, check: bool, follow: bool) -> None:
+    from tats_core.cluster.submit import Cluster
+
     cluster = Cluster(address)
-    job, outcome = cluster.submit(loaded, home=home, check=check)
+    job, outcome = cluster.submit(work, home=home, check=check)
     typer.echo(f"{job.id} {outcome} on {cluster.address}")
     if outcome == "succeeded already":
         typer.echo(f"Its output again: tats logs {job.id} --address {cluster.address}")

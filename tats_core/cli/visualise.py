@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tats_core.cli.options import DEFAULT_HOME, Home, ModelStage, RunName
+from tats_core.cli.options import DEFAULT_HOME, Home, ModelStage, RunName, writing
 from tats_core.errors import VideoError
 
 
@@ -43,17 +43,18 @@ def visualise(
     folder = models.find_model(run, home.expanduser(), "pretrain", stage)
     visualiser = Visualiser.load(folder, benchmark)
     unread = []
-    for drawn in visualiser.draw(
-        [video.expanduser() for video in videos],
-        out.expanduser(),
-        n_clips=clips,
-        seed=seed,
-        leaky=leaky,
-    ):
-        if isinstance(drawn, VideoError):
-            unread.append(str(drawn))
-            continue
-        for path in drawn:
-            typer.echo(str(path))
+    with writing(out, "--out"):
+        for drawn in visualiser.draw(
+            [video.expanduser() for video in videos],
+            out.expanduser(),
+            n_clips=clips,
+            seed=seed,
+            leaky=leaky,
+        ):
+            if isinstance(drawn, VideoError):
+                unread.append(str(drawn))
+                continue
+            for path in drawn:
+                typer.echo(str(path))
     if unread:
         raise VideoError("\n".join(unread))

@@ -1,6 +1,6 @@
 """Looks at a cluster from inside, before a long job is given to it; `submit` runs it there as a short job.
 
-    python -m tats_core.cluster.look '{"tats": "0.1.0", …}' NAME [--set STAGE.KEY=VALUE]… [--home FOLDER]
+    python -m tats_core.cluster.look '{"tats": "0.1.0", …}' pipeline|sweep NAME [OPTION]… [--home FOLDER]
 
 Each thing that is wrong is one line on standard output, behind `TROUBLE`; the exit code is 2 if there is one.
 """
@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from tats_core import __version__
+from tats_core.cluster import work
 from tats_core.errors import TatsError
-from tats_core.pipeline import graph, spec
 from tats_core.pipeline.graph import Instance
 from tats_core.pipeline.stages.base import Preflight
 
@@ -41,15 +41,17 @@ def versions() -> dict[str, str]:
     return {"tats": __version__, "python": python, "ray": importlib.metadata.version("ray"), "torch": torch}
 
 
-def look(name: str, sets: Sequence[str], home: Path, expected: Mapping[str, str]) -> list[str]:
-    """Return one sentence for each thing that would keep the pipeline from running on this cluster."""
+def look(asked: Mapping[str, Any], home: Path, expected: Mapping[str, str]) -> list[str]:
+    """Return one sentence for each thing that would keep the work from being done on this cluster.
+
+    Args:
+        asked: the arguments of `work.load`.
+    """
     import ray
 
     from tats_core.pipeline import ray_train
 
-    instances = list(graph.build(spec.load(name, sets)).instances.values())
-    cpus, gpus = ray_train.capacity()
-    troubles = too_small(instances, cpus, gpus)
+    troubles = too_small(work.load(**asked).stages, *ray_train.capacity())
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     folder = home / f".look-{secrets.token_hex(6)}"
     try:
@@ -57,7 +59,7 @@ def look(name: str, sets: Sequence[str], home: Path, expected: Mapping[str, str]
             folder.mkdir(parents=True)
         except OSError as error:
             return [*troubles, f"{home}: the head cannot write there ({error.strerror})"]
-        troubles += _ask(nodes, _one_machine, name, list(sets), str(home), str(folder), dict(expected))
+        troubles += _ask(nodes, _one_machine, dict(asked), str(home), str(folder), dict(expected))
         troubles += _ask(nodes, _sees_all, str(folder), sorted(node["NodeID"] for node in nodes))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -139,22 +141,39 @@ def _ask(nodes: Sequence[Mapping[str, Any]], question: Any, *words: Any) -> list
     return [f"on {', '.join(sorted(set(where)))}: {sentence}" for sentence, where in said.items()]
 
 
-def _one_machine(name: str, sets: list[str], home: str, folder: str, expected: dict[str, str]) -> list[str]:
+def _one_machine(asked: dict[str, Any], home: str, folder: str, expected: dict[str, str]) -> list[str]:
     """What is wrong on this machine. Leaves a file of its name in the project folder."""
     import ray
 
+    own = ray.get_runtime_context().get_node_id()
     troubles = differing(expected, versions())
+    other_code = bool(troubles)
     try:
-        (Path(folder) / ray.get_runtime_context().get_node_id()).touch()
+        (Path(folder) / own).touch()
     except OSError as error:
         troubles.append(
             f"{home} is not the project folder that the head sees, or read-only ({error.strerror})"
         )
+    if other_code:
+        return troubles  # it would say the same again in other words
+    stages = work.load(**asked).stages
+    (here,) = (node for node in ray.nodes() if node["NodeID"] == own)  # type: ignore[no-untyped-call]
+    if here["Resources"].get("GPU") and any(one.kind.gpus(one.config) for one in stages):
+        import torch
+
+        troubles += without_cuda(torch.version.cuda)
     wrong: dict[str, None] = {}  # an ordered set: many stages may miss the same data set
-    for one in graph.build(spec.load(name, sets)).instances.values():
+    for one in stages:
         found = one.kind.preflight(one.config, Preflight(one.name, one.axes, Path(home)))
         wrong.update(dict.fromkeys(found))
     return [*troubles, *wrong]
+
+
+def without_cuda(cuda: str | None) -> list[str]:
+    """Return a sentence if torch on a machine with GPUs was built for CPUs alone."""
+    if cuda is not None:
+        return []
+    return ["its torch is built without CUDA and cannot use its GPUs; use an image with PyPI's torch"]
 
 
 def _sees_all(folder: str, nodes: list[str]) -> list[str]:
@@ -170,12 +189,16 @@ def main() -> None:
     """Look, as the arguments say, and end with the exit code."""
     parser = argparse.ArgumentParser()
     parser.add_argument("expected", type=json.loads)
+    parser.add_argument("kind")
     parser.add_argument("name")
     parser.add_argument("--set", action="append", default=[], dest="sets")
+    parser.add_argument("--samples", type=int)
+    parser.add_argument("--max-concurrent", type=int)
     parser.add_argument("--home", type=Path, default=os.environ.get("TATS_HOME", ".tats"))
-    given = parser.parse_args()
+    asked = vars(parser.parse_args())
+    home, expected = Path(asked.pop("home")).absolute(), asked.pop("expected")
     try:
-        troubles = look(given.name, given.sets, Path(given.home).absolute(), given.expected)
+        troubles = look(asked, home, expected)
     except TatsError as error:
         troubles = str(error).splitlines()
     for one in troubles:

@@ -1,17 +1,16 @@
-"""Runs a pipeline on a Ray cluster, through its Jobs API.
+"""Runs a pipeline or a sweep on a Ray cluster, through its Jobs API.
 
-A submission is named by what it would do, `<pipeline>-<key12>-a<attempt>`, so that to submit again is safe:
+A submission is named by what it would do, `<name>-<key12>-a<attempt>`, so that to submit again is safe:
 what runs is attached to, what succeeded is left alone, what failed gets its next attempt, and that goes on
-from the checkpoints in the project folder. The same holds after the head died and forgot its jobs.
+from what is in the project folder. The same holds after the head died and forgot its jobs.
 
-The pipeline's file travels with the job; the code does not, it is in the cluster's image. Before it is
-submitted, a short job looks at the cluster from inside (`tats_core.cluster.look`).
+The YAML files travel with the job; the code does not, it is in the cluster's image. Before it is submitted, a
+short job looks at the cluster from inside (`tats_core.cluster.look`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import math
@@ -34,10 +33,8 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from tats_core.cluster import look
+from tats_core.cluster.work import Work
 from tats_core.errors import ResourceError, SpecError, did_you_mean
-from tats_core.pipeline import code, graph
-from tats_core.pipeline.cache import without
-from tats_core.pipeline.spec import Pipeline
 
 Outcome = Literal["started", "runs already", "succeeded already"]
 
@@ -49,6 +46,12 @@ _ID = re.compile(r"(?P<key>.+-[0-9a-f]{12})-a(?P<attempt>[0-9]+)")
 _STOP_SECONDS = 600
 _CHECK_SECONDS = 300
 _TICK = 0.5
+
+ENVIRONMENT: Mapping[str, str] = {
+    "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS),
+    "PYTHONUNBUFFERED": "1",
+}
+"""Of a job's command."""
 
 
 @dataclass(frozen=True)
@@ -83,25 +86,6 @@ class Job:
 def _parts(job: str) -> tuple[str, int]:
     found = _ID.fullmatch(job)
     return (found["key"], int(found["attempt"])) if found else (job, 0)
-
-
-def identity(pipeline: Pipeline, home: str | None = None) -> str:
-    """Return `<pipeline>-<key12>`: the same for the same work in the same project folder of the cluster.
-
-    As in a stage's key, how many workers do it does not count. What is read from outside does not either: it
-    is the cluster's, and need not be visible here.
-    """
-    stages = {
-        one.name: {
-            "kind": f"{one.kind.name}/{one.kind.version}",
-            "config": without(one.config.model_dump(mode="json"), one.kind.key_excludes),
-            "code": code.digests((one.kind.__module__, *one.kind.code)),
-            "needs": list(one.needs),
-        }
-        for one in graph.build(pipeline).instances.values()
-    }
-    text = json.dumps({"home": home, "stages": stages}, sort_keys=True, separators=(",", ":"))
-    return f"{pipeline.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 class Cluster:
@@ -183,10 +167,8 @@ class Cluster:
         near = did_you_mean(name, known) if known else "; nothing was submitted to it"
         raise SpecError(f"{self.address} has no job '{name}'{near}")
 
-    def submit(
-        self, pipeline: Pipeline, *, home: str | None = None, check: bool = True
-    ) -> tuple[Job, Outcome]:
-        """Start the pipeline, unless it runs or has succeeded.
+    def submit(self, work: Work, *, home: str | None = None, check: bool = True) -> tuple[Job, Outcome]:
+        """Start the work, unless it runs or has succeeded.
 
         Args:
             home: the project folder as the cluster's machines see it; default: their TATS_HOME.
@@ -195,7 +177,7 @@ class Cluster:
         Raises:
             ResourceError: the look found something; one line for each thing.
         """
-        key = identity(pipeline, home)
+        key = work.identity(home)
         tried = [job for job in self.jobs() if job.name == key]
         newest = max(tried, key=lambda job: job.attempt, default=None)
         if newest is not None and newest.status == "SUCCEEDED":
@@ -203,25 +185,25 @@ class Cluster:
         if newest is not None and not newest.over:
             return newest, "runs already"
         if check:
-            self.check(pipeline, home=home)
+            self.check(work, home=home)
         job = f"{key}-a{newest.attempt + 1 if newest else 1}"
         try:
-            self._start(job, ["tats", *_words(pipeline, home)], pipeline)
+            self._start(job, work.command(home), work)
         except ResourceError:
             if all(one.id != job for one in self.jobs()):
                 raise
             return self.find(job), "runs already"  # somebody else submitted the same a moment ago
         return self.find(job), "started"
 
-    def check(self, pipeline: Pipeline, *, home: str | None = None) -> None:
+    def check(self, work: Work, *, home: str | None = None) -> None:
         """Look at the cluster from inside: versions, resources, data, project folder, tracking server.
 
         Raises:
             ResourceError: one line for each thing that is wrong.
         """
         job = f"{CHECK}{secrets.token_hex(6)}"
-        words = ["python", "-m", look.__name__, json.dumps(look.versions()), *_words(pipeline, home)[2:]]
-        self._start(job, words, pipeline)
+        words = ["python", "-m", look.__name__, json.dumps(look.versions()), *work.described(home)]
+        self._start(job, words, work)
         ended = self.ended(job, _CHECK_SECONDS)
         if not ended.over:
             self.stop(job)
@@ -270,30 +252,18 @@ class Cluster:
             time.sleep(_TICK)
         return found
 
-    def _start(self, job: str, words: Sequence[str], pipeline: Pipeline) -> None:
+    def _start(self, job: str, words: Sequence[str], work: Work) -> None:
         with tempfile.TemporaryDirectory() as folder, self._answering():
-            menu = Path(folder) / "pipelines"
-            menu.mkdir()
-            # The cluster may know a pipeline of this name; what runs there is the one that is meant here.
-            shutil.copyfile(pipeline.where, menu / f"{pipeline.name}.yaml")
+            for place, source in work.files.items():
+                path = Path(folder) / place
+                path.parent.mkdir(exist_ok=True)
+                shutil.copyfile(source, path)
             self._client.submit_job(
                 entrypoint=shlex.join(words),
                 submission_id=job,
-                runtime_env={"working_dir": folder, "env_vars": dict(_ENVIRONMENT)},
+                runtime_env={"working_dir": folder, "env_vars": dict(ENVIRONMENT)},
                 metadata={"tats": look.versions()["tats"]},
             )
-
-
-_ENVIRONMENT: Mapping[str, str] = {
-    "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS),
-    "PYTHONUNBUFFERED": "1",
-}
-
-
-def _words(pipeline: Pipeline, home: str | None) -> list[str]:
-    words = ["run", "pipeline", pipeline.name]
-    words += [word for text in pipeline.overrides for word in ("--set", text)]
-    return [*words, "--home", home] if home else words
 
 
 def _last(lines: Sequence[str]) -> str:

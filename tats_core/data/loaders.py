@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tats_core.data import benchmarks, clips, readers, transforms
+from tats_core.data import benchmarks, clips, decoded, readers, transforms
 from tats_core.data.benchmarks import Benchmark
 from tats_core.data.manifest import Manifest
 from tats_core.errors import DataError, SpecError, TatsError, VideoError
@@ -63,7 +63,9 @@ class ClipOptions(StrictModel):
     erase: float = Field(0.0, ge=0, le=1, description="share of the training clips with a box erased")
     cache: bool = Field(False, description="keep decoded videos in memory, for small data sets")
     cache_mb: int = Field(4096, ge=0, description="its size; videos beyond it are decoded each time")
-    decode_workers: int = Field(0, ge=0, description="decoding processes beside each training worker")
+    decode_workers: int = Field(
+        0, ge=0, description="decoding processes beside each training worker, with a batch each"
+    )
     reader: Literal["auto", "decord", "pyav"] = Field("auto", description="how files are decoded")
     time_limit: float = Field(readers.TIME_LIMIT, gt=0, description="seconds that one file may take")
     max_unreadable: float = Field(0.05, ge=0, le=1, description="share of the videos that training may skip")
@@ -141,7 +143,12 @@ class _Videos:
         Raises:
             VideoError: the file cannot be read, now or the last time it was tried.
         """
-        path = self.manifest.videos[index].path
+        video = self.manifest.videos[index]
+        if self.manifest.decoded is not None:
+            decoded_THWC = decoded.opened(self.manifest.decoded).frames(video.id)
+            if decoded_THWC is not None:
+                return torch.from_numpy(decoded_THWC[choose(len(decoded_THWC))])
+        path = video.path
         if index in self._kept:
             frames_THWC = self._kept[index]
             return frames_THWC[torch.from_numpy(choose(len(frames_THWC)))]
@@ -301,6 +308,9 @@ def _pool(dataset: Dataset[_Answer], requests: _Requests, workers: int) -> DataL
         sampler=requests,
         num_workers=workers,
         persistent_workers=True,
+        # One batch ahead, not two as by default: what waits lies in shared or page-locked memory; 64 clips
+        # are .6 GB, 8 videos of 30 views 2.3 GB.
+        prefetch_factor=1,
         pin_memory=torch.cuda.is_available(),
         # A plain fork copies the locks of a launcher's threads as they stand, and may wait on one for ever.
         multiprocessing_context="forkserver",
@@ -392,18 +402,33 @@ def _batch_of(answer: _Answer) -> Batch:
 class _TestViews(Dataset[_Answer]):
     """Makes the test views of a few videos; each file is opened once and each of its frames decoded once."""
 
-    def __init__(self, manifest: Manifest, options: ClipOptions, n_clips: int, n_crops: int) -> None:
+    def __init__(
+        self, manifest: Manifest, options: ClipOptions, n_clips: int, n_crops: int, *, stand_in: bool
+    ) -> None:
         self.videos = _Videos(manifest, options.model_copy(update={"cache": False}))
         self.plan = recipe(options, benchmarks.find(manifest.benchmark), "finetune")
-        self.n_clips, self.n_crops = n_clips, n_crops
+        self.n_clips, self.n_crops, self.stand_in = n_clips, n_crops, stand_in
 
     def __getitem__(self, indices: tuple[int, ...]) -> _Answer:
+        unreadable = self.videos.unreadable
         try:
-            views_BVCTHW = torch.stack([self._views(index) for index in indices])
+            places, views = zip(*(self._readable(index) for index in indices), strict=True)
         except TatsError as error:
-            return _Answer(None, {}, error)
-        labels = torch.tensor([self.videos.manifest.videos[index].label for index in indices])
-        return _Answer((views_BVCTHW, labels, torch.tensor(indices)), {})
+            return _Answer(None, dict(unreadable), error)
+        labels = torch.tensor([self.videos.manifest.videos[place].label for place in places])
+        return _Answer((torch.stack(views), labels, torch.tensor(places)), dict(unreadable))
+
+    def _readable(self, wanted: int) -> tuple[int, Tensor]:
+        """Return `(index, views_VCTHW)` of video `wanted`, or of the next one if it may stand in."""
+        n_videos = len(self.videos.manifest)
+        for index in ((wanted + attempt) % n_videos for attempt in range(n_videos)):
+            try:
+                return index, self._views(index)
+            except VideoError:
+                if not self.stand_in:
+                    raise
+                _check_unreadable(self.videos.unreadable, self.videos.options.max_unreadable, n_videos)
+        raise DataError(f"none of the {n_videos} videos can be read")
 
     def _views(self, index: int) -> Tensor:
         options = self.videos.options
@@ -437,6 +462,7 @@ def eval_views(
     batch_size: int = 1,
     rank: int = 0,
     world_size: int = 1,
+    unreadable: dict[str, str] | None = None,
 ) -> Iterator[Batch]:
     """Yield `(views_BVCTHW, label_B, index_B)` of every video once, in the manifest's order.
 
@@ -445,10 +471,18 @@ def eval_views(
             left out, they are the benchmark's.
         batch_size: videos B of a batch; the last one may be smaller.
         rank, world_size: take every `world_size`-th video from `rank` on.
+        unreadable: for what is no benchmark's score: gets the reason by path of each video that cannot be
+            read, and the next one that can takes its place, as in training.
 
     Raises:
         VideoError: a video cannot be read. A score over the rest would not be the benchmark's.
+        DataError: more videos are unreadable than `max_unreadable` allows, or there are fewer than workers.
     """
+    if len(manifest) < world_size:
+        raise DataError(
+            f"{manifest.benchmark} ({manifest.split}): {len(manifest)} videos are too few for {world_size} "
+            "workers; use fewer workers"
+        )
     benchmark = benchmarks.find(manifest.benchmark)
     n_clips = benchmark.test_clips if clips is None else clips
     n_crops = benchmark.test_crops if crops is None else crops
@@ -456,7 +490,7 @@ def eval_views(
         raise SpecError(
             f"clips ({n_clips}), crops ({n_crops}) and batch_size ({batch_size}) must be positive"
         )
-    views = _TestViews(manifest, options, n_clips, n_crops)
+    views = _TestViews(manifest, options, n_clips, n_crops, stand_in=unreadable is not None)
     share = range(len(manifest))[rank::world_size]
     requests = _Requests()
     requests.pending = [
@@ -466,4 +500,7 @@ def eval_views(
     if options.decode_workers:
         answers = iter(_pool(views, requests, options.decode_workers))
     for answer in answers:
+        if unreadable is not None:
+            unreadable.update(answer.unreadable)
+            _check_unreadable(unreadable, options.max_unreadable, len(manifest))
         yield _batch_of(answer)

@@ -42,6 +42,8 @@ class Manifest:
     root: Path
     videos: tuple[VideoRecord, ...]
     absent: int = 0
+    decoded: Path | None = None
+    """Where the frames of all videos are (`data.decoded`), beside the manifest's own file."""
 
     def __post_init__(self) -> None:
         if not self.videos:
@@ -81,7 +83,7 @@ class Manifest:
         """
         path = path.absolute()
         root = self.root.absolute()
-        stored = {
+        stored: dict[str, Any] = {
             "format": _FORMAT,
             "benchmark": self.benchmark,
             "split": self.split,
@@ -90,6 +92,8 @@ class Manifest:
             "classes": list(self.classes),
             "videos": self._rows(),
         }
+        if self.decoded is not None:
+            stored["decoded"] = self.decoded.name
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
         beside.write_text(json.dumps(stored, indent=0) + "\n", encoding="utf-8")
@@ -123,7 +127,10 @@ class Manifest:
             VideoRecord(str(name), str(root / place), int(label)) for name, place, label in stored["videos"]
         )
         classes = tuple(stored["classes"])
-        return cls(stored["benchmark"], stored["split"], classes, root, videos, int(stored["absent"]))
+        decoded = folder / stored["decoded"] if "decoded" in stored else None
+        return cls(
+            stored["benchmark"], stored["split"], classes, root, videos, int(stored["absent"]), decoded
+        )
 
     def few_labels(self, per_class: int, seed: int) -> Manifest:
         """Return the same manifest with `per_class` videos of each class, chosen by `seed`.

@@ -15,8 +15,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from tats_core import imagenet
 from tats_core.models.tokens import ClipConfig, positions
-from tats_core.models.vit import VideoViT, ViTConfig, blocks, initialise, start_blocks, take
+from tats_core.models.vit import VideoViT, ViTConfig, blocks, initialise, run_blocks, start_blocks, take
 from tats_core.specs import StrictModel
 
 
@@ -159,9 +160,9 @@ class VideoMAE(nn.Module):
         if self.global_to_decoder is not None:
             masked_BME = masked_BME + self.global_to_decoder(encoded_BKD.mean(1, keepdim=True))
         tokens_BNE = torch.cat([visible_BKE, masked_BME.to(visible_BKE.dtype)], 1)
-        for block in self.decoder:
-            tokens_BNE = block(tokens_BNE)
-        return tokens_BNE[:, visible_BK.shape[1] :]
+        # With all N tokens in it, the decoder holds most of a step's memory.
+        recompute = self.encoder.config.gradient_checkpointing and self.training
+        return run_blocks(self.decoder, tokens_BNE, recompute)[:, visible_BK.shape[1] :]
 
     def target(self, patches_BMP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the target `[B, M, P]` of tokens; mean and scale `[B, M, C]` lead back to their pixels."""
@@ -179,14 +180,6 @@ class VideoMAE(nn.Module):
         return target_BMCQ.flatten(2), centre_BMC * deviation_C + mean_C, scale_BMC
 
 
-def raw_pixels(patches_BMP: Tensor) -> Tensor:
-    """Undo ImageNet's normalisation of the videos: tokens of pixels in [0, 1]."""
-    mean_C, deviation_C = _imagenet(patches_BMP)
-    return patches_BMP * per_pixel(deviation_C, patches_BMP.shape[-1]) + per_pixel(
-        mean_C, patches_BMP.shape[-1]
-    )
-
-
 def per_pixel(values_XC: Tensor, pixels: int) -> Tensor:
     """Repeat a value of each channel for all pixels of a token: `[..., C]` to `[..., P]`."""
     return values_XC.repeat_interleave(pixels // 3, -1)
@@ -194,4 +187,4 @@ def per_pixel(values_XC: Tensor, pixels: int) -> Tensor:
 
 def _imagenet(like: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation `[C]` that the videos were normalised with."""
-    return like.new_tensor((0.485, 0.456, 0.406)), like.new_tensor((0.229, 0.224, 0.225))
+    return like.new_tensor(imagenet.MEAN), like.new_tensor(imagenet.STD)

@@ -46,7 +46,9 @@ class ViTConfig(StrictModel):
         "xavier",
         description="mimetic: heads start by looking at their like; for few steps",
     )
-    gradient_checkpointing: bool = Field(False, description="recompute blocks in backward: less memory")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute blocks (a decoder's too) in backward: less memory"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -78,6 +80,13 @@ def blocks(width: int, depth: int, heads: int, mlp_ratio: float, drop_path: floa
         )
         for rate in rates
     )
+
+
+def run_blocks(blocks: nn.ModuleList, tokens_BMD: Tensor, recompute: bool) -> Tensor:
+    """Put tokens through the blocks; with `recompute`, backward computes their insides again."""
+    for block in blocks:
+        tokens_BMD = checkpoint(block, tokens_BMD, use_reentrant=False) if recompute else block(tokens_BMD)
+    return tokens_BMD
 
 
 def initialise(module: nn.Module) -> None:
@@ -150,12 +159,7 @@ class VideoViT(nn.Module):
 
     def encode(self, tokens_BMD: Tensor) -> Tensor:
         """Run the blocks on tokens that carry their positions; the final norm is not applied."""
-        for block in self.blocks:
-            if self.config.gradient_checkpointing and self.training:
-                tokens_BMD = checkpoint(block, tokens_BMD, use_reentrant=False)
-            else:
-                tokens_BMD = block(tokens_BMD)
-        return tokens_BMD
+        return run_blocks(self.blocks, tokens_BMD, self.config.gradient_checkpointing and self.training)
 
     def forward(self, patches_BNP: Tensor, visible_BK: Tensor | None = None) -> Tensor:
         """Encode all tokens, or those of `visible_BK` alone: `[B, N, P]` to `[B, N or K, D]`, normed.

@@ -117,13 +117,13 @@ class StageStore:
         if not folder.is_dir():
             return ""
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
             stored = StageKey(json.loads((folder / KEY).read_text(encoding="utf-8"))["components"])
         except (OSError, ValueError, KeyError) as error:
             return f"its manifest cannot be read ({error})"
         if key is not None and stored.digest != key.digest:
             return "it was made under another key"
-        for name, entry in manifest["files"].items():
+        for name, entry in files.items():
             path = folder / name
             if not path.is_file():
                 return f"{name} is gone"
@@ -198,7 +198,8 @@ class StageStore:
     def _collection(self, mode: int) -> Iterator[None]:
         locks = self.root / ".locks"
         make_folder(locks)
-        with (locks / ".collection").open("a") as file:
+        # Over NFS only what may be read can be locked as shared, and only what may be written as exclusive.
+        with (locks / ".collection").open("a+") as file:
             fcntl.flock(file, mode)
             yield
 
@@ -247,7 +248,6 @@ class StageStore:
             origin: the pipeline, stage and run that made it.
             identities: see `StageKind.identities`.
         """
-        (partial / ATTEMPT).unlink(missing_ok=True)
         write_json(partial / KEY, {**origin, "time": time.time(), "components": key.components})
         write_json(partial / MANIFEST, _manifest(partial, identities))
         if folder.exists():
@@ -258,7 +258,8 @@ class StageStore:
         else:
             partial.rename(folder)
         sync_folder(self.root)
-        # Only now: a kill before the rename goes on from the states that are in there.
+        # Only now: a kill before the rename goes on from the states that are in there, forced or not.
+        (folder / ATTEMPT).unlink(missing_ok=True)
         for name in SCRATCH:
             shutil.rmtree(folder / name, ignore_errors=True)
 
@@ -267,7 +268,7 @@ def _manifest(folder: Path, identities: Mapping[str, str]) -> dict[str, Any]:
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if not path.is_file() or name in (MANIFEST, KEY) or name.endswith(".tmp"):
+        if not path.is_file() or name in (MANIFEST, KEY, ATTEMPT) or name.endswith(".tmp"):
             continue
         if name.startswith(_SCRATCH):
             continue

@@ -16,11 +16,13 @@ from pathlib import Path
 PACKAGE = "tats_core"
 _ROOT = Path(__file__).resolve().parents[1]
 
-# What these say or record cannot change an output: messages, logs, states to go on from, the engine around
-# the stages.
+# What these say or record cannot change an output: messages, the reading of a configuration (which is in the
+# key as it was read), what the machine has, logs, states to go on from, the engine around the stages.
 _NEUTRAL = (
     "tats_core.errors",
     "tats_core.files",
+    "tats_core.machine",
+    "tats_core.specs",
     "tats_core.training.checkpoint",
     "tats_core.training.events",
     "tats_core.pipeline",
@@ -59,11 +61,37 @@ def _within(module: str, packages: Iterable[str]) -> bool:
     return any(module == one or module.startswith(one + ".") for one in packages)
 
 
+def changed(known: Mapping[str, str]) -> list[str]:
+    """Return the modules whose code on disk is no longer what `digests` found in this process.
+
+    Who starts a worker now starts it with another code than the key says.
+    """
+    return [module for module, digest in known.items() if _digest_now(module) != digest]
+
+
+def _digest_now(module: str) -> str:
+    path = _place(module)
+    try:
+        text = path.read_bytes()
+        return _parsed(module)[0] if text == _text(module) else digest_of(ast.parse(text))
+    except (OSError, SyntaxError):
+        return ""  # it is being edited
+
+
+@cache
+def _text(module: str) -> bytes:
+    return _place(module).read_bytes()
+
+
+def _place(module: str) -> Path:
+    # A stage kind may live outside of the package; of what it imports, only tats_core counts.
+    return _file(module) or Path(sys.modules[module].__file__ or "")
+
+
 @cache
 def _parsed(module: str) -> tuple[str, tuple[str, ...]]:
-    # A stage kind may live outside of the package; of what it imports, only tats_core counts.
-    path = _file(module) or Path(sys.modules[module].__file__ or "")
-    tree = ast.parse(path.read_bytes(), filename=str(path))
+    path = _place(module)
+    tree = ast.parse(_text(module), filename=str(path))
     imported = tuple(sorted(set(_imports(tree, module, path.name == "__init__.py"))))
     return digest_of(tree), imported
 

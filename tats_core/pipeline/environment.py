@@ -56,7 +56,7 @@ def describe() -> dict[str, str]:
         "processor": _processor(),
         "CPUs": str(available_cpus()),
         "GPUs": ", ".join(_gpus()) or "none",
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([_program(), *sys.argv[1:]]),
     }
     for name in _PACKAGES:
         try:
@@ -90,6 +90,11 @@ def _git(*words: str) -> str:
     except FileNotFoundError:  # a checkout without git
         return ""
     return asked.stdout if asked.returncode == 0 else ""
+
+
+def _program() -> str:
+    name = Path(sys.argv[0]).name
+    return "tats" if name == "__main__.py" else name  # `python -m tats_core`
 
 
 def _processor() -> str:

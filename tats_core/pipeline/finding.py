@@ -1,6 +1,7 @@
 """Which run a person means, and which runs there are. Of thousands of runs only those wanted are opened.
 
-A run's folder is called `<pipeline>-<time of its start>-<4 digits>`, so names alone tell pipeline and order.
+A run's folder is called `<pipeline>-<time of its start, UTC>-<4 digits>`, so names alone tell pipeline and
+order.
 """
 
 from __future__ import annotations
@@ -48,6 +49,14 @@ def records(home: Path, pipeline: str | None = None) -> Iterator[RunRecord]:
             yield RunRecord.load(folder)
 
 
+def newest_finished(home: Path, pipeline_name: str) -> RunRecord | None:
+    """Return the record of the newest run of this pipeline that finished with all its stages, or None."""
+    for record in records(home, pipeline_name):
+        if record.status == "finished" and all(stage.done for stage in record.stages.values()):
+            return record
+    return None
+
+
 def find(run: str, home: Path) -> RunRecord:
     """Return the record that `run` names.
 
@@ -78,6 +87,29 @@ def find(run: str, home: Path) -> RunRecord:
         raise SpecError(f"'{run}' begins the names of {len(begun)} runs ({shown}); give more of it")
     near = _near(run, there) or did_you_mean(run, {*pipelines(home), *menu, LATEST})
     raise SpecError(f"'{run}' is no run in {home} and no pipeline{near}")
+
+
+def find_finished(run: str, home: Path) -> RunRecord:
+    """Return the record of a run: of a pipeline the newest finished one, in a folder, or as `find`.
+
+    Raises:
+        SpecError: nothing, or more than one run, is called `run`.
+        StoreError: the pipeline has not finished a run in `home`.
+    """
+    folder = Path(run).expanduser()
+    if (folder / "run.json").is_file():
+        return RunRecord.load(folder)
+    name = Path(run).stem if run.endswith((".yaml", ".yml")) else run
+    record = newest_finished(home, name)
+    if record is not None:
+        return record
+    if ids(home, name):
+        raise StoreError(
+            f"no finished run of '{name}' in {home}; how to go on with one says: tats show {name}"
+        )
+    if name in specs.names("pipelines"):
+        raise StoreError(f"no finished run of '{name}' in {home}; make one with: tats run pipeline {name}")
+    return find(run, home)
 
 
 def check_pipeline(name: str, home: Path) -> str:

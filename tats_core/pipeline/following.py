@@ -39,7 +39,8 @@ def folder(record: RunRecord, stage: StageRecord) -> Path | None:
 class StageVoice:
     """Reads on where it stopped, through retries and the renaming at the commit.
 
-    Of a stage that the run worked on itself, events of earlier attempts by other runs are left out.
+    Of a stage that the run worked on itself, what other runs said is left out: by its place in the file,
+    since the clocks of driver and workers may differ.
     """
 
     name: str
@@ -51,7 +52,7 @@ class StageVoice:
         """Yield what is new; `record` is the run's, as it is now."""
         stage = record.stages[self.name]
         place = folder(record, stage)
-        if place is None:
+        if place is None or (stage.status == "finished" and _is_anothers(record, place)):
             return
         if self.worker is None:
             yield from self._events(place / "events.jsonl", stage)
@@ -62,13 +63,12 @@ class StageVoice:
                     yield Said(self.name, source=source, line=line)
 
     def _events(self, path: Path, stage: StageRecord) -> Iterator[Said]:
-        began = stage.started if stage.started is not None else 0.0
-        ended = stage.finished if stage.finished is not None else float("inf")
         try:
-            for offset, event in read_events(path, self._offset(path)):
+            for offset, event in read_events(path, max(self._offset(path), stage.said_from)):
+                if stage.said_to is not None and offset > stage.said_to:
+                    return
                 self._offsets[path.name] = offset
-                if began <= event["time"] <= ended:
-                    yield Said(self.name, event)
+                yield Said(self.name, event)
         except FileNotFoundError:
             return  # the commit renamed the folder just now; the next look finds it
 
@@ -106,14 +106,21 @@ def recent_progress(record: RunRecord, stage: StageRecord) -> list[dict[str, Any
     try:
         with (place / "events.jsonl").open("rb") as file:
             size = file.seek(0, 2)
-            file.seek(max(0, size - _TAIL_BYTES))
+            start = file.seek(max(stage.said_from, size - _TAIL_BYTES))
             lines = file.read().split(b"\n")
     except FileNotFoundError:
         return []
-    whole = lines[1:-1] if size > _TAIL_BYTES else lines[:-1]
+    whole = lines[1:-1] if start > stage.said_from else lines[:-1]
     events = (json.loads(line) for line in whole if b'"progress"' in line)
-    since = stage.started or 0.0
-    return [event for event in events if event["kind"] == "progress" and event["time"] >= since]
+    return [event for event in events if event["kind"] == "progress"]
+
+
+def _is_anothers(record: RunRecord, output: Path) -> bool:
+    """Say whether another run has made the output again since, and its events with it."""
+    try:
+        return bool(StageStore(Path(record.home)).origin(output)["run"] != record.id)
+    except FileNotFoundError:
+        return False
 
 
 def _source(file: str) -> str | None:

@@ -2,7 +2,8 @@
 
 A *kept* run is one whose record stays. What a kept run names, in its record or in a configuration, stays too:
 its outputs, and the work folder of a stage that it did not finish, from which the next run would go on. So
-does what a process holds locked, and all of a run that made a model with an alias in MLflow's registry.
+does what a process holds locked, all of a run that made a model with an alias in MLflow's registry, and all
+of one that MLflow was not told of yet (`tats sync`).
 
 Unless told otherwise every run is kept, and only leftovers go: outputs and work folders that no run names,
 and folders that a commit or an earlier collection was about to remove.
@@ -28,6 +29,7 @@ from tats_core.pipeline import finding
 from tats_core.pipeline.cache import StageStore
 from tats_core.pipeline.records import RunRecord
 from tats_core.pipeline.stages.base import SCRATCH
+from tats_core.pipeline.tracking import pending
 
 What = Literal["output", "work folder", "run record", "leftover"]
 
@@ -89,7 +91,8 @@ def find(home: Path, policy: Policy, aliased: Mapping[Path, str], now: float | N
     store = StageStore(home)
     protected = {name for place in aliased for name in place.parts if _OUTPUT.fullmatch(name)}
     runs = list(_runs(store, home))
-    kept = _kept(runs, policy, _makers(store, protected), now)
+    unsent = {spool.run for spool in pending(home)}
+    kept = _kept(runs, policy, _makers(store, protected) | unsent, now)
     named = protected.union(*(run.names for run in kept.values()))
     waste, kept_bytes = [], 0
     for path, what, why in _candidates(store, home, runs, kept, named):

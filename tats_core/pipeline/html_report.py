@@ -11,7 +11,6 @@ import io
 import json
 import shlex
 import time
-import urllib.parse
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,10 +18,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from tats_core import __version__
-from tats_core.pipeline import environment
+from tats_core.pipeline import environment, following
 from tats_core.pipeline.cache import KEY, MANIFEST
 from tats_core.pipeline.records import RunRecord, StageRecord
-from tats_core.pipeline.tracking import flat
+from tats_core.pipeline.tracking import flat, without_password
 from tats_core.report import graph, page, paper, tables
 from tats_core.report.curves import Series, chart, short
 from tats_core.report.page import Html, Mark, Section, Track
@@ -125,9 +124,7 @@ class _Stage:
 
 
 def _read(stage: StageRecord, record: RunRecord) -> _Stage:
-    folder = Path(stage.folder) if stage.folder else None
-    if folder is None and stage.key:  # it did not finish: what it left is in its work folder
-        folder = Path(record.home) / "stages" / f"{stage.kind}-{stage.key[:12]}.partial"
+    folder = following.folder(record, stage)
     if folder is None or not folder.is_dir():
         return _Stage(stage, None)
     read = _Stage(stage, folder)
@@ -579,7 +576,7 @@ def _environment_section(record: RunRecord) -> Section:
         ("started", moment(record.started)),
         ("ended", moment(record.finished) if record.finished else tables.DASH),
         ("git commit", record.git_commit or "not run from a checkout"),
-        ("MLflow", _without_password(record.tracking_uri or tables.DASH)),
+        ("MLflow", without_password(record.tracking_uri or tables.DASH)),
         ("MLflow run", record.tracking_run or tables.DASH),
     ]
     pairs += [(name, value) for name, value in found.items()]
@@ -589,8 +586,3 @@ def _environment_section(record: RunRecord) -> Section:
         page.code(command),
         page.key_values(pairs),
     )
-
-
-def _without_password(uri: str) -> str:
-    parts = urllib.parse.urlsplit(uri)
-    return uri if "@" not in parts.netloc else parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

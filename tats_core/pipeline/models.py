@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
-from tats_core import specs
 from tats_core.errors import SpecError, StoreError, WeightsError, did_you_mean
-from tats_core.pipeline import runner
+from tats_core.pipeline import finding
 from tats_core.pipeline.records import RunRecord, StageRecord
 from tats_core.training import weights
 
@@ -24,9 +23,9 @@ def find_model(run: str, home: Path, kind: ModelKind, stage: str | None = None) 
     """Return the folder of one trained model of `kind` (`model.safetensors` with `model.json`).
 
     Args:
-        run: a pipeline (its newest finished run), a run's id, a run's folder, or the folder of a model: a
-            stage's output or one that `tats export` made from it. Of a fine-tuned model, Hugging Face's
-            form (with `config.json` instead of `model.json`) will do.
+        run: a pipeline (its newest finished run), a run's id or its beginning, `latest`, a run's folder, or
+            the folder of a model: a stage's output or one that `tats export` made from it. Of a fine-tuned
+            model, Hugging Face's form (with `config.json` instead of `model.json`) will do.
         home: the project folder.
         stage: a stage's name, as in the file (`finetune`) or in full (`finetune[ssv2,scratch]`), where the
             run has several.
@@ -48,28 +47,7 @@ def find_one(
         if stage is not None:
             raise SpecError(f"--stage {stage}: {run} is a folder of one model; leave out --stage")
         return _in_folder(folder.absolute(), kinds)
-    return _of_run(find_run(run, home.absolute()), kinds, stage)
-
-
-def find_run(run: str, home: Path) -> RunRecord:
-    """Return the record of a run: of a pipeline the newest finished one, or a run's id or folder.
-
-    Raises:
-        SpecError: nothing is called `run`.
-        StoreError: the pipeline has not finished a run in `home`.
-    """
-    for folder in (Path(run).expanduser(), home / "runs" / run):
-        if (folder / "run.json").is_file():
-            return RunRecord.load(folder)
-    name = Path(run).stem if run.endswith((".yaml", ".yml")) else run
-    record = runner.newest_finished(home, name)
-    if record is not None:
-        return record
-    pipelines = specs.names("pipelines")
-    if name in pipelines:
-        raise StoreError(f"no finished run of '{name}' in {home}; make one with: tats run pipeline {name}")
-    known = [*pipelines, *(path.parent.name for path in home.glob("runs/*/run.json"))]
-    raise SpecError(f"'{run}' is no pipeline, no run in {home} and no folder{did_you_mean(run, known)}")
+    return _of_run(finding.find_finished(run, home.absolute()), kinds, stage)
 
 
 def _of_run(record: RunRecord, kinds: Sequence[ModelKind], stage: str | None) -> tuple[Path, ModelKind]:

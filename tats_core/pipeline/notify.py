@@ -33,6 +33,8 @@ SCHEMA = 1
 WEBHOOK_SECONDS = 10.0
 COMMAND_SECONDS = 60.0
 
+_VARIABLE = 10_000  # letters of a value in a command's environment
+
 
 class Hook(StrictModel):
     """What is told, and to whom: either a command or a webhook."""
@@ -130,17 +132,22 @@ def message(record: RunRecord, event: Event, stage: str, error: str | None) -> d
 
 def _call(command: str, message: Mapping[str, Any], body: bytes) -> None:
     names = ("event", "run", "pipeline", "status", "stage", "error")
-    environment = os.environ | {f"TATS_{name.upper()}": message[name] for name in names}
+    # A variable takes neither everything nor any length; the JSON has all of it.
+    said = {f"TATS_{name.upper()}": message[name].replace("\0", " ")[:_VARIABLE] for name in names}
+    environment = os.environ | said
     # Into a file, not a pipe: what the command leaves running would keep a pipe open.
     with tempfile.TemporaryFile() as printed:
-        process = subprocess.Popen(
-            ["/bin/sh", "-c", command],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=printed,
-            start_new_session=True,  # Ctrl-C is for the run
-        )
+        try:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", command],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=printed,
+                start_new_session=True,  # Ctrl-C is for the run
+            )
+        except OSError as error:
+            raise RunError(f"'{command}' cannot be started ({error.strerror})") from error
         try:
             process.communicate(body, timeout=COMMAND_SECONDS)
         except subprocess.TimeoutExpired as error:
@@ -150,8 +157,8 @@ def _call(command: str, message: Mapping[str, Any], body: bytes) -> None:
         if process.returncode != 0:
             printed.seek(0)
             last = printed.read().decode(errors="replace").strip().splitlines()[-1:]
-            said = f": {last[0]}" if last else ""
-            raise RunError(f"'{command}' ended with code {process.returncode}{said}")
+            why = f": {last[0]}" if last else ""
+            raise RunError(f"'{command}' ended with code {process.returncode}{why}")
 
 
 def _post(url: str, body: bytes) -> None:

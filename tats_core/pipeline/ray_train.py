@@ -20,9 +20,10 @@ import queue
 import secrets
 import sys
 import threading
+import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ from tats_core.training.events import EventLog
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.config import FailureConfig
+    from ray.train.v2.api.config import FailureConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from tats_core.training.world import World
@@ -53,6 +54,9 @@ _STARTED = threading.Lock()
 # One for this process: Ray keeps the first that it reads, also for the next cluster that it starts.
 _TOKEN = secrets.token_hex(32)
 _CONTROLLER_FAILURES = 2
+# How long a machine of a cluster that was taken away may stay away. Workers of a fixed number are started in
+# tries that wait a part of it each.
+_ROOM_SECONDS = 900
 
 # Without one of these a local cluster cannot work.
 _SERVERS = ("gcs_server", "raylet")
@@ -83,12 +87,15 @@ def fit(
     out: Path,
     max_failures: int,
     stop: threading.Event,
+    fewer: Sequence[int] = (),
 ) -> None:
     """Call `function(job, world, events, store)` in each of `workers` processes and wait for them.
 
     Args:
         entry: "module:function".
         job: plain values for the function.
+        fewer: numbers of workers that do as well where there is no room for all. When there is more room,
+            they start again from a new state, as many as then fit.
         name: of this training among those of the stage; one of the same name goes on from its newest state.
         out: the stage's work folder, shared by all machines: events, under `log/` what each worker prints,
             under `checkpoints/` the states to go on from.
@@ -104,7 +111,7 @@ def fit(
     out = out.absolute()
     for left in range(max_failures, -1, -1):
         try:
-            _fit(entry, job, workers, gpu, name, out, max_failures, stop)
+            _fit(entry, job, (*fewer, workers), gpu, name, out, max_failures, stop)
         except _HeadLost as error:
             if not left:
                 raise StageError(f"{error}; what the workers printed is in {out / 'log'}") from error
@@ -115,7 +122,7 @@ def fit(
 def _fit(
     entry: str,
     job: Mapping[str, Any],
-    workers: int,
+    sizes: tuple[int, ...],
     gpu: bool,
     name: str,
     out: Path,
@@ -124,7 +131,7 @@ def _fit(
 ) -> None:
     connect()
     head = _local_head()
-    _check_resources(workers, gpu)
+    _check_resources(min(sizes), gpu)
     outcomes = _Outcomes(out / "log")
     outcomes.clear()
     task = {
@@ -133,7 +140,7 @@ def _fit(
         "out": str(out),
         "checkpoints": str(out / CHECKPOINTS / name),
     }
-    trainer = _trainer(task, outcomes, workers=workers, gpu=gpu, storage=out / RAY, max_failures=max_failures)
+    trainer = _trainer(task, outcomes, sizes=sizes, gpu=gpu, storage=out / RAY, max_failures=max_failures)
     ended = threading.Event()
     watch = threading.Thread(target=_pass_on_stop, args=(stop, ended, outcomes), daemon=True)
     watch.start()
@@ -141,6 +148,8 @@ def _fit(
         _run(trainer, head)
     except ray.train.TrainingFailedError as error:
         outcomes.raise_failure()
+        if outcomes.stopped.exists():
+            raise Stopped from error
         raise StageError(f"{_reason(error)}; what the workers printed is in {out / 'log'}") from error
     finally:
         ended.set()
@@ -171,7 +180,8 @@ def connect() -> None:
             Config.initialize("")  # Ray read its environment when it was imported
         _in_a_thread_that_stays(
             lambda: ray.init(
-                address=address,
+                # "local": else it would join whatever cluster someone else has started on this machine.
+                address=address or "local",
                 include_dashboard=None if address else False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -217,7 +227,9 @@ def _environment() -> dict[str, str]:
         # Ray would run its workers at niceness 15: beside any busy process, a start took minutes.
         "RAY_worker_niceness": "0",
     }
-    if not os.environ.get("RAY_ADDRESS"):
+    if os.environ.get("RAY_ADDRESS"):
+        wanted["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_ROOM_SECONDS // (_CONTROLLER_FAILURES + 1))
+    else:
         # One process less for each training. On this machine nobody announces a preemption.
         wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     return {name: value for name, value in wanted.items() if name not in os.environ}
@@ -290,22 +302,28 @@ def _trainer(
     task: dict[str, Any],
     outcomes: _Outcomes,
     *,
-    workers: int,
+    sizes: tuple[int, ...],
     gpu: bool,
     storage: Path,
     max_failures: int,
 ) -> TorchTrainer:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchConfig
+    from ray.train.v2.api.config import ScalingConfig
 
-    fitter = _fitter(outcomes)
+    scaling = ScalingConfig(
+        num_workers=max(sizes) if len(sizes) == 1 else (min(sizes), max(sizes)),
+        elastic_resize_monitor_interval_s=0,  # `_elastic` decides when
+        use_gpu=gpu,
+        resources_per_worker={"GPU": 1} if gpu else {"CPU": 1},
+    )
+    policy = None if len(sizes) == 1 else _elastic(scaling, sizes, Path(task["checkpoints"]), outcomes)
+    fitter = _fitter(outcomes, policy)
     return fitter(
         _work,
         train_loop_config=task,
         torch_config=TorchConfig(backend="nccl") if gpu else Gloo(),  # type: ignore[arg-type]
-        scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=gpu, resources_per_worker={"GPU": 1} if gpu else {"CPU": 1}
-        ),
+        scaling_config=scaling,
         run_config=RunConfig(
             # A name that Ray has seen before it would resume by its own records; ours are in `checkpoints/`.
             name=uuid.uuid4().hex[:12],
@@ -318,8 +336,58 @@ def _trainer(
     )
 
 
-def _fitter(outcomes: _Outcomes) -> type[TorchTrainer]:
-    """Return Ray's trainer with our rule for failures, and on this machine without two processes.
+def _elastic(scaling: ScalingConfig, sizes: tuple[int, ...], checkpoints: Path, outcomes: _Outcomes) -> Any:
+    """Return Ray's policy of taking as many workers as there is room for, with rules of ours.
+
+    There are only as many as share the step evenly. Those that run are given up for more, or for others, only
+    just after a state was kept: what was done since would be done again. The wait for room has an end, and
+    heeds the wish to stop.
+    """
+    # Imported here: it would bring Ray Data into each worker.
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
+
+    def newest() -> str | None:
+        return max((path.name for path in checkpoints.glob("step-*") if not path.suffix), default=None)
+
+    class Elastic(ElasticScalingPolicy):
+        def __init__(self) -> None:
+            super().__init__(scaling)
+            self.kept = newest()
+            self.waits_since: float | None = None
+
+        def _count_possible_workers(self, reserved_resources: Any) -> int:
+            # Ray looks at its machines every twenty seconds: a dead one may still be among them.
+            alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+            there = super()._count_possible_workers(
+                {node: held for node, held in reserved_resources.items() if node in alive}
+            )
+            return max((size for size in sizes if size <= there), default=0)
+
+        def make_decision_for_non_running_worker_group(self) -> Any:
+            decision = super().make_decision_for_non_running_worker_group()
+            if not isinstance(decision, NoopDecision):
+                self.waits_since = None
+                return decision
+            self.waits_since = self.waits_since or time.monotonic()
+            if outcomes.please_stop.exists():
+                outcomes.stopped.touch()
+                raise TimeoutError("stopped")
+            if time.monotonic() - self.waits_since > _ROOM_SECONDS:
+                minutes = _ROOM_SECONDS // 60
+                raise TimeoutError(f"there was no room for {min(sizes)} workers for {minutes} minutes")
+            return decision
+
+        def make_decision_for_running_worker_group(self, *state: Any) -> Any:
+            before, self.kept = self.kept, newest()
+            if self.kept == before:
+                return NoopDecision()
+            return super().make_decision_for_running_worker_group(*state)
+
+    return Elastic()
+
+
+def _fitter(outcomes: _Outcomes, scaling_policy: Any) -> type[TorchTrainer]:
+    """Return Ray's trainer with our rules for failures and sizes, and on this machine without two processes.
 
     One frees what a dead controller held, for the others of a shared cluster: a local Ray ends with us.
     The other serves Ray datasets: we have none. Each costs the start of a Python process.
@@ -339,8 +407,10 @@ def _fitter(outcomes: _Outcomes) -> type[TorchTrainer]:
             return [one for one in super()._create_default_callbacks() if not isinstance(one, unneeded)]
 
         def _initialize_and_run_controller(self, **parts: Any) -> Any:
-            policy = ReplaceLost(self.run_config.failure_config, outcomes)
-            return super()._initialize_and_run_controller(**{**parts, "failure_policy": policy})
+            parts["failure_policy"] = ReplaceLost(self.run_config.failure_config, outcomes)
+            if scaling_policy is not None:
+                parts["scaling_policy"] = scaling_policy
+            return super()._initialize_and_run_controller(**parts)
 
     return Fitter
 
@@ -528,7 +598,11 @@ def _alone(lock: Path) -> Iterator[None]:
     for a moment, and would write into the same files.
     """
     with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waits until this worker's process of an earlier attempt has ended", flush=True)  # noqa: T201
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -91,6 +91,10 @@ class StageRecord:
     tracking_run: str | None = None
     digest: str | None = None
     """Of its output, as this run left or found it."""
+    said_from: int = 0
+    """Bytes of the stage's event file that earlier runs had written when this one began to work on it."""
+    said_to: int | None = None
+    """And where its own events end; None while they do not, or where it did no work."""
 
     @property
     def done(self) -> bool:

@@ -16,13 +16,13 @@ import time
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from tats_core.errors import ResourceError, StoreError, TatsError
 from tats_core.machine import available_cpus
-from tats_core.pipeline import environment, finding, html_report
+from tats_core.pipeline import environment, html_report
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import plan as plans
 from tats_core.pipeline.cache import StageStore, make_folder
@@ -45,7 +45,6 @@ __all__ = [
     "RunUI",
     "SilentUI",
     "StageRecord",
-    "newest_finished",
     "plan",
     "run",
 ]
@@ -156,19 +155,13 @@ def run(
         record.id = host.run_id
     try:
         return _Run(decider, record, todo, free, on_error, ui or SilentUI(), host).execute()
+    except BrokenPipeError:
+        raise  # who read what is printed has left; the storage is whole
     except OSError as error:
         raise StoreError(
             f"{error.filename or home}: cannot be used ({error.strerror or error}); mend the storage or set "
             "TATS_HOME to a folder you can write to, and run again: what is done is kept"
         ) from error
-
-
-def newest_finished(home: Path, pipeline_name: str) -> RunRecord | None:
-    """Return the record of the newest run of this pipeline that finished with all its stages, or None."""
-    for record in finding.records(home, pipeline_name):
-        if record.status == "finished" and all(stage.done for stage in record.stages.values()):
-            return record
-    return None
 
 
 def _decider(
@@ -203,7 +196,9 @@ def _check_before_start(graph: Graph, todo: Plan, home: Path) -> _Resources:
             ("GPU", one.kind.gpus(one.config), there.gpus),
         ):
             if needed > has:
-                fewer = f"ask for fewer workers (--set {one.stage}.workers={has}) or " if has else ""
+                keys = ("workers", "test_workers", f"{name.lower()}s")
+                key = next((key for key in keys if key in type(one.config).model_fields), None)
+                fewer = f"ask for fewer (--set {one.stage}.{key}={has}) or " if has and key else ""
                 raise ResourceError(
                     f"{one.name} needs {needed} {name}s, but there are {has}; {fewer}use a larger machine"
                 )
@@ -220,7 +215,8 @@ def _capacity(wants_gpu: bool) -> _Resources:
 
 def _new_record(pipeline: Pipeline, home: Path, todo: Plan, only: Sequence[str]) -> RunRecord:
     now = time.time()
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now)) + f"{int(now * 1000) % 1000:03d}"
+    # In UTC: ids sort by time, whatever the zones of the machines that share a project folder.
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now)) + f"{int(now * 1000) % 1000:03d}"
     stages = {
         item.name: StageRecord(
             item.name, item.stage, item.kind, dict(item.axes), list(item.needs), key=item.key
@@ -261,6 +257,7 @@ class _Run:
         self.graph = decider.graph
         self.record = record
         self.todo = todo
+        self.there = replace(free)
         self.free = free
         self.on_error = on_error
         self.ui = ui
@@ -341,17 +338,14 @@ class _Run:
             return
         if self._halted():
             return
-        cpus, gpus = one.kind.cpus(one.config), one.kind.gpus(one.config)
+        needed = self._wanted(one)
         same = any(work.decision.folder == decision.folder for work in self.running.values())
         if same:
             return  # its output will be this one's too
         self.decisions[one.name] = decision
-        if cpus > self.free.cpus or gpus > self.free.gpus:
+        if needed.cpus > self.free.cpus or needed.gpus > self.free.gpus:
             return
         stage.status, stage.started, stage.attempts = "running", self._now(), 1
-        self.record.save()
-        self.ui.stage_started(one.name)
-        self._track(one, decision)
         work = StageWork(
             one,
             decision,
@@ -363,16 +357,28 @@ class _Run:
             answers=self.answers,
             launch=self.launch,
         )
+        stage.said_from = work.said_before
+        self.record.save()
+        self.ui.stage_started(one.name)
+        self._track(one, decision)
         self.running[one.name] = work
         self._occupy(work)
         work.start()
 
     def _occupy(self, work: StageWork) -> None:
-        self.held[work.name] = _Resources(
-            work.instance.kind.cpus(work.instance.config), work.instance.kind.gpus(work.instance.config)
-        )
+        self.held[work.name] = self._wanted(work.instance)
         self.free.cpus -= self.held[work.name].cpus
         self.free.gpus -= self.held[work.name].gpus
+
+    def _wanted(self, one: Instance) -> _Resources:
+        """What a stage keeps busy: all that it can use, or all there is."""
+        spare = one.kind.spare(one.config)
+
+        def taken(least: int, there: int) -> int:
+            return max(least, min(least + spare, there)) if least else 0
+
+        cpus, gpus = one.kind.cpus(one.config), one.kind.gpus(one.config)
+        return _Resources(taken(cpus, self.there.cpus), taken(gpus, self.there.gpus))
 
     def _release(self, work: StageWork) -> None:
         """Give back what the stage holds; while it waits for another process, it holds nothing."""
@@ -399,8 +405,11 @@ class _Run:
     # --- following -----------------------------------------------------------------------------------
 
     def _read_events(self, work: StageWork) -> None:
+        events = work.events
+        if events is None:
+            return
         try:
-            for offset, event in read_events(work.events, work.offset):
+            for offset, event in read_events(events, work.offset):
                 work.offset = offset
                 self.tracker.event(work.name, event)
                 # What an earlier run said is for the curves; the person has seen it.
@@ -445,6 +454,7 @@ class _Run:
     def _ended(self, answer: Answer, status: Literal["finished", "cached", "failed", "stopped"]) -> None:
         work, stage = self.running[answer.name], self.record.stages[answer.name]
         self._read_events(work)
+        stage.said_to = work.offset
         del self.running[answer.name]
         self._release(work)
         stage.finished = self._now()
@@ -556,8 +566,10 @@ class _Run:
         record.status = ended
         record.error = f"{type(error).__name__}: {error}".removesuffix(": ")
         record.finished = self._now()
-        for name in self.running:
-            record.stages[name].status, record.stages[name].finished = record.status, record.finished
+        for name, work in self.running.items():
+            stage = record.stages[name]
+            stage.status, stage.finished, stage.said_to = record.status, record.finished, work.offset
+            stage.seconds = record.finished - (stage.started or record.finished)
         with suppress(OSError):  # a full disk: this error, and no later one, is what to tell
             record.save()
         self.notifier.tell(ended, error=record.error)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import queue
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tats_core.errors import RunError, Stopped, StoreError, TatsError
-from tats_core.pipeline.cache import StageStore
+from tats_core.pipeline import code
+from tats_core.pipeline.cache import StageKey, StageStore, without
 from tats_core.pipeline.graph import Instance
 from tats_core.pipeline.plan import Decision
 from tats_core.pipeline.stages.base import Fit, Input, StageContext
+from tats_core.specs import StrictModel
 from tats_core.training.events import EventLog
 
 Launch = Callable[..., None]
@@ -66,10 +68,14 @@ class StageWork(threading.Thread):
         self._launch = launch
         self._fresh = decision.fresh
         self._waited = False
+        self._heard = False
+        """The event file is this attempt's, one it goes on with, or of another process that it waits for."""
 
     @property
-    def events(self) -> Path:
-        """The stage's event file, wherever its folder is now."""
+    def events(self) -> Path | None:
+        """The stage's event file, wherever its folder is; None while what is there will be replaced."""
+        if not self._heard:
+            return None
         return self._store.current(self.decision.folder) / "events.jsonl"
 
     def run(self) -> None:
@@ -93,19 +99,27 @@ class StageWork(threading.Thread):
         except OSError as error:
             text = f"{error.filename or self._home}: {error.strerror or error}"
             return Answer(self.name, "failed", str(StoreError(text))), False
-        except Exception as error:  # noqa: BLE001 (a bug of ours: the main thread shall not wait for ever)
+        except BaseException as error:  # noqa: BLE001 (a bug, or an exit: the main thread shall not wait for ever)
             return Answer(self.name, "failed", self._keep_traceback(error)), False
 
     def _work(self) -> Answer:
         folder, key = self.decision.folder, self.decision.key
         forced = self._fresh or self._store.unfinished(folder) == "forced"
         if (self._waited or not forced) and self._store.fault(folder, key) is None:
+            self._heard = True
             return Answer(self.name, "cached")  # another process made it since it was decided to run
         if self._waited:
             self._waited = False
             self._answers.put(Answer(self.name, "works"))
+        edited = code.changed(key.components["code"])
+        if edited:  # its output would stand under the key of the code as it was
+            raise TatsError(
+                f"the code of {', '.join(edited)} was changed since this run began; start it again: "
+                "what is done is kept"
+            )
         partial = self._store.begin(folder, fresh=self._fresh)
         self._fresh = False  # a retry goes on
+        self._heard = True
         context = StageContext(
             name=self.instance.name,
             axes=self.instance.axes,
@@ -117,16 +131,30 @@ class StageWork(threading.Thread):
             events=EventLog(partial / "events.jsonl"),
             fit=self._fit(partial),
             stop=self._asked_to_stop,
+            output_of=(lambda config: None) if forced else self._output_of,
         )
         self.instance.kind.run(self.instance.config, context)
         self._store.commit(partial, folder, key, self._origin, self.instance.kind.identities(partial))
         return Answer(self.name, "finished")
 
+    def _output_of(self, config: StrictModel) -> Path | None:
+        kind = self.instance.kind
+        known = without(config.model_dump(mode="json"), kind.key_excludes)
+        key = StageKey({**self.decision.key.components, "config": known})
+        folder = self._store.folder(kind.name, key)
+        return folder if self._store.fault(folder, key) is None else None
+
     def _fit(self, out: Path) -> Fit:
         calls = 0
 
         def fit(
-            entry: str, job: Mapping[str, Any], *, workers: int, gpu: bool = False, max_failures: int = 2
+            entry: str,
+            job: Mapping[str, Any],
+            *,
+            workers: int,
+            fewer: Sequence[int] = (),
+            gpu: bool = False,
+            max_failures: int = 2,
         ) -> None:
             nonlocal calls
             calls += 1
@@ -140,6 +168,7 @@ class StageWork(threading.Thread):
                 entry,
                 job,
                 workers=workers,
+                **({"fewer": fewer} if fewer else {}),
                 gpu=gpu,
                 name=f"fit-{calls}",
                 out=out,
@@ -154,14 +183,19 @@ class StageWork(threading.Thread):
             raise Stopped
         if not self._waited:
             self._waited = True
+            self._heard = not self._fresh
             text = f"waits for process {process}, which is making the same output"
             self._answers.put(Answer(self.name, "waits", text))
 
-    def _keep_traceback(self, error: Exception) -> str:
+    def _keep_traceback(self, error: BaseException) -> str:
         path = self._store.partial(self.decision.folder) / "log" / "traceback.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        return f"{type(error).__name__}: {error} (a bug; the traceback is in {path})"
+        said = f"{type(error).__name__}: {error} (a bug; "
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        except OSError as trouble:
+            return f"{said}its traceback cannot be written to {path}: {trouble.strerror})"
+        return f"{said}the traceback is in {path})"
 
 
 def _size(path: Path) -> int:

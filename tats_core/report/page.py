@@ -201,13 +201,33 @@ def figure(content: Html, caption: Any = "") -> Html:
     return Html(f"<figure>{content}{said}</figure>")
 
 
-def picture(data: bytes, alt: str, size: tuple[int, int], form: str = "png") -> Html:
-    """Return an image that the page carries itself; `size` is width and height in pixels."""
+def picture(
+    data: bytes, alt: str, size: tuple[int, int], form: str = "png", *, dark: bytes | None = None
+) -> Html:
+    """Return an image that the page carries itself.
+
+    Args:
+        size: width and height in pixels.
+        dark: the same for readers who like dark pages.
+    """
     width, height = size
-    return Html(
+    shown = Html(
         f'<img alt="{text(alt)}" width="{width}" height="{height}" loading="lazy" '
-        f'src="data:image/{form};base64,{base64.b64encode(data).decode()}">'
+        f'src="{_carried(data, form)}">'
     )
+    if dark is None:
+        return shown
+    media = "screen and (prefers-color-scheme:dark)"
+    return Html(f'<picture><source media="{media}" srcset="{_carried(dark, form)}">{shown}</picture>')
+
+
+def _carried(data: bytes, form: str) -> str:
+    return f"data:image/{form};base64,{base64.b64encode(data).decode()}"
+
+
+def size_of_png(data: bytes) -> tuple[int, int]:
+    """Return the width and height of a PNG in pixels."""
+    return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
 
 
 def strip(figures: Iterable[Html], label: str) -> Html:

@@ -5,6 +5,8 @@ Plain values in, text out. A trial is a mapping with `point`, `seed`, `status` a
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,9 +14,12 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from tats_core.report.paper import escaped
 from tats_core.report.tables import DASH
 
 Trial = Mapping[str, Any]
+Column = tuple[str, str, int]
+"""Metric, heading, digits."""
 
 # 97.5% quantiles of Student's t by degrees of freedom; beyond 30 the next lower one is on the safe side.
 _T = (
@@ -55,6 +60,11 @@ class Row:
     values: Mapping[str, Estimate]
     gains: Mapping[str, Estimate]
     trials: int
+
+    @property
+    def seeds(self) -> int:
+        """How many finished trials its means are of."""
+        return max((one.seeds for one in self.values.values()), default=0)
 
 
 def rows(trials: Sequence[Trial], metrics: Sequence[str], baseline: Mapping[str, Any]) -> list[Row]:
@@ -110,6 +120,15 @@ def _by_seed(trials: Sequence[Trial], key: str) -> dict[Any, float]:
     }
 
 
+def ranked(table: Sequence[Row], metric: str, mode: str) -> list[Row]:
+    """Return the rows by their mean of `metric`, the best first, those without one last."""
+    sign = -1 if mode == "max" else 1
+    known = sorted(
+        (row for row in table if metric in row.values), key=lambda row: sign * row.values[metric].mean
+    )
+    return known + [row for row in table if metric not in row.values]
+
+
 def best(table: Sequence[Row], metric: str, mode: str) -> Row | None:
     """Return the row with the best mean of `metric`."""
     known = [row for row in table if metric in row.values]
@@ -130,27 +149,15 @@ def short(keys: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def text(table: Sequence[Row], columns: Sequence[tuple[str, str, int]], compared: str | None) -> str:
+def text(table: Sequence[Row], columns: Sequence[Column], compared: str | None) -> str:
     """Return the table for a terminal.
 
     Args:
         columns: metric, heading, digits.
         compared: the metric whose gain on the baseline is shown.
     """
-    keys = list(dict.fromkeys(key for row in table for key in row.point))
-    names = short(keys)
-    gaining = compared is not None and any(compared in row.gains for row in table)
-    head = [*(names[key] for key in keys), "seeds", *(title for _, title, _ in columns)]
-    lines = [head + ([f"{_title(columns, compared)} − baseline"] if gaining else [])]
-    for row in table:
-        cells = [_shown(row.point.get(key)) for key in keys]
-        cells.append(str(max((one.seeds for one in row.values.values()), default=0)))
-        cells += [row.values[key].text(digits) if key in row.values else DASH for key, _, digits in columns]
-        if gaining and compared is not None:
-            digits = next(digits for key, _, digits in columns if key == compared)
-            cells.append(row.gains[compared].text(digits, "+") if compared in row.gains else DASH)
-        lines.append(cells)
-    widths = [max(len(line[place]) for line in lines) for place in range(len(head) + gaining)]
+    lines = cells(table, columns, compared)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     shown = [
         "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
@@ -158,11 +165,95 @@ def text(table: Sequence[Row], columns: Sequence[tuple[str, str, int]], compared
     return "\n".join([shown[0], "  ".join("─" * width for width in widths), *shown[1:]])
 
 
-def _title(columns: Sequence[tuple[str, str, int]], key: str | None) -> str:
+def cells(table: Sequence[Row], columns: Sequence[Column], compared: str | None) -> list[list[str]]:
+    """Return the table as lines of words, the headings first: keys, seeds, metrics, gain."""
+    keys = keys_of(table)
+    names = short(keys)
+    gaining = compared is not None and any(compared in row.gains for row in table)
+    head = [*(names[key] for key in keys), "seeds", *(title for _, title, _ in columns)]
+    lines = [head + ([f"{_title(columns, compared)} − baseline"] if gaining else [])]
+    for row in table:
+        line = [value_text(row.point.get(key)) for key in keys]
+        line.append(str(row.seeds))
+        line += [row.values[key].text(digits) if key in row.values else DASH for key, _, digits in columns]
+        if gaining and compared is not None:
+            digits = next(digits for key, _, digits in columns if key == compared)
+            line.append(row.gains[compared].text(digits, "+") if compared in row.gains else DASH)
+        lines.append(line)
+    return lines
+
+
+def keys_of(table: Sequence[Row]) -> list[str]:
+    """Return the keys that any of the points has."""
+    return list(dict.fromkeys(key for row in table for key in row.point))
+
+
+def markdown(table: Sequence[Row], columns: Sequence[Column], compared: str | None) -> str:
+    """Return the table as GitHub Markdown."""
+    head, *lines = cells(table, columns, compared)
+    words = len(keys_of(table))
+    rule = "|" + "---|" * words + "---:|" * (len(head) - words)
+    return "\n".join([_piped(head), rule, *map(_piped, lines)]) + "\n"
+
+
+def _piped(line: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
+
+
+def comma_separated(table: Sequence[Row], columns: Sequence[Column]) -> str:
+    """Return the table as CSV, unrounded; what was not measured is an empty field.
+
+    Of each metric: its mean, half its interval, and the same of its gain on the baseline.
+    """
+    keys = keys_of(table)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    parts = ("", ".half", ".gain", ".gain_half")
+    writer.writerow([*keys, "seeds", *(name + part for name, _, _ in columns for part in parts)])
+    for row in table:
+        line = [*(row.point.get(key, "") for key in keys), row.seeds]
+        for name, _, _ in columns:
+            for one in (row.values.get(name), row.gains.get(name)):
+                line += ["", ""] if one is None else [one.mean, "" if one.half is None else one.half]
+        writer.writerow(line)
+    return out.getvalue()
+
+
+def latex(
+    table: Sequence[Row], columns: Sequence[Column], compared: str | None, *, name: str, caption: str
+) -> str:
+    r"""Return a floating table for a paper; it needs `\usepackage{booktabs}` and nothing else."""
+    head, *lines = cells(table, columns, compared)
+    form = "l" * len(keys_of(table)) + "r" * (len(head) - len(keys_of(table)))
+    body = "\n".join("    " + " & ".join(map(_latex_cell, line)) + " \\\\" for line in lines)
+    return (
+        "% needs \\usepackage{booktabs}\n"
+        "\\begin{table}[t]\n"
+        "  \\centering\n"
+        f"  \\caption{{{escaped(caption)} Means over seeds, $\\pm$ half their 95\\% interval.}}\n"
+        f"  \\label{{tab:{''.join(letter if letter.isalnum() else '-' for letter in name)}}}\n"
+        "  \\small\n"
+        f"  \\begin{{tabular}}{{{form}}}\n"
+        "    \\toprule\n"
+        f"    {' & '.join(map(_latex_cell, head))} \\\\\n"
+        "    \\midrule\n"
+        f"{body}\n"
+        "    \\bottomrule\n"
+        "  \\end{tabular}\n"
+        "\\end{table}\n"
+    )
+
+
+def _latex_cell(words: str) -> str:
+    return escaped(words).replace("±", "$\\pm$").replace("−", "$-$")
+
+
+def _title(columns: Sequence[Column], key: str | None) -> str:
     return next(title for name, title, _ in columns if name == key)
 
 
-def _shown(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """Return a value of a key as the table shows it."""
     if value is None:
         return DASH
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -34,7 +34,12 @@ class SamplerConfig(StrictModel):
     mask_ratio: float = Field(0.95, gt=0, lt=1, description="rho; K = max(1, round((1 - rho) N)) are visible")
     network: TATSConfig = Field(default_factory=TATSConfig, description="size and form, for tats")
     ppo: PPOConfig = Field(default_factory=PPOConfig, description="how tats learns")
-    objective_weight: float = Field(1e-4, gt=0, description="weight of AdaMAE's sampling loss, for adaptive")
+    objective_weight: float = Field(
+        1e-4,
+        gt=0,
+        description="weight of AdaMAE's sampling loss, for adaptive, whose error is that of ppo.error_space "
+        "(AdaMAE's own: normalized)",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -71,7 +71,7 @@ class Sampler(nn.Module, ABC):
         self.set_mask_ratio(mask_ratio)
 
     def set_mask_ratio(self, mask_ratio: float) -> None:
-        """Change the ratio from the next draw on (a schedule may raise it during training)."""
+        """Change the ratio from the next draw on."""
         self.visible = visible_count(self.tokens, mask_ratio)
         if self.visible >= self.tokens:
             raise SpecError(

@@ -7,7 +7,7 @@ say which token earned what (`credit`):
   ``A_i = R_i - V``, the ratio ``pi_new(i) / pi_old(i)``: what was hard to reconstruct becomes likelier to
   be visible next time (AdaMAE's idea under PPO).
 * ``sequence``: the K picks are the actions, each with its exact Plackett-Luce conditional; all share the
-  clip's advantage, its mean error against the critic's value.
+  clip's advantage, how far its mean error lies below what the critic expects.
 
 The critic's value is the clip's (the mean of its per-token outputs). A per-token baseline
 (``baseline="token"``) would be the reward's own prediction: once it is right, the advantage of every token
@@ -52,7 +52,7 @@ class PPOConfig(StrictModel):
     rollout_length: int = Field(1, ge=1, description="iterations of joint training between two updates")
     epochs: int = Field(1, ge=1, description="passes over the rollout memory")
     minibatches: int = Field(1, ge=1, description="parts of the memory, each one optimiser step")
-    kl_stop: float | None = Field(0.05, gt=0, description="approximate KL that ends an update early")
+    kl_stop: float | None = Field(0.05, gt=0, description="KL(old || new) that ends an update early, nats")
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,17 @@ def ppo_loss(new: Policy, transition: Transition, config: PPOConfig, entropy_wei
     rollout, reward_BM = transition.rollout, transition.reward_BM
     old = rollout.policy
     assert old is not None
+    new_log_BN, old_log_BN = new.log_probs_BN, old.log_probs_BN
     if config.credit == "masked_token":
-        new_log_BA = new.log_probs_BN.gather(1, rollout.masked_BM)
-        old_log_BA = old.log_probs_BN.gather(1, rollout.masked_BM)
+        new_log_BA = new_log_BN.gather(1, rollout.masked_BM)
+        old_log_BA = old_log_BN.gather(1, rollout.masked_BM)
         return_BX = reward_BM
     else:
         new_log_BA = ordered_log_probs(new.logits_BN, rollout.visible_BK)
         old_log_BA = ordered_log_probs(old.logits_BN, rollout.visible_BK)
-        return_BX = reward_BM.mean(1, keepdim=True)
+        # A pick earns what it spares the clip: rewarded with the error itself, the sampler would hide what is
+        # hard, the opposite of the other credit.
+        return_BX = -reward_BM.mean(1, keepdim=True)
     if config.baseline == "token" and config.credit == "masked_token":
         value_BX = new.value_BN.gather(1, rollout.masked_BM)
         old_value_BX = old.value_BN.gather(1, rollout.masked_BM)
@@ -121,24 +124,23 @@ def ppo_loss(new: Policy, transition: Transition, config: PPOConfig, entropy_wei
     target_BX = return_BX if value_BX.shape == return_BX.shape else return_BX.mean(1, keepdim=True)
     advantage_BX = return_BX - old_value_BX
 
-    log_ratio_BA = new_log_BA - old_log_BA
-    ratio_BA = log_ratio_BA.exp()
+    ratio_BA = (new_log_BA - old_log_BA).exp()
     policy_loss = -surrogate(ratio_BA, advantage_BX.expand_as(ratio_BA), config.clip).mean()
     critic_loss = value_loss(value_BX, old_value_BX, target_BX, config.value_clip)
     entropy_share = new.entropy_B.mean() / math.log(rollout.tokens)
     total = policy_loss + config.value_weight * critic_loss - entropy_weight * entropy_share
     with torch.no_grad():
-        unexplained = (target_BX - value_BX).var(correction=0) / target_BX.var(correction=0).clamp_min(1e-12)
+        variance, left = (x_BX.var(correction=0) for x_BX in (target_BX, target_BX - value_BX))
         parts = {
             "policy_loss": policy_loss,
             "value_loss": critic_loss,
             "entropy_share": entropy_share,
-            # k3 of Schulman's "Approximating KL divergence": unbiased and never negative.
-            "kl": (ratio_BA - 1 - log_ratio_BA).mean(),
+            # Exact, since all of both policies is at hand. The masked tokens are no sample of the old one.
+            "kl": (old_log_BN.exp() * (old_log_BN - new_log_BN)).sum(1).mean(),
             "clip_fraction": ((ratio_BA - 1).abs() > config.clip).float().mean(),
             "ratio_max": ratio_BA.max(),
             "ratio_min": ratio_BA.min(),
-            "explained_variance": 1 - unexplained,
+            "explained_variance": (variance - left) / variance.clamp_min(1e-12),
             "advantage_std": advantage_BX.std(correction=0),
         }
     return Loss(total, {name: part.detach() for name, part in parts.items()})

@@ -1,7 +1,8 @@
 """Runs the trials of a sweep side by side on Ray Tune; one code path for a first run and a resume.
 
 What has ended is kept by trial (`trial.json`), so a resume gives Tune only the trials that are left; one that
-was cut off goes on from its stages' outputs and checkpoints. Tune's own records are scratch.
+was cut off goes on from its stages' outputs and checkpoints, before all others. What the scheduler decided is
+kept too (`decisions.jsonl`). Tune's own records are scratch.
 
 A trial of one-worker CPU stages takes one CPU and trains in a process forked by `alone`; any other takes next
 to nothing itself, and the Ray Train workers that it starts take what they need.
@@ -17,7 +18,6 @@ import shutil
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,13 +26,15 @@ from typing import Any, Protocol
 from tats_core.errors import ResourceError, RunError, SpecError, StoreError
 from tats_core.files import write_json
 from tats_core.machine import available_cpus
+from tats_core.pipeline import environment, ray_train, runner
 from tats_core.pipeline import graph as graphs
-from tats_core.pipeline import ray_train, runner
 from tats_core.pipeline.cache import make_folder
 from tats_core.pipeline.records import RunRecord, RunUI, StageRecord
 from tats_core.pipeline.tracking import Tracker
-from tats_core.sweep import alone, trial
+from tats_core.sweep import alone, page, search, spec, summary, trial
+from tats_core.sweep.halving import Decision, Decisions
 from tats_core.sweep.spec import Sweep, Trial, differences
+from tats_core.sweep.summary import Summary
 from tats_core.sweep.trial import Ended, Row
 
 _TRIES = 2  # a trial whose process was killed is started so often again
@@ -59,7 +61,7 @@ class Progress:
     total: int
     slots: int
     began: float
-    """Seconds since the epoch: Ray is up and the common stages are there."""
+    """Seconds since the epoch: the common stages are there, and Ray is up with the first trial's process."""
     running: dict[str, Trial] = field(default_factory=dict)
     rows: dict[str, Row] = field(default_factory=dict)
     """The newest row of each running trial."""
@@ -77,12 +79,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a sweep ended. `busy` is the share of the slots' time that was spent inside training steps."""
+    """How a sweep ended."""
 
     folder: Path
-    trials: list[Ended]
+    summary: Summary
     stopped: bool
-    busy: float | None
+    before: int = 0
+    """Trials that had ended before a resume."""
+
+    @property
+    def trials(self) -> list[Ended]:
+        """The trials that have ended."""
+        return self.summary.trials
 
 
 def slots(sweep: Sweep) -> tuple[int, bool]:
@@ -110,18 +118,6 @@ def slots(sweep: Sweep) -> tuple[int, bool]:
 
 def _cluster() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
-
-
-def newest(home: Path, name: str) -> Path | None:
-    """Return the folder of the newest run of this sweep, or None."""
-    found = sorted((home / "runs").glob(f"{name}-*/sweep.json"), key=lambda one: one.stat().st_ctime)
-    return found[-1].parent if found else None
-
-
-def results(folder: Path) -> list[Ended]:
-    """Return what has ended in a sweep's folder."""
-    ended = [Ended.load(one) for one in sorted((folder / "trials").glob("*"))]
-    return [one for one in ended if one is not None]
 
 
 def check_same(sweep: Sweep, folder: Path) -> None:
@@ -153,27 +149,37 @@ def run(sweep: Sweep, home: Path, *, resume: bool, ui: SweepUI, stage_ui: RunUI 
     """
     home = home.absolute()
     make_folder(home)
-    width, in_process = slots(sweep)
-    if sweep.searcher.kind == "optuna":
-        raise SpecError(f"{sweep.where}: searcher.kind: optuna is not built yet; use grid or random")
-    folder = newest(home, sweep.name) if resume else None
+    folder = trial.newest(home, sweep.name) if resume else None
     if resume and folder is None:
         raise RunError(f"no sweep '{sweep.name}' in {home} to resume; leave out --resume")
+    if folder is not None:
+        check_same(sweep, folder)
+        trials = trial.results(folder)
+        if _whole(search.Points(sweep, folder), {one.id: one for one in trials}):
+            whole = Summary.of(sweep, trials, summary.busy_of(folder))
+            whole.write(folder)  # a kill may have come between the last trial and this
+            page.write(whole, folder)
+            return Outcome(folder, whole, False, before=len(trials))
+    width, in_process = slots(sweep)
     if folder is None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         folder = (
             home / "runs" / f"{sweep.name}-{stamp}{int(time.time() * 1000) % 1000:03d}-{secrets.token_hex(2)}"
         )
         write_json(folder / "sweep.json", sweep.identity())
-    else:
-        check_same(sweep, folder)
+        spec.save(sweep, folder)
     ray_train.connect()
     if sweep.common and not _common(sweep, home, stage_ui):
-        return Outcome(folder, results(folder), True, None)
+        return Outcome(folder, Summary.of(sweep, trial.results(folder), None), True)
     progress = Progress(sweep.count, width, time.time())
-    progress.ended = {one.id: one for one in results(folder)}
+    progress.ended = {one.id: one for one in trial.results(folder)}
     progress.before = len(progress.ended)
     return _Tuned(sweep, home, folder, progress, in_process, ui).execute()
+
+
+def _whole(points: search.Points, ended: Mapping[str, Ended]) -> bool:
+    """Tell whether nothing is left to try."""
+    return all(one.id in ended for one in points.trials()) and not points.ask(ended)
 
 
 def _common(sweep: Sweep, home: Path, ui: RunUI | None) -> bool:
@@ -197,22 +203,18 @@ class _Tuned:
     ) -> None:
         self.sweep, self.home, self.folder, self.progress, self.ui = sweep, home, folder, progress, ui
         self.in_process = in_process
-        everything = [one for point in sweep.points() for one in sweep.trials_of(point)]
-        self.trials = {one.id: one for one in everything}
-        self.progress.total = len(self.trials)
-        self.waiting = [one for one in self.trials.values() if one.id not in progress.ended]
+        self.points = search.Points(sweep, folder)
+        self.trials = {one.id: one for one in self.points.trials()}
+        begun = {one.name for one in (folder / "trials").glob("*")}
+        left = [one for one in self.trials.values() if one.id not in progress.ended]
+        self.waiting = sorted(left, key=lambda one: one.id not in begun)
         self.record = self._record()
         self.tracker = Tracker(home, self.record)
         self.interrupted = False
 
     def _record(self) -> RunRecord:
         """A sweep is tracked as a run whose stages are its trials."""
-        stages = {
-            one.id: StageRecord(
-                one.id, one.id, "trial", {key: str(value) for key, value in one.overrides.items()}, []
-            )
-            for one in self.trials.values()
-        }
+        stages = {one.id: self._stage(one) for one in self.trials.values()}
         return RunRecord(
             id=self.folder.name,
             pipeline=self.sweep.name,
@@ -223,8 +225,31 @@ class _Tuned:
             started=time.time(),
             stages=stages,
             overrides=list(self.sweep.overrides),
+            git_commit=environment.git_commit(),
             pid=os.getpid(),
         )
+
+    def _stage(self, one: Trial) -> StageRecord:
+        values = {key: str(value) for key, value in one.overrides.items()}
+        stage = StageRecord(one.id, self.sweep.label(one), "trial", values, [])
+        before = self.progress.ended.get(one.id)
+        if before is not None:
+            stage.status = "failed" if before.status == "failed" else "finished"
+            stage.error = before.error
+        return stage
+
+    def more(self) -> bool:
+        """Tell whether trials wait or are still to be found; where none waits, ask for the next ones."""
+        if not self.waiting:
+            found = self.points.ask(self.progress.ended)
+            if found is None:
+                return True
+            self.waiting = found
+            self.trials |= {one.id: one for one in self.waiting}
+            self.record.stages |= {one.id: self._stage(one) for one in self.waiting}
+            if not self.waiting:
+                self.progress.total = len(self.trials)
+        return bool(self.waiting)
 
     def execute(self) -> Outcome:
         with self.record.alive():
@@ -232,17 +257,18 @@ class _Tuned:
 
     def _execute(self) -> Outcome:
         self.record.save()
+        environment.save(self.record)
         self.tracker.run_started(self.sweep.identity())
         self.ui.started(self.sweep, self.progress)
         try:
-            if self.waiting:
+            if self.more():
                 self._tune()
         finally:
             self.ui.close()
         took = time.time() - self.progress.began
-        ended = list(self.progress.ended.values())
-        trained = sum(one.seconds for one in ended[self.progress.before :])
-        busy = trained / (took * self.progress.slots) if self.waiting_ended() else None
+        ended, before = list(self.progress.ended.values()), self.progress.before
+        trained = sum(one.seconds for one in ended[before:])
+        busy = trained / (took * self.progress.slots) if len(ended) > before else None
         failed = [one for one in ended if one.status == "failed"]
         self.record.status = (
             "stopped" if self.interrupted else "failed" if len(failed) == len(ended) else "finished"
@@ -250,13 +276,22 @@ class _Tuned:
         self.record.error = failed[0].error if failed and self.record.status == "failed" else None
         self.record.finished = time.time()
         self.record.save()
-        self.tracker.close()
-        self.record.save()
-        return Outcome(self.folder, ended, self.interrupted, busy)
+        found = Summary.of(self.sweep, trial.results(self.folder), busy)
+        try:
+            self._tell(found)
+        finally:
+            self.tracker.close()
+            self.record.save()
+        return Outcome(self.folder, found, self.interrupted, before)
 
-    def waiting_ended(self) -> bool:
-        """Tell whether any trial ended in this run."""
-        return len(self.progress.ended) > self.progress.before
+    def _tell(self, found: Summary) -> None:
+        found.write(self.folder)
+        if found.best is not None:
+            means = {f"best/{key}": one.mean for key, one in found.best.values.items()}
+            # "": the sweep's own run
+            self.tracker.event("", {"kind": "metrics", "step": 0, "time": time.time(), "values": means})
+        if not self.interrupted:
+            page.write(found, self.folder)
 
     def _tune(self) -> None:
         from ray import tune
@@ -273,7 +308,7 @@ class _Tuned:
                     {"cpu": 1 if self.in_process else _DRIVER_CPUS},
                 ),
                 tune_config=tune.TuneConfig(
-                    search_alg=_searcher(self), num_samples=-1, scheduler=_scheduler(self.sweep),
+                    search_alg=_searcher(self), num_samples=-1, scheduler=_scheduler(self.sweep, self.folder),
                     max_concurrent_trials=self.progress.slots, reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(
@@ -290,6 +325,8 @@ class _Tuned:
     # --- what Tune tells -------------------------------------------------------------------------------
 
     def begun(self, one: Trial) -> None:
+        if not self.progress.running and len(self.progress.ended) == self.progress.before:
+            self.progress.began = time.time()
         self.progress.running[one.id] = one
         stage = self.record.stages[one.id]
         if stage.status == "waiting":
@@ -301,8 +338,11 @@ class _Tuned:
         kept = {key: float(value) for key, value in row.items() if "." in key or key in ("epoch", "step")}
         if "epoch" not in kept:
             return
+        before = self.progress.rows.get(one.id, {})
         self.progress.rows[one.id] = kept
-        event = {"kind": "metrics", "step": int(kept["step"]), "time": time.time(), "values": kept}
+        # By epochs: they rise through all stages of a trial, where the steps of each begin anew.
+        new = {key: value for key, value in kept.items() if "." in key and value != before.get(key)}
+        event = {"kind": "metrics", "step": int(kept["epoch"]), "time": time.time(), "values": new}
         self.tracker.event(one.id, event)
         self.ui.changed(self.progress)
 
@@ -315,7 +355,7 @@ class _Tuned:
             found = Ended(
                 one.id, "failed" if error else "stopped early", dict(one.point), one.seed,
                 {m.name: last[m.name] for m in self.sweep.metrics if m.name in last},
-                epochs=int(last.get("epoch", 0)), error=error,
+                epochs=int(last.get("epoch", 0)), error=error, settings=dict(one.overrides),
             )  # fmt: skip
             found.save(place)
         self.progress.ended[one.id] = found
@@ -323,31 +363,72 @@ class _Tuned:
         stage.status = "failed" if found.status == "failed" else "finished"
         stage.finished, stage.error = time.time(), found.error
         stage.seconds = stage.finished - (stage.started or stage.finished)
-        step = int(last.get("step", 0))
         values = {f"result/{key}": value for key, value in found.metrics.items()}
         if values:
             self.tracker.event(
-                one.id, {"kind": "metrics", "step": step, "time": time.time(), "values": values}
+                one.id, {"kind": "metrics", "step": found.epochs, "time": time.time(), "values": values}
             )
         self.tracker.stage_ended(stage)
         self.record.save()
         self.ui.changed(self.progress)
 
 
-def _scheduler(sweep: Sweep) -> Any:
+def _scheduler(sweep: Sweep, folder: Path) -> Any:
     wanted = sweep.scheduler
     if wanted.kind == "none":
         return None
     from ray.tune.schedulers import ASHAScheduler
 
-    return ASHAScheduler(
-        time_attr="epoch",
-        metric=wanted.metric,
-        mode=wanted.mode,
-        max_t=10**6,
-        grace_period=wanted.grace,
-        reduction_factor=wanted.reduction,
-    )
+    base: Any = ASHAScheduler  # of a trial it needs the name alone, and of the controller nothing
+
+    class Halving(base):  # type: ignore[misc]
+        """ASHA with a memory: what was decided stays so, and the rungs hold what they held before a resume.
+
+        It knows trials by our names, for Tune gives them others in each run.
+        """
+
+        def __init__(self) -> None:
+            super().__init__(
+                time_attr="epoch", metric=wanted.metric, mode=wanted.mode, max_t=10**6,
+                grace_period=wanted.grace, reduction_factor=wanted.reduction,
+            )  # fmt: skip
+            self.decisions = Decisions(folder / "decisions.jsonl")
+            for name in {one.trial: None for one in self.decisions.before}:
+                super().on_trial_add(None, _Named(name))
+            for one in self.decisions.before:
+                row = {"epoch": one.epoch, wanted.metric: one.value}
+                super().on_trial_result(None, _Named(one.trial), row)
+
+        def __reduce__(self) -> Any:
+            return str, ()  # Tune keeps a copy for its own way to resume, which is not ours
+
+        def on_trial_add(self, controller: Any, trial: Any) -> None:
+            super().on_trial_add(controller, _Named(trial.config["trial"]))
+
+        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            if "epoch" not in result or wanted.metric not in result:
+                return str(self.CONTINUE)
+            name, epoch = trial.config["trial"], int(result["epoch"])
+            action = self.decisions.action(name, epoch)
+            if action is None:
+                action = str(super().on_trial_result(controller, _Named(name), result))
+                self.decisions.keep(Decision(name, epoch, float(result[wanted.metric]), action))
+            return action
+
+        def on_trial_complete(self, controller: Any, trial: Any, result: Any) -> None:
+            """Its rungs hold all its epochs already."""
+
+        def on_trial_remove(self, controller: Any, trial: Any) -> None:
+            """Its rungs stay."""
+
+    return Halving()
+
+
+@dataclass(frozen=True)
+class _Named:
+    """All that ASHA wants to know of a trial."""
+
+    trial_id: str
 
 
 def _searcher(tuned: _Tuned) -> Any:
@@ -358,22 +439,22 @@ def _searcher(tuned: _Tuned) -> Any:
 
         def __init__(self) -> None:
             super().__init__()
-            self.left = list(tuned.waiting)
             self.busy: dict[str, frozenset[str]] = {}
 
         def __reduce__(self) -> Any:
             return str, ()  # Tune keeps a copy for its own way to resume, which is not ours
 
         def suggest(self, trial_id: str) -> Any:
-            if not self.left:
+            if not tuned.more():
                 return Searcher.FINISHED
             taken = frozenset().union(*self.busy.values())
-            for one in self.left:
+            for one in tuned.waiting:
                 work = tuned.sweep.work(graphs.build(tuned.sweep.load(one.overrides)))
                 if not work & taken:
-                    self.left.remove(one)
+                    tuned.waiting.remove(one)
                     self.busy[trial_id] = work
-                    return {"trial": one.id}
+                    # As text: Tune would take dotted keys apart.
+                    return {"trial": one.id, "given": json.dumps(asdict(one))}
             return None
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
@@ -419,25 +500,30 @@ def _trainable(sweep: Sweep, home: Path, run_id: str, in_process: bool) -> Any:
     """
     from ray import tune
 
-    trials = {one.id: one for point in sweep.points() for one in sweep.trials_of(point)}
-
     class PipelineTrial(tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:
             self.rows: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
             self.asked = threading.Event()
-            self.working = threading.Thread(target=self.work, args=(config["trial"],), daemon=True)
+            self.end: Ended | None = None
+            given = Trial(**json.loads(config["given"]))
+            self.working = threading.Thread(target=self.work, args=(given,), daemon=True)
             self.working.start()
 
-        def work(self, name: str) -> None:
+        def work(self, given: Trial) -> None:
             launch = alone.fit if in_process else None
             try:
-                trial.run(sweep, trials[name], home, run_id, self.rows, self.asked, launch)
+                self.end = trial.run(sweep, given, home, run_id, self.rows, self.asked, launch)
             finally:
                 self.rows.put(None)
 
         def step(self) -> dict[str, Any]:
             row = self.rows.get()
-            return {"done": True} if row is None else dict(row)
+            if row is not None:
+                return dict(row)
+            # Not before: the scheduler has seen every epoch now, and would have stopped it.
+            if self.end is not None:
+                self.end.save(home / "runs" / run_id / "trials" / self.end.id)
+            return {"done": True}
 
         def cleanup(self) -> None:
             self.asked.set()
@@ -455,16 +541,3 @@ def _trainable(sweep: Sweep, home: Path, run_id: str, in_process: bool) -> Any:
             """The stages go on from their own."""
 
     return PipelineTrial
-
-
-def causes(trials: list[Ended]) -> list[tuple[str, int]]:
-    """Return why trials failed, the most frequent cause first."""
-    return Counter(one.error or "unknown" for one in trials if one.status == "failed").most_common()
-
-
-def as_json(outcome: Outcome) -> dict[str, Any]:
-    """Return an outcome as plain values."""
-    return {
-        "folder": str(outcome.folder), "stopped": outcome.stopped, "busy": outcome.busy,
-        "trials": [asdict(one) for one in outcome.trials],
-    }  # fmt: skip

@@ -23,22 +23,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BeforeValidator, Field
 
 from tats_core import specs
-from tats_core.errors import SpecError, did_you_mean
+from tats_core.errors import SpecError, StoreError, did_you_mean
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import spec as pipelines
 from tats_core.pipeline.cache import without
 from tats_core.pipeline.graph import Graph
 from tats_core.pipeline.spec import Pipeline, Scalar
 from tats_core.pipeline.stages import KINDS
+from tats_core.report.sweeps import short, value_text
 from tats_core.specs import StrictModel
 from tats_core.sweep.space import Constraint, Point, Range, Space
 
@@ -77,8 +81,9 @@ class Metric(StrictModel):
 class Searcher(StrictModel):
     """Which points are tried."""
 
-    kind: Literal["grid", "random", "optuna"] = "grid"
-    seed: int = Field(0, ge=0, description="of random and optuna")
+    kind: Literal["grid", "random", "optuna", "pbt"] = "grid"
+    seed: int = Field(0, ge=0, description="of all but the grid")
+    every: int | None = Field(None, ge=1, description="of pbt: epochs of a generation")
 
 
 class Scheduler(StrictModel):
@@ -123,6 +128,20 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Breed:
+    """What a population trains, and in how many generations."""
+
+    stage: str
+    epochs: int
+    every: int
+
+    @property
+    def generations(self) -> int:
+        """The last one may be shorter."""
+        return -(-self.epochs // self.every)
+
+
+@dataclass(frozen=True)
 class Sweep:
     """A sweep whose file and overrides were read and checked."""
 
@@ -140,6 +159,8 @@ class Sweep:
     samples: int | None
     max_concurrent: int | None
     overrides: tuple[str, ...] = ()
+    raw: Mapping[str, Any] = field(default_factory=dict)
+    """The file with all overrides in it."""
 
     @property
     def objectives(self) -> tuple[Metric, ...]:
@@ -162,24 +183,42 @@ class Sweep:
             "constraints": [one.text for one in self.space.constraints],
             "seeds": self.seeds.model_dump(mode="json"),
             "metrics": [one.model_dump(mode="json", exclude={"title", "digits"}) for one in self.metrics],
-            "searcher": self.searcher.model_dump(mode="json"),
+            "searcher": self.searcher.model_dump(mode="json", exclude_none=True),
             "scheduler": self.scheduler.model_dump(mode="json"),
             "samples": self.samples,
         }
 
     # --- trials ----------------------------------------------------------------------------------------
 
-    def trials_of(self, point: Point) -> list[Trial]:
+    def trials_of(self, point: Mapping[str, Any]) -> list[Trial]:
         """Return the trials of a point, one a seed."""
         if not self.seeds.keys:
             return [self._trial(point, None)]
         return [self._trial(point, seed) for seed in self.seeds.values]
 
-    def _trial(self, point: Point, seed: int | None) -> Trial:
+    def _trial(self, point: Mapping[str, Any], seed: int | None) -> Trial:
         seeded = {} if seed is None else dict.fromkeys(self.seeds.keys, seed)
-        overrides = {**point, **seeded}
+        overrides = {**self.settings(point), **seeded}
         named = json.dumps([self.name, overrides], sort_keys=True)
-        return Trial(hashlib.sha256(named.encode()).hexdigest()[:10], point, seed, overrides)
+        return Trial(hashlib.sha256(named.encode()).hexdigest()[:10], shown(point), seed, overrides)
+
+    def settings(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a point sets in the pipeline: its values, or the schedule of a population's member."""
+        schedule = f"{self.breed.stage}.schedule" if self.searcher.kind == "pbt" else ""
+        if schedule not in point:
+            return dict(point)
+        until = f"{self.breed.stage}.until"
+        early = {until: point[until]} if point[until] < self.breed.epochs else {}
+        return early | {schedule: point[schedule]}
+
+    @cached_property
+    def breed(self) -> Breed:
+        """Of population-based training: the stage whose settings are searched while it trains."""
+        stage = next(iter(self.space.values)).partition(".")[0]
+        (config, *_) = [
+            one.config for one in graphs.build(self.load({})).instances.values() if one.stage == stage
+        ]
+        return Breed(stage, config.model_dump()["epochs"], self.searcher.every or 1)
 
     def points(self) -> list[Point]:
         """Return the points known before a start: all of a grid, those drawn at random, else none."""
@@ -193,9 +232,24 @@ class Sweep:
 
     @property
     def count(self) -> int:
-        """How many trials there will be."""
-        points = len(self.points()) if self.searcher.kind != "optuna" else self.samples or 0
+        """How many trials there will be; fewer where Optuna finds no other point in the space."""
+        if self.searcher.kind in ("grid", "random"):
+            points = len(self.points())
+        else:
+            points = (self.samples or 0) * (self.breed.generations if self.searcher.kind == "pbt" else 1)
         return points * (len(self.seeds.values) if self.seeds.keys else 1)
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of the points as tables show them."""
+        until = [f"{self.breed.stage}.until"] if self.searcher.kind == "pbt" else []
+        return [*until, *self.space.values]
+
+    def label(self, trial: Trial) -> str:
+        """Return a trial's values in few words: `mask_ratio=0.9 kind=tats seed=1`."""
+        names = short(self.keys)
+        values = [f"{names[key]}={value_text(value)}" for key, value in trial.point.items()]
+        return " ".join([*values, *([] if trial.seed is None else [f"seed={trial.seed}"])])
 
     # --- the pipeline of a trial -----------------------------------------------------------------------
 
@@ -252,21 +306,48 @@ def load(
     """
     path = specs.find("sweeps", name)
     where = pipelines.shown(path)
-    raw, fixed = _overridden(specs.read(path), sets)
+    raw = _overridden(specs.read(path), sets)
     given = {"samples": samples, "max_concurrent": max_concurrent}
     raw |= {key: value for key, value in given.items() if value is not None}
     _check_lists(raw, where)
-    file = specs.validate(_File, raw, where)
-    if file.name is not None and file.name != path.stem:
-        raise SpecError(f"{where}: name is '{file.name}', but the file's name calls it '{path.stem}'")
+    sweep = _made(raw, path.stem, where, tuple(sets))
+    if raw.get("name") not in (None, path.stem):
+        raise SpecError(f"{where}: name is '{raw['name']}', but the file's name calls it '{path.stem}'")
     if path.stem in specs.names("pipelines"):
         raise SpecError(f"{where}: there is a pipeline of the same name; rename one of the two")
-    sweep = Sweep(
-        name=path.stem,
+    _check(sweep)
+    return sweep
+
+
+def save(sweep: Sweep, folder: Path) -> None:
+    """Write the sweep with its overrides into the folder of its run, as a file that `tats sweep` accepts."""
+    head = f"# The sweep {sweep.name} as it was run\n"
+    body = yaml.safe_dump(dict(sweep.raw), sort_keys=False, allow_unicode=True, width=110)
+    (folder / f"{sweep.name}.yaml").write_text(head + body, encoding="utf-8")
+
+
+def as_run(folder: Path) -> Sweep:
+    """Return what `save` wrote. It is not checked again: the pipeline may have changed since.
+
+    Raises:
+        StoreError: it is not there.
+        SpecError: it is no sweep.
+    """
+    name = folder.name.rsplit("-", 3)[0]
+    path = folder / f"{name}.yaml"
+    if not path.exists():
+        raise StoreError(f"{path}: is not there; what the sweep was is not known")
+    return _made(specs.read(path), name, str(path), ())
+
+
+def _made(raw: Mapping[str, Any], name: str, where: str, overrides: tuple[str, ...]) -> Sweep:
+    file = specs.validate(_File, raw, where)
+    return Sweep(
+        name=name,
         title=file.title,
         where=where,
         pipeline=file.pipeline,
-        fixed={**file.set, **fixed},
+        fixed=file.set,
         space=_space(file, where),
         seeds=file.seeds,
         metrics=file.metrics,
@@ -275,24 +356,21 @@ def load(
         baseline=file.baseline,
         samples=file.samples,
         max_concurrent=file.max_concurrent,
-        overrides=tuple(sets),
+        overrides=overrides,
+        raw=raw,
     )
-    _check(sweep)
-    return sweep
 
 
-def _overridden(raw: dict[str, Any], sets: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the file with overrides of its own keys on top, and those of the pipeline's."""
-    fixed: dict[str, Any] = {}
+def _overridden(raw: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
+    """Return the file with overrides on top; those of the pipeline's keys stand under `set`."""
     for text in sets:
         path, value = specs.parse_override(text)
+        if path[0] not in _File.model_fields:
+            path = ["set", *path]
         if path[0] in ("space", "set", "baseline") and len(path) > 1:
             path = [path[0], ".".join(path[1:])]  # keys there are dotted themselves
-        elif path[0] not in _File.model_fields:
-            fixed[".".join(path)] = value
-            continue
         raw = specs.override(raw, path, value)
-    return raw, fixed
+    return raw
 
 
 def _check_lists(raw: Mapping[str, Any], where: str) -> None:
@@ -345,6 +423,8 @@ def _check(sweep: Sweep) -> None:
         if one.mode is None:
             raise SpecError(f"{where}: metrics: the objective {one.name} has no mode; say max or min")
     _check_baseline(sweep)
+    _check_base(sweep)
+    _check_population(sweep)
     _check_graphs(sweep)
     _check_metrics(sweep)
 
@@ -360,8 +440,8 @@ def _check_baseline(sweep: Sweep) -> None:
             raise SpecError(f"{sweep.where}: baseline.{key}: {value!r} is none of its values ({shown})")
 
 
-def _check_graphs(sweep: Sweep) -> None:
-    """Build the pipeline of every point (of drawn ones, those that hold the ends of each range)."""
+def _check_base(sweep: Sweep) -> None:
+    """Build the pipeline that all trials start from, and find the stages of the metrics in it."""
     try:
         graphs.build(pipelines.load(sweep.pipeline, as_sets(sweep.fixed)))
     except SpecError as error:
@@ -372,9 +452,12 @@ def _check_graphs(sweep: Sweep) -> None:
         if stage not in stages:
             near = did_you_mean(stage, stages)
             raise SpecError(f"{sweep.where}: metrics: {metric.name}: no stage named '{stage}'{near}")
+
+
+def _check_graphs(sweep: Sweep) -> None:
+    """Build the pipeline of every point (of drawn ones, those that hold the ends of each range)."""
     points = list(sweep.space.corners())
-    if sweep.searcher.kind != "optuna":
-        points += sweep.points()[:_CHECKED_POINTS]
+    points += sweep.points()[:_CHECKED_POINTS]
     if not points:
         raise SpecError(f"{sweep.where}: the constraints leave no point to try; loosen them")
     seen: set[str] = set()
@@ -417,12 +500,57 @@ def _check_metrics(sweep: Sweep) -> None:
     scheduler = sweep.scheduler
     if scheduler.kind == "none":
         return
+    told = (scheduler.metric or "").partition(".")[0]
+    if told in stages and KINDS[stages[told].kind].reports is None:
+        return  # only a run can tell what a program of someone else's says
     curves = {f"{name}.{curve}" for name, stage in stages.items() for curve in KINDS[stage.kind].curves}
     if scheduler.metric not in curves:
         near = did_you_mean(scheduler.metric or "", curves)
         raise SpecError(
             f"{sweep.where}: scheduler.metric: no stage tells {scheduler.metric} while it runs{near}"
         )
+
+
+def _check_population(sweep: Sweep) -> None:
+    where, searcher = f"{sweep.where}: searcher", sweep.searcher
+    if searcher.kind != "pbt":
+        if searcher.every is not None:
+            raise SpecError(f"{where}.every is of pbt alone, not of {searcher.kind}; leave it out")
+        return
+    stage = next(iter(sweep.space.values)).partition(".")[0]
+    stages = sweep.load({}).stages
+    if stage not in stages or "schedule" not in KINDS[stages[stage].kind].Config.model_fields:
+        trained = [name for name, one in stages.items() if "schedule" in KINDS[one.kind].Config.model_fields]
+        near = did_you_mean(stage, trained)
+        raise SpecError(f"{where}: pbt needs a pre-training that a metric is of, and '{stage}' is none{near}")
+    for key in sweep.space.values:
+        if not (key.startswith(f"{stage}.sampler.ppo.") or key == f"{stage}.sampler_lr"):
+            raise SpecError(
+                f"{where}: pbt changes {stage}.sampler.ppo.* and {stage}.sampler_lr while {stage} trains, "
+                f"not {key}; fix it with set, or use optuna"
+            )
+    if searcher.every is None:
+        raise SpecError(f"{where}.every is missing: after how many epochs shall members be compared?")
+    if sweep.breed.generations < 2:
+        raise SpecError(
+            f"{where}.every is {searcher.every}, but {stage} has only {sweep.breed.epochs} epochs"
+        )
+    if (sweep.samples or 0) < 2:
+        raise SpecError(
+            f"{sweep.where}: samples is the size of the population, which needs 2 members or more"
+        )
+    for key, given in (
+        ("seeds.keys", sweep.seeds.keys), ("baseline", sweep.baseline),
+        ("scheduler", sweep.scheduler.kind != "none"), ("a second objective", sweep.objectives[1:]),
+        *((key, key in sweep.fixed) for key in (f"{stage}.schedule", f"{stage}.until")),
+    ):  # fmt: skip
+        if given:
+            raise SpecError(f"{where}: pbt leaves no room for {key}; leave it out")
+
+
+def shown(point: Mapping[str, Any]) -> Point:
+    """Return the values of a point that a table shows: all but the history of a population's member."""
+    return {key: value for key, value in point.items() if not isinstance(value, list)}
 
 
 def _needed(pipeline: Pipeline, names: Iterable[str]) -> set[str]:
@@ -439,7 +567,13 @@ def _needed(pipeline: Pipeline, names: Iterable[str]) -> set[str]:
 
 def as_sets(overrides: Mapping[str, Any]) -> list[str]:
     """Return overrides as `--set` options of `tats run pipeline`."""
-    return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+
+    def written(value: Any) -> str:
+        # Not JSON: YAML takes its 5e-05 for a word.
+        text: str = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=math.inf)
+        return text.strip()[1:-1]
+
+    return [f"{key}={written(value)}" for key, value in overrides.items()]
 
 
 def differences(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -2,71 +2,178 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
 from tats_core import specs
+from tats_core.errors import StoreError
 from tats_core.files import write_json
 from tats_core.report import sweeps as tables
-from tats_core.sweep.spec import Sweep
+from tats_core.sweep.spec import Sweep, shown
 from tats_core.sweep.trial import Ended
 
+BEST: Final = "best.yaml"
+ROWS: Final = 60
+"""How many points are listed where people read; files hold all."""
 
-def in_order(sweep: Sweep, trials: Sequence[Ended]) -> list[Ended]:
-    """Return the trials as the space orders them, however they were run."""
-    place = {one.id: i for i, one in enumerate(t for point in sweep.points() for t in sweep.trials_of(point))}
-    return sorted(trials, key=lambda one: place.get(one.id, len(place)))
-
-
-def table(sweep: Sweep, trials: Sequence[Ended]) -> list[tables.Row]:
-    """Return one row a point."""
-    plain = [asdict(one) for one in in_order(sweep, trials)]
-    return tables.rows(plain, [one.name for one in sweep.metrics], sweep.baseline)
+_RESULTS: Final = "results.json"
 
 
-def text(sweep: Sweep, trials: Sequence[Ended]) -> str:
-    """Return the table for a terminal, and which point is the best."""
-    found = table(sweep, trials)
-    objective = sweep.objectives[0]
-    columns = [(one.name, one.shown, one.digits) for one in sweep.metrics]
-    lines = [tables.text(found, columns, objective.name)]
-    top = tables.best(found, objective.name, objective.mode or "max")
-    if top is not None:
-        names = tables.short(list(sweep.space.values))
-        values = " ".join(f"{names[key]}={value}" for key, value in top.point.items())
-        lines += [
-            "",
-            f"best {objective.shown}: {top.values[objective.name].text(objective.digits)} with {values}",
-        ]
-    counts = {status: sum(one.status == status for one in trials) for status in ("stopped early", "failed")}
-    lines += [f"{count} trials {status}" for status, count in counts.items() if count]
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class Summary:
+    """The trials that have ended, in the order of the space, and the table of their points.
+
+    `busy` is the share of the slots' time that was spent inside training steps, None where none ended.
+    """
+
+    sweep: Sweep
+    trials: list[Ended]
+    busy: float | None
+
+    @classmethod
+    def of(cls, sweep: Sweep, trials: Sequence[Ended], busy: float | None) -> Summary:
+        """Put the trials in order, however they were run."""
+        every = (trial for point in sweep.points() for trial in sweep.trials_of(point))
+        place = {one.id: i for i, one in enumerate(every)}
+        return cls(sweep, sorted(trials, key=lambda one: place.get(one.id, len(place))), busy)
+
+    @cached_property
+    def rows(self) -> list[tables.Row]:
+        """The table: one row a point, of a grid in its order, else the best first; a population's newest."""
+        plain = [asdict(one) for one in self._judged]
+        found = tables.rows(plain, [one.name for one in self.sweep.metrics], self.sweep.baseline)
+        objective = self.sweep.objectives[0]
+        if self.sweep.searcher.kind == "grid":
+            return found
+        return tables.ranked(found, objective.name, objective.mode or "max")
+
+    @property
+    def _judged(self) -> list[Ended]:
+        """The trials that are compared: of a population, the newest generation of which any finished."""
+        if self.sweep.searcher.kind != "pbt":
+            return self.trials
+        until = f"{self.sweep.breed.stage}.until"
+        newest = max((one.point[until] for one in self.trials if one.status == "finished"), default=0)
+        return [one for one in self.trials if one.point[until] == newest]
+
+    @property
+    def columns(self) -> list[tables.Column]:
+        """The metrics in the table."""
+        return [(one.name, one.shown, one.digits) for one in self.sweep.metrics]
+
+    @property
+    def best(self) -> tables.Row | None:
+        """The point with the best mean of the first objective."""
+        objective = self.sweep.objectives[0]
+        return tables.best(self.rows, objective.name, objective.mode or "max")
+
+    @property
+    def best_text(self) -> str:
+        """The best point in a sentence, "" where there is none."""
+        top, objective = self.best, self.sweep.objectives[0]
+        if top is None:
+            return ""
+        names = tables.short(self.sweep.keys)
+        values = " ".join(f"{names[key]}={tables.value_text(value)}" for key, value in top.point.items())
+        return f"best {objective.shown}: {top.values[objective.name].text(objective.digits)} with {values}"
+
+    @property
+    def epochs(self) -> tuple[int, int] | None:
+        """Epochs that the trials took, and those of as many whole trials; None where none is whole."""
+        whole = [one.epochs for one in self.trials if one.status == "finished" and one.epochs]
+        if not whole:
+            return None
+        return sum(one.epochs for one in self.trials), max(whole) * len(self.trials)
+
+    @property
+    def causes(self) -> list[tuple[str, int]]:
+        """Why trials failed, the most frequent cause first; causes that differ in a path alone are one."""
+        errors = [one.error or "unknown" for one in self.trials if one.status == "failed"]
+        alike: dict[str, list[str]] = {}
+        for error in errors:
+            alike.setdefault(re.sub(r"/\S+", "/", error), []).append(error)
+        counted = ((same[0], len(same)) for same in alike.values())
+        return sorted(counted, key=lambda cause: cause[1], reverse=True)
+
+    def text(self) -> str:
+        """Return the table for a terminal, which point is the best, and what the search took."""
+        lines = [tables.text(self.rows[:ROWS], self.columns, self.sweep.objectives[0].name), ""]
+        if len(self.rows) > ROWS:
+            lines.insert(1, f"and {len(self.rows) - ROWS} more points")
+        counts = Counter(one.status for one in self.trials)
+        lines += [self.best_text] if self.best_text else []
+        lines += [f"{counts[one]} trials {one}" for one in ("stopped early", "failed") if counts[one]]
+        if self.epochs and self.epochs[0] < self.epochs[1]:
+            used, whole = self.epochs
+            lines.append(f"{used} epochs of the {whole} of whole trials ({100 * used / whole:.0f}%)")
+        if self.busy is not None:
+            lines.append(f"{100 * self.busy:.0f}% of the time after Ray's start was spent in training steps")
+        return "\n".join(lines).rstrip()
+
+    def values(self) -> dict[str, Any]:
+        """Return the table and the trials as plain values."""
+        used, whole = self.epochs or (None, None)
+        return {
+            "sweep": self.sweep.name,
+            "rows": [asdict(one) for one in self.rows],
+            "trials": [asdict(one) for one in self.trials],
+            "busy": self.busy,
+            "epochs": used,
+            "epochs_of_whole_trials": whole,
+        }
+
+    def markdown(self) -> str:
+        """Return the table as GitHub Markdown, with the best point."""
+        table = tables.markdown(self.rows, self.columns, self.sweep.objectives[0].name)
+        return f"## {self.sweep.name}\n\n{table}\n{self.best_text}\n"
+
+    def comma_separated(self) -> str:
+        """Return the table as CSV, unrounded."""
+        return tables.comma_separated(self.rows, self.columns)
+
+    def latex(self) -> str:
+        """Return the table as LaTeX."""
+        title = (self.sweep.title or self.sweep.name).rstrip(".") + "."
+        objective = self.sweep.objectives[0].name
+        return tables.latex(self.rows, self.columns, objective, name=self.sweep.name, caption=title)
+
+    def write(self, folder: Path) -> None:
+        """Write `results.json`, `results.txt`, `results.csv` and `best.yaml`."""
+        write_json(folder / _RESULTS, self.values())
+        (folder / "results.txt").write_text(self.text() + "\n", encoding="utf-8")
+        (folder / "results.csv").write_text(self.comma_separated(), encoding="utf-8")
+        if self.best is not None:
+            settings = next(one.settings for one in self.trials if one.point == self.best.point)
+            unseeded = {key: value for key, value in settings.items() if key not in self.sweep.seeds.keys}
+            (folder / BEST).write_text(best_pipeline(self.sweep, unseeded), encoding="utf-8")
 
 
-def values(sweep: Sweep, trials: Sequence[Ended]) -> dict[str, Any]:
-    """Return the table and the trials as plain values."""
-    rows = [asdict(one) for one in table(sweep, trials)]
-    return {"sweep": sweep.name, "rows": rows, "trials": [asdict(one) for one in in_order(sweep, trials)]}
+def busy_of(folder: Path) -> float | None:
+    """Return what `Summary.write` kept of the share of time in training steps.
 
-
-def write(sweep: Sweep, folder: Path, trials: Sequence[Ended]) -> dict[str, Any]:
-    """Write `results.json`, `results.txt` and `best.yaml`; return what is in the first."""
-    found = values(sweep, trials)
-    write_json(folder / "results.json", found)
-    (folder / "results.txt").write_text(text(sweep, trials) + "\n", encoding="utf-8")
-    objective = sweep.objectives[0]
-    top = tables.best(table(sweep, trials), objective.name, objective.mode or "max")
-    if top is not None:
-        (folder / "best.yaml").write_text(best_pipeline(sweep, dict(top.point)), encoding="utf-8")
+    Raises:
+        StoreError: the file cannot be read.
+    """
+    path = folder / _RESULTS
+    if not path.exists():
+        return None
+    try:
+        found: float | None = json.loads(path.read_text(encoding="utf-8"))["busy"]
+    except (OSError, ValueError, KeyError) as error:
+        raise StoreError(f"{path}: cannot be read ({error}); remove it") from error
     return found
 
 
 def best_pipeline(sweep: Sweep, point: dict[str, Any]) -> str:
-    """Return the whole base pipeline with the sweep's changes and a point's values, as a YAML file."""
+    """Return the whole base pipeline with the sweep's changes and what a point sets, as a YAML file."""
     raw = specs.read(specs.find("pipelines", sweep.pipeline))
     for key, value in {**sweep.fixed, **point}.items():
         stage, *rest = key.split(".")
@@ -74,6 +181,6 @@ def best_pipeline(sweep: Sweep, point: dict[str, Any]) -> str:
             raw, ["defaults", *rest] if stage == "defaults" else ["stages", stage, *rest], value
         )
     raw |= {"name": "best", "title": f"Best of the sweep {sweep.name}"}
-    chosen = ", ".join(f"{key}={value}" for key, value in point.items())
-    head = f"# The best point of the sweep {sweep.name}: {chosen}\n"
+    chosen = ", ".join(f"{key}={value}" for key, value in shown(point).items())
+    head = f"# The best point of the sweep {sweep.name}{chosen and f': {chosen}'}\n"
     return head + yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=110)

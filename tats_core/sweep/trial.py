@@ -1,6 +1,7 @@
 """One trial: the sweep's pipeline with the trial's values, and what is kept of it.
 
-Its folder is `runs/<sweep's run>/trials/<id>/`: `run.json` of its stages, `trial.json` once it has ended.
+Its folder is `runs/<sweep's run>/trials/<id>/`: `run.json` of its stages, `trial.json` once it has ended and
+all its epochs were told.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, median
@@ -18,12 +20,16 @@ from typing import Any, Literal
 
 from tats_core.errors import StoreError, TatsError
 from tats_core.files import write_json
-from tats_core.pipeline import runner
+from tats_core.pipeline import finding, runner
 from tats_core.pipeline.records import RunRecord, StageRecord
 from tats_core.pipeline.stages.base import read_result
 from tats_core.pipeline.work import Launch
-from tats_core.sweep.spec import STEP_SECONDS, Sweep, Trial
+from tats_core.sweep.space import Point
+from tats_core.sweep.spec import STEP_SECONDS, Sweep, Trial, shown
 from tats_core.training.events import read_events
+
+POINTS = "points.json"
+"""In a sweep's folder: the points that were found on the way."""
 
 Status = Literal["finished", "failed", "stopped early"]
 Row = dict[str, float]
@@ -41,6 +47,8 @@ class Ended:
     epochs: int = 0
     seconds: float = 0.0
     error: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What it set in the pipeline, seeds too."""
 
     def save(self, folder: Path) -> None:
         """Write `trial.json` whole."""
@@ -60,6 +68,40 @@ class Ended:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise StoreError(f"{path}: is not the record of a trial ({error})") from error
+
+
+def newest(home: Path, name: str) -> Path | None:
+    """Return the folder of the newest run of the sweep `name`, or None."""
+    folders = (home / "runs" / one for one in finding.ids(home, name))
+    return next((one for one in folders if (one / "sweep.json").exists()), None)
+
+
+def results(folder: Path) -> list[Ended]:
+    """Return what has ended in a sweep's folder; points that were found on the way stand in their order."""
+    ended = [Ended.load(one) for one in sorted((folder / "trials").glob("*"))]
+    return in_order(asked(folder), [one for one in ended if one is not None])
+
+
+def asked(folder: Path) -> list[Point]:
+    """Return the points that were found on the way, in their order.
+
+    Raises:
+        StoreError: they cannot be understood.
+    """
+    path = folder / POINTS
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: are not the points of a sweep ({error})") from error
+    return [dict(one) for one in found]
+
+
+def in_order(points: Sequence[Point], trials: Iterable[Ended]) -> list[Ended]:
+    """Return the trials in the order of their points; where that is not known, as they are."""
+    place = {json.dumps(shown(point), sort_keys=True): number for number, point in enumerate(points)}
+    return sorted(trials, key=lambda one: place.get(json.dumps(one.point, sort_keys=True), len(place)))
 
 
 class Epochs:
@@ -143,7 +185,7 @@ def run(
     stop: threading.Event,
     launch: Launch | None,
 ) -> Ended | None:
-    """Run a trial to its end and keep how it ended, a failure too; None where it was asked to stop."""
+    """Run a trial to its end and return how it ended, a failure too; None where it was asked to stop."""
     epochs = Epochs(sweep, rows)
     place = f"{run_id}/trials/{trial.id}"
     try:
@@ -155,7 +197,10 @@ def run(
         metrics = {} if error else _metrics(sweep, record, epochs)
     except TatsError as raised:
         error, metrics = str(raised), {}
-    ended = Ended(
+    except Exception as raised:  # noqa: BLE001 (a bug of ours is no reason to end the sweep)
+        traceback.print_exc()
+        error, metrics = f"{type(raised).__name__}: {raised} (a bug)", {}
+    return Ended(
         id=trial.id,
         status="failed" if error else "finished",
         point=dict(trial.point),
@@ -164,9 +209,8 @@ def run(
         epochs=epochs.count,
         seconds=epochs.training_seconds,
         error=error,
+        settings=dict(trial.overrides),
     )
-    ended.save(home / "runs" / place)
-    return ended
 
 
 def _metrics(sweep: Sweep, record: RunRecord, epochs: Epochs) -> dict[str, float]:

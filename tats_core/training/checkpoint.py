@@ -60,7 +60,8 @@ class CheckpointStore(Protocol):
     def begin(self, config: CheckpointConfig) -> dict[str, Any] | None:
         """Return the newest whole state, tensors on the CPU, or None at a fresh start.
 
-        `state["rank"]` is this rank's own; it is missing where the state was kept by fewer ranks.
+        `state["rank"]` is this rank's own. Where another number of ranks kept the state, there is
+        `state["ranks"]` instead: what was each one's own, by rank.
         """
         ...
 
@@ -133,9 +134,12 @@ class FolderStore:
             return None
         place = self._place(step)
         state: dict[str, Any] = torch.load(place / "state.pt", map_location="cpu", weights_only=True)
-        own = place / f"rank-{self.world.rank}.pt"
-        if own.exists():
-            state["rank"] = torch.load(own, map_location="cpu", weights_only=True)
+        before = json.loads((place / MANIFEST).read_text(encoding="utf-8"))["workers"]
+        same = before == self.world.size
+        files = [place / f"rank-{rank}.pt" for rank in ([self.world.rank] if same else range(before))]
+        if all(file.exists() for file in files):
+            own = [torch.load(file, map_location="cpu", weights_only=True) for file in files]
+            state |= {"rank": own[0]} if same else {"ranks": own}
         return state
 
     def due(self, step: int, *, epochs: int | None = None) -> bool:
@@ -193,14 +197,17 @@ class FolderStore:
         self._raise_failure()
 
     def best(self) -> Path | None:
-        """Return the kept state with the highest `config.best`, or None where no state has that figure."""
+        """Return the kept state with the highest `config.best`, or None where no state has that figure.
+
+        Of equal ones the first: states between two looks carry the figure of the look before.
+        """
         named = self.config.best
         scored = [
-            (figures[named], step)
+            (figures[named], -step)
             for step, figures in self._figures().items()
             if named is not None and named in figures
         ]
-        return self._place(max(scored)[1]) if scored else None
+        return self._place(-max(scored)[1]) if scored else None
 
     def _place(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}"

@@ -5,6 +5,7 @@ Axes: B clips, C=3 channels (or classes, in logits), T frames, H W pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -129,7 +130,7 @@ class FinetuneTrainer:
         config = self.config
         config.compiled(self.model)
         self.parallel = self.world.parallel(self.model)
-        optimizer = adamw(self.model, config.optimizer, config.model.depth)
+        optimizer = adamw(self.model, config.optimizer, config.optimizer.layer_decay, config.model.depth)
         self.guarded = GuardedStep(optimizer, config.optimizer.clip_grad, "classifier")
         self.average = WeightAverage(self.model, config.ema) if config.ema else None
         self.mix = None
@@ -215,7 +216,8 @@ def finetune(
     """Run fine-tuning to its end, from the newest state in `store` if there is one.
 
     Returns:
-        Mean loss and accuracy (as in `FinetuneTrainer.step`) over the last epoch and all workers.
+        Mean loss and accuracy (as in `FinetuneTrainer.step`) over the last epoch and all workers; steps that
+        were skipped do not count.
 
     Raises:
         TrainingError: too many non-finite steps in a row.
@@ -227,14 +229,14 @@ def finetune(
     state = store.begin(config.checkpoint)
     if state is not None:
         trainer.load_state_dict(state["trainer"])
-        at = Position(**state.get("rank", state)["position"])
+        ranks = [state["rank"]] if "rank" in state else state["ranks"]
+        at = Position.joined([one["position"] for one in ranks])
         events.note(f"resumed after step {at.step} of {steps}")
 
     def keep() -> None:
         if trainer.guarded.in_a_row:
             return  # a state from within a storm of NaNs is no place to go back to
-        position = {"position": asdict(at)}
-        state = {"trainer": trainer.state_dict(), **position, "rank": position}
+        state = {"trainer": trainer.state_dict(), "rank": {"position": asdict(at)}}
         store.save(state, step=at.step, metrics=at.figures)
 
     while at.epoch < config.epochs:
@@ -244,13 +246,18 @@ def finetune(
             lr = config.optimizer.lr(at.step, loader.steps, config.epochs, config.batch_size)
             video_BCTHW, label_B = (x.to(world.device, non_blocking=True) for x in (video_BCTHW, label_B))
             found = trainer.step(video_BCTHW, label_B, at.step, lr)
-            at.sums = {name: at.sums.get(name, 0.0) + value / loader.steps for name, value in found.items()}
+            if not trainer.guarded.in_a_row:  # what was skipped has no figures
+                for name in ("loss", "train_top1"):
+                    at.sums[name] = at.sums.get(name, 0.0) + found[name] / loader.steps
+                at.sums["taken"] = at.sums.get("taken", 0.0) + 1
             at.next_batch()
             if at.step % config.log_every == 0 or at.step == steps:
                 events.metrics(at.step, world.mean(found))
             if at.batch < loader.steps and store.due(at.step):
                 keep()
-        at.figures = world.mean({name: at.sums[name] for name in ("loss", "train_top1")})
+        share = loader.steps / max(1.0, at.sums.get("taken", 0.0))
+        means = {name: share * at.sums.get(name, math.nan) for name in ("loss", "train_top1")}
+        at.figures = world.mean(means)
         at.next_epoch()
         ended = pace.figures(config.batch_size) | {"skipped_steps": trainer.guarded.skipped}
         events.metrics(at.step, {"epoch": at.epoch, **ended})

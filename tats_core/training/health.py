@@ -54,16 +54,25 @@ class HealthCheck:
     """Figures and pictures of the model after an epoch; every worker must call it (features are gathered)."""
 
     def __init__(
-        self, held_out: HeldOut, mask_ratio: float, world: World, events: EventLog, folder: Path, seed: int
+        self,
+        held_out: HeldOut,
+        mask_ratio: float,
+        world: World,
+        events: EventLog,
+        folder: Path,
+        seed: int,
+        drawn: int = 4,
     ) -> None:
+        """Nothing is looked at yet; of the first `drawn` held-out clips pictures are written."""
         self.held_out, self.world, self.events, self.folder, self.seed = held_out, world, events, folder, seed
         self.mask_ratio = mask_ratio
+        self.drawn = drawn
 
     def __call__(self, mae: VideoMAE, sampler: Sampler, step: int) -> dict[str, float]:
         """Return the figures; rank 0 also writes a picture grid and an animation."""
         with evaluating(mae, sampler):
             figures_found = self.features(mae) | self.policy(mae, sampler)
-            if self.world.is_first:
+            if self.world.is_first and self.drawn:
                 self.pictures(mae, sampler, step)
         return figures_found
 
@@ -135,9 +144,9 @@ class HealthCheck:
         coverage = (self.world.sum(covered_N) > 0).float().mean()
         return dict(zip(names, means, strict=True)) | {"coverage": float(coverage)}
 
-    def pictures(self, mae: VideoMAE, sampler: Sampler, step: int, clips: int = 4) -> None:
+    def pictures(self, mae: VideoMAE, sampler: Sampler, step: int) -> None:
         """Write video, visible tokens, policy, value, prediction and error of the first held-out clips."""
-        video_BCTHW = self.held_out.test_BCTHW[:clips].to(self.world.device)
+        video_BCTHW = self.held_out.test_BCTHW[: self.drawn].to(self.world.device)
         generator = torch.Generator(self.world.device).manual_seed(self.seed)
         title = f"step {step}: {sampler.visible} of {sampler.tokens} tokens visible"
         for place, picture in enumerate(pictures.reconstructions(mae, sampler, video_BCTHW, generator)):

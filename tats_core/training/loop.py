@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from statistics import fmean
+from typing import Any, Protocol, Self
 
 from torch import Tensor
 
@@ -40,6 +41,15 @@ class Position:
     """Over the epoch that runs."""
     health: dict[str, float] = field(default_factory=dict)
     """The newest look at features and policy."""
+
+    @classmethod
+    def joined(cls, ranks: Sequence[Mapping[str, Any]]) -> Self:
+        """Where ranks are together, for any rank of another number of them: figures and sums averaged."""
+        means = {
+            what: {name: fmean(one[what][name] for one in ranks) for name in ranks[0][what]}
+            for what in ("figures", "sums")
+        }
+        return cls(**{**ranks[0], **means})
 
     def next_batch(self) -> None:
         """Count a finished step."""

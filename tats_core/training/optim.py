@@ -32,9 +32,6 @@ class OptimizerConfig(StrictModel):
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's betas")
     weight_decay: float = Field(0.05, ge=0, description="AdamW's decoupled weight decay")
     clip_grad: float | None = Field(None, gt=0, description="largest global gradient norm; null: no clipping")
-    layer_decay: float = Field(
-        1.0, gt=0, le=1, description="factor on the rate from one block to the one below"
-    )
 
     def scaled(self, lr: float, global_batch: int) -> float:
         """The linear scaling rule: `lr * global batch / 256`."""
@@ -91,9 +88,11 @@ def layer_of(name: str, depth: int) -> int:
     return 0 if parts[0] == "encoder" and parts[1] == "embedding" else depth + 1
 
 
-def adamw(model: nn.Module, config: OptimizerConfig, depth: int = 0) -> torch.optim.AdamW:
+def adamw(
+    model: nn.Module, config: OptimizerConfig, layer_decay: float = 1.0, depth: int = 0
+) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`; fused, which is several times fewer passes over the parameters."""
-    groups = parameter_groups(model, config.weight_decay, config.layer_decay, depth)
+    groups = parameter_groups(model, config.weight_decay, layer_decay, depth)
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)
 
 

@@ -6,12 +6,13 @@ Axes: B clips, C=3 channels, T frames, H W pixels, N tokens, M masked ones, P pi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from itertools import pairwise
+from typing import Any, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from tats_core.models.mae import MAEConfig, VideoMAE
@@ -21,12 +22,23 @@ from tats_core.sampling import Policy, Rollout, Sampler, SamplerConfig, SamplerS
 from tats_core.sampling.adaptive import AdaptiveSampler, sampling_loss
 from tats_core.sampling.fixed import RandomSampler
 from tats_core.sampling.plackett_luce import Noise
-from tats_core.sampling.ppo import EntropyController, Transition, improve
+from tats_core.sampling.ppo import EntropyController, PPOConfig, Transition, improve
+from tats_core.specs import StrictModel
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog
 from tats_core.training.loop import Loader, Pace, Position
 from tats_core.training.optim import GuardedStep, OptimizerConfig, adamw, fresh_weights
 from tats_core.training.world import Precision, StepConfig, World
+
+
+class Change(StrictModel):
+    """Other settings of the sampler's learning from the start of an epoch on."""
+
+    epoch: int = Field(ge=0, description="finished epochs at which it begins")
+    ppo: dict[str, bool | int | float | str | None] = Field(
+        default_factory=dict, description="keys of sampler.ppo; an entropy_weight starts its control anew"
+    )
+    sampler_lr: float | None = Field(None, gt=0, description="null: as before")
 
 
 class PretrainConfig(StepConfig):
@@ -43,13 +55,62 @@ class PretrainConfig(StepConfig):
     sampler_lr: float = Field(
         5e-4, gt=0, description="AdamW's learning rate of the sampler, constant, not scaled by the batch"
     )
+    schedule: tuple[Change, ...] = Field(
+        (), description="changes of sampler.ppo and sampler_lr while it trains; each holds until the next"
+    )
     epochs: int = Field(800, ge=1, description="passes over the clips")
+    until: int | None = Field(
+        None,
+        ge=1,
+        description="stop after so many of the epochs, with a state to go on from; null: after all",
+    )
     seed: int = Field(0, ge=0, description="weights, order of clips, augmentation, draws")
     log_every: int = Field(10, ge=1, description="steps between two points of a curve")
-    health_every: int = Field(20, ge=1, description="epochs between two looks at features and policy")
+    health_every: int | None = Field(
+        20, ge=1, description="epochs between two looks at features and policy; null: one look, at the end"
+    )
     checkpoint: CheckpointConfig = Field(
         default_factory=CheckpointConfig, description="when states to go on from are kept, and how many"
     )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.until is not None and self.until > self.epochs:
+            raise ValueError(f"until is {self.until}, but there are {self.epochs} epochs")
+        begins = [one.epoch for one in self.schedule]
+        if any(later <= earlier for earlier, later in pairwise(begins)):
+            raise ValueError(f"the epochs of the schedule must rise, not {', '.join(map(str, begins))}")
+        if begins and begins[-1] >= self.last_epoch:
+            raise ValueError(
+                f"the schedule's epoch {begins[-1]} never begins: training ends after {self.last_epoch}"
+            )
+        for one in self.schedule:
+            try:
+                self.learning(one.epoch)
+            except ValidationError as error:
+                first = error.errors()[0]
+                key = ".".join(map(str, first["loc"]))
+                raise ValueError(f"the schedule's ppo.{key} at epoch {one.epoch}: {first['msg']}") from error
+        return self
+
+    @property
+    def last_epoch(self) -> int:
+        """After how many epochs training ends."""
+        return self.until or self.epochs
+
+    def learning(self, epoch: int) -> tuple[PPOConfig, float]:
+        """Return how the sampler learns after `epoch` finished epochs: PPO's keys, learning rate."""
+        ppo, rate = self.sampler.ppo.model_dump(), self.sampler_lr
+        for one in self.schedule:
+            if one.epoch <= epoch:
+                ppo |= one.ppo
+                rate = one.sampler_lr or rate
+        return PPOConfig.model_validate(ppo), rate
+
+    def beginning(self, until: int) -> Self:
+        """Return the configuration of the first epochs of this training."""
+        begun = tuple(one for one in self.schedule if one.epoch < until)
+        return self.model_copy(update={"until": until, "schedule": begun})
 
 
 Health = Callable[[VideoMAE, Sampler, int], dict[str, float]]
@@ -115,13 +176,13 @@ class JointTrainer:
         self.mae_step = GuardedStep(
             adamw(self.mae, config.optimizer), config.optimizer.clip_grad, "masked autoencoder"
         )
-        ppo = config.sampler.ppo
-        self.controller = EntropyController(ppo.entropy_weight, ppo.target_entropy)
+        self.ppo, sampler_lr = config.learning(0)
+        self.controller = EntropyController(self.ppo.entropy_weight, self.ppo.target_entropy)
         self.memory: list[Transition] = []
         if self.sampler.learns:
             optimizer = torch.optim.AdamW(
                 self.sampler.parameters(),
-                lr=config.sampler_lr,
+                lr=sampler_lr,
                 betas=(0.9, 0.95),
                 weight_decay=0.0,
                 fused=True,
@@ -137,16 +198,35 @@ class JointTrainer:
         self.noise = Noise(generator, self.world.rank, self.world.size)
         self.shuffles = torch.Generator().manual_seed(config.seed)
 
+    @property
+    def skipped(self) -> int:
+        """Steps whose gradient was not finite, the autoencoder's and the sampler's."""
+        return self.mae_step.skipped + (self.learner.guarded.skipped if self.sampler.learns else 0)
+
+    def begin_epoch(self, epoch: int, batch: int) -> None:
+        """Let the sampler learn as the schedule says from here on, at the start of an epoch or within it."""
+        self.ppo, sampler_lr = self.config.learning(epoch)
+        anew = batch == 0 and any(
+            one.epoch == epoch and "entropy_weight" in one.ppo for one in self.config.schedule
+        )
+        weight = self.ppo.entropy_weight if anew else self.controller.weight
+        self.controller = EntropyController(self.ppo.entropy_weight, self.ppo.target_entropy)
+        self.controller.weight = weight
+        if self.sampler.learns:
+            self.learner.guarded.set_lr(sampler_lr)
+
     def step(self, video_BCTHW: Tensor, lr: float, *, warming_up: bool = False) -> dict[str, float]:
         """One iteration: rollout, MAE step, PPO update. The videos are normalised; returns health figures."""
         # The last step's gradients would only stand in the way of this one's activations.
         self.mae_step.clear()
         patches_BNP = patchify(video_BCTHW, self.config.clip)
-        with torch.no_grad(), self.world.autocast(self.config.precision):
-            tokens_BND = self.mae.encoder.tokenize(patches_BNP)
         sampler = self.warmup_sampler if warming_up else self.sampler
-        policy = self.policy(tokens_BND) if sampler.learns else None
-        old_policy = policy.detached() if policy is not None else None
+        policy = old_policy = None
+        if sampler.learns:
+            with torch.no_grad(), self.world.autocast(self.config.precision):
+                tokens_BND = self.mae.encoder.tokenize(patches_BNP)
+            policy = self.policy(tokens_BND)
+            old_policy = policy.detached()
         rollout = self.decoded(sampler.draw(len(video_BCTHW), self.noise, old_policy))
 
         error_BM, pixel_error_BM = self.reconstruct(patches_BNP, rollout)
@@ -156,15 +236,14 @@ class JointTrainer:
         figures: dict[str, Any] = {"loss": error_BM.mean(), "lr": lr, "grad_norm": self.mae_step.last_norm}
         # Errors that are not finite are no rewards: one such batch would poison policy and controller.
         if policy is not None and stepped:
-            in_pixels = self.config.sampler.ppo.error_space == "pixel"
+            in_pixels = self.ppo.error_space == "pixel"
             reward_BM = pixel_error_BM if in_pixels else error_BM
             figures |= self.update_sampler(tokens_BND, rollout, reward_BM, policy)
         return {name: float(figure) for name, figure in figures.items()}
 
     def policy(self, tokens_BND: Tensor) -> Policy:
         """The sampler's policy now; with its graph where the update's first pass can go on from it."""
-        ppo = self.config.sampler.ppo
-        one_pass = self.config.accumulate == ppo.rollout_length == ppo.minibatches == 1
+        one_pass = self.config.accumulate == self.ppo.rollout_length == self.ppo.minibatches == 1
         with torch.set_grad_enabled(one_pass):
             parts = [self.learner.policy(part_BND, last=True) for part_BND in self.parts(tokens_BND)]
         if one_pass:
@@ -216,13 +295,12 @@ class JointTrainer:
             return figures | self.adapt(tokens_BND, rollout, reward_BM, first)
         standard_BM = ((reward_BM - mean) / deviation.clamp_min(1e-8)).float()
         self.memory.append(Transition(tokens_BND, rollout, standard_BM))
-        ppo = self.config.sampler.ppo
-        if len(self.memory) < ppo.rollout_length:
+        if len(self.memory) < self.ppo.rollout_length:
             return figures
         figures |= improve(
             self.learner,
             self.memory,
-            ppo,
+            self.ppo,
             self.controller,
             self.shuffles,
             parts=self.config.accumulate,
@@ -298,6 +376,16 @@ def _unpack(packed: Mapping[str, Tensor], device: torch.device) -> Transition:
     return Transition(held["tokens_BND"], rollout, held["reward_BM"])
 
 
+def _dealt_anew(ranks: Sequence[Mapping[str, Any]], world: World) -> dict[str, Any]:
+    """What is this rank's own of what another number of ranks kept: its rows of the global batches."""
+    memory = []
+    for kept in zip(*(one["memory"] for one in ranks), strict=True):
+        # Row i of rank r of n is row i * n + r of the global batch.
+        whole = {name: torch.stack([one[name] for one in kept], dim=1).flatten(0, 1) for name in kept[0]}
+        memory.append({name: rows[world.rank :: world.size] for name, rows in whole.items()})
+    return {"memory": memory, "position": asdict(Position.joined([one["position"] for one in ranks]))}
+
+
 def pretrain(
     trainer: JointTrainer,
     loader: Loader,
@@ -305,43 +393,52 @@ def pretrain(
     events: EventLog,
     store: CheckpointStore,
     health: Health,
+    before: CheckpointStore | None = None,
+    after: CheckpointStore | None = None,
 ) -> dict[str, float]:
     """Run joint pre-training to its end, from the newest state in `store` if there is one.
 
+    Args:
+        before: holds the state in which the first epochs of this very training ended elsewhere.
+        after: gets the state at the end.
+
     Returns:
-        The figures of the last health check.
+        The figures of the last health check, and the loss of the last step over all workers.
 
     Raises:
         TrainingError: too many non-finite steps in a row.
         DataError: too many videos cannot be read.
     """
     config, world = trainer.config, trainer.world
-    steps = config.epochs * loader.steps
+    steps = config.last_epoch * loader.steps
     at = Position()
     state = store.begin(config.checkpoint)
+    if state is None and before is not None:
+        state = before.begin(config.checkpoint)
     if state is not None:
-        own = state.get("rank") or {"memory": [], "position": state["position"]}
+        own = state["rank"] if "rank" in state else _dealt_anew(state["ranks"], world)
         trainer.load_state_dict({**state["trainer"], "rank": own})
         at = Position(**own["position"])
         events.note(f"resumed after step {at.step} of {steps}")
-    else:
+    elif config.health_every is not None:
         # Where features and policy start from: without it, a curve that stays low looks healthy.
         events.metrics(0, health(trainer.mae, trainer.sampler, 0))
 
-    def keep() -> None:
+    def keep(place: CheckpointStore = store) -> None:
         if trainer.mae_step.in_a_row:
             return  # a state from within a storm of NaNs is no place to go back to
         shared = trainer.state_dict()
         own = shared.pop("rank") | {"position": asdict(at)}
-        state = {"trainer": shared, "position": asdict(at), "rank": own}
-        store.save(state, step=at.step, metrics=at.health | {"loss": at.figures["loss"]})
+        state = {"trainer": shared, "rank": own}
+        place.save(state, step=at.step, metrics=at.health | {"loss": at.figures["loss"]})
 
-    while at.epoch < config.epochs:
+    while at.epoch < config.last_epoch:
+        trainer.begin_epoch(at.epoch, at.batch)
         pace = Pace()
         for video_BCTHW, _, trainer.last_index_B in pace.timed(loader.epoch(at.epoch, at.batch)):
             lr = config.optimizer.lr(at.step, loader.steps, config.epochs, config.batch_size)
             video_BCTHW = video_BCTHW.to(world.device, non_blocking=True)
-            warming_up = at.epoch < config.sampler_warmup_epochs
+            warming_up = at.step < config.sampler_warmup_epochs * loader.steps
             at.figures |= trainer.step(video_BCTHW, lr, warming_up=warming_up)
             at.next_batch()
             if at.step % config.log_every == 0 or at.step == steps:
@@ -351,16 +448,19 @@ def pretrain(
                     name: everything[name] for name in ("loss", "motion_lift") if name in everything
                 }
                 events.progress(
-                    step=at.step, steps=steps, epoch=at.epoch + 1, epochs=config.epochs, shown=shown
+                    step=at.step, steps=steps, epoch=at.epoch + 1, epochs=config.last_epoch, shown=shown
                 )
             if at.batch < loader.steps and store.due(at.step):
                 keep()
         at.next_epoch()
-        ended = pace.figures(config.batch_size) | {"skipped_steps": trainer.mae_step.skipped}
-        if at.epoch % config.health_every == 0 or at.epoch == config.epochs:
+        ended = pace.figures(config.batch_size) | {"skipped_steps": trainer.skipped}
+        if at.epoch == config.last_epoch or (config.health_every and at.epoch % config.health_every == 0):
             at.health = health(trainer.mae, trainer.sampler, at.step)
             ended |= at.health
         events.metrics(at.step, {"epoch": at.epoch, **ended})
-        if store.due(at.step, epochs=at.epoch) or at.epoch == config.epochs:
+        if store.due(at.step, epochs=at.epoch) or at.epoch == config.last_epoch:
             keep()
-    return at.health | {"loss": at.figures.get("loss", math.nan), "steps": float(steps)}
+    if after is not None:
+        keep(after)
+    last = world.mean({"loss": at.figures.get("loss", math.nan)})
+    return at.health | last | {"steps": float(steps)}

@@ -6,6 +6,7 @@ Axes: B clips (videos, where a video's clips are joined), N tokens, D width, C c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Final
 
 import torch
 from pydantic import Field
@@ -19,6 +20,9 @@ from tats_core.training.optim import GuardedStep, cosine, evaluating, fresh_weig
 
 Tokens = Iterable[tuple[Tensor, Tensor]]
 """Batches of `tokens_BND` of a frozen encoder and `label_B`, on the probe's device."""
+
+_KNN_CLIPS: Final = 1024
+"""Test clips compared with all training clips at once; of a large benchmark, all pairs would take 19 GB."""
 
 
 def ridge_probe(
@@ -43,7 +47,10 @@ def knn_probe(
     """Votes `[B, C]` of the nearest training clips by cosine similarity of standardised features."""
     mean_D, deviation_D = train_BD.mean(0), train_BD.std(0).clamp_min(1e-6)
     train, test = (functional.normalize((x - mean_D) / deviation_D, dim=1) for x in (train_BD, test_BD))
-    similarity, index = (test @ train.T).topk(min(neighbours, len(train)), dim=1)
+    nearest = [
+        (part @ train.T).topk(min(neighbours, len(train)), dim=1) for part in torch.split(test, _KNN_CLIPS)
+    ]
+    similarity, index = (torch.cat(parts) for parts in zip(*nearest, strict=True))
     # Temperature 0.07, as in the kNN evaluations of DINO and SimSiam.
     votes = torch.zeros(len(test), classes, device=test.device)
     return votes.scatter_add_(1, train_label_B[index], (similarity / 0.07).exp())

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -60,6 +60,27 @@ class StepConfig(StrictModel):
             )
         return share
 
+    def among(self, workers: int, most: int) -> Self:
+        """The same step for `workers` where it was written for `most`: each does more parts of the same size.
+
+        Raises:
+            SpecError: they cannot share the parts evenly.
+        """
+        if workers == most:
+            return self
+        if self.accumulate * most % workers:
+            raise SpecError(
+                f"{workers} workers cannot share evenly what {most} do in {self.accumulate} "
+                f"part{'s' * (self.accumulate > 1)} each"
+            )
+        parts = {"accumulate": self.accumulate * most // workers}
+        try:
+            changed = type(self).model_validate(self.model_dump(exclude_unset=True) | parts)
+        except ValidationError as error:
+            raise SpecError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+        changed.per_worker(workers)
+        return changed
+
 
 @dataclass(frozen=True)
 class World:
@@ -85,8 +106,11 @@ class World:
             if type(part) is nn.BatchNorm1d:
                 module.set_submodule(name, PooledBatchNorm.of(part).to(self.device))
         devices = [self.device] if self.device.type == "cuda" else None
-        # Gradients live in the reducer's buckets: no second copy of them.
-        return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
+        # Gradients live in the reducer's buckets: no second copy of them. Buffers are the same on all workers
+        # (positions, statistics of pooled batch norms); sending them would hold up each forward pass.
+        return DistributedDataParallel(
+            module, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
 
     def accumulating(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
         """Put forward and backward of one part of a batch in here: only the `last` one averages gradients."""
@@ -129,6 +153,14 @@ class World:
             return dict(figures)
         own = torch.tensor(list(figures.values()), dtype=torch.float64, device=self.device)
         return dict(zip(figures, (self.sum(own) / self.size).tolist(), strict=True))
+
+    def union(self, own: Mapping[str, str]) -> dict[str, str]:
+        """Return what all workers have under their keys; of a key on several, the last one's."""
+        if self.size == 1:
+            return dict(own)
+        parts: list[dict[str, str]] = [{} for _ in range(self.size)]
+        dist.all_gather_object(parts, dict(own))
+        return {key: value for part in parts for key, value in part.items()}
 
     def moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and (population) standard deviation of all elements over all workers, in float64."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -88,6 +89,12 @@ def test_a_wrong_command_line_exits_with_2_and_names_the_nearest(
     assert said in ended.err
 
 
+def test_a_home_of_nobody_is_said_in_a_sentence(tats: Callable[..., Any]) -> None:
+    ended = tats("runs", "--home", "~nosuchuser/runs")
+    assert ended.code == 2
+    assert ended.err == "tats: --home ~nosuchuser/runs: '~' stands for no folder here; give the whole path\n"
+
+
 def test_a_pipeline_named_without_the_word_pipeline_is_understood(
     tats: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -106,3 +113,22 @@ def test_list_shows_names_and_titles_in_columns(tats: Callable[..., Any], tmp_pa
     lines = ended.out.splitlines()
     assert lines[0] == "a_name_longer_than_any  The long one."
     assert any(line.startswith("full_ssv2               ") for line in lines)
+
+
+def test_a_broken_file_hides_no_other_from_the_list(tats: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines" / "a_broken.yaml").write_text("title: [")
+    ended = tats("list")
+    assert ended.code == 2
+    assert ended.out.splitlines()[0] == "a_broken"
+    assert "full_ssv2" in ended.out
+    assert "Sweeps" in ended.out
+    assert ended.err.startswith(f"tats: {tmp_path / 'pipelines' / 'a_broken.yaml'}, line 1: ")
+
+
+def test_a_terminal_that_lacks_letters_shows_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "Über.yaml").write_text("stages: {a: {kind: command, run: 'true'}}")
+    command = [sys.executable, "-m", "tats_core", "run", "pipeline", "Über.yaml", "--plan"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("?ber: 1 stage, 1 to run")

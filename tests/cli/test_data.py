@@ -76,6 +76,14 @@ def test_a_video_that_cannot_be_decoded_fails_the_check_by_name(tats: Callable[.
     assert ".avi: cannot be read" in ended.err
 
 
+def test_a_place_for_the_sets_that_is_a_file_is_told(tats: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    ended = tats("data", "generate", "--out", "taken", "--clips-per-class", "1")
+    assert ended.code == 2
+    assert ended.err.startswith("tats: --out taken: cannot be written (")
+    assert ended.err.count("\n") == 1
+
+
 def test_a_wrong_knob_is_named_with_the_nearest(tats: Callable[..., Any]) -> None:
     ended = tats("data", "generate", "--out", "x", "--set", "scene.nois=0.1")
     assert ended.code == 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tats_core.pipeline.records import RunRecord
 
 
@@ -40,3 +42,21 @@ def test_a_difference_stands_over_its_interval(tats, kept):
     assert lines[at].split() == ["ssv2/pretrained/top1", "50.0", "60.0", "+10.0"]
     assert lines[at + 1].split() == ["40.0–58.0", "50.0–68.0"]
     assert lines[at + 2].strip() == "-2.8 to +22.8"
+
+
+@pytest.mark.parametrize("words", [("compare", "{a}", "{b}", "--plot"), ("report", "{a}", "--out")])
+@pytest.mark.parametrize("place", ["folder.png", "nowhere/a.png"])
+def test_a_place_that_cannot_be_written_is_told_and_nothing_is_left_beside_it(
+    tats, kept, tmp_path, words, place
+):
+    (tmp_path / "folder.png").mkdir()
+    ids = {"a": kept.run(1).id, "b": kept.run(2).id}
+    for name in ids.values():
+        output = RunRecord.load(kept.home / "runs" / name).outputs("pretrain")[0]
+        (output / "events.jsonl").write_text(
+            '{"time": 1, "kind": "metrics", "step": 1, "values": {"loss": 1}}\n'
+        )
+    done = tats(*(word.format(**ids) for word in words), place)
+    assert done.code == 2
+    assert done.err.startswith(f"tats: {words[-1]} {tmp_path / place}: cannot be written (")
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []

@@ -112,7 +112,7 @@ def test_several_models_are_a_sentence_with_how_to_choose(
             (".tats/stages/pretrain-0", "clip.mp4"),
             "its model is pre-trained, and a fine-tuned one is needed here",
         ),
-        (("min", "clip.mp4"), "'min' is no pipeline, no run in "),
+        (("mni", "clip.mp4"), "'mni' is no run in "),
         (("mine", "text.mp4", "--stage", "finetune[ssv2]"), "text.mp4"),
     ],
 )

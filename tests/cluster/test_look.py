@@ -67,6 +67,11 @@ def test_the_versions_leave_out_how_torch_was_built():
     assert "+" not in found["torch"]
 
 
+def test_gpus_that_torch_cannot_use_are_named():
+    assert look.without_cuda("13.0") == []
+    assert look.without_cuda(None)[0].startswith("its torch is built without CUDA")
+
+
 def test_a_stage_larger_than_the_cluster_is_named(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("stages:\n  work: {kind: command, run: 'true', cpus: 4, gpus: 1}\n", encoding="utf-8")

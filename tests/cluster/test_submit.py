@@ -1,13 +1,14 @@
-"""A pipeline on a real Ray cluster of two nodes, through the Jobs API, with a token."""
+"""Pipelines and sweeps on a real Ray cluster of two nodes, through the Jobs API, with a token."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,6 @@ import pytest
 
 from tats_core.cluster import submit
 from tats_core.errors import ResourceError, SpecError
-from tats_core.pipeline import spec
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TOKEN = "a-token-of-the-test-" + "0" * 44
@@ -39,6 +39,19 @@ class Here:
             f"stages:\n  work: {{kind: command, run: '{run}', cpus: {cpus}}}\n", encoding="utf-8"
         )
 
+    def write_sweep(self, name: str, run: str, cpus: int = 1) -> None:
+        """Write a sweep over X = 1, 2, 3 of a pipeline that `run`s and reports X as its score."""
+        score = '; echo "{\\"score\\": $X}" > $TATS_OUT/result.json'
+        stage = {"kind": "command", "run": run + score, "cpus": cpus, "env": {"X": "0"}}
+        tried = {"pipeline": f"of_{name}", "space": {"work.env.X": ["1", "2", "3"]}}
+        tried["metrics"] = [{"name": "work.score", "mode": "max"}]
+        for menu, file, content in (
+            ("pipelines", f"of_{name}", {"stages": {"work": stage}}),
+            ("sweeps", name, tried),
+        ):
+            (self.folder / menu).mkdir(exist_ok=True)
+            (self.folder / menu / f"{file}.yaml").write_text(json.dumps(content), encoding="utf-8")
+
     def tats(self, *words: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "tats_core", *words, "--address", self.address],
@@ -47,6 +60,9 @@ class Here:
 
     def submit(self, name: str, *words: str) -> subprocess.CompletedProcess[str]:
         return self.tats("submit", "pipeline", name, "--home", str(self.home), *words)
+
+    def submit_sweep(self, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+        return self.tats("submit", "sweep", name, "--home", str(self.home), *words)
 
 
 def _environment(token: str) -> dict[str, str]:
@@ -77,6 +93,13 @@ def started(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
     found = re.match(r"(\S+) (started|runs already|succeeded already) on http", done.stdout)
     assert found, done.stdout + done.stderr
     return found[1], found[2]
+
+
+def wait_for(holds: Callable[[], bool], here: Here, job: str) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline, here.tats("logs", job).stdout
+        time.sleep(0.2)
 
 
 @pytest.mark.slow
@@ -119,10 +142,7 @@ def test_what_runs_is_attached_to_and_stops_when_asked(here):
     job, outcome = started(here.submit("long", "--no-check", "--no-follow"))
     assert outcome == "started"
     assert started(here.submit("long", "--no-follow")) == (job, "runs already")
-    deadline = time.monotonic() + 120
-    while not (here.folder / "began").exists():
-        assert time.monotonic() < deadline, here.tats("logs", job).stdout
-        time.sleep(0.2)
+    wait_for((here.folder / "began").exists, here, job)
     stopped = here.tats("stop", "long")
     assert f"{job} has stopped; submit it again to go on" in stopped.stdout, stopped.stdout + stopped.stderr
     assert '"status": "stopped"' in max(here.home.glob("runs/long-*/run.json")).read_text()
@@ -139,27 +159,44 @@ def test_more_than_the_cluster_has_is_refused_before_anything_starts(here):
 
 
 @pytest.mark.slow
+def test_a_sweep_that_was_stopped_goes_on_with_the_trials_that_are_left(here):
+    here.write_sweep("tries", f"test $X != 3 || test -e {here.folder}/go || sleep 600")
+    job, outcome = started(here.submit_sweep("tries", "--no-follow"))
+    assert re.fullmatch(r"tries-[0-9a-f]{12}-a1", job)
+    assert outcome == "started"
+    wait_for(lambda: len(list(here.home.glob("runs/tries-*/trials/*/trial.json"))) == 2, here, job)
+    assert started(here.submit_sweep("tries", "--no-follow")) == (job, "runs already")
+
+    stopped = here.tats("stop", "tries")
+    assert f"{job} has stopped; submit it again to go on" in stopped.stdout, stopped.stdout + stopped.stderr
+    assert "Stopped; what is done is kept" in here.tats("logs", job).stdout
+
+    (here.folder / "go").touch()
+    second = here.submit_sweep("tries")
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert started(second) == (job.removesuffix("1") + "2", "started")
+    assert "2 of them had ended before" in second.stdout
+    (folder,) = here.home.glob("runs/tries-*")
+    scores = [json.loads(path.read_text())["metrics"] for path in folder.glob("trials/*/trial.json")]
+    assert sorted(one["work.score"] for one in scores) == [1, 2, 3]
+    assert started(here.submit_sweep("tries"))[1] == "succeeded already"
+
+
+@pytest.mark.slow
+def test_a_trial_larger_than_the_cluster_is_refused_before_anything_starts(here):
+    here.write_sweep("large_tries", "true", cpus=3)
+    refused = here.submit_sweep("large_tries")
+    assert refused.returncode == 2
+    assert refused.stderr == "tats: work needs 3 CPUs and the cluster has 2; add machines to it\n"
+    assert not list(here.home.glob("runs/large_tries-*"))
+
+
+@pytest.mark.slow
 def test_a_wrong_token_is_one_sentence(here):
     refused = here.tats("jobs", token="wrong-" + "1" * 58)
     assert refused.returncode == 2
     assert "refuses the token" in refused.stderr
     assert refused.stderr.count("\n") == 1
-
-
-def identity(folder: Path, text: str, sets: Sequence[str] = (), home: str | None = None) -> str:
-    path = folder / "mine.yaml"
-    path.write_text(text, encoding="utf-8")
-    return submit.identity(spec.load(str(path), sets), home)
-
-
-def test_the_identity_is_of_the_work_and_not_of_how_many_cpus_do_it(tmp_path):
-    text = "stages:\n  work: {kind: command, run: 'true', cpus: 1}\n"
-    first = identity(tmp_path, text)
-    assert re.fullmatch("mine-[0-9a-f]{12}", first)
-    assert identity(tmp_path, text, ["work.cpus=2"]) == first
-    assert identity(tmp_path, text, ["work.run=echo"]) != first
-    assert identity(tmp_path, text.replace("work:", "other:")) != first
-    assert identity(tmp_path, text, home="/elsewhere") != first, "what is done here is not done there"
 
 
 @pytest.mark.parametrize("address", ["head:8265", "ray://head:10001", "http://head:8265/jobs", "http:// "])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tats_core.data import clips, readers, transforms
+from tats_core.data import clips, loaders, readers, transforms
 from tats_core.data.benchmarks import BENCHMARKS
 from tats_core.data.loaders import (
     Batch,
@@ -113,6 +114,27 @@ def test_cache_and_decoding_processes_change_nothing_but_the_speed(tiny: dict[st
         for other in (cached, full, processes):
             assert same(list(other.epoch(epoch)), expected)
     processes.close()
+
+
+def test_each_decoding_process_holds_one_batch_ahead(
+    tiny: dict[str, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = loader(tiny["ucf101"], SMALL.model_copy(update={"decode_workers": 1}), batch_size=2)
+    asked = [0]
+    iterate = loaders._Requests.__iter__
+
+    def counted(requests: loaders._Requests) -> Iterator[object]:
+        for request in iterate(requests):
+            asked[0] += 1
+            yield request
+
+    monkeypatch.setattr(loaders._Requests, "__iter__", counted)
+    batches = train.epoch(0)
+    next(batches)
+    # One for the process, and one in place of the batch that was taken: a batch may be a gigabyte.
+    assert asked == [2]
+    batches.close()  # type: ignore[attr-defined]
+    train.close()
 
 
 def test_a_cached_video_is_read_once(tiny: dict[str, Manifest], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,6 +351,31 @@ def test_testing_refuses_a_video_that_cannot_be_read(tiny: dict[str, Manifest], 
     manifest = broken(tiny["ucf101"], tmp_path, 2)
     with pytest.raises(VideoError, match=r"broken2\.avi: cannot be read"):
         list(eval_views(manifest, ClipOptions(frames=2, size=16), clips=1, crops=1))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_for_what_is_no_score_the_next_video_stands_in_and_the_broken_one_is_named(
+    tiny: dict[str, Manifest], tmp_path: Path, workers: int
+) -> None:
+    manifest = broken(tiny["ucf101"], tmp_path, 2, 15)
+    options = ClipOptions(frames=2, size=16, max_unreadable=0.2, decode_workers=workers)
+    unreadable: dict[str, str] = {}
+    batches = list(eval_views(manifest, options, clips=1, crops=1, batch_size=4, unreadable=unreadable))
+    assert indices(batches) == [0, 1, 3, *range(3, 15), 0]
+    labels = [label for _, label_B, _ in batches for label in label_B.tolist()]
+    assert labels == [manifest.videos[index].label for index in indices(batches)]
+    assert torch.equal(batches[0][0][2], batches[0][0][3])
+    assert set(unreadable) == {str(tmp_path / "broken2.avi"), str(tmp_path / "broken15.avi")}
+    few = options.model_copy(update={"max_unreadable": 0.1, "decode_workers": 0})
+    with pytest.raises(DataError, match="2 of 16 videos cannot be read, more than max_unreadable"):
+        list(eval_views(manifest, few, clips=1, crops=1, batch_size=4, unreadable={}))
+
+
+def test_fewer_videos_than_workers_are_refused_on_each_of_them(tiny: dict[str, Manifest]) -> None:
+    few = tiny["ucf101"].first(2)
+    for rank in range(3):
+        with pytest.raises(DataError, match=r"2 videos are too few for 3 workers; use fewer workers"):
+            list(eval_views(few, ClipOptions(frames=2, size=16), rank=rank, world_size=3))
 
 
 def test_a_manifest_without_labels_feeds_pre_training(tiny: dict[str, Manifest]) -> None:

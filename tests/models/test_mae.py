@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tats_core.models.mae import MAEConfig, Reconstruction, VideoMAE, _SquaredError, per_pixel, raw_pixels
+from tats_core.models.mae import MAEConfig, Reconstruction, VideoMAE, _SquaredError, per_pixel
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig, take
 
@@ -15,9 +15,10 @@ N, P = CLIP.tokens, CLIP.pixels
 MEAN, DEVIATION = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
 
-def _mae(**changes: object) -> VideoMAE:
+def _mae(*, gradient_checkpointing: bool = False, **changes: object) -> VideoMAE:
     torch.manual_seed(0)
-    vit = ViTConfig.model_validate({"preset": "vit_micro", "width": 24, "depth": 2, "heads": 3})
+    small = {"preset": "vit_micro", "width": 24, "depth": 2, "heads": 3}
+    vit = ViTConfig.model_validate(small | {"gradient_checkpointing": gradient_checkpointing})
     config = {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2} | changes
     return VideoMAE(vit, MAEConfig.model_validate(config), CLIP)
 
@@ -84,13 +85,7 @@ def test_the_normalized_target_has_mean_0_and_deviation_1_in_each_channel_of_eac
     torch.testing.assert_close(target_BMCQ.mean(3), torch.zeros(2, 5, 3), rtol=0, atol=1e-5)
     torch.testing.assert_close(target_BMCQ.std(3), torch.ones(2, 5, 3), rtol=1e-4, atol=0)
     pixels_BMP = target_BMP * per_pixel(scale_BMC, P) + per_pixel(mean_BMC, P)
-    torch.testing.assert_close(pixels_BMP, raw_pixels(patches_BMP))
-
-
-def test_raw_pixels_undo_imagenets_normalisation() -> None:
-    pixels_C = torch.tensor([0.2, 0.5, 0.9])
-    normalised_P = per_pixel((pixels_C - MEAN) / DEVIATION, P)
-    torch.testing.assert_close(raw_pixels(normalised_P[None, None])[0, 0], per_pixel(pixels_C, P))
+    torch.testing.assert_close(pixels_BMP, patches_BMP * per_pixel(DEVIATION, P) + per_pixel(MEAN, P))
 
 
 def test_the_floored_target_of_a_flat_token_is_zero_and_of_a_faint_one_is_faint() -> None:
@@ -173,6 +168,21 @@ def test_decoding_a_part_of_the_masked_tokens_gives_the_errors_of_that_part() ->
     whole_target_BMP, _, _ = mae.target(take(patches_BNP, masked_BM))
     assert part.error_BM.shape == (2, 2)
     torch.testing.assert_close(part.target_BMP, whole_target_BMP[:, :2])
+
+
+def test_gradient_checkpointing_recomputes_the_decoder_too_and_changes_no_gradient() -> None:
+    gradients, runs = [], []
+    for checkpointing in (False, True):
+        mae = _mae(gradient_checkpointing=checkpointing)
+        counted: list[str] = []
+        for name, block in (("encoder", mae.encoder.blocks[0]), ("decoder", mae.decoder[0])):
+            block.register_forward_pre_hook(lambda *_, name=name, counted=counted: counted.append(name))
+        patches_BNP = torch.randn(2, N, P, generator=torch.Generator().manual_seed(0))
+        mae(patches_BNP, *_split()).error_BM.mean().backward()
+        gradients.append([p.grad for p in mae.parameters()])
+        runs.append(sorted(counted))
+    assert runs == [["decoder", "encoder"], ["decoder"] * 2 + ["encoder"] * 2]
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
 def test_the_loss_reaches_every_parameter() -> None:

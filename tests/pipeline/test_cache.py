@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -7,12 +8,15 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from tats_core.errors import StoreError
+from tats_core.pipeline import cache
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline.cache import StageKey, StageStore, make_folder, stage_key, without
+from tats_core.pipeline.records import RunRecord
 
 KEY = StageKey({"kind": "make/1", "config": {"value": 1}, "code": {}, "inputs": [], "external": {}})
 ORIGIN = {"pipeline": "toy", "stage": "make", "run": "r"}
@@ -51,6 +55,7 @@ def test_an_output_that_is_not_there_has_an_empty_fault(store):
         (lambda folder: (folder / "value.txt").write_text("12"), "value.txt has another size"),
         (lambda folder: (folder / "value.txt").write_text("2"), "value.txt has another content"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "its manifest cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text("{}"), "its manifest cannot be read"),
     ],
 )
 def test_a_damaged_output_does_not_count(store, harm, fault):
@@ -130,6 +135,19 @@ def test_a_fresh_attempt_starts_empty(store):
     assert store.unfinished(folder) == "forced"
 
 
+def test_a_kill_in_the_middle_of_a_commit_leaves_a_forced_attempt_forced(store, monkeypatch):
+    folder = committed(store, old="1")
+    partial = store.begin(folder, fresh=True)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache, "_manifest", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.commit(partial, folder, KEY, ORIGIN, {})
+    assert store.unfinished(folder) == "forced"
+
+
 def test_a_commit_replaces_an_earlier_output_whole(store):
     committed(store, old="1")
     folder = committed(store, new="2")
@@ -169,6 +187,20 @@ def test_only_one_process_at_a_time_makes_an_output(store, tmp_path):
     with (store.root / ".locks" / folder.name).open() as file:
         assert file.read() == str(os.getpid())
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_every_lock_can_be_taken_over_nfs_too(store, monkeypatch):
+    def as_over_nfs(file: IO[str], mode: int) -> None:
+        can = file.readable() if mode & fcntl.LOCK_SH else file.writable()
+        if not can:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(fcntl, "flock", as_over_nfs)
+    with store.deciding(), store.collecting(), store.lock(store.folder("make", KEY), lambda process: None):
+        pass
+    record = RunRecord("toy-1", "toy", "", "toy.yaml", str(store.root), "running", 0.0, {})
+    with record.alive():
+        assert not record.is_alive(), "nobody holds a lock here"
 
 
 def test_a_read_only_place_is_named(tmp_path):

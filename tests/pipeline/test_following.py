@@ -59,12 +59,24 @@ def test_each_look_tells_what_is_new_also_after_the_commit_renamed_the_folder(re
     assert said(voice, record) == ["three"]
 
 
-def test_what_other_runs_said_in_the_same_folder_is_left_out(record, partial):
-    note(partial, 50.0, "an earlier attempt")
-    note(partial, 101.0, "this run")
-    note(partial, 300.0, "a later attempt")
-    record.stages["train"].status, record.stages["train"].finished = "stopped", 200.0
+def test_what_other_runs_said_in_the_same_folder_is_left_out_whatever_their_clocks_say(record, partial):
+    stage, events = record.stages["train"], partial / "events.jsonl"
+    note(partial, 500.0, "an earlier attempt")
+    stage.said_from = events.stat().st_size
+    note(partial, 50.0, "this run")
+    stage.status, stage.said_to = "stopped", events.stat().st_size
+    note(partial, 60.0, "a later attempt")
     assert said(StageVoice("train"), record) == ["this run"]
+
+
+def test_what_the_run_said_that_made_the_output_again_is_not_this_runs(record, partial):
+    note(partial, 101.0, "the newer one")
+    (partial / "key.json").write_text('{"run": "toy-20260103-030405000-ab"}')
+    stage = record.stages["train"]
+    stage.status, stage.folder, stage.said_to = "finished", str(partial), 1000
+    assert said(StageVoice("train"), record) == []
+    stage.status = "cached"
+    assert said(StageVoice("train"), record) == ["the newer one"]
 
 
 def test_a_forced_attempt_that_begins_anew_is_read_from_its_start(record, partial):

@@ -16,6 +16,7 @@ from tats_core.pipeline import gc
 from tats_core.pipeline.cache import StageKey, StageStore
 from tats_core.pipeline.gc import DAY, Policy, collect, find
 from tats_core.pipeline.records import RunRecord, StageRecord
+from tats_core.pipeline.tracking.journal import Sent, Spool
 
 NOW = time.time()
 
@@ -169,6 +170,19 @@ def test_what_has_an_alias_stays_with_the_run_that_made_it(made):
     aliased = {made.folder(2) / "model.safetensors": "toy@champion"}
     assert going(made, Policy(newest=1), aliased=aliased) == {}
     assert len(going(made, Policy(newest=1))) == 3
+
+
+def test_a_run_that_the_tracking_server_was_not_told_of_yet_stays_whole(made):
+    made.output(1)
+    made.output(2)
+    old, new = made.run(1, days_ago=9), made.run(2)
+    spool = Spool(made.home, old.id)
+    spool.begin()
+    spool.append({"kind": "run"})
+    assert going(made, Policy(newest=1)) == {}
+    spool.save(Sent(ended=True))
+    assert set(going(made, Policy(newest=1))) == {old.id, made.folder(1).name}
+    assert find(made.home, Policy(newest=1), {}).kept_runs == 1, new.id
 
 
 def test_an_output_that_a_configuration_names_stays(made):

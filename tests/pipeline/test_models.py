@@ -13,6 +13,7 @@ from tats_core.models.classifier import VideoClassifier
 from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
+from tats_core.pipeline.finding import find_finished
 from tats_core.pipeline.models import find_model, find_one
 from tats_core.pipeline.records import RunRecord, StageRecord
 from tats_core.training import weights
@@ -142,14 +143,31 @@ def test_a_name_that_means_nothing_is_said_with_the_nearest(
     home: Path, run: Callable[..., RunRecord]
 ) -> None:
     record = run("110000", "finetune")
-    with pytest.raises(
-        SpecError, match=r"'dmo' is no pipeline, no run in .* and no folder; did you mean 'demo'"
-    ):
+    with pytest.raises(SpecError, match=r"'dmo' is no run in .* and no pipeline; did you mean 'demo'"):
         find_model("dmo", home, "finetune")
     with pytest.raises(SpecError, match=f"did you mean '{record.id}'"):
-        find_model(record.id[:-1], home, "finetune")
+        find_model(record.id.replace("2026", "2027"), home, "finetune")
     with pytest.raises(StoreError, match=r"no finished run of 'demo' in .*: tats run pipeline demo"):
         find_model("demo", home, "finetune")
+
+
+def test_the_beginning_of_an_id_and_the_latest_run_are_found_as_elsewhere(
+    home: Path, run: Callable[..., RunRecord]
+) -> None:
+    first = run("110000", "finetune")
+    latest = run("120000", "finetune", status="failed", finetune="failed")
+    assert find_finished(first.id[:-4], home).id == first.id
+    assert find_finished("latest", home).id == latest.id
+    with pytest.raises(SpecError, match=r"'mine-2026' begins the names of 2 runs"):
+        find_finished("mine-2026", home)
+
+
+def test_a_pipeline_of_which_no_run_has_finished_is_known_all_the_same(
+    home: Path, run: Callable[..., RunRecord]
+) -> None:
+    run("110000", "finetune", status="failed", finetune="failed")
+    with pytest.raises(StoreError, match=r"no finished run of 'mine' in .*: tats show mine$"):
+        find_finished("mine", home)
 
 
 def test_a_run_without_such_a_model_says_so(home: Path, run: Callable[..., RunRecord]) -> None:

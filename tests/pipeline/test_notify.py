@@ -93,6 +93,14 @@ def test_a_command_gets_the_event_in_its_environment_and_as_json(record, tmp_pat
     )
 
 
+def test_an_error_that_no_variable_can_hold_is_told_all_the_same(record, tmp_path):
+    error = "a\0b" + 200_000 * "c"
+    hook = Hook(command=f'echo "$TATS_ERROR" | cut -c1-4 > {tmp_path}/error; cat > {tmp_path}/json')
+    hook.send(notify.message(record, "failed", "", error))
+    assert (tmp_path / "error").read_text() == "a bc\n"
+    assert json.loads((tmp_path / "json").read_text())["error"] == error
+
+
 def test_a_webhook_gets_the_json_by_post(record, inbox, monkeypatch):
     monkeypatch.setenv("MY_HOOK", inbox.url)
     assert notified(Hook(webhook="$MY_HOOK"), record) == []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -165,3 +167,32 @@ def test_other_errors_in_turn_are_tried_as_often_as_allowed(tmp_path):
     policy = ray_train.ReplaceLost(FailureConfig(max_failures=5), ray_train._Outcomes(tmp_path))
     said = [decide(policy, one=RuntimeError(text)) for text in ("a", "b", "a", "a")]
     assert said == ["RETRY", "RETRY", "RETRY", "RAISE"]
+
+
+def test_a_worker_that_waits_for_the_one_before_it_says_so_in_its_log(tmp_path, capsys):
+    with ThreadPoolExecutor() as other, (tmp_path / "worker-0.lock").open("w") as earlier:
+        fcntl.flock(earlier, fcntl.LOCK_EX)
+
+        def work() -> str:
+            with ray_train._alone(tmp_path / "worker-0.lock"):
+                return "works"
+
+        later = other.submit(work)
+        said = ""
+        while not said:
+            said = capsys.readouterr().out
+        assert not later.done()
+        fcntl.flock(earlier, fcntl.LOCK_UN)
+        assert later.result(10) == "works"
+    assert said == "waits until this worker's process of an earlier attempt has ended\n"
+
+
+def test_without_an_address_a_cluster_that_someone_else_started_here_is_not_joined(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_train.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_train.ray, "init", lambda **how: asked.append(how["address"]))
+    ray_train.connect()
+    assert asked == ["local"]

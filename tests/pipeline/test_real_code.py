@@ -96,8 +96,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
         ),
         ("training/checkpoint.py", "_STOP_SECONDS = 0.5", "_STOP_SECONDS = 0.6"),
         ("pipeline/runner.py", "_TICK = 0.25", "_TICK = 0.2"),
+        ("specs.py", 'return f"{dotted} is missing"', 'return f"{dotted} is not there"'),
     ],
-    ids=["a comment in the sampler", "a comment in the model", "the checkpoints", "the engine"],
+    ids=["a comment in the sampler", "a comment in the model", "the checkpoints", "the engine", "a message"],
 )
 def test_what_cannot_change_an_output_reuses_every_stage(copy: Copy, module: str, old: str, new: str) -> None:
     assert copy.run_again(module, old, new) == {}

@@ -1,21 +1,26 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tats_core.errors import ResourceError, SpecError, StageError, TatsError
-from tats_core.pipeline import runner
+from tats_core.pipeline import code, finding, runner
+from tats_core.pipeline.cache import StageStore
 from tats_core.pipeline.records import RunRecord
 from tats_core.pipeline.stages.base import StageContext
 
-from .conftest import Grow, RecordingUI
+from .conftest import Grow, NoTracker, RecordingUI
 
 pytestmark = pytest.mark.usefixtures("no_tracker")
 
@@ -138,6 +143,32 @@ def test_a_forced_stage_that_was_cut_off_goes_on_without_force(load, home, monke
     assert plan["grow[a,scratch]"].reason == "goes on where it was cut off"
 
 
+def test_a_forced_stage_is_not_told_with_what_the_output_that_it_replaces_had_said(load, home, monkeypatch):
+    told: list[float] = []
+
+    class Listening(NoTracker):
+        def event(self, name: str, event: Mapping[str, Any]) -> None:
+            told.append(event["values"]["value"])
+
+    monkeypatch.setattr(runner, "Tracker", Listening)
+    begin = StageStore.begin
+
+    def slowly(self: StageStore, folder: Path, *, fresh: bool) -> Path:
+        time.sleep(0.6)  # meanwhile the main thread looks for events
+        return begin(self, folder, fresh=fresh)
+
+    monkeypatch.setattr(StageStore, "begin", slowly)
+    for force, values in (((), (1.0, 2.0, 3.0)), (("grow",), (4.0,))):
+        said = values
+        monkeypatch.setattr(
+            Grow,
+            "hook",
+            staticmethod(lambda ctx, said=said: [ctx.events.metrics(1, {"value": one}) for one in said]),
+        )
+        runner.run(load("stages: {grow: {kind: grow, init: scratch}}"), home, force=force)
+    assert told == [1.0, 2.0, 3.0, 4.0]
+
+
 def test_only_runs_one_stage_and_leaves_the_others_out(load, home):
     with pytest.raises(SpecError, match=r"--only grow: it needs the output of make, which has none yet"):
         runner.run(load(TOY), home, only=["grow"])
@@ -145,7 +176,7 @@ def test_only_runs_one_stage_and_leaves_the_others_out(load, home):
     assert statuses(record)["make"] == "finished"
     assert statuses(record)["sum"] == "skipped"
     assert record.status == "finished"
-    assert runner.newest_finished(home, "toy") is None, "a part is not a whole run"
+    assert finding.newest_finished(home, "toy") is None, "a part is not a whole run"
     assert statuses(runner.run(load(TOY), home, only=["grow"]))["grow[a,pretrained]"] == "finished"
 
 
@@ -192,7 +223,33 @@ def test_a_bug_ends_its_stage_with_a_traceback_on_disk_and_is_not_tried_again(lo
     assert 'raise KeyError("a bug")' in traceback.read_text()
 
 
-def test_stages_run_side_by_side_within_the_cpus_there_are(load, home, monkeypatch):
+def test_code_that_is_edited_meanwhile_makes_no_output_under_the_key_of_the_old(load, home, monkeypatch):
+    monkeypatch.setattr(code, "changed", lambda known: [name for name in known if name.endswith("conftest")])
+    record = runner.run(load("stages: {grow: {kind: grow, init: scratch, retries: 3}}"), home)
+    assert record.error == (
+        f"grow: the code of {Grow.__module__} was changed since this run began; start it again: "
+        "what is done is kept"
+    )
+    assert (Grow.ran, record.stages["grow"].attempts) == ([], 1)
+
+
+def test_a_bug_whose_traceback_cannot_be_written_ends_its_stage_all_the_same(load, home, monkeypatch):
+    monkeypatch.setattr(Grow, "hook", staticmethod(lambda ctx: (ctx.out / "log").touch()))
+    text = "stages: {make: {kind: make}, grow: {kind: grow, needs: make, fail: bug}}"
+    record = runner.run(load(text), home)
+    assert "KeyError: 'a bug' (a bug; its traceback cannot be written to " in (record.error or "")
+
+
+def test_a_stage_that_calls_exit_fails_and_does_not_hold_up_the_run(load, home, monkeypatch):
+    monkeypatch.setattr(Grow, "hook", staticmethod(lambda ctx: sys.exit(3)))
+    record = runner.run(load("stages: {grow: {kind: grow, init: scratch}}"), home)
+    assert (record.error or "").startswith("grow: SystemExit: 3 (a bug; the traceback is in ")
+
+
+@pytest.mark.parametrize(("spare", "side_by_side"), [(0, 2), (1, 1), (9, 1)])
+def test_stages_run_side_by_side_within_the_cpus_there_are(load, home, monkeypatch, spare, side_by_side):
+    # One that can use more than it needs has all there are to itself.
+    monkeypatch.setattr(Grow, "spare", lambda *_: spare)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
     running, most = set(), []
     lock = threading.Lock()
@@ -208,13 +265,15 @@ def test_stages_run_side_by_side_within_the_cpus_there_are(load, home, monkeypat
     monkeypatch.setattr(Grow, "hook", staticmethod(hook))
     text = "stages: {grow: {kind: grow, init: scratch, matrix: {add: [1, 2, 3, 4]}}}"
     assert runner.run(load(text), home).status == "finished"
-    assert max(most) == 2
+    assert max(most) == side_by_side
 
 
 def test_what_is_too_large_or_missing_is_said_before_anything_starts(load, home, ui, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
     base = "make: {kind: make}, grow: {kind: grow, needs: make, "
-    with pytest.raises(ResourceError, match=r"grow needs 3 CPUs, but there are 2; .*--set grow.workers=2"):
+    with pytest.raises(
+        ResourceError, match=r"grow needs 3 CPUs, but there are 2; ask for fewer \(--set grow.cpus=2\) or"
+    ):
         runner.run(load(f"stages: {{{base} cpus: 3}}}}"), home, ui=ui)
     text = f"stages: {{{base} matrix: {{missing: [no data here, no data there]}}}}}}"
     with pytest.raises(TatsError) as error:
@@ -254,7 +313,9 @@ def test_the_second_interrupt_stops_at_once(load, home, monkeypatch):
         runner.run(load("stages: {grow: {kind: grow, init: scratch}}"), home)
     assert time.monotonic() - start < 3
     (folder,) = (home / "runs").iterdir()
-    assert RunRecord.load(folder).status == "stopped"
+    record = RunRecord.load(folder)
+    assert record.status == "stopped"
+    assert record.stages["grow"].seconds > 0, "what it took until then"
 
 
 def test_a_file_that_asks_to_stop_does_what_the_first_interrupt_does(load, home, ui, monkeypatch):
@@ -326,13 +387,13 @@ def test_a_run_waits_for_another_that_makes_the_same_output_and_takes_it(load, h
 
 
 def test_the_newest_finished_run_is_found_among_those_of_other_pipelines(load, home):
-    assert runner.newest_finished(home, "toy") is None
+    assert finding.newest_finished(home, "toy") is None
     runner.run(load(TOY), home)
     second = runner.run(load(TOY), home)
     runner.run(load(TOY, name="toy-two"), home)
     failed = load(TOY.replace("add: 4", "add: 5, fail: always"))
     assert runner.run(failed, home).status == "failed"
-    found = runner.newest_finished(home, "toy")
+    found = finding.newest_finished(home, "toy")
     assert found is not None
     assert found.id == second.id
     assert found.folder == home / "runs" / second.id
@@ -342,6 +403,17 @@ def test_a_run_record_survives_a_round_trip(load, home):
     record = runner.run(load(TOY, "grow.add=1"), home)
     assert RunRecord.load(record.folder) == record
     assert record.overrides == ["grow.add=1"]
+
+
+def test_runs_of_machines_in_different_time_zones_are_in_the_order_of_their_starts(load, home, monkeypatch):
+    ids = []
+    for zone in ("UTC-14", "UTC+11", "UTC"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        ids.append(runner.run(load("stages: {make: {kind: make}}"), home).id)
+    monkeypatch.delenv("TZ")
+    time.tzset()
+    assert finding.ids(home) == ids[::-1]
 
 
 def test_what_an_earlier_attempt_said_is_not_shown_again(load, home, ui):
@@ -370,6 +442,13 @@ def test_a_user_interface_that_fails_leaves_a_record_that_says_so(load, home):
         runner.run(load(TOY), home, ui=ui)
     (folder,) = (home / "runs").iterdir()
     assert RunRecord.load(folder).status == "failed"
+
+
+def test_a_reader_of_the_output_that_leaves_is_no_fault_of_the_storage(load, home):
+    ui = RecordingUI()
+    ui.on_progress = lambda: (_ for _ in ()).throw(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    with pytest.raises(BrokenPipeError):
+        runner.run(load(TOY), home, ui=ui)
 
 
 def test_a_stage_that_waits_for_another_tells_its_own_changes_too(load, home):

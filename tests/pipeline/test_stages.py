@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import subprocess
@@ -49,6 +50,23 @@ def context(tmp_path: Path) -> Context:
     return made
 
 
+def test_what_cannot_be_read_beside_a_data_set_stops_no_plan(tmp_path, monkeypatch):
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "gone.txt").symlink_to("nowhere")
+    (tmp_path / "lost+found").mkdir()
+    scandir = os.scandir
+
+    def refused(folder: str) -> Any:
+        if folder.endswith("lost+found"):
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    before = data._fingerprint(tmp_path)
+    (tmp_path / "lists" / "new.txt").touch()
+    assert data._fingerprint(tmp_path) != before
+
+
 # --- command -----------------------------------------------------------------------------------------
 
 
@@ -62,6 +80,26 @@ def test_a_command_gets_its_folder_and_its_inputs(context, tmp_path):
         {"name": "grow[a]", "kind": "grow", "axes": {"benchmark": "a"}, "path": str(tmp_path / "in")}
     ]
     assert (ctx.out / "log" / "command.log").read_text() == "hello\ny\n"
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        "python my.py > $TATS_OUT/x",
+        ["python", "my.py"],
+        "echo it's; cat my.py",
+        f"echo {'x' * 5000}; cat my.py",
+    ],
+)
+def test_a_script_that_a_command_names_counts_with_its_content(tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    config = command.CommandConfig(run=run)
+    assert command.KIND.external(config) == {}
+    (tmp_path / "my.py").write_text("print(1)")
+    before = command.KIND.external(config)
+    assert before.keys() == {"my.py"}
+    (tmp_path / "my.py").write_text("print(2)")
+    assert command.KIND.external(config) != before
 
 
 def test_a_command_that_fails_is_named_with_its_code_and_log(context):
@@ -95,6 +133,12 @@ def test_what_a_killed_driver_left_running_is_ended_before_the_command_starts_ag
     with subprocess.Popen(["sleep", "600"], env={**os.environ, "TATS_OUT": str(ctx.out)}) as left:
         command.KIND.run(command.CommandConfig(run=["true"]), ctx)
         assert not psutil.pid_exists(left.pid)
+
+
+def test_what_a_command_leaves_running_is_ended_with_it(context):
+    ctx = context()
+    command.KIND.run(command.CommandConfig(run="sleep 600 & echo $! > $TATS_OUT/left"), ctx)
+    assert not psutil.pid_exists(int((ctx.out / "left").read_text()))
 
 
 def test_a_report_joins_the_results_of_each_benchmark_and_start(context, tmp_path):

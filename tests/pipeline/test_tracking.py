@@ -1,20 +1,28 @@
 from __future__ import annotations
 
+import getpass
 import json
+import os
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from tats_core.errors import StoreError
 from tats_core.files import write_json
 from tats_core.pipeline import runner, tracking
-from tats_core.pipeline.records import RunRecord
+from tats_core.pipeline.records import RunRecord, StageRecord
 from tats_core.pipeline.stages.base import StageContext
-from tats_core.pipeline.tracking import sender
+from tats_core.pipeline.tracking import sender, server, tracker
+from tats_core.pipeline.tracking.journal import Spool
 
 from .conftest import Grow
 
@@ -190,6 +198,108 @@ def test_the_table_of_the_pipeline_is_on_the_parent(load, home, client, monkeypa
     assert dict(zip(table["columns"], table["data"][0], strict=True)) == row
 
 
+def test_a_run_whose_journal_another_process_sends_just_then_has_its_turn(load, home, client, monkeypatch):
+    alone, calls = Spool.alone, []
+
+    @contextmanager
+    def taken_at_first(self: Spool) -> Iterator[bool]:
+        calls.append(self.run)
+        if len(calls) == 1:
+            yield False
+            return
+        with alone(self) as mine:
+            yield mine
+
+    monkeypatch.setattr(Spool, "alone", taken_at_first)
+    record = runner.run(load("stages: {make: {kind: make}}"), home)
+    assert children(client, record).keys() == {"make"}
+
+
+def test_quotes_in_the_names_of_pipelines_and_axes_are_told(load, home, client):
+    text = "stages: {make: {kind: make, matrix: {shape.preset: [it's, 'a\"b']}}}"
+    record = runner.run(load(text, name="one's"), home)
+    assert children(client, record).keys() == {"make[it's]", 'make[a"b]'}
+
+
+def test_what_the_server_refuses_does_not_hold_up_the_end_of_a_run(load, home, client, monkeypatch):
+    monkeypatch.setattr(sender, "_quoted", lambda value: f"'{value}'")  # as if both quotes were in it
+    start = time.monotonic()
+    record = runner.run(load("stages: {make: {kind: make}}", name="one's"), home)
+    assert time.monotonic() - start < tracker._DATABASE_SECONDS / 2
+    assert "MLflow was not told of one thing (run_end): " in (record.tracking_error or "")
+    assert tracking.pending(home) == []
+
+
+def test_a_user_without_a_name_has_a_number(load, home, client, monkeypatch):
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    record = runner.run(load("stages: {make: {kind: make}}"), home)
+    assert children(client, record)["make"].data.tags["mlflow.user"] == str(os.getuid())
+
+
+def test_a_short_run_waits_until_a_new_database_has_its_tables(load, home, client, monkeypatch):
+    connect = server.connect
+
+    def slowly(home: Path, uri: str) -> MlflowClient:
+        time.sleep(1)
+        return connect(home, uri)
+
+    monkeypatch.setattr(server, "connect", slowly)
+    monkeypatch.setattr(tracker, "_GRACE_SECONDS", 0.1)
+    assert runner.run(load("stages: {make: {kind: make}}"), home).tracking_error is None
+
+
+def test_no_system_metric_comes_after_the_end_of_a_run(tmp_path, monkeypatch):
+    record = RunRecord("toy-1", "toy", "", "toy.yaml", str(tmp_path), "finished", 0.0, {})
+    follower = tracking.Tracker(tmp_path, record)
+    measured: list[float] = []
+
+    def ends_meanwhile() -> float:
+        if measured:
+            follower.close()
+        measured.append(1.0)
+        return 1.0
+
+    monkeypatch.setattr(tracker, "_DATABASE_SECONDS", 0.0)
+    monkeypatch.setattr(psutil, "cpu_percent", ends_meanwhile)
+    follower._watch_system()
+    assert [one["kind"] for _, one in Spool(tmp_path, "toy-1").read(0)] == ["run_end"]
+
+
+@pytest.mark.parametrize(
+    ("given", "uri"),
+    [
+        ("", "sqlite:///{here}/home/mlflow.db"),
+        ("sqlite:///runs.db", "sqlite:///{here}/runs.db"),
+        ("sqlite:////srv/runs.db", "sqlite:////srv/runs.db"),
+        ("http://mlflow:5000", "http://mlflow:5000"),
+    ],
+)
+def test_the_place_of_a_database_does_not_depend_on_the_working_directory(given, uri, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    assert tracking.tracking_uri(Path("home")) == uri.format(here=tmp_path)
+
+
+def test_a_folder_whose_name_would_cut_off_the_databases_is_refused(tmp_path):
+    with pytest.raises(StoreError, match=r"why\?: a '\?' would cut off the database's path; take another"):
+        tracking.tracking_uri(tmp_path / "why?")
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://me:secret@mlflow:5000/a", "http://mlflow:5000/a"),
+        ("http://mlflow:5000/team@home", "http://mlflow:5000/team@home"),
+        ("sqlite:////srv/me@home/mlflow.db", "sqlite:////srv/me@home/mlflow.db"),
+    ],
+)
+def test_a_password_is_not_shown_and_all_else_is(uri, shown):
+    assert tracking.without_password(uri) == shown
+
+
 def test_nested_settings_become_dotted_parameters():
     assert tracking.flat({"a": {"b": {"c": 1}, "d": [2]}, "e": None}) == {"a.b.c": 1, "a.d": [2], "e": None}
 
@@ -202,6 +312,44 @@ def test_truth_values_and_texts_are_no_numbers():
 
 
 @pytest.mark.slow
+def test_the_trials_of_a_sweep_can_be_compared_and_its_charts_lie_with_their_parent(home, client):
+    values = [{"pretrain.sampler.kind": kind, "pretrain.seed": 1} for kind in ("random", "tats")]
+    stages = {name: StageRecord(name, f"kind={name} seed=1", "trial", {}, []) for name in ("random", "tats")}
+    record = RunRecord(
+        "s-1", "s", "A sweep", "", str(home), "running", 1.0, stages, overrides=["seeds.values=[1]"]
+    )
+    write_json(record.folder / "sweep.json", {})
+    tracker = tracking.Tracker(home, record)
+    tracker.run_started({})
+    for stage, settings in zip(stages.values(), values, strict=True):
+        stage.status, stage.key = "running", stage.name
+        tracker.stage_started(stage, settings, settings, (), (), {})
+        for epoch in (1, 2):
+            event = {"kind": "metrics", "step": epoch, "time": 1.0, "values": {"pretrain.loss": 1 / epoch}}
+            tracker.event(stage.name, event)
+        stage.status = "finished"
+        tracker.stage_ended(stage)
+    for name in ("report.html", "best.yaml", "plots/metrics.png"):
+        (record.folder / name).parent.mkdir(exist_ok=True)
+        (record.folder / name).write_text("x")
+    record.status = "finished"
+    tracker.close()
+    found = children(client, record)
+    assert {name: run.data.params for name, run in found.items()} == {
+        f"kind={kind} seed=1": {"pretrain.sampler.kind": kind, "pretrain.seed": "1"}
+        for kind in ("random", "tats")
+    }
+    steps = [
+        [point.step for point in client.get_metric_history(run.info.run_id, "pretrain.loss")]
+        for run in found.values()
+    ]
+    assert steps == [[1, 2], [1, 2]]
+    parent = client.get_run(record.tracking_run)
+    assert parent.data.tags["mlflow.source.name"] == "tats sweep s --set 'seeds.values=[1]'"
+    there = {one.path for one in client.list_artifacts(record.tracking_run)}
+    assert there >= {"report.html", "best.yaml", "plots"}
+
+
 def test_the_places_of_models_with_an_alias_are_found_in_the_registry(tmp_path: Path) -> None:
     assert tracking.aliased(tmp_path) == {}, "nothing was tracked"
     client = tracking.connect(tmp_path, tracking.tracking_uri(tmp_path))

@@ -62,3 +62,27 @@ def test_compiling_without_a_compiler_is_refused_before_anything_starts(
         sentence = "it.compile: torch.compile needs a C++ compiler, and there is none; leave it out"
         assert kind.preflight(asked, place) == [sentence]
         assert kind.preflight(gpu, place) == kind.preflight(plain, place) == []
+
+
+def test_the_numbers_of_workers_between_least_and_most_are_those_that_share_the_step_evenly() -> None:
+    config = {"benchmark": "ssv2", "batch_size": 48, "workers": 4, "accumulate": 3, "min_workers": 2}
+    for stage, kind in ((PretrainStage, pretrain.KIND), (FinetuneStage, finetune.KIND)):
+        asked = validate(stage, config, "demo.yaml")
+        # Twelve parts in a step: 6, 4 or 3 a worker.
+        assert asked.fewer == (2, 3)
+        assert (kind.cpus(asked), kind.spare(asked)) == (2, 2)
+        always = validate(stage, {**config, "min_workers": None}, "demo.yaml")
+        assert (always.fewer, kind.cpus(always), kind.spare(always)) == ((), 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"min_workers": 5}, r"min_workers \(5\) is more than workers \(4\)"),
+        ({"min_workers": 3}, "min_workers: 3 workers cannot share evenly what 4 do in 1 part each"),
+        ({"min_workers": 2, "head_norm": "batch"}, "min_workers: head_norm: batch takes its statistics over"),
+    ],
+)
+def test_too_few_or_too_many_workers_at_least_are_refused(config: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SpecError, match=sentence):
+        validate(FinetuneStage, {"benchmark": "ssv2", "batch_size": 48, "workers": 4, **config}, "demo.yaml")

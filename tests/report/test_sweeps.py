@@ -52,3 +52,36 @@ def test_the_table_names_keys_by_as_few_words_as_tell_them_apart() -> None:
     }  # fmt: skip
     table = sweeps.rows([trial(1.26, 0, **{"s.kind": "tats"})], ["acc"], {})
     assert sweeps.text(table, [("acc", "top-1", 1)], "acc").splitlines()[2].split() == ["tats", "1", "1.3"]
+
+
+COLUMNS = [("acc", "top-1", 1)]
+TWO = [
+    trial(10, 0, **{"s.kind": "random"}), trial(12, 1, **{"s.kind": "random"}),
+    trial(13, 0, **{"s.kind": "a_b"}), trial(15, 1, **{"s.kind": "a_b"}),
+]  # fmt: skip
+
+
+def test_the_table_in_markdown() -> None:
+    # Two seeds that are 2 apart: half the interval is 12.706; the gain is 3 with both.
+    assert sweeps.markdown(sweeps.rows(TWO, ["acc"], {"s.kind": "random"}), COLUMNS, "acc").splitlines() == [
+        "| kind | seeds | top-1 | top-1 − baseline |",
+        "|---|---:|---:|---:|",
+        "| random | 2 | 11.0 ± 12.7 | – |",
+        "| a_b | 2 | 14.0 ± 12.7 | +3.0 ± 0.0 |",
+    ]
+
+
+def test_the_table_in_csv_is_unrounded_and_empty_where_nothing_was_measured() -> None:
+    text = sweeps.comma_separated(sweeps.rows(TWO[:3], ["acc"], {"s.kind": "random"}), COLUMNS)
+    head, random, other = text.splitlines()
+    assert head == "s.kind,seeds,acc,acc.half,acc.gain,acc.gain_half"
+    assert random.startswith("random,2,11.0,12.7")
+    assert random.endswith(",,")
+    assert other == "a_b,1,13,,3,"
+
+
+def test_the_table_in_latex_has_no_command_from_a_name() -> None:
+    text = sweeps.latex(sweeps.rows(TWO, ["acc"], {}), COLUMNS, "acc", name="my_sweep", caption="50% of it.")
+    assert r"a\_b & 2 & 14.0 $\pm$ 12.7 \\" in text
+    assert r"\caption{50\% of it. " in text
+    assert r"\label{tab:my-sweep}" in text

@@ -87,12 +87,19 @@ def test_the_whole_objective_with_credit_to_masked_tokens() -> None:
     entropy = (0.75 * math.log(4 / 3) + 0.25 * math.log(4)) / math.log(2)
     assert found["entropy_share"] == pytest.approx(entropy)
     assert loss.total.item() == pytest.approx(0.7 + 0.5 * 0.25 - 0.1 * entropy)
-    # r - 1 - log r of the two ratios.
-    assert found["kl"] == pytest.approx((0.5 - 1 + math.log(2) + 1.5 - 1 - math.log(1.5)) / 2, rel=1e-5)
+    # KL((1/2, 1/2) || (3/4, 1/4)) = 1/2 log(2/3) + 1/2 log 2, the same for both clips.
+    assert found["kl"] == pytest.approx(math.log(4 / 3) / 2, rel=1e-5)
     assert found["clip_fraction"] == 1
     assert (found["ratio_min"], found["ratio_max"]) == pytest.approx((0.5, 1.5))
     # Residuals 0.5 and -0.5 of returns 1 and -1: a quarter of their variance is left.
     assert found["explained_variance"] == pytest.approx(0.75)
+
+
+def test_of_a_single_clips_value_nothing_is_explained() -> None:
+    new, transition = _two_clips()
+    one = Policy(new.logits_BN[:1], new.value_BN[:1])
+    loss = ppo_loss(one, transition.part(torch.tensor([0])), PPOConfig(), entropy_weight=0.0)
+    assert loss.parts["explained_variance"] == 0
 
 
 def test_only_the_unclipped_clip_moves_the_policy() -> None:
@@ -110,7 +117,8 @@ def test_the_whole_objective_with_credit_to_the_sequence() -> None:
     old = Policy(torch.zeros(2, 3), torch.zeros(2, 3))
     new = Policy(torch.tensor([[math.log(2), 0, 0]] * 2), torch.tensor([[3.0, 0, 0], [0, 0, 0]]))
     rollout = Rollout(torch.tensor([[0, 1], [1, 0]]), torch.tensor([[2], [2]]), 3, old)
-    transition = Transition(torch.zeros(2, 3, 1), rollout, torch.tensor([[1.0], [2.0]]))
+    # Errors below the mean, which is 0: returns 1 and 2.
+    transition = Transition(torch.zeros(2, 3, 1), rollout, torch.tensor([[-1.0], [-2.0]]))
     loss = ppo_loss(new, transition, PPOConfig(credit="sequence", clip=0.2), entropy_weight=0.0)
     # Clip 0: 2/4 : 1/3 = 1.5 (clipped to 1.2), then 1/2 : 1/2 = 1; advantage 1.
     # Clip 1: 1/4 : 1/3 = 0.75, then 2/3 : 1/2 = 4/3 (clipped to 1.2); advantage 2.
@@ -127,6 +135,18 @@ def test_a_baseline_of_each_token_is_compared_with_that_tokens_reward() -> None:
     # Advantages 1.5 and 0 at ratio 1; squared value errors 2.25 and 0.
     assert loss.parts["policy_loss"].item() == pytest.approx(-0.75)
     assert loss.parts["value_loss"].item() == pytest.approx(1.125)
+
+
+@pytest.mark.parametrize("credit", ["masked_token", "sequence"])
+def test_tokens_that_are_hardly_ever_drawn_do_not_make_the_policies_differ(credit: str) -> None:
+    # Half of the tokens have next to no probability; what moves among them moves nothing.
+    rare_N = torch.tensor([0.0] * 8 + [-20.0] * 8)
+    old = Policy(rare_N.expand(2, -1), torch.zeros(2, 16))
+    new = Policy((rare_N + torch.tensor([0.0] * 8 + [3.0] * 8)).expand(2, -1), torch.zeros(2, 16))
+    rollout = Rollout(torch.tensor([[0, 1]] * 2), complement(torch.tensor([[0, 1]] * 2), 16), 16, old)
+    config = PPOConfig.model_validate({"credit": credit})
+    loss = ppo_loss(new, Transition(torch.zeros(2, 16, 1), rollout, torch.zeros(2, 14)), config, 0.0)
+    assert loss.parts["kl"].item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("credit", ["masked_token", "sequence"])
@@ -229,8 +249,10 @@ def _train(config: PPOConfig, updates: int) -> tuple[Table, dict[str, float]]:
     return table, health
 
 
-def test_tokens_that_are_hard_when_masked_become_likelier_to_be_visible() -> None:
-    table, _ = _train(PPOConfig(target_entropy=None, entropy_weight=0.0), updates=40)
+@pytest.mark.parametrize(("credit", "updates"), [("masked_token", 40), ("sequence", 80)])
+def test_tokens_that_are_hard_when_masked_become_likelier_to_be_visible(credit: str, updates: int) -> None:
+    fixed = {"credit": credit, "target_entropy": None, "entropy_weight": 0.0}
+    table, _ = _train(PPOConfig.model_validate(fixed), updates)
     probability_N = table.logits_N.detach().softmax(0)
     assert probability_N[:2].min() > 2 * probability_N[2:].max()
 

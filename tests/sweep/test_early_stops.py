@@ -79,6 +79,6 @@ def test_a_killed_trial_goes_on_and_ends_as_one_that_was_not(home, tmp_path):
     (whole,) = engine.run(sweep, tmp_path / "other", resume=False, ui=Watching()).trials
     assert killing.killed
     assert killed.status == whole.status == "finished"
-    same = ("probe.linear_top1", "pretrain.motion_lift", "pretrain.entropy_share")
+    same = ("pretrain.linear_top1", "pretrain.motion_lift", "pretrain.entropy_share")
     assert [killed.metrics[name] for name in same] == [whole.metrics[name] for name in same]
     assert killed.epochs == whole.epochs == 6

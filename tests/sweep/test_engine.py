@@ -23,6 +23,30 @@ stages:
     env: {X: "1", SLEEP: "0", SEED: "0"}
     run: 'sleep $SLEEP; test $X != bad && echo "{\\"score\\": $X$SEED}" > $TATS_OUT/result.json'
 """
+CURVE = """
+name: stub
+stages:
+  work:
+    kind: command
+    env: {X: "1", Y: "1", SLEEP: "0"}
+    run: |
+      line='{"time": 0, "kind": "metrics", "step": %d, "values": {"epoch": %d, "score": %d}}\\n'
+      for epoch in 1 2 3 4; do
+        sleep $SLEEP
+        printf "$line" $epoch $epoch $X$epoch >> $TATS_OUT/events.jsonl
+      done
+      echo "{\\"score\\": $X$epoch, \\"cost\\": $Y}" > $TATS_OUT/result.json
+"""
+FOUND = """
+name: stubs
+pipeline: stub
+space: {work.env.X: ["1", "2", "3", "4", "5", "6", "7", "8"], work.env.Y: ["1", "2", "3"]}
+metrics: [{name: work.score, mode: max, objective: true}, {name: work.cost, mode: min, objective: true}]
+searcher: {kind: optuna}
+scheduler: {kind: asha, metric: work.score, grace: 1, reduction: 2}
+samples: 8
+max_concurrent: 1
+"""
 SWEEP = """
 name: stubs
 pipeline: stub
@@ -95,6 +119,43 @@ def test_after_a_killed_driver_or_ctrl_c_a_resume_ends_with_the_same_table(folde
     assert code == 0, err
     assert [found["work.score"] for _, _, found in table(out)] == [10, 20, 30]
     assert len(list((folder / "home" / "runs").glob("stubs-*/sweep.json"))) == 1
+
+
+def test_a_resume_asks_optuna_for_no_point_twice_and_halves_as_if_never_disturbed(folder, tmp_path):
+    (folder / "pipelines" / "stub.yaml").write_text(CURVE)
+    (folder / "sweeps" / "stubs.yaml").write_text(FOUND)
+    # How long it sleeps makes another sweep of it, so both sleep.
+    slow = ("--set", "work.env.SLEEP='0.3'", "--json")
+    process = start(folder, *slow)
+    wait_for_trials(folder, 3)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    code, out, err = ended(start(folder, *slow, "--resume"))
+    assert code == 0, err
+    (folder / "home").rename(folder / "disturbed")
+    code, whole, err = ended(start(folder, *slow))
+    assert code == 0, err
+    assert table(out) == table(whole)
+    assert len(table(out)) == 8
+    assert {status for _, status, _ in table(out)} == {"finished", "stopped early"}
+    points = [
+        next((folder / home / "runs").glob("stubs-*/points.json")).read_text()
+        for home in ("disturbed", "home")
+    ]
+    assert points[0] == points[1]
+
+
+def test_a_resume_of_a_sweep_that_has_ended_prints_its_table_without_a_cluster(folder, monkeypatch):
+    code, out, err = ended(start(folder, "--json"))
+    assert code == 0, err
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")  # where nothing answers
+    code, again, err = ended(start(folder, "--resume", "--json"))
+    assert code == 0, err
+    assert table(again) == table(out)
+    code, shown, err = ended(start(folder, "--resume"))
+    assert code == 0, err
+    assert shown.startswith("all 3 trials of stubs had ended before; nothing was left to do\n")
+    assert "best work.score: 30.0 with X=3" in shown
 
 
 def test_more_cpus_than_there_are_is_said_before_a_start(folder):

@@ -71,14 +71,24 @@ def test_trial_ids_follow_from_name_and_values_alone() -> None:
     assert all(known[one.id] == one.overrides for one in shared)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [5e-05, 3, 0.5, True, None, "1", "null", "a: b", "ä", "", [1, 2], [{"epoch": 0, "ppo": {"clip": 1e-06}}]],
+)
+def test_a_value_reaches_the_pipeline_as_it_is(value) -> None:
+    (text,) = spec.as_sets({"a.b": value})
+    assert specs.parse_override(text) == (["a", "b"], value)
+
+
 def test_stages_that_no_trial_changes_are_common_and_those_that_no_metric_needs_are_left_out() -> None:
     sweep = spec.load("demo_ratio")
     assert sweep.common == {"data"}
-    assert set(sweep.load({}).stages) == {"data", "pretrain", "probe"}
+    assert set(sweep.load({}).stages) == {"data", "pretrain"}
 
 
 def test_trials_that_make_the_same_output_are_known_before() -> None:
-    sweep = spec.load("demo_ratio")
+    probed = ("metrics=[{name: probe.linear_top1, mode: max}]", "probe.matrix.init=[pretrained]")
+    sweep = spec.load("demo_ratio", probed)
     works = [
         sweep.work(graph.build(sweep.load({RATIO: 0.9, "pretrain.seed": seed, "probe.seed": probe})))
         for seed, probe in ((0, 0), (0, 1), (1, 0))

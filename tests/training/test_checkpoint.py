@@ -59,6 +59,16 @@ def test_the_newest_and_the_best_stay(tmp_path: Path, best: str | None, kept: li
     assert store.best() == (tmp_path / "step-000000002" if best == "linear_top1" else None)
 
 
+def test_the_best_state_is_the_one_that_was_measured_not_a_later_one_that_still_carries_its_figure(
+    tmp_path: Path,
+) -> None:
+    store = _begun(tmp_path, CheckpointConfig(keep=1, best="linear_top1"))
+    # The look after step 2 is the newest one until that after step 4.
+    for step, top1 in enumerate((10.0, 40.0, 40.0, 20.0, 20.0), start=1):
+        store.save({"step": step}, step=step, metrics={"linear_top1": top1})
+    assert _steps(tmp_path) == [2, 5]
+
+
 def test_a_kill_while_saving_leaves_the_state_before_and_no_half_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -260,6 +260,25 @@ def test_a_skipped_step_is_not_averaged(tiny: dict[str, Any], clips: Any) -> Non
     assert trainer.guarded.skipped == 1
 
 
+def test_a_skipped_step_does_not_reach_the_figures_of_its_epoch(
+    tiny: dict[str, Any], clips: Any, tmp_path: Path
+) -> None:
+    class OnceBroken(clips):  # type: ignore[misc]
+        def epoch(self, epoch: int, first_step: int = 0) -> Any:
+            for step, (video_BCTHW, label_B, index_B) in enumerate(super().epoch(epoch, first_step)):
+                yield video_BCTHW * (torch.nan if step == 1 else 1), label_B, index_B
+
+    events = EventLog(tmp_path / "events.jsonl")
+    trainer, figures = _run(_recipe(tiny, epochs=1), OnceBroken(), tmp_path / "states", events)
+    assert trainer.guarded.skipped == 1
+    told = [
+        event["values"] for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "metrics"
+    ]
+    losses = [values["loss"] for values in told if "loss" in values]
+    assert len(losses) == 2
+    assert figures["loss"] == pytest.approx(sum(losses) / 2)
+
+
 def test_in_bfloat16_the_loss_is_nearly_the_same_and_weights_and_gradients_stay_float32(
     tiny: dict[str, Any], clips: Any
 ) -> None:

@@ -81,7 +81,7 @@ def test_a_layer_is_known_by_the_name_of_its_parameter(name: str, layer: int) ->
 
 def test_layer_decay_slows_what_lies_deeper() -> None:
     model = _classifier()
-    optimizer = adamw(model, OptimizerConfig(layer_decay=0.5), depth=2)
+    optimizer = adamw(model, OptimizerConfig(), layer_decay=0.5, depth=2)
     GuardedStep(optimizer, None, "test").set_lr(0.8)
     rate_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     rates = {name: rate_of[id(p)] for name, p in model.named_parameters()}

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tats_core.errors import TrainingError
+from tats_core.errors import SpecError, TrainingError
 from tats_core.models.mae import VideoMAE
 from tats_core.sampling import Sampler
+from tats_core.specs import validate
 from tats_core.training.checkpoint import FolderStore
 from tats_core.training.events import EventLog, read_events
 from tats_core.training.pretrain import JointTrainer, PretrainConfig, pretrain
@@ -107,6 +108,59 @@ def test_a_run_killed_within_an_epoch_goes_on_at_its_newest_step_and_ends_in_the
     assert notes == ([f"resumed after step {killed_at // 2 * 2} of 9"] if killed_at > 1 else [])
 
 
+@pytest.mark.parametrize("killed_at", [None, 7, 10])
+def test_a_schedule_straight_through_and_in_parts_ends_in_the_same_bits(
+    killed_at: int | None, tiny: dict[str, Any], clips: Any, tmp_path: Path
+) -> None:
+    later = {"clip": 0.05, "epochs": 1, "entropy_weight": 0.02, "target_entropy": 0.7}
+    schedule = [{"epoch": 2, "ppo": later, "sampler_lr": 0.01}, {"epoch": 3, "ppo": {"clip": 0.3}}]
+    recipe = _recipe(
+        tiny, SAMPLERS["tats, long rollout"], schedule=schedule, checkpoint={"epochs": None, "steps": 1}
+    )
+    straight, figures = _run(recipe, clips(), tmp_path / "straight")
+
+    begun = recipe.beginning(2)
+    assert begun == _recipe(
+        tiny, SAMPLERS["tats, long rollout"], until=2, checkpoint={"epochs": None, "steps": 1}
+    )
+    state = FolderStore(tmp_path / "state")
+    trainer = JointTrainer(begun, World())
+    pretrain(
+        trainer, clips(), events=EventLog(None), store=FolderStore(tmp_path / "a"), health=_look, after=state
+    )
+    loader = clips(fail_at_step=killed_at)
+    second = JointTrainer(recipe, World())
+    parts = {"events": EventLog(None), "store": FolderStore(tmp_path / "b"), "health": _look, "before": state}
+    if killed_at is not None:
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(second, loader, **parts)
+        second, loader = JointTrainer(recipe, World()), clips()
+    ended = pretrain(second, loader, **parts)
+    assert set(loader.epochs_read) <= {2, 3}
+    assert ended == figures
+    _assert_same(straight.state_dict(), second.state_dict())
+    other, _ = _run(_recipe(tiny, SAMPLERS["tats, long rollout"]), clips(), tmp_path / "other")
+    with pytest.raises(AssertionError):
+        _assert_same(other.state_dict(), second.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"schedule": [{"epoch": 1, "ppo": {"clipp": 0.1}}]}, "schedule's ppo.clipp at epoch 1"),
+        ({"schedule": [{"epoch": 1, "ppo": {"clip": 1.5}}]}, "schedule's ppo.clip at epoch 1"),
+        ({"schedule": [{"epoch": 2}, {"epoch": 1}]}, "must rise, not 2, 1"),
+        ({"schedule": [{"epoch": 3}], "until": 3}, "epoch 3 never begins: training ends after 3"),
+        ({"until": 5}, "until is 5, but there are 4 epochs"),
+    ],
+)
+def test_a_schedule_that_cannot_be_followed_is_refused(
+    changes: dict[str, Any], said: str, tiny: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        _recipe(tiny, SAMPLERS["tats"], **changes)
+
+
 def test_no_state_is_kept_in_a_storm_of_nans(tiny: dict[str, Any], clips: Any, tmp_path: Path) -> None:
     class Stormy(clips):  # type: ignore[misc]
         def epoch(self, epoch: int, first_step: int = 0) -> Any:
@@ -144,6 +198,14 @@ def test_the_same_seed_trains_the_same_model_and_another_one_does_not(
     assert not torch.equal(states[0]["mae"]["mask_token"], states[2]["mae"]["mask_token"])
 
 
+def test_a_pre_training_has_no_layer_decay(tiny: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match="optimizer has no key 'layer_decay'"):
+        validate(PretrainConfig, {**tiny, "optimizer": {"layer_decay": 0.75}}, "demo.yaml")
+    trainer = JointTrainer(_recipe(tiny, SAMPLERS["random"]), World())
+    trainer.mae_step.set_lr(0.1)
+    assert {group["lr"] for group in trainer.mae_step.optimizer.param_groups} == {0.1}
+
+
 def test_the_loss_falls_on_clips_that_repeat(tiny: dict[str, Any]) -> None:
     recipe = _recipe(
         tiny, SAMPLERS["random"], mae={"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
@@ -168,6 +230,39 @@ def test_while_warming_up_masking_is_random_and_the_sampler_rests(tiny: dict[str
     assert not torch.equal(trainer.sampler.state_dict()["norm.weight"], before["norm.weight"])
 
 
+def test_the_warm_up_of_the_sampler_may_end_within_an_epoch(
+    tiny: dict[str, Any], clips: Any, tmp_path: Path
+) -> None:
+    recipe = _recipe(tiny, SAMPLERS["tats"], epochs=2, sampler_warmup_epochs=0.5)
+    _run(recipe, clips(steps=4), tmp_path, EventLog(tmp_path / "events.jsonl"))
+    points = [event for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "metrics"]
+    taught = [e["step"] for e in points if "loss" in e["values"] and "entropy_share" in e["values"]]
+    # Steps 1 and 2 of four are random.
+    assert taught == [3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "warming_up", "looks"), [("random", False, 0), ("tats", True, 0), ("tats", False, 1)]
+)
+def test_all_tokens_are_embedded_only_for_a_sampler_that_looks_at_them(
+    sampler: str,
+    warming_up: bool,
+    looks: int,
+    tiny: dict[str, Any],
+    clips: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainer = JointTrainer(_recipe(tiny, SAMPLERS[sampler]), World())
+    seen: list[Tensor] = []
+    tokenize = trainer.mae.encoder.tokenize
+    monkeypatch.setattr(
+        trainer.mae.encoder, "tokenize", lambda patches: (seen.append(patches), tokenize(patches))[1]
+    )
+    (video_BCTHW, _, _), *_ = clips().epoch(0)
+    trainer.step(video_BCTHW, lr=1e-3, warming_up=warming_up)
+    assert len(seen) == looks
+
+
 def test_rewards_are_standardised_and_their_figures_told(tiny: dict[str, Any]) -> None:
     trainer = JointTrainer(_recipe(tiny, {"kind": "tats", "ppo": {"rollout_length": 9}}), World())
     tokens_BND = torch.randn(2, 32, 24)
@@ -180,6 +275,26 @@ def test_rewards_are_standardised_and_their_figures_told(tiny: dict[str, Any]) -
     kept_BM = trainer.memory[0].reward_BM
     assert kept_BM.mean().item() == pytest.approx(0, abs=1e-6)
     assert kept_BM.std(correction=0).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_skipped_step_of_the_sampler_is_counted_and_told(
+    tiny: dict[str, Any], clips: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = JointTrainer(_recipe(tiny, SAMPLERS["tats"], epochs=1), World())
+    update = trainer.update_sampler
+    monkeypatch.setattr(
+        trainer,
+        "update_sampler",
+        lambda tokens, drawn, reward, *more: update(tokens, drawn, reward * math.nan, *more),
+    )
+    events = EventLog(tmp_path / "events.jsonl")
+    pretrain(trainer, clips(steps=2), events=events, store=FolderStore(tmp_path / "states"), health=_look)
+    told = [
+        event["values"] for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "metrics"
+    ]
+    # Each of two updates has two passes of two mini-batches.
+    assert [values["skipped_steps"] for values in told if "skipped_steps" in values] == [8]
+    assert trainer.mae_step.skipped == 0
 
 
 @pytest.mark.parametrize(
@@ -240,6 +355,23 @@ def test_a_broken_batch_is_skipped_and_does_not_reach_the_weights(tiny: dict[str
     trainer.step(video_BCTHW.clone().fill_(math.nan), lr=1e-2)
     assert trainer.mae_step.skipped == 1
     assert torch.equal(trainer.mae.mask_token, before)
+
+
+@pytest.mark.parametrize(("every", "looks"), [(None, [12]), (3, [0, 9, 12]), (4, [0, 12])])
+def test_the_model_is_looked_at_as_often_as_asked_and_at_the_end(
+    every: int | None, looks: list[int], tiny: dict[str, Any], clips: Any, tmp_path: Path
+) -> None:
+    _, figures = _run(
+        _recipe(tiny, SAMPLERS["random"], health_every=every),
+        clips(),
+        tmp_path,
+        EventLog(tmp_path / "events.jsonl"),
+    )
+    told = [
+        event["values"] for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "metrics"
+    ]
+    assert [values["looked_at"] for values in told if "looked_at" in values] == looks
+    assert figures["looked_at"] == 12
 
 
 def test_the_log_tells_every_step_the_health_figures_and_the_end(

@@ -65,6 +65,21 @@ def test_the_nearest_neighbour_has_the_heaviest_vote() -> None:
     assert votes_BC[0].tolist() == pytest.approx([math.exp(1 / 0.07), 0], rel=1e-4)
 
 
+def test_the_nearest_neighbours_of_many_clips_are_found_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    (train_BD, train_label_B), (test_BD, _) = _groups(60, 0), _groups(31, 1)
+    at_once_BC = probes.knn_probe(train_BD, train_label_B, test_BD, 3)
+    monkeypatch.setattr(probes, "_KNN_CLIPS", 8)
+    topk, rows = Tensor.topk, []
+
+    def watched(similarity: Tensor, *rest: Any, **more: Any) -> Any:
+        rows.append(len(similarity))
+        return topk(similarity, *rest, **more)
+
+    monkeypatch.setattr(Tensor, "topk", watched)
+    torch.testing.assert_close(probes.knn_probe(train_BD, train_label_B, test_BD, 3), at_once_BC)
+    assert rows == [8, 8, 8, 7]
+
+
 WIDTH, HEADS, TOKENS = 8, 2, 6
 
 

@@ -24,6 +24,7 @@ def test_a_worker_alone_is_the_first_and_the_whole_world() -> None:
     assert world.parallel(module) is module
     assert torch.equal(world.sum(values), values)
     assert torch.equal(world.gather(values), values)
+    assert world.union({"a": "b"}) == {"a": "b"}
     assert torch.equal(gather_uneven(world, values)[0], values)
     assert not World(rank=1, size=2).is_first
 
@@ -63,6 +64,7 @@ def _load_worker() -> ModuleType:
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two workers found, by rank."""
     out = tmp_path_factory.mktemp("workers")
+    _load_worker().elastic(World(), out / "grown", steps=6)
     command = [sys.executable, str(WORKER)]
     workers = [
         subprocess.Popen(
@@ -72,7 +74,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     ]
     said = [worker.communicate(timeout=240)[1].decode() for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], "\n".join(said)
-    return [torch.load(out / f"{rank}.pt") for rank in range(2)]
+    return [torch.load(out / f"{rank}.pt") | {"out": out} for rank in range(2)]
 
 
 def _assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -90,6 +92,7 @@ def test_two_workers_pool_what_they_know(both: list[dict[str, Any]]) -> None:
         assert found["moments"] == pytest.approx([1e6 + 4, 5**0.5])
         assert found["sum"] == [2, 10]
         assert found["mean"] == {"loss": 1.5, "train_top1": 50.0}
+        assert found["union"] == {"both": "one", "0": "own", "1": "own"}
         assert found["gather"] == [[0, 7], [1, 7]]
         assert found["uneven"] == [[0, 1, 2, 10, 11], [[0], [1], [2], [10], [11]]]
 
@@ -109,8 +112,9 @@ def test_two_workers_take_the_fine_tuning_step_of_one(both: list[dict[str, Any]]
 def test_two_workers_exchange_gradients_once_a_step_however_many_parts_it_has(
     both: list[dict[str, Any]],
 ) -> None:
+    # Tables of positions are the same on all, and so are the statistics of a pooled batch norm.
     for found in both:
-        assert found["exchanges"] == 1
+        assert found["exchanges"] == (1, False)
 
 
 @pytest.mark.slow
@@ -128,6 +132,38 @@ def test_two_workers_take_twenty_joint_steps_as_one_with_the_whole_batch(both: l
         assert sum(rank["loss"] for rank in ranks) / 2 == pytest.approx(expected["loss"], abs=1e-5)
         for name in shared:
             assert [rank[name] for rank in ranks] == pytest.approx([expected[name]] * 2, abs=1e-5), name
+
+
+@pytest.mark.slow
+def test_the_loss_of_a_pre_training_is_that_of_all_workers(
+    both: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    alone = _load_worker().figures(World(), tmp_path)
+    for found in both:
+        assert found["figures"] == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_with_fewer_or_more_workers_as_one_undisturbed(
+    both: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    # Two workers stopped after six of twelve steps and one went on, and the other way round. The sampler had
+    # learnt from the first four, and remembered two.
+    worker, out = _load_worker(), both[0]["out"]
+    undisturbed = worker.elastic(World(), tmp_path / "undisturbed")
+    assert sorted(undisturbed) == list(range(1, 13))
+    assert worker.elastic(World(), out / "shrunk") == pytest.approx(undisturbed, abs=1e-5)
+    grown = worker.elastic(World(), out / "grown")  # at its end already: nothing is done again
+    assert grown == pytest.approx(undisturbed, abs=1e-5)
+
+
+def test_fewer_workers_do_more_parts_of_the_same_size() -> None:
+    recipe = StepConfig(batch_size=48, accumulate=2)
+    assert [recipe.among(n, 4).accumulate for n in (1, 2, 4)] == [8, 4, 2]
+    for n in (1, 2, 4):
+        assert recipe.among(n, 4).per_worker(n) // recipe.among(n, 4).accumulate == 6
+    with pytest.raises(SpecError, match="3 workers cannot share evenly what 4 do in 2 parts each"):
+        recipe.among(3, 4)
 
 
 @pytest.mark.slow

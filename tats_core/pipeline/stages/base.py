@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -41,10 +41,18 @@ class Fit(Protocol):
     """Runs `function(job, world, events, store)` in `workers` processes and waits for them."""
 
     def __call__(
-        self, entry: str, job: Mapping[str, Any], *, workers: int, gpu: bool = False, max_failures: int = 2
+        self,
+        entry: str,
+        job: Mapping[str, Any],
+        *,
+        workers: int,
+        fewer: Sequence[int] = (),
+        gpu: bool = False,
+        max_failures: int = 2,
     ) -> None:
         """`entry` is "module:function"; `job` holds plain values only (it travels to the workers).
 
+        `fewer` are the numbers of workers with which it goes on where there is no room for all.
         Starts from the newest checkpoint where one was kept. Raises the TatsError that a worker raised,
         StageError where a worker died more than `max_failures` times, or Stopped.
         """
@@ -71,6 +79,8 @@ class StageContext:
     events: EventLog
     fit: Fit
     stop: threading.Event
+    output_of: Callable[[StrictModel], Path | None] = lambda config: None
+    """Finds the output of this very stage with another configuration, if there is one."""
 
     def inputs(self, kind: str) -> list[Input]:
         """Return the outputs of all stages of `kind` that this stage reads, in plan order."""
@@ -135,11 +145,15 @@ class StageKind(ABC, Generic[C]):
         return ()
 
     def cpus(self, config: C) -> int:
-        """Return how many CPUs the stage keeps busy."""
+        """Return how many CPUs the stage keeps busy, at least."""
         return 1
 
     def gpus(self, config: C) -> int:
-        """Return how many GPUs the stage keeps busy."""
+        """Return how many GPUs the stage keeps busy, at least."""
+        return 0
+
+    def spare(self, config: C) -> int:
+        """Return how many more of each of these it takes where they are there."""
         return 0
 
     def preflight(self, config: C, ctx: Preflight) -> list[str]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import shlex
 import signal
 import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import psutil
@@ -18,6 +22,8 @@ from tats_core.specs import StrictModel
 
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 10.0
+_READ_BYTES = 1 << 26
+_SHELL = ("/bin/sh", "-c")
 
 
 class CommandConfig(StrictModel):
@@ -25,7 +31,7 @@ class CommandConfig(StrictModel):
 
     run: Annotated[
         tuple[str, ...],
-        BeforeValidator(lambda value: ("/bin/sh", "-c", value) if isinstance(value, str) else value),
+        BeforeValidator(lambda value: (*_SHELL, value) if isinstance(value, str) else value),
         Field(min_length=1, description="one line for the shell, or a list: the program and its arguments"),
     ]
     env: dict[str, str] = Field(default_factory=dict, description="added to the environment")
@@ -36,7 +42,9 @@ class CommandConfig(StrictModel):
 class Command(StageKind[CommandConfig]):
     """The program gets TATS_OUT (its folder) and TATS_INPUTS: JSON, a list of name, kind, axes, path.
 
-    What it prints is kept in `log/command.log`. Exit code 0 means that the folder holds its output.
+    What it prints is kept in `log/command.log`. Exit code 0 means that the folder holds its output; what it
+    leaves running is ended.
+    A file that the command names counts with its content: it runs again when its script has changed.
     """
 
     name = "command"
@@ -53,6 +61,11 @@ class Command(StageKind[CommandConfig]):
     def gpus(self, config: CommandConfig) -> int:
         """As the configuration says."""
         return config.gpus
+
+    def external(self, config: CommandConfig) -> Mapping[str, str]:
+        """Return the digest of each file that the command names, as a script is."""
+        # Not Path.is_file: a word may be too long for a name of a file.
+        return {word: _digest(Path(word)) for word in _words(config.run) if os.path.isfile(word)}  # noqa: PTH113
 
     def run(self, config: CommandConfig, ctx: StageContext) -> None:
         """Run the program and wait for it.
@@ -81,12 +94,30 @@ class Command(StageKind[CommandConfig]):
             except OSError as error:
                 raise StageError(f"'{config.run[0]}' cannot be started ({error.strerror})") from error
             code = _wait(process, ctx)
+        _end_what_was_left(ours["TATS_OUT"])  # it would write into an output that counts already
         if code != 0:
             raise StageError(f"the command ended with code {code}; what it printed is in {log}")
 
 
+def _words(run: Sequence[str]) -> Sequence[str]:
+    if tuple(run[:2]) != _SHELL:
+        return run
+    try:
+        return shlex.split(run[2])
+    except ValueError:  # quotes that only the shell understands
+        return run[2].split()
+
+
+def _digest(path: Path) -> str:
+    # A plan shall not read a data set that is named: of a large file, size and time of change count.
+    found = path.stat()
+    if found.st_size > _READ_BYTES:
+        return f"{found.st_size} bytes, changed {found.st_mtime_ns}"
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _end_what_was_left(out: str) -> None:
-    """Kill what a killed driver left running: two programs would write into one folder."""
+    """Kill what a killed driver, or the program itself, left running: two would write into one folder."""
     left = []
     for process in psutil.process_iter():
         # Those that ended meanwhile and those of other users are not ours.
@@ -97,7 +128,9 @@ def _end_what_was_left(out: str) -> None:
     _, alive = psutil.wait_procs(left, _GRACE_SECONDS)
     if alive:
         numbers = ", ".join(str(one.pid) for one in alive)
-        raise StageError(f"process {numbers} of an earlier attempt cannot be ended; end it, then run again")
+        raise StageError(
+            f"process {numbers}, which the command left, cannot be ended; end it, then run again"
+        )
 
 
 def _wait(process: subprocess.Popen[bytes], ctx: StageContext) -> int:

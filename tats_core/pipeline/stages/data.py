@@ -13,7 +13,7 @@ from typing import get_args
 
 from pydantic import Field, model_validator
 
-from tats_core.data import benchmarks
+from tats_core.data import benchmarks, decoded
 from tats_core.data.benchmarks.base import Split
 from tats_core.data.generate import GenerateConfig, generate
 from tats_core.data.manifest import Manifest
@@ -33,6 +33,9 @@ class DataConfig(StrictModel):
     root: str | None = Field(None, description="folder that holds one folder for each data set")
     benchmarks: tuple[str, ...] = Field((), description="which; by default the four of the papers")
     fold: int = Field(1, ge=1, description="official split, where a data set has several")
+    decoded: bool = Field(
+        False, description="keep all frames decoded too: for a small data set that many runs read"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:
@@ -59,9 +62,9 @@ class Data(StageKind[DataConfig]):
     # Where the data is comes back in `external`, as found.
     key_excludes = frozenset({"root"})
 
-    def cpus(self, config: DataConfig) -> int:
-        """Return all there are for generating, which is spread over processes; reading takes one."""
-        return available_cpus() if config.generate else 1
+    def spare(self, config: DataConfig) -> int:
+        """Generating is spread over all the CPUs of the machine that the run is on."""
+        return available_cpus() - 1 if config.generate else 0
 
     def preflight(self, config: DataConfig, ctx: Preflight) -> list[str]:
         """Return one sentence for each data set that is not there."""
@@ -89,6 +92,9 @@ class Data(StageKind[DataConfig]):
             for split in get_args(Split):
                 ctx.check_stop()
                 manifest = benchmarks.find(name).read(place, split, config.fold)
+                if config.decoded:
+                    frames = ctx.out / f"{name}.{split}.frames.npy"
+                    manifest = decoded.write(manifest, frames, ctx.check_stop)
                 manifest.save(ctx.out / f"{name}.{split}.json")
                 ctx.events.note(_described(manifest))
 
@@ -134,12 +140,15 @@ def _changes(folder: str, depth: int) -> Iterator[tuple[str, int]]:
     yield folder, Path(folder).stat().st_mtime_ns
     if depth == _LISTED_FOLDERS:
         return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _changes(entry.path, depth + 1)
-            elif entry.name.endswith(_LISTS):
-                yield entry.path, entry.stat().st_mtime_ns
+    try:
+        entries = list(os.scandir(folder))
+    except PermissionError:
+        return  # such as lost+found; a folder that is needed is missed where its lists are read
+    for entry in entries:
+        if entry.is_dir():
+            yield from _changes(entry.path, depth + 1)
+        elif entry.name.endswith(_LISTS) and entry.is_file():  # not a link that leads nowhere
+            yield entry.path, entry.stat().st_mtime_ns
 
 
 KIND = Data()

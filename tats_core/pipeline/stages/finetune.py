@@ -84,6 +84,7 @@ class Finetune(TrainedKind[FinetuneStage]):
             encoder=encoder,
             benchmark=config.benchmark,
             init=config.init,
+            workers=config.workers,
             out=str(ctx.out),
         )
         self.fit("tats_core.training.jobs.finetune:run", job, config, ctx)

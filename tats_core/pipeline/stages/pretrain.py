@@ -37,6 +37,7 @@ class PretrainStage(Trained, PretrainConfig):
         "ours): encoder and decoder where it has both, else the encoder alone; null: fresh weights",
     )
     health_clips: int = Field(256, ge=1, description="clips looked at in a health check")
+    health_pictures: int = Field(4, ge=0, description="clips that are drawn in a health check")
 
     @property
     def recipe(self) -> PretrainConfig:
@@ -80,7 +81,9 @@ class Pretrain(TrainedKind[PretrainStage]):
         return outside.digest("start", config.start)
 
     def run(self, config: PretrainStage, ctx: StageContext) -> None:
-        """Train on Ray Train's workers."""
+        """Train on Ray Train's workers, from where the first epochs of the same training ended if any did."""
+        shorter = (config.beginning(until) for until in range(config.last_epoch - 1, 0, -1))
+        before = next((found for one in shorter if (found := ctx.output_of(one))), None)
         data = ctx.input("data").path
         job = PretrainJob(
             recipe=config.recipe,
@@ -89,6 +92,9 @@ class Pretrain(TrainedKind[PretrainStage]):
             held_out=str(data / f"{config.benchmark}.test.json"),
             start=str(outside.place(config.start)) if config.start else None,
             health_clips=config.health_clips,
+            workers=config.workers,
+            before=str(before) if before else None,
+            health_pictures=config.health_pictures,
             out=str(ctx.out),
         )
         self.fit("tats_core.training.jobs.pretrain:run", job, config, ctx)

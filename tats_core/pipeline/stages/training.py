@@ -54,18 +54,42 @@ class Trained(Placed, ABC):
     """A stage whose recipe runs on data-parallel workers."""
 
     workers: int = Field(1, ge=1, description="data-parallel workers, each one CPU or one GPU")
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="as few go on where machines are taken away, and more again when they come back; the "
+        "step stays the same but for rounding, and fine-tuning's mixing; null: always all",
+    )
 
     @property
     @abstractmethod
     def recipe(self) -> StepConfig:
         """The recipe alone."""
 
-    @model_validator(mode="after")
-    def _workers_share_the_batch_evenly(self) -> Self:
+    @property
+    def fewer(self) -> tuple[int, ...]:
+        """The numbers of workers below `workers` that do the same step, ascending."""
+        return tuple(
+            n for n in range(self.min_workers or self.workers, self.workers) if self._shared(n) is None
+        )
+
+    def _shared(self, workers: int) -> str | None:
+        """Return why so many workers cannot do the recipe's step, or None."""
         try:
             self.recipe.per_worker(self.workers)
+            self.recipe.among(workers, self.workers)
         except SpecError as error:
-            raise ValueError(str(error)) from error
+            return str(error)
+        return None
+
+    @model_validator(mode="after")
+    def _workers_share_the_batch_evenly(self) -> Self:
+        fewest = self.workers if self.min_workers is None else self.min_workers
+        if fewest > self.workers:
+            raise ValueError(f"min_workers ({fewest}) is more than workers ({self.workers})")
+        fault = self._shared(fewest)
+        if fault is not None:
+            raise ValueError(fault if self.min_workers is None else f"min_workers: {fault}")
         return self
 
 
@@ -79,11 +103,15 @@ class TrainedKind(StageKind[Config]):
 
     def cpus(self, config: Config) -> int:
         """One a worker."""
-        return config.workers
+        return config.min_workers or config.workers
 
     def gpus(self, config: Config) -> int:
         """One a worker, if at all."""
-        return config.workers if config.gpu else 0
+        return self.cpus(config) if config.gpu else 0
+
+    def spare(self, config: Config) -> int:
+        """The workers that may be missing."""
+        return config.workers - self.cpus(config)
 
     def preflight(self, config: Config, ctx: Preflight) -> list[str]:
         """On CPUs, torch.compile needs a compiler."""
@@ -99,6 +127,7 @@ class TrainedKind(StageKind[Config]):
             entry,
             job.model_dump(mode="json", exclude_unset=True),
             workers=config.workers,
+            fewer=config.fewer,
             gpu=config.gpu,
             max_failures=config.max_failures,
         )

@@ -9,7 +9,18 @@ from __future__ import annotations
 
 from tats_core.pipeline.tracking.journal import Spool, pending
 from tats_core.pipeline.tracking.sender import flat, numbers
-from tats_core.pipeline.tracking.server import aliased, connect, tracking_uri
+from tats_core.pipeline.tracking.server import aliased, connect, tracking_uri, without_password
 from tats_core.pipeline.tracking.tracker import Tracker, sync
 
-__all__ = ["Spool", "Tracker", "aliased", "connect", "flat", "numbers", "pending", "sync", "tracking_uri"]
+__all__ = [
+    "Spool",
+    "Tracker",
+    "aliased",
+    "connect",
+    "flat",
+    "numbers",
+    "pending",
+    "sync",
+    "tracking_uri",
+    "without_password",
+]

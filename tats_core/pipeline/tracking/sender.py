@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +41,8 @@ _PARENT = ""
 _STUBBORN = 5  # failures after which an operation is passed over
 _CHECKPOINTS = (".pt", ".safetensors")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-_PAGE = "report.html"
+# The page of a run; and what a sweep comes to.
+_OF_A_RUN = ("report.html", "results.json", "results.txt", "results.csv", "best.yaml", "plots")
 
 
 class AwayError(Exception):
@@ -183,10 +185,14 @@ class Sender:
 
     def _pass_over(self, operation: Mapping[str, Any], reason: str) -> None:
         self.spool.reject(operation, reason)
+        if operation["kind"] == "run_end":
+            self.sent.ended = True  # all the same: nothing comes after it
         self.note(f"MLflow was not told of one thing ({operation['kind']}): {reason}")
 
     def _run(self, stage: str) -> _Told:
         if stage not in self._told:
+            if stage not in self.sent.runs:
+                raise LookupError(f"it has no run of {stage or 'the pipeline'}")
             self._told[stage] = _Told(self.sent.runs[stage], created=False)
         return self._told[stage]
 
@@ -194,7 +200,7 @@ class Sender:
         """Create the MLflow run of a stage ("": of the pipeline), or find the one that was created."""
         experiment = server.experiment(self.client, self.spool.home, self.uri, tags["pipeline"])
         kept = {"run": self.spool.run, "stage_instance": stage or "(pipeline)"}
-        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in kept.items())
+        query = " and ".join(f"tags.`{key}` = {_quoted(value)}" for key, value in kept.items())
         found = self.client.search_runs([experiment], query, max_results=1)
         if found:
             told = _Told(found[0].info.run_id, created=False)
@@ -209,11 +215,12 @@ class Sender:
     # --- operations ----------------------------------------------------------------------------------
 
     def _start_run(self, operation: dict[str, Any]) -> None:
-        words = ["tats", "run", "pipeline", operation["pipeline"]]
+        sweep = (self.spool.folder.parent / "sweep.json").exists()
+        words = ["tats", *(["sweep"] if sweep else ["run", "pipeline"]), operation["pipeline"]]
         words += [part for one in operation["overrides"] for part in ("--set", one)]
         tags = {
             "pipeline": operation["pipeline"],
-            "mlflow.user": getpass.getuser(),
+            "mlflow.user": _user(),
             "mlflow.source.type": "LOCAL",
             "mlflow.source.name": shlex.join(words),
             "mlflow.note.content": operation["title"],
@@ -233,7 +240,7 @@ class Sender:
         stage = operation["stage"]
         tags = {
             "mlflow.parentRunId": self._run(_PARENT).id,
-            "mlflow.user": getpass.getuser(),
+            "mlflow.user": _user(),
             "pipeline": operation["pipeline"],
             "stage": stage["stage"],
             "kind": stage["kind"],
@@ -247,7 +254,8 @@ class Sender:
         if stage["name"] in self.sent.runs:
             self.client.set_tag(self._run(stage["name"]).id, "attempt", tags["attempt"])
             return
-        run = self._create(stage["name"], stage["name"], tags)
+        # A trial's name is a digest; what it is called by its values, people can read.
+        run = self._create(stage["name"], stage["stage" if stage["kind"] == "trial" else "name"], tags)
         # What the pipeline sets; the rest, which would bury it on MLflow's page, is in config.json.
         self._log_params(run, flat(operation["settings"]))
         self.client.log_dict(run.id, operation["config"], "config.json")
@@ -429,7 +437,7 @@ class Sender:
         """
         operation, run = self._stages[stage], self._run(stage)
         name = self._model_name(stage)
-        if not self.client.search_registered_models(f"name = '{name}'"):
+        if not self.client.search_registered_models(f"name = {_quoted(name)}"):
             self.client.create_registered_model(
                 name, description=f"Models of the pipeline {operation['pipeline']}"
             )
@@ -474,7 +482,7 @@ class Sender:
         return f"{operation['pipeline']}-{use}"
 
     def _version(self, name: str, digest: str) -> str | None:
-        for one in self.client.search_model_versions(f"name = '{name}'"):
+        for one in self.client.search_model_versions(f"name = {_quoted(name)}"):
             if one.tags.get("output.sha256") == digest:
                 return str(one.version)
         return None
@@ -483,9 +491,11 @@ class Sender:
 
     def _end_run(self, operation: dict[str, Any]) -> None:
         run = self._run(_PARENT)
-        page = self.spool.folder.parent / _PAGE
-        if page.exists():
-            self.client.log_artifact(run.id, str(page))
+        for place in (self.spool.folder.parent / name for name in _OF_A_RUN):
+            if place.is_dir():
+                self.client.log_artifacts(run.id, str(place), place.name)
+            elif place.exists():
+                self.client.log_artifact(run.id, str(place))
         self.client.set_terminated(run.id, _status(operation["status"]))
         self.sent.ended = True
 
@@ -546,6 +556,18 @@ def numbers(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
         for key, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
+
+
+def _quoted(value: str) -> str:
+    """Return a text for MLflow's filters, which know two quotes and no escape."""
+    return f'"{value}"' if "'" in value else f"'{value}'"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())  # in a container that runs as a number which no file there names
 
 
 def _commit_tags(commit: str | None) -> dict[str, str]:

@@ -15,10 +15,27 @@ from tats_core.errors import StoreError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_DATABASE = "sqlite:///"
+
 
 def tracking_uri(home: Path) -> str:
-    """Return where runs are tracked: MLFLOW_TRACKING_URI, or the database in the project folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.absolute() / 'mlflow.db'}"
+    """Return where runs are tracked: MLFLOW_TRACKING_URI, or the database in the project folder.
+
+    A database's path is absolute: who sends later does so from another working directory.
+
+    Raises:
+        StoreError: the project folder's path cannot stand in the address of a database.
+    """
+    if "?" in str(home.absolute()):
+        raise StoreError(f"{home.absolute()}: a '?' would cut off the database's path; take another folder")
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_DATABASE}{home.absolute() / 'mlflow.db'}"
+    return f"{_DATABASE}{Path(uri.removeprefix(_DATABASE)).absolute()}" if uri.startswith(_DATABASE) else uri
+
+
+def without_password(uri: str) -> str:
+    """Return `uri` without the user and password that it may hold."""
+    parts = urlsplit(uri)
+    return uri if "@" not in parts.netloc else parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def connect(home: Path, uri: str) -> MlflowClient:
@@ -39,7 +56,7 @@ def connect(home: Path, uri: str) -> MlflowClient:
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    if not uri.startswith("sqlite:///"):
+    if not uri.startswith(_DATABASE):
         return MlflowClient(uri, registry_uri=uri)
     home.mkdir(parents=True, exist_ok=True)
     with (home / "mlflow.db.lock").open("w") as lock:
@@ -60,7 +77,7 @@ def aliased(home: Path) -> dict[Path, str]:
         StoreError: the tracking server cannot be asked.
     """
     uri = tracking_uri(home)
-    if uri == f"sqlite:///{home.absolute() / 'mlflow.db'}" and not (home / "mlflow.db").exists():
+    if uri == f"{_DATABASE}{home.absolute() / 'mlflow.db'}" and not (home / "mlflow.db").exists():
         return {}  # nothing was ever tracked
     try:
         return dict(_aliased(connect(home, uri)))

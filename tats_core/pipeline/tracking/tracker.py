@@ -13,11 +13,12 @@ from typing import Any
 from tats_core.pipeline.records import RunRecord, StageRecord
 from tats_core.pipeline.tracking.journal import Spool, pending
 from tats_core.pipeline.tracking.sender import AwayError, Sender, remember
-from tats_core.pipeline.tracking.server import tracking_uri
+from tats_core.pipeline.tracking.server import tracking_uri, without_password
 
 _LOOK_SECONDS = 0.5  # between two looks at the journal
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds between two tries while the server is away
 _GRACE_SECONDS = 5.0  # how long the end of a run waits for a server that does not answer
+_DATABASE_SECONDS = 60.0  # and for a database here: a busy machine takes long to make its tables
 _SYSTEM_SECONDS = 10.0
 
 
@@ -106,13 +107,15 @@ class Tracker:
 
     def close(self) -> None:
         """The run ended: tell what is left, and note in the record what could not be told."""
-        self._write("run_end", status=self._record.status)
         self._closing.set()
+        self._write("run_end", status=self._record.status)
         self._last_answer = time.monotonic()
+        here = (self._record.tracking_uri or "").startswith("sqlite:")
+        grace = _DATABASE_SECONDS if here else _GRACE_SECONDS
         while not self._told.wait(0.05):
             sender = self._sender
             answered = max(self._last_answer, sender.last_answer if sender else 0.0)
-            if time.monotonic() - answered > _GRACE_SECONDS:
+            if time.monotonic() - answered > grace:
                 break
         self._give_up.set()
         remember(self._record, self._spool.sent().runs)
@@ -120,7 +123,7 @@ class Tracker:
         said = list(dict.fromkeys(self._rejected))
         if waiting:
             said.append(
-                f"{waiting} entries could not be sent to {_without_password(self._record.tracking_uri)} "
+                f"{waiting} entries could not be sent to {without_password(self._record.tracking_uri or '')} "
                 f"({self._away or 'it does not answer'}) and wait on disk; "
                 "`tats sync` sends them, and so does the next run"
             )
@@ -128,15 +131,21 @@ class Tracker:
 
     def _write(self, kind: str, **fields: Any) -> None:
         with self._writing:
+            if kind == "system" and self._closing.is_set():
+                return  # nothing comes after the end of the run: nobody would send it
             self._spool.append({"time": time.time(), "kind": kind, **fields})
 
     # --- the threads ---------------------------------------------------------------------------------
 
     def _send(self) -> None:
         try:
-            with self._spool.alone() as mine:
-                if mine:
-                    self._send_until_told()
+            while not self._give_up.is_set():
+                with self._spool.alone() as mine:
+                    if mine:
+                        self._send_until_told()
+                        return
+                # A `tats sync`, or a run that began with what others left, sends what there is so far.
+                self._give_up.wait(_LOOK_SECONDS)
         except Exception as error:  # hours of training must not end for it
             self._away = f"{type(error).__name__}: {error}".splitlines()[0]
             logging.getLogger(__name__).debug("tracking ended", exc_info=True)
@@ -224,8 +233,3 @@ def _send_left(spool: Spool, say: Callable[[str], None]) -> None:
     record.tracking_error = None
     record.save()
     say(f"{spool.run}: sent")
-
-
-def _without_password(uri: str | None) -> str:
-    scheme, mark, rest = (uri or "").partition("://")
-    return scheme + mark + rest.rpartition("@")[2]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from tats_core.data.loaders import ClipOptions, TrainLoader
+from tats_core.data.loaders import ClipOptions
 from tats_core.data.manifest import UNLABELLED, Manifest
 from tats_core.errors import DataError, SpecError, TrainingError
 from tats_core.files import write_json
@@ -78,8 +78,9 @@ def start_mae(mae: VideoMAE, place: str | None, events: EventLog) -> dict[str, s
     return {"start": match.sentence()}
 
 
-def say_unreadable(loader: TrainLoader, events: EventLog) -> None:
-    for path, reason in loader.unreadable.items():
+def say_unreadable(unreadable: Mapping[str, str], events: EventLog) -> None:
+    """Name the videos that were passed over, given by path with the reason."""
+    for path, reason in unreadable.items():
         events.note(f"skipped a video that cannot be read: {path}: {reason}")
 
 
@@ -104,12 +105,13 @@ def dump_on_failure(trainer: Dumpable, manifest: Manifest, out: Path, world: Wor
     try:
         yield
     except TrainingError as error:
-        folder = out / "dump" / f"worker-{world.rank}"
+        folder = out / "dump"
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(trainer.state_dict(), folder / "state.pt")
+        if world.is_first:  # all workers hold the same, which is gigabytes
+            torch.save(trainer.state_dict(), folder / "state.pt")
         last = trainer.last_index_B.tolist() if trainer.last_index_B is not None else []
-        write_json(folder / "videos.json", [manifest.videos[index].path for index in last])
-        raise TrainingError(f"{error}; state and last videos are in {out / 'dump'}") from error
+        write_json(folder / f"videos-{world.rank}.json", [manifest.videos[index].path for index in last])
+        raise TrainingError(f"{error}; state and last videos are in {folder}") from error
 
 
 def write_result(out: Path, figures: Mapping[str, Any]) -> None:

@@ -40,6 +40,7 @@ class FinetuneJob(StrictModel):
     encoder: str | None = Field(None, description="folder of the pre-trained model; null: from scratch")
     benchmark: str
     init: str
+    workers: int | None = Field(None, description="those that the recipe is for; null: those there are")
     out: str
 
 
@@ -47,7 +48,7 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
     """Fine-tuning of one worker."""
     began = time.perf_counter()
     task = FinetuneJob.model_validate(job)
-    recipe, out = task.recipe, Path(task.out)
+    recipe, out = task.recipe.among(world.size, task.workers or world.size), Path(task.out)
     manifest = labelled(few_labels(Manifest.load(Path(task.train)), task.labels_per_class, recipe.seed))
     loader = TrainLoader(
         manifest,
@@ -79,7 +80,8 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
     )
     with dump_on_failure(trainer, manifest, out, world):
         figures = finetune(trainer, loader, events=events, store=store)
-    say_unreadable(loader, events)
+    unreadable = world.union(loader.unreadable)  # each worker met those of its own shares only
+    say_unreadable(unreadable, events)
     if world.is_first:
         described = {
             "model": recipe.model,
@@ -97,6 +99,6 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
             "peak_memory_mb": metrics.peak_memory_mb(world.device),
             "parameters": parameter_count([trainer.model]),
             "skipped_steps": trainer.guarded.skipped,
-            "unreadable_videos": len(loader.unreadable),
+            "unreadable_videos": len(unreadable),
         }
         write_result(out, figures | usage)

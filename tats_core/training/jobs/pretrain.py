@@ -15,7 +15,7 @@ from tats_core.data.loaders import ClipOptions, TrainLoader, eval_views
 from tats_core.data.manifest import Manifest
 from tats_core.specs import StrictModel
 from tats_core.training import metrics, weights
-from tats_core.training.checkpoint import CheckpointStore
+from tats_core.training.checkpoint import CheckpointStore, FolderStore
 from tats_core.training.events import EventLog
 from tats_core.training.health import HealthCheck, HeldOut
 from tats_core.training.jobs.common import (
@@ -30,6 +30,9 @@ from tats_core.training.pretrain import JointTrainer, PretrainConfig, pretrain
 from tats_core.training.views import Views
 from tats_core.training.world import World
 
+STATE = "state"
+"""Folder of the state in which a training that stops before its last epoch ends."""
+
 
 class PretrainJob(StrictModel):
     """Pre-train on the clips of one manifest."""
@@ -40,6 +43,9 @@ class PretrainJob(StrictModel):
     held_out: str = Field(description="manifest of videos for health figures and pictures")
     start: str | None = Field(None, description="model to start from; null: fresh weights")
     health_clips: int = Field(256, ge=1, description="clips of each of the two for the health check")
+    workers: int | None = Field(None, description="those that the recipe is for; null: those there are")
+    before: str | None = Field(None, description="output of the first epochs of this training")
+    health_pictures: int = Field(4, ge=0, description="clips that are drawn in a health check")
     out: str
 
 
@@ -47,7 +53,7 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
     """Joint pre-training of one worker."""
     began = time.perf_counter()
     task = PretrainJob.model_validate(job)
-    recipe, out = task.recipe, Path(task.out)
+    recipe, out = task.recipe.among(world.size, task.workers or world.size), Path(task.out)
     options = clip_options(recipe.clip, task.data)
     manifest = Manifest.load(Path(task.train))
     loader = TrainLoader(
@@ -67,8 +73,8 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
         {
             "clips": len(manifest),
             "global_batch": recipe.batch_size,
-            "steps": recipe.epochs * loader.steps,
-            "epochs": recipe.epochs,
+            "steps": recipe.last_epoch * loader.steps,
+            "epochs": recipe.last_epoch,
             "peak_lr": recipe.optimizer.scaled(recipe.optimizer.base_lr, recipe.batch_size),
             "visible_tokens": visible,
             "tokens": tokens,
@@ -79,11 +85,20 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
             **started,
         }
     )
-    held_out = held_out_clips(manifest, Manifest.load(Path(task.held_out)), options, task.health_clips, world)
-    health = HealthCheck(held_out, recipe.sampler.mask_ratio, world, events, out, recipe.seed)
+    held_out = held_out_clips(
+        manifest, Manifest.load(Path(task.held_out)), options, task.health_clips, world, events
+    )
+    health = HealthCheck(
+        held_out, recipe.sampler.mask_ratio, world, events, out, recipe.seed, task.health_pictures
+    )
+    before = FolderStore(Path(task.before) / STATE, world, say=events.note) if task.before else None
+    after = FolderStore(out / STATE, world, background=False) if recipe.until else None
     with dump_on_failure(trainer, manifest, out, world):
-        figures = pretrain(trainer, loader, events=events, store=store, health=health)
-    say_unreadable(loader, events)
+        figures = pretrain(
+            trainer, loader, events=events, store=store, health=health, before=before, after=after
+        )
+    unreadable = world.union(loader.unreadable)  # each worker met those of its own shares only
+    say_unreadable(unreadable, events)
     if world.is_first:
         described = {"model": recipe.model, "clip": recipe.clip, "mae": recipe.mae, "views": Views.of(loader)}
         weights.save(out, trainer.mae, described)
@@ -96,21 +111,32 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
             "tokens": tokens,
             "mask_ratio": recipe.sampler.mask_ratio,
             "sampler": recipe.sampler.kind,
-            "skipped_steps": trainer.mae_step.skipped,
-            "unreadable_videos": len(loader.unreadable),
+            "skipped_steps": trainer.skipped,
+            "unreadable_videos": len(unreadable),
         }
         write_result(out, figures | usage)
 
 
 def held_out_clips(
-    train: Manifest, test: Manifest, options: ClipOptions, clips: int, world: World
+    train: Manifest, test: Manifest, options: ClipOptions, clips: int, world: World, events: EventLog
 ) -> HeldOut:
     """This worker's share of the clips of a health check, `clips` of each manifest over all workers."""
     halves = []
     for manifest in (train, test):
-        count = min(clips, len(manifest)) // world.size * world.size
-        part = manifest.spread(count)
-        batches = list(eval_views(part, options, clips=1, crops=1, rank=world.rank, world_size=world.size))
+        share = max(1, min(clips, len(manifest)) // world.size)  # as many on each worker
+        part = manifest.spread(share * world.size)
+        unreadable: dict[str, str] = {}
+        views = eval_views(
+            part,
+            options,
+            clips=1,
+            crops=1,
+            rank=world.rank,
+            world_size=world.size,
+            unreadable=unreadable,
+        )
+        batches = list(views)
+        say_unreadable(unreadable, events)
         videos, labels, indices = (torch.cat(parts) for parts in zip(*batches, strict=True))
         halves.append((part, videos[:, 0], labels, indices))
     (_, train_BCTHW, train_label_B, _), (part, test_BCTHW, test_label_B, index_B) = halves

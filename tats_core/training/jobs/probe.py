@@ -70,7 +70,7 @@ def run(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpoin
         events.params(started)
     model.to(world.device)
     options = clip_options(task.clip, task.data)
-    figures = pooled_probes(model, task, (train, test), options, world)
+    figures = pooled_probes(model, task, (train, test), options, world, events, store)
     if task.attentive is not None:
         figures |= attentive_probe(
             model.encoder, task, task.attentive, (train, test), options, world, events, store
@@ -92,17 +92,24 @@ def pooled_probes(
     manifests: tuple[Manifest, Manifest],
     options: ClipOptions,
     world: World,
+    events: EventLog,
+    store: CheckpointStore,
 ) -> dict[str, float]:
     """Linear and kNN probe of the mean-pooled tokens of one central clip a video, and their rank."""
     halves: list[tuple[Tensor, Tensor]] = []
     with evaluating(model), world.autocast(task.precision):
-        for manifest in manifests:
+        # Of the training videos some may be broken, as in every training; the test is on all of its own.
+        unreadable: dict[str, str] = {}
+        for manifest, passed_over in zip(manifests, (unreadable, None), strict=True):
             features, labels = [], []
-            batches = eval_views(manifest, options, clips=1, crops=1, batch_size=task.batch_size)
-            for views_BVCTHW, label_B, _ in batches:
+            batches = eval_views(
+                manifest, options, clips=1, crops=1, batch_size=task.batch_size, unreadable=passed_over
+            )
+            for views_BVCTHW, label_B, _ in store.until_stopped(batches):
                 features.append(model.features(views_BVCTHW[:, 0].to(world.device)).float().cpu())
                 labels.append(label_B)
             halves.append((torch.cat(features), torch.cat(labels)))
+    say_unreadable(unreadable, events)
     (train_BD, train_label_B), (test_BD, test_label_B) = halves
     classes = len(manifests[0].classes)
     linear_BC = probes.ridge_probe(train_BD, train_label_B, test_BD, classes)
@@ -155,7 +162,7 @@ def attentive_probe(
         store=store,
     )
     loader.close()
-    say_unreadable(loader, events)
+    say_unreadable(loader.unreadable, events)
     views = eval_views(test, options, clips=config.clips, crops=1, batch_size=task.batch_size)
     tested = (
         (tokens_of(encoder, views_BVCTHW, task.precision, world), label_B)

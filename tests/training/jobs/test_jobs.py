@@ -17,7 +17,7 @@ from tats_core.data import benchmarks
 from tats_core.data.benchmarks.base import Split
 from tats_core.data.generate import GenerateConfig, generate
 from tats_core.data.manifest import UNLABELLED, Manifest
-from tats_core.errors import SpecError, TrainingError, VideoError
+from tats_core.errors import SpecError, Stopped, TrainingError, VideoError
 from tats_core.models.tokens import ClipConfig, patchify
 from tats_core.models.vit import VideoViT, ViTConfig
 from tats_core.training.checkpoint import FolderStore
@@ -300,13 +300,44 @@ def test_an_unreadable_training_video_is_named_counted_and_skipped(data: Path, t
     assert any(broken.name in text for text in notes)
 
 
+def test_a_broken_training_video_stops_neither_a_health_check_nor_a_probe(data: Path, tmp_path: Path) -> None:
+    # The health check and the probe see all 16 training videos, so this one too.
+    broken = Path(Manifest.load(data / "ucf101.train.json").videos[0].path)
+    whole = broken.read_bytes()
+    allowed = {"max_unreadable": 0.1}
+    try:
+        broken.write_bytes(b"not a video")
+        found = _run(
+            _pretrain_job(data) | {"health_clips": 16, "data": allowed}, pretrain.run, tmp_path / "pretrain"
+        )
+        probed = _run(
+            _probe_job(data, tmp_path / "pretrain") | {"data": allowed}, probe.run, tmp_path / "probe"
+        )
+    finally:
+        broken.write_bytes(whole)
+    assert "linear_top1" in found
+    assert "linear_top1" in probed
+    for stage in ("pretrain", "probe"):
+        events = [event for _, event in read_events(tmp_path / stage / "events.jsonl")]
+        assert any(broken.name in event["text"] for event in events if event["kind"] == "note")
+
+
+def test_a_probe_stops_when_a_person_asks(data: Path, tmp_path: Path) -> None:
+    job = _probe_job(data, None) | {"batch_size": 4, "out": str(tmp_path)}
+    with pytest.raises(Stopped):
+        probe.run(job, World(), EventLog(None), FolderStore(tmp_path / "checkpoints", stop=lambda: True))
+
+
 def test_frames_that_contradict_the_models_clip_are_refused(data: Path, tmp_path: Path) -> None:
     job = _finetune_job(data, None)
     with pytest.raises(SpecError, match=r"data\.frames contradicts clip\.frames"):
         _run({**job, "data": {"frames": 6}}, finetune.run, tmp_path / "finetune")
 
 
-def test_a_failed_training_leaves_its_state_and_its_last_videos(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_failed_training_leaves_its_state_once_and_the_last_videos_of_each_worker(
+    rank: int, data: Path, tmp_path: Path
+) -> None:
     class Trainer:
         last_index_B = torch.tensor([2, 0])
 
@@ -316,12 +347,15 @@ def test_a_failed_training_leaves_its_state_and_its_last_videos(data: Path, tmp_
     manifest = Manifest.load(data / "ucf101.train.json")
     with (
         pytest.raises(TrainingError, match=r"not finite; state and last videos are in .*dump"),
-        dump_on_failure(Trainer(), manifest, tmp_path, World(rank=1)),
+        dump_on_failure(Trainer(), manifest, tmp_path, World(rank=rank)),
     ):
         raise TrainingError("not finite")
-    folder = tmp_path / "dump" / "worker-1"
-    assert torch.equal(torch.load(folder / "state.pt", weights_only=True)["weight"], torch.ones(2))
-    assert json.loads((folder / "videos.json").read_text()) == [manifest.videos[i].path for i in (2, 0)]
+    folder = tmp_path / "dump"
+    assert (folder / "state.pt").exists() == (rank == 0)
+    if rank == 0:
+        assert torch.equal(torch.load(folder / "state.pt", weights_only=True)["weight"], torch.ones(2))
+    last = json.loads((folder / f"videos-{rank}.json").read_text())
+    assert last == [manifest.videos[index].path for index in (2, 0)]
 
 
 def test_frames_and_size_come_from_the_models_clip() -> None:

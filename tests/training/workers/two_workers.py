@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from tats_core.errors import Stopped
+from tats_core.models.mae import VideoMAE
+from tats_core.sampling import Sampler
 from tats_core.training import checkpoint
 from tats_core.training.checkpoint import CheckpointConfig, FolderStore
+from tats_core.training.events import EventLog, read_events
 from tats_core.training.finetune import FinetuneConfig, FinetuneTrainer
 from tats_core.training.jobs.evaluate import gather_uneven
-from tats_core.training.pretrain import JointTrainer, PretrainConfig
+from tats_core.training.pretrain import JointTrainer, PretrainConfig, pretrain
 from tats_core.training.world import World
 
 TINY: dict[str, Any] = {
@@ -55,6 +59,31 @@ def joint(world: World, steps: int) -> dict[str, Any]:
     return {"figures": figures, "mae": trainer.mae.state_dict(), "sampler": trainer.sampler.state_dict()}
 
 
+class Loader:
+    """Two batches an epoch."""
+
+    steps = 2
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for step in range(first_step, self.steps):
+            video_BCTHW, label_B = _clips(self.world, step)
+            yield video_BCTHW, label_B, torch.arange(len(label_B))
+
+
+def figures(world: World, folder: Path) -> dict[str, float]:
+    """What a whole pre-training returns."""
+    recipe = PretrainConfig.model_validate({**TINY, "sampler": SAMPLER, "mae": MAE, "epochs": 1})
+    store, events = FolderStore(folder, world), EventLog(None)
+    return pretrain(JointTrainer(recipe, world), Loader(world), events=events, store=store, health=_look)
+
+
+def _look(mae: VideoMAE, sampler: Sampler, step: int) -> dict[str, float]:
+    return {}
+
+
 def classifier(world: World, **changes: Any) -> dict[str, Tensor]:
     """Gradients and running statistics after a step."""
     recipe = FinetuneConfig.model_validate({**TINY, **FINETUNE, **changes})
@@ -65,8 +94,8 @@ def classifier(world: World, **changes: Any) -> dict[str, Tensor]:
     return found | {key: buffer.clone() for key, buffer in trainer.model.head_norm.named_buffers("head_norm")}
 
 
-def exchanges(world: World) -> int:
-    """How often gradients are averaged in a step of four parts."""
+def exchanges(world: World) -> tuple[int, bool]:
+    """How often gradients are averaged in a step of four parts, and whether buffers are sent around."""
     recipe = FinetuneConfig.model_validate({**TINY, **FINETUNE, "accumulate": 4})
     trainer = FinetuneTrainer(recipe, 3, world)
     trainer.start()
@@ -79,7 +108,7 @@ def exchanges(world: World) -> int:
     assert isinstance(trainer.parallel, DistributedDataParallel)
     trainer.parallel.register_comm_hook(None, counted)
     trainer.step(*_clips(world, 0), step=0, lr=1e-3)
-    return sum(buckets)
+    return sum(buckets), trainer.parallel.will_sync_module_buffers()
 
 
 def states(world: World, folder: Path) -> dict[str, Any]:
@@ -107,6 +136,48 @@ def states(world: World, folder: Path) -> dict[str, Any]:
     return found
 
 
+class _Dealt:
+    """Three batches an epoch, as the loader deals them out; counts them."""
+
+    steps = 3
+
+    def __init__(self, world: World) -> None:
+        self.world, self.dealt = world, 0
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for step in range(first_step, self.steps):
+            self.dealt += 1
+            video_BCTHW, label_B = _clips(self.world, epoch * self.steps + step)
+            yield video_BCTHW.double(), label_B, label_B
+
+
+def elastic(world: World, folder: Path, steps: int | None = None) -> dict[int, float]:
+    """Loss by step of a pre-training for two that is begun in `folder`, or gone on with; ends after `steps`.
+
+    The sampler learns every fourth step: in between, each rank remembers its own clips.
+    """
+    checkpoint._STOP_SECONDS = 0
+    torch.set_default_dtype(torch.float64)  # as in `joint`
+    sampler = {**SAMPLER, "ppo": {"rollout_length": 4}}
+    recipe = {**TINY, "sampler": sampler, "mae": MAE, "epochs": 4, "log_every": 1}
+    trainer = JointTrainer(PretrainConfig.model_validate(recipe).among(world.size, 2), world)
+    loader = _Dealt(world)
+    events = folder.with_suffix(".jsonl")
+    try:
+        pretrain(
+            trainer,
+            loader,
+            events=EventLog(events if world.is_first else None),
+            store=FolderStore(folder, world, stop=lambda: loader.dealt == steps),
+            health=lambda *_: {},
+        )
+    except Stopped:
+        assert steps is not None
+    torch.set_default_dtype(torch.float32)
+    metrics = [event for _, event in read_events(events) if event["kind"] == "metrics"]
+    return {one["step"]: one["values"]["loss"] for one in metrics if "loss" in one["values"]}
+
+
 def main(rank: int, rendezvous: str, out: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     world = World(rank, 2)
@@ -117,12 +188,16 @@ def main(rank: int, rendezvous: str, out: str) -> None:
         "sum": world.sum(torch.tensor([1.0, 10.0 * rank])).tolist(),
         "gather": world.gather(torch.tensor([[rank, 7]])).tolist(),
         "uneven": [tensor.tolist() for tensor in gather_uneven(world, own, own[:, None].float())],
+        "union": world.union({"both": "one", f"{rank}": "own"}),
         "mean": world.mean({"loss": 1.0 + rank, "train_top1": 100.0 * rank}),
         "classifier": {name: classifier(world, **changes) for name, changes in RECIPES.items()},
         "exchanges": exchanges(world),
         "states": states(world, Path(out) / "states"),
+        "figures": figures(world, Path(out) / "pretrain"),
         "joint": joint(world, steps=20),
     }
+    elastic(world, Path(out) / "shrunk", steps=6)
+    elastic(world, Path(out) / "grown")
     torch.save(found, Path(out) / f"{rank}.pt")
     dist.destroy_process_group()
 

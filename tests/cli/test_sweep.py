@@ -1,0 +1,62 @@
+"""`tats sweep` around an engine that only says how it was called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tats_core.pipeline.records import RunRecord
+from tats_core.sweep import engine, spec
+
+PIPELINE = "stages: {work: {kind: command, run: 'true', env: {X: '1'}}}"
+RUN = "tries-20261125-120000000-0123"
+SWEEP = "{pipeline: mine, space: {work.env.X: ['1', '2']}, metrics: [{name: work.a, mode: max}]}"
+
+
+@pytest.fixture
+def resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
+    """Put a sweep beside the working directory and replace `engine.run`; says whether it was to resume."""
+    for menu, name, text in (("pipelines", "mine", PIPELINE), ("sweeps", "tries", SWEEP)):
+        (tmp_path / menu).mkdir()
+        (tmp_path / menu / f"{name}.yaml").write_text(text)
+    seen: dict[str, bool] = {}
+
+    def run(sweep: Any, home: Path, *, resume: bool, **options: Any) -> engine.Outcome:
+        seen["resume"] = resume
+        return engine.Outcome(tmp_path, [], True, None)
+
+    monkeypatch.setattr(engine, "run", run)
+    return seen
+
+
+def leave(home: Path, status: str, sets: tuple[str, ...] = ()) -> None:
+    """Leave a run of the sweep behind that ended so."""
+    folder = home / "runs" / RUN
+    folder.mkdir(parents=True)
+    (folder / "sweep.json").write_text(json.dumps(spec.load("tries", sets).identity()))
+    RunRecord(RUN, "tries", "", "", str(home), status, 0.0, {}).save()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"), [("stopped", True), ("running", True), ("finished", True), ("failed", False)]
+)
+def test_continue_goes_on_with_what_can_still_come_to_something(
+    tats: Callable[..., Any], resumed: dict[str, bool], tmp_path: Path, status: str, expected: bool
+):
+    leave(tmp_path / ".tats", status)
+    tats("sweep", "tries", "--continue")
+    assert resumed == {"resume": expected}
+
+
+def test_continue_starts_anew_where_nothing_or_another_sweep_was_begun(
+    tats: Callable[..., Any], resumed: dict[str, bool], tmp_path: Path
+):
+    tats("sweep", "tries", "--continue")
+    assert resumed == {"resume": False}
+    leave(tmp_path / ".tats", "stopped", sets=("space.work.env.X=['3']",))
+    tats("sweep", "tries", "--continue")
+    assert resumed == {"resume": False}

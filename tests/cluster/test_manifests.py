@@ -1,0 +1,314 @@
+"""Manifests for KubeRay against its schema, and against what its operator asks for besides."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from tats_core.cluster import manifests, work
+from tats_core.cluster.manifests import Settings, Size
+from tats_core.errors import SpecError
+
+FIELDS = yaml.safe_load((Path(__file__).parent / "kuberay" / "fields.yaml").read_text(encoding="utf-8"))
+CRDS = os.environ.get("TATS_KUBERAY_CRDS")
+PINNED = f"registry.example:5000/lab/tats@sha256:{'0' * 64}"
+EVERYTHING = Settings.model_validate(
+    {
+        "namespace": "lab", "data_claim": "videos", "tracking_uri": "http://mlflow:5000", "retries": 5,
+        "tracking_secret": "mlflow", "pull_secret": "registry", "deadline_hours": 2, "keep_minutes": 1,
+        "head": {"node_selector": {"pool": "steady"}},
+        "workers": {"spot": "gke", "tolerations": [{"key": "lab", "operator": "Equal", "value": "video"}]},
+    }
+)  # fmt: skip
+
+Write = Callable[..., work.Work]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Return a function that makes a pipeline of one command; `sets` as on the command line."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pipelines").mkdir()
+
+    def call(name: str = "mine", sets: tuple[str, ...] = (), **config: Any) -> work.Work:
+        stage = {"kind": "command", "run": "true", **config}
+        (tmp_path / "pipelines" / f"{name}.yaml").write_text(yaml.safe_dump({"stages": {"work": stage}}))
+        return work.load("pipeline", name, sets)
+
+    return call
+
+
+def rendered(
+    asked: work.Work, given: Settings = EVERYTHING, target: manifests.Target = "kuberay", **words: Any
+) -> list[Any]:
+    return list(yaml.safe_load_all(manifests.render(asked, target, PINNED, given, **words)))
+
+
+def cluster_of(manifest: Any) -> Any:
+    return manifest["spec"].get("rayClusterSpec", manifest["spec"])
+
+
+def schema_of(fields: Any) -> dict[str, Any]:
+    """Return the JSON schema of a part of `fields.yaml`."""
+    if isinstance(fields, list):
+        return {"type": "array", "items": schema_of(fields[0])}
+    if isinstance(fields, dict):
+        return {
+            "type": "object",
+            "properties": {name.rstrip("!"): schema_of(below) for name, below in fields.items()},
+            "required": [name[:-1] for name in fields if name.endswith("!")],
+            "additionalProperties": False,
+        }
+    quantity = {"type": ["integer", "string"]}
+    special = {
+        "map": {"type": "object", "additionalProperties": {"type": "string"}},
+        "quantities": {"type": "object", "additionalProperties": quantity},
+        "quantity": quantity,
+    }
+    return special.get(fields, {"type": fields})
+
+
+def strict(schema: Any) -> Any:
+    """Return a CRD's schema as JSON schema in which an unknown field is an error, as for a strict API server.
+
+    Rules in CEL (x-kubernetes-validations) are not looked at.
+    """
+    if isinstance(schema, list):
+        return [strict(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    plain = {key: strict(value) for key, value in schema.items() if not key.startswith("x-kubernetes-")}
+    if schema.get("x-kubernetes-int-or-string"):
+        plain["type"] = ["integer", "string"]
+    closed = "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields")
+    if closed and isinstance(schema["properties"], dict) and schema.get("type") == "object":
+        plain.setdefault("additionalProperties", False)
+    return plain
+
+
+@functools.cache
+def crd(kind: str) -> Any:
+    assert CRDS is not None
+    text = (Path(CRDS) / f"ray.io_{kind.lower()}s.yaml").read_text(encoding="utf-8")
+    (version,) = (one for one in yaml.safe_load(text)["spec"]["versions"] if one["name"] == "v1")
+    return strict(version["schema"]["openAPIV3Schema"])
+
+
+@pytest.mark.parametrize("target", ["kuberay", "raycluster"])
+@pytest.mark.parametrize("given", [Settings(), EVERYTHING], ids=["defaults", "everything"])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("pipeline", "demo"), ("pipeline", "full_ssv2"), ("sweep", "ppo")]
+)
+def test_what_is_rendered_fits_the_schema(kind, name, given, target):
+    manifest = rendered(work.load(kind, name), given, target)[-1]
+    assert manifest["kind"] == {"kuberay": "RayJob", "raycluster": "RayCluster"}[target]
+    jsonschema.validate(manifest, schema_of(FIELDS[manifest["kind"]]))
+    if CRDS:
+        jsonschema.validate(manifest, crd(manifest["kind"]))
+
+
+@pytest.mark.skipif(CRDS is None, reason="TATS_KUBERAY_CRDS names no folder with KubeRay's CRDs")
+@pytest.mark.parametrize("kind", ["RayJob", "RayCluster"])
+def test_the_list_of_fields_agrees_with_the_crds(kind):
+    def compare(fields: Any, schema: Any, place: str) -> None:
+        if isinstance(fields, list):
+            assert schema["type"] == "array", place
+            compare(fields[0], schema["items"], place)
+        elif isinstance(fields, dict):
+            known = schema.get("properties")
+            assert known or place == ".metadata", place
+            required = {name[:-1] for name in fields if name.endswith("!")}
+            assert required >= set(schema.get("required", ())) & {name.rstrip("!") for name in fields}, place
+            for name, below in fields.items() if known else ():
+                compare(below, known[name.rstrip("!")], f"{place}.{name.rstrip('!')}")
+        elif fields in ("map", "quantities"):
+            wanted = "string" if fields == "map" else ["integer", "string"]
+            assert schema["additionalProperties"]["type"] == wanted, place
+        else:
+            assert schema["type"] == (["integer", "string"] if fields == "quantity" else fields), place
+
+    compare(FIELDS[kind], crd(kind), "")
+
+
+def test_an_unknown_field_and_a_wrong_type_are_refused(write):
+    manifest = rendered(write())[-1]
+    schema = schema_of(FIELDS["RayJob"])
+    for wrong in ({"backoffLimits": 3}, {"backoffLimit": "3"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**manifest, "spec": {**manifest["spec"], **wrong}}, schema)
+
+
+def test_a_job_ends_is_tried_again_and_leaves_no_cluster_behind(write):
+    spec = rendered(write())[-1]["spec"]
+    assert spec["shutdownAfterJobFinishes"] is True
+    assert (spec["backoffLimit"], spec["ttlSecondsAfterFinished"], spec["activeDeadlineSeconds"]) == (
+        5,
+        60,
+        7200,
+    )
+
+
+def test_the_name_is_one_for_kubernetes_and_that_of_the_work(write):
+    asked = write("My_very_long_pipeline_of_many_words_and_Capitals")
+    files, job = rendered(asked)
+    name = job["metadata"]["name"]
+    assert re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name)
+    assert len(name) <= 47
+    assert name.endswith(asked.identity()[-12:])
+    assert job["spec"]["jobId"] == f"{asked.identity()}-a1", "as `tats submit` would call it"
+    assert files["metadata"]["name"] == name
+
+
+def test_the_files_travel_and_the_command_survives_its_shells(write):
+    asked = write(sets=("work.run=echo 'it is' \"$HOME\" && true; [0, 1] {a}",))
+    files, job = rendered(asked, home="/srv/tats/second")
+    assert files["data"]["pipelines.mine.yaml"] == Path("pipelines/mine.yaml").read_text()
+    cd, command = files["data"]["run"].splitlines()
+    assert cd == "cd /etc/tats"
+    assert shlex.split(command)[1:] == asked.command("/srv/tats/second")
+    assert job["spec"]["entrypoint"] == "sh /etc/tats/run"
+    pod = cluster_of(job)["headGroupSpec"]["template"]["spec"]
+    (volume,) = (one["configMap"] for one in pod["volumes"] if "configMap" in one)
+    assert {one["path"] for one in volume["items"]} == {"run", "pipelines/mine.yaml"}
+
+
+def test_a_sweep_travels_with_its_pipeline():
+    files, _ = rendered(work.load("sweep", "demo_ratio", ["seeds.values=[0]"]))
+    assert set(files["data"]) == {"run", "sweeps.demo_ratio.yaml", "pipelines.demo.yaml"}
+    assert files["data"]["run"].endswith("exec tats sweep demo_ratio --set 'seeds.values=[0]' --continue\n")
+
+
+@pytest.mark.parametrize("target", ["kuberay", "raycluster"])
+def test_nothing_runs_as_root_and_no_pod_without_a_token(target):
+    manifest = rendered(work.load("pipeline", "full_ssv2"), target=target)[-1]
+    cluster = cluster_of(manifest)
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["rayVersion"]
+    pods = [cluster["headGroupSpec"]["template"], cluster["workerGroupSpecs"][0]["template"]]
+    pods += [manifest["spec"]["submitterPodTemplate"]] if target == "kuberay" else []
+    for pod in (one["spec"] for one in pods):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["imagePullSecrets"] == [{"name": "registry"}]
+        (container,) = pod["containers"]
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["image"] == PINNED
+
+
+def test_pods_see_the_claims_and_get_the_servers_password_from_its_secret(write):
+    cluster = cluster_of(rendered(write())[-1])
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        spec = group["template"]["spec"]
+        claims = {
+            one["name"]: one["persistentVolumeClaim"]["claimName"]
+            for one in spec["volumes"]
+            if "persistentVolumeClaim" in one
+        }
+        assert claims == {"home": "tats-home", "data": "videos"}
+        (container,) = spec["containers"]
+        mounts = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
+        env = {one["name"]: one.get("value", one.get("valueFrom")) for one in container["env"]}
+        assert mounts["home"] == env["TATS_HOME"]
+        assert mounts["data"] == env["TATS_DATA"]
+        assert mounts["shm"] == "/dev/shm"
+        assert env["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+        assert env["MLFLOW_TRACKING_PASSWORD"] == {"secretKeyRef": {"name": "mlflow", "key": "password"}}
+        assert container["readinessProbe"]["httpGet"]["path"].startswith("/api/")
+
+
+def test_spot_machines_are_for_workers_alone():
+    cluster = cluster_of(rendered(work.load("pipeline", "full_ssv2"))[-1])
+    workers = cluster["workerGroupSpecs"][0]["template"]["spec"]
+    assert workers["nodeSelector"] == {"cloud.google.com/gke-spot": "true"}
+    assert {one["key"] for one in workers["tolerations"]} == {
+        "lab",
+        "cloud.google.com/gke-spot",
+        "nvidia.com/gpu",
+    }
+    head = cluster["headGroupSpec"]["template"]["spec"]
+    assert head["nodeSelector"] == {"pool": "steady"}
+    assert "tolerations" not in head
+
+
+@pytest.mark.parametrize(
+    ("stage", "workers", "expected"),
+    [
+        ({"cpus": 2}, {}, Size(1, 2, 0, 1)),
+        ({"cpus": 40}, {}, Size(3, 14, 0, 3)),
+        ({"cpus": 40}, {"cpus": 8}, Size(5, 8, 0, 5)),
+        ({"gpus": 12}, {}, Size(2, 6, 6, 2)),
+        ({"gpus": 4}, {"cpus": 30}, Size(1, 30, 4, 1)),
+    ],
+)
+def test_the_pods_hold_the_largest_stage(write, stage, workers, expected):
+    found = manifests.size(write(**stage).stages, manifests.Workers.model_validate(workers))
+    assert found == expected
+
+
+def test_a_gpu_comes_with_the_cpus_that_decode_for_it():
+    # 32 workers of one GPU and 8 decoding processes each, on machines of 8 GPUs.
+    assert manifests.size(work.load("pipeline", "full_ssv2").stages, manifests.Workers()) == Size(4, 72, 8, 4)
+
+
+def test_where_fewer_workers_do_the_cluster_grows_from_their_machines_to_all():
+    fewest = [f"{stage}.min_workers=8" for stage in ("pretrain", "finetune_ssv2", "finetune_k400")]
+    asked = work.load("pipeline", "full_ssv2", fewest)
+    manifest = rendered(asked)[-1]
+    jsonschema.validate(manifest, crd("RayJob") if CRDS else schema_of(FIELDS["RayJob"]))
+    cluster = cluster_of(manifest)
+    (group,) = cluster["workerGroupSpecs"]
+    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (1, 1, 4)
+    assert cluster["enableInTreeAutoscaling"] is True
+    assert cluster["headGroupSpec"]["template"]["spec"]["automountServiceAccountToken"] is True, (
+        "it asks for pods"
+    )
+    assert group["template"]["spec"]["automountServiceAccountToken"] is False
+    assert "enableInTreeAutoscaling" not in cluster_of(rendered(work.load("pipeline", "full_ssv2"))[-1])
+
+
+@pytest.mark.parametrize(
+    "image", ["tats", "tats:latest", "registry.example:5000/tats", "ghcr.io/lab/tats:latest"]
+)
+def test_an_image_that_moves_is_refused(image):
+    with pytest.raises(SpecError, match="name a tag other than 'latest'"):
+        manifests.check_image(image)
+
+
+@pytest.mark.parametrize("image", ["", "tats:", "a b:1", f"tats@sha256:{'0' * 63}", "x/"])
+def test_what_names_no_image_is_refused(image):
+    with pytest.raises(SpecError, match="is not the name of an image"):
+        manifests.check_image(image)
+
+
+@pytest.mark.parametrize("image", ["tats:1.0", "registry.example:5000/lab/tats:2026-11", PINNED])
+def test_an_image_that_stays_is_taken(image):
+    assert manifests.check_image(image) == image
+
+
+def test_a_project_folder_that_is_not_on_the_claim_is_refused(write):
+    with pytest.raises(SpecError, match="must lie below /srv/tats, where the claim tats-home is mounted"):
+        rendered(write(), home="/elsewhere")
+
+
+def test_the_settings_that_are_shown_are_all_there_are_at_their_defaults():
+    path = Path(__file__).resolve().parents[2] / "docker" / "kuberay.yaml"
+    assert manifests.settings(path) == Settings()
+    shown = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert shown.keys() == Settings.model_fields.keys()
+    for part, model in (("head", manifests.Head), ("workers", manifests.Workers)):
+        assert shown[part].keys() == model.model_fields.keys()
+
+
+def test_a_typo_in_the_settings_names_file_and_key(tmp_path):
+    path = tmp_path / "lab.yaml"
+    path.write_text("workers: {spott: gke}")
+    with pytest.raises(SpecError, match=r"lab.yaml: workers has no key 'spott'; did you mean 'spot'"):
+        manifests.settings(path)

@@ -1,0 +1,55 @@
+"""Frames decoded once: the same clips as from the files, wherever the folder went."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tats_core.data import decoded, readers
+from tats_core.data.loaders import ClipOptions, TrainLoader, eval_views
+from tats_core.data.manifest import Manifest
+
+OPTIONS = ClipOptions(frames=4, size=16, decode_workers=0)
+
+
+@pytest.fixture
+def manifest(tiny: dict[str, Manifest]) -> Manifest:
+    return tiny["ssv2"]
+
+
+def test_clips_are_the_same_as_from_the_files_and_no_file_is_opened(
+    manifest: Manifest, tmp_path, monkeypatch
+):
+    kept = decoded.write(manifest, tmp_path / "a.train.frames.npy", lambda: None)
+    kept.save(tmp_path / "a.train.json")
+    before = [*TrainLoader(manifest, OPTIONS, batch_size=2, seed=1).epoch(0), *eval_views(manifest, OPTIONS)]
+    moved = tmp_path.with_name("moved")
+    tmp_path.rename(moved)
+    monkeypatch.setattr(readers, "READERS", {})
+    again = Manifest.load(moved / "a.train.json")
+    after = [*TrainLoader(again, OPTIONS, batch_size=2, seed=1).epoch(0), *eval_views(again, OPTIONS)]
+    assert len(before) == len(after) > 0
+    assert all(
+        torch.equal(a, b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True)
+    )
+    assert again.digest() == manifest.digest()
+
+
+def test_a_part_of_the_videos_finds_its_own_frames(manifest: Manifest, tmp_path):
+    kept = decoded.write(manifest, tmp_path / "a.npy", lambda: None)
+    (one,) = eval_views(replace(kept, videos=kept.videos[-1:]), OPTIONS, clips=1, crops=1)
+    (other,) = eval_views(replace(manifest, videos=manifest.videos[-1:]), OPTIONS, clips=1, crops=1)
+    assert torch.equal(one[0], other[0])
+
+
+def test_a_video_that_cannot_be_read_is_left_to_its_reader(manifest: Manifest, tmp_path: Path):
+    path = tmp_path / "broken.avi"
+    path.write_bytes(b"no video")
+    videos = (replace(manifest.videos[0], path=str(path)), *manifest.videos[1:])
+    kept = decoded.write(replace(manifest, videos=videos), tmp_path / "a.npy", lambda: None)
+    opened = decoded.opened(tmp_path / "a.npy")
+    assert opened.frames(kept.videos[0].id) is None
+    assert opened.frames(kept.videos[1].id) is not None

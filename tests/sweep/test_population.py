@@ -1,0 +1,218 @@
+"""Population-based training: what follows on what, and that nothing but the history decides."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tats_core.errors import SpecError
+from tats_core.pipeline import graph, runner
+from tats_core.pipeline import spec as pipelines
+from tats_core.sweep import engine, search, spec
+from tats_core.sweep.population import generation
+from tats_core.sweep.summary import Summary
+from tats_core.sweep.trial import Ended
+from tats_core.training.events import read_events
+
+SWEEP = """
+name: bred
+pipeline: demo
+set: {pretrain.epochs: 10}
+space:
+  pretrain.sampler.ppo.clip: {uniform: [0.05, 0.3]}
+  pretrain.sampler.ppo.epochs: {int: [1, 4]}
+  pretrain.sampler.ppo.minibatches: [1, 2, 4]
+  pretrain.sampler_lr: {loguniform: [1.0e-4, 1.0e-2]}
+constraints: [pretrain.sampler.ppo.minibatches <= pretrain.sampler.ppo.epochs]
+metrics: [{name: pretrain.linear_top1, mode: max}]
+searcher: {kind: pbt, every: 4}
+samples: 8
+"""
+CLIP, SCHEDULE, UNTIL = "pretrain.sampler.ppo.clip", "pretrain.schedule", "pretrain.until"
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> spec.Sweep:
+    path = tmp_path / "bred.yaml"
+    path.write_text(SWEEP)
+    return spec.load(str(path))
+
+
+def finish(sweep, points, scores) -> dict[str, Ended]:
+    """Return how the members of a generation ended; None is a failure."""
+    ended = {}
+    for point, score in zip(points, scores, strict=True):
+        (one,) = sweep.trials_of(point)
+        status, metrics = ("failed", {}) if score is None else ("finished", {"pretrain.linear_top1": score})
+        ended[one.id] = Ended(one.id, status, one.point, None, metrics, settings=dict(one.overrides))
+    return ended
+
+
+def test_the_lowest_quarter_takes_over_from_the_highest_and_all_others_go_on(sweep) -> None:
+    first = generation(sweep, [], {})
+    assert [point[UNTIL] for point in first] == [4] * 8
+    assert all([one["epoch"] for one in point[SCHEDULE]] == [0] for point in first)
+    ended = finish(sweep, first, [50, 10, 60, 40, 90, 20, 80, 70])
+    assert generation(sweep, first, dict(list(ended.items())[:7])) is None, "one has not ended"
+    second = generation(sweep, first, ended)
+    assert [point[UNTIL] for point in second] == [8] * 8
+    for place in (0, 2, 3, 4, 6, 7):
+        assert second[place][SCHEDULE] == first[place][SCHEDULE]
+        assert second[place][CLIP] == first[place][CLIP]
+    for place in (1, 5):  # they had 10 and 20
+        history, change = second[place][SCHEDULE]
+        assert [history] in (first[4][SCHEDULE], first[6][SCHEDULE])  # with 90 and 80
+        assert change["epoch"] == 4
+        assert set(change) > {"epoch"}
+
+
+def test_the_last_generation_ends_with_the_training_and_none_follows(sweep) -> None:
+    assert (sweep.breed.generations, sweep.count) == (3, 24)
+    points: list = []
+    ended: dict[str, Ended] = {}
+    while new := generation(sweep, points, ended):
+        points += new
+        ended |= finish(sweep, new, range(8))
+    assert [point[UNTIL] for point in points[::8]] == [4, 8, 10]
+    assert UNTIL not in sweep.settings(points[-1]), "to its end, as a pipeline without a population trains it"
+    assert sweep.settings(points[0])[UNTIL] == 4
+    assert all(not isinstance(value, list) for value in sweep.trials_of(points[-1])[0].point.values())
+
+
+def test_settings_stay_in_the_space_and_a_schedule_says_what_they_came_to(sweep) -> None:
+    points: list = []
+    ended: dict[str, Ended] = {}
+    while new := generation(sweep, points, ended):
+        points += new
+        ended |= finish(sweep, new, range(8))
+    for point in points:
+        assert 0.05 <= point[CLIP] <= 0.3
+        assert 1e-4 <= point["pretrain.sampler_lr"] <= 1e-2
+        assert point["pretrain.sampler.ppo.minibatches"] <= point["pretrain.sampler.ppo.epochs"]
+        built = graph.build(sweep.load(sweep.settings(point))).instances["pretrain"].config
+        ppo, rate = built.recipe.learning(built.last_epoch - 1)
+        assert (ppo.clip, ppo.epochs, rate) == (
+            point[CLIP], point["pretrain.sampler.ppo.epochs"], point["pretrain.sampler_lr"],
+        )  # fmt: skip
+
+
+def test_a_failed_member_is_replaced_and_if_all_fail_there_is_no_next_generation(sweep) -> None:
+    first = generation(sweep, [], {})
+    second = generation(sweep, first, finish(sweep, first, [None, None, None, 1, 2, 3, 4, 5]))
+    assert [len(point[SCHEDULE]) for point in second] == [2, 2, 2, 1, 1, 1, 1, 1]
+    assert generation(sweep, first, finish(sweep, first, [None] * 8)) == []
+
+
+def test_the_table_is_of_the_newest_generation_and_the_best_pipeline_has_the_schedule(sweep, tmp_path):
+    points: list = []
+    ended: dict[str, Ended] = {}
+    while new := generation(sweep, points, ended):
+        points += new
+        # The best number of all is one of the first generation.
+        ended |= finish(sweep, new, [90 - len(points), *range(7)])
+    found = Summary.of(sweep, list(ended.values()), None)
+    assert [row.point[UNTIL] for row in found.rows] == [10] * 8
+    assert found.best_text.startswith("best pretrain.linear_top1: 66.0 with until=10 clip=")
+    found.write(tmp_path)
+    best = graph.build(pipelines.load(str(tmp_path / "best.yaml"))).instances["pretrain"].config
+    assert [one.model_dump(exclude_none=True, exclude_defaults=True) for one in best.schedule] == [
+        {"epoch": 0, **points[0][SCHEDULE][0]}
+    ]
+    assert (best.until, best.epochs) == (None, 10)
+
+
+def test_what_was_asked_for_is_gone_on_with(sweep, tmp_path) -> None:
+    trials = search.Points(sweep, tmp_path).ask({})
+    again = search.Points(sweep, tmp_path)
+    assert again.trials() == trials
+    assert again.ask({}) is None
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("searcher={kind: pbt}", "every is missing"),
+        ("searcher.every=10", "every is 10, but pretrain has only 10 epochs"),
+        ("searcher={kind: random, every: 2}", "every is of pbt alone, not of random"),
+        ("samples=1", "needs 2 members or more"),
+        ("seeds={keys: [pretrain.seed], values: [0]}", "pbt leaves no room for seeds.keys"),
+        ("scheduler={kind: asha, metric: pretrain.linear_top1}", "pbt leaves no room for scheduler"),
+        ("pretrain.until=4", "pbt leaves no room for pretrain.until"),
+        ("space.pretrain.sampler.mask_ratio=[0.8, 0.9]", "not pretrain.sampler.mask_ratio"),
+        ("space={pretrian.sampler_lr: [0.1, 0.2]}", "'pretrian' is none; did you mean 'pretrain'?"),
+        ("space={probe.seed: [1, 2]}", "a pre-training that a metric is of, and 'probe' is none"),
+    ],
+)
+def test_what_a_population_cannot_do_is_said(override: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "bred.yaml"
+    path.write_text(SWEEP)
+    with pytest.raises(SpecError) as raised:
+        spec.load(str(path), [override, *(["constraints=[]"] if override.startswith("space={") else [])])
+    assert said in str(raised.value)
+
+
+TINY = (
+    "data.generate.benchmarks=[ssv2]",
+    "data.generate.clips_per_class=6",
+    "data.generate.test_clips_per_class=4",
+    "pretrain.workers=1",
+    "pretrain.epochs=4",
+    "pretrain.batch_size=16",
+    "pretrain.health_clips=16",
+    "pretrain.optimizer.warmup_epochs=1",
+    "searcher.every=2",
+    "samples=2",
+)
+
+
+class Silent:
+    def started(self, sweep, progress) -> None:
+        pass
+
+    def changed(self, progress) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_winner_is_a_pipeline_that_ends_in_the_same_bits_without_a_population(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    path = tmp_path / "bred.yaml"
+    path.write_text(SWEEP)
+    sweep = spec.load(str(path), list(TINY))
+    home = tmp_path / "home"
+    outcome = engine.run(sweep, home, resume=False, ui=Silent())
+    assert [one.status for one in outcome.trials] == ["finished"] * 4
+    assert [one.epochs for one in outcome.trials] == [2] * 4, "the second generation goes on from the first"
+    assert len(outcome.summary.rows) == 2, "the newest generation alone"
+
+    def trained(where: Path) -> dict[int, Path]:
+        """Output folders of the pre-trainings by the number of epochs of their configuration."""
+        made = {}
+        for folder in (where / "stages").glob("pretrain-*"):
+            config = json.loads((folder / "key.json").read_text())["components"]["config"]
+            made[json.dumps(config["schedule"]), config["until"] or 4] = folder
+        return made
+
+    parts = trained(home)
+    assert sorted(until for _, until in parts) == [2, 2, 4, 4]
+    notes = [
+        event["text"]
+        for (_, until), folder in parts.items()
+        for _, event in read_events(folder / "events.jsonl")
+        if event["kind"] == "note" and until == 4
+    ]
+    assert sum(note.startswith("resumed after step") for note in notes) == 2
+    best = pipelines.load(str(outcome.folder / "best.yaml"))
+    assert runner.run(best, tmp_path / "other", only=["data", "pretrain"]).status == "finished"
+    ((name, straight),) = trained(tmp_path / "other").items()
+    one, other = load_file(parts[name] / "model.safetensors"), load_file(straight / "model.safetensors")
+    assert all(one[key].equal(other[key]) for key in one)
+    assert math.isfinite(outcome.trials[0].metrics["pretrain.linear_top1"])
