@@ -4,7 +4,7 @@ The guide's commands are run as they stand, in a copy of the checkout in which t
 image is the Dockerfile's, the cluster that of compose.yaml. Between its sections this looks at what they have
 led to, from outside: through the published ports. Needs Linux, and Docker or root.
 
-    python docker/test.py            about ten minutes
+    python docker/test.py            about a quarter of an hour
     python docker/test.py --twice    and builds the image a second time, without a cache, to compare the two
 
 From outside, all optional:
