@@ -4,7 +4,7 @@ The guide's commands are run as they stand, in a copy of the checkout in which t
 image is the Dockerfile's, the cluster that of compose.yaml. Between its sections this looks at what they have
 led to, from outside: through the published ports. Needs Linux, and Docker or root.
 
-    python docker/test.py            about ten minutes
+    python docker/test.py            about a quarter of an hour
     python docker/test.py --twice    and builds the image a second time, without a cache, to compare the two
 
 From outside, all optional:
@@ -56,10 +56,8 @@ def cut_demo(folder: Path) -> None:
     alone = text[: text.index("  finetune:")].replace("name: demo", "name: alone")
     alone = alone.replace("  labels_per_class: 4\n", "")  # pre-training takes no labels
     (folder / "pipelines" / "alone.yaml").write_text(alone)
-    timed = alone.replace("name: alone", "name: timed").replace("batch_size: 16", "batch_size: 32")
-    timed = timed.replace("epochs: 40", "epochs: 60").replace(
-        "checkpoint: {epochs: 1}", "checkpoint: {epochs: 60}"
-    )
+    timed = alone.replace("name: alone", "name: timed").replace("batch_size: 16", "batch_size: 64")
+    timed = timed.replace("epochs: 40\n", "epochs: 60\n").replace("{epochs: 1}", "{epochs: 60}")
     (folder / "pipelines" / "timed.yaml").write_text(timed)
 
 
@@ -169,18 +167,21 @@ def check_kill(guide: Guide, service: str, undisturbed: str) -> None:
     expect(kept, f"{service}: a checkpoint is there", guide.tats("logs", job, check=False).stdout)
     docker("kill", guide.containers(service)[-1])
     if service == "head":
-        guide.follow("When a thing fails")  # before, there is nobody to be asked
+        guide.follow("When a thing fails", 2)  # before, there is nobody to be asked
     expect(guide.inside("head", f"ls -d {stage}"), "its container is killed in mid-pre-training")
     if service == "head":
         done = guide.tats(*again, check=False)
     else:
-        guide.follow("When a thing fails")
+        guide.follow("When a thing fails", 1)
         done = guide.tats("logs", job, "--follow", check=False)
     expect(done.returncode == 0, "the run outlives it", done.stdout + done.stderr + guide.logs())
     found = guide.weights("pretrain", home)
     expect(undisturbed and found == undisturbed, "and ends with the same weights", f"{undisturbed}\n{found}")
-    states = [one["info"]["status"] for one in guide.runs("alone")][: -before or None]
-    say(f"its runs on the server: {', '.join(f'{states.count(one)} {one}' for one in sorted(set(states)))}")
+    guide.follow("When a thing fails", 3)
+    guide.compose("exec", "-T", "head", "with-secrets", "tats", "sync", "--home", home)
+    ended = [one["info"]["status"] for one in guide.runs("alone")][: -before or None]
+    expected = ["FINISHED"] * 3 + (["FINISHED", "KILLED", "KILLED"] if service == "head" else [])
+    expect(sorted(ended) == sorted(expected), "the server knows how its runs ended", str(ended))
 
 
 def check_backup(guide: Guide) -> None:

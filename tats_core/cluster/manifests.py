@@ -32,7 +32,7 @@ Target = Literal["kuberay", "raycluster"]
 HOME = "/srv/tats"
 """Where the claim of the project folder is mounted; the image's TATS_HOME."""
 
-_DATA = "/data"
+_DATA = "/srv/data"  # as in the image
 _FILES = "/etc/tats"
 _DASHBOARD, _GCS, _AGENT = 8265, 6379, 52365
 _NAME_LENGTH = 47  # KubeRay adds a suffix for the cluster of each attempt

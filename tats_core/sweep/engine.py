@@ -507,7 +507,6 @@ def _trainable(sweep: Sweep, home: Path, run_id: str, in_process: bool) -> Any:
             self.end: Ended | None = None
             given = Trial(**json.loads(config["given"]))
             self.working = threading.Thread(target=self.work, args=(given,), daemon=True)
-            self.working.start()
 
         def work(self, given: Trial) -> None:
             launch = alone.fit if in_process else None
@@ -517,6 +516,9 @@ def _trainable(sweep: Sweep, home: Path, run_id: str, in_process: bool) -> Any:
                 self.rows.put(None)
 
         def step(self) -> dict[str, Any]:
+            # Not in `setup`: Tune may set one up and then give its trial to an actor that became free.
+            if self.working.ident is None:
+                self.working.start()
             row = self.rows.get()
             if row is not None:
                 return dict(row)
@@ -527,7 +529,8 @@ def _trainable(sweep: Sweep, home: Path, run_id: str, in_process: bool) -> Any:
 
         def cleanup(self) -> None:
             self.asked.set()
-            self.working.join()
+            if self.working.ident is not None:
+                self.working.join()
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             self.cleanup()
