@@ -96,7 +96,7 @@ def _tiles(found: Summary, record: RunRecord) -> list[tuple[str, Any, str]]:
     if found.epochs and found.epochs[0] < found.epochs[1]:
         used, whole = found.epochs
         tiles.append(("epochs", used, f"{100 * used / whole:.0f}% of the {whole} of whole trials"))
-    if found.busy is not None:
+    if found.busy:
         tiles.append(("in training steps", f"{100 * found.busy:.0f}%", "of the time after Ray's start"))
     took = duration((record.finished or time.time()) - record.started)
     return [*tiles, ("took", took, moment(record.started))]

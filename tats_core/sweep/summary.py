@@ -114,7 +114,7 @@ class Summary:
         if self.epochs and self.epochs[0] < self.epochs[1]:
             used, whole = self.epochs
             lines.append(f"{used} epochs of the {whole} of whole trials ({100 * used / whole:.0f}%)")
-        if self.busy is not None:
+        if self.busy:  # nothing trains where all was there already
             lines.append(f"{100 * self.busy:.0f}% of the time after Ray's start was spent in training steps")
         return "\n".join(lines).rstrip()
 
