@@ -377,11 +377,11 @@ def _elastic(scaling: ScalingConfig, sizes: tuple[int, ...], checkpoints: Path, 
                 raise TimeoutError(f"there was no room for {min(sizes)} workers for {minutes} minutes")
             return decision
 
-        def make_decision_for_running_worker_group(self, *state: Any) -> Any:
+        def make_decision_for_running_worker_group(self, *state: Any, **named: Any) -> Any:
             before, self.kept = self.kept, newest()
             if self.kept == before:
                 return NoopDecision()
-            return super().make_decision_for_running_worker_group(*state)
+            return super().make_decision_for_running_worker_group(*state, **named)
 
     return Elastic()
 
