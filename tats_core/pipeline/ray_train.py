@@ -15,6 +15,7 @@ import fcntl
 import importlib
 import json
 import logging
+import math
 import os
 import queue
 import secrets
@@ -57,6 +58,8 @@ _CONTROLLER_FAILURES = 2
 # How long a machine of a cluster that was taken away may stay away. Workers of a fixed number are started in
 # tries that wait a part of it each.
 _ROOM_SECONDS = 900
+# So long Ray may take to see that a machine is gone. Workers that are asked of it before would be waited for.
+_SETTLE_SECONDS = 30.0
 
 # Without one of these a local cluster cannot work.
 _SERVERS = ("gcs_server", "raylet")
@@ -353,6 +356,7 @@ def _elastic(scaling: ScalingConfig, sizes: tuple[int, ...], checkpoints: Path, 
         def __init__(self) -> None:
             super().__init__(scaling)
             self.kept = newest()
+            self.ran = -math.inf  # when workers were last seen running
             self.waits_since: float | None = None
 
         def _count_possible_workers(self, reserved_resources: Any) -> int:
@@ -364,6 +368,8 @@ def _elastic(scaling: ScalingConfig, sizes: tuple[int, ...], checkpoints: Path, 
             return max((size for size in sizes if size <= there), default=0)
 
         def make_decision_for_non_running_worker_group(self) -> Any:
+            if time.monotonic() - self.ran < _SETTLE_SECONDS:
+                return NoopDecision()
             decision = super().make_decision_for_non_running_worker_group()
             if not isinstance(decision, NoopDecision):
                 self.waits_since = None
@@ -378,6 +384,7 @@ def _elastic(scaling: ScalingConfig, sizes: tuple[int, ...], checkpoints: Path, 
             return decision
 
         def make_decision_for_running_worker_group(self, *state: Any, **named: Any) -> Any:
+            self.ran = time.monotonic()
             before, self.kept = self.kept, newest()
             if self.kept == before:
                 return NoopDecision()
