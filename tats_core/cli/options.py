@@ -7,11 +7,14 @@ import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tats_core.errors import StoreError
+
+if TYPE_CHECKING:
+    from tats_core.specs import Menu
 
 DEFAULT_HOME = Path(".tats")
 
@@ -37,9 +40,18 @@ Home = Annotated[
 
 def complete_pipeline(incomplete: str) -> list[str]:
     """Return the pipeline names that start with `incomplete`, for the shell's completion."""
+    return _on_menu("pipelines", incomplete)
+
+
+def complete_sweep(incomplete: str) -> list[str]:
+    """Return the sweeps whose names start with `incomplete`, for the shell's completion."""
+    return _on_menu("sweeps", incomplete)
+
+
+def _on_menu(menu: Menu, incomplete: str) -> list[str]:
     from tats_core import specs
 
-    return [name for name in specs.names("pipelines") if name.startswith(incomplete)]
+    return [name for name in specs.names(menu) if name.startswith(incomplete)]
 
 
 PipelineName = Annotated[
@@ -48,13 +60,6 @@ PipelineName = Annotated[
         metavar="NAME", help="A name of `tats list`, or a .yaml file.", autocompletion=complete_pipeline
     ),
 ]
-
-
-def complete_sweep(incomplete: str) -> list[str]:
-    """Return the sweeps whose names start with `incomplete`, for the shell's completion."""
-    from tats_core import specs
-
-    return [name for name in specs.names("sweeps") if name.startswith(incomplete)]
 
 
 SweepName = Annotated[

@@ -39,14 +39,17 @@ def runs(
 
     home = home.expanduser().absolute()
     wanted = None if pipeline is None else finding.check_pipeline(pipeline, home)
-    found = finding.records(home, wanted)
+    damaged: list[str] = []  # one record that cannot be read hides no other
+    found = finding.records(home, wanted, damaged)
     # In order of start, so that only those shown are opened.
     rows = [describe(record) for record in (found if everything else itertools.islice(found, limit))]
     total = len(finding.ids(home, wanted))
     if as_json:
         typer.echo(json.dumps({"schema": SCHEMA, "home": str(home), "total": total, "runs": rows}, indent=2))
-        return
-    _print(rows, total, wanted, home)
+    elif rows or not damaged:
+        _print(rows, total - len(damaged), wanted, home)
+    if damaged:
+        raise StoreError("\n".join(damaged))
 
 
 def describe(record: RunRecord) -> dict[str, Any]:

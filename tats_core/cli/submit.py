@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -93,8 +94,8 @@ def pipeline(
     from tats_core.cluster import work
 
     loaded = work.load("pipeline", name, sets or [])
-    if not _rendered(loaded, render, address, image=image, settings=settings, home=home, out=out):
-        _submit(loaded, str(address), home=home, check=check, follow=follow)
+    written = _Written(image, settings, out)
+    _hand_over(loaded, address, render, written, home=home, check=check, follow=follow)
 
 
 def sweep(
@@ -121,41 +122,55 @@ def sweep(
     from tats_core.cluster import work
 
     loaded = work.load("sweep", name, sets or [], samples=samples, max_concurrent=max_concurrent)
-    if not _rendered(loaded, render, address, image=image, settings=settings, home=home, out=out):
-        _submit(loaded, str(address), home=home, check=check, follow=follow)
+    written = _Written(image, settings, out)
+    _hand_over(loaded, address, render, written, home=home, check=check, follow=follow)
 
 
-def _rendered(
+@dataclass(frozen=True)
+class _Written:
+    """The options that belong to `--render`."""
+
+    image: str | None
+    settings: Path | None
+    out: Path | None
+
+
+def _hand_over(
     work: Work,
-    render: Render | None,
     address: str | None,
+    render: Render | None,
+    written: _Written,
     *,
-    image: str | None,
-    settings: Path | None,
     home: str | None,
-    out: Path | None,
-) -> bool:
-    """Write the manifests if they are asked for; False where the work is to be submitted."""
-    if (render is None) == (address is None):
-        raise SpecError("say where: either --address URL of a cluster, or --render kuberay for a manifest")
-    if render is None:
-        for option, value in (("--image", image), ("--settings", settings), ("--out", out)):
+    check: bool,
+    follow: bool,
+) -> None:
+    """Give the work to a cluster, or write it as manifests."""
+    if address is not None and render is None:
+        for name, value in asdict(written).items():
             if value is not None:
                 raise SpecError(
-                    f"{option} belongs to --render; a job runs with the cluster's image and settings"
+                    f"--{name} belongs to --render; a job runs with the cluster's image and settings"
                 )
-        return False
-    if image is None:
-        raise SpecError("--render needs --image NAME:TAG, the image that the pods run")
+        _submit(work, address, home=home, check=check, follow=follow)
+    elif render is not None and address is None:
+        _render(work, render, written, home)
+    else:
+        raise SpecError("say where: either --address URL of a cluster, or --render kuberay for a manifest")
+
+
+def _render(work: Work, render: Render, written: _Written, home: str | None) -> None:
     from tats_core.cluster import manifests
 
-    text = manifests.render(work, render.value, image, manifests.settings(settings), home=home)
-    if out is None:
+    if written.image is None:
+        raise SpecError("--render needs --image NAME:TAG, the image that the pods run")
+    settings = manifests.settings(written.settings)
+    text = manifests.render(work, render.value, written.image, settings, home=home)
+    if written.out is None:
         typer.echo(text, nl=False)
     else:
-        write_file(out, text, option="--out")
-        typer.echo(f"{out} is written; what it needs stands on top of it")
-    return True
+        write_file(written.out, text, option="--out")
+        typer.echo(f"{written.out} is written; what it needs stands on top of it")
 
 
 def _submit(work: Work, address: str, *, home: str | None, check: bool, follow: bool) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tats_core.cli.options import DEFAULT_HOME, Home, SweepName, command_line
-from tats_core.errors import ResourceError, RunError, SpecError
+from tats_core.errors import ResourceError, RunError, SpecError, StoreError
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -184,7 +184,7 @@ def sweep_folder(run: str, home: Path) -> Path | None:
     """Return the folder of the sweep that `run` names (its newest run, or by a run's id or folder).
 
     Raises:
-        RunError: a sweep is called so, and has not run.
+        StoreError: a sweep is called so, and has not run.
     """
     from tats_core import specs
     from tats_core.sweep import trial
@@ -195,7 +195,7 @@ def sweep_folder(run: str, home: Path) -> Path | None:
     name = Path(run).stem if run.endswith((".yaml", ".yml")) else run
     newest = trial.newest(home, name)
     if newest is None and name in specs.names("sweeps"):
-        raise RunError(f"no sweep '{name}' in {home}; run it with: {command_line(['sweep', run], home)}")
+        raise StoreError(f"no sweep '{name}' in {home}; run it with: {command_line(['sweep', run], home)}")
     return newest
 
 

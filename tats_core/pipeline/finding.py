@@ -41,12 +41,25 @@ def pipelines(home: Path) -> list[str]:
     return list(dict.fromkeys(one.rsplit("-", 3)[0] for one in ids(home)))
 
 
-def records(home: Path, pipeline: str | None = None) -> Iterator[RunRecord]:
-    """Yield the records of all runs (of `pipeline`), the newest first; each is read when it is asked for."""
+def records(home: Path, pipeline: str | None = None, damaged: list[str] | None = None) -> Iterator[RunRecord]:
+    """Yield the records of all runs (of `pipeline`), the newest first; each is read when it is asked for.
+
+    Args:
+        damaged: gets a sentence about each record that cannot be read, which is then passed over.
+
+    Raises:
+        StoreError: a record cannot be read, and nobody takes the sentence.
+    """
     for one in ids(home, pipeline):
         folder = home.absolute() / "runs" / one
-        if (folder / "run.json").exists():  # a run that starts just now has none yet
+        if not (folder / "run.json").exists():  # a run that starts just now has none yet
+            continue
+        try:
             yield RunRecord.load(folder)
+        except StoreError as error:
+            if damaged is None:
+                raise
+            damaged.append(str(error))
 
 
 def newest_finished(home: Path, pipeline_name: str) -> RunRecord | None:

@@ -87,21 +87,16 @@ def find(home: Path, policy: Policy, aliased: Mapping[Path, str], now: float | N
     Raises:
         StoreError: a run's record cannot be read: what it refers to is not known.
     """
-    home, now = home.absolute(), time.time() if now is None else now
-    store = StageStore(home)
-    protected = {name for place in aliased for name in place.parts if _OUTPUT.fullmatch(name)}
-    runs = list(_runs(store, home))
-    unsent = {spool.run for spool in pending(home)}
-    kept = _kept(runs, policy, _makers(store, protected) | unsent, now)
-    named = protected.union(*(run.names for run in kept.values()))
+    now = time.time() if now is None else now
     waste, kept_bytes = [], 0
-    for path, what, why in _candidates(store, home, runs, kept, named):
+    folders, kept_runs = _look(home.absolute(), policy, aliased, now)
+    for path, what, why in folders:
         size, changed = _measure(path)
         if not why:
             kept_bytes += size
         elif what == "run record" or policy.days is None or now - changed > policy.days * DAY:
             waste.append(Waste(path, what, why, size, changed))
-    return Findings(tuple(sorted(waste, key=lambda one: -one.size)), len(kept), kept_bytes)
+    return Findings(tuple(sorted(waste, key=lambda one: -one.size)), kept_runs, kept_bytes)
 
 
 def collect(home: Path, policy: Policy, aliased: Mapping[Path, str]) -> Findings:
@@ -113,17 +108,36 @@ def collect(home: Path, policy: Policy, aliased: Mapping[Path, str]) -> Findings
     Raises:
         StoreError: something cannot be removed.
     """
-    home = home.absolute()
+    home, now = home.absolute(), time.time()
     store = StageStore(home)
     try:
+        # A store is measured for a minute; runs wait only while it is looked at once more.
+        found = find(home, policy, aliased, now)
         with store.collecting():
-            found = find(home, policy, aliased)
-            aside = {one: moved for one in found.waste if (moved := _set_aside(store, one)) is not None}
+            folders, _ = _look(home, policy, aliased, now)
+            useless = {path for path, _, why in folders if why}
+            going = [one for one in found.waste if one.path in useless]
+            aside = {one: moved for one in going if (moved := _set_aside(store, one)) is not None}
         for path in aside.values():
             shutil.rmtree(path)
     except OSError as error:
         raise StoreError(f"{error.filename or home}: cannot be removed ({error.strerror})") from error
     return Findings(tuple(aside), found.kept_runs, found.kept_bytes)
+
+
+_Folder = tuple[Path, What, str]
+"""Its place, what it is, and why it can go ("" where it cannot)."""
+
+
+def _look(home: Path, policy: Policy, aliased: Mapping[Path, str], now: float) -> tuple[list[_Folder], int]:
+    """Return each folder that the engine made, and how many runs are kept; measures nothing."""
+    store = StageStore(home)
+    protected = {name for place in aliased for name in place.parts if _OUTPUT.fullmatch(name)}
+    runs = list(_runs(store, home))
+    unsent = {spool.run for spool in pending(home)}
+    kept = _kept(runs, policy, _makers(store, protected) | unsent, now)
+    named = protected.union(*(run.names for run in kept.values()))
+    return list(_candidates(store, home, runs, kept, named)), len(kept)
 
 
 @dataclass(frozen=True)
@@ -180,8 +194,8 @@ def _kept(runs: Sequence[_Run], policy: Policy, wanted: Collection[str], now: fl
 
 def _candidates(
     store: StageStore, home: Path, runs: Sequence[_Run], kept: Mapping[str, _Run], named: Collection[str]
-) -> Iterator[tuple[Path, What, str]]:
-    """Yield each folder that the engine made with what it is and why it can go ("" where it cannot)."""
+) -> Iterator[_Folder]:
+    """Yield each folder that the engine made."""
     known = frozenset().union(*(run.names for run in runs))
     for path in _folders(store.root):
         name = path.name.removesuffix(".partial")

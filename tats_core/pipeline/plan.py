@@ -32,12 +32,15 @@ class Choice:
         """Resolve the options.
 
         Raises:
-            SpecError: an option names no stage.
+            SpecError: an option names no stage, or `force` one that `only` leaves out.
         """
+        wanted = graph.select(only, "only") if only else set(graph.instances)
+        for name in force:
+            if not graph.select([name], "force") & wanted:
+                raise SpecError(f"--force {name}: --only leaves it out; add it there, or take --force away")
         forced = graph.select(force, "force")
         if from_stage is not None:
             forced |= graph.followers(graph.select([from_stage], "from"))
-        wanted = graph.select(only, "only") if only else set(graph.instances)
         return cls(frozenset(wanted), frozenset(forced & wanted))
 
 

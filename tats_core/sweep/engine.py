@@ -151,7 +151,7 @@ def run(sweep: Sweep, home: Path, *, resume: bool, ui: SweepUI, stage_ui: RunUI 
     make_folder(home)
     folder = trial.newest(home, sweep.name) if resume else None
     if resume and folder is None:
-        raise RunError(f"no sweep '{sweep.name}' in {home} to resume; leave out --resume")
+        raise StoreError(f"no sweep '{sweep.name}' in {home} to resume; leave out --resume")
     if folder is not None:
         check_same(sweep, folder)
         trials = trial.results(folder)

@@ -23,6 +23,16 @@ def test_of_ten_thousand_runs_only_those_shown_are_opened(tats, kept, monkeypatc
     assert "2 of 10000 runs; more with --limit N or --all" in out
 
 
+def test_a_record_that_cannot_be_read_hides_no_other_run(tats, kept):
+    whole, broken = kept.run(1), kept.run(2)
+    (broken.folder / "run.json").write_text("{")
+    ended = tats("runs")
+    assert ended.code == 2
+    assert whole.id in ended.out
+    assert f"{broken.folder / 'run.json'}: is not the record of a run" in ended.err
+    assert "more with" not in ended.out
+
+
 def test_the_log_of_a_stage_that_died_says_so(tats, kept):
     record = kept.run(1)
     record.status = record.stages["report"].status = "running"

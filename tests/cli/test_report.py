@@ -76,6 +76,6 @@ def test_a_run_without_a_report_stage_has_no_table_but_a_page(
 @pytest.mark.parametrize("command", ["results", "report"])
 def test_a_sweep_that_has_not_run_is_named_with_the_command_that_runs_it(tats, command):
     ended = tats(command, "demo_ratio")
-    assert ended.code == 1
+    assert ended.code == 2
     assert "no sweep 'demo_ratio' in" in ended.err
     assert "run it with: tats sweep demo_ratio" in ended.err

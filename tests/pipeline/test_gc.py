@@ -229,6 +229,22 @@ def test_what_a_run_decides_to_reuse_while_it_starts_stays(made):
     assert orphan.exists()
 
 
+def test_runs_go_on_deciding_while_a_store_is_measured(made, monkeypatch):
+    reused, orphan = made.output(1), made.output(2)
+    measure = gc._measure
+
+    def a_run_starts(folder: Path) -> tuple[int, float]:
+        with made.store.deciding():  # would wait for ever, were the collection's lock held
+            if not made.runs:
+                made.run(1)
+        return measure(folder)
+
+    monkeypatch.setattr(gc, "_measure", a_run_starts)
+    found = collect(made.home, Policy(), {})
+    assert [one.path for one in found.waste] == [orphan]
+    assert reused.exists()
+
+
 def test_an_interrupted_collection_leaves_nothing_half_and_the_next_one_ends_it(made, monkeypatch):
     for value in range(3):
         made.output(value)

@@ -180,6 +180,14 @@ def test_only_runs_one_stage_and_leaves_the_others_out(load, home):
     assert statuses(runner.run(load(TOY), home, only=["grow"]))["grow[a,pretrained]"] == "finished"
 
 
+def test_force_of_a_stage_that_only_leaves_out_is_refused(load, home):
+    runner.run(load(TOY), home)
+    with pytest.raises(SpecError, match=r"--force make: --only leaves it out"):
+        runner.run(load(TOY), home, only=["grow"], force=["make"])
+    again = runner.run(load(TOY), home, only=["grow"], force=["grow[a,pretrained]"])
+    assert statuses(again)["grow[a,pretrained]"] == "finished"
+
+
 def test_a_failure_stops_the_run_or_only_what_needs_it(load, home, ui):
     text = """
 stages:

@@ -167,5 +167,5 @@ def test_more_cpus_than_there_are_is_said_before_a_start(folder):
 
 def test_there_is_nothing_to_resume_before_a_start(folder):
     code, _, err = ended(start(folder, "--resume"))
-    assert code == 1
+    assert code == 2
     assert "no sweep 'stubs'" in err
