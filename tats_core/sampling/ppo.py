@@ -38,6 +38,9 @@ class PPOConfig(StrictModel):
 
     credit: Literal["masked_token", "sequence"] = Field("masked_token", description="what a reward is for")
     baseline: Literal["clip", "token"] = Field("clip", description="what the critic's value is of")
+    normalize_advantage: bool = Field(
+        True, description="advantages to mean 0, deviation 1 over the memory of all workers"
+    )
     error_space: Literal["pixel", "normalized"] = Field(
         "pixel",
         description="where the reward's error is measured; normalized makes flat noise as hard as motion",
@@ -99,30 +102,59 @@ def value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip: float | N
     return error.mean()
 
 
-def ppo_loss(new: Policy, transition: Transition, config: PPOConfig, entropy_weight: float) -> Loss:
+@dataclass(frozen=True)
+class Scale:
+    """Mean and deviation of an update's advantages; the defaults leave these as they are."""
+
+    mean: float = 0.0
+    deviation: float = 1.0
+
+
+def returns(transition: Transition, config: PPOConfig) -> Tensor:
+    """What was earned: `[B, M]`, by each masked token, or `[B, 1]`, by all picks of a clip together."""
+    if config.credit == "masked_token":
+        return transition.reward_BM
+    # A pick earns what it spares the clip: rewarded with the error itself, the sampler would hide what is
+    # hard, the opposite of the other credit.
+    return -transition.reward_BM.mean(1, keepdim=True)
+
+
+def values(policy: Policy, transition: Transition, config: PPOConfig) -> Tensor:
+    """The critic's baseline of `returns`: `[B, 1]`, of a clip, or `[B, M]`, of each masked token."""
+    if config.baseline == "token" and config.credit == "masked_token":
+        return policy.value_BN.gather(1, transition.rollout.masked_BM)
+    return policy.value_BN.mean(1, keepdim=True)
+
+
+def advantages(transition: Transition, config: PPOConfig) -> Tensor:
+    """How much better than the critic expected: `[B, M]` or `[B, 1]`, as `returns`."""
+    old = transition.rollout.policy
+    assert old is not None
+    return returns(transition, config) - values(old, transition, config)
+
+
+def ppo_loss(
+    new: Policy,
+    transition: Transition,
+    config: PPOConfig,
+    entropy_weight: float,
+    scale: Scale = Scale(),
+) -> Loss:
     """`-E[min(rA, clip(r)A)] + c_v (V-R)^2 - c_e H(pi) / log N` over the clips of `transition`."""
-    rollout, reward_BM = transition.rollout, transition.reward_BM
+    rollout = transition.rollout
     old = rollout.policy
     assert old is not None
     new_log_BN, old_log_BN = new.log_probs_BN, old.log_probs_BN
     if config.credit == "masked_token":
         new_log_BA = new_log_BN.gather(1, rollout.masked_BM)
         old_log_BA = old_log_BN.gather(1, rollout.masked_BM)
-        return_BX = reward_BM
     else:
         new_log_BA = ordered_log_probs(new.logits_BN, rollout.visible_BK)
         old_log_BA = ordered_log_probs(old.logits_BN, rollout.visible_BK)
-        # A pick earns what it spares the clip: rewarded with the error itself, the sampler would hide what is
-        # hard, the opposite of the other credit.
-        return_BX = -reward_BM.mean(1, keepdim=True)
-    if config.baseline == "token" and config.credit == "masked_token":
-        value_BX = new.value_BN.gather(1, rollout.masked_BM)
-        old_value_BX = old.value_BN.gather(1, rollout.masked_BM)
-    else:
-        value_BX = new.value_BN.mean(1, keepdim=True)
-        old_value_BX = old.value_BN.mean(1, keepdim=True)
+    return_BX = returns(transition, config)
+    value_BX, old_value_BX = (values(policy, transition, config) for policy in (new, old))
     target_BX = return_BX if value_BX.shape == return_BX.shape else return_BX.mean(1, keepdim=True)
-    advantage_BX = return_BX - old_value_BX
+    advantage_BX = (return_BX - old_value_BX - scale.mean) / scale.deviation
 
     ratio_BA = (new_log_BA - old_log_BA).exp()
     policy_loss = -surrogate(ratio_BA, advantage_BX.expand_as(ratio_BA), config.clip).mean()
@@ -141,7 +173,6 @@ def ppo_loss(new: Policy, transition: Transition, config: PPOConfig, entropy_wei
             "ratio_max": ratio_BA.max(),
             "ratio_min": ratio_BA.min(),
             "explained_variance": (variance - left) / variance.clamp_min(1e-12),
-            "advantage_std": advantage_BX.std(correction=0),
         }
     return Loss(total, {name: part.detach() for name, part in parts.items()})
 
@@ -191,6 +222,10 @@ class Learner(Protocol):
         """Average over workers, so that all of them stop early together."""
         ...
 
+    def moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of all elements over all workers."""
+        ...
+
 
 def improve(
     learner: Learner,
@@ -215,6 +250,9 @@ def improve(
     """
     totals: dict[str, float] = {}
     steps = 0
+    earned = torch.cat([advantages(one, config).flatten() for one in memory])
+    mean, deviation = (float(moment) for moment in learner.moments(earned))
+    scale = Scale(mean, max(deviation, 1e-8)) if config.normalize_advantage else Scale()
     for transition, index in _minibatches(memory, config, generator):
         figures = torch.zeros(0)
         names: list[str] = []
@@ -226,7 +264,7 @@ def improve(
             else:
                 part = transition.part(piece)
                 policy = learner.policy(part.tokens_BND, last=last)
-            loss = ppo_loss(policy, part, config, controller.weight)
+            loss = ppo_loss(policy, part, config, controller.weight, scale)
             share = len(piece) / len(index)
             learner.backward(loss.total * share, last=last)
             names = list(loss.parts)
@@ -243,6 +281,8 @@ def improve(
             totals[name] = totals.get(name, 0.0) + figure
     health = {name: total / steps for name, total in totals.items()}
     controller.update(health["entropy_share"])
+    # Before they are normalised: a mean far from 0 is a critic that is wrong about all clips alike.
+    health |= {"advantage_mean": mean, "advantage_std": deviation}
     return health | {"entropy_weight": controller.weight, "ppo_steps": float(steps)}
 
 

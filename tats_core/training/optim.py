@@ -67,7 +67,7 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         layer = layer_of(name, depth)
-        decays = parameter.ndim > 1
+        decays = parameter.squeeze().ndim > 1  # a mask token [1, 1, E] is a vector
         group = groups.setdefault(
             (decays, layer),
             {

@@ -151,6 +151,10 @@ class SamplerLearner:
         """Average over workers."""
         return self.world.sum(values) / self.world.size
 
+    def moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation over all workers."""
+        return self.world.moments(values)
+
 
 @dataclass
 class JointTrainer:

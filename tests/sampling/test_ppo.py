@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tats_core.sampling.plackett_luce import complement, gumbel_top_k
 from tats_core.sampling.ppo import (
     EntropyController,
     PPOConfig,
+    Scale,
     Transition,
     improve,
     ppo_loss,
@@ -93,6 +95,35 @@ def test_the_whole_objective_with_credit_to_masked_tokens() -> None:
     assert (found["ratio_min"], found["ratio_max"]) == pytest.approx((0.5, 1.5))
     # Residuals 0.5 and -0.5 of returns 1 and -1: a quarter of their variance is left.
     assert found["explained_variance"] == pytest.approx(0.75)
+
+
+def test_normalised_advantages_are_those_of_the_reference() -> None:
+    # Advantages 0.8 and -1.2 have mean -0.2 and deviation 1: (A - mean) / deviation is 1 and -1.
+    loss = ppo_loss(*_two_clips(), PPOConfig(clip=0.2), entropy_weight=0.0, scale=Scale(-0.2, 1.0))
+    # Clip 0: ratio 0.5, min(0.5, 0.8). Clip 1: ratio 1.5, min(-1.5, -1.2).
+    assert loss.parts["policy_loss"].item() == pytest.approx(-(0.5 - 1.5) / 2)
+
+
+@pytest.mark.parametrize("wrong_by", [-3.0, 0.77, 50.0])
+def test_a_critic_that_is_wrong_about_all_clips_alike_does_not_move_the_policy(wrong_by: float) -> None:
+    # Masked tokens are no sample of the policy: unless it is taken out, a constant in all advantages pushes
+    # all of them up (or down) against the visible ones, and the policy goes blind (or collapses).
+    moved, told = [], []
+    for shift in (0.0, wrong_by):
+        (transition,) = _memory(6)
+        old = transition.rollout.policy
+        assert old is not None
+        rollout = replace(transition.rollout, policy=Policy(old.logits_BN, old.value_BN + shift))
+        table = Table(6)
+        learner = Taught(table, torch.optim.SGD(table.parameters(), lr=1.0))
+        controller, generator = EntropyController(0.0, None), torch.Generator().manual_seed(0)
+        told.append(
+            improve(learner, [replace(transition, rollout=rollout)], PPOConfig(), controller, generator)
+        )
+        moved.append(table.logits_N.detach().clone())
+    torch.testing.assert_close(moved[0], moved[1], rtol=0, atol=1e-5)
+    assert moved[0].abs().max() > 0.01
+    assert told[1]["advantage_mean"] == pytest.approx(told[0]["advantage_mean"] - wrong_by, abs=1e-4)
 
 
 def test_of_a_single_clips_value_nothing_is_explained() -> None:
@@ -211,6 +242,9 @@ class Taught:
 
     def mean(self, values: Tensor) -> Tensor:
         return values
+
+    def moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        return values.detach().mean(), values.detach().std(correction=0)
 
 
 class Table(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tats_core.errors import TrainingError
 from tats_core.models.classifier import VideoClassifier
+from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
 from tats_core.training.optim import (
@@ -98,6 +99,15 @@ def test_weight_decay_is_for_matrices_alone_and_every_parameter_has_one_group() 
     for group in groups:
         assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] == 0.05}
     assert sorted(id(p) for g in groups for p in g["params"]) == sorted(id(p) for p in model.parameters())
+
+
+def test_the_mask_token_does_not_decay_as_in_videomae() -> None:
+    vit = ViTConfig.model_validate({"preset": "vit_micro", "width": 24, "depth": 1, "heads": 3})
+    small = MAEConfig(decoder_width=8, decoder_depth=1, decoder_heads=2)
+    mae = VideoMAE(vit, small, ClipConfig(frames=4, size=8, tubelet=2, patch=4))
+    (group,) = (g for g in parameter_groups(mae, 0.05) if any(p is mae.mask_token for p in g["params"]))
+    assert group["weight_decay"] == 0
+    assert all(p.ndim == 1 or p is mae.mask_token for p in group["params"])
 
 
 def test_a_frozen_parameter_is_in_no_group_and_not_counted() -> None:
