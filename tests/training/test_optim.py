@@ -138,6 +138,21 @@ def test_a_step_follows_the_gradient_and_tells_its_norm() -> None:
     assert guarded.last_norm == pytest.approx(5)
 
 
+@pytest.mark.parametrize("size", [48, 2304, 6912])
+def test_the_norm_does_not_depend_on_where_in_memory_the_gradient_lies(size: int) -> None:
+    # DistributedDataParallel lays its buckets out anew after the first step: a resumed training's gradients
+    # lie elsewhere than those of one that went on, and BLAS' dot product then rounds otherwise.
+    gradient = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    norms = set()
+    for offset in range(32):
+        parameter = nn.Parameter(torch.zeros(size))
+        parameter.grad = torch.zeros(size + 32)[offset : offset + size].copy_(gradient)
+        guarded = GuardedStep(torch.optim.SGD([parameter], lr=0.0), 1.0, "toy")
+        guarded.step()
+        norms.add(guarded.last_norm)
+    assert len(norms) == 1
+
+
 def test_a_long_gradient_is_cut_to_its_limit_and_told_at_full_length() -> None:
     parameter, guarded = _guarded(1.0, clip_grad=0.5)
     guarded(_loss(parameter, 2.0))
