@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 MOUNTS = os.geteuid() == 0
 GO_ON = "go on with: tats run pipeline"
+SAYS_DAMAGED = "the checkpoint step-000000006 is damaged (state.pt has another content)"
 COMMIT = "tats_core.pipeline.cache:write_json"
 BAD_INPUT, FAILED, STOPPED = 2, 1, 130
 
@@ -120,16 +121,19 @@ def a_storm_of_nans(lab: Lab) -> None:
     assert "20 steps in a row had a non-finite gradient" in one_sentence(said)
 
 
-def the_newest_checkpoint_is_corrupt(lab: Lab) -> None:
+def the_driver_is_killed_and_its_newest_checkpoint_corrupt(lab: Lab) -> None:
     with lab.held(STEP, 8, rank=0) as run:
         os.kill(run.process.pid, signal.SIGKILL)
         run.wait()
-    newest = max(lab.partial("pretrain").glob("checkpoints/*/step-*"))
-    state = newest / "state.pt"
+    state = max(lab.partial("pretrain").glob("checkpoints/*/step-*")) / "state.pt"
     whole = state.read_bytes()
     state.write_bytes(whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
+
+
+def the_newest_checkpoint_is_corrupt(lab: Lab) -> None:
+    the_driver_is_killed_and_its_newest_checkpoint_corrupt(lab)
     with lab.held(STEP, 1, rank=0) as run:
-        until(lambda: f"the checkpoint {newest.name} is damaged (state.pt has another content)" in run.said)
+        until(lambda: SAYS_DAMAGED in run.said)
         os.kill(run.process.pid, signal.SIGKILL)
         run.wait()
 
@@ -243,11 +247,10 @@ NEED_MOUNTS = (the_store_is_read_only, the_disk_is_full)
 # One of each kind, for a folder that has to survive them all.
 IN_TURN: list[Fault] = [
     the_store_is_read_only,
-    the_driver_is_killed,
+    the_driver_is_killed_and_its_newest_checkpoint_corrupt,
     ctrl_c_is_pressed,
     a_stage_raises,
     the_disk_is_full,
-    the_newest_checkpoint_is_corrupt,
     a_commit_is_interrupted,
 ]
 
@@ -273,6 +276,7 @@ def test_a_folder_harmed_by_one_of_each_kind_in_turn_ends_as_one_never_disturbed
         with subtests.test(fault.__name__):
             _skip_what_needs_root(fault)
             fault(lab)
+    assert any(SAYS_DAMAGED in run.said for run in lab.started)
     code, said = lab.run()
     assert code == 0, said
     same(lab, reference)
