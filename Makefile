@@ -22,8 +22,9 @@ setup: $(VENV)/.dev-installed
 demo: $(VENV)/.installed
 	@$(BIN)/tats run pipeline demo
 
+# Two at a time, a file each: many tests wait for processes to start.
 test: lint
-	$(BIN)/python -m pytest -m "not faults"
+	$(BIN)/python -m pytest -m "not faults" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -m "not slow"
