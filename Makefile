@@ -30,7 +30,7 @@ test-fast: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -m "not slow"
 
 test-faults: $(VENV)/.dev-installed
-	$(BIN)/python -m pytest -m faults
+	$(BIN)/python -m pytest -m faults -n 2
 
 docker-test:
 	$(PYTHON) docker/test.py

@@ -224,6 +224,7 @@ def _importance(sweep: Sweep, keys: Sequence[Named], trials: Sequence[Ended], pl
 def importance(space: Mapping[str, Any], trials: Sequence[Ended], metric: Named) -> dict[str, float]:
     """Return each key's share of the variance that all of them explain (fANOVA), none where there is none."""
     import optuna
+    from optuna.distributions import CategoricalDistribution, IntDistribution
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
     from tats_core.sweep import search
@@ -233,8 +234,16 @@ def importance(space: Mapping[str, Any], trials: Sequence[Ended], metric: Named)
         return {}
     study = optuna.create_study(direction="minimize" if metric.mode == "min" else "maximize")
     distributions = {key: search.distribution(one) for key, one in space.items()}
+    # A choice among values by its place: one feature of the forest, which can part any of the places. A
+    # feature for each value, as Optuna takes them, costs minutes where there are fifty.
+    choices = {
+        key: one.choices for key, one in distributions.items() if isinstance(one, CategoricalDistribution)
+    }
+    distributions |= {key: IntDistribution(0, len(among) - 1) for key, among in choices.items()}
     for one, value in zip(trials, values, strict=True):
-        params = {key: one.point[key] for key in space}
+        params = {
+            key: choices[key].index(one.point[key]) if key in choices else one.point[key] for key in space
+        }
         study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))
     return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
 
