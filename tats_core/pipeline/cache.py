@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -107,6 +108,7 @@ class StageStore:
 
     def __init__(self, home: Path) -> None:
         self.root = home / "stages"
+        self._digests: dict[tuple[int, ...], str] = {}
 
     def folder(self, kind: str, key: StageKey | str) -> Path:
         """Return where the output of `key` (or of the key with this digest) is, once committed."""
@@ -125,13 +127,24 @@ class StageStore:
             return "it was made under another key"
         for name, entry in files.items():
             path = folder / name
-            if not path.is_file():
+            try:
+                found = path.stat()
+            except (FileNotFoundError, NotADirectoryError):
                 return f"{name} is gone"
-            if path.stat().st_size != entry["size"]:
+            if not stat.S_ISREG(found.st_mode):
+                return f"{name} is gone"
+            if found.st_size != entry["size"]:
                 return f"{name} has another size"
-            if entry["size"] <= VERIFIED_BYTES and digest(path) != entry["sha256"]:
+            if entry["size"] <= VERIFIED_BYTES and self._digest(path, found) != entry["sha256"]:
                 return f"{name} has another content"
         return None
+
+    def _digest(self, path: Path, found: os.stat_result) -> str:
+        """Return a file's digest; what has not changed since this process read it is not read again."""
+        version = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        if version not in self._digests:
+            self._digests[version] = digest(path)
+        return self._digests[version]
 
     def output_digest(self, folder: Path) -> str:
         """Return the digest of a committed output, as the keys of its readers contain it."""

@@ -13,6 +13,7 @@ from typing import IO
 import pytest
 
 from tats_core.errors import StoreError
+from tats_core.files import digest
 from tats_core.pipeline import cache
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline.cache import StageKey, StageStore, make_folder, stage_key, without
@@ -62,6 +63,17 @@ def test_a_damaged_output_does_not_count(store, harm, fault):
     folder = committed(store)
     harm(folder)
     assert store.fault(folder, KEY).startswith(fault)
+
+
+def test_a_file_is_read_again_only_if_it_has_changed(store, monkeypatch):
+    folder, read = committed(store), []
+    monkeypatch.setattr(cache, "digest", lambda path: read.append(path.name) or digest(path))
+    assert store.fault(folder, KEY) is None
+    assert store.fault(folder, KEY) is None
+    assert read == ["value.txt"]
+    (folder / "value.txt").write_text("2")
+    os.utime(folder / "value.txt", (1, 1))  # whatever the clock's grain
+    assert store.fault(folder, KEY) == "value.txt has another content"
 
 
 def test_an_output_under_another_key_with_the_same_first_digits_does_not_count(store):
