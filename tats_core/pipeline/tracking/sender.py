@@ -27,7 +27,7 @@ from tats_core.report import tables
 from tats_core.training.events import read_events
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric
+    from mlflow.entities import DatasetInput, Metric
     from PIL.Image import Image
 
 Result = TypeVar("Result")
@@ -96,6 +96,7 @@ class Sender:
         self._told: dict[str, _Told] = {}
         self._waiting: dict[str, list[Metric]] = {}
         self._stages: dict[str, dict[str, Any]] = {}
+        self._inputs: dict[Path, DatasetInput] = {}
         self._flushed = self.last_answer = time.monotonic()
         self._read = self.sent.offset
         self.client = _asked(lambda: server.connect(spool.home, uri))
@@ -304,23 +305,11 @@ class Sender:
         run.params |= {param.key for param in new}
 
     def _log_datasets(self, run: _Told, manifests: Sequence[Path]) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        inputs = []
         for path in manifests:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            digest = json.loads((path.parent / MANIFEST).read_text(encoding="utf-8"))["files"][path.name]
-            profile = {"videos": len(stored["videos"]), "classes": len(stored["classes"])}
-            dataset = Dataset(
-                name=stored["benchmark"],
-                digest=digest["sha256"][:32],
-                source_type="local",
-                source=json.dumps({"uri": path.as_uri()}),
-                profile=json.dumps(profile),
-            )
-            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", stored["split"])]))
-        if inputs:
-            self.client.log_inputs(run.id, inputs)
+            if path not in self._inputs:  # most stages of a run read the same
+                self._inputs[path] = _dataset(path)
+        if manifests:
+            self.client.log_inputs(run.id, [self._inputs[path] for path in manifests])
 
     def _log_file(self, stage: str, event: Mapping[str, Any]) -> None:
         run, folders = self._run(stage), self._folders(stage)
@@ -498,6 +487,22 @@ class Sender:
                 self.client.log_artifact(run.id, str(place))
         self.client.set_terminated(run.id, _status(operation["status"]))
         self.sent.ended = True
+
+
+def _dataset(manifest: Path) -> DatasetInput:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    stored = json.loads(manifest.read_text(encoding="utf-8"))
+    entry = json.loads((manifest.parent / MANIFEST).read_text(encoding="utf-8"))["files"][manifest.name]
+    profile = {"videos": len(stored["videos"]), "classes": len(stored["classes"])}
+    dataset = Dataset(
+        name=stored["benchmark"],
+        digest=entry["sha256"][:32],
+        source_type="local",
+        source=json.dumps({"uri": manifest.as_uri()}),
+        profile=json.dumps(profile),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", stored["split"])])
 
 
 def _asked(call: Callable[[], Result]) -> Result:
