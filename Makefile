@@ -1,6 +1,6 @@
 # make demo    install what the demo needs, run the demo, print its table
 # make test    lint, then every test
-# make test-faults   faults one at a time in whole runs (kills, full disk, NaNs ...), about 15 minutes
+# make test-faults   faults one at a time in whole runs (kills, full disk, NaNs ...), about 10 minutes
 # make docker-test    the image, and docs/operations.md command by command (Linux, Docker or root; 15 minutes)
 # make bench   time and memory against public peers (benchmarks/), about 20 minutes
 # The rest: setup, test-fast, lint, format, lock, clean. Each target does its own set-up and is quick to repeat.
