@@ -134,13 +134,6 @@ def told(server: Server, run: str) -> dict[str, Any]:
     }
 
 
-def is_there(server: Server, run: str, stage: str) -> bool:
-    """Say whether the server has a stage of one of our runs."""
-    client = MlflowClient(server.uri)
-    experiments = [one.experiment_id for one in client.search_experiments()]
-    return bool(client.search_runs(experiments, f"tags.run = '{run}' and tags.stage_instance = '{stage}'"))
-
-
 WHOLE = {
     "status": ["FINISHED", "FINISHED"],
     "steps": list(range(1, STEPS + 1)),
@@ -199,10 +192,6 @@ def test_a_server_that_is_away_for_a_part_of_the_run_has_all_of_it_in_the_end(
 def test_a_server_that_takes_calls_and_does_not_answer_holds_up_no_stage(load, home, server, monkeypatch):
     def hook(ctx: StageContext) -> None:
         if not stopped:
-            # Asked to create a run, a server that stands still may do it later, and again when asked again.
-            (run,) = (home / "runs").iterdir()
-            while not is_there(server, run.name, "grow"):
-                time.sleep(0.1)
             server.signal(signal.SIGSTOP)
             stopped.append(ctx.out)
             speak(ctx)
