@@ -22,7 +22,7 @@ from tats_core.pipeline.stages.base import StageContext
 from tats_core.pipeline.tracking import sender, tracker
 from tats_core.pipeline.tracking.journal import Spool
 
-from .conftest import Grow
+from .conftest import Grow, Sum
 
 pytestmark = [
     pytest.mark.slow,
@@ -190,20 +190,17 @@ def test_a_server_that_is_away_for_a_part_of_the_run_has_all_of_it_in_the_end(
 
 
 def test_a_server_that_takes_calls_and_does_not_answer_holds_up_no_stage(load, home, server, monkeypatch):
-    def hook(ctx: StageContext) -> None:
-        if not stopped:
-            server.signal(signal.SIGSTOP)
-            stopped.append(ctx.out)
-            speak(ctx)
-        else:  # reached only if the first stage ended without an answer
-            server.signal(signal.SIGCONT)
+    def stop_and_speak(ctx: StageContext) -> None:
+        server.signal(signal.SIGSTOP)
+        speak(ctx)
 
-    stopped: list[Path] = []
-    monkeypatch.setattr(Grow, "hook", staticmethod(hook))
+    def go_on(self: Sum, config: Any, ctx: StageContext) -> None:  # reached only if the first stage has ended
+        server.signal(signal.SIGCONT)
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(stop_and_speak))
+    monkeypatch.setattr(Sum, "run", go_on)
     monkeypatch.setattr(tracker, "_GRACE_SECONDS", 20.0)
-    record = runner.run(
-        load(f"{GROW[:-1]}, after: {{kind: grow, init: scratch, needs: grow, add: 2}}}}"), home
-    )
+    record = runner.run(load(f"{GROW[:-1]}, after: {{kind: sum, needs: grow}}}}"), home)
     assert record.status == "finished"
     assert record.tracking_error is None
     client = MlflowClient(server.uri)
