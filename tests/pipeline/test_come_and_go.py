@@ -67,7 +67,9 @@ SCRIPT = Path(__file__).parent / "processes" / "come_and_go.py"
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("fewest", "starts"), [(1, [2, 1, 2]), (2, [2, 2])])
+@pytest.mark.parametrize(
+    ("fewest", "starts"), [(1, [2, 1, 2]), pytest.param(2, [2, 2], marks=pytest.mark.faults)]
+)
 def test_a_training_outlives_its_machines(tmp_path, fewest, starts):
     path = os.pathsep.join([str(SCRIPT.parents[3]), str(SCRIPT.parent)])
     settings = {
