@@ -23,11 +23,13 @@ demo: $(VENV)/.installed
 	@$(BIN)/tats run pipeline demo
 
 # Two at a time, a file each: many tests wait for processes to start.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: lint
-	$(BIN)/python -m pytest -m "not faults" -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not faults"
 
 test-fast: $(VENV)/.dev-installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-faults: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -m faults -n 2
