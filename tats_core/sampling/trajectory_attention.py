@@ -29,7 +29,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 _PART_BYTES: Final = {"cpu": 4 << 20, "cuda": 256 << 20}
-"""Of the tensors of one part: on a CPU they must fit its caches, on a GPU launches must be few."""
+"""Of the tensors of one part: on a CPU they should fit its caches, on a GPU launches must be few.
+
+Less than one slice of one clip would make the matrix products too small, and what they lose is more."""
 
 
 class TrajectoryAttention(nn.Module):
@@ -211,19 +213,16 @@ class _Part:
 
 
 def _parts(path_BND: Tensor, heads: int, slices: int) -> Iterator[_Part]:
-    """Cut all tokens into parts whose tensors together hold about `_PART_BYTES`."""
+    """Cut all tokens into parts whose tensors together hold about `_PART_BYTES`, or one slice of one clip."""
     b, n, d = path_BND.shape
     places = n // slices
     token_bytes = path_BND.element_size() * d * (2 * heads + slices)
-    rows = max(1, _PART_BYTES.get(path_BND.device.type, _PART_BYTES["cuda"]) // token_bytes)
-    clips, pieces = max(1, rows // places), math.ceil(places / rows)
-    size = math.ceil(places / pieces)
+    part_bytes = _PART_BYTES.get(path_BND.device.type, _PART_BYTES["cuda"])
+    clips = max(1, part_bytes // (token_bytes * places))
     for clip in range(0, b, clips):
         for place in range(slices):
-            for start in range(0, places, size):
-                first = place * places
-                tokens = slice(first + start, first + min(start + size, places))
-                yield _Part(slice(clip, min(clip + clips, b)), tokens, place)
+            tokens = slice(place * places, (place + 1) * places)
+            yield _Part(slice(clip, min(clip + clips, b)), tokens, place)
 
 
 def _rows(paths: list[Tensor] | tuple[Tensor, ...], part: _Part) -> Tensor:

@@ -79,13 +79,15 @@ def test_the_absorbed_form_equals_the_literal_one_with_its_gradients(
 
 
 @pytest.mark.parametrize("values", ["paper", "shipped"])
-@pytest.mark.parametrize("part_bytes", [1, 200, 1 << 30], ids=["token by token", "some", "all clips at once"])
+@pytest.mark.parametrize(
+    "part_bytes", [1, 800, 1 << 30], ids=["clip by clip", "two clips at once", "all clips at once"]
+)
 def test_its_hand_derived_gradients_are_those_of_finite_differences(
     values: Values, part_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(trajectory_attention._PART_BYTES, "cpu", part_bytes)
     attention = _attention(values, slices=2, width=4, heads=2).double()
-    tokens_BND = torch.randn(2, 4, 4, dtype=torch.float64, requires_grad=True)
+    tokens_BND = torch.randn(3, 4, 4, dtype=torch.float64, requires_grad=True)
     parameters = dict(attention.named_parameters())
 
     def form(tokens_BND: Tensor, *weights: Tensor) -> Tensor:
