@@ -15,7 +15,16 @@ from torch.profiler import ProfilerActivity, profile
 
 from tats_core.machine import keep_freed_memory
 
-COLUMNS = ("hf_pretrain", "joint", "joint_half_decoder", "joint_bf16", "hf_finetune", "finetune")
+COLUMNS = (
+    "hf_pretrain",
+    "joint",
+    "joint_half_decoder",
+    "joint_bf16",
+    "hf_finetune",
+    "finetune",
+    "attention_literal",
+    "attention",
+)
 
 # The first group whose words stand in an operator's name has it.
 GROUPS = {
