@@ -31,6 +31,7 @@ from cases import CASES, PAPER, Scale, grown, recipe
 from measure import matmul_rate, measure_peak, peak_mib, ratio, seconds_in_turn
 
 from tats_core.machine import available_cpus, keep_freed_memory
+from tats_core.models.vit import PRESETS
 
 GOALS = {
     "joint_step_vs_hf": "<= 1.25",
@@ -159,7 +160,10 @@ def main() -> None:
     for field in fields(Scale):
         kind = type(getattr(PAPER, field.name))
         parser.add_argument(
-            f"--{field.name.replace('_', '-')}", type=kind, default=getattr(PAPER, field.name)
+            f"--{field.name.replace('_', '-')}",
+            type=kind,
+            default=getattr(PAPER, field.name),
+            choices=PRESETS if field.name == "model" else None,
         )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--skip-scale", action="store_true")

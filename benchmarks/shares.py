@@ -14,6 +14,7 @@ from measure import Step
 from torch.profiler import ProfilerActivity, profile
 
 from tats_core.machine import keep_freed_memory
+from tats_core.models.vit import PRESETS
 
 COLUMNS = (
     "hf_pretrain",
@@ -74,7 +75,7 @@ def shares(step: Step, steps: int) -> dict[str, float]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Shares of a step by group of operators.")
-    parser.add_argument("--model", default=PAPER.model)
+    parser.add_argument("--model", choices=PRESETS, default=PAPER.model)
     parser.add_argument("--steps", type=int, default=3)
     asked = parser.parse_args()
     torch.manual_seed(0)

@@ -213,7 +213,7 @@ class _Part:
 
 
 def _parts(path_BND: Tensor, heads: int, slices: int) -> Iterator[_Part]:
-    """Cut all tokens into parts whose tensors together hold about `_PART_BYTES`, or one slice of one clip."""
+    """Cut all tokens into parts of about `_PART_BYTES`, but of no less than one slice of one clip."""
     b, n, d = path_BND.shape
     places = n // slices
     token_bytes = path_BND.element_size() * d * (2 * heads + slices)
