@@ -218,7 +218,9 @@ def _recolour(pixels_BCP: Tensor, colours: list[Colour]) -> Tensor:
     luma_11C = torch.tensor(_LUMA).view(1, 1, -1)
     grey_B11 = luma_11C @ matrix_BCC @ pixels_BCP.mean(2, keepdim=True)
     shift_BC1 = ((1 - contrast_B11) * grey_B11).expand(-1, len(_LUMA), 1).contiguous()
-    return torch.baddbmm(shift_BC1, contrast_B11 * matrix_BCC, pixels_BCP).clamp_(0, 1)
+    recoloured_BCP = torch.baddbmm(shift_BC1, contrast_B11 * matrix_BCC, pixels_BCP).clamp_(0, 1)
+    # To the nearest grey level, as PIL and VideoMAE do: a clip is uint8 until it is normalised.
+    return recoloured_BCP.mul_(255).round_().div_(255)
 
 
 def to_display(video_BCTHW: Tensor) -> Tensor:
