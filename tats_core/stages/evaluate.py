@@ -66,7 +66,7 @@ class Evaluate(StageKind[EvaluateStage]):
     Config = EvaluateStage
     key_excludes = KEY_EXCLUDES | {"batch_size", "test_workers"}
     # Its tables of classes are output; how its pictures are drawn is not.
-    code = "tats_core.report.classes"
+    code = ("tats_core.report.classes",)
     reports = frozenset(
         {
             "chance",
