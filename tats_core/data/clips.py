@@ -5,6 +5,7 @@ Axes: B clips, V views of a clip, C colours (RGB), T frames, H × W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -35,7 +36,7 @@ class Batch(NamedTuple):
     label_B: Tensor
     index_B: Tensor
     """Where the videos stand in the manifest."""
-    erased: tuple[Erased, ...] = ()
+    erased: Sequence[Erased] = ()
 
     def normalised(self, device: torch.device) -> Tensor:
         """Return the model's input on `device`: float32, normalised, with the noise of random erasing."""
@@ -45,11 +46,6 @@ class Batch(NamedTuple):
             target_CTHW = video_BCTHW[clip, :, :, top : top + height, left : left + width]
             target_CTHW.copy_(noise_CTHW, non_blocking=True)
         return video_BCTHW
-
-    def pin_memory(self) -> Batch:
-        """Move everything to page-locked memory."""
-        erased = tuple(box._replace(noise_CTHW=box.noise_CTHW.pin_memory()) for box in self.erased)
-        return Batch(*(tensor.pin_memory() for tensor in self[:3]), erased)
 
 
 def normalise(video_CTHW: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 
 from tats_core.data import benchmarks, clips, transforms
 from tats_core.data.generate import MOTION, motion_path
-from tats_core.data.loaders import ClipOptions, recipe
+from tats_core.data.loaders import ClipOptions, clip_rules
 from tats_core.data.manifest import Manifest
 from tats_core.errors import DataError
 
@@ -57,9 +57,9 @@ def motion_clips(manifest: Manifest, options: ClipOptions, indices: Sequence[int
 
 
 def _central(motion_THW: NDArray[np.bool_], manifest: Manifest, options: ClipOptions) -> Tensor:
-    plan = recipe(options, benchmarks.find(manifest.benchmark), "finetune")
+    rules = clip_rules(options, benchmarks.find(manifest.benchmark), "finetune")
     n_frames, height, width = motion_THW.shape
-    indices_VT = clips.view_indices(n_frames, options.frames, plan.sampling, plan.stride, 1)
+    indices_VT = clips.view_indices(n_frames, options.frames, rules.sampling, rules.stride, 1)
     (box,) = transforms.view_boxes(height, width, 1)
     rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
     cut_T1HW = torch.from_numpy(motion_THW[indices_VT[0], rows, columns]).float().unsqueeze(1)

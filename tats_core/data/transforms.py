@@ -50,7 +50,7 @@ class Box:
 # ------------------------------------------------------------------------------------------ drawing
 
 
-def whole_box(height: int, width: int) -> Box:
+def central_box(height: int, width: int) -> Box:
     """Return the largest central square."""
     side = min(height, width)
     return Box((height - side) // 2, (width - side) // 2, side, side)
@@ -86,7 +86,7 @@ def random_resized_box(
             top = int(rng.integers(height - crop_height + 1))
             left = int(rng.integers(width - crop_width + 1))
             return Box(top, left, crop_height, crop_width)
-    return whole_box(height, width)
+    return central_box(height, width)
 
 
 def view_boxes(height: int, width: int, crops: int) -> list[Box]:
