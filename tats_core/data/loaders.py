@@ -333,7 +333,7 @@ class _TrainClips(_Clips):
         if box is None:
             return None
         noise = rng.standard_normal((3, self.options.frames, box.height, box.width), dtype=np.float32)
-        return Erased(clip, box.top, box.left, torch.from_numpy(noise))
+        return Erased(clip, *box.slices, torch.from_numpy(noise))
 
 
 class TrainLoader:

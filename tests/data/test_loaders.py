@@ -388,7 +388,7 @@ def test_for_what_is_no_score_the_next_video_stands_in_and_the_broken_one_is_nam
 
 
 def test_fewer_videos_than_workers_are_refused_on_each_of_them(tiny: dict[str, Manifest]) -> None:
-    few = tiny["ucf101"].first(2)
+    few = tiny["ucf101"].spread(2)
     for rank in range(3):
         with pytest.raises(DataError, match=r"2 videos are too few for 3 workers; use fewer workers"):
             list(eval_views(few, ClipOptions(frames=2, size=16), rank=rank, world_size=3))
