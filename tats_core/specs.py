@@ -247,3 +247,14 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         return
     for argument in getattr(annotation, "__args__", ()):
         yield from _models(argument)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, with dotted keys."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            result |= flatten(value, f"{prefix}{key}.")
+        else:
+            result[prefix + key] = value
+    return result

@@ -26,8 +26,8 @@ from tats_core.cluster.jobs import ENVIRONMENT
 from tats_core.cluster.submission import Submission
 from tats_core.errors import SpecError
 from tats_core.pipeline.graph import Instance
-from tats_core.pipeline.stages.training import Trained
 from tats_core.specs import StrictModel
+from tats_core.stages.training import Trained
 
 Target = Literal["kuberay", "raycluster"]
 

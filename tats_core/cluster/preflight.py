@@ -23,12 +23,12 @@ from typing import TypedDict, cast, get_args
 import requests
 
 from tats_core import __version__
+from tats_core.addresses import without_password
 from tats_core.cluster import submission
 from tats_core.cluster.submission import Submission
 from tats_core.errors import TatsError
 from tats_core.pipeline.graph import Instance
-from tats_core.pipeline.stages.base import Preflight
-from tats_core.pipeline.tracking import without_password
+from tats_core.stages.base import Preflight
 
 PROBLEM = "tats-problem: "
 _NODE_SECONDS = 120
@@ -57,7 +57,7 @@ def versions() -> dict[str, str]:
 
 def check(load: Load, home: Path, expected: Mapping[str, str]) -> list[str]:
     """Return a sentence for each problem that would keep the submission from running on this cluster."""
-    from tats_core.pipeline import ray_train
+    from tats_core.launch import ray_train
 
     problems = too_small(load().stages, *ray_train.capacity())
     nodes = [node for node in _nodes() if node["Alive"]]

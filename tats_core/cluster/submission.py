@@ -15,10 +15,11 @@ from typing import Literal
 
 from tats_core import specs
 from tats_core.errors import SpecError
-from tats_core.pipeline import code, graph
+from tats_core.pipeline import graph
 from tats_core.pipeline import spec as pipelines
-from tats_core.pipeline.cache import without
 from tats_core.pipeline.graph import Instance
+from tats_core.pipeline.keys import without
+from tats_core.store import code
 from tats_core.sweep import spec as sweeps
 
 Kind = Literal["pipeline", "sweep"]

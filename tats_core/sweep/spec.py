@@ -38,12 +38,12 @@ from tats_core import specs
 from tats_core.errors import SpecError, StoreError, did_you_mean
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import spec as pipelines
-from tats_core.pipeline.cache import without
 from tats_core.pipeline.graph import Graph
+from tats_core.pipeline.keys import without
 from tats_core.pipeline.spec import Pipeline, Scalar
-from tats_core.pipeline.stages import KINDS
 from tats_core.report.sweeps import short, value_text
 from tats_core.specs import StrictModel
+from tats_core.stages import KINDS
 from tats_core.sweep.space import Constraint, Point, Range, Space
 
 STEP_SECONDS = "step_seconds"

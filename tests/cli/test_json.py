@@ -14,8 +14,8 @@ import pytest
 from tats_core.errors import StageError
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import runner
-from tats_core.pipeline.stages.base import StageContext, StageKind
 from tats_core.specs import StrictModel
+from tats_core.stages.base import StageContext, StageKind
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "json.md"
 
