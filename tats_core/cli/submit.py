@@ -32,11 +32,17 @@ def _complete(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def submit(
-    kind: Annotated[Literal["pipeline", "sweep"], typer.Argument(metavar="pipeline|sweep")],
-    name: Annotated[str, typer.Argument(help="A name of `tats list`, or a file.", autocompletion=_complete)],
+    kind: Annotated[Literal["pipeline", "sweep"], typer.Argument(metavar="KIND", help="pipeline or sweep.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="A name of `tats list`, or a .yaml file.", autocompletion=_complete
+        ),
+    ],
     address: Annotated[str | None, typer.Option(metavar="URL", help=_URL)] = None,
     sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key; repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change STAGE.KEY or a sweep's key; repeatable."),
     ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="How many points a sweep tries.")] = None,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="A sweep's trials at a time.")] = None,
