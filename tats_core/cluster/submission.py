@@ -18,7 +18,7 @@ from tats_core.errors import SpecError
 from tats_core.pipeline import graph
 from tats_core.pipeline import spec as pipelines
 from tats_core.pipeline.graph import Instance
-from tats_core.pipeline.keys import without
+from tats_core.specs import identity
 from tats_core.store import code
 from tats_core.sweep import spec as sweeps
 
@@ -113,7 +113,7 @@ def _facts(stages: Iterable[Instance]) -> dict[str, object]:
     return {
         stage.name: {
             "kind": f"{stage.kind.name}/{stage.kind.version}",
-            "config": without(stage.config.model_dump(mode="json"), stage.kind.key_excludes),
+            "config": identity(stage.config),
             "code": code.digests((stage.kind.__module__, *stage.kind.code)),
             "needs": list(stage.needs),
         }
