@@ -161,6 +161,7 @@ def _unreadable(videos: Sequence[VideoRecord]) -> list[str]:
     if videos:
         rate = frames / max(1e-9, time.perf_counter() - start)
         typer.echo(
-            f"    {len(videos) - len(problems)} of {len(videos)} decoded completely, {rate:.0f} frames a second"
+            f"    {len(videos) - len(problems)} of {len(videos)} decoded completely, "
+            f"{rate:.0f} frames a second"
         )
     return problems

@@ -1,4 +1,4 @@
-"""Clips: which frames of a video make one, how a batch of them travels, and how a model sees it.
+"""Clips: which frames of a video they take, how batches travel, and how a model sees them.
 
 Axes: B clips, V views of a clip, C colours (RGB), T frames, H × W pixels.
 """
@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     """uint8; test views are `views_BVCTHW`."""
     label_B: Tensor
     index_B: Tensor
-    """Where the videos stand in the manifest."""
+    """Indices of the videos in the manifest."""
     erased: Sequence[Erased] = ()
 
     def normalised(self, device: torch.device) -> Tensor:
@@ -101,7 +101,7 @@ def train_indices(
 def view_indices(
     n_frames: int, frames: int, sampling: Literal["uniform", "dense"], stride: int, clips: int
 ) -> NDArray[np.int64]:
-    """Return `indices_VT` of `clips` temporal views that cover the video evenly; a single one is central.
+    """Return `indices_VT` of `clips` temporal views that cover the video evenly; a single view is central.
 
     Dense views start at equal distances from the first to the last possible start. Uniform views take
     each segment at the middle of its 1st, 2nd, … `clips`-th part, so that no two are equal.

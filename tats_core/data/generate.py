@@ -98,7 +98,7 @@ class Encoding:
     options: dict[str, str]
 
 
-# Settings that are quick for clips this small and keep the moving edges: about 35 dB and 10 ms a clip.
+# Quick settings for clips this small that preserve the moving edges: about 35 dB and 10 ms a clip.
 _VP9: Final = {"deadline": "realtime", "cpu-used": "8", "crf": "20", "b": "0", "threads": "1"}
 # With macroblock trees, x264's bytes depend on what the process encoded before (seen on frames this small).
 _H264: Final = {
@@ -143,7 +143,7 @@ def generate(
 
     Args:
         progress: called now and then; an exception that it raises stops the work, to be completed later.
-        workers: processes, by default one for each core; 1 makes the clips in this process.
+        workers: processes, by default as many as CPUs; 1 makes the clips in this process.
 
     Returns:
         The root of each data set by name.
@@ -200,7 +200,7 @@ def _mark(out: Path, config: GenerateConfig, *, complete: bool) -> None:
 
 
 def _made(out: Path, config: GenerateConfig, todo: list[_Clip], workers: int) -> Iterator[str]:
-    """Make the clips and yield the benchmark of each one that is done, in any order."""
+    """Make the clips and yield the benchmark of each finished clip, in any order."""
     if workers == 1 or len(todo) <= _CHUNK:
         for clip in todo:
             _make(out, config, [clip])
@@ -281,7 +281,7 @@ def _names_rng(config: GenerateConfig, name: str) -> np.random.Generator:
 
 
 def _ssv2(config: GenerateConfig) -> _Layout:
-    """One folder of numbered files; ids are drawn, so that neither they nor their order tell the class."""
+    """One folder of numbered files; ids are drawn, so that neither they nor their order reveal the class."""
     numbered = _numbered(config, "ssv2", extra=1)
     ids = _names_rng(config, "ssv2").permutation(len(numbered)) + 1
     clips: list[_Clip] = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Final, Literal, NamedTuple, Self, TypeVar
 
@@ -63,7 +63,7 @@ class ClipOptions(StrictModel):
     hue_jitter: float = Field(0.0, ge=0, le=0.5, description="share of the colour circle, either way")
     erase: float = Field(0.0, ge=0, le=1, description="share of the training clips with a box erased")
     cache: Annotated[bool, NotIdentity] = Field(
-        False, description="keep decoded videos in memory, for small data sets"
+        False, description="hold decoded videos in memory, for small data sets"
     )
     cache_mb: Annotated[int, NotIdentity] = Field(
         4096, ge=0, description="its size; videos beyond it are decoded each time"
@@ -80,7 +80,7 @@ class ClipOptions(StrictModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.cache and self.decode_workers:
-            raise ValueError("cache keeps videos in the training process, so it needs decode_workers: 0")
+            raise ValueError("cache holds videos in the training process, so it needs decode_workers: 0")
         for name, (low, high) in (("crop_area", self.crop_area), ("crop_ratio", self.crop_ratio)):
             if not 0 < low <= high:
                 raise ValueError(f"{name} must be two positive numbers, the smaller first")
@@ -125,7 +125,7 @@ def steps_per_epoch(n_videos: int, batch_size: int, world_size: int = 1) -> int:
     return steps
 
 
-# What a stream of random numbers is for: two purposes must never share one, whatever their other keys.
+# What a random stream is for: two purposes must never share a stream, whatever their other keys.
 _ORDER: Final = 1
 _CLIP: Final = 2
 
@@ -135,7 +135,7 @@ def _rng(purpose: int, *key: int) -> np.random.Generator:
 
 
 _Request = tuple[int, tuple[int, ...]]
-"""A batch to make: the epoch, and the videos by their places in the manifest."""
+"""A batch to make: the epoch, and the videos by their indices in the manifest."""
 
 
 class _Answer(NamedTuple):
@@ -148,16 +148,17 @@ class _Answer(NamedTuple):
     unreadable: dict[str, str]
 
 
+@dataclass(kw_only=True)
 class _Clips(Dataset[_Answer]):
-    """Makes batches from the videos of a manifest, in the training process or in a decoding one."""
+    """Makes batches from the videos of a manifest, in the training process or in a decoding process."""
 
-    def __init__(
-        self, manifest: Manifest, options: ClipOptions, purpose: Purpose, *, stand_in: bool = True
-    ) -> None:
-        self.manifest, self.options, self.stand_in = manifest, options, stand_in
-        self.rules = clip_rules(options, benchmarks.find(manifest.benchmark), purpose)
-        self.unreadable: dict[str, str] = {}
-        self.cache: dict[int, Tensor] = {}
+    manifest: Manifest
+    options: ClipOptions
+    rules: ClipRules
+    stand_in: bool = True
+    """Whether the next video replaces a video that cannot be read."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    cache: dict[int, Tensor] = field(default_factory=dict)
 
     @abstractmethod
     def batch(self, epoch: int, videos: tuple[int, ...]) -> Batch:
@@ -243,7 +244,7 @@ def _pool(clips: _Clips, requests: list[_Request]) -> DataLoader[_Answer]:
         # are 150 MB, 8 videos of 30 views 580 MB.
         prefetch_factor=1,
         pin_memory=torch.cuda.is_available(),
-        # A plain fork copies the locks of a launcher's threads as they stand, and may wait on one for ever.
+        # A plain fork copies the locks of a launcher's threads as they are, and may wait for ever.
         multiprocessing_context="forkserver",
     )
 
@@ -262,14 +263,12 @@ def _batches(answers: Iterable[_Answer], clips: _Clips, unreadable: dict[str, st
 # ------------------------------------------------------------------------------------------ training
 
 
+@dataclass(kw_only=True)
 class _TrainClips(_Clips):
     """Random clips, each a function of seed, epoch, video and sample."""
 
-    def __init__(
-        self, manifest: Manifest, options: ClipOptions, purpose: Purpose, seed: int, samples: int
-    ) -> None:
-        super().__init__(manifest, options, purpose)
-        self.seed, self.samples = seed, samples
+    seed: int
+    samples: int
 
     def batch(self, epoch: int, videos: tuple[int, ...]) -> Batch:
         options = self.options
@@ -287,7 +286,7 @@ class _TrainClips(_Clips):
         if options.colour_jitter or options.hue_jitter:
             colours = [transforms.draw_colour(options.colour_jitter, options.hue_jitter, rng) for rng in rngs]
             video_BCTHW = transforms.recolour(video_BCTHW, colours)
-        boxes = [self._erased(place, rng) for place, rng in enumerate(rngs)]
+        boxes = [self._erased(clip, rng) for clip, rng in enumerate(rngs)]
         return Batch(
             video_BCTHW,
             torch.tensor([self.manifest.videos[index].label for index in indices]),
@@ -298,9 +297,8 @@ class _TrainClips(_Clips):
     def _clip(self, epoch: int, video: int, index: int, attempt: int) -> tuple[Tensor, np.random.Generator]:
         """Return the frames of a random clip of video `index`, and the clip's random stream.
 
-        The stream belongs to the place of `video` in the epoch, so that a stand-in differs from that
-        video's own clip, and to the attempt, so that nothing depends on whether a failure is met now or
-        was remembered.
+        The stream belongs to `video`, which was asked for, so that a stand-in differs from its usual clip,
+        and to the attempt, so that nothing depends on whether a failure is new or remembered.
         """
         rng = _rng(_CLIP, self.seed, epoch, video, 0, attempt)
         choose = partial(
@@ -337,7 +335,7 @@ class _TrainClips(_Clips):
 
 
 class TrainLoader:
-    """Batches of random clips for one training worker, epoch after epoch; keeps its cache and processes.
+    """Batches of random clips for a training worker, epoch after epoch, with a cache or decoding processes.
 
     All workers shuffle alike and take equal shares, so that each has `steps` batches in every epoch; the
     rest of a shuffle that fills no batch on all of them is left out.
@@ -366,8 +364,10 @@ class TrainLoader:
         self.unreadable: dict[str, str] = {}
         """Reason by path, of each file that was skipped so far."""
         self._rank, self._world_size = rank, world_size
-        self._clips = _TrainClips(manifest, options, purpose, seed, samples_per_clip)
-        self.rules = self._clips.rules
+        self.rules = clip_rules(options, benchmarks.find(manifest.benchmark), purpose)
+        self._clips = _TrainClips(
+            manifest=manifest, options=options, rules=self.rules, seed=seed, samples=samples_per_clip
+        )
         self._requests: list[_Request] = []
         self._processes: DataLoader[_Answer] | None = None
 
@@ -379,7 +379,7 @@ class TrainLoader:
         """
         order = _rng(_ORDER, self._clips.seed, epoch).permutation(len(self.manifest))
         share = order[self._rank :: self._world_size].tolist()
-        # In place: the decoding processes live on, and are sent what the list holds now.
+        # In place: the decoding processes persist, and get what the list holds now.
         self._requests[:] = [
             (epoch, tuple(share[step * self.batch_size : (step + 1) * self.batch_size]))
             for step in range(first_step, self.steps)
@@ -402,14 +402,12 @@ class TrainLoader:
 # ------------------------------------------------------------------------------------------- testing
 
 
+@dataclass(kw_only=True)
 class _TestViews(_Clips):
     """The test views of a few videos; each file is opened once and each of its frames decoded once."""
 
-    def __init__(
-        self, manifest: Manifest, options: ClipOptions, n_clips: int, n_crops: int, *, stand_in: bool
-    ) -> None:
-        super().__init__(manifest, options.model_copy(update={"cache": False}), "finetune", stand_in=stand_in)
-        self.n_clips, self.n_crops = n_clips, n_crops
+    n_clips: int
+    n_crops: int
 
     def batch(self, epoch: int, videos: tuple[int, ...]) -> Batch:
         indices, views = zip(*(self.readable(video, self._views) for video in videos), strict=True)
@@ -419,15 +417,15 @@ class _TestViews(_Clips):
     def _views(self, index: int, attempt: int) -> Tensor:
         """Return `views_VCTHW` of video `index`."""
         options, rules = self.options, self.rules
-        places_VT: list[clips.Indices] = []
+        inverse_VT: list[clips.Indices] = []
 
         def choose(n_frames: int) -> clips.Indices:
             indices_VT = clips.view_indices(
                 n_frames, options.frames, rules.sampling, rules.stride, self.n_clips
             )
             # Views overlap; a frame that stands in several is decoded and resized once.
-            needed, place = np.unique(indices_VT, return_inverse=True)
-            places_VT[:] = place.reshape(indices_VT.shape)
+            needed, inverse = np.unique(indices_VT, return_inverse=True)
+            inverse_VT[:] = inverse.reshape(indices_VT.shape)
             return needed
 
         frames_THWC = self.frames(index, choose)
@@ -436,7 +434,7 @@ class _TestViews(_Clips):
             transforms.crop_resize(frames_THWC, box, options.size)
             for box in transforms.view_boxes(height, width, self.n_crops)
         ]
-        views = [crop_THWC[torch.from_numpy(place_T)] for place_T in places_VT for crop_THWC in crops]
+        views = [crop_THWC[torch.from_numpy(index_T)] for index_T in inverse_VT for crop_THWC in crops]
         return transforms.channels_first(torch.stack(views))
 
 
@@ -458,8 +456,8 @@ def eval_views(
             left out, they are the benchmark's.
         batch_size: videos B of a batch; the last one may be smaller.
         rank, world_size: take every `world_size`-th video from `rank` on.
-        unreadable: for what is no benchmark's score: gets the reason by path of each video that cannot be
-            read, and the next one that can takes its place, as in training.
+        unreadable: given where the result is no benchmark's score; gets the reason by path of each video
+            that cannot be read, and the next readable video replaces it, as in training.
 
     Raises:
         VideoError: a video cannot be read. A score over the rest would not be the benchmark's.
@@ -477,7 +475,14 @@ def eval_views(
         raise SpecError(
             f"clips ({n_clips}), crops ({n_crops}) and batch_size ({batch_size}) must be positive"
         )
-    views = _TestViews(manifest, options, n_clips, n_crops, stand_in=unreadable is not None)
+    views = _TestViews(
+        manifest=manifest,
+        options=options.model_copy(update={"cache": False}),
+        rules=clip_rules(options, benchmark, "finetune"),
+        stand_in=unreadable is not None,
+        n_clips=n_clips,
+        n_crops=n_crops,
+    )
     share = range(len(manifest))[rank::world_size]
     requests = [(0, tuple(share[start : start + batch_size])) for start in range(0, len(share), batch_size)]
     pooled = options.decode_workers > 0

@@ -1,4 +1,4 @@
-"""The list of videos of one split of one data set: what a stage hands to the next, as one JSON file."""
+"""The videos of one split of a data set: what a stage hands to the next, as a JSON file."""
 
 from __future__ import annotations
 
@@ -181,5 +181,5 @@ class Manifest:
 
 
 def _rank(seed: int, video_id: str) -> bytes:
-    """Return a place in a random order that is the same on every machine and Python version."""
+    """Return the key of a random order that is the same on every machine and Python version."""
     return hashlib.sha256(f"{seed}\0{video_id}".encode(errors="surrogateescape")).digest()

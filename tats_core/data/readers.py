@@ -2,7 +2,7 @@
 
 Two readers stand behind one function. decord jumps to the frames that are wanted, which is fast for long
 videos, but it is wrong without an error for some streams. Seen with decord 0.6.0 against a sequential
-decode (tests/data/test_readers.py keeps them):
+decode (tests/data/test_readers.py has a case of each):
 
 * MPEG-4 with B-frames in avi: most frames are not the ones asked for;
 * H.264 with open groups of pictures: some frames after a jump are wrong;
@@ -161,7 +161,7 @@ def _decord(path: str, choose: Choose, time_limit: float) -> Frames:
         except BaseException as error:  # noqa: BLE001 - it is raised in the caller's thread
             outcome.append(error)
 
-    # decord cannot be interrupted, so a file that makes it hang costs one thread that is left behind.
+    # decord cannot be interrupted: a file that makes it hang costs a thread that never ends.
     thread = threading.Thread(target=work, name=f"decord {Path(path).name}", daemon=True)
     thread.start()
     thread.join(time_limit)
@@ -207,7 +207,7 @@ def _jumps_safely(packets: Iterable[av.Packet]) -> bool:
         if not packet.size:
             continue  # the empty packet that ends a stream
         if packet.is_discard or packet.is_corrupt or packet.pts is None:
-            return False  # hidden by an edit list, or without a place in time
+            return False  # hidden by an edit list, or without a time
         if packet.is_keyframe:
             key_frame_time = packet.pts
         elif key_frame_time is None or packet.pts < key_frame_time:

@@ -5,7 +5,7 @@ a single frame shows is drawn from one distribution that is the same for every c
 
 * the sprite lives on a torus (it leaves on the right and enters on the left) and starts anywhere, so at
   any instant its position is uniform, whatever the motion;
-* its orientation is uniform and its size is constant, so neither tells anything;
+* its orientation is uniform and its size is constant, so neither reveals anything;
 * texture, colours and background are drawn afresh for each clip.
 
 So a classifier that sees one frame is at chance by construction, and a test measures that it is.
@@ -30,7 +30,7 @@ Path2D = Callable[[Floats, np.random.Generator], tuple[Floats, Floats]]
 
 
 class SceneConfig(StrictModel):
-    """What a scene looks like; every number is in pixels of the rendered frame unless said."""
+    """What a scene looks like; lengths are in pixels of the rendered frame."""
 
     size: int = Field(64, ge=16, description="height and width of a frame")
     sprite_radius: tuple[float, float] = Field((9.0, 13.0), description="smallest and largest sprite radius")
@@ -168,9 +168,9 @@ def render(
 def _texture(size: int, cells: int, rng: np.random.Generator) -> Floats:
     """Return smooth periodic noise `[size, size, 3]` of zero mean and unit deviation."""
     grid = rng.normal(0, 1, (cells, cells, 3)).astype(np.float32)
-    place = np.arange(size) * cells / size
-    low = place.astype(int)
-    share = (place - low).astype(np.float32)
+    position = np.arange(size) * cells / size
+    low = position.astype(int)
+    share = (position - low).astype(np.float32)
     share = share * share * (3 - 2 * share)
     high = (low + 1) % cells
     rows = grid[low] * (1 - share)[:, None, None] + grid[high] * share[:, None, None]
@@ -195,10 +195,10 @@ def _draw(
     shake_T2: Floats,
     rng: np.random.Generator,
 ) -> NDArray[np.bool_]:
-    """Draw one sprite with random looks along `(x, y)` from a random start; return where it is."""
+    """Draw one random sprite along `(x, y)` from a random start; return where it is."""
     size = config.size
     radius = rng.uniform(*config.sprite_radius)
-    sprite = _sprite_looks(config, rng)
+    sprite = _sprite(config, rng)
     start = rng.uniform(0, size, 2)
     angle = rng.uniform(0, 2 * math.pi)
     cosine, sine = math.cos(angle), math.sin(angle)
@@ -213,14 +213,14 @@ def _draw(
         colour_HWC, inside_HW = sprite(
             across * cosine + down * sine, down * cosine - across * sine, 1 / radius
         )
-        place = np.ix_(rows % size, columns % size)
+        wrapped = np.ix_(rows % size, columns % size)
         cover = inside_HW[..., None]
-        video_THWC[frame][place] = video_THWC[frame][place] * (1 - cover) + colour_HWC * cover
-        covered_THW[frame][place] |= inside_HW > 0.5
+        video_THWC[frame][wrapped] = video_THWC[frame][wrapped] * (1 - cover) + colour_HWC * cover
+        covered_THW[frame][wrapped] |= inside_HW > 0.5
     return covered_THW
 
 
-def _sprite_looks(
+def _sprite(
     config: SceneConfig, rng: np.random.Generator
 ) -> Callable[[Doubles, Doubles, float], tuple[Floats, Floats]]:
     """Return a function from sprite coordinates in [-1, 1] to colour and anti-aliased cover."""
@@ -228,7 +228,7 @@ def _sprite_looks(
     # Away from the background's grey, so that every sprite can be seen; white where all are alike.
     towards = (1 - config.colour) * np.ones(3) + config.colour * rng.normal(0, 1, 3)
     colour = 0.5 + rng.uniform(0.3, 0.4) * towards / np.abs(towards).max()
-    looks = (colour + config.texture * _texture(texels, 4, rng)).clip(0, 1).astype(np.float32)
+    texels_HWC = (colour + config.texture * _texture(texels, 4, rng)).clip(0, 1).astype(np.float32)
     square = rng.uniform() < 0.5
 
     def sprite(u: Doubles, v: Doubles, edge: float) -> tuple[Floats, Floats]:
@@ -236,6 +236,6 @@ def _sprite_looks(
         inside = ((1 - distance) / edge + 0.5).clip(0, 1).astype(np.float32)
         column = ((u + 1) / 2 * (texels - 1)).clip(0, texels - 1)
         row = ((v + 1) / 2 * (texels - 1)).clip(0, texels - 1)
-        return looks[np.rint(row).astype(int), np.rint(column).astype(int)], inside
+        return texels_HWC[np.rint(row).astype(int), np.rint(column).astype(int)], inside
 
     return sprite

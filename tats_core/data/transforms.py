@@ -1,7 +1,7 @@
 """From decoded frames to the pixels of a clip: crop, resize, flip, colour, erase.
 
 What is random is drawn first, from a `numpy.random.Generator`, into plain values (a box, a matrix); what
-is done to pixels is then deterministic, and as much of it as possible is done to a whole batch at once.
+is done to pixels is then deterministic.
 
 Axes: B clips, C colours (RGB), T frames, H × W pixels. Decoded frames are uint8 and end in C, the layout
 of the decoders, for which torch's antialiased resize is several times faster than in float.
@@ -39,7 +39,7 @@ _OFFSETS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangle of whole pixels."""
+    """A rectangle of pixels."""
 
     top: int
     left: int
@@ -145,7 +145,7 @@ def draw_erased(size: int, probability: float, rng: np.random.Generator) -> Box 
     if rng.random() >= probability:
         return None
     box = random_resized_box(size, size, (0.02, 1 / 3), (0.3, 1 / 0.3), rng)
-    # The whole frame is what a draw without a fitting box ends in; better to erase nothing then.
+    # A draw without a fitting box ends in the whole frame; better to erase nothing then.
     return None if box.height == size else box
 
 
