@@ -43,6 +43,7 @@ def identity(config: BaseModel) -> Raw:
 
 def _marked(value: object) -> Any:
     """Return the marked fields of `value`, as pydantic's `exclude` takes them."""
+    parts: dict[str | int, object]
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
         parts = {

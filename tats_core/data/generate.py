@@ -156,7 +156,7 @@ def generate(
     clips = [clip for layout in layouts.values() for clip in layout.clips]
     complete = _claim(out, config)
     todo = [clip for clip in clips if not (out / clip.benchmark / clip.path).exists()]
-    roots = {name: out / name for name in layouts}
+    roots: dict[str, Path] = {name: out / name for name in layouts}
     if complete and not todo:
         show(len(clips), len(clips), "reused")
         return roots

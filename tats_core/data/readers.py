@@ -200,7 +200,7 @@ def is_trusted(path: str | Path, time_limit: float = TIME_LIMIT) -> bool:
         return kind in _TRUSTED and _jumps_safely(container.demux(stream))
 
 
-def _jumps_safely(packets: Iterable[av.Packet]) -> bool:
+def _jumps_safely(packets: Iterable[av.Packet[av.VideoStream]]) -> bool:
     """Return whether decoding may start at any key frame and gives every frame of the file from there on."""
     key_frame_time = None
     for packet in packets:

@@ -216,8 +216,10 @@ def held_out_clips(
         )
         batches = list(views)
         note_unreadable(unreadable, events)
-        videos, labels, indices = (torch.cat([batch[field] for batch in batches]) for field in range(3))
-        halves.append((part, videos[:, 0], labels, indices))
+        video_BCTHW = torch.cat([batch.video_BCTHW[:, 0] for batch in batches])
+        label_B = torch.cat([batch.label_B for batch in batches])
+        index_B = torch.cat([batch.index_B for batch in batches])
+        halves.append((part, video_BCTHW, label_B, index_B))
     (_, train_BCTHW, train_label_B, _), (part, test_BCTHW, test_label_B, index_B) = halves
     motion_BTHW = None
     if ground_truth.has_motion(test):
