@@ -283,34 +283,22 @@ def _names_rng(config: GenerateConfig, name: str) -> np.random.Generator:
 def _ssv2(config: GenerateConfig) -> _Layout:
     """One folder of numbered files; ids are drawn, so that neither they nor their order reveal the class."""
     numbered = _numbered(config, "ssv2", extra=1)
-    ids = _names_rng(config, "ssv2").permutation(len(numbered)) + 1
-    clips: list[_Clip] = []
-    splits: dict[str, list[tuple[int, str]]] = {"train": [], "validation": [], "test": []}
-    for (template, number), video_id in zip(numbered, ids.tolist(), strict=True):
+    ids = (_names_rng(config, "ssv2").permutation(len(numbered)) + 1).tolist()
+    train, test = config.clips_per_class, config.test_clips_per_class
+    clips, answers = [], []
+    splits: dict[str, list[dict[str, object]]] = {"train": [], "validation": [], "test": []}
+    for video_id, (template, number) in sorted(zip(ids, numbered, strict=True)):
         clips.append(_Clip("ssv2", str(video_id), f"{ssv2.VIDEOS}/{video_id}.webm", template, number))
-        train, test = config.clips_per_class, config.test_clips_per_class
         split = "train" if number < train else "validation" if number < train + test else "test"
-        splits[split].append((video_id, template))
-
-    def rows(split: str) -> list[dict[str, object]]:
-        return [
-            {
-                "id": str(video_id),
-                "label": template.replace("[something]", "a shape"),
-                "template": template,
-                "placeholders": ["a shape"],
-            }
-            for video_id, template in sorted(splits[split])
-        ]
-
+        row: dict[str, object] = {"id": str(video_id)}
+        if split == "test":
+            answers.append(f"{video_id};{ssv2.class_of(template)}\n")
+        else:
+            label = template.replace("[something]", "a shape")
+            row |= {"label": label, "template": template, "placeholders": ["a shape"]}
+        splits[split].append(row)
     names = sorted(ssv2.class_of(template) for template in VOCABULARIES["ssv2"])
-    answers = [f"{video_id};{ssv2.class_of(template)}\n" for video_id, template in sorted(splits["test"])]
-    files = {
-        "labels": {name: str(label) for label, name in enumerate(names)},
-        "train": rows("train"),
-        "validation": rows("validation"),
-        "test": [{"id": str(video_id)} for video_id, _ in sorted(splits["test"])],
-    }
+    files = {"labels": {name: str(label) for label, name in enumerate(names)}, **splits}
     lists = {f"labels/{name}.json": json.dumps(content, indent=1) + "\n" for name, content in files.items()}
     return _Layout(clips, {**lists, "labels/test-answers.csv": "".join(answers)})
 

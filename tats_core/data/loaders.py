@@ -203,23 +203,21 @@ class _Clips(Dataset[_Answer]):
                 return torch.from_numpy(decoded_THWC[choose(len(decoded_THWC))])
         if video.path in self.unreadable:
             raise VideoError(self.unreadable[video.path])
-        limit = options.cache_mb * 2**20 if options.cache else 0
-        try:
-            if not limit:
-                return torch.from_numpy(
-                    readers.read_clip(video.path, choose, options.reader, options.time_limit)
-                )
-            if index in self.cache:
-                frames_THWC = self.cache[index]
-            else:
+        frames_THWC = self.cache.get(index)
+        if frames_THWC is None:
+            limit = options.cache_mb * 2**20 if options.cache else 0
+            wanted: readers.Choose = np.arange if limit else choose
+            try:
                 frames_THWC = torch.from_numpy(
-                    readers.read_all(video.path, options.reader, options.time_limit)
+                    readers.read_clip(video.path, wanted, options.reader, options.time_limit)
                 )
-                if sum(cached.nbytes for cached in self.cache.values()) + frames_THWC.nbytes <= limit:
-                    self.cache[index] = frames_THWC
-        except VideoError as error:
-            self.unreadable[video.path] = str(error)
-            raise
+            except VideoError as error:
+                self.unreadable[video.path] = str(error)
+                raise
+            if not limit:
+                return frames_THWC
+            if sum(cached.nbytes for cached in self.cache.values()) + frames_THWC.nbytes <= limit:
+                self.cache[index] = frames_THWC
         return frames_THWC[torch.from_numpy(choose(len(frames_THWC)))]
 
 
