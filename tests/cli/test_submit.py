@@ -44,9 +44,7 @@ def test_a_manifest_is_written_to_the_given_file(tats: Callable[..., Any], menu:
         (("--address", "http://head:8265", "--image", "lab/tats:1"), "--image belongs to --render"),
     ],
 )
-def test_options_that_exclude_each_other_get_one_sentence(
-    tats: Callable[..., Any], menu: None, words, sentence
-):
+def test_options_that_exclude_each_other_are_refused(tats: Callable[..., Any], menu: None, words, sentence):
     done = tats("submit", "pipeline", "mine", *words)
     assert done.code == 2
     assert sentence in done.err
