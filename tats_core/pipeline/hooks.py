@@ -1,4 +1,4 @@
-"""Tells the world outside how a run goes: a command or a webhook for each event that the pipeline names.
+"""The commands that a pipeline's `notify` calls when a run ends or a stage fails.
 
 Hooks run one after another in a thread of their own: a slow one delays the next, never the run. One that
 fails becomes a note.
@@ -6,7 +6,6 @@ fails becomes a note.
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import queue
@@ -15,13 +14,10 @@ import subprocess
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from tats_core.errors import RunError
 from tats_core.specs import StrictModel
@@ -30,47 +26,20 @@ from tats_core.store.run import RunRecord
 Event = Literal["finished", "failed", "stopped", "stage_failed"]
 
 SCHEMA = 1
-WEBHOOK_SECONDS = 10.0
 COMMAND_SECONDS = 60.0
 
 _VARIABLE = 10_000  # letters of a value in a command's environment
 
 
 class Hook(StrictModel):
-    """What is told, and to whom: either a command or a webhook."""
+    """A command and the events that call it."""
 
     on: Annotated[
         tuple[Event, ...],
         BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
-        Field(min_length=1, description="how a run ended, or `stage_failed`, told when it happens"),
+        Field(min_length=1, description="how a run ended, or `stage_failed`, which calls at once"),
     ] = ("finished", "failed", "stopped")
-    command: str | None = Field(None, min_length=1, description="one line for the shell")
-    webhook: str | None = Field(None, description="gets the JSON by POST; may be $NAME, from the environment")
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Self:
-        if (self.command is None) == (self.webhook is None):
-            raise ValueError("give either 'command' or 'webhook'")
-        if self.webhook is not None and not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"webhook '{self.webhook}' is no http:// or https:// address")
-        return self
-
-    @property
-    def url(self) -> str:
-        """The webhook's address; it may hold a secret, so no message contains it."""
-        return os.path.expandvars(self.webhook or "")
-
-    def send(self, message: Mapping[str, Any]) -> None:
-        """Deliver one message and wait until it is delivered.
-
-        Raises:
-            RunError: it could not be.
-        """
-        body = json.dumps(message, ensure_ascii=False).encode()
-        if self.command is not None:
-            _call(self.command, message, body)
-        else:
-            _post(self.url, body)
+    command: str = Field(min_length=1, description="one line for the shell")
 
 
 class Notifier:
@@ -108,7 +77,7 @@ class Notifier:
         while (one := self._waiting.get()) is not None:
             hook, text = one
             try:
-                hook.send(text)
+                call(hook.command, text)
             except RunError as error:
                 self._note(f"a notification of '{text['event']}' was not delivered: {error}")
 
@@ -130,7 +99,12 @@ def message(record: RunRecord, event: Event, stage: str, error: str | None) -> d
     }
 
 
-def _call(command: str, message: Mapping[str, Any], body: bytes) -> None:
+def call(command: str, message: Mapping[str, Any]) -> None:
+    """Run a command to its end, with a message in its environment and, as JSON, on its standard input.
+
+    Raises:
+        RunError: it cannot be started, takes too long, or fails.
+    """
     names = ("event", "run", "pipeline", "status", "stage", "error")
     # A variable takes neither everything nor any length; the JSON has all of it.
     said = {f"TATS_{name.upper()}": message[name].replace("\0", " ")[:_VARIABLE] for name in names}
@@ -149,7 +123,7 @@ def _call(command: str, message: Mapping[str, Any], body: bytes) -> None:
         except OSError as error:
             raise RunError(f"'{command}' cannot be started ({error.strerror})") from error
         try:
-            process.communicate(body, timeout=COMMAND_SECONDS)
+            process.communicate(json.dumps(message, ensure_ascii=False).encode(), timeout=COMMAND_SECONDS)
         except subprocess.TimeoutExpired as error:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
@@ -159,16 +133,3 @@ def _call(command: str, message: Mapping[str, Any], body: bytes) -> None:
             last = printed.read().decode(errors="replace").strip().splitlines()[-1:]
             why = f": {last[0]}" if last else ""
             raise RunError(f"'{command}' ended with code {process.returncode}{why}")
-
-
-def _post(url: str, body: bytes) -> None:
-    host = urllib.parse.urlsplit(url).hostname
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=WEBHOOK_SECONDS):
-            return
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise RunError(f"{host} answered {error.code} {error.reason}") from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise RunError(f"{host} cannot be reached ({getattr(error, 'reason', error)})") from error
