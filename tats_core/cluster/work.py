@@ -87,7 +87,7 @@ def _pipeline(name: str, sets: Sequence[str], options: list[str]) -> Work:
     loaded = pipelines.load(name, sets)
     stages = graph.build(loaded).instances.values()
     # The cluster may know a pipeline of this name; what runs there is the one that is meant here.
-    files = {f"pipelines/{loaded.name}.yaml": specs.find("pipelines", name)}
+    files = _travelling(specs.find("pipelines", name))
     return Work("pipeline", loaded.name, tuple(options), files, tuple(stages), _facts(stages))
 
 
@@ -99,7 +99,7 @@ def _sweep(sweep: sweeps.Sweep, options: list[str], name: str) -> Work:
             f"{sweep.where}: pipeline: {sweep.pipeline} cannot travel to a cluster; put it into pipelines/ "
             f"and name it {base.stem}"
         )
-    files = {f"sweeps/{sweep.name}.yaml": specs.find("sweeps", name), place: base}
+    files = {f"sweeps/{sweep.name}.yaml": specs.find("sweeps", name), **_travelling(base)}
     stages: dict[str, Instance] = {}
     for point in sweep.points() or list(sweep.space.corners()):
         for one in graph.build(sweep.load(sweep.trials_of(point)[0].overrides)).instances.values():
@@ -107,6 +107,11 @@ def _sweep(sweep: sweeps.Sweep, options: list[str], name: str) -> Work:
     common = graph.build(sweep.load({})).instances.values()
     facts = {"sweep": sweep.identity(), "stages": _facts(common)}
     return Work("sweep", sweep.name, tuple(options), files, tuple(stages.values()), facts)
+
+
+def _travelling(path: Path) -> dict[str, Path]:
+    """Return a pipeline's file and those of the pipelines that it is like, by their paths on the cluster."""
+    return {f"pipelines/{file.stem}.yaml": file for file in pipelines.lineage(path)}
 
 
 def _facts(stages: Iterable[Instance]) -> dict[str, Any]:

@@ -182,6 +182,8 @@ def test_the_files_travel_and_the_command_survives_its_shells(write):
 
 
 def test_a_sweep_travels_with_its_pipeline():
+    variant = work.load("pipeline", "full_k400", [])
+    assert set(variant.files) == {"pipelines/full_k400.yaml", "pipelines/full_ssv2.yaml"}
     files, _ = rendered(work.load("sweep", "demo_ratio", ["seeds.values=[0]"]))
     assert set(files["data"]) == {"run", "sweeps.demo_ratio.yaml", "pipelines.demo.yaml"}
     assert files["data"]["run"].endswith("exec tats sweep demo_ratio --set 'seeds.values=[0]' --continue\n")
