@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -19,7 +19,7 @@ from tats_core.data.manifest import Manifest
 from tats_core.models.classifier import VideoClassifier
 from tats_core.models.tokens import ClipConfig, patchify
 from tats_core.models.vit import VideoViT, ViTConfig
-from tats_core.specs import StrictModel
+from tats_core.specs import NotIdentity, StrictModel
 from tats_core.stages import checkpoint_input
 from tats_core.stages.base import Preflight, StageContext, StageKind
 from tats_core.stages.common import (
@@ -30,7 +30,7 @@ from tats_core.stages.common import (
     start_encoder,
     write_result,
 )
-from tats_core.stages.training import KEY_EXCLUDES, Placed, run_here
+from tats_core.stages.training import Placed, run_here
 from tats_core.training import metrics, probes
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog
@@ -45,11 +45,11 @@ class ProbeStage(Placed):
     model: ViTConfig = Field(default_factory=lambda: ViTConfig.model_validate("vit_base"))
     clip: ClipConfig = Field(default_factory=ClipConfig)
     init: Literal["pretrained", "scratch"] = Field("pretrained", description="which encoder is probed")
-    encoder: str | None = Field(
+    encoder: Annotated[str | None, NotIdentity] = Field(
         None, description="as of a fine-tuning: a checkpoint from outside the pipeline; not used from scratch"
     )
     labels_per_class: int | None = Field(None, ge=1, description="labelled videos of each class; null: all")
-    batch_size: int = Field(32, ge=1, description="clips encoded together")
+    batch_size: Annotated[int, NotIdentity] = Field(32, ge=1, description="clips encoded together")
     precision: Precision = Field("fp32", description="of the encoder; bf16: its matrix products in bfloat16")
     attentive: AttentiveConfig | None = Field(
         None, description="train a probe that attends to all tokens too ({}: with its defaults); null: do not"
@@ -69,7 +69,6 @@ class Probe(StageKind[ProbeStage]):
 
     name = "probe"
     Config = ProbeStage
-    key_excludes = KEY_EXCLUDES | {"batch_size", "encoder"}  # an encoder comes back in `external`
     reports = frozenset(
         {"attentive_top1", "clips", "effective_rank", "knn_top1", "labels", "linear_top1", "seconds"}
     )
@@ -191,9 +190,9 @@ def pooled_probes(
             batches = eval_views(
                 manifest, options, clips=1, crops=1, batch_size=task.batch_size, unreadable=passed_over
             )
-            for views_BVCTHW, label_B, _ in store.until_stopped(batches):
-                features.append(model.features(views_BVCTHW[:, 0].to(world.device)).float().cpu())
-                labels.append(label_B)
+            for batch in store.until_stopped(batches):
+                features.append(model.features(batch.normalised(world.device)[:, 0]).float().cpu())
+                labels.append(batch.label_B)
             halves.append((torch.cat(features), torch.cat(labels)))
     say_unreadable(unreadable, events)
     (train_BD, train_label_B), (test_BD, test_label_B) = halves
@@ -229,11 +228,12 @@ def attentive_probe(
     )
 
     def learnt_from(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for video_BCTHW, label_B, _ in loader.epoch(epoch):
+        for batch in loader.epoch(epoch):
             # The clips of a video stand side by side.
+            video_BCTHW = batch.normalised(world.device)
             views_BVCTHW = video_BCTHW.view(-1, config.clips, *video_BCTHW.shape[1:])
             tokens_BND = tokens_of(encoder, views_BVCTHW, task.precision, world)
-            yield tokens_BND, label_B[:: config.clips].to(world.device)
+            yield tokens_BND, batch.label_B[:: config.clips].to(world.device)
 
     probe = probes.fit_attentive(
         config,
@@ -251,8 +251,8 @@ def attentive_probe(
     say_unreadable(loader.unreadable, events)
     views = eval_views(test, options, clips=config.clips, crops=1, batch_size=task.batch_size)
     tested = (
-        (tokens_of(encoder, views_BVCTHW, task.precision, world), label_B)
-        for views_BVCTHW, label_B, _ in views
+        (tokens_of(encoder, batch.normalised(world.device), task.precision, world), batch.label_B)
+        for batch in views
     )
     scores_BC, label_B = probes.score_attentive(probe, tested)
     return {"attentive_top1": metrics.top_k_percent(scores_BC, label_B, 1)}
@@ -261,7 +261,7 @@ def attentive_probe(
 def tokens_of(encoder: VideoViT, views_BVCTHW: Tensor, precision: Precision, world: World) -> Tensor:
     """Return the frozen encoder's tokens `[B, V*N, D]` of all clips of each video."""
     with evaluating(encoder), world.autocast(precision):
-        patches_XNP = patchify(views_BVCTHW.flatten(0, 1).to(world.device), encoder.clip)
+        patches_XNP = patchify(views_BVCTHW.flatten(0, 1), encoder.clip)
         tokens_XND: Tensor = encoder(patches_XNP)
     return tokens_XND.reshape(len(views_BVCTHW), -1, tokens_XND.shape[-1])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from tats_core.errors import SpecError
 from tats_core.models.classifier import HeadNorm, VideoClassifier
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
+from tats_core.specs import NotIdentity
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog
 from tats_core.training.loop import Loader, Pace, Position
@@ -66,8 +67,8 @@ class FinetuneConfig(StepConfig):
         None, description="moving average of the weights, which is then the model that is saved; null: none"
     )
     seed: int = Field(0, ge=0, description="weights, order of clips, augmentation, mixing")
-    log_every: int = Field(5, ge=1, description="steps between two points of a curve")
-    checkpoint: CheckpointConfig = Field(
+    log_every: Annotated[int, NotIdentity] = Field(5, ge=1, description="steps between two points of a curve")
+    checkpoint: Annotated[CheckpointConfig, NotIdentity] = Field(
         default_factory=CheckpointConfig, description="when states to go on from are kept, and how many"
     )
 
@@ -242,10 +243,11 @@ def finetune(
     while at.epoch < config.epochs:
         trainer.model.train()
         pace = Pace()
-        for video_BCTHW, label_B, trainer.last_index_B in pace.timed(loader.epoch(at.epoch, at.batch)):
+        for batch in pace.timed(loader.epoch(at.epoch, at.batch)):
+            trainer.last_index_B = batch.index_B
             lr = config.optimizer.lr(at.step, loader.steps, config.epochs, config.batch_size)
-            video_BCTHW, label_B = (x.to(world.device, non_blocking=True) for x in (video_BCTHW, label_B))
-            found = trainer.step(video_BCTHW, label_B, at.step, lr)
+            label_B = batch.label_B.to(world.device, non_blocking=True)
+            found = trainer.step(batch.normalised(world.device), label_B, at.step, lr)
             if not trainer.guarded.in_a_row:  # what was skipped has no figures
                 for name in ("loss", "train_top1"):
                     at.sums[name] = at.sums.get(name, 0.0) + found[name] / loader.steps
