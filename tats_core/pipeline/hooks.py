@@ -14,36 +14,39 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
-
-from pydantic import BeforeValidator, Field
+from collections.abc import Callable, Sequence
+from typing import TypedDict
 
 from tats_core.errors import RunError
-from tats_core.specs import StrictModel
-from tats_core.store.run import RunRecord
-
-Event = Literal["finished", "failed", "stopped", "stage_failed"]
+from tats_core.pipeline.observers import Observer
+from tats_core.pipeline.spec import Event, Hook
+from tats_core.store.run import RunRecord, StageRecord
 
 SCHEMA = 1
 COMMAND_SECONDS = 60.0
+DELIVER_SECONDS = 60.0
 
+_HASTE_SECONDS = 5.0
 _VARIABLE = 10_000  # letters of a value in a command's environment
 
 
-class Hook(StrictModel):
-    """A command and the events that call it."""
+class Message(TypedDict):
+    """What a command gets as JSON; all but `schema`, `seconds`, `folder` and `text` are variables too."""
 
-    on: Annotated[
-        tuple[Event, ...],
-        BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
-        Field(min_length=1, description="how a run ended, or `stage_failed`, which calls at once"),
-    ] = ("finished", "failed", "stopped")
-    command: str = Field(min_length=1, description="one line for the shell")
+    schema: int
+    event: Event
+    run: str
+    pipeline: str
+    status: str
+    stage: str
+    error: str
+    seconds: float
+    folder: str
+    text: str
 
 
-class Notifier:
-    """Delivers to the hooks of a run from a thread; only `close` waits.
+class Notifier(Observer):
+    """Calls the hooks of a run from a thread; only `deliver` waits.
 
     Args:
         note: takes a sentence about a hook that failed; called from that thread.
@@ -53,19 +56,32 @@ class Notifier:
         self._hooks = hooks
         self._record = record
         self._note = note
-        self._waiting: queue.SimpleQueue[tuple[Hook, dict[str, Any]] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[Hook, Message] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="notify", daemon=True)
         if hooks:
             self._thread.start()
 
-    def tell(self, event: Event, *, stage: str = "", error: str | None = None) -> None:
-        """Tell those who want to know of `event`."""
-        for hook in self._hooks:
-            if event in hook.on:
-                self._waiting.put((hook, message(self._record, event, stage, error)))
+    def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
+        """Call the hooks of a stage that failed."""
+        if stage.status == "failed":
+            self._put("stage_failed", stage.name, stage.error)
+
+    def run_ended(self, record: RunRecord) -> None:
+        """Call the hooks of a run's end."""
+        if record.status != "running":
+            self._put(record.status, "", record.error)
+
+    def deliver(self) -> None:
+        """Wait until the hooks have ended, but not for ever."""
+        self.close(DELIVER_SECONDS)
+
+    def aborted(self, record: RunRecord) -> None:
+        """Call the hooks of the run's end; somebody who pressed Ctrl-C twice does not wait long."""
+        self.run_ended(record)
+        self.close(_HASTE_SECONDS)
 
     def close(self, seconds: float) -> None:
-        """Wait until all is delivered, but no longer than this."""
+        """Wait until all hooks have ended, but no longer than this."""
         if not self._hooks:
             return
         self._waiting.put(None)
@@ -73,17 +89,22 @@ class Notifier:
         if self._thread.is_alive():
             self._note(f"a notification was not delivered within {seconds:.0f} s and is given up")
 
+    def _put(self, event: Event, stage: str, error: str | None) -> None:
+        for hook in self._hooks:
+            if event in hook.on:
+                self._waiting.put((hook, message(self._record, event, stage, error)))
+
     def _work(self) -> None:
-        while (one := self._waiting.get()) is not None:
-            hook, text = one
+        while (item := self._waiting.get()) is not None:
+            hook, text = item
             try:
                 call(hook.command, text)
             except RunError as error:
                 self._note(f"a notification of '{text['event']}' was not delivered: {error}")
 
 
-def message(record: RunRecord, event: Event, stage: str, error: str | None) -> dict[str, Any]:
-    """Return what is told: plain JSON values, and `text` as one sentence (which chat services show)."""
+def message(record: RunRecord, event: Event, stage: str, error: str | None) -> Message:
+    """Return what a command gets; `text` is one sentence (which chat services show)."""
     about = f"{record.pipeline}: {stage} failed" if stage else f"{record.pipeline} {event}"
     return {
         "schema": SCHEMA,
@@ -99,16 +120,22 @@ def message(record: RunRecord, event: Event, stage: str, error: str | None) -> d
     }
 
 
-def call(command: str, message: Mapping[str, Any]) -> None:
+def call(command: str, message: Message) -> None:
     """Run a command to its end, with a message in its environment and, as JSON, on its standard input.
 
     Raises:
         RunError: it cannot be started, takes too long, or fails.
     """
-    names = ("event", "run", "pipeline", "status", "stage", "error")
+    values = {
+        "TATS_EVENT": message["event"],
+        "TATS_RUN": message["run"],
+        "TATS_PIPELINE": message["pipeline"],
+        "TATS_STATUS": message["status"],
+        "TATS_STAGE": message["stage"],
+        "TATS_ERROR": message["error"],
+    }
     # A variable takes neither everything nor any length; the JSON has all of it.
-    said = {f"TATS_{name.upper()}": message[name].replace("\0", " ")[:_VARIABLE] for name in names}
-    environment = os.environ | said
+    environment = os.environ | {name: value.replace("\0", " ")[:_VARIABLE] for name, value in values.items()}
     # Into a file, not a pipe: what the command leaves running would keep a pipe open.
     with tempfile.TemporaryFile() as printed:
         try:

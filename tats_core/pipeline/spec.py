@@ -27,16 +27,34 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from tats_core import specs
 from tats_core.errors import SpecError, did_you_mean
-from tats_core.pipeline.hooks import Hook
 from tats_core.specs import StrictModel
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
+
+Scalar = str | int | float | bool
+Event = Literal["finished", "failed", "stopped", "stage_failed"]
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class Hook(StrictModel):
+    """A command and the events that call it."""
+
+    on: Annotated[
+        tuple[Event, ...],
+        BeforeValidator(_as_list),
+        Field(min_length=1, description="how a run ended, or `stage_failed`, which calls at once"),
+    ] = ("finished", "failed", "stopped")
+    command: str = Field(min_length=1, description="one line for the shell")
 
 
 @dataclass(frozen=True)
@@ -152,13 +170,6 @@ class _File(StrictModel):
     defaults: dict[str, Any] = Field(default_factory=dict)
     notify: tuple[Hook, ...] = ()
     stages: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Scalar = str | int | float | bool
 
 
 class _Head(StrictModel):

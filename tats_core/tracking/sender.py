@@ -96,15 +96,12 @@ class Sender:
         }
         self._told: dict[str, _Told] = {}
         self._waiting: dict[str, list[Metric]] = {}
-        self._stages: dict[str, dict[str, Any]] = {}
+        self._stages = spool.stages()
         self._inputs: dict[Path, DatasetInput] = {}
         self._flushed = self.last_answer = time.monotonic()
-        self._read = self.sent.offset
+        self._read = self.sent.cursor
         self.client = _asked(lambda: server.connect(spool.home, uri))
         _asked(lambda: self.client.search_experiments(max_results=1))
-        for _, operation in spool.read(0):
-            if operation["kind"] == "stage":
-                self._stages[operation["stage"]["name"]] = operation
 
     def send(self) -> bool:
         """Tell what is in the journal and was not told; True where there was something.
@@ -113,13 +110,13 @@ class Sender:
             AwayError: the server went away; what was not told comes again.
         """
         before = self._read
-        for offset, operation in self.spool.read(self._read):
+        for cursor, operation in self.spool.read(self._read):
             if operation["kind"] == "stage":
                 self._stages[operation["stage"]["name"]] = operation
             if operation["kind"] not in ("event", "system"):
                 self.flush()
             self._do(operation)
-            self._read = offset
+            self._read = cursor
             waiting = sum(len(points) for points in self._waiting.values())
             if not waiting:
                 self._advance()
@@ -164,8 +161,8 @@ class Sender:
         self.spool.save(self.sent)
 
     def _advance(self) -> None:
-        if self._read != self.sent.offset:
-            self.sent.offset, self.sent.failures = self._read, 0
+        if self._read != self.sent.cursor:
+            (self.sent.offset, self.sent.events), self.sent.failures = self._read, 0
             self.spool.save(self.sent)
 
     def _do(self, operation: dict[str, Any]) -> None:

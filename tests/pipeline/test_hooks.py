@@ -8,7 +8,8 @@ import pytest
 
 from tats_core.errors import RunError, SpecError
 from tats_core.pipeline import hooks, runner
-from tats_core.pipeline.hooks import Hook, Notifier
+from tats_core.pipeline.hooks import Notifier
+from tats_core.pipeline.spec import Hook
 from tats_core.store.run import RunRecord
 from tests.toys import Grow
 
@@ -27,7 +28,8 @@ def notified(hook: Hook, record: RunRecord, seconds: float = 30.0) -> list[str]:
     """Tell one hook that the run failed, and return the notes."""
     notes: list[str] = []
     notifier = Notifier([hook], record, notes.append)
-    notifier.tell("failed", error="grow: it broke")
+    record.error = "grow: it broke"
+    notifier.run_ended(record)
     notifier.close(seconds)
     return notes
 

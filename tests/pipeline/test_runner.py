@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +147,10 @@ def test_a_forced_stage_is_not_told_with_what_the_output_that_it_replaces_had_sa
     told: list[float] = []
 
     class Listening(NoTracker):
-        def event(self, name: str, event: Mapping[str, Any]) -> None:
-            told.append(event["values"]["value"])
+        def events(
+            self, stage: str, file: Path, start: int, end: int, events: Sequence[Mapping[str, Any]]
+        ) -> None:
+            told.extend(event["values"]["value"] for event in events)
 
     monkeypatch.setattr(runner, "Tracker", Listening)
     begin = StageStore.begin

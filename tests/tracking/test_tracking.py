@@ -267,7 +267,7 @@ def test_no_system_metric_comes_after_the_end_of_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr(tracker, "_DATABASE_SECONDS", 0.0)
     monkeypatch.setattr(psutil, "cpu_percent", ends_meanwhile)
     follower._watch_system()
-    assert [one["kind"] for _, one in Spool(tmp_path, "toy-1").read(0)] == ["run_end"]
+    assert [one["kind"] for _, one in Spool(tmp_path, "toy-1").read()] == ["run_end"]
 
 
 @pytest.mark.parametrize(

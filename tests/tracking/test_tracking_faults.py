@@ -216,7 +216,7 @@ def test_a_sender_killed_between_the_answer_and_its_own_note_tells_nothing_twice
     record = runner.run(load(GROW), home)
     server.start()
     spool = Spool(home, record.id)
-    operations = sum(1 for _ in spool.read(0))
+    operations = sum(1 for _ in spool.read())
     died = 0
     saves = Spool.save
 
@@ -237,9 +237,9 @@ def test_a_sender_killed_between_the_answer_and_its_own_note_tells_nothing_twice
             forget.armed = False  # type: ignore[attr-defined]
             one = sender.Sender(spool, server.uri, lambda text: None)
             # One more step forward, noted this time, so that each place has its turn.
-            for offset, operation in spool.read(one.sent.offset):
+            for cursor, operation in spool.read(one.sent.cursor):
                 one._do(operation)
-                one._read = offset
+                one._read = cursor
                 one.flush()
                 break
         assert died <= operations + 1
