@@ -53,19 +53,19 @@ class Graph:
         """
         chosen: set[str] = set()
         for name in names:
-            found = {one.name for one in self.instances.values() if name in (one.stage, one.name)}
-            if not found:
-                valid = {one.stage for one in self.instances.values()} | set(self.instances)
+            matches = {full for full, instance in self.instances.items() if name in (instance.stage, full)}
+            if not matches:
+                valid = {instance.stage for instance in self.instances.values()} | set(self.instances)
                 raise SpecError(f"--{option} {name}: no stage named '{name}'{did_you_mean(name, valid)}")
-            chosen |= found
+            chosen |= matches
         return chosen
 
     def followers(self, names: Iterable[str]) -> set[str]:
         """Return the instances that read an output of `names`, however indirectly, and `names` themselves."""
         reached = set(names)
-        for one in self.instances.values():
-            if reached.intersection(one.needs):
-                reached.add(one.name)
+        for instance in self.instances.values():
+            if reached.intersection(instance.needs):
+                reached.add(instance.name)
         return reached
 
 
@@ -73,8 +73,8 @@ def build(pipeline: Pipeline) -> Graph:
     """Expand and check a pipeline.
 
     Raises:
-        SpecError: an unknown kind, need or key, a cycle, a default that no stage takes, or a need that
-            is not there; names file, key and the nearest valid name.
+        SpecError: an unknown kind, need or key, a cycle, a default that no stage takes, or a missing need;
+            names file, key and the nearest valid name.
     """
     order = _order(pipeline)
     kinds = {name: _kind(pipeline, stage) for name, stage in pipeline.stages.items()}
@@ -85,11 +85,11 @@ def build(pipeline: Pipeline) -> Graph:
     for name in order:
         stage, kind = pipeline.stages[name], kinds[name]
         above = {need for direct in stage.needs for need in (direct, *ancestors[direct])}
-        ancestors[name] = [one for one in order if one in above]
+        ancestors[name] = [earlier for earlier in order if earlier in above]
         rows[name] = _rows(pipeline, stage, kind, rows)
         for row in rows[name]:
-            one = _instance(pipeline, stage, kind, row, ancestors[name], instances)
-            instances[one.name] = one
+            instance = _instance(pipeline, stage, kind, row, ancestors[name], instances)
+            instances[instance.name] = instance
     return Graph(instances)
 
 
@@ -124,8 +124,8 @@ def _check_defaults(pipeline: Pipeline, kinds: Mapping[str, StageKind[Any]]) -> 
 
 def _rows(pipeline: Pipeline, stage: Stage, kind: StageKind[Any], rows: Mapping[str, list[Row]]) -> list[Row]:
     joined: list[Row] = [{}]
-    own = [_product(stage.matrix)] if stage.matrix else []
-    for table in [*([] if kind.gathers else [rows[need] for need in stage.needs]), *own]:
+    tables = [] if kind.gathers else [rows[need] for need in stage.needs]
+    for table in [*tables, _product(stage.matrix)]:
         joined = [left | right for left in joined for right in table if _agree(left, right)]
     if not joined:
         raise SpecError(
@@ -142,7 +142,7 @@ def _product(matrix: Mapping[str, tuple[Scalar, ...]]) -> list[Row]:
     return rows
 
 
-def _agree(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+def _agree(left: Mapping[str, object], right: Mapping[str, object]) -> bool:
     return all(left[axis] == right[axis] for axis in left.keys() & right.keys())
 
 
@@ -156,35 +156,31 @@ def _instance(
 ) -> Instance:
     axes = {axis: label(value) for axis, value in row.items()}
     name = stage.name + (f"[{','.join(axes.values())}]" if axes else "")
-    inherited = {axis for one in instances.values() if one.stage in stage.needs for axis in one.axes}
+    inherited = {axis for need in instances.values() if need.stage in stage.needs for axis in need.axes}
     config = _config(pipeline, stage, kind, row, inherited)
-    wanted = kind.reads(config)
+    reads = kind.reads(config)
     needs: list[Instance] = []
-    for one in instances.values():
-        if one.stage not in ancestors or not _agree(axes, one.axes):
+    for other in instances.values():
+        if other.stage not in ancestors or not _agree(axes, other.axes):
             continue
-        direct = one.stage in stage.needs and (kind.waits_for_needs or one.kind.waited_for)
-        if direct or one.kind.name in wanted:
-            needs.append(one)
-    _check_reads(pipeline, stage, kind, wanted, needs)
-    return Instance(name, stage.name, kind, config, axes, tuple(one.name for one in needs), stage.retries)
+        direct = other.stage in stage.needs and (kind.waits_for_needs or other.kind.waited_for)
+        if direct or other.kind.name in reads:
+            needs.append(other)
+    _check_reads(f"{pipeline.where}: {stage.name}.needs", kind, reads, needs)
+    return Instance(name, stage.name, kind, config, axes, tuple(need.name for need in needs), stage.retries)
 
 
-def _check_reads(
-    pipeline: Pipeline, stage: Stage, kind: StageKind[Any], wanted: tuple[str, ...], needs: list[Instance]
-) -> None:
-    found = [one.kind.name for one in needs]
-    place = f"{pipeline.where}: {stage.name}.needs"
+def _check_reads(key: str, kind: StageKind[Any], reads: tuple[str, ...], needs: list[Instance]) -> None:
     if kind.gathers:
-        if wanted and not set(found).intersection(wanted):
-            raise SpecError(f"{place}: leads to no stage of kind {' or '.join(wanted)}, which it gathers")
+        if reads and not any(need.kind.name in reads for need in needs):
+            raise SpecError(f"{key}: leads to no stage of kind {' or '.join(reads)}, which it gathers")
         return
-    for one in wanted:
-        if one not in found:
-            raise SpecError(f"{place}: leads to no stage of kind '{one}', whose output it reads")
-        if found.count(one) > 1:
-            names = ", ".join(need.name for need in needs if need.kind.name == one)
-            raise SpecError(f"{place}: leads to more than one stage of kind '{one}': {names}")
+    for read in reads:
+        names = [need.name for need in needs if need.kind.name == read]
+        if not names:
+            raise SpecError(f"{key}: leads to no stage of kind '{read}', whose output it reads")
+        if len(names) > 1:
+            raise SpecError(f"{key}: leads to more than one stage of kind '{read}': {', '.join(names)}")
 
 
 def _config(

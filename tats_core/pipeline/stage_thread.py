@@ -25,9 +25,9 @@ Launch = Callable[..., None]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a stage's thread says: how it ended, that it tries "again" and why, or a "note".
+    """What a stage's thread reports: how it ended, that it tries "again" and why, or a "note".
 
-    "waits" is a note too: another process makes its output. "works" follows if that one did not finish it.
+    "waits" is a note too: another process makes its output. "works" follows if it did not finish.
     """
 
     name: str
@@ -68,13 +68,13 @@ class StageWork(threading.Thread):
         self._launch = launch
         self._fresh = decision.fresh
         self._waited = False
-        self._heard = False
-        """The event file is this attempt's, one it goes on with, or of another process that it waits for."""
+        self._readable = False
+        """The event file is this attempt's, one that it resumes, or of another process that it waits for."""
 
     @property
     def events(self) -> Path | None:
-        """The stage's event file, wherever its folder is; None while what is there will be replaced."""
-        if not self._heard:
+        """The stage's event file, wherever its folder is; None while the folder is still to be replaced."""
+        if not self._readable:
             return None
         return self._store.current(self.decision.folder) / "events.jsonl"
 
@@ -100,13 +100,13 @@ class StageWork(threading.Thread):
             text = f"{error.filename or self._home}: {error.strerror or error}"
             return Answer(self.name, "failed", str(StoreError(text))), False
         except BaseException as error:  # noqa: BLE001 (a bug, or an exit: the main thread shall not wait for ever)
-            return Answer(self.name, "failed", self._keep_traceback(error)), False
+            return Answer(self.name, "failed", self._save_traceback(error)), False
 
     def _work(self) -> Answer:
         folder, key = self.decision.folder, self.decision.key
         forced = self._fresh or self._store.unfinished(folder) == "forced"
         if (self._waited or not forced) and self._store.fault(folder, key) is None:
-            self._heard = True
+            self._readable = True
             return Answer(self.name, "cached")  # another process made it since it was decided to run
         if self._waited:
             self._waited = False
@@ -118,8 +118,8 @@ class StageWork(threading.Thread):
                 "what is done is kept"
             )
         partial = self._store.begin(folder, fresh=self._fresh)
-        self._fresh = False  # a retry goes on
-        self._heard = True
+        self._fresh = False  # a retry resumes
+        self._readable = True
         context = StageContext(
             name=self.instance.name,
             axes=self.instance.axes,
@@ -182,19 +182,19 @@ class StageWork(threading.Thread):
             raise Stopped
         if not self._waited:
             self._waited = True
-            self._heard = not self._fresh
+            self._readable = not self._fresh
             text = f"waits for process {process}, which is making the same output"
             self._answers.put(Answer(self.name, "waits", text))
 
-    def _keep_traceback(self, error: BaseException) -> str:
+    def _save_traceback(self, error: BaseException) -> str:
         path = self._store.partial(self.decision.folder) / "log" / "traceback.txt"
-        said = f"{type(error).__name__}: {error} (a bug; "
+        sentence = f"{type(error).__name__}: {error} (a bug; "
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         except OSError as trouble:
-            return f"{said}its traceback cannot be written to {path}: {trouble.strerror})"
-        return f"{said}the traceback is in {path})"
+            return f"{sentence}its traceback cannot be written to {path}: {trouble.strerror})"
+        return f"{sentence}the traceback is in {path})"
 
 
 def _size(path: Path) -> int:

@@ -228,7 +228,7 @@ def test_what_the_server_refuses_does_not_hold_up_the_end_of_a_run(load, home, c
     start = time.monotonic()
     record = runner.run(load("stages: {make: {kind: make}}", name="one's"), home)
     assert time.monotonic() - start < tracker._DATABASE_SECONDS / 2
-    assert "MLflow was not told of one thing (run_end): " in (record.tracking_error or "")
+    assert "MLflow did not take one entry (run_end): " in (record.tracking_error or "")
     assert pending(home) == []
 
 

@@ -272,7 +272,7 @@ def test_what_the_server_will_never_take_is_kept_told_and_passed_over(load, home
     record = runner.run(load(GROW), home, ui=ui)
     assert told(server, record.id)["steps"][-1] == STEPS + 1
     (note,) = [text for _, text in ui.of("note") if text.startswith("MLflow: ")]
-    assert "was not told of one thing (event): FileNotFoundError: never-written.csv is in none of" in note
+    assert "did not take one entry (event): FileNotFoundError: never-written.csv is in none of" in note
     (line,) = (record.folder / "tracking" / "rejected.jsonl").read_text().splitlines()
     assert json.loads(line)["operation"]["event"]["path"] == "never-written.csv"
 
@@ -296,7 +296,7 @@ def test_a_run_that_somebody_deletes_on_the_page_holds_up_neither_itself_nor_the
     monkeypatch.setattr(Grow, "hook", staticmethod(hook))
     record = runner.run(load(GROW, "grow.add=7"), home, ui=ui)
     assert record.status == "finished"
-    assert "MLflow was not told of one thing" in str(record.tracking_error)
+    assert "MLflow did not take one entry" in str(record.tracking_error)
     monkeypatch.setattr(Grow, "hook", staticmethod(speak))
     second = runner.run(load(GROW, "grow.add=8"), home)
     assert second.tracking_error is None
