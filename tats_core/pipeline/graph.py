@@ -24,6 +24,7 @@ from tats_core.stages import KINDS
 from tats_core.stages.base import StageKind
 
 Row = dict[str, Scalar]
+Kind = StageKind[Any]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Instance:
 
     name: str
     stage: str
-    kind: StageKind[Any]
+    kind: Kind
     config: StrictModel
     axes: Mapping[str, str]
     needs: tuple[str, ...]
@@ -107,14 +108,14 @@ def _order(pipeline: Pipeline) -> list[str]:
         raise SpecError(f"{pipeline.where}: the stages need each other in a circle: {cycle}") from error
 
 
-def _kind(pipeline: Pipeline, stage: Stage) -> StageKind[Any]:
+def _kind(pipeline: Pipeline, stage: Stage) -> Kind:
     if stage.kind not in KINDS:
         near = did_you_mean(stage.kind, KINDS)
         raise SpecError(f"{pipeline.where}: {stage.name}.kind: no stage kind named '{stage.kind}'{near}")
     return KINDS[stage.kind]
 
 
-def _check_defaults(pipeline: Pipeline, kinds: Mapping[str, StageKind[Any]]) -> None:
+def _check_defaults(pipeline: Pipeline, kinds: Mapping[str, Kind]) -> None:
     taken = {field for kind in kinds.values() for field in kind.Config.model_fields}
     for key in pipeline.defaults:
         if key not in taken:
@@ -122,7 +123,7 @@ def _check_defaults(pipeline: Pipeline, kinds: Mapping[str, StageKind[Any]]) -> 
             raise SpecError(f"{pipeline.where}: defaults has '{key}', which no stage takes{near}")
 
 
-def _rows(pipeline: Pipeline, stage: Stage, kind: StageKind[Any], rows: Mapping[str, list[Row]]) -> list[Row]:
+def _rows(pipeline: Pipeline, stage: Stage, kind: Kind, rows: Mapping[str, list[Row]]) -> list[Row]:
     joined: list[Row] = [{}]
     tables = [] if kind.gathers else [rows[need] for need in stage.needs]
     for table in [*tables, _product(stage.matrix)]:
@@ -149,7 +150,7 @@ def _agree(left: Mapping[str, object], right: Mapping[str, object]) -> bool:
 def _instance(
     pipeline: Pipeline,
     stage: Stage,
-    kind: StageKind[Any],
+    kind: Kind,
     row: Row,
     ancestors: list[str],
     instances: Mapping[str, Instance],
@@ -170,7 +171,7 @@ def _instance(
     return Instance(name, stage.name, kind, config, axes, tuple(need.name for need in needs), stage.retries)
 
 
-def _check_reads(key: str, kind: StageKind[Any], reads: tuple[str, ...], needs: list[Instance]) -> None:
+def _check_reads(key: str, kind: Kind, reads: tuple[str, ...], needs: list[Instance]) -> None:
     if kind.gathers:
         if reads and not any(need.kind.name in reads for need in needs):
             raise SpecError(f"{key}: leads to no stage of kind {' or '.join(reads)}, which it gathers")
@@ -183,11 +184,9 @@ def _check_reads(key: str, kind: StageKind[Any], reads: tuple[str, ...], needs: 
             raise SpecError(f"{key}: leads to more than one stage of kind '{read}': {', '.join(names)}")
 
 
-def _config(
-    pipeline: Pipeline, stage: Stage, kind: StageKind[Any], row: Row, inherited: set[str]
-) -> StrictModel:
+def _config(pipeline: Pipeline, stage: Stage, kind: Kind, row: Row, inherited: set[str]) -> StrictModel:
     fields = kind.Config.model_fields
-    raw: dict[str, Any] = {key: value for key, value in pipeline.defaults.items() if key in fields}
+    raw: dict[str, object] = {key: value for key, value in pipeline.defaults.items() if key in fields}
     raw |= {axis: value for axis, value in row.items() if axis in fields and axis in kind.follows}
     raw = _over(raw, stage.config)
     for axis in stage.matrix:
@@ -198,7 +197,7 @@ def _config(
     return config
 
 
-def _over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _over(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:
     # A default `model: vit_micro` is refined, not replaced, by a stage's `model: {depth: 4}`.
     lifted = {
         key: {"preset": value} if isinstance(value, str) and isinstance(over.get(key), Mapping) else value

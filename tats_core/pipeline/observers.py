@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tats_core.pipeline.plan import Plan
 from tats_core.store.run import RunRecord, StageConfig, StageRecord
 from tats_core.tracking import Tracker
-
-Event = Mapping[str, Any]
-"""One line of a stage's event file (see `training.events`)."""
+from tats_core.training.events import Event
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class Observer:
 class Display(Observer):
     """An observer that shows a run to people: what earlier runs wrote is left out."""
 
-    def params(self, name: str, values: Mapping[str, Any]) -> None:
+    def params(self, name: str, values: Mapping[str, object]) -> None:
         """What a stage's configuration came down to: effective batch, learning rate, K visible of N."""
 
     def progress(self, name: str, event: Event) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tats_core.errors import SpecError
 from tats_core.pipeline.graph import Graph, Instance
@@ -58,7 +58,7 @@ class Plan:
         """Return how many stages have this action."""
         return sum(item.action == action for item in self.items)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the plan as plain JSON values (schema 1)."""
         items = [asdict(item) | {"folder": item.folder and str(item.folder)} for item in self.items]
         return {"schema": SCHEMA, "pipeline": self.pipeline, "title": self.title, "stages": items}
@@ -110,7 +110,7 @@ class Decider:
         self.graph = graph
         self.store = store
         self.choice = choice
-        self._history: dict[str, Mapping[tuple[str, str], Mapping[str, Any]]] = {}
+        self._history: dict[str, Mapping[tuple[str, str], Mapping[str, object]]] = {}
 
     def decide(self, instance: Instance, digests: Mapping[str, str]) -> Decision:
         """Decide about `instance`, given the output digests of the instances that it reads."""
@@ -133,7 +133,7 @@ class Decider:
         reason = "; ".join(diff.told(changes)) or "its output is gone"
         return Decision("run", reason, key, folder, changes=changes)
 
-    def changes(self, instance: Instance, components: Mapping[str, Any]) -> tuple[Change, ...] | None:
+    def changes(self, instance: Instance, components: Mapping[str, object]) -> tuple[Change, ...] | None:
         """Return what differs from the newest output of this stage; None where it has none."""
         kind = instance.kind.name
         if kind not in self._history:  # read once: it does not grow by what this run makes

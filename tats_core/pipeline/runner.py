@@ -347,10 +347,11 @@ class _Run:
             observer.events(work.name, events)
 
     def _take(self, answer: Answer) -> None:
-        if answer.what in ("note", "waits"):
+        if answer.what == "note":
             self.note(answer.name, answer.text)
-            if answer.what == "waits":  # for another process, meanwhile it holds nothing
-                self.pool.release(answer.name)
+        elif answer.what == "waits":
+            self.note(answer.name, answer.text)
+            self.pool.release(answer.name)
         elif answer.what == "works":
             self.pool.take(self.running[answer.name].instance)
         elif answer.what == "again":

@@ -64,9 +64,9 @@ class Stage:
     name: str
     kind: str
     needs: tuple[str, ...]
-    matrix: Mapping[str, tuple[Any, ...]]
+    matrix: Mapping[str, tuple[Scalar, ...]]
     retries: int
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Pipeline:
     name: str
     title: str
     where: str
-    defaults: Mapping[str, Any]
+    defaults: Mapping[str, object]
     stages: Mapping[str, Stage]
     overrides: tuple[str, ...] = ()
     notify: tuple[Hook, ...] = ()
@@ -158,8 +158,8 @@ class _Variant(StrictModel):
     name: str | None = None
     title: str = ""
     like: str
-    set: dict[str, Any] = Field(default_factory=dict)
-    notify: Any = None
+    set: dict[str, object] = Field(default_factory=dict)
+    notify: object = None
 
 
 class _File(StrictModel):
@@ -167,9 +167,9 @@ class _File(StrictModel):
 
     name: str | None = None
     title: str = ""
-    defaults: dict[str, Any] = Field(default_factory=dict)
+    defaults: dict[str, object] = Field(default_factory=dict)
     notify: tuple[Hook, ...] = ()
-    stages: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    stages: Annotated[dict[str, dict[str, object]], Field(min_length=1)]
 
 
 class _Head(StrictModel):
@@ -193,7 +193,7 @@ def _override(raw: dict[str, Any], path: list[str], value: object, where: str) -
     return specs.override(raw, path if head == "defaults" else ["stages", *path], value)
 
 
-def _stage(name: str, entry: Mapping[str, Any], where: str) -> Stage:
+def _stage(name: str, entry: Mapping[str, object], where: str) -> Stage:
     if not _NAME.fullmatch(name) or name == "defaults":
         raise SpecError(f"{where}: '{name}' cannot name a stage; use letters, digits, '-' and '_'")
     engine = {key: value for key, value in entry.items() if key in _Head.model_fields}

@@ -45,7 +45,7 @@ class StageWork(threading.Thread):
         store: StageStore,
         inputs: tuple[Input, ...],
         *,
-        origin: Mapping[str, Any],
+        origin: Mapping[str, str],
         home: Path,
         stop: threading.Event,
         answers: queue.SimpleQueue[Answer],

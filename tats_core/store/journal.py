@@ -81,7 +81,7 @@ class Spool:
             sent.ended = False
             self.save(sent)
 
-    def append(self, operation: Mapping[str, Any]) -> None:
+    def append(self, operation: Mapping[str, object]) -> None:
         """Write one operation. A line is one write: no reader sees half of one."""
         with self.journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(operation) + "\n")
@@ -133,7 +133,7 @@ class Spool:
         if sent.ended:
             self._mark.unlink(missing_ok=True)
 
-    def reject(self, operation: Mapping[str, Any], reason: str) -> None:
+    def reject(self, operation: Mapping[str, object], reason: str) -> None:
         """Write down what the server will never take."""
         with (self.folder / "rejected.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"reason": reason, "operation": operation}) + "\n")

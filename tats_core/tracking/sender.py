@@ -26,13 +26,14 @@ from tats_core.store.journal import Operation, Spool
 from tats_core.store.layout import EVENTS, KEY, MANIFEST
 from tats_core.store.run import RunRecord
 from tats_core.tracking import server
-from tats_core.training.events import read_events
+from tats_core.training.events import Event, read_events
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Metric
     from PIL.Image import Image
 
 Result = TypeVar("Result")
+Json = dict[str, Any]
 
 PARAM_LENGTH = 6000  # MLflow's limits, per value and per call
 PARAMS_A_CALL = 100
@@ -276,7 +277,7 @@ class Sender:
             self.flush()
             self._log_file(stage, event["key"], event["path"], event["step"])
 
-    def _take_metrics(self, stage: str, values: Mapping[str, float], when: Mapping[str, Any]) -> None:
+    def _take_metrics(self, stage: str, values: Mapping[str, float], when: Event) -> None:
         """Let points wait for the next call; `when` has their step and time."""
         from mlflow.entities import Metric
 
@@ -348,7 +349,7 @@ class Sender:
         self.client.log_batch(run.id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def _log_last_values(self, stage: str) -> None:
-        last: dict[str, tuple[float, Mapping[str, Any]]] = {}
+        last: dict[str, tuple[float, Event]] = {}
         for _, event in read_events(_first_existing(self._folders(stage), KEY).parent / EVENTS):
             if event["kind"] == "metrics":
                 last |= {key: (value, event) for key, value in event["values"].items()}
@@ -365,7 +366,7 @@ class Sender:
                 tags |= {f"checkpoint.{name}.sha256": entry["sha256"]}
         run = self._run(stage)
         self._set_tags(run, tags)
-        result: dict[str, Any] = {}
+        result: Json = {}
         if (folder / "result.json").exists():
             result = _json(folder / "result.json")
             self._take_metrics(stage, numbers(result, "result/"), _now())
@@ -413,7 +414,7 @@ class Sender:
 
     # --- models --------------------------------------------------------------------------------------
 
-    def _register(self, stage: str, folder: Path, digest: str, result: Mapping[str, Any]) -> None:
+    def _register(self, stage: str, folder: Path, digest: str, result: Json) -> None:
         """Register a trained model by its folder and digest, as the newest of its name.
 
         A name is a pipeline and what the model is for: its benchmark, or pre-training. The `champion` of a
@@ -478,7 +479,7 @@ def remember(record: RunRecord, runs: Mapping[str, str]) -> None:
         stage.tracking_run = runs.get(name, stage.tracking_run)
 
 
-def numbers(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
+def numbers(values: Mapping[str, object], prefix: str) -> dict[str, float]:
     """Return the numbers among `values` (a truth value is none), with `prefix` before their names."""
     return {
         prefix + key: float(value)
@@ -530,12 +531,12 @@ def _dataset(manifest: Path) -> DatasetInput:
     return DatasetInput(dataset, [InputTag("mlflow.data.context", stored["split"])])
 
 
-def _json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+def _json(path: Path) -> Json:
+    content: Json = json.loads(path.read_text(encoding="utf-8"))
     return content
 
 
-def _now() -> dict[str, float]:
+def _now() -> Event:
     return {"step": 0, "time": time.time()}
 
 

@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from tats_core.addresses import without_password
 from tats_core.store.journal import TRACKED, Spool, pending
 from tats_core.store.run import RunRecord, StageRecord
 from tats_core.tracking.sender import AwayError, Sender, remember
 from tats_core.tracking.server import tracking_uri
+from tats_core.training.events import Event
 
 _POLL_SECONDS = 0.5  # between two readings of the journal
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds between two tries while the server is away
@@ -46,7 +46,7 @@ class Tracker:
             threading.Thread(target=self._watch_system, name="system metrics", daemon=True),
         ]
 
-    def run_started(self, resolved: Mapping[str, Any]) -> None:
+    def run_started(self, resolved: Mapping[str, object]) -> None:
         """The run begins; `resolved` is the pipeline with all its stages' configurations."""
         record = self._record
         self._write(
@@ -63,8 +63,8 @@ class Tracker:
     def stage_started(
         self,
         stage: StageRecord,
-        config: Mapping[str, Any],
-        settings: Mapping[str, Any],
+        config: Mapping[str, object],
+        settings: Mapping[str, object],
         folders: tuple[Path, ...],
         data: Iterable[Path],
         inputs: Mapping[str, str],
@@ -90,9 +90,7 @@ class Tracker:
             inputs=dict(inputs),
         )
 
-    def events(
-        self, stage: str, file: Path, start: int, end: int, events: Sequence[Mapping[str, Any]]
-    ) -> None:
+    def events(self, stage: str, file: Path, start: int, end: int, events: Sequence[Event]) -> None:
         """A stage wrote `events` into its event file, from byte `start` to byte `end`."""
         link = self._link(stage, file)
         if link:
@@ -114,7 +112,7 @@ class Tracker:
             self._links[key] = name
         return self._links[key]
 
-    def event(self, stage: str, event: Mapping[str, Any]) -> None:
+    def event(self, stage: str, event: Event) -> None:
         """An event that is in no event file: of a sweep, whose stages are trials."""
         if event["kind"] in TRACKED:
             self._write("event", stage=stage, event=event)
@@ -162,7 +160,7 @@ class Tracker:
         self.run_ended()
         self.deliver()
 
-    def _write(self, kind: str, **fields: Any) -> None:
+    def _write(self, kind: str, **fields: object) -> None:
         with self._writing:
             if kind == "system" and self._closing.is_set():
                 return  # nothing comes after the end of the run: nobody would send it
