@@ -15,7 +15,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TypedDict
 
 from tats_core.errors import RunError
 from tats_core.pipeline.observers import Observer
@@ -27,22 +26,12 @@ COMMAND_SECONDS = 60.0
 DELIVER_SECONDS = 60.0
 
 _HASTE_SECONDS = 5.0
-_VARIABLE = 10_000  # letters of a value in a command's environment
+_VARIABLES = ("event", "run", "pipeline", "status", "stage", "error")  # in a command's environment
+_VARIABLE = 10_000  # letters of a value there
 
 
-class Message(TypedDict):
-    """What a command gets as JSON; all but `schema`, `seconds`, `folder` and `text` are variables too."""
-
-    schema: int
-    event: Event
-    run: str
-    pipeline: str
-    status: str
-    stage: str
-    error: str
-    seconds: float
-    folder: str
-    text: str
+Message = dict[str, str | int | float]
+"""What a command gets as JSON."""
 
 
 class Notifier(Observer):
@@ -126,16 +115,10 @@ def call(command: str, message: Message) -> None:
     Raises:
         RunError: it cannot be started, takes too long, or fails.
     """
-    values = {
-        "TATS_EVENT": message["event"],
-        "TATS_RUN": message["run"],
-        "TATS_PIPELINE": message["pipeline"],
-        "TATS_STATUS": message["status"],
-        "TATS_STAGE": message["stage"],
-        "TATS_ERROR": message["error"],
-    }
     # A variable takes neither everything nor any length; the JSON has all of it.
-    environment = os.environ | {name: value.replace("\0", " ")[:_VARIABLE] for name, value in values.items()}
+    environment = os.environ | {
+        f"TATS_{name.upper()}": str(message[name]).replace("\0", " ")[:_VARIABLE] for name in _VARIABLES
+    }
     # Into a file, not a pipe: what the command leaves running would keep a pipe open.
     with tempfile.TemporaryFile() as printed:
         try:

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tats_core import files
 from tats_core.errors import RunError, Stopped, StoreError, TatsError
 from tats_core.pipeline.graph import Instance
 from tats_core.pipeline.plan import Decision
 from tats_core.specs import StrictModel, identity
 from tats_core.stages.base import Fit, Input, StageContext
 from tats_core.store import code
+from tats_core.store.layout import EVENTS
 from tats_core.store.outputs import StageKey, StageStore
 from tats_core.training.events import EventLog
 
@@ -57,7 +59,7 @@ class StageWork(threading.Thread):
         self.offset = 0
         """Bytes of the event file that the main thread has read."""
         # A forced stage begins a file of its own.
-        self.said_before = 0 if decision.fresh else _size(store.partial(decision.folder) / "events.jsonl")
+        self.said_before = 0 if decision.fresh else _size(store.partial(decision.folder) / EVENTS)
         """Bytes of it that earlier runs have written."""
         self._store = store
         self._inputs = inputs
@@ -76,7 +78,7 @@ class StageWork(threading.Thread):
         """The stage's event file, wherever its folder is; None while the folder is still to be replaced."""
         if not self._readable:
             return None
-        return self._store.current(self.decision.folder) / "events.jsonl"
+        return self._store.current(self.decision.folder) / EVENTS
 
     def run(self) -> None:
         """Work until the stage is finished, stopped or has failed for good."""
@@ -128,7 +130,7 @@ class StageWork(threading.Thread):
             out=partial,
             home=self._home,
             read=self._inputs,
-            events=EventLog(partial / "events.jsonl"),
+            events=EventLog(partial / EVENTS),
             fit=self._fit(partial),
             stop=self._asked_to_stop,
             output_of=(lambda config: None) if forced else self._output_of,
@@ -190,8 +192,7 @@ class StageWork(threading.Thread):
         path = self._store.partial(self.decision.folder) / "log" / "traceback.txt"
         sentence = f"{type(error).__name__}: {error} (a bug; "
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            files.write_text(path, "".join(traceback.format_exception(error)), durable=False)
         except OSError as trouble:
             return f"{sentence}its traceback cannot be written to {path}: {trouble.strerror})"
         return f"{sentence}the traceback is in {path})"
