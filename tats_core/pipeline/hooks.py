@@ -27,7 +27,7 @@ DELIVER_SECONDS = 60.0
 
 _HASTE_SECONDS = 5.0
 _VARIABLES = ("event", "run", "pipeline", "status", "stage", "error")  # in a command's environment
-_VARIABLE = 10_000  # letters of a value there
+_VARIABLE = 10_000  # letters of each value
 
 
 Message = dict[str, str | int | float]

@@ -85,7 +85,7 @@ class Display(Observer):
                 self.params(stage, event["values"])
 
     def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
-        """Show how the stage ended; a stage that was stopped says so in its notes."""
+        """Show how the stage ended; that it was stopped, the end of the run says."""
         if stage.done:
             self.stage_finished(stage.name, stage.seconds, stage.status == "cached")
         elif stage.status == "failed":

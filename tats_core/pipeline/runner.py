@@ -1,7 +1,7 @@
 """Runs a pipeline: one code path for a first run, a retry and a resume.
 
 The calling thread holds the record and calls the observers; each running stage has a thread of its own,
-which answers through a queue. A stage starts when what it reads is there and enough CPUs and GPUs are free.
+which answers through a queue. A stage starts when what it reads exists and enough CPUs and GPUs are free.
 """
 
 from __future__ import annotations

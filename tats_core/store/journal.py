@@ -114,8 +114,8 @@ class Spool:
 
     def stages(self) -> dict[str, Operation]:
         """Return the newest operation that starts each stage, by stage."""
-        operations = (operation for _, operation in read_events(self.journal))
-        return {one["stage"]["name"]: one for one in operations if one["kind"] == "stage"}
+        lines = (line for _, line in read_events(self.journal))
+        return {line["stage"]["name"]: line for line in lines if line["kind"] == "stage"}
 
     @property
     def waiting(self) -> int:

@@ -175,7 +175,7 @@ class Tracker:
                     if mine:
                         self._send_until_ended()
                         return
-                # A `tats sync`, or a run that began with what others left, sends what there is so far.
+                # A `tats sync`, or a run that sends what others left, is sending this journal.
                 self._give_up.wait(_POLL_SECONDS)
         except Exception as error:  # hours of training must not end for it
             self._away = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -232,7 +232,7 @@ def sync(home: Path, *, but: str | None = None, say: Callable[[str], None] = lam
 
     Args:
         but: a run that sends for itself.
-        say: told what was sent, what was refused, and what cannot be sent now.
+        say: takes a sentence about what was sent, what was refused, and what cannot be sent now.
     """
     left = 0
     home = home.absolute()
