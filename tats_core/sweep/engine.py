@@ -29,7 +29,7 @@ from tats_core.launch import local, ray_train
 from tats_core.machine import available_cpus
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import runner
-from tats_core.pipeline.observers import RunUI
+from tats_core.pipeline.observers import Observer
 from tats_core.store import environment
 from tats_core.store.outputs import make_folder
 from tats_core.store.run import RunRecord, StageRecord
@@ -143,7 +143,7 @@ def check_same(sweep: Sweep, folder: Path) -> None:
         )
 
 
-def run(sweep: Sweep, home: Path, *, resume: bool, ui: SweepUI, stage_ui: RunUI | None = None) -> Outcome:
+def run(sweep: Sweep, home: Path, *, resume: bool, ui: SweepUI, stage_ui: Observer | None = None) -> Outcome:
     """Run a sweep to its end, or go on with its newest run.
 
     Raises:
@@ -185,7 +185,7 @@ def _whole(points: search.Points, ended: Mapping[str, Ended]) -> bool:
     return all(one.id in ended for one in points.trials()) and not points.ask(ended)
 
 
-def _common(sweep: Sweep, home: Path, ui: RunUI | None) -> bool:
+def _common(sweep: Sweep, home: Path, ui: Observer | None) -> bool:
     """Run the stages that all trials share; False where the person stopped them."""
     first = sweep.trials_of((sweep.points() or list(sweep.space.corners()))[0])[0]
     pipeline = sweep.load(first.overrides)

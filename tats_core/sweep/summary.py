@@ -16,6 +16,7 @@ import yaml
 from tats_core import specs
 from tats_core.errors import StoreError
 from tats_core.files import write_json
+from tats_core.pipeline import spec as pipelines
 from tats_core.report import sweeps as tables
 from tats_core.sweep.spec import Sweep, shown
 from tats_core.sweep.trial import Ended
@@ -174,7 +175,7 @@ def busy_of(folder: Path) -> float | None:
 
 def best_pipeline(sweep: Sweep, point: dict[str, Any]) -> str:
     """Return the whole base pipeline with the sweep's changes and what a point sets, as a YAML file."""
-    raw = specs.read(specs.find("pipelines", sweep.pipeline))
+    raw = pipelines.read(specs.find("pipelines", sweep.pipeline))
     for key, value in {**sweep.fixed, **point}.items():
         stage, *rest = key.split(".")
         raw = specs.override(

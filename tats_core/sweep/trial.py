@@ -21,6 +21,7 @@ from typing import Any, Literal
 from tats_core.errors import StoreError, TatsError
 from tats_core.files import write_json
 from tats_core.pipeline import runner
+from tats_core.pipeline.observers import Events, Observer
 from tats_core.pipeline.stage_thread import Launch
 from tats_core.stages.base import read_result
 from tats_core.store import history
@@ -105,7 +106,7 @@ def in_order(points: Sequence[Point], trials: Iterable[Ended]) -> list[Ended]:
     return sorted(trials, key=lambda one: place.get(json.dumps(one.point, sort_keys=True), len(place)))
 
 
-class Epochs:
+class Epochs(Observer):
     """Follows a trial's stages: one row an epoch with the newest of each number, `<stage>.<number>`.
 
     The stages that all trials share are not followed.
@@ -124,19 +125,10 @@ class Epochs:
         self._batch: dict[str, float] = {}
         self._step: dict[str, int] = {}
 
-    def run_started(self, resolved: Mapping[str, Any]) -> None:
-        """Nothing is kept of it."""
-
-    def stage_started(
-        self,
-        stage: StageRecord,
-        config: Mapping[str, Any],
-        settings: Mapping[str, Any],
-        folders: tuple[Path, ...],
-        data: Iterable[Path],
-        inputs: Mapping[str, str],
-    ) -> None:
-        """Nothing is kept of it."""
+    def events(self, stage: str, events: Events) -> None:
+        """Take the numbers of what a stage wrote, earlier runs' first."""
+        for event in events.all:
+            self.event(stage, event)
 
     def event(self, name: str, event: Mapping[str, Any]) -> None:
         """Take the numbers of one event; after a resume, epochs that come again do not count twice."""
@@ -173,9 +165,6 @@ class Epochs:
             for _, event in read_events(Path(stage.folder) / "events.jsonl"):
                 self.event(stage.name, event)
 
-    def close(self) -> None:
-        """Nothing is open."""
-
 
 def run(
     sweep: Sweep,
@@ -190,7 +179,7 @@ def run(
     epochs = Epochs(sweep, rows)
     place = f"{run_id}/trials/{trial.id}"
     try:
-        host = runner.Host(place, lambda home, record: epochs, stop, launch)
+        host = runner.Host(place, epochs, stop, launch)
         record = runner.run(sweep.load(trial.overrides), home, host=host)
         if record.status == "stopped":
             return None
