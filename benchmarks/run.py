@@ -8,7 +8,7 @@ python benchmarks/run.py                        all of it; writes benchmarks/res
 python benchmarks/run.py --json FILE            and where
 python benchmarks/run.py --model vit_small      at another size
 python benchmarks/run.py --skip-scale           without time and memory against N, model and mask ratio
-python benchmarks/run.py --compare A B          two cases in turn, such as joint_compiled joint
+python benchmarks/run.py --compare A B ...      time and memory of cases in turn, as ratios to the last one
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--peak", choices=sorted(CASES), help="print the peak memory of one case, and end")
     parser.add_argument(
-        "--compare", choices=sorted(CASES), nargs=2, metavar="CASE", help="time two cases in turn, and end"
+        "--compare", choices=sorted(CASES), nargs="+", metavar="CASE", help="time cases in turn, and end"
     )
     options = parser.parse_args()
     scale = Scale(**{field.name: getattr(options, field.name) for field in fields(Scale)})
@@ -182,11 +182,11 @@ def main() -> None:
     if options.compare:
         keep_freed_memory()
         taken = seconds_in_turn({name: CASES[name](scale) for name in options.compare}, options.rounds)
-        one, other = options.compare
-        seconds = ", ".join(f"{name} {statistics.median(taken[name]):.3f} s" for name in options.compare)
-        print(
-            f"{one} / {other}: {ratio(taken, one, other):.2f} ({seconds}; {scale.model}, batch {scale.batch})"
-        )
+        last = options.compare[-1]
+        print(f"{scale.model}, batch {scale.batch}; ratios are to {last}")
+        for name in options.compare:
+            seconds, peak = statistics.median(taken[name]), peak_mib(name, *scale.options())
+            print(f"{name}: {seconds:.3f} s ({ratio(taken, name, last):.2f}), {peak:.0f} MiB")
         return
     found, raw = ratios(scale, options.rounds)
     print(table(found))

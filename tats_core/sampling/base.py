@@ -21,7 +21,12 @@ class Policy:
 
     logits_BN: Tensor
     value_BN: Tensor
-    """The critic's per-token values; their mean over N is the value of the clip."""
+    """The critic's per-token values."""
+
+    @property
+    def value_B1(self) -> Tensor:
+        """The value of each clip: the mean over its tokens."""
+        return self.value_BN.mean(1, keepdim=True)
 
     @property
     def log_probs_BN(self) -> Tensor:

@@ -9,10 +9,10 @@ say which token earned what (`credit`):
 * ``sequence``: the K picks are the actions, each with its exact Plackett-Luce conditional; all share the
   clip's advantage, how far its mean error lies below what the critic expects.
 
-The critic's value is the clip's (the mean of its per-token outputs). A per-token baseline
-(``baseline="token"``) would be the reward's own prediction: once it is right, the advantage of every token
-is noise around zero and the policy has nothing left to learn from. A baseline must not depend on the
-action, and in ``masked_token`` the token is the action.
+The critic's value is the clip's (the mean of its per-token outputs). A value of each token would predict
+the reward itself: once it is right, the advantage of every token is noise around zero and the policy has
+nothing left to learn from. A baseline must not depend on the action, and in ``masked_token`` the token is
+the action.
 
 Axes: B clips, N tokens, K visible and M masked ones.
 """
@@ -37,7 +37,6 @@ class PPOConfig(StrictModel):
     """How the sampler learns."""
 
     credit: Literal["masked_token", "sequence"] = Field("masked_token", description="what a reward is for")
-    baseline: Literal["clip", "token"] = Field("clip", description="what the critic's value is of")
     normalize_advantage: bool = Field(
         True, description="advantages to mean 0, deviation 1 over the memory of all workers"
     )
@@ -119,18 +118,11 @@ def returns(transition: Transition, config: PPOConfig) -> Tensor:
     return -transition.reward_BM.mean(1, keepdim=True)
 
 
-def values(policy: Policy, transition: Transition, config: PPOConfig) -> Tensor:
-    """The critic's baseline of `returns`: `[B, 1]`, of a clip, or `[B, M]`, of each masked token."""
-    if config.baseline == "token" and config.credit == "masked_token":
-        return policy.value_BN.gather(1, transition.rollout.masked_BM)
-    return policy.value_BN.mean(1, keepdim=True)
-
-
 def advantages(transition: Transition, config: PPOConfig) -> Tensor:
     """How much better than the critic expected: `[B, M]` or `[B, 1]`, as `returns`."""
     old = transition.rollout.policy
     assert old is not None
-    return returns(transition, config) - values(old, transition, config)
+    return returns(transition, config) - old.value_B1
 
 
 def ppo_loss(
@@ -152,17 +144,16 @@ def ppo_loss(
         new_log_BA = ordered_log_probs(new.logits_BN, rollout.visible_BK)
         old_log_BA = ordered_log_probs(old.logits_BN, rollout.visible_BK)
     return_BX = returns(transition, config)
-    value_BX, old_value_BX = (values(policy, transition, config) for policy in (new, old))
-    target_BX = return_BX if value_BX.shape == return_BX.shape else return_BX.mean(1, keepdim=True)
-    advantage_BX = (return_BX - old_value_BX - scale.mean) / scale.deviation
+    target_B1 = return_BX.mean(1, keepdim=True)
+    advantage_BX = (return_BX - old.value_B1 - scale.mean) / scale.deviation
 
     ratio_BA = (new_log_BA - old_log_BA).exp()
     policy_loss = -surrogate(ratio_BA, advantage_BX.expand_as(ratio_BA), config.clip).mean()
-    critic_loss = value_loss(value_BX, old_value_BX, target_BX, config.value_clip)
+    critic_loss = value_loss(new.value_B1, old.value_B1, target_B1, config.value_clip)
     entropy_share = new.entropy_B.mean() / math.log(rollout.tokens)
     total = policy_loss + config.value_weight * critic_loss - entropy_weight * entropy_share
     with torch.no_grad():
-        variance, left = (x_BX.var(correction=0) for x_BX in (target_BX, target_BX - value_BX))
+        variance, left = (x_B1.var(correction=0) for x_B1 in (target_B1, target_B1 - new.value_B1))
         parts = {
             "policy_loss": policy_loss,
             "value_loss": critic_loss,

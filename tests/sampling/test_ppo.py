@@ -158,16 +158,6 @@ def test_the_whole_objective_with_credit_to_the_sequence() -> None:
     assert loss.parts["value_loss"].item() == pytest.approx((0 + 4) / 2)
 
 
-def test_a_baseline_of_each_token_is_compared_with_that_tokens_reward() -> None:
-    old = Policy(torch.zeros(1, 3), torch.tensor([[9.0, 0.5, 1.0]]))
-    rollout = Rollout(torch.tensor([[0]]), torch.tensor([[1, 2]]), 3, old)
-    transition = Transition(torch.zeros(1, 3, 1), rollout, torch.tensor([[2.0, 1.0]]))
-    loss = ppo_loss(old, transition, PPOConfig(baseline="token"), entropy_weight=0.0)
-    # Advantages 1.5 and 0 at ratio 1; squared value errors 2.25 and 0.
-    assert loss.parts["policy_loss"].item() == pytest.approx(-0.75)
-    assert loss.parts["value_loss"].item() == pytest.approx(1.125)
-
-
 @pytest.mark.parametrize("credit", ["masked_token", "sequence"])
 def test_tokens_that_are_hardly_ever_drawn_do_not_make_the_policies_differ(credit: str) -> None:
     # Half of the tokens have next to no probability; what moves among them moves nothing.
