@@ -1,6 +1,6 @@
 """How a run shows itself: a live display in a terminal, plain lines anywhere else, JSON for scripts.
 
-Each is a `RunUI` (see `tats_core.pipeline.records`), so the runner knows none.
+Each is a `RunUI` (see `tats_core.store.run`), so the runner knows none.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 if TYPE_CHECKING:
-    from tats_core.pipeline.records import Plan, RunRecord, StageRecord
+    from tats_core.pipeline.plan import Plan
+    from tats_core.store.run import RunRecord, StageRecord
 
 JSON_SCHEMA = 1  # raised when a key of docs/json.md goes or changes its meaning; keys may be added
 

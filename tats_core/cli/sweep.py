@@ -72,7 +72,7 @@ def sweep(
 
 def _was_begun(sweep: Sweep, home: Path) -> bool:
     """Tell whether the newest run is of this very sweep, and can still come to something."""
-    from tats_core.pipeline.records import RunRecord
+    from tats_core.store.run import RunRecord
     from tats_core.sweep import engine, trial
 
     folder = trial.newest(home, sweep.name)

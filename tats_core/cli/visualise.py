@@ -37,7 +37,7 @@ def visualise(
 
     Each video gets a grid of frames (.png) and an animation (.gif).
     """
-    from tats_core.pipeline import models
+    from tats_core.store import models
     from tats_core.training.visualise import Visualiser
 
     folder = models.find_model(run, home.expanduser(), "pretrain", stage)

@@ -26,7 +26,7 @@ from tats_core import __version__
 from tats_core.cluster import work
 from tats_core.errors import TatsError
 from tats_core.pipeline.graph import Instance
-from tats_core.pipeline.stages.base import Preflight
+from tats_core.stages.base import Preflight
 
 TROUBLE = "tats-trouble: "
 _NODE_SECONDS = 120
@@ -49,7 +49,7 @@ def look(asked: Mapping[str, Any], home: Path, expected: Mapping[str, str]) -> l
     """
     import ray
 
-    from tats_core.pipeline import ray_train
+    from tats_core.launch import ray_train
 
     troubles = too_small(work.load(**asked).stages, *ray_train.capacity())
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

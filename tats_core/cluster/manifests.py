@@ -23,8 +23,8 @@ from tats_core.cluster.submit import ENVIRONMENT
 from tats_core.cluster.work import Work
 from tats_core.errors import SpecError
 from tats_core.pipeline.graph import Instance
-from tats_core.pipeline.stages.training import Trained
 from tats_core.specs import StrictModel
+from tats_core.stages.training import Trained
 
 Manifest = dict[str, Any]
 Target = Literal["kuberay", "raycluster"]

@@ -19,9 +19,9 @@ from typing import Any
 from tats_core import specs
 from tats_core.errors import SpecError, did_you_mean
 from tats_core.pipeline.spec import Pipeline, Scalar, Stage, label
-from tats_core.pipeline.stages import KINDS
-from tats_core.pipeline.stages.base import StageKind
 from tats_core.specs import StrictModel
+from tats_core.stages import KINDS
+from tats_core.stages.base import StageKind
 
 Row = dict[str, Scalar]
 

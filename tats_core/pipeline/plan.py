@@ -3,21 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tats_core.errors import SpecError
-from tats_core.pipeline import changes as diff
-from tats_core.pipeline import finding
-from tats_core.pipeline.cache import StageKey, StageStore, own_components, stage_key
-from tats_core.pipeline.changes import Change
 from tats_core.pipeline.graph import Graph, Instance
-from tats_core.pipeline.records import Action, Plan, PlanItem
+from tats_core.pipeline.keys import own_components, stage_key
 from tats_core.pipeline.spec import Pipeline
+from tats_core.store import history
+from tats_core.store import key_diff as diff
+from tats_core.store.key_diff import Change
+from tats_core.store.outputs import StageKey, StageStore
+from tats_core.store.run import SCHEMA
+
+Action = Literal["run", "reuse", "skip"]
 
 _RUNS_LOOKED_AT = 10  # for how long a stage took; in the newest ones most stages may have been reused
+
+
+@dataclass(frozen=True)
+class PlanItem:
+    """What will happen to one stage, and why.
+
+    `reason` is "" for a stage that runs only because those named in `after` come first. Until these have
+    run, `key` cannot be known: it contains the digests of their outputs. `seconds` is what the stage took
+    when it last ran, None where it never did.
+    """
+
+    name: str
+    stage: str
+    kind: str
+    axes: Mapping[str, str]
+    needs: tuple[str, ...]
+    action: Action
+    reason: str
+    key: str | None = None
+    folder: Path | None = None
+    after: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of a pipeline in an order in which they may run."""
+
+    pipeline: str
+    title: str
+    items: tuple[PlanItem, ...]
+
+    def count(self, action: Action) -> int:
+        """Return how many stages have this action."""
+        return sum(item.action == action for item in self.items)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as plain JSON values (schema 1)."""
+        items = [asdict(item) | {"folder": item.folder and str(item.folder)} for item in self.items]
+        return {"schema": SCHEMA, "pipeline": self.pipeline, "title": self.title, "stages": items}
 
 
 @dataclass(frozen=True)
@@ -119,7 +163,7 @@ def make(decider: Decider) -> Plan:
 def _taken(home: Path, pipeline: str, names: Iterable[str]) -> dict[str, float]:
     """Return what each stage took in the newest run that did its work, among the newest few."""
     found: dict[str, float] = {}
-    for record in islice(finding.records(home, pipeline), _RUNS_LOOKED_AT):
+    for record in islice(history.records(home, pipeline), _RUNS_LOOKED_AT):
         for stage in record.stages.values():
             if stage.status == "finished":
                 found.setdefault(stage.name, stage.seconds)

@@ -22,18 +22,19 @@ from typing import Any, Literal, Protocol
 
 from tats_core.errors import ResourceError, StoreError, TatsError
 from tats_core.machine import available_cpus
-from tats_core.pipeline import environment, html_report
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import plan as plans
-from tats_core.pipeline.cache import StageStore, make_folder
 from tats_core.pipeline.graph import Graph, Instance
-from tats_core.pipeline.notify import Notifier
-from tats_core.pipeline.plan import Choice, Decider, Decision
-from tats_core.pipeline.records import Plan, PlanItem, RunRecord, RunUI, SilentUI, StageConfig, StageRecord
+from tats_core.pipeline.hooks import Notifier
+from tats_core.pipeline.observers import RunUI, SilentUI
+from tats_core.pipeline.plan import Choice, Decider, Decision, Plan, PlanItem
 from tats_core.pipeline.spec import Pipeline
-from tats_core.pipeline.stages.base import Input, Preflight
-from tats_core.pipeline.tracking import Tracker
-from tats_core.pipeline.work import Answer, Launch, StageWork
+from tats_core.pipeline.stage_thread import Answer, Launch, StageWork
+from tats_core.stages.base import Input, Preflight
+from tats_core.store import environment, run_page
+from tats_core.store.outputs import StageStore, make_folder
+from tats_core.store.run import RunRecord, StageConfig, StageRecord
+from tats_core.tracking import Tracker
 from tats_core.training.events import read_events
 
 __all__ = [
@@ -208,7 +209,7 @@ def _check_before_start(graph: Graph, todo: Plan, home: Path) -> _Resources:
 def _capacity(wants_gpu: bool) -> _Resources:
     if not wants_gpu and not os.environ.get("RAY_ADDRESS"):
         return _Resources(available_cpus(), 0)  # without starting a Ray for it
-    from tats_core.pipeline import ray_train
+    from tats_core.launch import ray_train
 
     return _Resources(*ray_train.capacity())
 
@@ -579,7 +580,7 @@ class _Run:
         if self.is_part:
             return  # the larger work has one
         try:
-            html_report.write(self.record)
+            run_page.write(self.record)
         except Exception as error:  # noqa: BLE001 (a page about it must not fail a run)
             self.ui.note("", f"the run's page was not written: {type(error).__name__}: {error}")
 

@@ -26,7 +26,7 @@ from pydantic import BeforeValidator, Field
 
 from tats_core import specs
 from tats_core.errors import SpecError, did_you_mean
-from tats_core.pipeline.notify import Hook
+from tats_core.pipeline.hooks import Hook
 from tats_core.specs import StrictModel
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")

@@ -25,17 +25,20 @@ from typing import Any, Protocol
 
 from tats_core.errors import ResourceError, RunError, SpecError, StoreError
 from tats_core.files import write_json
+from tats_core.launch import local, ray_train
 from tats_core.machine import available_cpus
-from tats_core.pipeline import environment, ray_train, runner
 from tats_core.pipeline import graph as graphs
-from tats_core.pipeline.cache import make_folder
-from tats_core.pipeline.records import RunRecord, RunUI, StageRecord
-from tats_core.pipeline.tracking import Tracker
-from tats_core.sweep import alone, page, search, spec, summary, trial
+from tats_core.pipeline import runner
+from tats_core.pipeline.observers import RunUI
+from tats_core.store import environment
+from tats_core.store.outputs import make_folder
+from tats_core.store.run import RunRecord, StageRecord
+from tats_core.sweep import page, search, spec, summary, trial
 from tats_core.sweep.halving import Decision, Decisions
 from tats_core.sweep.spec import Sweep, Trial, differences
 from tats_core.sweep.summary import Summary
 from tats_core.sweep.trial import Ended, Row
+from tats_core.tracking import Tracker
 
 _TRIES = 2  # a trial whose process was killed is started so often again
 _DRIVER_CPUS = 0.01  # Tune refuses 0
@@ -509,7 +512,7 @@ def _trainable(sweep: Sweep, home: Path, run_id: str, in_process: bool) -> Any:
             self.working = threading.Thread(target=self.work, args=(given,), daemon=True)
 
         def work(self, given: Trial) -> None:
-            launch = alone.fit if in_process else None
+            launch = local.fit if in_process else None
             try:
                 self.end = trial.run(sweep, given, home, run_id, self.rows, self.asked, launch)
             finally:

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from tats_core import __version__
-from tats_core.pipeline import environment
-from tats_core.pipeline.records import RunRecord
 from tats_core.report import page
 from tats_core.report import sweep_figures as figures
 from tats_core.report import sweeps as tables
 from tats_core.report.page import Html, Section
 from tats_core.report.tables import DASH
 from tats_core.report.units import duration, moment
+from tats_core.store import environment
+from tats_core.store.run import RunRecord
 from tats_core.sweep import plots, summary
 from tats_core.sweep.plots import Plots
 from tats_core.sweep.space import Range

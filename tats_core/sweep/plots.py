@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tats_core.pipeline import following
-from tats_core.pipeline.records import RunRecord
 from tats_core.report import sweep_figures as figures
 from tats_core.report.sweep_figures import Curve, Look, Named, Series
 from tats_core.report.sweeps import Row, short
 from tats_core.report.tables import DASH
+from tats_core.store import logs
+from tats_core.store.run import RunRecord
 from tats_core.sweep.space import Range
 from tats_core.sweep.spec import Sweep
 from tats_core.sweep.trial import Ended
@@ -165,7 +165,7 @@ def curves(folder: Path) -> dict[str, dict[int, float]]:
     record = RunRecord.load(folder)
     found: dict[str, dict[int, float]] = {}
     for stage in record.stages.values():
-        place = following.folder(record, stage)
+        place = logs.folder(record, stage)
         for _, event in read_events(place / "events.jsonl") if place else ():
             if event["kind"] == "metrics":
                 for key, value in event["values"].items():

@@ -20,10 +20,11 @@ from typing import Any, Literal
 
 from tats_core.errors import StoreError, TatsError
 from tats_core.files import write_json
-from tats_core.pipeline import finding, runner
-from tats_core.pipeline.records import RunRecord, StageRecord
-from tats_core.pipeline.stages.base import read_result
-from tats_core.pipeline.work import Launch
+from tats_core.pipeline import runner
+from tats_core.pipeline.stage_thread import Launch
+from tats_core.stages.base import read_result
+from tats_core.store import history
+from tats_core.store.run import RunRecord, StageRecord
 from tats_core.sweep.space import Point
 from tats_core.sweep.spec import STEP_SECONDS, Sweep, Trial, shown
 from tats_core.training.events import read_events
@@ -72,7 +73,7 @@ class Ended:
 
 def newest(home: Path, name: str) -> Path | None:
     """Return the folder of the newest run of the sweep `name`, or None."""
-    folders = (home / "runs" / one for one in finding.ids(home, name))
+    folders = (home / "runs" / one for one in history.ids(home, name))
     return next((one for one in folders if (one / "sweep.json").exists()), None)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from tats_core.cli.plan import plan_tree, summary
-from tats_core.pipeline.records import Plan, PlanItem
+from tats_core.pipeline.plan import Plan, PlanItem
 
 
 def item(

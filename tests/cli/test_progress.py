@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from tats_core.cli.progress import LiveUI, PlainUI, Remaining, describe, duration, numbers
-from tats_core.pipeline.records import Plan, PlanItem, RunRecord, StageRecord
+from tats_core.pipeline.plan import Plan, PlanItem
+from tats_core.store.run import RunRecord, StageRecord
 
 
 def item(name: str, action: Any) -> PlanItem:

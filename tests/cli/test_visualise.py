@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tats_core.errors import VideoError
-from tats_core.pipeline import models
+from tats_core.store import models
 from tats_core.training.visualise import Visualiser
 
 

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from tats_core.errors import ResourceError, SpecError, StageError, TatsError
-from tats_core.pipeline import code, finding, runner
-from tats_core.pipeline.cache import StageStore
-from tats_core.pipeline.records import RunRecord
-from tats_core.pipeline.stages.base import StageContext
-
-from .conftest import Grow, NoTracker, RecordingUI
+from tats_core.pipeline import runner
+from tats_core.stages.base import StageContext
+from tats_core.store import code, history
+from tats_core.store.outputs import StageStore
+from tats_core.store.run import RunRecord
+from tests.toys import Grow, NoTracker, RecordingUI
 
 pytestmark = pytest.mark.usefixtures("no_tracker")
 
@@ -176,7 +176,7 @@ def test_only_runs_one_stage_and_leaves_the_others_out(load, home):
     assert statuses(record)["make"] == "finished"
     assert statuses(record)["sum"] == "skipped"
     assert record.status == "finished"
-    assert finding.newest_finished(home, "toy") is None, "a part is not a whole run"
+    assert history.newest_finished(home, "toy") is None, "a part is not a whole run"
     assert statuses(runner.run(load(TOY), home, only=["grow"]))["grow[a,pretrained]"] == "finished"
 
 
@@ -232,7 +232,7 @@ def test_a_bug_ends_its_stage_with_a_traceback_on_disk_and_is_not_tried_again(lo
 
 
 def test_code_that_is_edited_meanwhile_makes_no_output_under_the_key_of_the_old(load, home, monkeypatch):
-    monkeypatch.setattr(code, "changed", lambda known: [name for name in known if name.endswith("conftest")])
+    monkeypatch.setattr(code, "changed", lambda known: [name for name in known if name.endswith("toys")])
     record = runner.run(load("stages: {grow: {kind: grow, init: scratch, retries: 3}}"), home)
     assert record.error == (
         f"grow: the code of {Grow.__module__} was changed since this run began; start it again: "
@@ -395,13 +395,13 @@ def test_a_run_waits_for_another_that_makes_the_same_output_and_takes_it(load, h
 
 
 def test_the_newest_finished_run_is_found_among_those_of_other_pipelines(load, home):
-    assert finding.newest_finished(home, "toy") is None
+    assert history.newest_finished(home, "toy") is None
     runner.run(load(TOY), home)
     second = runner.run(load(TOY), home)
     runner.run(load(TOY, name="toy-two"), home)
     failed = load(TOY.replace("add: 4", "add: 5, fail: always"))
     assert runner.run(failed, home).status == "failed"
-    found = finding.newest_finished(home, "toy")
+    found = history.newest_finished(home, "toy")
     assert found is not None
     assert found.id == second.id
     assert found.folder == home / "runs" / second.id
@@ -421,7 +421,7 @@ def test_runs_of_machines_in_different_time_zones_are_in_the_order_of_their_star
         ids.append(runner.run(load("stages: {make: {kind: make}}"), home).id)
     monkeypatch.delenv("TZ")
     time.tzset()
-    assert finding.ids(home) == ids[::-1]
+    assert history.ids(home) == ids[::-1]
 
 
 def test_what_an_earlier_attempt_said_is_not_shown_again(load, home, ui):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tats_core.files import write_json
-from tats_core.pipeline.records import RunRecord, StageRecord
+from tats_core.store.run import RunRecord, StageRecord
 from tats_core.sweep import spec
 from tats_core.sweep.spec import Sweep, Trial
 from tats_core.sweep.trial import Ended

@@ -17,10 +17,10 @@ from tats_core.errors import DataError, VideoError, WeightsError
 from tats_core.models.classifier import VideoClassifier
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
+from tats_core.stages import evaluate, finetune
 from tats_core.training import weights
 from tats_core.training.checkpoint import FolderStore
 from tats_core.training.events import EventLog
-from tats_core.training.jobs import evaluate, finetune
 from tats_core.training.predict import Predictor, existing
 from tats_core.training.views import Views
 from tats_core.training.world import World
@@ -60,7 +60,7 @@ def tuned(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "init": "scratch",
         "out": str(out),
     }
-    finetune.run(job, World(), EventLog(None), FolderStore(out / "checkpoints"))
+    finetune.train(job, World(), EventLog(None), FolderStore(out / "checkpoints"))
     return out
 
 
@@ -68,7 +68,7 @@ def test_a_file_gets_the_class_that_the_benchmarks_test_gives_it(
     data: Path, tuned: Path, tmp_path: Path
 ) -> None:
     job = {"data": {}, "test": str(data / "ssv2.test.json"), "model": str(tuned), "benchmark": "ssv2"}
-    evaluate.run(
+    evaluate.score_videos(
         {**job, "init": "scratch", "out": str(tmp_path)}, World(), EventLog(None), FolderStore(tmp_path / "c")
     )
     expected = json.loads((tmp_path / "predictions.json").read_text())

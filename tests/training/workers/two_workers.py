@@ -16,11 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tats_core.errors import Stopped
 from tats_core.models.mae import VideoMAE
 from tats_core.sampling import Sampler
+from tats_core.stages.evaluate import gather_uneven
 from tats_core.training import checkpoint
 from tats_core.training.checkpoint import CheckpointConfig, FolderStore
 from tats_core.training.events import EventLog, read_events
 from tats_core.training.finetune import FinetuneConfig, FinetuneTrainer
-from tats_core.training.jobs.evaluate import gather_uneven
 from tats_core.training.pretrain import JointTrainer, PretrainConfig, pretrain
 from tats_core.training.world import World
 
