@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tats_core.errors import StoreError
-from tats_core.files import digest, sync_folder, write_json
+from tats_core.files import digest, sync, write_json
 from tats_core.store.layout import ATTEMPT, EVENTS, KEY, MANIFEST, SCRATCH
 
 # Files up to this size are read again at every hit; of larger ones only the size is compared, so that a
@@ -229,7 +229,7 @@ class StageStore:
             shutil.rmtree(replaced)
         else:
             partial.rename(folder)
-        sync_folder(self.root)
+        sync(self.root)
         # Only now: a kill before the rename goes on from the states that are in there, forced or not.
         (folder / ATTEMPT).unlink(missing_ok=True)
         for name in SCRATCH:
