@@ -110,7 +110,7 @@ class LearnedSampler(Sampler):
         """Draw by Gumbel-top-k."""
         assert policy is not None
         uniform_BN = noise.uniform(clips, self.tokens)
-        return self._rollout(gumbel_top_k(policy.logits_BN, self.visible, uniform_BN), policy)
+        return self._rollout(gumbel_top_k(policy.logits_BN.detach(), self.visible, uniform_BN), policy)
 
     @torch.no_grad()
     def act(self, tokens_BND: Tensor, generator: torch.Generator) -> Rollout:

@@ -24,14 +24,7 @@ from tats_core.specs import NotIdentity
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog
 from tats_core.training.loop import Loader, Pace, Position
-from tats_core.training.optim import (
-    AverageConfig,
-    GuardedStep,
-    OptimizerConfig,
-    WeightAverage,
-    adamw,
-    fresh_weights,
-)
+from tats_core.training.optim import AverageConfig, OptimizerConfig, fresh_weights
 from tats_core.training.world import StepConfig, World
 
 
@@ -131,9 +124,10 @@ class FinetuneTrainer:
         config = self.config
         config.compiled(self.model)
         self.parallel = self.world.parallel(self.model)
-        optimizer = adamw(self.model, config.optimizer, config.optimizer.layer_decay, config.model.depth)
-        self.guarded = GuardedStep(optimizer, config.optimizer.clip_grad, "classifier")
-        self.average = WeightAverage(self.model, config.ema) if config.ema else None
+        self.guarded = config.optimizer.build(
+            self.model, "classifier", layer_decay=config.optimizer.layer_decay, depth=config.model.depth
+        )
+        self.average = config.ema.build(self.model) if config.ema else None
         self.mix = None
         if config.mixes:
             self.mix = Mixup(  # type: ignore[no-untyped-call]
@@ -148,7 +142,11 @@ class FinetuneTrainer:
     @property
     def finished(self) -> VideoClassifier:
         """The model that training makes: with averaged weights where there are some, else with the last."""
-        return self.average.model if self.average is not None else self.model
+        if self.average is None:
+            return self.model
+        averaged = self.average.module
+        assert isinstance(averaged, VideoClassifier)
+        return averaged
 
     def step(self, video_BCTHW: Tensor, label_B: Tensor, step: int, lr: float) -> dict[str, float]:
         """Optimiser step number `step` on this worker's normalised videos.
@@ -173,7 +171,7 @@ class FinetuneTrainer:
             hits.append(logits_BC.argmax(1) == (truth if self.mix is None else truth.argmax(1)))
         self.guarded.set_lr(lr)
         if self.guarded.step() and self.average is not None:
-            self.average.update(self.model)
+            self.average.update_parameters(self.model)
         return {
             "loss": float(torch.stack(losses).sum()),
             "lr": lr,

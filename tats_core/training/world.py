@@ -197,7 +197,10 @@ class PooledBatchNorm(nn.BatchNorm1d):
 
 
 class _Gather(torch.autograd.Function):
-    """All workers' rows in rank order; the gradient of a row is the sum of what all workers have for it."""
+    """All workers' rows in rank order; the gradient of a row is the sum of what all workers have for it.
+
+    torch.distributed.nn.all_gather does the same, but is deprecated, and its successor is private.
+    """
 
     @staticmethod
     def forward(ctx: Any, own_BD: Tensor) -> Tensor:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from tats_core.sampling.base import Policy, Rollout
+from tats_core.sampling.objective import Transition
 from tats_core.sampling.plackett_luce import complement, gumbel_top_k
 from tats_core.sampling.ppo import (
     EntropyController,
     PPOConfig,
     Scale,
-    Transition,
     improve,
     ppo_loss,
     surrogate,
@@ -212,6 +212,7 @@ class Taught:
         self, policy: Callable[[Tensor], Policy], optimizer: torch.optim.Optimizer | None = None
     ) -> None:
         self.of, self.optimizer, self.losses, self.discarded = policy, optimizer, list[float](), 0
+        self.accumulate = 1
 
     def policy(self, tokens_BND: Tensor, *, last: bool) -> Policy:
         return self.of(tokens_BND)

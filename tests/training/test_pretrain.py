@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from tats_core.errors import SpecError, TrainingError
 from tats_core.models.mae import VideoMAE
-from tats_core.sampling import Sampler
+from tats_core.sampling import Sampler, Transition
 from tats_core.specs import validate
 from tats_core.training.checkpoint import FolderStore
 from tats_core.training.events import EventLog, read_events
@@ -264,29 +265,31 @@ def test_all_tokens_are_embedded_only_for_a_sampler_that_looks_at_them(
     assert len(seen) == looks
 
 
-def test_rewards_are_standardised_and_their_figures_told(tiny: dict[str, Any]) -> None:
+def test_rewards_are_standardised_and_their_moments_logged(tiny: dict[str, Any]) -> None:
     trainer = JointTrainer(_recipe(tiny, {"kind": "tats", "ppo": {"rollout_length": 9}}), World())
     tokens_BND = torch.randn(2, 32, 24)
     policy = trainer.policy(tokens_BND)
     rollout = trainer.sampler.draw(2, trainer.noise, policy)
     reward_BM = torch.rand(rollout.masked_BM.shape)
-    figures = trainer.update_sampler(tokens_BND, rollout, reward_BM, policy)
+    assert trainer.objective is not None
+    figures = trainer.objective.update(Transition(tokens_BND, rollout, reward_BM), trainer.learner)
     assert figures["reward_mean"] == pytest.approx(reward_BM.mean().item())
     assert figures["reward_std"] == pytest.approx(reward_BM.std(correction=0).item())
-    kept_BM = trainer.memory[0].reward_BM
-    assert kept_BM.mean().item() == pytest.approx(0, abs=1e-6)
-    assert kept_BM.std(correction=0).item() == pytest.approx(1, abs=1e-5)
+    standard_BM = trainer.objective.memory[0].reward_BM
+    assert standard_BM.mean().item() == pytest.approx(0, abs=1e-6)
+    assert standard_BM.std(correction=0).item() == pytest.approx(1, abs=1e-5)
 
 
 def test_a_skipped_step_of_the_sampler_is_counted_and_told(
     tiny: dict[str, Any], clips: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = JointTrainer(_recipe(tiny, SAMPLERS["tats"], epochs=1), World())
-    update = trainer.update_sampler
+    assert trainer.objective is not None
+    update = trainer.objective.update
     monkeypatch.setattr(
-        trainer,
-        "update_sampler",
-        lambda tokens, drawn, reward, *more: update(tokens, drawn, reward * math.nan, *more),
+        trainer.objective,
+        "update",
+        lambda drawn, learner: update(replace(drawn, reward_BM=drawn.reward_BM * math.nan), learner),
     )
     events = EventLog(tmp_path / "events.jsonl")
     pretrain(trainer, clips(steps=2), events=events, store=FolderStore(tmp_path / "states"), health=_look)
