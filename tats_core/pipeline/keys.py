@@ -18,9 +18,9 @@ def stage_key(instance: Instance, inputs: Iterable[tuple[Instance, str]], pipeli
     stage that gathers is about its pipeline, and needs the axes of its inputs to tell them apart.
     """
     read = [
-        {"kind": one.kind.name, "digest": digest}
-        | ({"axes": dict(one.axes)} if instance.kind.gathers else {})
-        for one, digest in inputs
+        {"kind": source.kind.name, "digest": digest}
+        | ({"axes": dict(source.axes)} if instance.kind.gathers else {})
+        for source, digest in inputs
     ]
     return StageKey({**own_components(instance, pipeline), "inputs": sorted(read, key=canonical)})
 

@@ -47,7 +47,7 @@ class Report(StageKind[ReportConfig]):
 
     def run(self, config: ReportConfig, ctx: StageContext) -> None:
         """Join the results and write them."""
-        policies = [{**one.axes, **read_result(one.path)} for one in ctx.inputs("pretrain")]
+        policies = [{**output.axes, **read_result(output.path)} for output in ctx.inputs("pretrain")]
         results: dict[str, Any] = {
             "pipeline": ctx.pipeline,
             "rows": join([one for kind in _ROW_KINDS for one in ctx.inputs(kind)]),
