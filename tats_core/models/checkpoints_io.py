@@ -194,12 +194,12 @@ class Foreign:
 
 @dataclass(frozen=True)
 class Match:
-    """What of a checkpoint went into a module."""
+    """What of a checkpoint was loaded into a module."""
 
     layout: str
     matched: tuple[str, ...]
     missing: tuple[str, ...]
-    """Of the module, not in the file: they keep their first values."""
+    """Of the module, not in the file: they keep their initial values."""
     unexpected: tuple[str, ...]
     """In the file, not of the module."""
 
@@ -250,16 +250,16 @@ def files(path: Path) -> list[Path]:
     """
     file = path
     if path.is_dir():
-        found = [path / name for name in _FILES if (path / name).is_file()]
-        if not found:
+        weights = [path / name for name in _FILES if (path / name).is_file()]
+        if not weights:
             raise WeightsError(
                 f"{path}: holds neither {_FILES[0]} nor {_FILES[1]}; name the checkpoint's file"
             )
-        file = found[0]
+        file = weights[0]
     if not file.is_file():
         raise WeightsError(f"{path}: the checkpoint cannot be read (no such file or folder)")
     beside = [file.with_name(name) for name in _DECLARING] if file.name in _FILES else []
-    return [file, *(one for one in beside if one.is_file())]
+    return [file, *(description for description in beside if description.is_file())]
 
 
 def refuse_other_format(file: Path) -> None:
@@ -301,9 +301,9 @@ def _load(file: Path) -> Any:
         raise WeightsError(f"{file}: the checkpoint cannot be read ({reason})") from error
 
 
-def _declared(found: list[Path]) -> tuple[dict[str, int | str], tuple[str, ...]]:
+def _declared(descriptions: list[Path]) -> tuple[dict[str, int | str], tuple[str, ...]]:
     """Return what `model.json` (ours) or `config.json` (Hugging Face's) beside the weights declares."""
-    for beside in found:
+    for beside in descriptions:
         declares = _declared_here if beside.name == "model.json" else _declared_hf
         try:
             return declares(json.loads(beside.read_text(encoding="utf-8")))
@@ -325,11 +325,11 @@ def _declared_here(described: Mapping[str, Any]) -> tuple[dict[str, int | str], 
 
 def _declared_hf(config: Mapping[str, Any]) -> tuple[dict[str, int | str], tuple[str, ...]]:
     vit, clip = configs_of_hugging_face(config)
-    names = {int(place): str(name) for place, name in config.get("id2label", {}).items()}
+    names = {int(label): str(name) for label, name in config.get("id2label", {}).items()}
     sizes: dict[str, int | str] = {"heads": vit.heads, "frames": clip.frames, "size": clip.size}
     if "decoder_num_attention_heads" in config:
         sizes["decoder_heads"] = config["decoder_num_attention_heads"]
-    return sizes, tuple(names[place] for place in sorted(names))
+    return sizes, tuple(names[label] for label in sorted(names))
 
 
 def _refuse_learned_positions(tensors: Mapping[str, Tensor], file: Path) -> None:
@@ -421,8 +421,8 @@ def load_encoder(encoder: VideoViT, foreign: Foreign) -> Match:
         WeightsError: the encoder is of another size; says in what they differ.
     """
     _refuse_misfit(encoder, foreign)
-    found = {n.removeprefix("encoder."): t for n, t in foreign.tensors.items() if n.startswith("encoder.")}
-    return _fill(encoder, found, foreign, optional=("norm.",))
+    tensors = {n.removeprefix("encoder."): t for n, t in foreign.tensors.items() if n.startswith("encoder.")}
+    return _fill(encoder, tensors, foreign, optional=("norm.",))
 
 
 def load_classifier(model: VideoClassifier, foreign: Foreign) -> Match:
@@ -459,20 +459,20 @@ def _refuse_misfit(encoder: VideoViT, foreign: Foreign) -> None:
 
 
 def _fill(
-    module: torch.nn.Module, found: Mapping[str, Tensor], foreign: Foreign, optional: tuple[str, ...]
+    module: torch.nn.Module, tensors: Mapping[str, Tensor], foreign: Foreign, optional: tuple[str, ...]
 ) -> Match:
     wanted = module.state_dict()
-    matched = sorted(n for n in wanted.keys() & found.keys() if wanted[n].shape == found[n].shape)
+    matched = sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].shape == tensors[n].shape)
     missing = sorted(wanted.keys() - set(matched))
     needed = [name for name in missing if not name.startswith(optional)] if optional else missing
     if needed:
-        there = f"has shape {tuple(found[needed[0]].shape)}" if needed[0] in found else "is missing"
+        first = f"has shape {tuple(tensors[needed[0]].shape)}" if needed[0] in tensors else "is missing"
         raise WeightsError(
-            f"{foreign.path}: {len(needed)} of {len(wanted)} tensors do not fit: {needed[0]} {there}, "
+            f"{foreign.path}: {len(needed)} of {len(wanted)} tensors do not fit: {needed[0]} {first}, "
             f"here it has {tuple(wanted[needed[0]].shape)}"
         )
-    module.load_state_dict({name: found[name] for name in matched}, strict=False)
-    unexpected = sorted({*(found.keys() - wanted.keys()), *foreign.unknown})
+    module.load_state_dict({name: tensors[name] for name in matched}, strict=False)
+    unexpected = sorted({*(tensors.keys() - wanted.keys()), *foreign.unknown})
     return Match(foreign.layout, tuple(matched), tuple(missing), tuple(unexpected))
 
 
@@ -536,12 +536,12 @@ def to_hugging_face(
             "decoder_intermediate_size": int(model.config.decoder_width * vit.mlp_ratio),
         }
     else:
-        names = classes or [f"LABEL_{place}" for place in range(model.head.out_features)]
+        names = classes or [f"LABEL_{label}" for label in range(model.head.out_features)]
         config |= {
             "architectures": ["VideoMAEForVideoClassification"],
             "use_mean_pooling": True,
-            "id2label": {str(place): name for place, name in enumerate(names)},
-            "label2id": {name: place for place, name in enumerate(names)},
+            "id2label": {str(label): name for label, name in enumerate(names)},
+            "label2id": {name: label for label, name in enumerate(names)},
         }
     return tensors, config
 

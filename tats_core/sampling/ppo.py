@@ -75,8 +75,8 @@ def value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip: float | N
     """Mean squared error of the value; with `clip`, the worse of it and of a value kept near the old one."""
     error = (value - target).square()
     if clip is not None:
-        kept = old_value + (value - old_value).clamp(-clip, clip)
-        error = torch.maximum(error, (kept - target).square())
+        near = old_value + (value - old_value).clamp(-clip, clip)
+        error = torch.maximum(error, (near - target).square())
     return error.mean()
 
 
@@ -98,7 +98,7 @@ def returns(transition: Transition, config: PPOConfig) -> Tensor:
 
 
 def advantages(transition: Transition, config: PPOConfig) -> Tensor:
-    """How much better than the critic expected: `[B, M]` or `[B, 1]`, as `returns`."""
+    """Returns minus the critic's value: `[B, M]` or `[B, 1]`."""
     return returns(transition, config) - transition.policy.value_B1
 
 

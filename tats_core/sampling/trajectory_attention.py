@@ -53,13 +53,13 @@ class TrajectoryAttention(nn.Module):
         query_BHNE, key_BHNE, value_BHNE = qkv_3BHNE.unbind(0)
         # Plain attention of N queries on the S keys of one slice, slice by slice: no N x N matrix, and the
         # queries are not copied F times, which one call batched over slices would need.
-        places = n // self.slices
+        patches = n // self.slices
         return [
             functional.scaled_dot_product_attention(query_BHNE, key_BHSE, value_BHSE)
             .transpose(1, 2)
             .reshape(b, n, d)
             for key_BHSE, value_BHSE in zip(
-                key_BHNE.split(places, 2), value_BHNE.split(places, 2), strict=True
+                key_BHNE.split(patches, 2), value_BHNE.split(patches, 2), strict=True
             )
         ]
 
@@ -70,7 +70,8 @@ class TrajectoryAttention(nn.Module):
         if self.temporal_value is not None:
             weights += [self.temporal_value.weight, self.temporal_value.bias]
         # Under autocast the trajectories are in bfloat16, and so is all arithmetic on them.
-        along_BND = TemporalStep.apply(self.heads, *(weight.to(paths[0].dtype) for weight in weights), *paths)
+        weights = [weight.to(paths[0].dtype) for weight in weights]
+        along_BND = TemporalStep.apply(self.heads, self.slices, *weights, *paths)
         mixed: Tensor = self.out(along_BND)
         return mixed
 

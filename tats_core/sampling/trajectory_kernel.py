@@ -7,7 +7,7 @@ Axes as in `trajectory_attention`; R rows: a part of the tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import torch
@@ -37,23 +37,22 @@ class TemporalStep(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, heads: int, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, heads: int, slices: int, *tensors: Tensor) -> Tensor:
         """`tensors`: W_q, b_q, W_k, and in the paper's form W_v, b_v; then F trajectories `[B, N, D]`."""
-        slices = _slices(tensors)
         weights, paths = tensors[:-slices], tensors[-slices:]
         step = _Weights(heads, weights)
         b, n, d = paths[0].shape
         along_BND = torch.empty_like(paths[0])
         attention_BNHF = paths[0].new_empty(b, n, heads, slices)
         with torch.autocast(paths[0].device.type, enabled=False):
-            for part in _parts(paths[0], heads, slices):
-                path_RFD = _rows(paths, part)
-                query_HRE = step.query(path_RFD[:, part.slice])
+            for index, t in _parts(paths[0], heads, slices):
+                path_RFD = _rows(paths, index)
+                query_HRE = step.query(path_RFD[:, t])
                 absorbed_RHD = torch.bmm(query_HRE, step.key_HED).transpose(0, 1)
                 score_RHF = absorbed_RHD @ path_RFD.transpose(1, 2)
                 weight_RHF = score_RHF.softmax(-1, dtype=_wide(score_RHF)).to(score_RHF.dtype)
-                attention_BNHF[part.index] = weight_RHF.view(part.shape(heads, slices))
-                along_BND[part.index] = step.along(weight_RHF, path_RFD).view(part.shape(d))
+                attention_BNHF[index] = weight_RHF.view(-1, n // slices, heads, slices)
+                along_BND[index] = step.along(weight_RHF, path_RFD).view(-1, n // slices, d)
         ctx.heads = heads
         ctx.save_for_backward(attention_BNHF, *tensors)
         return along_BND
@@ -66,16 +65,15 @@ class TemporalStep(torch.autograd.Function):
         heads, slices = ctx.heads, attention_BNHF.shape[-1]
         weights, paths = tensors[:-slices], tensors[-slices:]
         step = _Weights(heads, weights)
-        d = paths[0].shape[-1]
+        n, d = paths[0].shape[1:]
         grads = _Weights(heads, [torch.zeros_like(weight, dtype=_wide(weight)) for weight in weights])
         path_grads = [torch.empty_like(path) for path in paths]
-        for part in _parts(paths[0], heads, slices):
-            path_RFD = _rows(paths, part)
-            own_RD = path_RFD[:, part.slice]
-            query_HRE = step.query(own_RD)
+        for index, t in _parts(paths[0], heads, slices):
+            path_RFD = _rows(paths, index)
+            query_HRE = step.query(path_RFD[:, t])
             absorbed_RHD = torch.bmm(query_HRE, step.key_HED).transpose(0, 1)
-            weight_RHF = attention_BNHF[part.index].flatten(0, 1)
-            grad_HRE = along_grad_BND[part.index].reshape(-1, heads, d // heads).transpose(0, 1)
+            weight_RHF = attention_BNHF[index].flatten(0, 1)
+            grad_HRE = along_grad_BND[index].reshape(-1, heads, d // heads).transpose(0, 1)
             if step.value_HED is not None:
                 mean_grad_RHD = torch.bmm(grad_HRE, step.value_HED).transpose(0, 1)
             else:  # W_v is the identity: head h's gradient lies in head h's columns
@@ -90,16 +88,17 @@ class TemporalStep(torch.autograd.Function):
             absorbed_grad_HRD = absorbed_grad_RHD.transpose(0, 1)
             query_grad_HRE = torch.bmm(absorbed_grad_HRD, step.key_HED.transpose(1, 2))
             query_grad_RD = query_grad_HRE.transpose(0, 1).flatten(1) * step.scale
-            path_grad_RFD[:, part.slice] += query_grad_RD @ step.query_weight
+            path_grad_RFD[:, t] += query_grad_RD @ step.query_weight
             for path_grad, grad_RD in zip(path_grads, path_grad_RFD.unbind(1), strict=True):
-                path_grad[part.index] = grad_RD.view(part.shape(d))
-            grads.query_weight += query_grad_RD.T @ own_RD
+                path_grad[index] = grad_RD.view(-1, n // slices, d)
+            grads.query_weight += query_grad_RD.T @ path_RFD[:, t]
             grads.query_bias += query_grad_RD.sum(0)
             grads.key_HED += torch.bmm(query_HRE.transpose(1, 2), absorbed_grad_HRD)
             if grads.value_HED is not None and grads.value_bias is not None:
                 grads.value_HED += torch.bmm(grad_HRE.transpose(1, 2), mean_RHD.transpose(0, 1))
                 grads.value_bias += grad_HRE.sum(1).flatten()
         return (
+            None,
             None,
             *(grad.to(weight.dtype) for grad, weight in zip(grads.all, weights, strict=True)),
             *path_grads,
@@ -109,7 +108,7 @@ class TemporalStep(torch.autograd.Function):
 class _Weights:
     """The projections of the temporal step, cut into heads (views)."""
 
-    def __init__(self, heads: int, weights: list[Tensor] | tuple[Tensor, ...]) -> None:
+    def __init__(self, heads: int, weights: Sequence[Tensor]) -> None:
         self.all = tuple(weights)
         self.query_weight, self.query_bias, key, *value = weights
         d = key.shape[0]
@@ -118,10 +117,10 @@ class _Weights:
         self.value_HED: Tensor | None = value[0].view(heads, -1, d) if value else None
         self.value_bias: Tensor | None = value[1] if value else None
 
-    def query(self, own_RD: Tensor) -> Tensor:
-        """Scaled queries of tokens from the place of their path in their own slice: `[H, R, E]`."""
-        query_RD = torch.addmm(self.query_bias, own_RD, self.query_weight.T).mul_(self.scale)
-        return query_RD.view(len(own_RD), self.heads, -1).transpose(0, 1)
+    def query(self, path_RD: Tensor) -> Tensor:
+        """Scaled queries of tokens, from their path in the slice where they are: `[H, R, E]`."""
+        query_RD = torch.addmm(self.query_bias, path_RD, self.query_weight.T).mul_(self.scale)
+        return query_RD.view(len(path_RD), self.heads, -1).transpose(0, 1)
 
     def along(self, weight_RHF: Tensor, path_RFD: Tensor) -> Tensor:
         """The weighted mean of each path, projected: `[R, D]`."""
@@ -134,35 +133,25 @@ class _Weights:
         return along_HRE.transpose(0, 1).reshape(r, d) + self.value_bias
 
 
-class _Part:
-    """Tokens of one slice, of some clips."""
-
-    def __init__(self, clips: slice, tokens: slice, place: int) -> None:
-        self.index = (clips, tokens)
-        self.slice = place
-
-    def shape(self, *last: int) -> tuple[int, ...]:
-        """Shape of `[R, *last]` as `[clips, tokens, *last]`."""
-        clips, tokens = self.index
-        return clips.stop - clips.start, tokens.stop - tokens.start, *last
+_Index = tuple[slice, slice]
+"""Clips, and the tokens of one slice."""
 
 
-def _parts(path_BND: Tensor, heads: int, slices: int) -> Iterator[_Part]:
-    """Cut all tokens into parts of about `_PART_BYTES`, but of no less than one slice of one clip."""
+def _parts(path_BND: Tensor, heads: int, slices: int) -> Iterator[tuple[_Index, int]]:
+    """Cut all tokens into parts (index, slice) of about `_PART_BYTES`, at least one slice of a clip each."""
     b, n, d = path_BND.shape
-    places = n // slices
+    patches = n // slices
     token_bytes = path_BND.element_size() * d * (2 * heads + slices)
     part_bytes = _PART_BYTES.get(path_BND.device.type, _PART_BYTES["cuda"])
-    clips = max(1, part_bytes // (token_bytes * places))
+    clips = max(1, part_bytes // (token_bytes * patches))
     for clip in range(0, b, clips):
-        for place in range(slices):
-            tokens = slice(place * places, (place + 1) * places)
-            yield _Part(slice(clip, min(clip + clips, b)), tokens, place)
+        for t in range(slices):
+            yield (slice(clip, clip + clips), slice(t * patches, (t + 1) * patches)), t
 
 
-def _rows(paths: list[Tensor] | tuple[Tensor, ...], part: _Part) -> Tensor:
+def _rows(paths: Sequence[Tensor], index: _Index) -> Tensor:
     """The paths of a part's tokens, `[R, F, D]`."""
-    return torch.stack([path_BND[part.index] for path_BND in paths], 2).flatten(0, 1)
+    return torch.stack([path_BND[index] for path_BND in paths], 2).flatten(0, 1)
 
 
 def _by_head(grad_HRE: Tensor, width: int) -> Tensor:
@@ -176,8 +165,3 @@ def _by_head(grad_HRE: Tensor, width: int) -> Tensor:
 def _wide(tensor: Tensor) -> torch.dtype:
     """The type for softmax and for sums over parts: at least float32."""
     return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def _slices(tensors: tuple[Tensor, ...]) -> int:
-    """Number of trajectories: the tensors with three axes, after the weights."""
-    return sum(tensor.ndim == 3 for tensor in tensors)

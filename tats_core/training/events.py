@@ -1,4 +1,4 @@
-"""What a running stage says about itself: one append-only JSON-lines file.
+"""The event log of a running stage: one append-only JSON-lines file.
 
 A worker never talks to a tracking server. Rank 0 appends events here; the driver reads them, shows
 progress and sends them on, in order and once, so a slow or dead server cannot slow or stop training.
@@ -40,7 +40,7 @@ class EventLog:
         self._write("metrics", step=step, values=_finite(values))
 
     def progress(self, *, step: int, steps: int, epoch: int, epochs: int, shown: Mapping[str, float]) -> None:
-        """Record how far the stage is; `shown` holds the few numbers worth a place in the terminal."""
+        """Record how far the stage is; `shown` holds the few metrics that the terminal prints."""
         self._write("progress", step=step, steps=steps, epoch=epoch, epochs=epochs, shown=_finite(shown))
 
     def file(self, step: int, key: str, path: str) -> None:
@@ -79,7 +79,7 @@ def _finite(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def read_events(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield `(offset after the event, event)` for each whole line of `path` from byte `offset` on."""
+    """Yield `(offset after the event, event)` for each complete line of `path` from byte `offset` on."""
     if not path.exists():
         return
     with path.open("rb") as file:

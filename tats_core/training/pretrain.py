@@ -35,7 +35,7 @@ class Change(StrictModel):
 
     epoch: int = Field(ge=0, description="finished epochs at which it begins")
     ppo: dict[str, bool | int | float | str | None] = Field(
-        default_factory=dict, description="keys of sampler.ppo; an entropy_weight starts its control anew"
+        default_factory=dict, description="keys of sampler.ppo; an entropy_weight restarts its control"
     )
     sampler_lr: float | None = Field(None, gt=0, description="null: as before")
 
@@ -61,37 +61,39 @@ class PretrainConfig(StepConfig):
     until: int | None = Field(
         None,
         ge=1,
-        description="stop after so many of the epochs, with a state to go on from; null: after all",
+        description="stop after so many of the epochs, with a checkpoint to resume from; null: after all",
     )
     seed: int = Field(0, ge=0, description="weights, order of clips, augmentation, draws")
     log_every: Annotated[int, NotIdentity] = Field(
         10, ge=1, description="steps between two points of a curve"
     )
     health_every: int | None = Field(
-        20, ge=1, description="epochs between two looks at features and policy; null: one look, at the end"
+        20, ge=1, description="epochs between two checks of features and policy; null: one check, at the end"
     )
     checkpoint: Annotated[CheckpointConfig, NotIdentity] = Field(
-        default_factory=CheckpointConfig, description="when states to go on from are kept, and how many"
+        default_factory=CheckpointConfig, description="when checkpoints are saved, and how many are kept"
     )
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if self.until is not None and self.until > self.epochs:
             raise ValueError(f"until is {self.until}, but there are {self.epochs} epochs")
-        begins = [one.epoch for one in self.schedule]
+        begins = [change.epoch for change in self.schedule]
         if any(later <= earlier for earlier, later in pairwise(begins)):
             raise ValueError(f"the epochs of the schedule must rise, not {', '.join(map(str, begins))}")
         if begins and begins[-1] >= self.last_epoch:
             raise ValueError(
                 f"the schedule's epoch {begins[-1]} never begins: training ends after {self.last_epoch}"
             )
-        for one in self.schedule:
+        for change in self.schedule:
             try:
-                self.learning(one.epoch)
+                self.learning(change.epoch)
             except ValidationError as error:
                 first = error.errors()[0]
                 key = ".".join(map(str, first["loc"]))
-                raise ValueError(f"the schedule's ppo.{key} at epoch {one.epoch}: {first['msg']}") from error
+                raise ValueError(
+                    f"the schedule's ppo.{key} at epoch {change.epoch}: {first['msg']}"
+                ) from error
         return self
 
     @property
@@ -102,20 +104,20 @@ class PretrainConfig(StepConfig):
     def learning(self, epoch: int) -> tuple[PPOConfig, float]:
         """Return how the sampler learns after `epoch` finished epochs: PPO's keys, learning rate."""
         ppo, rate = self.sampler.ppo.model_dump(), self.sampler_lr
-        for one in self.schedule:
-            if one.epoch <= epoch:
-                ppo |= one.ppo
-                rate = one.sampler_lr or rate
+        for change in self.schedule:
+            if change.epoch <= epoch:
+                ppo |= change.ppo
+                rate = change.sampler_lr or rate
         return PPOConfig.model_validate(ppo), rate
 
     def beginning(self, until: int) -> Self:
         """Return the configuration of the first epochs of this training."""
-        begun = tuple(one for one in self.schedule if one.epoch < until)
+        begun = tuple(change for change in self.schedule if change.epoch < until)
         return self.model_copy(update={"until": until, "schedule": begun})
 
 
 Health = Callable[[VideoMAE, Sampler, int], dict[str, float]]
-"""Looks at the model after an epoch: figures of the features and the policy on held-out clips."""
+"""Checks the model after an epoch: metrics of the features and the policy on held-out clips."""
 
 
 @dataclass
@@ -314,13 +316,13 @@ class JointTrainer:
 
 
 def _dealt_anew(ranks: Sequence[Mapping[str, Any]], world: World) -> dict[str, Any]:
-    """What is this rank's own of what another number of ranks kept: its rows of the global batches."""
+    """This rank's part of a state that another number of ranks saved: its rows of the global batches."""
     memory = []
-    for kept in zip(*(one["memory"] for one in ranks), strict=True):
+    for shares in zip(*(rank["memory"] for rank in ranks), strict=True):
         # Row i of rank r of n is row i * n + r of the global batch.
-        whole = {name: torch.stack([one[name] for one in kept], dim=1).flatten(0, 1) for name in kept[0]}
-        memory.append({name: rows[world.rank :: world.size] for name, rows in whole.items()})
-    return {"memory": memory, "position": asdict(Position.joined([one["position"] for one in ranks]))}
+        batch = {name: torch.stack([s[name] for s in shares], dim=1).flatten(0, 1) for name in shares[0]}
+        memory.append({name: rows[world.rank :: world.size] for name, rows in batch.items()})
+    return {"memory": memory, "position": asdict(Position.joined([rank["position"] for rank in ranks]))}
 
 
 def pretrain(
@@ -340,7 +342,7 @@ def pretrain(
         after: gets the state at the end.
 
     Returns:
-        The figures of the last health check, and the loss of the last step over all workers.
+        The metrics of the last health check, and the loss of the last step over all workers.
 
     Raises:
         TrainingError: too many non-finite steps in a row.
@@ -353,21 +355,21 @@ def pretrain(
     if state is None and before is not None:
         state = before.begin(config.checkpoint)
     if state is not None:
-        own = state["rank"] if "rank" in state else _dealt_anew(state["ranks"], world)
-        trainer.load_state_dict({**state["trainer"], "rank": own})
-        at = Position(**own["position"])
+        rank = state["rank"] if "rank" in state else _dealt_anew(state["ranks"], world)
+        trainer.load_state_dict({**state["trainer"], "rank": rank})
+        at = Position(**rank["position"])
         events.note(f"resumed after step {at.step} of {steps}")
     elif config.health_every is not None:
-        # Where features and policy start from: without it, a curve that stays low looks healthy.
+        # Without a point at step 0, a curve that stays low looks healthy.
         events.metrics(0, health(trainer.mae, trainer.sampler, 0))
 
-    def keep(place: CheckpointStore = store) -> None:
+    def save(store: CheckpointStore) -> None:
         if trainer.mae_step.in_a_row:
-            return  # a state from within a storm of NaNs is no place to go back to
+            return  # no training should resume within a storm of NaNs
         shared = trainer.state_dict()
-        own = shared.pop("rank") | {"position": asdict(at)}
-        state = {"trainer": shared, "rank": own}
-        place.save(state, step=at.step, metrics=at.health | {"loss": at.figures["loss"]})
+        rank = shared.pop("rank") | {"position": asdict(at)}
+        metrics = at.health | {"loss": at.metrics["loss"]}
+        store.save({"trainer": shared, "rank": rank}, step=at.step, metrics=metrics)
 
     while at.epoch < config.last_epoch:
         trainer.begin_epoch(at.epoch, at.batch)
@@ -376,28 +378,26 @@ def pretrain(
             trainer.last_index_B = batch.index_B
             lr = config.optimizer.lr(at.step, loader.steps, config.epochs, config.batch_size)
             warming_up = at.step < config.sampler_warmup_epochs * loader.steps
-            at.figures |= trainer.step(batch.normalised(world.device), lr, warming_up=warming_up)
+            at.metrics |= trainer.step(batch.normalised(world.device), lr, warming_up=warming_up)
             at.next_batch()
             if at.step % config.log_every == 0 or at.step == steps:
-                events.metrics(at.step, world.mean(at.figures))
-                everything = at.figures | at.health
-                shown: dict[str, float] = {
-                    name: everything[name] for name in ("loss", "motion_lift") if name in everything
-                }
+                events.metrics(at.step, world.mean(at.metrics))
+                latest = at.metrics | at.health
+                shown = {name: latest[name] for name in ("loss", "motion_lift") if name in latest}
                 events.progress(
                     step=at.step, steps=steps, epoch=at.epoch + 1, epochs=config.last_epoch, shown=shown
                 )
             if at.batch < loader.steps and store.due(at.step):
-                keep()
+                save(store)
         at.next_epoch()
-        ended = pace.figures(config.batch_size) | {"skipped_steps": trainer.skipped}
+        ended = pace.metrics(config.batch_size) | {"skipped_steps": trainer.skipped}
         if at.epoch == config.last_epoch or (config.health_every and at.epoch % config.health_every == 0):
             at.health = health(trainer.mae, trainer.sampler, at.step)
             ended |= at.health
         events.metrics(at.step, {"epoch": at.epoch, **ended})
         if store.due(at.step, epochs=at.epoch) or at.epoch == config.last_epoch:
-            keep()
+            save(store)
     if after is not None:
-        keep(after)
-    last = world.mean({"loss": at.figures.get("loss", math.nan)})
+        save(after)
+    last = world.mean({"loss": at.metrics.get("loss", math.nan)})
     return at.health | last | {"steps": float(steps)}

@@ -13,7 +13,7 @@ from tats_core.errors import SpecError, TrainingError
 from tats_core.models.mae import VideoMAE
 from tats_core.sampling import Sampler, Transition
 from tats_core.specs import validate
-from tats_core.training.checkpoint import FolderStore
+from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog, read_events
 from tats_core.training.pretrain import JointTrainer, PretrainConfig, pretrain
 from tats_core.training.world import World
@@ -54,7 +54,7 @@ def _run(
 ) -> tuple[JointTrainer, dict[str, float]]:
     trainer = JointTrainer(recipe, World())
     events = events or EventLog(None)
-    return trainer, pretrain(trainer, loader, events=events, store=FolderStore(folder), health=_look)
+    return trainer, pretrain(trainer, loader, events=events, store=CheckpointStore(folder), health=_look)
 
 
 def _flat(state: Any, name: str = "") -> dict[str, Any]:
@@ -124,14 +124,24 @@ def test_a_schedule_straight_through_and_in_parts_ends_in_the_same_bits(
     assert begun == _recipe(
         tiny, SAMPLERS["tats, long rollout"], until=2, checkpoint={"epochs": None, "steps": 1}
     )
-    state = FolderStore(tmp_path / "state")
+    state = CheckpointStore(tmp_path / "state")
     trainer = JointTrainer(begun, World())
     pretrain(
-        trainer, clips(), events=EventLog(None), store=FolderStore(tmp_path / "a"), health=_look, after=state
+        trainer,
+        clips(),
+        events=EventLog(None),
+        store=CheckpointStore(tmp_path / "a"),
+        health=_look,
+        after=state,
     )
     loader = clips(fail_at_step=killed_at)
     second = JointTrainer(recipe, World())
-    parts = {"events": EventLog(None), "store": FolderStore(tmp_path / "b"), "health": _look, "before": state}
+    parts = {
+        "events": EventLog(None),
+        "store": CheckpointStore(tmp_path / "b"),
+        "health": _look,
+        "before": state,
+    }
     if killed_at is not None:
         with pytest.raises(KeyboardInterrupt):
             pretrain(second, loader, **parts)
@@ -292,7 +302,7 @@ def test_a_skipped_step_of_the_sampler_is_counted_and_told(
         lambda drawn, learner: update(replace(drawn, reward_BM=drawn.reward_BM * math.nan), learner),
     )
     events = EventLog(tmp_path / "events.jsonl")
-    pretrain(trainer, clips(steps=2), events=events, store=FolderStore(tmp_path / "states"), health=_look)
+    pretrain(trainer, clips(steps=2), events=events, store=CheckpointStore(tmp_path / "states"), health=_look)
     told = [
         event["values"] for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "metrics"
     ]
@@ -412,7 +422,7 @@ def test_a_storm_of_nans_changes_no_weight_and_ends_training_with_a_sentence(
     trainer = JointTrainer(recipe, World())
     before = {name: tensor.clone() for name, tensor in trainer.mae.state_dict().items()}
     with pytest.raises(TrainingError, match="20 steps in a row had a non-finite gradient"):
-        pretrain(trainer, Broken(), events=EventLog(None), store=FolderStore(tmp_path), health=_look)
+        pretrain(trainer, Broken(), events=EventLog(None), store=CheckpointStore(tmp_path), health=_look)
     _assert_same(before, dict(trainer.mae.state_dict()))
     assert trainer.last_index_B is not None
 
