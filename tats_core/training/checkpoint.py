@@ -184,7 +184,8 @@ class CheckpointStore:
 
         Of equal ones the first: checkpoints between two health checks have the metrics of the earlier check.
         """
-        metric, scored = self.config.best, []
+        metric = self.config.best
+        scored: list[tuple[float, int]] = []
         for saved in self._saved_folders():
             if metric is not None and (saved / MANIFEST).exists():
                 manifest = _manifest(saved)

@@ -73,7 +73,7 @@ def parameter_groups(
         if parameter.requires_grad:
             layer, decays = layer_of(name, depth), parameter.squeeze().ndim > 1
             decay, scale = weight_decay if decays else 0.0, layer_decay ** (depth + 1 - layer)
-            empty = {"params": [], "weight_decay": decay, "scale": scale}
+            empty: dict[str, Any] = {"params": [], "weight_decay": decay, "scale": scale}
             groups.setdefault((decays, layer), empty)["params"].append(parameter)
     return list(groups.values())
 
