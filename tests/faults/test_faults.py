@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 MOUNTS = os.geteuid() == 0
 GO_ON = "go on with: tats run pipeline"
-SAYS_DAMAGED = "the checkpoint step-000000006 is damaged (state.pt has another content)"
+SAYS_DAMAGED = "the checkpoint step-000000006 is corrupt (state.pt has another content)"
 COMMIT = "tats_core.store.outputs:write_json"
 BAD_INPUT, FAILED, STOPPED = 2, 1, 130
 
