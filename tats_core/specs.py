@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from tats_core.errors import SpecError, did_you_mean
@@ -36,7 +37,7 @@ class NotIdentity:
 
 def identity(config: BaseModel) -> dict[str, Any]:
     """Return `config` as JSON values, at every depth without the fields marked `NotIdentity`."""
-    return config.model_dump(mode="json", exclude=_marked(config))
+    return config.model_dump(mode="json", by_alias=True, exclude=_marked(config))
 
 
 def _marked(value: object) -> Any:
@@ -257,14 +258,18 @@ def _sentence(model: type[BaseModel], detail: ErrorDetails, prefix: str) -> str:
 
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
-        field = model.model_fields.get(part)
+        field = _fields(model).get(part)
         if field is None:
             continue  # a tag of a discriminated union or an index: the model below stays the same
         below = list(_models(field.annotation))
         if len(below) != 1:
-            return sorted({key for one in below for key in one.model_fields})
+            return sorted({key for one in below for key in _fields(one)})
         model = below[0]
-    return list(model.model_fields)
+    return list(_fields(model))
+
+
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
