@@ -111,7 +111,7 @@ class EpochRows:
         self._batch: dict[str, float] = {}
         self._step: dict[str, int] = {}
 
-    def run_started(self, *arguments: object) -> None:
+    def run_started(self, *arguments: object, **options: object) -> None:
         """Nothing to do."""
 
     stage_started = close = run_started
