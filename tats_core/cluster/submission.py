@@ -95,12 +95,12 @@ def _sweep(sweep: sweeps.Sweep, options: list[str], name: str) -> Submission:
     file = specs.find("pipelines", sweep.pipeline)
     if sweep.pipeline not in (file.stem, f"pipelines/{file.stem}.yaml"):
         raise SpecError(
-            f"{sweep.where}: pipeline: {sweep.pipeline} cannot travel to a cluster; put it into pipelines/ "
+            f"{sweep.source}: pipeline: {sweep.pipeline} cannot travel to a cluster; put it into pipelines/ "
             f"and name it {file.stem}"
         )
     files = {f"sweeps/{sweep.name}.yaml": specs.find("sweeps", name), **_travelling(file)}
     stages: dict[str, Instance] = {}
-    for point in sweep.points() or list(sweep.space.corners()):
+    for point in sweep.examples():
         for stage in graph.build(sweep.load(sweep.trials_of(point)[0].overrides)).instances.values():
             stages.setdefault(f"{stage.name} {stage.config.model_dump_json()}", stage)
     common = graph.build(sweep.load({})).instances.values()

@@ -36,7 +36,7 @@ class EventLog:
         self.path = path
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _cut_torn_line(path)
+            cut_torn_line(path)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record scalars at `step` (optimiser steps of the MAE or classifier, from 1)."""
@@ -66,8 +66,8 @@ class EventLog:
             file.write(line)
 
 
-def _cut_torn_line(path: Path) -> None:
-    # Appended to, it would make a line that is no event.
+def cut_torn_line(path: Path) -> None:
+    """Cut off a last line that was not completed; appended to, it would be no JSON."""
     if not path.exists():
         return
     with path.open("r+b") as file:
