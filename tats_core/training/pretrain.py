@@ -383,7 +383,7 @@ def pretrain(
             if at.step % config.log_every == 0 or at.step == steps:
                 events.metrics(at.step, world.mean(at.metrics))
                 latest = at.metrics | at.health
-                shown = {name: latest[name] for name in ("loss", "motion_lift") if name in latest}
+                shown: dict[str, float] = {n: latest[n] for n in ("loss", "motion_lift") if n in latest}
                 events.progress(
                     step=at.step, steps=steps, epoch=at.epoch + 1, epochs=config.last_epoch, shown=shown
                 )
