@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 import ray.train
@@ -370,7 +370,7 @@ def _work(task: dict[str, Any]) -> None:
     """Do the task in a worker of Ray Train."""
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
-    launched.work(Task(**task), lambda: _world(rank, size), rank, _CERTAIN)
+    launched.work(cast("Task", task), lambda: _world(rank, size), rank, _CERTAIN)
 
 
 def _world(rank: int, size: int) -> World:
