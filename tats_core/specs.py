@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from tats_core.errors import SpecError, did_you_mean
@@ -38,7 +39,7 @@ class NotIdentity:
 
 def identity(config: BaseModel) -> Raw:
     """Return `config` as JSON values, at every depth without the fields marked `NotIdentity`."""
-    return config.model_dump(mode="json", exclude=_marked(config))
+    return config.model_dump(mode="json", by_alias=True, exclude=_marked(config))
 
 
 def _marked(value: object) -> Any:
@@ -261,14 +262,18 @@ def _actual(value: object) -> str:
 
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
-        field = model.model_fields.get(part)
+        field = _fields(model).get(part)
         if field is None:
             continue  # a tag of a discriminated union or an index: the model below stays the same
         below = list(_models(field.annotation))
         if len(below) != 1:
-            return sorted({key for member in below for key in member.model_fields})
+            return sorted({key for member in below for key in _fields(member)})
         model = below[0]
-    return list(model.model_fields)
+    return list(_fields(model))
+
+
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _models(annotation: object) -> Iterator[type[BaseModel]]:

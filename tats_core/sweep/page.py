@@ -26,7 +26,7 @@ from tats_core.sweep.plots import Plots
 from tats_core.sweep.space import Range
 from tats_core.sweep.spec import Sweep, as_run
 from tats_core.sweep.summary import Summary
-from tats_core.sweep.trial import Ended, results
+from tats_core.sweep.trial import TrialResult, results
 
 FILE: Final = "report.html"
 
@@ -187,7 +187,7 @@ def _trials(found: Summary) -> Section:
     return page.section("Trials", *parts)
 
 
-def _status(one: Ended) -> Html:
+def _status(one: TrialResult) -> Html:
     look = {"stopped early": "stopped"}.get(one.status, one.status)
     return Html(f'<span class="status {look}">{page.text(one.status)}</span>')
 
