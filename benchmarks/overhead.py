@@ -25,11 +25,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tats_core.pipeline import code, graph, runner, spec
-from tats_core.pipeline.cache import KEY, MANIFEST, StageStore, stage_key
-from tats_core.pipeline.records import RunRecord, StageRecord
+from tats_core.pipeline import graph, runner, spec
+from tats_core.pipeline.keys import stage_key
 from tats_core.pipeline.spec import Pipeline
-from tats_core.pipeline.stages.base import Input, StageContext
+from tats_core.stages.base import Input, StageContext
+from tats_core.store import code
+from tats_core.store.layout import KEY, MANIFEST
+from tats_core.store.outputs import StageStore
+from tats_core.store.run import RunRecord, StageRecord
 from tats_core.training.events import EventLog
 
 ROUNDS = 5
@@ -112,7 +115,7 @@ CASES = {case.__name__: case for case in (plan_500, plan_500_changed, runs_10000
 
 def pretrain(epochs: int) -> None:
     """Compare the demo's pre-training as a stage, tracked, with the same on the same Ray workers alone."""
-    from tats_core.pipeline import ray_train
+    from tats_core.launch import ray_train
 
     cut = ("pretrain.epochs=" + str(epochs),)
     with tempfile.TemporaryDirectory() as name:
@@ -178,15 +181,16 @@ def sweep(trials: int) -> None:
 
     from tats_core.sweep import engine
     from tats_core.sweep import spec as sweeps
+    from tats_core.sweep.progress import Progress
 
     values = [str(one) for one in range(10, 60)]
     ended: list[tuple[float, float]] = []  # seconds, MiB
 
     class Watching:
-        def started(self, sweep: sweeps.Sweep, progress: engine.Progress) -> None:
+        def started(self, sweep: sweeps.Sweep, progress: Progress) -> None:
             ended.append((time.perf_counter(), 0))
 
-        def changed(self, progress: engine.Progress) -> None:
+        def changed(self, progress: Progress) -> None:
             if len(progress.ended) == len(ended):
                 ended.append((time.perf_counter(), psutil.Process().memory_info().rss / 2**20))
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tats_core.pipeline.cache import StageKey, StageStore
-from tats_core.pipeline.records import RunRecord, StageRecord
+from tats_core.store.outputs import StageKey, StageStore
+from tats_core.store.run import RunRecord, StageRecord
 
 # The models here are so small that a second thread costs more than it does; on a busy machine, ten times
 # more. Before anything imports torch, and for the processes that tests start.

@@ -14,8 +14,8 @@ from tats_core.cli.options import DEFAULT_HOME, Home, complete_run, write_file
 from tats_core.errors import SpecError
 
 if TYPE_CHECKING:
-    from tats_core.pipeline.comparison import Difference, Measured, Result
-    from tats_core.pipeline.records import RunRecord
+    from tats_core.store.compare import Difference, Measured, Result
+    from tats_core.store.run import RunRecord
 
 SCHEMA = 1
 
@@ -44,17 +44,17 @@ def compare(
 
     Differences are to the first run, in points, with a 95% interval where clips were counted.
     """
-    from tats_core.pipeline import comparison, finding
+    from tats_core.store import compare, history
 
-    records = [finding.find(run, home.expanduser().absolute()) for run in runs]
+    records = [history.find(run, home.expanduser().absolute()) for run in runs]
     _check(records)
     drawn = None if plot is None else _draw(records, metric or _CURVE, plot)
     # With --plot, --metric names a curve, which need not be a number of the tables.
-    found = comparison.results(records, None if plot else metric)
+    found = compare.results(records, None if plot else metric)
     parts = {
-        "configuration": comparison.configuration(records),
-        "code": comparison.code(records),
-        "data": comparison.data(records),
+        "configuration": compare.configuration(records),
+        "code": compare.code(records),
+        "data": compare.data(records),
     }
     if as_json:
         typer.echo(json.dumps(_as_json(records, parts, found, drawn), indent=2))
@@ -76,13 +76,13 @@ def _check(records: Sequence[RunRecord]) -> None:
 
 
 def _draw(records: Sequence[RunRecord], metric: str, path: Path) -> str:
-    from tats_core.pipeline import comparison
     from tats_core.report import figures
+    from tats_core.store import compare
 
     path = path.expanduser().absolute()
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise SpecError(f"--plot {path.name}: must end in .png, .svg or .pdf")
-    found = comparison.curves(records, metric)
+    found = compare.curves(records, metric)
     names = [f"{letter}  {record.id}" for letter, record in zip("ABCDE", records, strict=False)]
     drawn = io.BytesIO()
     figures.curves(found, names, metric).savefig(drawn, format=path.suffix[1:])

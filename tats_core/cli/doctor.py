@@ -151,7 +151,7 @@ def _ray() -> Check:
         return Check(
             "Ray", True, f"{version}, a local one with {available_cpus()} CPUs is started when needed"
         )
-    from tats_core.pipeline import ray_train
+    from tats_core.launch import ray_train
 
     try:
         cpus, gpus = ray_train.capacity()

@@ -14,7 +14,7 @@ from tats_core.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tats_core.pipeline.gc import Findings
+    from tats_core.store.gc import Findings
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -34,8 +34,8 @@ def gc(
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Show what takes space and can go: what no kept run uses. The newest whole run is always kept."""
-    from tats_core.pipeline import tracking
-    from tats_core.pipeline.gc import Policy, collect, find
+    from tats_core.store.gc import Policy, collect, find
+    from tats_core.store.journal import pending
 
     home = home.expanduser().absolute()
     if not home.is_dir():
@@ -44,13 +44,13 @@ def gc(
     aliased = {} if ignore_aliases else _aliased(home)
     found = collect(home, policy, aliased) if apply else find(home, policy, aliased)
     _print(found, home, apply)
-    unsent = len(tracking.pending(home))
+    unsent = len(pending(home))
     if unsent:
         typer.echo(f"MLflow was not told of {many(unsent, 'run')} yet; they stay until then (tats sync)")
 
 
 def _aliased(home: Path) -> Mapping[Path, str]:
-    from tats_core.pipeline import tracking
+    from tats_core import tracking
 
     try:
         return tracking.aliased(home)

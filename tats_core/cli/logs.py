@@ -14,8 +14,8 @@ from tats_core.cli.submit import ClusterAddress, print_logs
 from tats_core.errors import SpecError, did_you_mean
 
 if TYPE_CHECKING:
-    from tats_core.pipeline.following import Said, StageVoice
-    from tats_core.pipeline.records import RunRecord, StageRecord
+    from tats_core.store.logs import Said, StageVoice
+    from tats_core.store.run import RunRecord, StageRecord
 
 _TICK = 0.5  # seconds between two looks at what is new
 _INTERRUPTED = 130
@@ -42,12 +42,12 @@ def logs(
     """Print what the stages of a run say: notes, progress, and what their workers print."""
     if address is not None:
         if stage is not None or worker is not None or tail is not None:
-            raise SpecError("--address: a job's output is whole; leave out STAGE, --worker and --tail")
+            raise SpecError("--address: a job has a single output; leave out STAGE, --worker and --tail")
         print_logs(address, run, follow)
         return
-    from tats_core.pipeline import finding
+    from tats_core.store import history
 
-    record = finding.find(run, home.expanduser().absolute())
+    record = history.find(run, home.expanduser().absolute())
     chosen = _chosen(record, stage)
     if worker is not None and not follow:
         _check_worker(record, chosen, worker)
@@ -79,9 +79,9 @@ def _chosen(record: RunRecord, stage: str | None) -> list[str]:
 
 
 def _check_worker(record: RunRecord, names: list[str], worker: int) -> None:
-    from tats_core.pipeline import following
+    from tats_core.store import logs
 
-    there = sorted({number for name in names for number in following.workers(record, name)})
+    there = sorted({number for name in names for number in logs.workers(record, name)})
     if worker not in there:
         known = f"there are {', '.join(map(str, there))}" if there else "no worker printed anything"
         raise SpecError(f"--worker {worker}: {record.id} has no output of such a worker; {known}")
@@ -91,7 +91,7 @@ class _Teller:
     """Turns what is new into lines, in the order in which the stages began."""
 
     def __init__(self, record: RunRecord, names: list[str], worker: int | None) -> None:
-        from tats_core.pipeline.following import StageVoice
+        from tats_core.store.logs import StageVoice
 
         self.record = record
         self.running = record.state == "running"
@@ -101,7 +101,7 @@ class _Teller:
 
     def look(self) -> None:
         """Read the record again."""
-        from tats_core.pipeline.records import RunRecord
+        from tats_core.store.run import RunRecord
 
         self.record = RunRecord.load(self.record.folder)
         self.running = self.record.state == "running"

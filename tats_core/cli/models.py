@@ -37,8 +37,8 @@ def export(
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Write a trained model for other tools."""
-    from tats_core.pipeline import export as exports
-    from tats_core.pipeline import models
+    from tats_core.store import models
+    from tats_core.tracking import export as exports
 
     folder, kind = models.find_one(run, home.expanduser(), ("finetune", "pretrain"), stage)
     out = out.expanduser().absolute()
@@ -58,7 +58,7 @@ def predict(
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Print the most probable classes of videos."""
-    from tats_core.pipeline import models
+    from tats_core.store import models
     from tats_core.training.predict import Predictor, existing
 
     paths = existing(videos)  # before the model is read

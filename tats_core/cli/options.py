@@ -85,10 +85,10 @@ ModelStage = Annotated[
 
 def complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the pipelines that were run, `latest` and the runs' ids, for the shell's completion."""
-    from tats_core.pipeline import finding
+    from tats_core.store import history
 
     home = _home_of(ctx)
-    known = [*finding.pipelines(home), finding.LATEST, *finding.ids(home)]
+    known = [*history.pipelines(home), history.LATEST, *history.ids(home)]
     return [name for name in known if name.startswith(incomplete)]
 
 
@@ -105,10 +105,10 @@ AnyRun = Annotated[
 def complete_stage(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the stages of the run that was named before, for the shell's completion."""
     from tats_core.errors import TatsError
-    from tats_core.pipeline import finding
+    from tats_core.store import history
 
     try:
-        record = finding.find(str(ctx.params.get("run")), _home_of(ctx))
+        record = history.find(str(ctx.params.get("run")), _home_of(ctx))
     except TatsError:
         return []
     return [name for name in record.stages if name.startswith(incomplete)]

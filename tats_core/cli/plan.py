@@ -15,7 +15,7 @@ from tats_core.cli.progress import duration
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from tats_core.pipeline.records import Plan, PlanItem
+    from tats_core.pipeline.plan import Plan, PlanItem
 
 _DEEPEST = 8  # a longer chain of stages goes on at this indent, or 80 columns would not hold it
 _NAMED = 3

@@ -14,7 +14,7 @@ from tats_core.cli.options import DEFAULT_HOME, Home, complete_pipeline, write_f
 from tats_core.errors import RunError, SpecError
 
 if TYPE_CHECKING:
-    from tats_core.pipeline.records import RunRecord
+    from tats_core.store.run import RunRecord
 
 
 class ReportFormat(StrEnum):
@@ -44,12 +44,12 @@ def report(
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Write what a run found, for a paper, a page or a program."""
-    from tats_core.cli.sweep import sweep_folder
-    from tats_core.pipeline import finding
+    from tats_core.cli.sweep_tables import sweep_folder
+    from tats_core.store import history
 
     home = home.expanduser().absolute()
     sweep = sweep_folder(run, home)
-    record = finding.find_finished(str(sweep or run), home)
+    record = history.find_finished(str(sweep or run), home)
     if form is ReportFormat.html and out is None and sys.stdout.isatty():
         raise SpecError("a page is not for the screen; give a file with --out FILE.html")
     text = _written(record, form) if sweep is None else _written_sweep(sweep, form)
@@ -62,9 +62,9 @@ def report(
 
 def _written(record: RunRecord, form: ReportFormat) -> str:
     if form is ReportFormat.html:
-        from tats_core.pipeline import html_report
+        from tats_core.store import run_page
 
-        return html_report.build(record)
+        return run_page.build(record)
     from tats_core.cli.results import read_results
     from tats_core.report import paper, tables
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tats_core.cli.options import DEFAULT_HOME, Home, complete_pipeline
-from tats_core.cli.sweep import print_sweep, sweep_folder
+from tats_core.cli.sweep_tables import print_sweep, sweep_folder
 from tats_core.errors import RunError, SpecError, StoreError
 
 if TYPE_CHECKING:
-    from tats_core.pipeline.records import RunRecord
+    from tats_core.store.run import RunRecord
 
 
 def list_pipelines() -> None:
@@ -52,14 +52,14 @@ def results(
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Print the table of a run, or of the newest run of a sweep."""
-    from tats_core.pipeline import finding
+    from tats_core.store import history
 
     home = home.expanduser().absolute()
     sweep = sweep_folder(run, home)
     if sweep is not None:
         print_sweep(sweep, as_json)
         return
-    record = finding.find_finished(run, home)
+    record = history.find_finished(run, home)
     found = read_results(record)
     if found is None:
         raise RunError(f"the run {record.id} has no finished report stage, so there is no table to print")

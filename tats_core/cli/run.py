@@ -15,7 +15,8 @@ from tats_core.errors import RunError, SpecError, TatsError
 
 if TYPE_CHECKING:
     from tats_core.cli.progress import JsonUI, LiveUI, PlainUI
-    from tats_core.pipeline.records import Plan, RunRecord
+    from tats_core.pipeline.plan import Plan
+    from tats_core.store.run import RunRecord
 
 STOPPED = 130  # what a shell expects of a command that was ended by Ctrl-C
 
@@ -64,7 +65,6 @@ def pipeline(
     """Run a pipeline; what is finished already is reused, what was interrupted goes on."""
     from tats_core.cli import progress
     from tats_core.pipeline import runner, spec
-    from tats_core.pipeline.notify import Hook
 
     home = home.expanduser().absolute()
     # --force and --from are left out: what they started goes on, it need not start again.
@@ -76,7 +76,7 @@ def pipeline(
     try:
         loaded = spec.load(name, sets or [])
         if notify:
-            loaded = replace(loaded, notify=(*loaded.notify, Hook(command=notify)))
+            loaded = replace(loaded, notify=(*loaded.notify, spec.Hook(command=notify)))
         if show_plan or graph is not None:
             if graph is not None:
                 check_graph_file(graph)

@@ -15,7 +15,7 @@ from tats_core.cli.options import DEFAULT_HOME, Home, complete_pipeline
 from tats_core.errors import StoreError
 
 if TYPE_CHECKING:
-    from tats_core.pipeline.records import RunRecord
+    from tats_core.store.run import RunRecord
 
 SCHEMA = 1
 
@@ -35,15 +35,15 @@ def runs(
     ETA is when the stages that run now will be done; best is the mean top-1 over the benchmarks of the better
     start, or the motion lift where no accuracy was measured.
     """
-    from tats_core.pipeline import finding
+    from tats_core.store import history
 
     home = home.expanduser().absolute()
-    wanted = None if pipeline is None else finding.check_pipeline(pipeline, home)
+    wanted = None if pipeline is None else history.check_pipeline(pipeline, home)
     damaged: list[str] = []  # one record that cannot be read hides no other
-    found = finding.records(home, wanted, damaged)
+    found = history.records(home, wanted, damaged)
     # In order of start, so that only those shown are opened.
     rows = [describe(record) for record in (found if everything else itertools.islice(found, limit))]
-    total = len(finding.ids(home, wanted))
+    total = len(history.ids(home, wanted))
     if as_json:
         typer.echo(json.dumps({"schema": SCHEMA, "home": str(home), "total": total, "runs": rows}, indent=2))
     elif rows or not damaged:
@@ -98,10 +98,10 @@ def best(record: RunRecord) -> dict[str, Any] | None:
 
 def _running(record: RunRecord, name: str) -> dict[str, Any]:
     from tats_core.cli.progress import Remaining
-    from tats_core.pipeline import following
+    from tats_core.store import logs
 
     remaining, left, newest = Remaining(), None, None
-    for newest in following.recent_progress(record, record.stages[name]):
+    for newest in logs.recent_progress(record, record.stages[name]):
         left = remaining.seconds(newest)
     place = {key: newest[key] for key in ("step", "steps")} if newest else {"step": None, "steps": None}
     if newest and left is not None:
@@ -111,11 +111,11 @@ def _running(record: RunRecord, name: str) -> dict[str, Any]:
 
 def _last_sign(record: RunRecord) -> float:
     """Return when a run that died, or a stage of it, wrote something for the last time."""
-    from tats_core.pipeline import following
+    from tats_core.store import logs
 
     written = [record.folder / "run.json"]
     for stage in record.stages.values():
-        place = following.folder(record, stage) if stage.status == "running" else None
+        place = logs.folder(record, stage) if stage.status == "running" else None
         if place is not None:
             written += [place / "events.jsonl", *place.glob("log/*")]
     return max(path.stat().st_mtime for path in written if path.exists())

@@ -16,8 +16,8 @@ import typer
 from tats_core.cli.options import DEFAULT_HOME, AnyRun, Home, command_line, complete_stage
 
 if TYPE_CHECKING:
-    from tats_core.pipeline.lineage import Link, Number
-    from tats_core.pipeline.records import RunRecord
+    from tats_core.store.lineage import Link, Number
+    from tats_core.store.run import RunRecord
 
 SCHEMA = 1
 
@@ -40,9 +40,9 @@ def show(
     All is read from the project folder and held against the digests that were written down there. With WHAT
     the weights are read too; without, of files beyond 1 MB only the size is compared.
     """
-    from tats_core.pipeline import finding, lineage
+    from tats_core.store import history, lineage
 
-    record = finding.find(run, home.expanduser().absolute())
+    record = history.find(run, home.expanduser().absolute())
     number = None if what is None else lineage.find_number(record, what)
     ends = [number.report, number.source] if number else [what] if what else _last_stages(record)
     links = lineage.chain(record, ends, whole=what is not None)
@@ -108,7 +108,7 @@ def _facts(record: RunRecord) -> dict[str, Any]:
 def _numbers(record: RunRecord) -> tuple[list[Number], str]:
     """Return the numbers of the final table, or none and why there are none."""
     from tats_core.errors import StoreError
-    from tats_core.pipeline import lineage
+    from tats_core.store import lineage
 
     try:
         return list(lineage.numbers(record).values()), ""

@@ -16,7 +16,7 @@ from tats_core.cli.options import command_line
 from tats_core.cli.progress import duration
 
 if TYPE_CHECKING:
-    from tats_core.pipeline.records import RunRecord, StageRecord
+    from tats_core.store.run import RunRecord, StageRecord
 
 DASH: Final = "–"
 

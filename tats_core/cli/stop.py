@@ -12,7 +12,7 @@ from tats_core.cli.submit import ClusterAddress, stop_job
 from tats_core.errors import SpecError
 
 if TYPE_CHECKING:
-    from tats_core.pipeline.records import RunRecord
+    from tats_core.store.run import RunRecord
 
 _TICK = 0.25
 _INTERRUPTED = 130
@@ -35,9 +35,9 @@ def stop(
         stop_job(address, run, wait)
         return
     from tats_core.cli import shown
-    from tats_core.pipeline import finding
+    from tats_core.store import history
 
-    record = finding.find(run, home.expanduser().absolute())
+    record = history.find(run, home.expanduser().absolute())
     if record.state != "running":
         typer.echo(_not_running(record))
         return
@@ -57,7 +57,7 @@ def stop(
 
 
 def _until_it_ends(record: RunRecord) -> RunRecord:
-    from tats_core.pipeline.records import RunRecord
+    from tats_core.store.run import RunRecord
 
     while record.is_alive():
         time.sleep(_TICK)

@@ -10,10 +10,11 @@ from tats_core.errors import RunError
 
 def sync(home: Home = DEFAULT_HOME) -> None:
     """Send to MLflow what runs left on disk while its server was away, in order and once."""
-    from tats_core.pipeline import tracking
+    from tats_core import tracking
+    from tats_core.store.journal import pending
 
     home = home.expanduser().absolute()
-    if not tracking.pending(home):
+    if not pending(home):
         typer.echo(f"Nothing waits in {home}: MLflow was told everything.")
         return
     left = tracking.sync(home, say=typer.echo)

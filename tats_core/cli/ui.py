@@ -25,7 +25,7 @@ def ui(
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Serve MLflow's page on this project's runs until Ctrl-C."""
-    from tats_core.pipeline import tracking
+    from tats_core import tracking
 
     home = home.expanduser().absolute()
     uri = tracking.tracking_uri(home)

@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from tats_core import __version__
-from tats_core.pipeline import environment
-from tats_core.pipeline.records import RunRecord
 from tats_core.report import page
 from tats_core.report import sweep_figures as figures
 from tats_core.report import sweeps as tables
 from tats_core.report.page import Html, Section
 from tats_core.report.tables import DASH
 from tats_core.report.units import duration, moment
+from tats_core.store import environment
+from tats_core.store.run import RunRecord
 from tats_core.sweep import plots, summary
 from tats_core.sweep.plots import Plots
 from tats_core.sweep.space import Range
 from tats_core.sweep.spec import Sweep, as_run
 from tats_core.sweep.summary import Summary
-from tats_core.sweep.trial import Ended, results
+from tats_core.sweep.trial import TrialResult, results
 
 FILE: Final = "report.html"
 
@@ -187,7 +187,7 @@ def _trials(found: Summary) -> Section:
     return page.section("Trials", *parts)
 
 
-def _status(one: Ended) -> Html:
+def _status(one: TrialResult) -> Html:
     look = {"stopped early": "stopped"}.get(one.status, one.status)
     return Html(f'<span class="status {look}">{page.text(one.status)}</span>')
 

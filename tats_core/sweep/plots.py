@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tats_core.pipeline import following
-from tats_core.pipeline.records import RunRecord
 from tats_core.report import sweep_figures as figures
 from tats_core.report.sweep_figures import Curve, Look, Named, Series
 from tats_core.report.sweeps import Row, short
 from tats_core.report.tables import DASH
+from tats_core.store import logs
+from tats_core.store.run import RunRecord
 from tats_core.sweep.space import Range
 from tats_core.sweep.spec import Sweep
-from tats_core.sweep.trial import Ended
+from tats_core.sweep.trial import TrialResult
 from tats_core.training.events import read_events
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Plots:
             beside.replace(place / f"{one.name}.png")
 
 
-def of(sweep: Sweep, folder: Path, rows: Sequence[Row], trials: Sequence[Ended]) -> Plots:
+def of(sweep: Sweep, folder: Path, rows: Sequence[Row], trials: Sequence[TrialResult]) -> Plots:
     """Return the charts of what a sweep has found so far."""
     plots = Plots([], [])
     known = [row for row in rows if row.values]
@@ -134,7 +134,7 @@ def _against(sweep: Sweep, keys: Sequence[Named], rows: Sequence[Row], plots: Pl
 
 
 def _learning(
-    sweep: Sweep, keys: Sequence[Named], folder: Path, trials: Sequence[Ended], plots: Plots
+    sweep: Sweep, keys: Sequence[Named], folder: Path, trials: Sequence[TrialResult], plots: Plots
 ) -> None:
     series = _series(sweep, keys)
     panels: dict[str, list[Curve]] = {}
@@ -165,7 +165,7 @@ def curves(folder: Path) -> dict[str, dict[int, float]]:
     record = RunRecord.load(folder)
     found: dict[str, dict[int, float]] = {}
     for stage in record.stages.values():
-        place = following.folder(record, stage)
+        place = logs.folder(record, stage)
         for _, event in read_events(place / "events.jsonl") if place else ():
             if event["kind"] == "metrics":
                 for key, value in event["values"].items():
@@ -189,7 +189,7 @@ def _parallel(sweep: Sweep, keys: Sequence[Named], rows: Sequence[Row], plots: P
     )
 
 
-def _importance(sweep: Sweep, keys: Sequence[Named], trials: Sequence[Ended], plots: Plots) -> None:
+def _importance(sweep: Sweep, keys: Sequence[Named], trials: Sequence[TrialResult], plots: Plots) -> None:
     if sweep.searcher.kind == "pbt":
         plots.missing.append("Importance of the keys: a population changes them while it trains.")
         return
@@ -221,7 +221,7 @@ def _importance(sweep: Sweep, keys: Sequence[Named], trials: Sequence[Ended], pl
     plots.there.append(Plot("importance", caption, lambda look: figures.importance(shares, look)))
 
 
-def importance(space: Mapping[str, Any], trials: Sequence[Ended], metric: Named) -> dict[str, float]:
+def importance(space: Mapping[str, Any], trials: Sequence[TrialResult], metric: Named) -> dict[str, float]:
     """Return each key's share of the variance that all of them explain (fANOVA), none where there is none."""
     import optuna
     from optuna.distributions import CategoricalDistribution, IntDistribution

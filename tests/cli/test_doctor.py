@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tats_core.cli import doctor
-from tats_core.pipeline import ray_train
+from tats_core.launch import ray_train
 
 
 def test_a_whole_machine_passes_and_says_what_it_has(tats: Callable[..., Any]) -> None:

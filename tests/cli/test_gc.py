@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tats_core.cli.gc import size
-from tats_core.pipeline.cache import StageKey, StageStore
+from tats_core.store.outputs import StageKey, StageStore
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tats_core.pipeline.records import RunRecord
+from tats_core.store.run import RunRecord
 
 
 def test_of_ten_thousand_runs_only_those_shown_are_opened(tats, kept, monkeypatch):

@@ -16,7 +16,7 @@ from tats_core.models.classifier import VideoClassifier
 from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
-from tats_core.pipeline.records import RunRecord, StageRecord
+from tats_core.store.run import RunRecord, StageRecord
 from tats_core.training import weights
 
 VIT = ViTConfig.model_validate({"preset": "vit_micro", "width": 12, "depth": 1, "heads": 2})

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tats_core.files import write_json
-from tats_core.pipeline.records import RunRecord, StageRecord
+from tats_core.store.run import RunRecord, StageRecord
 
 ROWS = [{"benchmark": "ssv2", "init": "pretrained", "top1": 50.0, "low": 40.0, "high": 60.0, "clips": 90}]
 RUN = "mine-20260102-100000000-aaaa"

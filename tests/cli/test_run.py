@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from tats_core.errors import ResourceError
-from tats_core.pipeline import finding, runner
-from tats_core.pipeline.records import Plan, PlanItem, RunRecord, StageRecord
+from tats_core.pipeline import runner
+from tats_core.pipeline.plan import Plan, PlanItem
+from tats_core.store import history
+from tats_core.store.run import RunRecord, StageRecord
 
 ROWS = [{"benchmark": "ssv2", "init": "pretrained", "top1": 50.0, "low": 40.0, "high": 60.0, "clips": 90}]
 
@@ -148,7 +150,7 @@ def test_results_prints_the_newest_finished_run(
     tats: Callable[..., Any], menu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = ended(tmp_path / ".tats", "finished")
-    monkeypatch.setattr(finding, "newest_finished", lambda home, name: record)
+    monkeypatch.setattr(history, "newest_finished", lambda home, name: record)
     assert "ssv2       pretrained   50.0" in tats("results", "mine").out
     assert json.loads(tats("results", "mine", "--json").out) == {
         "run": "r1", "pipeline": "mine", "rows": ROWS, "policy": {},
@@ -158,7 +160,7 @@ def test_results_prints_the_newest_finished_run(
 def test_results_before_any_run_says_how_to_make_one(
     tats: Callable[..., Any], menu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finding, "newest_finished", lambda home, name: None)
+    monkeypatch.setattr(history, "newest_finished", lambda home, name: None)
     result = tats("results", "mine")
     assert (result.code, result.out) == (2, "")
     home = tmp_path / ".tats"
@@ -170,7 +172,7 @@ def test_a_table_that_was_deleted_is_said_in_a_sentence(
 ) -> None:
     record = ended(tmp_path / ".tats", "finished")
     (record.outputs("report")[0] / "results.json").unlink()
-    monkeypatch.setattr(finding, "newest_finished", lambda home, name: record)
+    monkeypatch.setattr(history, "newest_finished", lambda home, name: record)
     result = tats("results", "mine")
     assert result.code == 2
     assert "results.json: cannot be read" in result.err

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tats_core.pipeline.records import RunRecord
+from tats_core.store.run import RunRecord
 from tats_core.sweep import engine, spec
 
 PIPELINE = "stages: {work: {kind: command, run: 'true', env: {X: '1'}}}"

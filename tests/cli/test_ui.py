@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tats_core.pipeline import tracking
+from tats_core import tracking
 
 
 @pytest.fixture

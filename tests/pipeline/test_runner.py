@@ -8,19 +8,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tats_core.errors import ResourceError, SpecError, StageError, TatsError
-from tats_core.pipeline import code, finding, runner
-from tats_core.pipeline.cache import StageStore
-from tats_core.pipeline.records import RunRecord
-from tats_core.pipeline.stages.base import StageContext
-
-from .conftest import Grow, NoTracker, RecordingUI
+from tats_core.pipeline import runner
+from tats_core.stages.base import StageContext
+from tats_core.store import code, history
+from tats_core.store.outputs import StageStore
+from tats_core.store.run import RunRecord
+from tests.toys import Grow, NoTracker, RecordingUI
 
 pytestmark = pytest.mark.usefixtures("no_tracker")
 
@@ -113,7 +113,7 @@ def test_a_damaged_output_is_made_again(load, home):
     record = runner.run(load(TOY), home)
     Path(record.stages["grow[a,scratch]"].folder or "", "value.txt").unlink()
     plan = {item.name: item for item in runner.plan(load(TOY), home).items}
-    assert plan["grow[a,scratch]"].reason == "its output is damaged: value.txt is gone"
+    assert plan["grow[a,scratch]"].reason == "its output is corrupt: value.txt is gone"
     Grow.ran.clear()
     assert runner.run(load(TOY), home).status == "finished"
     assert Grow.ran == ["grow[a,scratch]"]
@@ -140,15 +140,17 @@ def test_a_forced_stage_that_was_cut_off_goes_on_without_force(load, home, monke
     assert runner.run(load(TOY), home, force=["grow[a,scratch]"]).status == "failed"
     monkeypatch.setattr(Grow, "hook", staticmethod(lambda ctx: None))
     plan = {item.name: item for item in runner.plan(load(TOY), home).items}
-    assert plan["grow[a,scratch]"].reason == "goes on where it was cut off"
+    assert plan["grow[a,scratch]"].reason == "resumes where it stopped"
 
 
 def test_a_forced_stage_is_not_told_with_what_the_output_that_it_replaces_had_said(load, home, monkeypatch):
     told: list[float] = []
 
     class Listening(NoTracker):
-        def event(self, name: str, event: Mapping[str, Any]) -> None:
-            told.append(event["values"]["value"])
+        def events(
+            self, stage: str, file: Path, start: int, end: int, events: Sequence[Mapping[str, Any]]
+        ) -> None:
+            told.extend(event["values"]["value"] for event in events)
 
     monkeypatch.setattr(runner, "Tracker", Listening)
     begin = StageStore.begin
@@ -176,7 +178,7 @@ def test_only_runs_one_stage_and_leaves_the_others_out(load, home):
     assert statuses(record)["make"] == "finished"
     assert statuses(record)["sum"] == "skipped"
     assert record.status == "finished"
-    assert finding.newest_finished(home, "toy") is None, "a part is not a whole run"
+    assert history.newest_finished(home, "toy") is None, "a part is not a whole run"
     assert statuses(runner.run(load(TOY), home, only=["grow"]))["grow[a,pretrained]"] == "finished"
 
 
@@ -218,7 +220,7 @@ def test_a_failed_stage_goes_on_in_its_folder_in_the_next_run(load, home):
     text = "stages: {make: {kind: make}, grow: {kind: grow, needs: make, fail: once}}"
     assert runner.run(load(text), home).status == "failed"
     plan = runner.plan(load(text), home)
-    assert plan.items[-1].reason == "goes on where it was cut off"
+    assert plan.items[-1].reason == "resumes where it stopped"
     assert runner.run(load(text), home).status == "finished"
 
 
@@ -232,7 +234,7 @@ def test_a_bug_ends_its_stage_with_a_traceback_on_disk_and_is_not_tried_again(lo
 
 
 def test_code_that_is_edited_meanwhile_makes_no_output_under_the_key_of_the_old(load, home, monkeypatch):
-    monkeypatch.setattr(code, "changed", lambda known: [name for name in known if name.endswith("conftest")])
+    monkeypatch.setattr(code, "changed", lambda known: [name for name in known if name.endswith("toys")])
     record = runner.run(load("stages: {grow: {kind: grow, init: scratch, retries: 3}}"), home)
     assert record.error == (
         f"grow: the code of {Grow.__module__} was changed since this run began; start it again: "
@@ -395,13 +397,13 @@ def test_a_run_waits_for_another_that_makes_the_same_output_and_takes_it(load, h
 
 
 def test_the_newest_finished_run_is_found_among_those_of_other_pipelines(load, home):
-    assert finding.newest_finished(home, "toy") is None
+    assert history.newest_finished(home, "toy") is None
     runner.run(load(TOY), home)
     second = runner.run(load(TOY), home)
     runner.run(load(TOY, name="toy-two"), home)
     failed = load(TOY.replace("add: 4", "add: 5, fail: always"))
     assert runner.run(failed, home).status == "failed"
-    found = finding.newest_finished(home, "toy")
+    found = history.newest_finished(home, "toy")
     assert found is not None
     assert found.id == second.id
     assert found.folder == home / "runs" / second.id
@@ -421,7 +423,7 @@ def test_runs_of_machines_in_different_time_zones_are_in_the_order_of_their_star
         ids.append(runner.run(load("stages: {make: {kind: make}}"), home).id)
     monkeypatch.delenv("TZ")
     time.tzset()
-    assert finding.ids(home) == ids[::-1]
+    assert history.ids(home) == ids[::-1]
 
 
 def test_what_an_earlier_attempt_said_is_not_shown_again(load, home, ui):

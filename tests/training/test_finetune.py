@@ -10,7 +10,7 @@ from torch import nn
 
 from tats_core.errors import SpecError
 from tats_core.specs import validate
-from tats_core.training.checkpoint import FolderStore
+from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog, read_events
 from tats_core.training.finetune import FinetuneConfig, FinetuneTrainer, finetune
 from tats_core.training.world import World
@@ -43,7 +43,7 @@ def _run(
     trainer = FinetuneTrainer(recipe, loader.classes, World())
     trainer.start()
     events = events or EventLog(None)
-    return trainer, finetune(trainer, loader, events=events, store=FolderStore(folder))
+    return trainer, finetune(trainer, loader, events=events, store=CheckpointStore(folder))
 
 
 def assert_equal(one: nn.Module, other: nn.Module) -> None:
@@ -265,8 +265,8 @@ def test_a_skipped_step_does_not_reach_the_figures_of_its_epoch(
 ) -> None:
     class OnceBroken(clips):  # type: ignore[misc]
         def epoch(self, epoch: int, first_step: int = 0) -> Any:
-            for step, (video_BCTHW, label_B, index_B) in enumerate(super().epoch(epoch, first_step)):
-                yield video_BCTHW * (torch.nan if step == 1 else 1), label_B, index_B
+            for step, batch in enumerate(super().epoch(epoch, first_step)):
+                yield batch._replace(video_BCTHW=batch.video_BCTHW * (torch.nan if step == 1 else 1))
 
     events = EventLog(tmp_path / "events.jsonl")
     trainer, figures = _run(_recipe(tiny, epochs=1), OnceBroken(), tmp_path / "states", events)

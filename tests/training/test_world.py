@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tats_core.errors import SpecError
-from tats_core.training.jobs.evaluate import gather_uneven
+from tats_core.stages.evaluate import gather_uneven
 from tats_core.training.world import StepConfig, World
 
 WORKER = Path(__file__).parent / "workers" / "two_workers.py"

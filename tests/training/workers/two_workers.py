@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,11 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tats_core.errors import Stopped
 from tats_core.models.mae import VideoMAE
 from tats_core.sampling import Sampler
+from tats_core.stages.evaluate import gather_uneven
 from tats_core.training import checkpoint
-from tats_core.training.checkpoint import CheckpointConfig, FolderStore
+from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog, read_events
 from tats_core.training.finetune import FinetuneConfig, FinetuneTrainer
-from tats_core.training.jobs.evaluate import gather_uneven
 from tats_core.training.pretrain import JointTrainer, PretrainConfig, pretrain
 from tats_core.training.world import World
 
@@ -59,6 +59,17 @@ def joint(world: World, steps: int) -> dict[str, Any]:
     return {"figures": figures, "mae": trainer.mae.state_dict(), "sampler": trainer.sampler.state_dict()}
 
 
+class Prepared(NamedTuple):
+    """A batch of clips that are normalised already."""
+
+    video_BCTHW: Tensor
+    label_B: Tensor
+    index_B: Tensor
+
+    def normalised(self, device: torch.device) -> Tensor:
+        return self.video_BCTHW.to(device)
+
+
 class Loader:
     """Two batches an epoch."""
 
@@ -67,16 +78,16 @@ class Loader:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Prepared]:
         for step in range(first_step, self.steps):
             video_BCTHW, label_B = _clips(self.world, step)
-            yield video_BCTHW, label_B, torch.arange(len(label_B))
+            yield Prepared(video_BCTHW, label_B, torch.arange(len(label_B)))
 
 
 def figures(world: World, folder: Path) -> dict[str, float]:
     """What a whole pre-training returns."""
     recipe = PretrainConfig.model_validate({**TINY, "sampler": SAMPLER, "mae": MAE, "epochs": 1})
-    store, events = FolderStore(folder, world), EventLog(None)
+    store, events = CheckpointStore(folder, world), EventLog(None)
     return pretrain(JointTrainer(recipe, world), Loader(world), events=events, store=store, health=_look)
 
 
@@ -117,7 +128,7 @@ def states(world: World, folder: Path) -> dict[str, Any]:
     wishes = [False]
     # Only rank 1 hears of the wish to stop: both must do the same.
     config = CheckpointConfig(epochs=2, minutes=None)
-    store = FolderStore(folder, world, stop=lambda: wishes[0] and world.rank == 1)
+    store = CheckpointStore(folder, world, stop=lambda: wishes[0] and world.rank == 1)
     found: dict[str, Any] = {"fresh": store.begin(config), "due": [store.due(1), store.due(2, epochs=2)]}
     store.save({"shared": world.rank, "rank": {"own": world.rank}}, step=2, metrics={})
     wishes[0] = True
@@ -126,10 +137,10 @@ def states(world: World, folder: Path) -> dict[str, Any]:
         store.save({"shared": world.rank, "rank": {"own": 10 + world.rank}}, step=3, metrics={})
     except Stopped:
         found["stopped"] = True
-    found["state"] = FolderStore(folder, world).begin(config)
+    found["state"] = CheckpointStore(folder, world).begin(config)
     try:
         found["items"] = []
-        for item in FolderStore(folder, world, stop=lambda: world.rank == 1).until_stopped(range(5)):
+        for item in CheckpointStore(folder, world, stop=lambda: world.rank == 1).until_stopped(range(5)):
             found["items"].append(item)
     except Stopped:
         found["left"] = True
@@ -144,11 +155,11 @@ class _Dealt:
     def __init__(self, world: World) -> None:
         self.world, self.dealt = world, 0
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Prepared]:
         for step in range(first_step, self.steps):
             self.dealt += 1
             video_BCTHW, label_B = _clips(self.world, epoch * self.steps + step)
-            yield video_BCTHW.double(), label_B, label_B
+            yield Prepared(video_BCTHW.double(), label_B, label_B)
 
 
 def elastic(world: World, folder: Path, steps: int | None = None) -> dict[int, float]:
@@ -168,7 +179,7 @@ def elastic(world: World, folder: Path, steps: int | None = None) -> dict[int, f
             trainer,
             loader,
             events=EventLog(events if world.is_first else None),
-            store=FolderStore(folder, world, stop=lambda: loader.dealt == steps),
+            store=CheckpointStore(folder, world, stop=lambda: loader.dealt == steps),
             health=lambda *_: {},
         )
     except Stopped:

@@ -1,0 +1,108 @@
+"""A training with one CPU worker, in a process of its own, without a cluster.
+
+The worker is forked from a server that has torch imported already, so that it starts at once, and the memory
+it takes is its own and not that of the trial before it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tats_core.errors import StageError
+from tats_core.launch import workers as launched
+from tats_core.launch.workers import Outcomes, Task
+
+if TYPE_CHECKING:
+    from tats_core.training.world import World
+
+_PRELOADED = ["tats_core.stages.pretrain", "tats_core.stages.finetune"]
+_POLL_SECONDS = 0.1
+
+
+def prepare() -> ForkServerContext:
+    """Start the server; a second call does nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
+
+
+def fit(
+    entry: str,
+    job: Mapping[str, Any],
+    *,
+    workers: int,
+    gpu: bool,
+    name: str,
+    out: Path,
+    max_failures: int,
+    stop: threading.Event,
+) -> None:
+    """Call `function(job, world, events, store)` in one process and wait for it; see `ray_train.fit`.
+
+    Raises:
+        TatsError: what the worker raised.
+        StageError: it died more than `max_failures` times, or raised what would come again.
+        Stopped: `stop` was set.
+    """
+    assert workers == 1, "more workers than one need Ray Train"
+    assert not gpu, "a GPU is Ray's to give"
+    out = out.absolute()
+    outcomes = Outcomes(out)
+    for _ in range(max_failures + 1):
+        outcomes.clear()
+        code = _attempt(launched.task_of(entry, job, out, name), outcomes, stop)
+        outcomes.check()
+        if code == 0:
+            return
+    cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    log = outcomes.folder / "worker-0.log"
+    raise StageError(f"its worker died {max_failures + 1} times ({cause}); what it printed is in {log}")
+
+
+def _attempt(task: Task, outcomes: Outcomes, stop: threading.Event) -> int:
+    worker = prepare().Process(target=_work, args=(task,))
+    worker.start()
+    while not wait([worker.sentinel], _POLL_SECONDS):
+        if stop.is_set():
+            outcomes.please_stop.touch()
+    worker.join()
+    code = worker.exitcode
+    worker.close()
+    assert code is not None
+    return code
+
+
+def _work(task: Task) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides
+    try:
+        launched.work(task, _world, 0, certain=(Exception,))
+    except Exception:  # noqa: BLE001, it is recorded, and raised by the parent
+        os._exit(1)
+    os._exit(0)
+
+
+def _world() -> World:
+    import torch
+
+    from tats_core.machine import keep_freed_memory
+    from tats_core.training.world import World
+
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    return World()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

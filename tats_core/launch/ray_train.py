@@ -1,0 +1,386 @@
+"""Data-parallel work on Ray Train (V2): starts workers, and starts them again when some are lost.
+
+The driver takes no CPU of the cluster, each worker one (or one GPU). Nothing of Ray reaches the training
+loop: it gets a `World`, an `EventLog` and a `CheckpointStore`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import queue
+import secrets
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.train
+from ray.train.backend import Backend, BackendConfig
+
+from tats_core.errors import ResourceError, StageError, TatsError
+from tats_core.launch import ray_internals
+from tats_core.launch import workers as launched
+from tats_core.launch.ray_internals import ROOM_SECONDS
+from tats_core.launch.workers import Outcomes, Task
+from tats_core.machine import keep_freed_memory
+from tats_core.store.layout import RAY
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
+    from tats_core.training.world import World
+
+_STARTED = threading.Lock()
+# The same for this process's lifetime: Ray uses the first that it reads for each cluster that it starts.
+_TOKEN = secrets.token_hex(32)
+_CONTROLLER_FAILURES = 2
+
+# What would come again after a restart: the user's mistakes, and our bugs.
+_CERTAIN = (
+    TatsError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    TypeError,
+    ValueError,
+)
+
+
+def fit(
+    entry: str,
+    job: Mapping[str, Any],
+    *,
+    workers: int,
+    gpu: bool,
+    name: str,
+    out: Path,
+    max_failures: int,
+    stop: threading.Event,
+    fewer: Sequence[int] = (),
+) -> None:
+    """Call `function(job, world, events, store)` in each of `workers` processes and wait for them.
+
+    Args:
+        entry: "module:function".
+        job: plain values for the function.
+        fewer: numbers of workers that do as well where there is no room for all. When there is more room,
+            they start again from a new checkpoint, as many as then fit.
+        name: of this training among those of the stage; it resumes from the newest checkpoint of this name.
+        out: the stage's work folder, shared by all machines: events, under `log/` what each worker prints,
+            under `checkpoints/` the checkpoints.
+        max_failures: how often dead workers are replaced before the stage fails.
+        stop: when set, the workers save a checkpoint after their next step, and leave.
+
+    Raises:
+        TatsError: what a worker raised.
+        StageError: workers died too often, or raised what would come again; names the worker's log.
+        ResourceError: the cluster is smaller than what is asked for.
+        Stopped: `stop` was set.
+    """
+    out = out.absolute()
+    for left in range(max_failures, -1, -1):
+        try:
+            _fit(entry, job, (*fewer, workers), gpu, name, out, max_failures, stop)
+        except _HeadLost as error:
+            if not left:
+                raise StageError(f"{error}; what the workers printed is in {out / launched.LOG}") from error
+        else:
+            return
+
+
+def _fit(
+    entry: str,
+    job: Mapping[str, Any],
+    sizes: tuple[int, ...],
+    gpu: bool,
+    name: str,
+    out: Path,
+    max_failures: int,
+    stop: threading.Event,
+) -> None:
+    connect()
+    head = ray_internals.local_head()
+    _check_resources(min(sizes), gpu)
+    outcomes = Outcomes(out)
+    outcomes.clear()
+    task = launched.task_of(entry, job, out, name)
+    trainer = _trainer(task, outcomes, sizes=sizes, gpu=gpu, storage=out / RAY, max_failures=max_failures)
+    ended = threading.Event()
+    watch = threading.Thread(target=_pass_on_stop, args=(stop, ended, outcomes), daemon=True)
+    watch.start()
+    try:
+        _run(trainer, head)
+    except ray.train.TrainingFailedError as error:
+        outcomes.check()
+        raise StageError(f"{_reason(error)}; what the workers printed is in {outcomes.folder}") from error
+    finally:
+        ended.set()
+        watch.join()
+    outcomes.check()
+
+
+def capacity() -> tuple[int, int]:
+    """Return the CPUs and GPUs of the cluster; starts a local one if there is none."""
+    connect()
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+
+
+def connect() -> None:
+    """Connect to the cluster that RAY_ADDRESS names, or start a local one; the second call does nothing."""
+    with _STARTED:
+        os.environ.update(_environment())
+        if ray.is_initialized():
+            return
+        address = os.environ.get("RAY_ADDRESS")
+        if not address and "RAY_AUTH_MODE" not in os.environ:
+            # Left alone, Ray would write a token into the home folder. One that lives as long as this
+            # process keeps other users of the machine out just as well.
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_TOKEN)
+            ray_internals.read_environment()
+        _in_a_thread_that_stays(
+            lambda: ray.init(
+                # "local": else it would join whatever cluster someone else has started on this machine.
+                address=address or "local",
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+            )
+        )
+        atexit.register(ray.shutdown)
+
+
+def _in_a_thread_that_stays(work: Callable[[], Any]) -> None:
+    """Run `work` in a thread that lives as long as this process.
+
+    Ray asks the kernel to kill its servers when their parent dies, and for the kernel the parent is the
+    *thread* that started them: a stage's thread would take the cluster along when the stage ends.
+    """
+    answer: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def stay() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001, it is raised by the caller
+            answer.put(error)
+            return
+        answer.put(None)
+        threading.Event().wait()
+
+    threading.Thread(target=stay, name="ray-parent", daemon=True).start()
+    error = answer.get()
+    if error is not None:
+        raise error
+
+
+def _environment() -> dict[str, str]:
+    wanted = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # The controller looks at its workers this often; at the default 2 s, the end of a short training
+        # waits a second for it.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+        # Metrics go to Prometheus, which a laptop does not have.
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+        # What workers print goes into the stage's folder, as they print it.
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        # Ray would run its workers at niceness 15: beside any busy process, a start took minutes.
+        "RAY_worker_niceness": "0",
+    }
+    if os.environ.get("RAY_ADDRESS"):
+        wanted["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(ROOM_SECONDS // (_CONTROLLER_FAILURES + 1))
+    else:
+        # One process less for each training. On this machine nobody announces a preemption.
+        wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+def _check_resources(workers: int, gpu: bool) -> None:
+    # Ray would wait for what will never come.
+    resource = "GPU" if gpu else "CPU"
+    available = capacity()[gpu]
+    if available < workers:
+        raise ResourceError(
+            f"{workers} workers need {workers} {resource}s, but Ray has {available}; ask for fewer workers"
+        )
+
+
+@dataclass
+class Gloo(BackendConfig):
+    """Joins CPU workers into one gloo process group.
+
+    Ray's own TorchConfig does the same, but makes the controller import torch too: on 2 cores that adds
+    about 2 s of CPU time to the start of every training.
+    """
+
+    backend: str = "gloo"
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """What Ray Train calls around the training."""
+        return _GlooBackend
+
+
+class _GlooBackend(Backend):
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        size = len(worker_group)
+        if size == 1:
+            return
+        address = worker_group.execute_single(0, _free_address)
+        calls = [worker_group.execute_single_async(rank, _join, rank, size, address) for rank in range(size)]
+        ray.get(calls)
+
+    def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        if len(worker_group) > 1:
+            ray.get(worker_group.execute_async(_leave))
+
+
+def _free_address() -> str:
+    import socket
+
+    host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        listener.bind((host, 0))
+        port = listener.getsockname()[1]
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def _join(rank: int, size: int, address: str) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _trainer(
+    task: Task,
+    outcomes: Outcomes,
+    *,
+    sizes: tuple[int, ...],
+    gpu: bool,
+    storage: Path,
+    max_failures: int,
+) -> TorchTrainer:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig
+
+    scaling = ScalingConfig(  # type: ignore[call-arg]
+        num_workers=max(sizes) if len(sizes) == 1 else (min(sizes), max(sizes)),  # type: ignore[arg-type]
+        elastic_resize_monitor_interval_s=0,  # `elastic_policy` decides when
+        use_gpu=gpu,
+        resources_per_worker={"GPU": 1} if gpu else {"CPU": 1},
+    )
+    policy = None
+    if len(sizes) > 1:
+        policy = ray_internals.elastic_policy(scaling, sizes, Path(task["checkpoints"]), outcomes)
+    return ray_internals.trainer_class(
+        outcomes, policy
+    )(
+        _work,
+        train_loop_config=task,
+        torch_config=TorchConfig(backend="nccl") if gpu else Gloo(),  # type: ignore[arg-type]
+        scaling_config=scaling,
+        run_config=RunConfig(
+            # Ray would resume a name that it knows by its own records; ours are in `checkpoints/`.
+            name=uuid.uuid4().hex[:12],
+            storage_path=str(storage),
+            # The default is to try for ever.
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=max_failures, controller_failure_limit=_CONTROLLER_FAILURES
+            ),
+        ),
+    )
+
+
+class _HeadLost(Exception):  # noqa: N818 (it never leaves this module)
+    """A server of the local Ray cluster is gone; the next `connect` starts a new one."""
+
+
+def _run(trainer: TorchTrainer, head: Any) -> None:
+    """Call `trainer.fit()`, and leave it when the local cluster dies.
+
+    Without a head Ray would wait for a minute, then end this process without a word of ours.
+    """
+    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    # In a thread of its own: in the main thread `fit` would also leave its handler of Ctrl-C behind.
+    def work() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # noqa: BLE001, it is raised by the caller
+            ended.put(error)
+        else:
+            ended.put(None)
+
+    threading.Thread(target=work, name="ray-fit", daemon=True).start()
+    while True:
+        try:
+            error = ended.get(timeout=0.5)
+        except queue.Empty:
+            _check_head(head)
+            continue
+        if error is not None:
+            _check_head(head)
+            raise error
+        return
+
+
+def _check_head(head: Any) -> None:
+    """Raise _HeadLost where a server of the local cluster is gone."""
+    if head is None:
+        return
+    with _STARTED:
+        if head is ray_internals.local_head():
+            dead = ray_internals.end_if_dead(head)
+            if dead is None:
+                return
+            raise _HeadLost(f"Ray's {dead} on this machine was killed or has crashed")
+    raise _HeadLost("Ray on this machine was killed or has crashed")
+
+
+def _reason(error: Exception) -> str:
+    failures = getattr(error, "worker_failures", None)
+    if not failures:
+        return f"the training failed: {ray_internals.last_line(error)}"
+    rank, first = min(failures.items())
+    return f"worker {rank} failed: {ray_internals.last_line(first)}"
+
+
+def _pass_on_stop(stop: threading.Event, ended: threading.Event, outcomes: Outcomes) -> None:
+    while not ended.wait(0.2):
+        if stop.is_set():
+            outcomes.please_stop.touch()
+            return
+
+
+def _work(task: Task) -> None:
+    """Do the task in a worker of Ray Train."""
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    launched.work(task, lambda: _world(rank, size), rank, _CERTAIN)
+
+
+def _world(rank: int, size: int) -> World:
+    import torch
+
+    from tats_core.training.world import World
+
+    if torch.cuda.is_available() and ray.get_gpu_ids():
+        from ray.train.torch import get_device
+
+        return World(rank, size, get_device())
+    keep_freed_memory()
+    return World(rank, size, torch.device("cpu"))

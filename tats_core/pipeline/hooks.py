@@ -1,0 +1,145 @@
+"""The commands that a pipeline's `notify` calls when a run ends or a stage fails.
+
+Hooks run one after another in a thread of their own: a slow one delays the next, never the run. One that
+fails becomes a note.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from tats_core.errors import RunError
+from tats_core.pipeline.observers import Observer
+from tats_core.pipeline.spec import Event, Hook
+from tats_core.store.run import RunRecord, StageRecord
+
+SCHEMA = 1
+COMMAND_SECONDS = 60.0
+DELIVER_SECONDS = 60.0
+
+_HASTE_SECONDS = 5.0
+_VARIABLES = ("event", "run", "pipeline", "status", "stage", "error")  # in a command's environment
+_VARIABLE = 10_000  # letters of each value
+
+
+Message = dict[str, str | int | float]
+"""What a command gets as JSON."""
+
+
+class Notifier(Observer):
+    """Calls the hooks of a run from a thread; only `deliver` waits.
+
+    Args:
+        note: takes a sentence about a hook that failed; called from that thread.
+    """
+
+    def __init__(self, hooks: Sequence[Hook], record: RunRecord, note: Callable[[str], None]) -> None:
+        self._hooks = hooks
+        self._record = record
+        self._note = note
+        self._waiting: queue.SimpleQueue[tuple[Hook, Message] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="notify", daemon=True)
+        if hooks:
+            self._thread.start()
+
+    def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
+        """Call the hooks of a stage that failed."""
+        if stage.status == "failed":
+            self._put("stage_failed", stage.name, stage.error)
+
+    def run_ended(self, record: RunRecord) -> None:
+        """Call the hooks of a run's end."""
+        if record.status != "running":
+            self._put(record.status, "", record.error)
+
+    def deliver(self) -> None:
+        """Wait until the hooks have ended, but not for ever."""
+        self.close(DELIVER_SECONDS)
+
+    def aborted(self, record: RunRecord) -> None:
+        """Call the hooks of the run's end; somebody who pressed Ctrl-C twice does not wait long."""
+        self.run_ended(record)
+        self.close(_HASTE_SECONDS)
+
+    def close(self, seconds: float) -> None:
+        """Wait until all hooks have ended, but no longer than this."""
+        if not self._hooks:
+            return
+        self._waiting.put(None)
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._note(f"a notification was not delivered within {seconds:.0f} s and is given up")
+
+    def _put(self, event: Event, stage: str, error: str | None) -> None:
+        for hook in self._hooks:
+            if event in hook.on:
+                self._waiting.put((hook, message(self._record, event, stage, error)))
+
+    def _work(self) -> None:
+        while (item := self._waiting.get()) is not None:
+            hook, text = item
+            try:
+                call(hook.command, text)
+            except RunError as error:
+                self._note(f"a notification of '{text['event']}' was not delivered: {error}")
+
+
+def message(record: RunRecord, event: Event, stage: str, error: str | None) -> Message:
+    """Return what a command gets; `text` is one sentence (which chat services show)."""
+    about = f"{record.pipeline}: {stage} failed" if stage else f"{record.pipeline} {event}"
+    return {
+        "schema": SCHEMA,
+        "event": event,
+        "run": record.id,
+        "pipeline": record.pipeline,
+        "status": record.status,
+        "stage": stage,
+        "error": error or "",
+        "seconds": (record.finished or time.time()) - record.started,
+        "folder": str(record.folder),
+        "text": f"{about}: {error}" if error else about,
+    }
+
+
+def call(command: str, message: Message) -> None:
+    """Run a command to its end, with a message in its environment and, as JSON, on its standard input.
+
+    Raises:
+        RunError: it cannot be started, takes too long, or fails.
+    """
+    # A variable takes neither everything nor any length; the JSON has all of it.
+    environment = os.environ | {
+        f"TATS_{name.upper()}": str(message[name]).replace("\0", " ")[:_VARIABLE] for name in _VARIABLES
+    }
+    # Into a file, not a pipe: what the command leaves running would keep a pipe open.
+    with tempfile.TemporaryFile() as printed:
+        try:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", command],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=printed,
+                start_new_session=True,  # Ctrl-C is for the run
+            )
+        except OSError as error:
+            raise RunError(f"'{command}' cannot be started ({error.strerror})") from error
+        try:
+            process.communicate(json.dumps(message, ensure_ascii=False).encode(), timeout=COMMAND_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            raise RunError(f"'{command}' took longer than {COMMAND_SECONDS:.0f} s") from error
+        if process.returncode != 0:
+            printed.seek(0)
+            last = printed.read().decode(errors="replace").strip().splitlines()[-1:]
+            why = f": {last[0]}" if last else ""
+            raise RunError(f"'{command}' ended with code {process.returncode}{why}")

@@ -1,0 +1,36 @@
+"""The keys of stages: what decides whether an output can be reused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tats_core.pipeline.graph import Instance
+from tats_core.specs import identity
+from tats_core.store import code
+from tats_core.store.outputs import StageKey, canonical
+
+
+def stage_key(instance: Instance, inputs: Iterable[tuple[Instance, str]], pipeline: str) -> StageKey:
+    """Return the key of `instance`, given each instance it reads with its output's digest.
+
+    The names of stages and pipelines are not in it: two pipelines that do the same work share it. Only a
+    stage that gathers is about its pipeline, and needs the axes of its inputs to tell them apart.
+    """
+    read = [
+        {"kind": source.kind.name, "digest": digest}
+        | ({"axes": dict(source.axes)} if instance.kind.gathers else {})
+        for source, digest in inputs
+    ]
+    return StageKey({**own_components(instance, pipeline), "inputs": sorted(read, key=canonical)})
+
+
+def own_components(instance: Instance, pipeline: str) -> dict[str, Any]:
+    """Return the components of the key of `instance` that do not wait for its inputs."""
+    kind = instance.kind
+    return {
+        "kind": f"{kind.name}/{kind.version}" + (f" of {pipeline}" if kind.gathers else ""),
+        "config": identity(instance.config),
+        "code": code.digests((kind.__module__, *kind.code)),
+        "external": dict(kind.external(instance.config)),
+    }

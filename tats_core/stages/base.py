@@ -1,0 +1,188 @@
+"""What a stage kind is, and what the engine hands to a stage while it runs.
+
+A kind knows its configuration, what it reads, what it costs and how to do its work. It knows nothing of
+the graph, the cache, MLflow or Ray: those are around it, and reach it through `StageContext`.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from tats_core.errors import StageError, Stopped
+from tats_core.specs import StrictModel
+from tats_core.training.events import EventLog
+
+C = TypeVar("C", bound=StrictModel)
+
+
+@dataclass(frozen=True)
+class Input:
+    """The committed output of a stage that another one reads."""
+
+    name: str
+    kind: str
+    axes: Mapping[str, str]
+    path: Path
+
+
+class Fit(Protocol):
+    """Runs `function(job, world, events, store)` in `workers` processes and waits for them."""
+
+    def __call__(
+        self,
+        entry: str,
+        job: Mapping[str, Any],
+        *,
+        workers: int,
+        fewer: Sequence[int] = (),
+        gpu: bool = False,
+        max_failures: int = 2,
+    ) -> None:
+        """`entry` is "module:function"; `job` holds plain values only (it travels to the workers).
+
+        `fewer` are the numbers of workers with which it resumes where there is no room for all.
+        Resumes from the newest checkpoint, if there is one. Raises the TatsError that a worker raised,
+        StageError where a worker died more than `max_failures` times, or Stopped.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """A running stage's surroundings.
+
+    `name`, `axes` and `pipeline` are labels for people: an output must depend on the configuration and the
+    inputs alone, because another stage with the same key may reuse it. (In the key of a stage that gathers
+    are the pipeline's name and its inputs' axes, so it may use those.) `out` is the stage's folder; all that
+    is left there becomes its output. After a kill, the stage runs again with the same `out`.
+    """
+
+    name: str
+    axes: Mapping[str, str]
+    pipeline: str
+    key: str
+    out: Path
+    home: Path
+    read: tuple[Input, ...]
+    events: EventLog
+    fit: Fit
+    stop: threading.Event
+    output_of: Callable[[StrictModel], Path | None] = lambda config: None
+    """Returns the output of this stage with another configuration, or None."""
+
+    def inputs(self, kind: str) -> list[Input]:
+        """Return the outputs of all stages of `kind` that this stage reads, in plan order."""
+        return [output for output in self.read if output.kind == kind]
+
+    def input(self, kind: str) -> Input:
+        """Return the output of `kind` that this stage reads; the graph makes sure of exactly one."""
+        outputs = self.inputs(kind)
+        assert len(outputs) == 1, f"{self.name} reads {len(outputs)} outputs of kind '{kind}'"
+        return outputs[0]
+
+    def check_stop(self) -> None:
+        """Raise Stopped if the user asked to stop; call it between pieces of work."""
+        if self.stop.is_set():
+            raise Stopped
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is known before anything runs."""
+
+    name: str
+    axes: Mapping[str, str]
+    home: Path
+
+
+class StageKind(ABC, Generic[C]):
+    """A kind of stage; each module of this package has one, as `KIND`.
+
+    Attributes:
+        name: as in YAML.
+        version: raised when the form of the output changes; part of the stage key.
+        Config: the keys of a stage of this kind, beside the engine's. A field that cannot change the output
+            (resources, caches), or that `external` stands for, is marked `NotIdentity`.
+        gathers: reads all instances of what it needs, instead of those that agree with its own axes.
+        waits_for_needs: reads all that it directly needs, of whatever kind.
+        waited_for: whatever directly needs it, reads it, of whatever kind.
+        follows: axes that fill the field of the same name here when a stage that this one needs has them.
+        reports: the numbers of its `result.json`, which a sweep may compare; None where only a run can tell.
+        curves: the numbers that its events hold after an epoch, by which a sweep may stop a trial early.
+        code: modules whose code, with all they import from tats_core, can change the output. The kind's
+            own module is always among them.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    Config: type[C]
+    gathers: ClassVar[bool] = False
+    waits_for_needs: ClassVar[bool] = False
+    waited_for: ClassVar[bool] = False
+    follows: ClassVar[frozenset[str]] = frozenset({"benchmark", "init"})
+    reports: ClassVar[frozenset[str] | None] = frozenset()
+    curves: ClassVar[frozenset[str]] = frozenset()
+    code: ClassVar[tuple[str, ...]] = ()
+
+    def reads(self, config: C) -> tuple[str, ...]:
+        """Return the kinds whose outputs this stage reads, among the stages it needs, however indirectly.
+
+        Each must be there, save for a kind that gathers: it takes what there is.
+        """
+        return ()
+
+    def cpus(self, config: C) -> int:
+        """Return how many CPUs the stage keeps busy, at least."""
+        return 1
+
+    def gpus(self, config: C) -> int:
+        """Return how many GPUs the stage keeps busy, at least."""
+        return 0
+
+    def spare(self, config: C) -> int:
+        """Return how many more of each it uses where they are free."""
+        return 0
+
+    def preflight(self, config: C, ctx: Preflight) -> list[str]:
+        """Return one sentence for each thing that would make the stage fail: missing data, weights."""
+        return []
+
+    def external(self, config: C) -> Mapping[str, str]:
+        """Return name → digest of what the stage reads from outside the pipeline; part of the key."""
+        return {}
+
+    def identities(self, folder: Path) -> Mapping[str, str]:
+        """Return file name → what stands for its content in the output's digest, where that is not its bytes.
+
+        For a file that holds what cannot matter to its readers, such as the path of a data set.
+        """
+        return {}
+
+    @abstractmethod
+    def run(self, config: C, ctx: StageContext) -> None:
+        """Do the work and leave the output in `ctx.out`; resume where an earlier attempt ended.
+
+        Raises:
+            TatsError: the stage failed; the error's text is one sentence.
+            Stopped: `ctx.stop` was set.
+        """
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Return the `result.json` of a stage.
+
+    Raises:
+        StageError: the stage left none.
+    """
+    path = folder / "result.json"
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StageError(f"{path}: is not a readable result ({error})") from error
+    return result

@@ -1,0 +1,156 @@
+"""Runs a program of yours as a stage: it writes its output into the folder that TATS_OUT names."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+from pydantic import BeforeValidator, Field
+
+from tats_core.errors import StageError, Stopped
+from tats_core.specs import NotIdentity, StrictModel
+from tats_core.stages.base import StageContext, StageKind
+
+_POLL_SECONDS = 0.5
+_GRACE_SECONDS = 10.0
+_READ_BYTES = 1 << 26
+_SHELL = ("/bin/sh", "-c")
+
+
+class CommandConfig(StrictModel):
+    """A program, its arguments and what it needs."""
+
+    run: Annotated[
+        tuple[str, ...],
+        BeforeValidator(lambda value: (*_SHELL, value) if isinstance(value, str) else value),
+        Field(min_length=1, description="one line for the shell, or a list: the program and its arguments"),
+    ]
+    env: dict[str, str] = Field(default_factory=dict, description="added to the environment")
+    cpus: Annotated[int, NotIdentity] = Field(1, ge=0, description="CPUs that it keeps busy")
+    gpus: Annotated[int, NotIdentity] = Field(0, ge=0, description="GPUs that it keeps busy")
+
+
+class Command(StageKind[CommandConfig]):
+    """The program gets TATS_OUT (its folder) and TATS_INPUTS: JSON, a list of name, kind, axes, path.
+
+    What it prints goes to `log/command.log`. Exit code 0 means that the folder holds its output; what it
+    leaves running is ended.
+    A file that the command names counts with its content: it runs again when its script has changed.
+    """
+
+    name = "command"
+    Config = CommandConfig
+    waits_for_needs = True
+    waited_for = True
+    reports = None  # whatever the program writes into a result.json
+
+    def cpus(self, config: CommandConfig) -> int:
+        """As the configuration says."""
+        return config.cpus
+
+    def gpus(self, config: CommandConfig) -> int:
+        """As the configuration says."""
+        return config.gpus
+
+    def external(self, config: CommandConfig) -> Mapping[str, str]:
+        """Return the digest of each file that the command names, as a script is."""
+        # Not Path.is_file: a word may be too long for a name of a file.
+        return {word: _digest(Path(word)) for word in _words(config.run) if os.path.isfile(word)}  # noqa: PTH113
+
+    def run(self, config: CommandConfig, ctx: StageContext) -> None:
+        """Run the program and wait for it.
+
+        Raises:
+            StageError: it cannot be started, or ends with another exit code than 0.
+        """
+        inputs = [
+            {"name": output.name, "kind": output.kind, "axes": dict(output.axes), "path": str(output.path)}
+            for output in ctx.read
+        ]
+        ours = {"TATS_OUT": str(ctx.out), "TATS_INPUTS": json.dumps(inputs)}
+        log = ctx.out / "log" / "command.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        _end_leftovers(ours["TATS_OUT"])
+        with log.open("ab") as printed:
+            try:
+                process = subprocess.Popen(
+                    config.run,
+                    env={**os.environ, **config.env, **ours},
+                    stdin=subprocess.DEVNULL,
+                    stdout=printed,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # a Ctrl-C in the terminal is ours to pass on
+                )
+            except OSError as error:
+                raise StageError(f"'{config.run[0]}' cannot be started ({error.strerror})") from error
+            code = _wait(process, ctx)
+        _end_leftovers(ours["TATS_OUT"])  # it would write into an output that counts already
+        if code != 0:
+            raise StageError(f"the command ended with code {code}; what it printed is in {log}")
+
+
+def _words(run: Sequence[str]) -> Sequence[str]:
+    if tuple(run[:2]) != _SHELL:
+        return run
+    try:
+        return shlex.split(run[2])
+    except ValueError:  # quotes that only the shell understands
+        return run[2].split()
+
+
+def _digest(path: Path) -> str:
+    # A plan must not read a data set that the command names: of a large file, size and time of change count.
+    status = path.stat()
+    if status.st_size > _READ_BYTES:
+        return f"{status.st_size} bytes, changed {status.st_mtime_ns}"
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _end_leftovers(out: str) -> None:
+    """Kill what a killed driver, or the program itself, left running: two would write into one folder."""
+    left = []
+    for process in psutil.process_iter():
+        # Those that ended meanwhile and those of other users are not ours.
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.environ().get("TATS_OUT") == out:
+                process.kill()
+                left.append(process)
+    _, alive = psutil.wait_procs(left, _GRACE_SECONDS)
+    if alive:
+        numbers = ", ".join(str(process.pid) for process in alive)
+        raise StageError(
+            f"process {numbers}, which the command left, cannot be ended; end it, then run again"
+        )
+
+
+def _wait(process: subprocess.Popen[bytes], ctx: StageContext) -> int:
+    while True:
+        try:
+            code = process.wait(_POLL_SECONDS)
+            # Stopping a job of Ray stops all its processes at once, this one perhaps first.
+            if code == -signal.SIGTERM and ctx.stop.wait(_POLL_SECONDS):
+                raise Stopped
+            return code
+        except subprocess.TimeoutExpired:
+            if ctx.stop.is_set():
+                break
+    # The whole group: a shell does not pass a signal on to what it started.
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    raise Stopped
+
+
+KIND = Command()

@@ -1,0 +1,154 @@
+"""The data sets of a pipeline: generated, or found on disk. Leaves a manifest for each split.
+
+The videos of real data sets stay where they are; generated ones lie in the stage's folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, get_args
+
+from pydantic import Field, model_validator
+
+from tats_core.data import benchmarks, decoded
+from tats_core.data.benchmarks.base import Split
+from tats_core.data.generate import GenerateConfig, generate
+from tats_core.data.manifest import Manifest
+from tats_core.errors import DataError, did_you_mean
+from tats_core.machine import available_cpus
+from tats_core.specs import NotIdentity, StrictModel
+from tats_core.stages.base import Preflight, StageContext, StageKind
+
+_LISTED_FOLDERS = 2  # how deep below a data set's folder the folders are read
+_LISTS = (".json", ".csv", ".txt", ".tsv")
+
+
+class DataConfig(StrictModel):
+    """Where the videos come from."""
+
+    generate: GenerateConfig | None = Field(None, description="make small benchmarks instead of reading")
+    root: Annotated[str | None, NotIdentity] = Field(
+        None, description="folder that holds one folder for each data set"
+    )
+    benchmarks: tuple[str, ...] = Field((), description="which; by default the four of the papers")
+    fold: int = Field(1, ge=1, description="official split, where a data set has several")
+    decoded: bool = Field(
+        False, description="store all frames decoded too: for a small data set that many runs read"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataConfig:
+        if self.generate is not None and (self.root is not None or self.benchmarks):
+            raise ValueError("give either 'generate' (with its own 'benchmarks') or 'root' and 'benchmarks'")
+        for name in self.benchmarks:
+            if name not in benchmarks.READABLE:
+                raise ValueError(f"no data set named '{name}'{did_you_mean(name, benchmarks.READABLE)}")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The data sets that the stage provides."""
+        if self.generate is not None:
+            return self.generate.benchmarks
+        return self.benchmarks or tuple(benchmarks.BENCHMARKS)
+
+
+class Data(StageKind[DataConfig]):
+    """Output: `<benchmark>.train.json` and `<benchmark>.test.json`, to be read with `Manifest.load`."""
+
+    name = "data"
+    Config = DataConfig
+
+    def spare(self, config: DataConfig) -> int:
+        """Generating is spread over all the CPUs of the machine that the run is on."""
+        return available_cpus() - 1 if config.generate else 0
+
+    def preflight(self, config: DataConfig, ctx: Preflight) -> list[str]:
+        """Return one sentence for each data set that is missing."""
+        return [] if config.generate else [str(error) for _, error in _lost(config)]
+
+    def external(self, config: DataConfig) -> Mapping[str, str]:
+        """Return each data set's path and a digest of its lists and folders (not of its videos)."""
+        if config.generate:
+            return {}
+        lost = {name for name, _ in _lost(config)}
+        return {name: "" if name in lost else _fingerprint(_place(config, name)) for name in config.names}
+
+    def identities(self, folder: Path) -> Mapping[str, str]:
+        """Return the manifests' own digests, which do not move with the data set."""
+        return {path.name: Manifest.load(path).digest() for path in _manifests(folder)}
+
+    def run(self, config: DataConfig, ctx: StageContext) -> None:
+        """Generate if need be, read the lists of each data set and write the manifests."""
+        folders: Mapping[str, Path]
+        if config.generate is not None:
+            folders = generate(ctx.out, config.generate, lambda *progress: _show(ctx, *progress))
+        else:
+            folders = {name: _place(config, name) for name in config.names}
+        for name, folder in folders.items():
+            for split in get_args(Split):
+                ctx.check_stop()
+                manifest = benchmarks.find(name).read(folder, split, config.fold)
+                if config.decoded:
+                    frames = ctx.out / f"{name}.{split}.frames.npy"
+                    manifest = decoded.write(manifest, frames, ctx.check_stop)
+                manifest.save(ctx.out / f"{name}.{split}.json")
+                ctx.events.note(_described(manifest))
+
+
+def _show(ctx: StageContext, done: int, total: int, text: str) -> None:
+    ctx.check_stop()
+    ctx.events.progress(step=done, steps=total, epoch=1, epochs=1, shown={})
+
+
+def _described(manifest: Manifest) -> str:
+    text = f"{manifest.benchmark} {manifest.split}: {len(manifest)} videos, {len(manifest.classes)} classes"
+    return text + (f"; {manifest.absent} listed videos are not on disk" if manifest.absent else "")
+
+
+def _place(config: DataConfig, name: str) -> Path:
+    return benchmarks.locate(name, config.root)
+
+
+def _lost(config: DataConfig) -> Iterator[tuple[str, DataError]]:
+    for name in config.names:
+        try:
+            _place(config, name)
+        except DataError as error:
+            yield name, error
+
+
+def _manifests(folder: Path) -> list[Path]:
+    return [path for split in get_args(Split) for path in sorted(folder.glob(f"*.{split}.json"))]
+
+
+def _fingerprint(place: Path) -> str:
+    """Return a digest that changes when a list or the content of a folder does.
+
+    A folder's time of change tells that files came or went, so that 240,000 videos need not be asked.
+    """
+    seen = hashlib.sha256(os.fsencode(place))
+    for path, changed in sorted(_changes(os.fspath(place), 0)):
+        seen.update(os.fsencode(path) + f"\0{changed}\n".encode())
+    return seen.hexdigest()
+
+
+def _changes(folder: str, depth: int) -> Iterator[tuple[str, int]]:
+    yield folder, Path(folder).stat().st_mtime_ns
+    if depth == _LISTED_FOLDERS:
+        return
+    try:
+        entries = list(os.scandir(folder))
+    except PermissionError:
+        return  # such as lost+found; a folder that is needed is missed where its lists are read
+    for entry in entries:
+        if entry.is_dir():
+            yield from _changes(entry.path, depth + 1)
+        elif entry.name.endswith(_LISTS) and entry.is_file():  # not a link that leads nowhere
+            yield entry.path, entry.stat().st_mtime_ns
+
+
+KIND = Data()

@@ -1,0 +1,112 @@
+"""What a run runs on: versions, machine, command, and the code as it lies in the checkout.
+
+Kept beside the run's record, for its page and for the tracking server.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from tats_core import __version__
+from tats_core.files import write_json
+from tats_core.machine import available_cpus
+from tats_core.store.run import RunRecord
+
+FILE = "environment.json"
+PATCH = "changes.patch"
+
+_PACKAGES = ("torch", "timm", "ray", "mlflow", "pydantic", "numpy", "av", "decord")
+# What changes how a run behaves. Their values may be shown; a password or token is in none of them.
+_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "RAY_ADDRESS", "TATS_DATA", "TATS_HOME")
+_PATCH_BYTES = 1 << 20
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def save(record: RunRecord) -> None:
+    """Write the environment, and how the checkout differs from its commit, into the run's folder."""
+    write_json(record.folder / FILE, describe())
+    patch = changes()
+    if patch:
+        (record.folder / PATCH).write_text(patch, encoding="utf-8")
+
+
+def load(record: RunRecord) -> dict[str, str]:
+    """Return what `save` wrote, or nothing of a run from before it was kept."""
+    path = record.folder / FILE
+    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def describe() -> dict[str, str]:
+    """Return versions, machine and command, by name; none of the packages is imported for it."""
+    found = {
+        "tats": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "CPUs": str(available_cpus()),
+        "GPUs": ", ".join(_gpus()) or "none",
+        "command": shlex.join([_program(), *sys.argv[1:]]),
+    }
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    found |= {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    return found | {"git": "changed since its commit"} if changes() else found
+
+
+def git_commit() -> str | None:
+    """Return the commit of the checkout that this code runs from, or None if it runs from elsewhere."""
+    return _git("rev-parse", "--verify", "--quiet", "HEAD").strip() or None
+
+
+@functools.cache
+def changes() -> str:
+    """Return how the checkout differs from its commit, as a patch of at most a mebibyte."""
+    patch = _git("diff", "HEAD")
+    if len(patch) <= _PATCH_BYTES:
+        return patch
+    return patch[:_PATCH_BYTES] + "\n(cut here: the difference is larger than a mebibyte)\n"
+
+
+def _git(*words: str) -> str:
+    if not (_CHECKOUT / ".git").exists():
+        return ""
+    command = ["git", "-C", str(_CHECKOUT), *words]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    except FileNotFoundError:  # a checkout without git
+        return ""
+    return asked.stdout if asked.returncode == 0 else ""
+
+
+def _program() -> str:
+    name = Path(sys.argv[0]).name
+    return "tats" if name == "__main__.py" else name  # `python -m tats_core`
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _gpus() -> list[str]:
+    names = Path("/proc/driver/nvidia/gpus").glob("*/information")
+    found = [line for path in names for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line.partition(":")[2].strip() for line in found if line.startswith("Model")]

@@ -1,0 +1,201 @@
+"""Each test starts real Ray Train workers, which takes seconds; one local Ray serves them all."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tats_core.errors import ResourceError, StageError, Stopped, TrainingError
+from tats_core.launch import ray_internals, ray_train, workers
+from tats_core.launch.workers import Outcomes
+from tats_core.training.events import read_events
+
+pytestmark = [
+    pytest.mark.slow,
+    # Ray's own use of its libraries, and of os.fork in a process with threads.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    import ray
+
+    ray.shutdown()  # another test's: its workers could not import ours
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent / "jobs"), prepend=os.pathsep)
+        yield
+    ray.shutdown()
+
+
+def expected(steps: int, workers: int) -> float:
+    """Return the sum that the workers should come to, drawn as they do."""
+    generators = [torch.Generator().manual_seed(rank) for rank in range(workers)]
+    total = torch.zeros(1)
+    for _ in range(steps):
+        total = total + sum(torch.rand(1, generator=generator) for generator in generators)
+    return total.item()
+
+
+def fit(
+    out: Path, *, workers: int = 2, stop: threading.Event | None = None, name: str = "fit", **job: int
+) -> None:
+    ray_train.fit(
+        "counting:count",
+        {"steps": STEPS, "out": str(out), **job},
+        workers=workers,
+        gpu=False,
+        name=name,
+        out=out,
+        max_failures=2,
+        stop=stop or threading.Event(),
+    )
+
+
+def starts(out: Path) -> list[str]:
+    """Return what was noted at each start of the workers."""
+    return [event["text"] for _, event in read_events(out / "events.jsonl") if event["kind"] == "note"]
+
+
+def test_two_workers_add_up_and_report_as_one(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    fit(tmp_path)
+    total, steps, size = (tmp_path / "total").read_text().split()
+    assert (float(total), steps, size) == (pytest.approx(expected(STEPS, 2), abs=1e-6), str(STEPS), "2")
+    events = [event for _, event in read_events(tmp_path / "events.jsonl")]
+    assert [event["step"] for event in events if event["kind"] == "metrics"] == [1, 2, 3, 4]
+    assert signal.getsignal(signal.SIGINT) is before, "a later Ctrl-C would be swallowed"
+    kept = sorted(path.name for path in (tmp_path / "checkpoints" / "fit").iterdir())
+    assert kept == ["step-000000003", "step-000000004"], "the last two states are kept"
+    assert not Path.home().joinpath(".ray", "auth_token").exists() or "RAY_AUTH_TOKEN" in os.environ
+
+
+def test_a_killed_worker_is_replaced_and_the_sum_is_that_of_an_undisturbed_run(tmp_path):
+    fit(tmp_path, die_at=3)
+    total, _, _ = (tmp_path / "total").read_text().split()
+    assert float(total) == pytest.approx(expected(STEPS, 2), abs=1e-6)
+    assert starts(tmp_path) == ["starts after step 0", "starts after step 2"]
+
+
+def test_an_error_of_ours_comes_back_as_itself_and_is_not_tried_again(tmp_path):
+    with pytest.raises(TrainingError, match=r"^the loss is not finite$"):
+        fit(tmp_path, raise_at=2)
+    assert "TrainingError" in (tmp_path / "log" / "worker-0.log").read_text()
+    events = [event for _, event in read_events(tmp_path / "events.jsonl")]
+    steps = [event["step"] for event in events if event["kind"] == "metrics"]
+    assert steps == [1, 2]
+    assert starts(tmp_path) == ["starts after step 0"]
+
+
+def test_what_is_raised_twice_alike_is_not_tried_a_third_time(tmp_path):
+    with pytest.raises(
+        StageError, match=r"^worker \d failed: no memory; what the workers printed is in .*log$"
+    ):
+        fit(tmp_path, break_at=1)
+    assert starts(tmp_path) == ["starts after step 0"] * 2
+
+
+def test_workers_that_keep_dying_fail_with_the_place_of_their_log(tmp_path):
+    with pytest.raises(StageError, match="log"):
+        ray_train.fit(
+            "os:_exit",  # called with the job as exit code: no worker survives it
+            {},
+            workers=1,
+            gpu=False,
+            name="fit",
+            out=tmp_path,
+            max_failures=0,
+            stop=threading.Event(),
+        )
+
+
+def test_a_stop_leaves_after_the_next_state_and_the_next_fit_goes_on_exactly(tmp_path):
+    stop = threading.Event()
+
+    def person() -> None:
+        while not (tmp_path / "ask").exists():
+            time.sleep(0.05)
+        stop.set()
+
+    threading.Thread(target=person, daemon=True).start()
+    with pytest.raises(Stopped):
+        fit(tmp_path, stop=stop, ask_at=2)
+    assert not (tmp_path / "total").exists()
+    fit(tmp_path)
+    total, _, _ = (tmp_path / "total").read_text().split()
+    assert float(total) == pytest.approx(expected(STEPS, 2), abs=1e-6)
+
+
+def test_more_workers_than_cpus_are_refused_at_once(tmp_path):
+    start = time.monotonic()
+    with pytest.raises(ResourceError, match=r"^999 workers need 999 CPUs, but Ray has \d+; ask for fewer"):
+        fit(tmp_path, workers=999)
+    assert time.monotonic() - start < 30
+
+
+def decide(policy: Any, **failures: Exception) -> str:
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    by_rank = dict(enumerate(failures.values()))
+    return policy.make_decision(WorkerGroupError("two workers failed", by_rank)).value
+
+
+def test_a_lost_worker_is_replaced_however_alike_the_losses_and_what_the_others_say_of_it(tmp_path):
+    from ray.train import FailureConfig
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+    policy = ray_internals.failure_policy(FailureConfig(max_failures=3), Outcomes(tmp_path))
+    lost = WorkerHealthCheckFailedError("a worker health check failed", failure=OSError())
+    peer = RuntimeError("connection closed by peer")
+    assert [decide(policy, lost=lost, other=peer) for _ in range(4)] == ["RETRY"] * 3 + ["RAISE"]
+
+
+def test_other_errors_in_turn_are_tried_as_often_as_allowed(tmp_path):
+    from ray.train import FailureConfig
+
+    policy = ray_internals.failure_policy(FailureConfig(max_failures=5), Outcomes(tmp_path))
+    said = [decide(policy, one=RuntimeError(text)) for text in ("a", "b", "a", "a")]
+    assert said == ["RETRY", "RETRY", "RETRY", "RAISE"]
+
+
+def test_a_worker_that_waits_for_the_one_before_it_says_so_in_its_log(tmp_path, capsys):
+    with ThreadPoolExecutor() as other, (tmp_path / "worker-0.lock").open("w") as earlier:
+        fcntl.flock(earlier, fcntl.LOCK_EX)
+
+        def work() -> str:
+            with workers._only_process(tmp_path / "worker-0.lock"):
+                return "works"
+
+        later = other.submit(work)
+        said = ""
+        while not said:
+            said = capsys.readouterr().out
+        assert not later.done()
+        fcntl.flock(earlier, fcntl.LOCK_UN)
+        assert later.result(10) == "works"
+    assert said == "waits until this worker's process of an earlier attempt has ended\n"
+
+
+def test_without_an_address_a_cluster_that_someone_else_started_here_is_not_joined(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_train.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_train.ray, "init", lambda **how: asked.append(how["address"]))
+    ray_train.connect()
+    assert asked == ["local"]

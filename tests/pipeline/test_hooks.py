@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tats_core.errors import RunError, SpecError
+from tats_core.pipeline import hooks, runner
+from tats_core.pipeline.hooks import Notifier
+from tats_core.pipeline.spec import Hook
+from tats_core.store.run import RunRecord
+from tests.toys import Grow
+
+pytestmark = pytest.mark.usefixtures("no_tracker")
+
+STAGES = "stages: {make: {kind: make}, grow: {kind: grow, needs: make}}"
+EVENTS = "finished, failed, stopped, stage_failed"
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> RunRecord:
+    return RunRecord("toy-1", "toy", "", "toy.yaml", str(tmp_path), "failed", 100.0, {}, finished=130.0)
+
+
+def notified(hook: Hook, record: RunRecord, seconds: float = 30.0) -> list[str]:
+    """Tell one hook that the run failed, and return the notes."""
+    notes: list[str] = []
+    notifier = Notifier([hook], record, notes.append)
+    record.error = "grow: it broke"
+    notifier.run_ended(record)
+    notifier.close(seconds)
+    return notes
+
+
+def test_a_command_gets_the_event_in_its_environment_and_as_json(record, tmp_path):
+    hook = Hook(command=f"cd {tmp_path}; cat > body; env | grep ^TATS_ | sort > env")
+    assert notified(hook, record) == []
+    body = json.loads((tmp_path / "body").read_text())
+    assert body == {
+        "schema": 1,
+        "event": "failed",
+        "run": "toy-1",
+        "pipeline": "toy",
+        "status": "failed",
+        "stage": "",
+        "error": "grow: it broke",
+        "seconds": 30.0,
+        "folder": str(tmp_path / "runs" / "toy-1"),
+        "text": "toy failed: grow: it broke",
+    }
+    told = {"EVENT": "failed", "RUN": "toy-1", "PIPELINE": "toy", "STATUS": "failed", "STAGE": ""}
+    told["ERROR"] = "grow: it broke"
+    assert {f"TATS_{name}={value}" for name, value in told.items()} <= set(
+        (tmp_path / "env").read_text().splitlines()
+    )
+
+
+def test_an_error_that_no_variable_can_hold_is_told_all_the_same(record, tmp_path):
+    error = "a\0b" + 200_000 * "c"
+    command = f'echo "$TATS_ERROR" | cut -c1-4 > {tmp_path}/error; cat > {tmp_path}/json'
+    hooks.call(command, hooks.message(record, "failed", "", error))
+    assert (tmp_path / "error").read_text() == "a bc\n"
+    assert json.loads((tmp_path / "json").read_text())["error"] == error
+
+
+def test_a_command_that_fails_is_a_note_with_what_it_said_last(record):
+    (note,) = notified(Hook(command="echo no mail >&2; exit 3"), record)
+    assert note.endswith("'echo no mail >&2; exit 3' ended with code 3: no mail")
+
+
+def test_a_command_that_hangs_is_ended_with_all_that_it_started(record, monkeypatch, tmp_path):
+    monkeypatch.setattr(hooks, "COMMAND_SECONDS", 0.2)
+    command = f"(sleep 1; touch {tmp_path}/alive) & sleep 30"
+    with pytest.raises(RunError, match="took longer than 0 s"):
+        hooks.call(command, hooks.message(record, "failed", "", None))
+    time.sleep(1.2)
+    assert not (tmp_path / "alive").exists()
+
+
+def test_the_end_waits_for_a_slow_hook_only_so_long(record):
+    (note,) = notified(Hook(command="sleep 1"), record, seconds=0.1)
+    assert note == "a notification was not delivered within 0 s and is given up"
+
+
+@pytest.mark.parametrize(
+    ("entry", "fault"),
+    [
+        ("{on: finishd, command: x}", "notify.0.on.0: input should be 'finished', 'failed'"),
+        ("{on: failed}", "notify.0.command is missing"),
+        ("{command: a, webhook: 'http://b'}", "notify.0 has no key 'webhook'"),
+        ("{comand: x}", "no key 'comand'; did you mean 'command'?"),
+    ],
+)
+def test_a_wrong_hook_is_refused_before_anything_starts(load, entry, fault):
+    with pytest.raises(SpecError, match=fault.replace("?", "\\?")):
+        load(f"notify: [{entry}]\n{STAGES}")
+
+
+def test_a_run_tells_how_it_ended_and_a_failed_stage_at_once(load, tmp_path):
+    command = "echo $TATS_EVENT $TATS_STATUS $TATS_STAGE >> told"
+    text = f"notify: [{{on: [{EVENTS}], command: '{command}'}}]\n{STAGES}"
+    assert runner.run(load(text), tmp_path / "home").status == "finished"
+    failing = load(text, "grow.fail=always", "grow.add=2")
+    assert runner.run(failing, tmp_path / "home").status == "failed"
+    told = (tmp_path / "work" / "told").read_text().splitlines()
+    assert told == ["finished finished", "stage_failed running grow", "failed failed"]
+
+
+def test_a_hook_tells_only_of_what_it_is_asked_for(load, tmp_path):
+    text = f"notify: {{}}\n{STAGES}".replace("{}", "[{on: stage_failed, command: touch told}]", 1)
+    runner.run(load(text), tmp_path / "home")
+    assert not (tmp_path / "work" / "told").exists()
+
+
+def test_a_hook_that_fails_is_a_note_and_the_run_is_as_finished_as_ever(load, tmp_path, ui):
+    record = runner.run(load(f"notify: [{{command: exit 1}}]\n{STAGES}"), tmp_path / "home", ui=ui)
+    assert record.status == "finished"
+    assert ("", "a notification of 'finished' was not delivered: 'exit 1' ended with code 1") in ui.of("note")
+
+
+def test_hooks_are_no_part_of_a_key(load, tmp_path):
+    runner.run(load(STAGES), tmp_path / "home")
+    Grow.ran.clear()
+    runner.run(load(f"notify: [{{command: 'true'}}]\n{STAGES}"), tmp_path / "home")
+    assert Grow.ran == []

@@ -1,0 +1,332 @@
+"""The stage kinds data, report and command, each run alone."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tats_core.data.manifest import Manifest
+from tats_core.errors import SpecError, StageError, Stopped
+from tats_core.files import write_json
+from tats_core.specs import identity, validate
+from tats_core.stages import KINDS, base, command, data, evaluate, probe, report
+from tats_core.stages.base import Input, Preflight, StageContext
+from tats_core.stages.common import Placed, run_workers
+from tats_core.training.checkpoint import CheckpointConfig
+from tats_core.training.events import EventLog, read_events
+
+Context = Callable[..., StageContext]
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    def made(*read: Input, **changed: Any) -> StageContext:
+        out = tmp_path / "out"
+        out.mkdir(exist_ok=True)
+        fields: dict[str, Any] = {
+            "name": "stage",
+            "axes": {},
+            "pipeline": "toy",
+            "key": "0" * 64,
+            "out": out,
+            "home": tmp_path,
+            "read": read,
+            "events": EventLog(out / "events.jsonl"),
+            "fit": None,
+            "stop": threading.Event(),
+        }
+        return StageContext(**fields | changed)
+
+    return made
+
+
+def test_what_cannot_be_read_beside_a_data_set_stops_no_plan(tmp_path, monkeypatch):
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "gone.txt").symlink_to("nowhere")
+    (tmp_path / "lost+found").mkdir()
+    scandir = os.scandir
+
+    def refused(folder: str) -> Any:
+        if folder.endswith("lost+found"):
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    before = data._fingerprint(tmp_path)
+    (tmp_path / "lists" / "new.txt").touch()
+    assert data._fingerprint(tmp_path) != before
+
+
+# --- command -----------------------------------------------------------------------------------------
+
+
+def test_a_command_gets_its_folder_and_its_inputs(context, tmp_path):
+    ctx = context(Input("grow[a]", "grow", {"benchmark": "a"}, tmp_path / "in"))
+    config = command.CommandConfig(
+        run='echo hello; echo "$TATS_INPUTS" > "$TATS_OUT/inputs"; echo $X', env={"X": "y"}
+    )
+    command.KIND.run(config, ctx)
+    assert json.loads((ctx.out / "inputs").read_text()) == [
+        {"name": "grow[a]", "kind": "grow", "axes": {"benchmark": "a"}, "path": str(tmp_path / "in")}
+    ]
+    assert (ctx.out / "log" / "command.log").read_text() == "hello\ny\n"
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        "python my.py > $TATS_OUT/x",
+        ["python", "my.py"],
+        "echo it's; cat my.py",
+        f"echo {'x' * 5000}; cat my.py",
+    ],
+)
+def test_a_script_that_a_command_names_counts_with_its_content(tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    config = command.CommandConfig(run=run)
+    assert command.KIND.external(config) == {}
+    (tmp_path / "my.py").write_text("print(1)")
+    before = command.KIND.external(config)
+    assert before.keys() == {"my.py"}
+    (tmp_path / "my.py").write_text("print(2)")
+    assert command.KIND.external(config) != before
+
+
+def test_a_command_that_fails_is_named_with_its_code_and_log(context):
+    with pytest.raises(StageError, match=r"ended with code 3; what it printed is in .*command.log"):
+        command.KIND.run(command.CommandConfig(run="exit 3"), context())
+    with pytest.raises(
+        StageError, match=r"'no-such-program' cannot be started \(No such file or directory\)"
+    ):
+        command.KIND.run(command.CommandConfig(run=["no-such-program"]), context())
+
+
+def test_a_stop_ends_the_command_and_what_it_started(context, tmp_path):
+    ctx = context()
+    ctx.stop.set()
+    with pytest.raises(Stopped):
+        command.KIND.run(command.CommandConfig(run="sleep 60; touch done"), ctx)
+
+
+# --- report ------------------------------------------------------------------------------------------
+
+
+def result(folder: Path, kind: str, axes: dict[str, str], **values: Any) -> Input:
+    path = folder / f"{kind}-{'-'.join(axes.values())}"
+    path.mkdir()
+    write_json(path / "result.json", values)
+    return Input(f"{kind}[{','.join(axes.values())}]", kind, axes, path)
+
+
+def test_what_a_killed_driver_left_running_is_ended_before_the_command_starts_again(context, tmp_path):
+    ctx = context()
+    with subprocess.Popen(["sleep", "600"], env={**os.environ, "TATS_OUT": str(ctx.out)}) as left:
+        command.KIND.run(command.CommandConfig(run=["true"]), ctx)
+        assert not psutil.pid_exists(left.pid)
+
+
+def test_what_a_command_leaves_running_is_ended_with_it(context):
+    ctx = context()
+    command.KIND.run(command.CommandConfig(run="sleep 600 & echo $! > $TATS_OUT/left"), ctx)
+    assert not psutil.pid_exists(int((ctx.out / "left").read_text()))
+
+
+def test_a_report_joins_the_results_of_each_benchmark_and_start(context, tmp_path):
+    pretrained, scratch = ({"benchmark": "ssv2", "init": init} for init in ("pretrained", "scratch"))
+    measured = {"top5": 80.0, "low": 10.0, "high": 50.0, "chance": 12.5, "clips": 96, "test_seconds": 7.0}
+    ctx = context(
+        result(tmp_path, "finetune", pretrained, **pretrained, seconds=4.0, peak_memory_mb=900.0),
+        result(tmp_path, "pretrain", {}, motion_lift=2.5, random_lift=1.0, entropy_share=0.5, mask_ratio=0.9),
+        result(tmp_path, "evaluate", pretrained, **pretrained, top1=40.0, **measured),
+        result(tmp_path, "evaluate", scratch, **scratch, top1=20.0, **measured),
+        result(tmp_path, "probe", pretrained, **pretrained, linear_top1=33.0, knn_top1=30.0, seconds=9.0),
+    )
+    report.KIND.run(report.ReportConfig(), ctx)
+    results = json.loads((ctx.out / "results.json").read_text())
+    assert results["pipeline"] == "toy"
+    assert [(row["init"], row["top1"], row.get("linear_top1")) for row in results["rows"]] == [
+        ("pretrained", 40.0, 33.0),
+        ("scratch", 20.0, None),
+    ]
+    assert results["rows"][0]["seconds"] == 4.0, "the fine-tuned model's, not the probe's"
+    assert results["policy"] == {
+        "motion_lift": 2.5,
+        "random_lift": 1.0,
+        "entropy_share": 0.5,
+        "mask_ratio": 0.9,
+    }
+    with (ctx.out / "results.csv").open(newline="") as file:
+        assert [row["top1"] for row in csv.DictReader(file)] == ["40.0", "20.0"]
+    assert "40.0" in (ctx.out / "results.md").read_text()
+    assert r"\textbf{40.0} & 10.0--50.0" in (ctx.out / "results.tex").read_text()
+    assert '<td class="n"><b>40.0</b></td>' in (ctx.out / "results.html").read_text()
+    assert (ctx.out / "results.png").read_bytes().startswith(b"\x89PNG")
+    (event,) = [event for _, event in read_events(ctx.out / "events.jsonl")]
+    assert (event["kind"], event["path"]) == ("file", "results.png")
+
+
+def test_a_further_axis_gives_rows_of_its_own(tmp_path):
+    inputs = [
+        result(tmp_path, "evaluate", {"sampler": sampler}, benchmark="ssv2", init="pretrained", top1=top1)
+        for sampler, top1 in (("tats", 40.0), ("random", 30.0))
+    ]
+    assert [(row["sampler"], row["top1"]) for row in report.join(inputs)] == [
+        ("tats", 40.0),
+        ("random", 30.0),
+    ]
+
+
+def test_a_stage_without_a_result_is_named(tmp_path):
+    with pytest.raises(StageError, match=r"result.json: is not a readable result"):
+        base.read_result(tmp_path)
+
+
+# --- data --------------------------------------------------------------------------------------------
+
+SMALL = {
+    "generate": {
+        "benchmarks": ["ucf101"],
+        "clips_per_class": 1,
+        "test_clips_per_class": 1,
+        "frames": 4,
+    }
+}
+
+
+def test_generated_data_has_a_manifest_of_each_split_that_moves_with_the_folder(context, tmp_path):
+    ctx = context()
+    data.KIND.run(validate(data.DataConfig, SMALL, "toy.yaml"), ctx)
+    ctx.out.rename(tmp_path / "committed")
+    for split in ("train", "test"):
+        manifest = Manifest.load(tmp_path / "committed" / f"ucf101.{split}.json")
+        assert (manifest.benchmark, manifest.split) == ("ucf101", split)
+        assert len(manifest) == len(manifest.classes)
+        assert all(Path(video.path).exists() for video in manifest.videos)
+    kinds = [event["kind"] for _, event in read_events(tmp_path / "committed" / "events.jsonl")]
+    assert "progress" in kinds
+    assert kinds.count("note") == 2
+
+
+def test_data_that_is_elsewhere_is_read_in_place_and_has_the_same_identity(context, tmp_path, monkeypatch):
+    data.KIND.run(validate(data.DataConfig, SMALL, "toy.yaml"), context())
+    generated = data.KIND.identities(tmp_path / "out")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "ucf101").rename(tmp_path / "elsewhere" / "ucf101")
+    (tmp_path / "real").mkdir()
+    config = data.DataConfig(root=str(tmp_path / "elsewhere"), benchmarks=("ucf101",))
+    data.KIND.run(config, context(out=tmp_path / "real"))
+    assert data.KIND.identities(tmp_path / "real") == generated
+
+
+def test_missing_data_sets_are_told_one_sentence_each_and_do_not_hinder_a_plan(tmp_path):
+    config = data.DataConfig(root=str(tmp_path), benchmarks=("ssv2", "hmdb51"))
+    sentences = data.KIND.preflight(config, Preflight("data", {}, tmp_path))
+    assert len(sentences) == 2
+    assert "ssv2" in sentences[0]
+    assert "TATS_DATA_HMDB51" in sentences[1]
+    assert data.KIND.external(config) == {"ssv2": "", "hmdb51": ""}
+
+
+def test_a_change_in_a_list_or_a_folder_of_a_data_set_is_seen(tmp_path):
+    place = tmp_path / "ucf101"
+    (place / "UCF-101" / "Biking").mkdir(parents=True)
+    (place / "ucfTrainTestlist").mkdir()
+    listed = place / "ucfTrainTestlist" / "classInd.txt"
+    listed.write_text("1 Biking\n")
+    config = data.DataConfig(root=str(tmp_path), benchmarks=("ucf101",))
+    seen = [data.KIND.external(config)["ucf101"]]
+    listed.write_text("1 Diving\n")
+    seen.append(data.KIND.external(config)["ucf101"])
+    (place / "UCF-101" / "Biking" / "v.avi").touch()
+    seen.append(data.KIND.external(config)["ucf101"])
+    assert len(set(seen)) == 3
+    assert data.KIND.external(config)["ucf101"] == seen[-1]
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"benchmarks": ["ssv3"]}, "no data set named 'ssv3'; did you mean 'ssv2'?"),
+        ({**SMALL, "root": "/data"}, "give either 'generate'"),
+        ({"generate": {"clips": 4}}, "data.generate has no key 'clips'"),
+    ],
+)
+def test_a_wrong_data_stage_is_told(config, sentence):
+    with pytest.raises(SpecError) as error:
+        validate(data.DataConfig, config, "toy.yaml", prefix="data")
+    assert sentence in str(error.value)
+
+
+# --- probe -------------------------------------------------------------------------------------------
+
+
+def test_how_an_attentive_probe_is_trained_is_part_of_the_probes_key_and_the_encoding_batch_is_not():
+    def kept(**keys: Any) -> Any:
+        stage = validate(probe.ProbeStage, {"benchmark": "ssv2", **keys}, "p.yaml")
+        return identity(stage)
+
+    base_key = kept(attentive={})
+    assert kept() != base_key
+    for changed in ({"epochs": 1}, {"batch": 8}, {"clips": 2}, {"lr": 0.1}, {"weight_decay": 0}):
+        assert kept(attentive=changed) != base_key
+    assert kept(attentive={}, batch_size=1, gpu=True) == base_key
+    assert kept(attentive={}, precision="bf16") != base_key
+
+
+@pytest.mark.parametrize(
+    ("stage", "Config", "function"),
+    [(probe, probe.ProbeStage, "probe_encoder"), (evaluate, evaluate.EvaluateStage, "score_videos")],
+    ids=["probe", "test"],
+)
+def test_a_probe_or_a_test_takes_a_worker_with_a_gpu_where_it_is_given_one_and_none_otherwise(
+    context, tmp_path, monkeypatch, stage, Config, function
+):
+    fitted, here = [], []
+    ctx = context(
+        Input("data", "data", {}, tmp_path / "data"),
+        Input("finetune", "finetune", {}, tmp_path / "finetune"),
+        fit=lambda entry, job, **place: fitted.append((entry, job, place)),
+    )
+    entry = getattr(stage, function)
+    for gpu in (True, False):
+        config = Config(benchmark="ssv2", init="scratch", precision="bf16", gpu=gpu, max_failures=1)
+        assert (stage.KIND.cpus(config), stage.KIND.gpus(config)) == (1, int(gpu))
+        monkeypatch.setattr(stage, function, entry if gpu else lambda job, *_: here.append(job))
+        stage.KIND.run(config, ctx)
+    ((entry, job, place),) = fitted
+    assert [alone["inputs"] for alone in here] == [job["inputs"]]
+    assert job["config"] == here[0]["config"] | {"gpu": True}
+    assert job["config"]["precision"] == "bf16"
+    assert entry == f"tats_core.stages.{stage.KIND.name}:{function}"
+    assert place == {"workers": 1, "fewer": (), "gpu": True, "max_failures": 1}
+
+
+def test_a_job_in_this_process_stops_after_a_state_if_asked_and_goes_on_from_it(context):
+    def save(job, world, events, store):
+        assert store.begin(CheckpointConfig()) == expected
+        store.save({"epoch": 1}, step=1, metrics={})
+
+    expected = None
+    ctx = context()
+    ctx.stop.set()
+    with pytest.raises(Stopped):
+        run_workers(save, Placed(benchmark="ssv2"), {}, ctx, workers=0)
+    ctx.stop.clear()
+    expected = {"epoch": 1}
+    run_workers(save, Placed(benchmark="ssv2"), {}, ctx, workers=0)
+
+
+def test_every_registered_kind_can_be_imported_and_calls_itself_so():
+    for name in KINDS:
+        if (Path(base.__file__).parent / f"{name}.py").exists():
+            assert KINDS[name].name == name

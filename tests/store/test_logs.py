@@ -1,0 +1,120 @@
+"""What stages say, read while it is written."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tats_core.store import logs
+from tats_core.store.logs import StageVoice
+from tats_core.store.run import RunRecord, StageRecord
+
+KEY = "f" * 64
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> RunRecord:
+    """A run whose one stage is at work since second 100."""
+    stage = StageRecord("train", "train", "train", {}, [], "running", key=KEY, started=100.0)
+    return RunRecord(
+        "toy-20260102-030405000-ab", "toy", "", "toy.yaml", str(tmp_path), "running", 99.0, {"train": stage}
+    )
+
+
+@pytest.fixture
+def partial(tmp_path: Path) -> Path:
+    folder = tmp_path / "stages" / f"train-{KEY[:12]}.partial"
+    (folder / "log").mkdir(parents=True)
+    return folder
+
+
+def note(folder: Path, time: float, text: str) -> None:
+    with (folder / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"time": time, "kind": "note", "text": text}) + "\n")
+
+
+def said(voice: StageVoice, record: RunRecord) -> list[str]:
+    return [one.event["text"] if one.event else f"{one.source}: {one.line}" for one in voice.read(record)]
+
+
+def test_each_look_tells_what_is_new_also_after_the_commit_renamed_the_folder(record, partial):
+    voice = StageVoice("train")
+    assert said(voice, record) == []
+    note(partial, 101.0, "one")
+    (partial / "log" / "worker-0.log").write_text("hello\nhal")
+    assert said(voice, record) == ["one", "worker 0: hello"]
+    assert said(voice, record) == []
+    note(partial, 102.0, "two")
+    with (partial / "log" / "worker-0.log").open("a") as file:
+        file.write("f\n")
+    folder = partial.with_name(partial.name.removesuffix(".partial"))
+    partial.rename(folder)
+    stage = record.stages["train"]
+    assert said(voice, record) == ["two", "worker 0: half"]
+    note(folder, 103.0, "three")
+    stage.status, stage.folder, stage.finished = "finished", str(folder), 104.0
+    assert said(voice, record) == ["three"]
+
+
+def test_what_other_runs_said_in_the_same_folder_is_left_out_whatever_their_clocks_say(record, partial):
+    stage, events = record.stages["train"], partial / "events.jsonl"
+    note(partial, 500.0, "an earlier attempt")
+    stage.said_from = events.stat().st_size
+    note(partial, 50.0, "this run")
+    stage.status, stage.said_to = "stopped", events.stat().st_size
+    note(partial, 60.0, "a later attempt")
+    assert said(StageVoice("train"), record) == ["this run"]
+
+
+def test_what_the_run_said_that_made_the_output_again_is_not_this_runs(record, partial):
+    note(partial, 101.0, "the newer one")
+    (partial / "key.json").write_text('{"run": "toy-20260103-030405000-ab"}')
+    stage = record.stages["train"]
+    stage.status, stage.folder, stage.said_to = "finished", str(partial), 1000
+    assert said(StageVoice("train"), record) == []
+    stage.status = "cached"
+    assert said(StageVoice("train"), record) == ["the newer one"]
+
+
+def test_a_forced_attempt_that_begins_anew_is_read_from_its_start(record, partial):
+    voice = StageVoice("train")
+    note(partial, 101.0, "a long sentence of the first attempt")
+    assert len(said(voice, record)) == 1
+    (partial / "events.jsonl").unlink()
+    note(partial, 102.0, "new")
+    assert said(voice, record) == ["new"]
+
+
+def test_one_worker_alone_can_be_heard_and_a_last_line_without_end_is_told_when_all_is_over(record, partial):
+    note(partial, 101.0, "a note")
+    (partial / "log" / "worker-0.log").write_text("zero\n")
+    (partial / "log" / "worker-1.log").write_text("one\nlast")
+    (partial / "log" / "stopped").touch()
+    assert logs.workers(record, "train") == [0, 1]
+    assert said(StageVoice("train", 1), record) == ["worker 1: one"]
+    record.stages["train"].status = "failed"
+    assert said(StageVoice("train", 1), record) == ["worker 1: one", "worker 1: last"]
+
+
+def test_of_a_long_history_only_the_end_is_read_for_the_progress(record, partial, monkeypatch):
+    monkeypatch.setattr(logs, "_TAIL_BYTES", 500)
+    with (partial / "events.jsonl").open("w") as file:
+        for step in range(1, 101):
+            file.write(json.dumps({"time": 100.0 + step, "kind": "progress", "step": step}) + "\n")
+            file.write(json.dumps({"time": 100.0 + step, "kind": "metrics", "values": {}}) + "\n")
+    steps = [event["step"] for event in logs.recent_progress(record, record.stages["train"])]
+    assert steps == list(range(steps[0], 101))
+    assert 2 <= len(steps) < 10
+    os.truncate(partial / "events.jsonl", 0)
+    assert logs.recent_progress(record, record.stages["train"]) == []
+
+
+def test_a_stage_that_has_not_begun_says_nothing(record):
+    stage = record.stages["train"]
+    stage.key, stage.status = None, "waiting"
+    assert logs.folder(record, stage) is None
+    assert said(StageVoice("train"), record) == []
+    assert logs.recent_progress(record, stage) == []

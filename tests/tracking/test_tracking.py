@@ -1,0 +1,405 @@
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import psutil
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from tats_core import tracking
+from tats_core.addresses import without_password
+from tats_core.errors import StoreError
+from tats_core.files import write_json
+from tats_core.pipeline import runner
+from tats_core.specs import flatten
+from tats_core.stages.base import StageContext
+from tats_core.store.journal import Spool, pending
+from tats_core.store.run import RunRecord, StageRecord
+from tats_core.tracking import sender, server, tracker
+from tests.toys import Grow
+
+# MLflow's own use of its libraries; nothing that we could call otherwise.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow.*"),
+]
+
+TOY = """
+stages:
+  make: {kind: make, value: 3}
+  grow: {kind: grow, needs: make, matrix: {init: [pretrained, scratch]}}
+"""
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("empty")
+    tracking.connect(home, tracking.tracking_uri(home))
+    return home / "mlflow.db"
+
+
+@pytest.fixture
+def home(tmp_path: Path, empty_database: Path) -> Path:
+    (tmp_path / "home").mkdir()
+    shutil.copy(empty_database, tmp_path / "home" / "mlflow.db")
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def client(home: Path) -> MlflowClient:
+    return tracking.connect(home, tracking.tracking_uri(home))
+
+
+def children(client: MlflowClient, record: RunRecord) -> dict[str, Run]:
+    assert record.tracking_error is None
+    experiment = client.get_experiment_by_name(record.pipeline)
+    found = client.search_runs(
+        [experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{record.tracking_run}'"
+    )
+    return {run.info.run_name: run for run in found}
+
+
+def test_a_run_has_a_parent_and_a_child_for_each_stage(load, home, client):
+    record = runner.run(load(TOY, "grow.add=2"), home)
+    parent = client.get_run(record.tracking_run)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["mlflow.source.name"] == "tats run pipeline toy --set grow.add=2"
+    runs = children(client, record)
+    assert set(runs) == {"make", "grow[pretrained]", "grow[scratch]"}
+    grow = runs["grow[scratch]"]
+    assert grow.info.status == "FINISHED"
+    assert grow.data.params["add"] == "2"
+    assert (grow.data.tags["kind"], grow.data.tags["axis.init"], grow.data.tags["cached"]) == (
+        "grow",
+        "scratch",
+        "false",
+    )
+    assert "shape.depth" not in runs["make"].data.params, "a default is in the artifact alone"
+    assert parent.data.params == {"grow.add": "2"}
+    assert runs["make"].data.metrics == {"value": 3.0}
+    assert record.stages["make"].tracking_run == runs["make"].info.run_id
+
+
+def test_a_cached_stage_names_its_source_and_has_its_last_values(load, home, client):
+    first = runner.run(load(TOY), home)
+    second = runner.run(load(TOY), home)
+    make = children(client, second)["make"]
+    assert make.data.tags["cached"] == "true"
+    assert make.data.tags["source_run"] == first.stages["make"].tracking_run
+    assert make.data.metrics == {"value": 3.0}
+
+
+def test_steps_that_come_again_after_a_resume_are_logged_once(load, home, client, monkeypatch):
+    def hook(ctx: StageContext) -> None:
+        for step in (
+            1,
+            2,
+            3,
+            2,
+            3,
+            4,
+        ):  # a worker died after step 3; the newest checkpoint was that of step 1
+            ctx.events.metrics(step, {"loss": 1 / step})
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(hook))
+    record = runner.run(load("stages: {grow: {kind: grow, init: scratch}}"), home)
+    history = client.get_metric_history(record.stages["grow"].tracking_run, "loss")
+    assert [(point.step, point.value) for point in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25)]
+
+
+def curve(ctx: StageContext) -> None:
+    for step in (1, 2, 3):
+        ctx.events.metrics(step, {"loss": 1 / step})
+
+
+ALONE = "stages: {grow: {kind: grow, init: scratch}}"
+
+
+def test_the_events_of_a_stage_are_written_once(load, home, client, monkeypatch):
+    monkeypatch.setattr(Grow, "hook", staticmethod(curve))
+    record = runner.run(load(ALONE), home)
+    journal = (record.folder / "tracking" / "journal.jsonl").read_text()
+    kinds = [json.loads(line)["kind"] for line in journal.splitlines()]
+    assert [kind for kind in kinds if kind != "system"] == ["run", "stage", "events", "stage_end", "run_end"]
+    assert "loss" not in journal
+    assert Spool(home, record.id).sent().ended
+
+
+def test_events_that_were_not_sent_outlive_a_forced_run_that_removes_their_files(
+    load, home, client, monkeypatch
+):
+    monkeypatch.setattr(Grow, "hook", staticmethod(curve))
+    with monkeypatch.context() as away:
+        away.setattr(server, "connect", lambda home, uri: (_ for _ in ()).throw(OSError("away")))
+        away.setattr(tracker, "_DATABASE_SECONDS", 0.0)
+        first = runner.run(load(ALONE), home)
+        assert "entries could not be sent" in (first.tracking_error or "")
+        monkeypatch.setattr(Grow, "hook", staticmethod(lambda ctx: ctx.events.metrics(9, {"loss": 9.0})))
+        runner.run(load(ALONE), home, force=["grow"])
+    assert tracking.sync(home) == 0
+    run = RunRecord.load(first.folder).stages["grow"].tracking_run
+    assert [point.step for point in client.get_metric_history(run, "loss")] == [1, 2, 3]
+
+
+def test_where_files_cannot_be_linked_events_are_copied(load, home, client, monkeypatch):
+    monkeypatch.setattr(Grow, "hook", staticmethod(curve))
+    monkeypatch.setattr(Spool, "link", lambda self, events, name: False)
+    record = runner.run(load(ALONE), home)
+    history = client.get_metric_history(record.stages["grow"].tracking_run, "loss")
+    assert [point.step for point in history] == [1, 2, 3]
+
+
+def test_a_resumed_stage_has_the_whole_curve_in_its_new_run(load, home, client, monkeypatch):
+    def hook(ctx: StageContext) -> None:
+        again = (ctx.out / "again").exists()
+        (ctx.out / "again").touch()
+        for step in (3, 4) if again else (1, 2):
+            ctx.events.metrics(step, {"loss": step})
+        if not again:
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(hook))
+    pipeline = load("stages: {grow: {kind: grow, init: scratch}}")
+    failed = runner.run(pipeline, home)
+    assert children(client, failed)["grow"].info.status == "FAILED"
+    record = runner.run(pipeline, home)
+    history = client.get_metric_history(record.stages["grow"].tracking_run, "loss")
+    assert [point.step for point in history] == [1, 2, 3, 4]
+
+
+def test_pictures_params_results_and_checkpoints_are_kept(load, home, client, monkeypatch):
+    def hook(ctx: StageContext) -> None:
+        (ctx.out / "pictures").mkdir()
+        for step in (10, 20):
+            picture = PIL.Image.fromarray(np.full((8, 8, 3), step, np.uint8))
+            picture.save(ctx.out / "pictures" / f"masks-{step}.png")
+            ctx.events.file(step, "masks", f"pictures/masks-{step}.png")
+        ctx.events.params({"global_batch": 64})
+        (ctx.out / "weights.pt").write_bytes(b"weights")
+        write_json(ctx.out / "result.json", {"top1": 50.0, "benchmark": "ssv2", "clips": 12})
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(hook))
+    record = runner.run(load("stages: {grow: {kind: grow, init: scratch}}"), home)
+    run = children(client, record)["grow"]
+    assert run.data.params["effective.global_batch"] == "64"
+    assert run.data.metrics == {"result/top1": 50.0, "result/clips": 12.0}
+    weights = record.outputs("grow")[0] / "weights.pt"
+    assert run.data.tags["checkpoint.weights.pt"] == weights.as_uri()
+    assert len(run.data.tags["checkpoint.weights.pt.sha256"]) == 64
+    grid = [artifact.path for artifact in client.list_artifacts(run.info.run_id, "images")]
+    assert sum(path.endswith(".png") for path in grid) == 2
+    assert {artifact.path for artifact in client.list_artifacts(run.info.run_id, "masks")} == {
+        "masks/masks-10.png",
+        "masks/masks-20.png",
+    }
+    assert "config.json" in {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+
+
+def test_a_file_is_found_though_the_commit_moves_it_between_the_look_and_the_reading(tmp_path):
+    work, place = tmp_path / "grow.partial", tmp_path / "grow"
+    work.mkdir()
+    (work / "table.csv").write_text("a,b")
+    seen = []
+
+    def read(path: Path) -> str:
+        seen.append(path.parent)
+        if work.exists():
+            work.rename(place)
+        return path.read_text()
+
+    assert sender._use((work, place), "table.csv", read) == "a,b"
+    assert seen == [work, place]
+    with pytest.raises(FileNotFoundError, match="nothing is in none of"):
+        sender._use((work, place), "nothing", read)
+
+
+def test_the_table_of_the_pipeline_is_on_the_parent(load, home, client, monkeypatch):
+    row = {"benchmark": "ssv2", "init": "pretrained", "top1": 40.0, "clips": 8}
+
+    def hook(ctx: StageContext) -> None:
+        write_json(ctx.out / "results.json", {"rows": [row], "policy": {"motion_lift": 2.5}})
+        (ctx.out / "results.md").write_text("| ssv2 |")
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(hook))
+    record = runner.run(load("stages: {grow: {kind: grow, init: scratch}}"), home)
+    parent = client.get_run(record.tracking_run)
+    assert parent.data.metrics == {"policy/motion_lift": 2.5, "ssv2/pretrained/top1": 40.0}
+    assert {artifact.path for artifact in client.list_artifacts(parent.info.run_id, "results")} == {
+        "results/results.json",
+        "results/results.md",
+    }
+    table = json.loads(Path(client.download_artifacts(parent.info.run_id, "results_table.json")).read_text())
+    assert dict(zip(table["columns"], table["data"][0], strict=True)) == row
+
+
+def test_a_run_whose_journal_another_process_sends_just_then_has_its_turn(load, home, client, monkeypatch):
+    alone, calls = Spool.alone, []
+
+    @contextmanager
+    def taken_at_first(self: Spool) -> Iterator[bool]:
+        calls.append(self.run)
+        if len(calls) == 1:
+            yield False
+            return
+        with alone(self) as mine:
+            yield mine
+
+    monkeypatch.setattr(Spool, "alone", taken_at_first)
+    record = runner.run(load("stages: {make: {kind: make}}"), home)
+    assert children(client, record).keys() == {"make"}
+
+
+def test_quotes_in_the_names_of_pipelines_and_axes_are_told(load, home, client):
+    text = "stages: {make: {kind: make, matrix: {shape.preset: [it's, 'a\"b']}}}"
+    record = runner.run(load(text, name="one's"), home)
+    assert children(client, record).keys() == {"make[it's]", 'make[a"b]'}
+
+
+def test_what_the_server_refuses_does_not_hold_up_the_end_of_a_run(load, home, client, monkeypatch):
+    monkeypatch.setattr(sender, "_quoted", lambda value: f"'{value}'")  # as if both quotes were in it
+    start = time.monotonic()
+    record = runner.run(load("stages: {make: {kind: make}}", name="one's"), home)
+    assert time.monotonic() - start < tracker._DATABASE_SECONDS / 2
+    assert "MLflow did not take one entry (run_end): " in (record.tracking_error or "")
+    assert pending(home) == []
+
+
+def test_a_user_without_a_name_has_a_number(load, home, client, monkeypatch):
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    record = runner.run(load("stages: {make: {kind: make}}"), home)
+    assert children(client, record)["make"].data.tags["mlflow.user"] == str(os.getuid())
+
+
+def test_a_short_run_waits_until_a_new_database_has_its_tables(load, home, client, monkeypatch):
+    connect = server.connect
+
+    def slowly(home: Path, uri: str) -> MlflowClient:
+        time.sleep(1)
+        return connect(home, uri)
+
+    monkeypatch.setattr(server, "connect", slowly)
+    monkeypatch.setattr(tracker, "_GRACE_SECONDS", 0.1)
+    assert runner.run(load("stages: {make: {kind: make}}"), home).tracking_error is None
+
+
+def test_no_system_metric_comes_after_the_end_of_a_run(tmp_path, monkeypatch):
+    record = RunRecord("toy-1", "toy", "", "toy.yaml", str(tmp_path), "finished", 0.0, {})
+    follower = tracking.Tracker(tmp_path, record)
+    measured: list[float] = []
+
+    def ends_meanwhile() -> float:
+        if measured:
+            follower.close()
+        measured.append(1.0)
+        return 1.0
+
+    monkeypatch.setattr(tracker, "_DATABASE_SECONDS", 0.0)
+    monkeypatch.setattr(psutil, "cpu_percent", ends_meanwhile)
+    follower._watch_system()
+    assert [one["kind"] for _, one in Spool(tmp_path, "toy-1").read()] == ["run_end"]
+
+
+@pytest.mark.parametrize(
+    ("given", "uri"),
+    [
+        ("", "sqlite:///{here}/home/mlflow.db"),
+        ("sqlite:///runs.db", "sqlite:///{here}/runs.db"),
+        ("sqlite:////srv/runs.db", "sqlite:////srv/runs.db"),
+        ("http://mlflow:5000", "http://mlflow:5000"),
+    ],
+)
+def test_the_place_of_a_database_does_not_depend_on_the_working_directory(given, uri, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    assert tracking.tracking_uri(Path("home")) == uri.format(here=tmp_path)
+
+
+def test_a_folder_whose_name_would_cut_off_the_databases_is_refused(tmp_path):
+    with pytest.raises(StoreError, match=r"why\?: a '\?' would cut off the database's path; take another"):
+        tracking.tracking_uri(tmp_path / "why?")
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://me:secret@mlflow:5000/a", "http://mlflow:5000/a"),
+        ("http://mlflow:5000/team@home", "http://mlflow:5000/team@home"),
+        ("sqlite:////srv/me@home/mlflow.db", "sqlite:////srv/me@home/mlflow.db"),
+    ],
+)
+def test_a_password_is_not_shown_and_all_else_is(uri, shown):
+    assert without_password(uri) == shown
+
+
+def test_nested_settings_become_dotted_parameters():
+    assert flatten({"a": {"b": {"c": 1}, "d": [2]}, "e": None}) == {"a.b.c": 1, "a.d": [2], "e": None}
+
+
+def test_truth_values_and_texts_are_no_numbers():
+    assert tracking.numbers({"a": 1, "b": True, "c": "x", "d": 0.5, "e": None}, "r/") == {
+        "r/a": 1.0,
+        "r/d": 0.5,
+    }
+
+
+@pytest.mark.slow
+def test_the_trials_of_a_sweep_can_be_compared_and_its_charts_lie_with_their_parent(home, client):
+    values = [{"pretrain.sampler.kind": kind, "pretrain.seed": 1} for kind in ("random", "tats")]
+    stages = {name: StageRecord(name, f"kind={name} seed=1", "trial", {}, []) for name in ("random", "tats")}
+    record = RunRecord(
+        "s-1", "s", "A sweep", "", str(home), "running", 1.0, stages, overrides=["seeds.values=[1]"]
+    )
+    write_json(record.folder / "sweep.json", {})
+    tracker = tracking.Tracker(home, record)
+    tracker.run_started({})
+    for stage, settings in zip(stages.values(), values, strict=True):
+        stage.status, stage.key = "running", stage.name
+        tracker.stage_started(stage, settings, settings, (), (), {})
+        for epoch in (1, 2):
+            event = {"kind": "metrics", "step": epoch, "time": 1.0, "values": {"pretrain.loss": 1 / epoch}}
+            tracker.event(stage.name, event)
+        stage.status = "finished"
+        tracker.stage_ended(stage)
+    for name in ("report.html", "best.yaml", "plots/metrics.png"):
+        (record.folder / name).parent.mkdir(exist_ok=True)
+        (record.folder / name).write_text("x")
+    record.status = "finished"
+    tracker.close()
+    found = children(client, record)
+    assert {name: run.data.params for name, run in found.items()} == {
+        f"kind={kind} seed=1": {"pretrain.sampler.kind": kind, "pretrain.seed": "1"}
+        for kind in ("random", "tats")
+    }
+    steps = [
+        [point.step for point in client.get_metric_history(run.info.run_id, "pretrain.loss")]
+        for run in found.values()
+    ]
+    assert steps == [[1, 2], [1, 2]]
+    parent = client.get_run(record.tracking_run)
+    assert parent.data.tags["mlflow.source.name"] == "tats sweep s --set 'seeds.values=[1]'"
+    there = {one.path for one in client.list_artifacts(record.tracking_run)}
+    assert there >= {"report.html", "best.yaml", "plots"}
+
+
+def test_the_places_of_models_with_an_alias_are_found_in_the_registry(tmp_path: Path) -> None:
+    assert tracking.aliased(tmp_path) == {}, "nothing was tracked"
+    client = tracking.connect(tmp_path, tracking.tracking_uri(tmp_path))
+    client.create_registered_model("toy")
+    for name in ("first", "second"):
+        place = (tmp_path / "stages" / f"pretrain {name}").as_uri()
+        client.create_model_version("toy", place, tags={"output": place})
+    client.set_registered_model_alias("toy", "champion", "2")
+    assert tracking.aliased(tmp_path) == {tmp_path / "stages" / "pretrain second": "toy@champion"}
