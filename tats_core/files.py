@@ -1,25 +1,114 @@
-"""Files that appear whole or not at all, and what they hold."""
+"""Files that appear complete or not at all, and their digests."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
+
+from tats_core.errors import StoreError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+Form = TypeVar("Form")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` beside `path`, then rename: a reader sees the old file or the new one."""
+@contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path` (`*.tmp`); write it, and it is renamed to `path`.
+
+    A reader sees the old content or the new. If the block raises, `path` stays as it is and the temporary
+    file is removed.
+
+    Args:
+        durable: flush to the disk before the rename, so that a power cut leaves no empty file.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        if durable:
+            sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a file and the folders above it; see `replacing`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    # A file name may hold bytes that are no UTF-8; the backslash makes of them JSON's own escape.
-    with beside.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    with replacing(path, durable=durable) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write UTF-8, line ends as given; bytes of a file name that are not UTF-8 become escapes of JSON."""
+    write_bytes(path, text.encode(errors="backslashreplace"), durable=durable)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, form: type[Form], what: str) -> Form:
+    """Return the content of `path`, checked against `form`; keys that `form` does not have are ignored.
+
+    Args:
+        form: a dataclass, or a type such as `dict[str, float]`.
+        what: what the file should be, for the message: "the record of a run".
+
+    Raises:
+        StoreError: the file cannot be read, or is not `what`.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return _adapter(form).validate_python(content)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise StoreError(f"{path}: is not {what} ({_problem(error)})") from error
+
+
+def read_json_if_there(path: Path, form: type[Form], what: str) -> Form | None:
+    """Return the content of `path` as `read_json` does, or None where there is no such file."""
+    try:
+        return read_json(path, form, what)
+    except StoreError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            return None
+        raise
+
+
+@cache
+def _adapter(form: type[Form]) -> TypeAdapter[Form]:
+    from pydantic import TypeAdapter  # here: `tats --help` does without it
+
+    return TypeAdapter(form)
+
+
+def _problem(error: ValueError) -> str:
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    return f"{key}: {first['msg']}" if key else first["msg"]
+
+
+def copy(source: Path, path: Path) -> None:
+    """Copy the content of `source` to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def digest(path: Path) -> str:
@@ -28,9 +117,9 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync_folder(folder: Path) -> None:
-    """Bring to the disk which files are in `folder`: a rename before it outlives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Flush a file to the disk, or the names in a folder: a rename before it outlives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,4 +1,4 @@
-"""Files that appear whole, and what they hold."""
+"""Files that appear complete or not at all, and their digests."""
 
 from __future__ import annotations
 
@@ -18,6 +18,37 @@ def test_what_cannot_be_written_leaves_the_old_file_as_it_was(tmp_path: Path) ->
     with pytest.raises(TypeError):
         files.write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "chart.png"
+    files.write_bytes(path, b"old")
+    with pytest.raises(KeyboardInterrupt), files.replacing(path) as temporary:
+        temporary.write_bytes(b"half of the n")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_new_content_appears_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "chart.png"
+    files.write_text(path, "old\r\n")
+    with files.replacing(path) as temporary:
+        assert temporary.suffix == ".tmp"
+        temporary.write_bytes(b"new")
+        assert path.read_bytes() == b"old\r\n"
+    files.copy(path, tmp_path / "deep" / "copy.png")
+    assert (tmp_path / "deep" / "copy.png").read_bytes() == path.read_bytes() == b"new"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["chart.png", "deep"]
+
+
+def test_two_writers_of_one_file_do_not_share_a_temporary_one(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    with files.replacing(path) as first, files.replacing(path) as second:
+        assert first != second
+        first.write_bytes(b"first")
+        second.write_bytes(b"second")
+    assert path.read_bytes() == b"first"  # the outer one is renamed last
 
 
 def test_a_name_that_is_no_utf_8_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tats_core.data import readers
 from tats_core.data.manifest import Manifest
 from tats_core.data.readers import Frames
 from tats_core.errors import VideoError
+from tats_core.files import replacing, write_text
 
 
 class Decoded:
@@ -60,8 +61,9 @@ def write(manifest: Manifest, path: Path, decoded: Callable[[], None]) -> Manife
         parts.append(frames_THWC.ravel())
         start += frames_THWC.size
         decoded()
-    np.save(path, np.concatenate(parts) if parts else np.empty(0, np.uint8))
-    _index(path).write_text(json.dumps(places), encoding="utf-8")
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, np.concatenate(parts) if parts else np.empty(0, np.uint8))
+    write_text(_index(path), json.dumps(places))
     return replace(manifest, decoded=path)
 
 

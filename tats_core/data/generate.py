@@ -27,6 +27,7 @@ from tats_core.data import synthetic
 from tats_core.data.benchmarks import hmdb51, kinetics400, ssv2, ucf101
 from tats_core.data.synthetic import VOCABULARIES, SceneConfig
 from tats_core.errors import DataError
+from tats_core.files import replacing, write_text
 from tats_core.machine import available_cpus
 from tats_core.specs import StrictModel, merge
 
@@ -174,7 +175,7 @@ def generate(
             show(done, len(clips), name)
     for name, layout in layouts.items():
         for place, text in layout.lists.items():
-            _write(out / name / place, text)
+            write_text(out / name / place, text)
     _mark(out, config, complete=True)
     return roots
 
@@ -199,14 +200,7 @@ def _claim(out: Path, config: GenerateConfig) -> bool:
 
 def _mark(out: Path, config: GenerateConfig, *, complete: bool) -> None:
     stored = {"digest": config.digest(), "complete": complete, "config": config.model_dump(mode="json")}
-    _write(out / _MARKER, json.dumps(stored, indent=1) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.tmp")
-    beside.write_bytes(text.encode())
-    beside.replace(path)
+    write_text(out / _MARKER, json.dumps(stored, indent=1) + "\n")
 
 
 # ------------------------------------------------------------------------------------------- clips
@@ -255,12 +249,11 @@ def _make(out: Path, config: GenerateConfig, clip: _Clip) -> None:
     motion, video = motion_path(root, clip.id), root / clip.place
     for path in (motion, video):
         path.parent.mkdir(parents=True, exist_ok=True)
-    beside = motion.with_name(f"{motion.name}.tmp")
-    _save_motion(beside, motion_THW)
-    beside.replace(motion)
-    beside = video.with_name(f"{video.name}.tmp")
-    encode(beside, frames_THWC, config.fps, ENCODINGS[clip.benchmark])
-    beside.replace(video)
+    # Thousands of small files, which a power cut may cost: not each is flushed by itself.
+    with replacing(motion, durable=False) as temporary:
+        _save_motion(temporary, motion_THW)
+    with replacing(video, durable=False) as temporary:
+        encode(temporary, frames_THWC, config.fps, ENCODINGS[clip.benchmark])
 
 
 def motion_path(root: Path, video_id: str) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tats_core.errors import DataError
+from tats_core.files import write_text
 
 UNLABELLED: Final = -1
 """Label of a video without a class; good for pre-training only."""
@@ -94,10 +95,7 @@ class Manifest:
         }
         if self.decoded is not None:
             stored["decoded"] = self.decoded.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        beside.write_text(json.dumps(stored, indent=0) + "\n", encoding="utf-8")
-        beside.replace(path)
+        write_text(path, json.dumps(stored, indent=0) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Manifest:

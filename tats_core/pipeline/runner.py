@@ -481,7 +481,7 @@ class _Run:
     def _source(self, folder: Path) -> tuple[str, str]:
         """Return the run and the stage that made a committed output."""
         origin = self.store.origin(folder)
-        return origin["run"], origin["stage"]
+        return origin.run, origin.stage
 
     def _leave_out(self, name: str, reason: str) -> None:
         stage = self.record.stages[name]

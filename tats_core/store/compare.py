@@ -206,7 +206,7 @@ def _curves(record: RunRecord, name: str) -> dict[str, dict[int, float]]:
 
 def _components(record: RunRecord, name: str) -> Mapping[str, Any] | None:
     origin = _kept(record, name, lambda store, folder: store.origin(folder))
-    return origin["components"] if origin else None
+    return origin.components if origin else None
 
 
 def _output(record: RunRecord, name: str) -> str | None:
@@ -222,7 +222,7 @@ def _kept(record: RunRecord, name: str, read: Callable[[StageStore, Path], Kept]
         return None
     try:
         return read(StageStore(Path(record.home)), Path(stage.folder))
-    except (OSError, ValueError, KeyError):
+    except StoreError:
         return None  # it was removed; `tats show` says so
 
 

@@ -169,9 +169,9 @@ def _makers(store: StageStore, names: Collection[str]) -> set[str]:
     made = set()
     for name in names:
         try:
-            made.add(str(store.origin(store.root / name)["run"]))
-        except (OSError, ValueError, KeyError):
-            continue  # no output of that name, or a damaged one: by its name it is kept all the same
+            made.add(store.origin(store.root / name).run)
+        except StoreError:
+            continue  # no output of that name, or a corrupt one: by its name it is kept all the same
     return made
 
 

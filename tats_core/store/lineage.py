@@ -17,7 +17,6 @@ from typing import Any
 from tats_core.data.manifest import Manifest
 from tats_core.errors import DataError, SpecError, StoreError, did_you_mean
 from tats_core.files import digest
-from tats_core.store.layout import MANIFEST
 from tats_core.store.outputs import StageKey, StageStore
 from tats_core.store.run import RunRecord, StageConfig, StageRecord
 
@@ -274,20 +273,20 @@ def _link(
     if fault is not None:
         link.faults.append(fault or f"its output is gone from {folder}")
     try:
-        origin, files = store.origin(folder), _read(folder / MANIFEST)["files"]
-        link.digest = store.output_digest(folder)
-    except (OSError, ValueError, KeyError, StoreError):
+        origin, manifest = store.origin(folder), store.manifest(folder)
+    except StoreError:
         return link  # the fault says it
-    link.run, link.pipeline, link.origin = origin["run"], origin["pipeline"], origin["stage"]
-    link.made = origin["time"]
-    link.code = _digest(origin["components"]["code"])
-    link.commit = _commit(record, origin["run"], link)
+    files, link.digest = manifest.files, manifest.digest
+    link.run, link.pipeline, link.origin = origin.run, origin.pipeline, origin.stage
+    link.made = origin.time
+    link.code = _digest(origin.code)
+    link.commit = _commit(record, origin.run, link)
     link.files = [
-        KeptFile(str(folder / name), entry["size"], entry["sha256"])
+        KeptFile(str(folder / name), entry.size, entry.sha256)
         for name, entry in files.items()
         if name in _SHOWN
     ]
-    _check_identity(link, one, StageKey(origin["components"]).digest)
+    _check_identity(link, one, StageKey(origin.components).digest)
     if whole and not link.faults:
         link.faults += [
             f"{kept.path} has another content"
@@ -312,7 +311,7 @@ def _check_identity(link: Link, one: StageRecord, key: str) -> None:
 def _check_inputs(link: Link, links: Mapping[str, Link], store: StageStore) -> None:
     if link.digest is None or link.folder is None:
         return
-    read = {one["digest"] for one in store.origin(Path(link.folder))["components"]["inputs"]}
+    read = store.origin(Path(link.folder)).inputs
     for need in link.needs:
         below = links[need].digest
         if below is not None and below not in read:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tats_core.errors import StoreError
 from tats_core.store.outputs import StageStore
 from tats_core.store.run import RunRecord, StageRecord
 from tats_core.training.events import read_events
@@ -118,8 +119,8 @@ def recent_progress(record: RunRecord, stage: StageRecord) -> list[dict[str, Any
 def _is_anothers(record: RunRecord, output: Path) -> bool:
     """Say whether another run has made the output again since, and its events with it."""
     try:
-        return bool(StageStore(Path(record.home)).origin(output)["run"] != record.id)
-    except FileNotFoundError:
+        return StageStore(Path(record.home)).origin(output).run != record.id
+    except StoreError:
         return False
 
 

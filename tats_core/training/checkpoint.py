@@ -32,7 +32,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tats_core.errors import Stopped, StoreError
-from tats_core.files import digest, sync_folder, write_json
+from tats_core.files import digest, sync, write_json
 from tats_core.specs import StrictModel
 from tats_core.training.world import World
 
@@ -259,7 +259,7 @@ class FolderStore:
         if place.exists():  # after going back to an older state, a step comes again
             shutil.rmtree(place)
         beside.rename(place)
-        sync_folder(self.folder)
+        sync(self.folder)
         self._prune()
 
     def _prune(self) -> None:

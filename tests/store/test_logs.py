@@ -71,7 +71,9 @@ def test_what_other_runs_said_in_the_same_folder_is_left_out_whatever_their_cloc
 
 def test_what_the_run_said_that_made_the_output_again_is_not_this_runs(record, partial):
     note(partial, 101.0, "the newer one")
-    (partial / "key.json").write_text('{"run": "toy-20260103-030405000-ab"}')
+    (partial / "key.json").write_text(
+        '{"run": "toy-2026", "pipeline": "toy", "stage": "train", "time": 1, "components": {}}'
+    )
     stage = record.stages["train"]
     stage.status, stage.folder, stage.said_to = "finished", str(partial), 1000
     assert said(StageVoice("train"), record) == []
