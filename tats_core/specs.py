@@ -30,6 +30,32 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class NotIdentity:
+    """Marks a field that cannot change an output: `workers: Annotated[int, NotIdentity] = 1`."""
+
+
+def identity(config: BaseModel) -> dict[str, Any]:
+    """Return `config` as JSON values, at every depth without the fields marked `NotIdentity`."""
+    return config.model_dump(mode="json", exclude=_marked(config))
+
+
+def _marked(value: object) -> Any:
+    """Return the marked fields of `value`, as pydantic's `exclude` takes them."""
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        parts = {
+            name: True if NotIdentity in field.metadata else _marked(getattr(value, name))
+            for name, field in fields.items()
+        }
+    elif isinstance(value, Mapping):
+        parts = {key: _marked(part) for key, part in value.items()}
+    elif isinstance(value, list | tuple):
+        parts = {index: _marked(part) for index, part in enumerate(value)}
+    else:
+        return None
+    return {key: part for key, part in parts.items() if part} or None
+
+
 def folders(menu: Menu) -> list[tuple[str, Path]]:
     """Return `(what it is called in messages, folder)` for each place where `menu` is looked up, in order."""
     places = [(f"./{menu}", Path.cwd() / menu)]

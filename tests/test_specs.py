@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -300,3 +301,27 @@ def test_only_true_and_false_are_truth_values_so_that_on_can_be_a_key(tmp_path: 
     path.write_text("{on: yes, off: true, no: False}")
     assert specs.read(path) == {"on": "yes", "off": True, "no": False}
     assert specs.parse_override("a.b=off") == (["a", "b"], "off")
+
+
+class Clip(StrictModel):
+    workers: Annotated[int, specs.NotIdentity] = 3
+    size: int = 4
+
+
+class Training(StrictModel):
+    a: int = 1
+    workers: Annotated[int, specs.NotIdentity] = 2
+    clip: Clip = Clip()
+    clips: tuple[Clip, ...] = (Clip(size=5), Clip(size=6))
+    by_name: Mapping[str, Clip] = Field(default_factory=lambda: {"x": Clip(size=7)})
+    free: Mapping[str, int] = Field(default_factory=lambda: {"workers": 8})
+
+
+def test_marked_fields_are_no_part_of_an_identity_at_any_depth_and_names_alone_mark_nothing():
+    assert specs.identity(Training()) == {
+        "a": 1,
+        "clip": {"size": 4},
+        "clips": [{"size": 5}, {"size": 6}],
+        "by_name": {"x": {"size": 7}},
+        "free": {"workers": 8},
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pytest
 
@@ -14,7 +14,7 @@ from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import runner, spec
 from tats_core.pipeline.plan import Plan
 from tats_core.pipeline.spec import Pipeline
-from tats_core.specs import StrictModel
+from tats_core.specs import NotIdentity, StrictModel
 from tats_core.stages.base import Preflight, StageContext, StageKind
 from tats_core.store.run import RunRecord, StageRecord
 
@@ -27,7 +27,7 @@ class Shape(StrictModel):
 class MakeConfig(StrictModel):
     value: int = 1
     shape: Shape = Shape()
-    decode_workers: int = 1
+    decode_workers: Annotated[int, NotIdentity] = 1
 
 
 class Make(StageKind[MakeConfig]):
@@ -35,7 +35,6 @@ class Make(StageKind[MakeConfig]):
 
     name = "make"
     Config = MakeConfig
-    key_excludes = frozenset({"decode_workers"})
 
     def run(self, config: MakeConfig, ctx: StageContext) -> None:
         (ctx.out / "value.txt").write_text(str(config.value))
@@ -47,8 +46,8 @@ class GrowConfig(StrictModel):
     benchmark: str = "none"
     init: str = "pretrained"
     add: int = 1
-    cpus: int = 1
-    fail: str = ""
+    cpus: Annotated[int, NotIdentity] = 1
+    fail: Annotated[str, NotIdentity] = ""
     missing: str = ""
 
 
@@ -57,7 +56,6 @@ class Grow(StageKind[GrowConfig]):
 
     name = "grow"
     Config = GrowConfig
-    key_excludes = frozenset({"fail", "cpus"})
     ran: ClassVar[list[str]] = []
     hook: ClassVar[Callable[[StageContext], None]] = staticmethod(lambda ctx: None)
 

@@ -18,7 +18,7 @@ from tats_core.errors import SpecError
 from tats_core.pipeline import graph
 from tats_core.pipeline import spec as pipelines
 from tats_core.pipeline.graph import Instance
-from tats_core.pipeline.keys import without
+from tats_core.specs import identity
 from tats_core.store import code
 from tats_core.sweep import spec as sweeps
 
@@ -113,7 +113,7 @@ def _facts(stages: Iterable[Instance]) -> dict[str, Any]:
     return {
         one.name: {
             "kind": f"{one.kind.name}/{one.kind.version}",
-            "config": without(one.config.model_dump(mode="json"), one.kind.key_excludes),
+            "config": identity(one.config),
             "code": code.digests((one.kind.__module__, *one.kind.code)),
             "needs": list(one.needs),
         }

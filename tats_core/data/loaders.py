@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from tats_core.data import benchmarks, clips, decoded, readers, transforms
 from tats_core.data.benchmarks import Benchmark
 from tats_core.data.manifest import Manifest
 from tats_core.errors import DataError, SpecError, TatsError, VideoError
-from tats_core.specs import StrictModel
+from tats_core.specs import NotIdentity, StrictModel
 
 Purpose = Literal["pretrain", "finetune"]
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -61,13 +61,19 @@ class ClipOptions(StrictModel):
     colour_jitter: float = Field(0.0, ge=0, lt=1, description="brightness, saturation, contrast: 1 ± this")
     hue_jitter: float = Field(0.0, ge=0, le=0.5, description="share of the colour circle, either way")
     erase: float = Field(0.0, ge=0, le=1, description="share of the training clips with a box erased")
-    cache: bool = Field(False, description="keep decoded videos in memory, for small data sets")
-    cache_mb: int = Field(4096, ge=0, description="its size; videos beyond it are decoded each time")
-    decode_workers: int = Field(
+    cache: Annotated[bool, NotIdentity] = Field(
+        False, description="keep decoded videos in memory, for small data sets"
+    )
+    cache_mb: Annotated[int, NotIdentity] = Field(
+        4096, ge=0, description="its size; videos beyond it are decoded each time"
+    )
+    decode_workers: Annotated[int, NotIdentity] = Field(
         0, ge=0, description="decoding processes beside each training worker, with a batch each"
     )
     reader: Literal["auto", "decord", "pyav"] = Field("auto", description="how files are decoded")
-    time_limit: float = Field(readers.TIME_LIMIT, gt=0, description="seconds that one file may take")
+    time_limit: Annotated[float, NotIdentity] = Field(
+        readers.TIME_LIMIT, gt=0, description="seconds that one file may take"
+    )
     max_unreadable: float = Field(0.05, ge=0, le=1, description="share of the videos that training may skip")
 
     @model_validator(mode="after")

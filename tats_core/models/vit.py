@@ -6,7 +6,7 @@ Axes: B clips, N tokens, M some of the tokens, P pixel values a token, D width.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tats_core.errors import did_you_mean
 from tats_core.models.tokens import ClipConfig, CubeEmbedding, positions
-from tats_core.specs import StrictModel
+from tats_core.specs import NotIdentity, StrictModel
 
 PRESETS: Final[dict[str, dict[str, int]]] = {
     "vit_micro": {"width": 96, "depth": 4, "heads": 4},
@@ -46,7 +46,7 @@ class ViTConfig(StrictModel):
         "xavier",
         description="mimetic: heads start by looking at their like; for few steps",
     )
-    gradient_checkpointing: bool = Field(
+    gradient_checkpointing: Annotated[bool, NotIdentity] = Field(
         False, description="recompute blocks (a decoder's too) in backward: less memory"
     )
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from tats_core.pipeline.graph import Instance
+from tats_core.specs import identity
 from tats_core.store import code
 from tats_core.store.outputs import StageKey, canonical
 
@@ -30,16 +31,7 @@ def own_components(instance: Instance, pipeline: str) -> dict[str, Any]:
     kind = instance.kind
     return {
         "kind": f"{kind.name}/{kind.version}" + (f" of {pipeline}" if kind.gathers else ""),
-        "config": without(instance.config.model_dump(mode="json"), kind.key_excludes),
+        "config": identity(instance.config),
         "code": code.digests((kind.__module__, *kind.code)),
         "external": dict(kind.external(instance.config)),
     }
-
-
-def without(config: Any, excluded: frozenset[str]) -> Any:
-    """Return `config` without the fields named `excluded`, at any depth."""
-    if isinstance(config, Mapping):
-        return {key: without(value, excluded) for key, value in config.items() if key not in excluded}
-    if isinstance(config, list):
-        return [without(value, excluded) for value in config]
-    return config

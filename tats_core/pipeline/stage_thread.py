@@ -12,9 +12,8 @@ from typing import Any, Literal
 
 from tats_core.errors import RunError, Stopped, StoreError, TatsError
 from tats_core.pipeline.graph import Instance
-from tats_core.pipeline.keys import without
 from tats_core.pipeline.plan import Decision
-from tats_core.specs import StrictModel
+from tats_core.specs import StrictModel, identity
 from tats_core.stages.base import Fit, Input, StageContext
 from tats_core.store import code
 from tats_core.store.outputs import StageKey, StageStore
@@ -140,8 +139,7 @@ class StageWork(threading.Thread):
 
     def _output_of(self, config: StrictModel) -> Path | None:
         kind = self.instance.kind
-        known = without(config.model_dump(mode="json"), kind.key_excludes)
-        key = StageKey({**self.decision.key.components, "config": known})
+        key = StageKey({**self.decision.key.components, "config": identity(config)})
         folder = self._store.folder(kind.name, key)
         return folder if self._store.fault(folder, key) is None else None
 

@@ -107,12 +107,12 @@ class StageKind(ABC, Generic[C]):
     Attributes:
         name: as in YAML.
         version: raised when the form of the output changes; part of the stage key.
-        Config: the keys of a stage of this kind, beside the engine's.
+        Config: the keys of a stage of this kind, beside the engine's. A field that cannot change the output
+            (resources, caches), or that `external` stands for, is marked `NotIdentity`.
         gathers: reads all instances of what it needs, instead of those that agree with its own axes.
         waits_for_needs: reads all that it directly needs, of whatever kind.
         waited_for: whatever directly needs it, reads it, of whatever kind.
         follows: axes that fill the field of the same name here when a stage that this one needs has them.
-        key_excludes: fields (at any depth) that cannot change the output: resources, caches.
         reports: the numbers of its `result.json`, which a sweep may compare; None where only a run can tell.
         curves: the numbers that its events hold after an epoch, by which a sweep may stop a trial early.
         code: modules whose code, with all they import from tats_core, can change the output. The kind's
@@ -126,7 +126,6 @@ class StageKind(ABC, Generic[C]):
     waits_for_needs: ClassVar[bool] = False
     waited_for: ClassVar[bool] = False
     follows: ClassVar[frozenset[str]] = frozenset({"benchmark", "init"})
-    key_excludes: ClassVar[frozenset[str]] = frozenset()
     reports: ClassVar[frozenset[str] | None] = frozenset()
     curves: ClassVar[frozenset[str]] = frozenset()
     code: ClassVar[tuple[str, ...]] = ()

@@ -17,7 +17,7 @@ import psutil
 from pydantic import BeforeValidator, Field
 
 from tats_core.errors import StageError, Stopped
-from tats_core.specs import StrictModel
+from tats_core.specs import NotIdentity, StrictModel
 from tats_core.stages.base import StageContext, StageKind
 
 _POLL_SECONDS = 0.5
@@ -35,8 +35,8 @@ class CommandConfig(StrictModel):
         Field(min_length=1, description="one line for the shell, or a list: the program and its arguments"),
     ]
     env: dict[str, str] = Field(default_factory=dict, description="added to the environment")
-    cpus: int = Field(1, ge=0, description="CPUs that it keeps busy")
-    gpus: int = Field(0, ge=0, description="GPUs that it keeps busy")
+    cpus: Annotated[int, NotIdentity] = Field(1, ge=0, description="CPUs that it keeps busy")
+    gpus: Annotated[int, NotIdentity] = Field(0, ge=0, description="GPUs that it keeps busy")
 
 
 class Command(StageKind[CommandConfig]):
@@ -51,7 +51,6 @@ class Command(StageKind[CommandConfig]):
     Config = CommandConfig
     waits_for_needs = True
     waited_for = True
-    key_excludes = frozenset({"cpus", "gpus"})
     reports = None  # whatever the program writes into a result.json
 
     def cpus(self, config: CommandConfig) -> int:

@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import get_args
+from typing import Annotated, get_args
 
 from pydantic import Field, model_validator
 
@@ -19,7 +19,7 @@ from tats_core.data.generate import GenerateConfig, generate
 from tats_core.data.manifest import Manifest
 from tats_core.errors import DataError, did_you_mean
 from tats_core.machine import available_cpus
-from tats_core.specs import StrictModel
+from tats_core.specs import NotIdentity, StrictModel
 from tats_core.stages.base import Preflight, StageContext, StageKind
 
 _LISTED_FOLDERS = 2  # how deep the folders below a data set's own are looked at
@@ -30,7 +30,9 @@ class DataConfig(StrictModel):
     """Where the videos come from."""
 
     generate: GenerateConfig | None = Field(None, description="make small benchmarks instead of reading")
-    root: str | None = Field(None, description="folder that holds one folder for each data set")
+    root: Annotated[str | None, NotIdentity] = Field(
+        None, description="folder that holds one folder for each data set"
+    )
     benchmarks: tuple[str, ...] = Field((), description="which; by default the four of the papers")
     fold: int = Field(1, ge=1, description="official split, where a data set has several")
     decoded: bool = Field(
@@ -59,8 +61,6 @@ class Data(StageKind[DataConfig]):
 
     name = "data"
     Config = DataConfig
-    # Where the data is comes back in `external`, as found.
-    key_excludes = frozenset({"root"})
 
     def spare(self, config: DataConfig) -> int:
         """Generating is spread over all the CPUs of the machine that the run is on."""

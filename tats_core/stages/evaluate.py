@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -22,10 +22,10 @@ from tats_core.errors import SpecError
 from tats_core.files import write_json
 from tats_core.report import classes as by_class
 from tats_core.report import figures as charts
-from tats_core.specs import StrictModel
+from tats_core.specs import NotIdentity, StrictModel
 from tats_core.stages.base import StageContext, StageKind
 from tats_core.stages.common import clip_options, labelled, write_result
-from tats_core.stages.training import KEY_EXCLUDES, Placed, run_here
+from tats_core.stages.training import Placed, run_here
 from tats_core.training import metrics, weights
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.evaluate import score_views
@@ -40,9 +40,11 @@ class EvaluateStage(Placed):
     init: Literal["pretrained", "scratch"] = Field("pretrained", description="which fine-tuned model")
     clips: int | None = Field(None, ge=1, description="clips of each video; null: the benchmark's")
     crops: int | None = Field(None, ge=1, description="crops of each clip; null: the benchmark's")
-    batch_size: int = Field(8, ge=1, description="videos scored together by one worker")
+    batch_size: Annotated[int, NotIdentity] = Field(
+        8, ge=1, description="videos scored together by one worker"
+    )
     precision: Precision = Field("fp32", description="bf16: matrix products in bfloat16 (autocast)")
-    test_workers: int = Field(
+    test_workers: Annotated[int, NotIdentity] = Field(
         0,
         ge=0,
         description="workers that share the videos; 0: the driver alone, or one worker where gpu is true",
@@ -64,7 +66,6 @@ class Evaluate(StageKind[EvaluateStage]):
     name = "evaluate"
     version = 2
     Config = EvaluateStage
-    key_excludes = KEY_EXCLUDES | {"batch_size", "test_workers"}
     # Its tables of classes are output; how its pictures are drawn is not.
     code = ("tats_core.report.classes",)
     reports = frozenset(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from tats_core.data.loaders import ClipOptions, TrainLoader
 from tats_core.data.manifest import Manifest
-from tats_core.specs import StrictModel
+from tats_core.specs import NotIdentity, StrictModel
 from tats_core.stages import checkpoint_input
 from tats_core.stages.base import Preflight, StageContext
 from tats_core.stages.common import (
@@ -23,7 +23,7 @@ from tats_core.stages.common import (
     start_encoder,
     write_result,
 )
-from tats_core.stages.training import KEY_EXCLUDES, Trained, TrainedKind
+from tats_core.stages.training import Trained, TrainedKind
 from tats_core.training import metrics, weights
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog
@@ -37,7 +37,7 @@ class FinetuneStage(Trained, FinetuneConfig):
     """A recipe, its start, and where it runs."""
 
     init: Literal["pretrained", "scratch"] = Field("pretrained", description="what the encoder starts from")
-    encoder: str | None = Field(
+    encoder: Annotated[str | None, NotIdentity] = Field(
         None,
         description="file or folder of a checkpoint to start from instead of a pre-training of this pipeline "
         "(VideoMAE's, AdaMAE's, Hugging Face's or ours); not used from scratch",
@@ -60,7 +60,6 @@ class Finetune(TrainedKind[FinetuneStage]):
 
     name = "finetune"
     Config = FinetuneStage
-    key_excludes = KEY_EXCLUDES | {"encoder"}  # it comes back in `external`, by its content
     curves = frozenset({"loss", "train_top1", "clips_per_second"})
     reports = frozenset(
         {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -13,7 +13,7 @@ from pydantic import Field
 from tats_core.data import ground_truth
 from tats_core.data.loaders import ClipOptions, TrainLoader, eval_views
 from tats_core.data.manifest import Manifest
-from tats_core.specs import StrictModel
+from tats_core.specs import NotIdentity, StrictModel
 from tats_core.stages import checkpoint_input
 from tats_core.stages.base import Preflight, StageContext
 from tats_core.stages.common import (
@@ -23,7 +23,7 @@ from tats_core.stages.common import (
     start_mae,
     write_result,
 )
-from tats_core.stages.training import KEY_EXCLUDES, Trained, TrainedKind
+from tats_core.stages.training import Trained, TrainedKind
 from tats_core.training import metrics, weights
 from tats_core.training.checkpoint import CheckpointStore, FolderStore
 from tats_core.training.events import EventLog
@@ -52,7 +52,7 @@ _HEALTH = frozenset(
 class PretrainStage(Trained, PretrainConfig):
     """A recipe, and where it runs."""
 
-    start: str | None = Field(
+    start: Annotated[str | None, NotIdentity] = Field(
         None,
         description="file or folder of a checkpoint to start from (VideoMAE's, AdaMAE's, Hugging Face's or "
         "ours): encoder and decoder where it has both, else the encoder alone; null: fresh weights",
@@ -73,7 +73,6 @@ class Pretrain(TrainedKind[PretrainStage]):
     Config = PretrainStage
     # Its benchmark is its own: a matrix over benchmarks varies what follows.
     follows = frozenset()
-    key_excludes = KEY_EXCLUDES | {"start"}  # it comes back in `external`, by its content
     curves = _HEALTH | {"loss", "clips_per_second"}
     reports = _HEALTH | {
         "loss",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -19,7 +19,7 @@ from tats_core.data.manifest import Manifest
 from tats_core.models.classifier import VideoClassifier
 from tats_core.models.tokens import ClipConfig, patchify
 from tats_core.models.vit import VideoViT, ViTConfig
-from tats_core.specs import StrictModel
+from tats_core.specs import NotIdentity, StrictModel
 from tats_core.stages import checkpoint_input
 from tats_core.stages.base import Preflight, StageContext, StageKind
 from tats_core.stages.common import (
@@ -30,7 +30,7 @@ from tats_core.stages.common import (
     start_encoder,
     write_result,
 )
-from tats_core.stages.training import KEY_EXCLUDES, Placed, run_here
+from tats_core.stages.training import Placed, run_here
 from tats_core.training import metrics, probes
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog
@@ -45,11 +45,11 @@ class ProbeStage(Placed):
     model: ViTConfig = Field(default_factory=lambda: ViTConfig.model_validate("vit_base"))
     clip: ClipConfig = Field(default_factory=ClipConfig)
     init: Literal["pretrained", "scratch"] = Field("pretrained", description="which encoder is probed")
-    encoder: str | None = Field(
+    encoder: Annotated[str | None, NotIdentity] = Field(
         None, description="as of a fine-tuning: a checkpoint from outside the pipeline; not used from scratch"
     )
     labels_per_class: int | None = Field(None, ge=1, description="labelled videos of each class; null: all")
-    batch_size: int = Field(32, ge=1, description="clips encoded together")
+    batch_size: Annotated[int, NotIdentity] = Field(32, ge=1, description="clips encoded together")
     precision: Precision = Field("fp32", description="of the encoder; bf16: its matrix products in bfloat16")
     attentive: AttentiveConfig | None = Field(
         None, description="train a probe that attends to all tokens too ({}: with its defaults); null: do not"
@@ -69,7 +69,6 @@ class Probe(StageKind[ProbeStage]):
 
     name = "probe"
     Config = ProbeStage
-    key_excludes = KEY_EXCLUDES | {"batch_size", "encoder"}  # an encoder comes back in `external`
     reports = frozenset(
         {"attentive_top1", "clips", "effective_rank", "knn_top1", "labels", "linear_top1", "seconds"}
     )

@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
-from typing import Any, Final, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
 from tats_core.data import benchmarks
 from tats_core.data.loaders import ClipOptions
 from tats_core.errors import DataError, SpecError
-from tats_core.specs import StrictModel
+from tats_core.specs import NotIdentity, StrictModel
 from tats_core.stages.base import Preflight, StageContext, StageKind
 from tats_core.store.layout import CHECKPOINTS
 from tats_core.training.checkpoint import FolderStore
 from tats_core.training.world import StepConfig, World
-
-KEY_EXCLUDES: Final = frozenset(
-    {
-        "cache",
-        "cache_mb",
-        "checkpoint",
-        "decode_workers",
-        "gpu",
-        "gradient_checkpointing",
-        "log_every",
-        "max_failures",
-        "time_limit",
-    }
-)
-"""Fields that change speed, memory or records, not the output."""
 
 
 class Placed(StrictModel):
@@ -38,8 +23,10 @@ class Placed(StrictModel):
 
     benchmark: str = Field(description="whose videos")
     data: ClipOptions = Field(default_factory=ClipOptions, description="how clips are cut out of videos")
-    gpu: bool = Field(False, description="each worker takes a GPU")
-    max_failures: int = Field(2, ge=0, description="lost workers that are replaced before the stage fails")
+    gpu: Annotated[bool, NotIdentity] = Field(False, description="each worker takes a GPU")
+    max_failures: Annotated[int, NotIdentity] = Field(
+        2, ge=0, description="lost workers that are replaced before the stage fails"
+    )
 
     @field_validator("benchmark")
     @classmethod
@@ -99,8 +86,6 @@ Config = TypeVar("Config", bound=Trained)
 
 class TrainedKind(StageKind[Config]):
     """What pre-training and fine-tuning share: workers, and what is left out of their keys."""
-
-    key_excludes = KEY_EXCLUDES
 
     def cpus(self, config: Config) -> int:
         """One a worker."""

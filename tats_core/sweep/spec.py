@@ -39,7 +39,6 @@ from tats_core.errors import SpecError, StoreError, did_you_mean
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import spec as pipelines
 from tats_core.pipeline.graph import Graph
-from tats_core.pipeline.keys import without
 from tats_core.pipeline.spec import Pipeline, Scalar
 from tats_core.report.sweeps import short, value_text
 from tats_core.specs import StrictModel
@@ -286,7 +285,7 @@ class Sweep:
         """Return a mark for each piece of work of a trial; two trials that share one make the same output."""
         marks: dict[str, str] = {}
         for one in graph.instances.values():
-            config = without(one.config.model_dump(mode="json"), one.kind.key_excludes)
+            config = specs.identity(one.config)
             content = [one.kind.name, config, sorted(marks[need] for need in one.needs)]
             marks[one.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return frozenset(marks[one.name] for one in graph.instances.values() if one.stage not in self.common)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from tats_core.errors import SpecError
 from tats_core.models.classifier import HeadNorm, VideoClassifier
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
+from tats_core.specs import NotIdentity
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog
 from tats_core.training.loop import Loader, Pace, Position
@@ -66,8 +67,8 @@ class FinetuneConfig(StepConfig):
         None, description="moving average of the weights, which is then the model that is saved; null: none"
     )
     seed: int = Field(0, ge=0, description="weights, order of clips, augmentation, mixing")
-    log_every: int = Field(5, ge=1, description="steps between two points of a curve")
-    checkpoint: CheckpointConfig = Field(
+    log_every: Annotated[int, NotIdentity] = Field(5, ge=1, description="steps between two points of a curve")
+    checkpoint: Annotated[CheckpointConfig, NotIdentity] = Field(
         default_factory=CheckpointConfig, description="when states to go on from are kept, and how many"
     )
 

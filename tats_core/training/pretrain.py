@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field, ValidationError, model_validator
@@ -23,7 +23,7 @@ from tats_core.sampling.adaptive import AdaptiveSampler, sampling_loss
 from tats_core.sampling.fixed import RandomSampler
 from tats_core.sampling.plackett_luce import Noise
 from tats_core.sampling.ppo import EntropyController, PPOConfig, Transition, improve
-from tats_core.specs import StrictModel
+from tats_core.specs import NotIdentity, StrictModel
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog
 from tats_core.training.loop import Loader, Pace, Position
@@ -65,11 +65,13 @@ class PretrainConfig(StepConfig):
         description="stop after so many of the epochs, with a state to go on from; null: after all",
     )
     seed: int = Field(0, ge=0, description="weights, order of clips, augmentation, draws")
-    log_every: int = Field(10, ge=1, description="steps between two points of a curve")
+    log_every: Annotated[int, NotIdentity] = Field(
+        10, ge=1, description="steps between two points of a curve"
+    )
     health_every: int | None = Field(
         20, ge=1, description="epochs between two looks at features and policy; null: one look, at the end"
     )
-    checkpoint: CheckpointConfig = Field(
+    checkpoint: Annotated[CheckpointConfig, NotIdentity] = Field(
         default_factory=CheckpointConfig, description="when states to go on from are kept, and how many"
     )
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from unittest.mock import MagicMock
 
 import pytest
@@ -14,7 +14,7 @@ import pytest
 from tats_core.errors import StageError
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import runner
-from tats_core.specs import StrictModel
+from tats_core.specs import NotIdentity, StrictModel
 from tats_core.stages.base import StageContext, StageKind
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "json.md"
@@ -22,7 +22,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "json.md"
 
 class TalkConfig(StrictModel):
     words: int = 1
-    fail: bool = False
+    fail: Annotated[bool, NotIdentity] = False
 
 
 class Talk(StageKind[TalkConfig]):
@@ -32,7 +32,6 @@ class Talk(StageKind[TalkConfig]):
     Config = TalkConfig
     waits_for_needs = True
     waited_for = True
-    key_excludes = frozenset({"fail"})
 
     def run(self, config: TalkConfig, ctx: StageContext) -> None:
         ctx.events.params({"words": config.words})

@@ -15,7 +15,7 @@ import pytest
 from tats_core.errors import StoreError
 from tats_core.files import digest
 from tats_core.pipeline import graph as graphs
-from tats_core.pipeline.keys import stage_key, without
+from tats_core.pipeline.keys import stage_key
 from tats_core.store import outputs
 from tats_core.store.outputs import StageKey, StageStore, make_folder
 from tats_core.store.run import RunRecord
@@ -220,11 +220,6 @@ def test_a_read_only_place_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match=r"file/stages: cannot be created .*; set TATS_HOME"):
         make_folder(tmp_path / "file" / "stages")
-
-
-def test_excluded_fields_are_left_out_at_any_depth():
-    config = {"a": 1, "workers": 2, "clip": {"workers": 3, "size": 4}, "list": [{"workers": 5, "b": 6}]}
-    assert without(config, frozenset({"workers"})) == {"a": 1, "clip": {"size": 4}, "list": [{"b": 6}]}
 
 
 def test_a_key_depends_on_configuration_and_inputs_but_not_on_names(load):
