@@ -130,7 +130,7 @@ class Decider:
         found = self.changes(one, key.components)
         if found is None:
             return Decision("run", "has no output yet", key, folder)
-        reason = "; ".join(diff.told(found)) or "its output is gone"
+        reason = "; ".join(diff.in_words(found)) or "its output is gone"
         return Decision("run", reason, key, folder, changes=found)
 
     def changes(self, one: Instance, components: Mapping[str, Any]) -> tuple[Change, ...] | None:
@@ -204,7 +204,7 @@ def _waiting(decider: Decider, one: Instance, missing: list[str]) -> PlanItem:
     """A stage whose inputs are still to be made; what else changed is known already."""
     found = decider.changes(one, own_components(one, decider.pipeline.name)) or ()
     forced = ["forced"] if one.name in decider.choice.forced else []
-    reason = "; ".join([*forced, *diff.told(found)])
+    reason = "; ".join([*forced, *diff.in_words(found)])
     return _as_item(one, "run", reason, after=tuple(missing), changes=found)
 
 

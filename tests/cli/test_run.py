@@ -164,7 +164,7 @@ def test_results_before_any_run_says_how_to_make_one(
     result = tats("results", "mine")
     assert (result.code, result.out) == (2, "")
     home = tmp_path / ".tats"
-    assert result.err == f"tats: no finished run of 'mine' in {home}; make one with: tats run pipeline mine\n"
+    assert result.err == f"tats: no finished run of 'mine' in {home}; start one with: tats run pipeline mine\n"
 
 
 def test_a_table_that_was_deleted_is_said_in_a_sentence(
