@@ -1,6 +1,6 @@
-"""Ends with 0 where TATS_HEALTH_URL answers, or is not set: the image's health check.
+"""The image's health check: exits with 0 if TATS_HEALTH_URL answers or is not set.
 
-With TATS_HEALTH_USER it asks as that user, with the password in the file TATS_HEALTH_PASSWORD_FILE.
+With TATS_HEALTH_USER the request is that user's, with the password in the file TATS_HEALTH_PASSWORD_FILE.
 """
 
 import base64
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Ask once; what went wrong is the one line that `docker inspect` shows."""
+    """Send one request; `docker inspect` shows the line that says why it failed."""
     url = os.environ.get("TATS_HEALTH_URL")
     if not url:
         return

@@ -1,17 +1,17 @@
 """Follows docs/operations.md from the image to the table, and breaks things on the way: `make docker-test`.
 
-The guide's commands are run as they stand, in a copy of the checkout in which the demo is cut short: the
-image is the Dockerfile's, the cluster that of compose.yaml. Between its sections this looks at what they have
-led to, from outside: through the published ports. Needs Linux, and Docker or root.
+It runs the guide's commands as printed, in a copy of the checkout with a shortened demo: the image is the
+Dockerfile's, the cluster that of compose.yaml. Between the sections it checks their effect from outside,
+through the published ports. Needs Linux, and Docker or root.
 
     python docker/test.py            about a quarter of an hour
-    python docker/test.py --twice    and builds the image a second time, without a cache, to compare the two
+    python docker/test.py --twice    also builds the image again without a cache, and compares the two
 
-From outside, all optional:
+Environment variables, all optional:
     TATS_DOCKER_BASE      image to build on; default: Python's, or this machine's Debian without a registry
     TATS_POSTGRES_IMAGE   database; default: the official one, or one made of Debian's package
     TATS_DOCKER_PIP_CONF  pip's configuration during the build (an index of your own)
-    TATS_DOCKER_CA        certificates during the build, found by pip as /run/secrets/ca.pem
+    TATS_DOCKER_CA        certificates during the build, which pip reads as /run/secrets/ca.pem
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ WRONG = "0" * 64
 
 
 def cut_demo(folder: Path) -> None:
-    """Cut the demo short, and add its pre-training alone, and one of more steps for timing."""
+    """Shorten the demo; add its pre-training as a pipeline, and a longer one for timing."""
     path = folder / "pipelines" / "demo.yaml"
     text = path.read_text()
-    for whole, cut in (
+    for full, short in (
         ("clips_per_class: 120, test_clips_per_class: 40", "clips_per_class: 8, test_clips_per_class: 4"),
         ("[ssv2, kinetics400, ucf101, hmdb51]", "[ucf101]"),
         ("epochs: 60\n    batch_size: 64", "epochs: 40\n    batch_size: 16\n    log_every: 1"),
@@ -50,8 +50,8 @@ def cut_demo(folder: Path) -> None:
         ("checkpoint: {epochs: 10}", "checkpoint: {epochs: 1}"),
         ("health_every: 10", "health_every: 40"),
     ):
-        expect(whole in text, f"the demo has {whole!r} to cut", text, silent=True)
-        text = text.replace(whole, cut)
+        expect(full in text, f"the demo has {full!r} to shorten", text, silent=True)
+        text = text.replace(full, short)
     path.write_text(text)
     alone = text[: text.index("  finetune:")].replace("name: demo", "name: alone")
     alone = alone.replace("  labels_per_class: 4\n", "")  # pre-training takes no labels
@@ -66,35 +66,35 @@ def check_image(guide: Guide, twice: bool) -> None:
     say(f"the image has {size / 1e9:.2f} GB")
     user = docker("run", "--rm", "tats", "id", "-u").stdout.strip()
     expect(user == "1000", "nothing runs as root in the image", user)
-    shown = docker("run", "--rm", "tats", "sh", "-lc", "ray --version; mlflow --version; tats --version")
-    say(f"it holds: {'; '.join(shown.stdout.split(chr(10))).strip('; ')}")
+    versions = docker("run", "--rm", "tats", "sh", "-lc", "ray --version; mlflow --version; tats --version")
+    say(f"it contains {'; '.join(versions.stdout.splitlines())}")
     if twice:
         began = time.monotonic()
         words = ("build", "--no-cache", "--file", "docker/Dockerfile", "--tag", "tats-again", ".")
         run("docker", *words, cwd=guide.folder)
         say(f"built again without a cache in {time.monotonic() - began:.0f} s")
         differing = contents.differing("tats", "tats-again")
-        expect(not differing, "both images hold the same, apart from times", "\n".join(differing[:40]))
+        expect(not differing, "both images are the same, apart from times", "\n".join(differing[:40]))
 
 
 def check_nothing_starts_without_secrets(guide: Guide) -> None:
     done = guide.compose("up", "--detach", "--wait", check=False)
-    shown = (done.stdout + done.stderr).strip()
-    refused = done.returncode != 0 and "secrets" in shown
-    expect(refused, f"without secrets nothing starts ({shown.splitlines()[-1]})", shown)
+    output = (done.stdout + done.stderr).strip()
+    refused = done.returncode != 0 and "secrets" in output
+    expect(refused, f"without secrets nothing starts ({output.splitlines()[-1]})", output)
     guide.compose("down", "--volumes")
 
 
 def check_cluster(guide: Guide) -> None:
-    """What is up listens where it should, and shows its secrets to nobody."""
-    inspected = json.loads(docker("inspect", *guide.containers()).stdout)
-    ports = [port for one in inspected for port in one["NetworkSettings"]["Ports"].values() if port]
-    addresses = [at["HostIp"] for port in ports for at in port]
+    """The services listen where they should, and show their secrets to nobody."""
+    containers = json.loads(docker("inspect", *guide.containers()).stdout)
+    ports = [port for each in containers for port in each["NetworkSettings"]["Ports"].values() if port]
+    addresses = [binding["HostIp"] for port in ports for binding in port]
     expect(addresses == ["127.0.0.1"] * 2, "two ports are published, on 127.0.0.1 alone", str(addresses))
-    seen = json.dumps(inspected) + _command_lines()
+    visible = json.dumps(containers) + _command_lines()
     names = [path.name for path in (guide.folder / "docker" / "secrets").iterdir()]
-    told = [name for name in names if guide.secret(name).strip() in seen]
-    expect(names and not told, "no secret is in what `docker inspect` or `ps` shows", str(told))
+    leaked = [name for name in names if guide.secret(name).strip() in visible]
+    expect(names and not leaked, "`docker inspect` and `ps` show no secret", str(leaked))
     connect = "python -c \"import socket; socket.create_connection(('{}', {}), 5); print('reached')\""
     reached = guide.inside("worker", connect.format("head", 6379))
     expect(reached == "reached", "a worker reaches the head", reached)
@@ -103,7 +103,7 @@ def check_cluster(guide: Guide) -> None:
 
 
 def _command_lines() -> str:
-    """Return what everybody on this machine can see of its processes."""
+    """Return the command lines of all processes, which everybody on this machine can read."""
     lines = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it has ended since
@@ -114,34 +114,34 @@ def _command_lines() -> str:
 def check_refusals(guide: Guide) -> None:
     api = "/api/2.0/mlflow/experiments/search?max_results=1"
     server, head = guide.mlflow(), guide.ray()
-    for what, found, expected in (
+    for case, answer, expected in (
         ("MLflow takes the right password", server.get(api), {200}),
         ("MLflow refuses a wrong password", server.get(api, Authorization=basic(WRONG)), {401}),
-        ("MLflow refuses who gives none", server.get(api, Authorization=None), {401}),
+        ("MLflow refuses a missing password", server.get(api, Authorization=None), {401}),
         ("MLflow refuses a wrong host header", server.get(api, Host="elsewhere:5000"), {403}),
         ("Ray takes the right token", head.get("/api/jobs/"), {200}),
         ("Ray refuses a wrong token", head.get("/api/jobs/", Authorization=f"Bearer {WRONG}"), {401, 403}),
-        ("Ray refuses who gives none", head.get("/api/jobs/", Authorization=None), {401, 403}),
+        ("Ray refuses a missing token", head.get("/api/jobs/", Authorization=None), {401, 403}),
     ):
-        expect(found[0] in expected, f"{what} ({found[0]})", str(found))
+        expect(answer[0] in expected, f"{case} ({answer[0]})", str(answer))
     wrong = ("--env", f"RAY_AUTH_TOKEN={WRONG}", "--env", "RAY_AUTH_TOKEN_PATH=")
     done = guide.compose("run", "--rm", *wrong, "tats", "jobs", *AT_HEAD, check=False)
-    said = done.returncode == 2 and "refuses the token" in done.stderr
-    expect(said, "and tats says so in one line", done.stdout + done.stderr)
+    refused = done.returncode == 2 and "refuses the token" in done.stderr
+    expect(refused, "and tats says so in one line", done.stdout + done.stderr)
 
 
-def check_table(guide: Guide, shown: str, began: float) -> None:
-    expect("What each number means" in shown, "the table is printed", shown)
+def check_table(guide: Guide, output: str, began: float) -> None:
+    expect("What each number means" in output, "the table is printed", output)
     runs = guide.runs("demo")
-    states = {one["info"]["run_name"]: one["info"]["status"] for one in runs}
+    states = {run["info"]["run_name"]: run["info"]["status"] for run in runs}
     expect(len(runs) >= 7 and set(states.values()) == {"FINISHED"}, "its runs are on the server", str(states))
-    measured = {one["key"] for each in runs for one in each["data"].get("metrics", ())}
+    measured = {metric["key"] for run in runs for metric in run["data"].get("metrics", ())}
     expect({"loss", "top1"} <= measured, "with their curves and results", str(measured))
-    paths = [f"/get-artifact?path=results_table.json&run_uuid={one['info']['run_id']}" for one in runs]
+    paths = [f"/get-artifact?path=results_table.json&run_uuid={run['info']['run_id']}" for run in runs]
     tables = [json.loads(body) for status, body in map(guide.mlflow().get, paths) if status == 200]
-    whole = len(tables) == 1 and len(tables[0]["data"]) == 2
-    expect(whole, "and so is the table, with a row for each start", str(tables))
-    (pretrain,) = [one["info"] for one in runs if one["info"]["run_name"] == "pretrain"]
+    complete = len(tables) == 1 and len(tables[0]["data"]) == 2
+    expect(complete, "and so is the table, with a row for each initialisation", str(tables))
+    (pretrain,) = [run["info"] for run in runs if run["info"]["run_name"] == "pretrain"]
     first = min(point["timestamp"] for point in guide.curve(pretrain["run_id"], "loss")) / 1000
     say(
         f"from the submission to the first training step: {first - began:.0f} s, "
@@ -157,55 +157,54 @@ def check_again(guide: Guide) -> None:
 
 
 def check_kill(guide: Guide, service: str, undisturbed: str) -> None:
-    """Kill a container in mid-pre-training: nothing in the result tells of it."""
+    """Kill a container in the middle of pre-training: the result is that of an undisturbed run."""
     home = f"{HOME}/{service}"
     before = len(guide.runs("alone"))
-    again = ("submit", "pipeline", "alone", "--home", home, "--no-check")
-    job = guide.tats(*again, "--no-follow").stdout.split()[0]
+    submission = ("submit", "pipeline", "alone", "--home", home, "--no-check")
+    job = guide.tats(*submission, "--no-follow").stdout.split()[0]
     stage = f"{home}/stages/pretrain-*.partial"
-    kept = until(lambda: guide.inside("head", f"ls {stage}/checkpoints/*/*"), RUN_SECONDS)
-    expect(kept, f"{service}: a checkpoint is there", guide.tats("logs", job, check=False).stdout)
+    saved = until(lambda: guide.inside("head", f"ls {stage}/checkpoints/*/*"), RUN_SECONDS)
+    expect(saved, f"{service}: a checkpoint is saved", guide.tats("logs", job, check=False).stdout)
     docker("kill", guide.containers(service)[-1])
     if service == "head":
-        guide.follow("When a thing fails", 2)  # before, there is nobody to be asked
-    expect(guide.inside("head", f"ls -d {stage}"), "its container is killed in mid-pre-training")
+        guide.follow("When a thing fails", 2)  # `inside` needs a head
+    expect(guide.inside("head", f"ls -d {stage}"), "its container is killed in the middle of pre-training")
     if service == "head":
-        done = guide.tats(*again, check=False)
+        done = guide.tats(*submission, check=False)
     else:
         guide.follow("When a thing fails", 1)
         done = guide.tats("logs", job, "--follow", check=False)
-    expect(done.returncode == 0, "the run outlives it", done.stdout + done.stderr + guide.logs())
-    found = guide.weights("pretrain", home)
-    expect(undisturbed and found == undisturbed, "and ends with the same weights", f"{undisturbed}\n{found}")
+    expect(done.returncode == 0, "the run survives it", done.stdout + done.stderr + guide.logs())
+    weights = guide.weights("pretrain", home)
+    same = undisturbed and weights == undisturbed
+    expect(same, "and ends with the same weights", f"{undisturbed}\n{weights}")
     guide.follow("When a thing fails", 3)
     guide.compose("exec", "-T", "head", "with-secrets", "tats", "sync", "--home", home)
-    ended = [one["info"]["status"] for one in guide.runs("alone")][: -before or None]
+    statuses = [run["info"]["status"] for run in guide.runs("alone")][: -before or None]
     expected = ["FINISHED"] * 3 + (["FINISHED", "KILLED", "KILLED"] if service == "head" else [])
-    expect(sorted(ended) == sorted(expected), "the server knows how its runs ended", str(ended))
+    expect(sorted(statuses) == sorted(expected), "the server knows how its runs ended", str(statuses))
 
 
 def check_backup(guide: Guide) -> None:
     runs = guide.runs("demo")
     guide.follow("Backup and restore", 1)
-    for one in runs[:3]:
-        guide.mlflow().post("runs/delete", {"run_id": one["info"]["run_id"]})
+    for info in [logged["info"] for logged in runs[:3]]:
+        guide.mlflow().post("runs/delete", {"run_id": info["run_id"]})
     expect(len(guide.runs("demo")) == len(runs) - 3, "three runs are lost")
     guide.follow("Backup and restore", 2)
-    expect(len(guide.runs("demo")) == len(runs), "and are there again after the restore")
+    expect(len(guide.runs("demo")) == len(runs), "and present again after the restore")
 
 
 def check_speed(guide: Guide) -> None:
-    """Clips per second on one worker and on two, the batch over all of them the same."""
+    """Clips per second on one worker and on two, with the same total batch."""
     rates = []
     for workers in (1, 2):
         sent = _sent(guide)
         home = f"{HOME}/timed-{workers}"
-        how = ("--home", home, "--set", f"pretrain.workers={workers}", "--no-check")
-        guide.tats("submit", "pipeline", "timed", *how)
+        options = ("--home", home, "--set", f"pretrain.workers={workers}", "--no-check")
+        guide.tats("submit", "pipeline", "timed", *options)
         sent = _sent(guide) - sent
-        run_id = next(
-            one["info"]["run_id"] for one in guide.runs("timed") if one["info"]["run_name"] == "pretrain"
-        )
+        run_id = guide.newest("timed")
         rates.append(statistics.median(point["value"] for point in guide.curve(run_id, "clips_per_second")))
         steps = max(point["step"] for point in guide.curve(run_id, "loss"))
         size = int(guide.inside("head", f"cat {home}/stages/pretrain-*/*.safetensors | wc -c"))
@@ -213,33 +212,31 @@ def check_speed(guide: Guide) -> None:
             f"W = {workers}: {rates[-1]:.1f} clips/s; each worker sent {sent / steps / workers / 1e6:.2f} MB "
             f"a step, and 2 (W - 1)/W of all weights are {2 * (workers - 1) / workers * size / 1e6:.2f} MB"
         )
-    one, two = rates
-    say(f"1 → 2 workers: {two / one:.2f} times as fast, an efficiency of {two / one / 2:.2f}")
+    gain = rates[1] / rates[0]
+    say(f"1 → 2 workers: {gain:.2f} times as fast, an efficiency of {gain / 2:.2f}")
 
 
 def _sent(guide: Guide) -> int:
     """Return the bytes that the workers have sent."""
     counters = [
-        docker("exec", one, "cat", "/sys/class/net/eth0/statistics/tx_bytes").stdout
-        for one in guide.containers("worker")
+        docker("exec", container, "cat", "/sys/class/net/eth0/statistics/tx_bytes").stdout
+        for container in guide.containers("worker")
     ]
     return sum(map(int, counters))
 
 
 def check_store(guide: Guide, folder: Path, base: str) -> None:
-    """MLflow's files in an S3 store: a file that a run has logged comes back, and not from the volume."""
+    """With an S3 store, a file that a run has logged is read from the store, not from the volume."""
     image = host.seaweed(base, folder)
     if not image:
-        say("SKIPPED: the S3 store, whose program is not to be had from PyPI")
+        say("SKIPPED: the S3 store, whose program cannot be installed from PyPI")
         return
     os.environ["TATS_S3_IMAGE"] = image
     guide.follow("An S3 store")
     guide.tats("submit", "pipeline", "timed", "--home", f"{HOME}/stored", "--set", "pretrain.epochs=4")
-    newest = next(
-        one["info"]["run_id"] for one in guide.runs("timed") if "pretrain" in one["info"]["run_name"]
-    )
+    newest = guide.newest("timed")
     status, body = guide.mlflow().get(f"/get-artifact?path=config.json&run_uuid={newest}")
-    expect(status == 200 and json.loads(body), "a run's file comes back", f"{status} {body!r}")
+    expect(status == 200 and json.loads(body), "a run's file can be read", f"{status} {body!r}")
     local = guide.inside("mlflow", f"find /srv/mlflow -name {newest}")
     expect(not local, "from the store, not from the volume", local)
 
@@ -261,8 +258,8 @@ def walk(folder: Path, twice: bool) -> None:
     os.environ["COMPOSE_FILE"] = "docker/compose.yaml"
     os.environ["TATS_RAY_PORT"], os.environ["TATS_MLFLOW_PORT"] = free_port(), free_port()
     copy = folder / "tats"
-    left_out = shutil.ignore_patterns(".*_cache", "__pycache__", ".git", ".venv", ".tats", "secrets", ".env")
-    shutil.copytree(CHECKOUT, copy, ignore=left_out)
+    ignored = shutil.ignore_patterns(".*_cache", "__pycache__", ".git", ".venv", ".tats", "secrets", ".env")
+    shutil.copytree(CHECKOUT, copy, ignore=ignored)
     guide = Guide(copy)
     try:
         guide.follow("From zero to the table", 1)
@@ -284,7 +281,8 @@ def walk(folder: Path, twice: bool) -> None:
         check_speed(guide)
         check_store(guide, folder, base)
         guide.follow("Down")
-        expect(not guide.left(), "every command of docs/operations.md was run", "".join(guide.left()))
+        skipped = guide.skipped()
+        expect(not skipped, "every command of docs/operations.md was run", "".join(skipped))
     finally:
         guide.compose("--profile", "*", "down", "--volumes", "--timeout", "1", check=False)
 
@@ -292,15 +290,15 @@ def walk(folder: Path, twice: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Follow docs/operations.md on this machine.")
     parser.add_argument("--twice", action="store_true", help="build the image twice and compare")
-    given = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tats-docker-") as name:
         folder = Path(name)
         folder.chmod(0o755)  # the image's user reads what is mounted from it
         try:
             with host.daemon(folder):
-                walk(folder, given.twice)
-        except host.Skip as why:
-            say(f"SKIPPED: Docker cannot run here: {why}")
+                walk(folder, options.twice)
+        except host.Skip as reason:
+            say(f"SKIPPED: Docker cannot run here: {reason}")
             return
     say("passed")
 

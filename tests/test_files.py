@@ -23,9 +23,14 @@ def test_what_cannot_be_written_leaves_the_old_file_as_it_was(tmp_path: Path) ->
 def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "chart.png"
     files.write_bytes(path, b"old")
-    with pytest.raises(KeyboardInterrupt), files.replacing(path) as temporary:
-        temporary.write_bytes(b"half of the n")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with files.replacing(path) as temporary:
+            temporary.write_bytes(b"half of the n")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -68,10 +68,13 @@ def python(installed: Path, *words: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_wheel_carries_the_pipelines_the_licence_and_no_tests(wheel: Path) -> None:
+def test_the_wheel_carries_the_pipelines_the_templates_the_licence_and_no_tests(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     for name in SHIPPED:
         assert f"tats_core/_specs/pipelines/{name}.yaml" in names
+    templates = {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "tats_core").rglob("*.j2")}
+    assert templates
+    assert templates <= set(names)
     assert f"tats_core-{__version__}.dist-info/licenses/LICENSE" in names
     assert {name.split("/")[0] for name in names} == {"tats_core", f"tats_core-{__version__}.dist-info"}
 

@@ -1,4 +1,4 @@
-"""What an image holds, file by file, apart from times."""
+"""The contents of an image, file by file, apart from times."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import tarfile
 from testing.host import docker
 
 
-def differing(one: str, other: str) -> list[str]:
+def differing(image: str, other: str) -> list[str]:
     """Return the paths at which two images differ, in kind, mode, owner or bytes."""
-    first, second = listed(one), listed(other)
-    return sorted(path for path in first.keys() | second.keys() if first.get(path) != second.get(path))
+    mine, theirs = listed(image), listed(other)
+    return sorted(path for path in mine.keys() | theirs.keys() if mine.get(path) != theirs.get(path))
 
 
 def listed(image: str) -> dict[str, tuple[object, ...]]:
-    """Return path → what is there, of the image's file system and its settings."""
+    """Return path → kind, mode, owner and digest, for the image's files and its settings."""
     container = docker("create", image).stdout.strip()
     try:
         with subprocess.Popen(["docker", "export", container], stdout=subprocess.PIPE) as process:
             assert process.stdout
             with tarfile.open(fileobj=process.stdout, mode="r|") as files:
-                found = {file.name: _what(files, file) for file in files}
+                contents = {file.name: _describe(files, file) for file in files}
     finally:
         docker("rm", container)
     settings = docker("image", "inspect", "--format", "{{json .Config}}", image).stdout
-    return {**found, "(settings)": (settings,)}
+    return {**contents, "(settings)": (settings,)}
 
 
-def _what(files: tarfile.TarFile, file: tarfile.TarInfo) -> tuple[object, ...]:
+def _describe(files: tarfile.TarFile, file: tarfile.TarInfo) -> tuple[object, ...]:
     content = files.extractfile(file) if file.isreg() else None
     digest = hashlib.file_digest(content, "sha256").hexdigest() if content else file.linkname  # type: ignore[arg-type]
     return (file.type, file.mode, file.uid, file.gid, digest)

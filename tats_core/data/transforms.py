@@ -1,4 +1,4 @@
-"""From decoded frames to what a model sees: crop, resize, flip, colour, normalise, erase.
+"""From decoded frames to the pixels of a clip: crop, resize, flip, colour, erase.
 
 What is random is drawn first, from a `numpy.random.Generator`, into plain values (a box, a matrix); what
 is done to pixels is then deterministic, and as much of it as possible is done to a whole batch at once.
@@ -195,30 +195,26 @@ def _global_seed(seed: int) -> Iterator[None]:
         np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-def to_model(frames_BTHWC: Tensor, colours: list[Colour] | None = None) -> Tensor:
-    """Turn uint8 frames into the model's input, each clip's colours changed by its entry of `colours`.
+def channels_first(frames_BTHWC: Tensor) -> Tensor:
+    """Return uint8 `video_BCTHW`, contiguous."""
+    return frames_BTHWC.permute(0, 4, 1, 2, 3).contiguous()
+
+
+def recolour(video_BCTHW: Tensor, colours: list[Colour]) -> Tensor:
+    """Change the colours of uint8 clips, each by its entry of `colours`; one affine map a clip.
 
     Returns:
-        float32 `video_BCTHW`, contiguous, with ImageNet's mean and deviation taken out.
+        uint8 `video_BCTHW`, rounded to the nearest grey level as PIL and VideoMAE do.
     """
-    B, T, H, W, C = frames_BTHWC.shape
-    video_BCTHW = frames_BTHWC.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
-    pixels_BCP = video_BCTHW.view(B, C, T * H * W).div_(255)
-    if colours is not None:
-        pixels_BCP = _recolour(pixels_BCP, colours)
-    mean_C1, std_C1 = torch.tensor(MEAN).unsqueeze(1), torch.tensor(STD).unsqueeze(1)
-    return pixels_BCP.sub_(mean_C1).div_(std_C1).view(B, C, T, H, W)
-
-
-def _recolour(pixels_BCP: Tensor, colours: list[Colour]) -> Tensor:
-    """Change the colours of each clip, values in [0, 1]; one affine map a clip, so one product a batch."""
+    pixels_BCP = video_BCTHW.float().flatten(2).div_(255)
     # torch applies matrices from the left: the transpose of the row-vector form of `Colour`.
     matrix_BCC = torch.from_numpy(np.ascontiguousarray([colour.matrix.T for colour in colours])).float()
     contrast_B11 = torch.tensor([colour.contrast for colour in colours], dtype=torch.float32).view(-1, 1, 1)
     luma_11C = torch.tensor(_LUMA).view(1, 1, -1)
     grey_B11 = luma_11C @ matrix_BCC @ pixels_BCP.mean(2, keepdim=True)
     shift_BC1 = ((1 - contrast_B11) * grey_B11).expand(-1, len(_LUMA), 1).contiguous()
-    return torch.baddbmm(shift_BC1, contrast_B11 * matrix_BCC, pixels_BCP).clamp_(0, 1)
+    recoloured_BCP = torch.baddbmm(shift_BC1, contrast_B11 * matrix_BCC, pixels_BCP).clamp_(0, 1)
+    return recoloured_BCP.mul_(255).round_().to(torch.uint8).view_as(video_BCTHW)
 
 
 def to_display(video_BCTHW: Tensor) -> Tensor:
@@ -226,10 +222,3 @@ def to_display(video_BCTHW: Tensor) -> Tensor:
     mean = torch.tensor(MEAN, device=video_BCTHW.device).view(3, 1, 1, 1)
     std = torch.tensor(STD, device=video_BCTHW.device).view(3, 1, 1, 1)
     return (video_BCTHW * std + mean).clamp(0, 1)
-
-
-def erase(clip_CTHW: Tensor, box: Box, rng: np.random.Generator) -> None:
-    """Fill `box` with standard normal noise, another for each frame, in place (after the normalisation)."""
-    rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
-    target = clip_CTHW[:, :, rows, columns]
-    target.copy_(torch.from_numpy(rng.standard_normal(target.shape, dtype=np.float32)))

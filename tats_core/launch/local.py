@@ -1,34 +1,30 @@
-"""A training with one CPU worker, in a process of its own, without a cluster's help.
+"""A training with one CPU worker, in a process of its own, without a cluster.
 
-The worker is forked from a server that has torch imported already, so that it starts in no time, and what it
-takes of memory is its own and not that of the trial before it.
+The worker is forked from a server that has torch imported already, so that it starts at once, and the memory
+it takes is its own and not that of the trial before it.
 """
 
 from __future__ import annotations
 
-import fcntl
-import importlib
-import json
 import multiprocessing
 import os
 import signal
-import sys
 import threading
-import traceback
 from collections.abc import Mapping
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tats_core import errors
-from tats_core.errors import StageError, Stopped, TatsError
-from tats_core.files import write_json
-from tats_core.store.layout import CHECKPOINTS
+from tats_core.errors import StageError
+from tats_core.launch import workers as launched
+from tats_core.launch.workers import Outcomes, Task
+
+if TYPE_CHECKING:
+    from tats_core.training.world import World
 
 _PRELOADED = ["tats_core.stages.pretrain", "tats_core.stages.finetune"]
-_STOPPED = 75  # exit code of a worker that left because it was asked to
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 
 
 def prepare() -> ForkServerContext:
@@ -59,30 +55,24 @@ def fit(
     assert workers == 1, "more workers than one need Ray Train"
     assert not gpu, "a GPU is Ray's to give"
     out = out.absolute()
-    failure = out / "log" / "failure-0.json"
-    failure.parent.mkdir(parents=True, exist_ok=True)
+    outcomes = Outcomes(out)
     for _ in range(max_failures + 1):
-        failure.unlink(missing_ok=True)
-        code = _attempt(entry, dict(job), out, name, stop)
+        outcomes.clear()
+        code = _attempt(launched.task_of(entry, job, out, name), outcomes, stop)
+        outcomes.check()
         if code == 0:
             return
-        if code == _STOPPED:
-            raise Stopped
-        _raise(failure)
-    log = out / "log" / "worker-0.log"
-    raise StageError(
-        f"its worker died {max_failures + 1} times ({_cause(code)}); what it printed is in {log}"
-    )
+    cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    log = outcomes.folder / "worker-0.log"
+    raise StageError(f"its worker died {max_failures + 1} times ({cause}); what it printed is in {log}")
 
 
-def _attempt(entry: str, job: dict[str, Any], out: Path, name: str, stop: threading.Event) -> int:
-    context = prepare()
-    asked = context.Event()
-    worker = context.Process(target=_work, args=(entry, job, str(out), name, asked))
+def _attempt(task: Task, outcomes: Outcomes, stop: threading.Event) -> int:
+    worker = prepare().Process(target=_work, args=(task,))
     worker.start()
-    while not wait([worker.sentinel], _LOOK_SECONDS):
-        if stop.is_set() and not asked.is_set():
-            asked.set()
+    while not wait([worker.sentinel], _POLL_SECONDS):
+        if stop.is_set():
+            outcomes.please_stop.touch()
     worker.join()
     code = worker.exitcode
     worker.close()
@@ -90,58 +80,25 @@ def _attempt(entry: str, job: dict[str, Any], out: Path, name: str, stop: thread
     return code
 
 
-def _raise(failure: Path) -> None:
-    if not failure.exists():
-        return  # it was killed
-    told = json.loads(failure.read_text(encoding="utf-8"))
-    if told["type"]:
-        raise getattr(errors, told["type"])(told["text"])
-    raise StageError(f"{told['text']}; the traceback is in {failure.parent}")
+def _work(task: Task) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides
+    try:
+        launched.work(task, _world, 0, certain=(Exception,))
+    except Exception:  # noqa: BLE001, it is recorded, and raised by the parent
+        os._exit(1)
+    os._exit(0)
 
 
-def _cause(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-
-# --- in the worker -----------------------------------------------------------------------------------
-
-
-def _work(entry: str, job: dict[str, Any], out: str, name: str, asked: Any) -> None:
+def _world() -> World:
     import torch
 
     from tats_core.machine import keep_freed_memory
-    from tats_core.training.checkpoint import FolderStore
-    from tats_core.training.events import EventLog
     from tats_core.training.world import World
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides
-    folder = Path(out)
-    _print_into(folder / "log" / "worker-0.log")
     torch.set_num_threads(1)
     keep_freed_memory()
-    events = EventLog(folder / "events.jsonl")
-    code = 0
-    with (folder / "log" / "worker-0.lock").open("w") as lock:
-        fcntl.flock(
-            lock, fcntl.LOCK_EX
-        )  # an earlier one may live on for a moment after its parent was killed
-        try:
-            store = FolderStore(folder / CHECKPOINTS / name, World(), stop=asked.is_set, say=events.note)
-            module, _, function = entry.partition(":")
-            getattr(importlib.import_module(module), function)(job, World(), events, store)
-            store.wait()
-        except Stopped:
-            code = _STOPPED
-        except Exception as error:  # noqa: BLE001, it is raised by the parent
-            traceback.print_exc()
-            known = type(error).__name__ if isinstance(error, TatsError) else None
-            text = str(error) if known else f"{type(error).__name__}: {error}"
-            write_json(folder / "log" / "failure-0.json", {"type": known, "text": text})
-            code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    return World()
 
 
 def _end_with_parent() -> None:
@@ -149,11 +106,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def _print_into(path: Path) -> None:
-    # The file descriptors, not sys.stderr: FFmpeg and torch print past Python.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)

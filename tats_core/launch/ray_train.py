@@ -1,53 +1,37 @@
-"""Data-parallel work on Ray Train (V2): starts workers, starts them again when some are lost.
+"""Data-parallel work on Ray Train (V2): starts workers, and starts them again when some are lost.
 
 The driver takes no CPU of the cluster, each worker one (or one GPU). Nothing of Ray reaches the training
 loop: it gets a `World`, an `EventLog` and a `CheckpointStore`.
-
-Almost all that a start costs is Python processes importing things, so there are as few of both as Ray Train
-allows: see `_environment`, `Gloo`, `_fitter`.
-Modules that import torch are imported inside the functions that run in a worker.
 """
 
 from __future__ import annotations
 
 import atexit
-import fcntl
-import importlib
-import json
 import logging
-import math
 import os
 import queue
 import secrets
-import sys
 import threading
-import time
-import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
-from ray._raylet import Config  # type: ignore[attr-defined]
 from ray.train.backend import Backend, BackendConfig
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
-from tats_core import errors
-from tats_core.errors import ResourceError, StageError, Stopped, TatsError
-from tats_core.files import write_json
+from tats_core.errors import ResourceError, StageError, TatsError
+from tats_core.launch import ray_internals
+from tats_core.launch import workers as launched
+from tats_core.launch.ray_internals import ROOM_SECONDS
+from tats_core.launch.workers import Outcomes, Task
 from tats_core.machine import keep_freed_memory
-from tats_core.store.layout import CHECKPOINTS, RAY
-from tats_core.training.events import EventLog
+from tats_core.store.layout import RAY
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.config import FailureConfig, ScalingConfig
-    from ray.train.v2.api.exceptions import TrainingFailedError
 
     from tats_core.training.world import World
 
@@ -55,17 +39,6 @@ _STARTED = threading.Lock()
 # One for this process: Ray keeps the first that it reads, also for the next cluster that it starts.
 _TOKEN = secrets.token_hex(32)
 _CONTROLLER_FAILURES = 2
-# How long a machine of a cluster that was taken away may stay away. Workers of a fixed number are started in
-# tries that wait a part of it each.
-_ROOM_SECONDS = 900
-# So long Ray may take to see that a machine is gone. Workers that are asked of it before would be waited for.
-_SETTLE_SECONDS = 30.0
-
-# Without one of these a local cluster cannot work.
-_SERVERS = ("gcs_server", "raylet")
-
-# How Ray tells that a worker's process or machine is gone.
-_LOST = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
 
 # What would come again after a restart: the user's mistakes, and our bugs.
 _CERTAIN = (
@@ -98,12 +71,12 @@ def fit(
         entry: "module:function".
         job: plain values for the function.
         fewer: numbers of workers that do as well where there is no room for all. When there is more room,
-            they start again from a new state, as many as then fit.
-        name: of this training among those of the stage; one of the same name goes on from its newest state.
+            they start again from a new checkpoint, as many as then fit.
+        name: of this training among those of the stage; it resumes from the newest checkpoint of this name.
         out: the stage's work folder, shared by all machines: events, under `log/` what each worker prints,
-            under `checkpoints/` the states to go on from.
+            under `checkpoints/` the checkpoints.
         max_failures: how often dead workers are replaced before the stage fails.
-        stop: when set, the workers keep a state after their next step, and leave.
+        stop: when set, the workers save a checkpoint after their next step, and leave.
 
     Raises:
         TatsError: what a worker raised.
@@ -117,7 +90,7 @@ def fit(
             _fit(entry, job, (*fewer, workers), gpu, name, out, max_failures, stop)
         except _HeadLost as error:
             if not left:
-                raise StageError(f"{error}; what the workers printed is in {out / 'log'}") from error
+                raise StageError(f"{error}; what the workers printed is in {out / launched.LOG}") from error
         else:
             return
 
@@ -133,16 +106,11 @@ def _fit(
     stop: threading.Event,
 ) -> None:
     connect()
-    head = _local_head()
+    head = ray_internals.local_head()
     _check_resources(min(sizes), gpu)
-    outcomes = _Outcomes(out / "log")
+    outcomes = Outcomes(out)
     outcomes.clear()
-    task = {
-        "entry": entry,
-        "job": dict(job),
-        "out": str(out),
-        "checkpoints": str(out / CHECKPOINTS / name),
-    }
+    task = launched.task_of(entry, job, out, name)
     trainer = _trainer(task, outcomes, sizes=sizes, gpu=gpu, storage=out / RAY, max_failures=max_failures)
     ended = threading.Event()
     watch = threading.Thread(target=_pass_on_stop, args=(stop, ended, outcomes), daemon=True)
@@ -150,16 +118,12 @@ def _fit(
     try:
         _run(trainer, head)
     except ray.train.TrainingFailedError as error:
-        outcomes.raise_failure()
-        if outcomes.stopped.exists():
-            raise Stopped from error
-        raise StageError(f"{_reason(error)}; what the workers printed is in {out / 'log'}") from error
+        outcomes.check()
+        raise StageError(f"{_reason(error)}; what the workers printed is in {outcomes.folder}") from error
     finally:
         ended.set()
         watch.join()
-    outcomes.raise_failure()
-    if outcomes.stopped.exists():
-        raise Stopped
+    outcomes.check()
 
 
 def capacity() -> tuple[int, int]:
@@ -180,7 +144,7 @@ def connect() -> None:
             # Left alone, Ray would write a token into the home folder. One that lives as long as this
             # process keeps other users of the machine out just as well.
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_TOKEN)
-            Config.initialize("")  # Ray read its environment when it was imported
+            ray_internals.read_environment()
         _in_a_thread_that_stays(
             lambda: ray.init(
                 # "local": else it would join whatever cluster someone else has started on this machine.
@@ -231,7 +195,7 @@ def _environment() -> dict[str, str]:
         "RAY_worker_niceness": "0",
     }
     if os.environ.get("RAY_ADDRESS"):
-        wanted["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_ROOM_SECONDS // (_CONTROLLER_FAILURES + 1))
+        wanted["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(ROOM_SECONDS // (_CONTROLLER_FAILURES + 1))
     else:
         # One process less for each training. On this machine nobody announces a preemption.
         wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
@@ -302,33 +266,35 @@ def _leave() -> None:
 
 
 def _trainer(
-    task: dict[str, Any],
-    outcomes: _Outcomes,
+    task: Task,
+    outcomes: Outcomes,
     *,
     sizes: tuple[int, ...],
     gpu: bool,
     storage: Path,
     max_failures: int,
 ) -> TorchTrainer:
-    from ray.train import FailureConfig, RunConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
-    from ray.train.v2.api.config import ScalingConfig
 
-    scaling = ScalingConfig(
-        num_workers=max(sizes) if len(sizes) == 1 else (min(sizes), max(sizes)),
-        elastic_resize_monitor_interval_s=0,  # `_elastic` decides when
+    scaling = ScalingConfig(  # type: ignore[call-arg]
+        num_workers=max(sizes) if len(sizes) == 1 else (min(sizes), max(sizes)),  # type: ignore[arg-type]
+        elastic_resize_monitor_interval_s=0,  # `elastic_policy` decides when
         use_gpu=gpu,
         resources_per_worker={"GPU": 1} if gpu else {"CPU": 1},
     )
-    policy = None if len(sizes) == 1 else _elastic(scaling, sizes, Path(task["checkpoints"]), outcomes)
-    fitter = _fitter(outcomes, policy)
-    return fitter(
+    policy = None
+    if len(sizes) > 1:
+        policy = ray_internals.elastic_policy(scaling, sizes, Path(task["checkpoints"]), outcomes)
+    return ray_internals.trainer_class(
+        outcomes, policy
+    )(
         _work,
         train_loop_config=task,
         torch_config=TorchConfig(backend="nccl") if gpu else Gloo(),  # type: ignore[arg-type]
         scaling_config=scaling,
         run_config=RunConfig(
-            # A name that Ray has seen before it would resume by its own records; ours are in `checkpoints/`.
+            # Ray would resume a name that it knows by its own records; ours are in `checkpoints/`.
             name=uuid.uuid4().hex[:12],
             storage_path=str(storage),
             # The default is to try for ever.
@@ -339,119 +305,8 @@ def _trainer(
     )
 
 
-def _elastic(scaling: ScalingConfig, sizes: tuple[int, ...], checkpoints: Path, outcomes: _Outcomes) -> Any:
-    """Return Ray's policy of taking as many workers as there is room for, with rules of ours.
-
-    There are only as many as share the step evenly. Those that run are given up for more, or for others, only
-    just after a state was kept: what was done since would be done again. The wait for room has an end, and
-    heeds the wish to stop.
-    """
-    # Imported here: it would bring Ray Data into each worker.
-    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
-
-    def newest() -> str | None:
-        return max((path.name for path in checkpoints.glob("step-*") if not path.suffix), default=None)
-
-    class Elastic(ElasticScalingPolicy):
-        def __init__(self) -> None:
-            super().__init__(scaling)
-            self.kept = newest()
-            self.ran = -math.inf  # when workers were last seen running
-            self.waits_since: float | None = None
-
-        def _count_possible_workers(self, reserved_resources: Any) -> int:
-            # Ray looks at its machines every twenty seconds: a dead one may still be among them.
-            alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
-            there = super()._count_possible_workers(
-                {node: held for node, held in reserved_resources.items() if node in alive}
-            )
-            return max((size for size in sizes if size <= there), default=0)
-
-        def make_decision_for_non_running_worker_group(self) -> Any:
-            if time.monotonic() - self.ran < _SETTLE_SECONDS:
-                return NoopDecision()
-            decision = super().make_decision_for_non_running_worker_group()
-            if not isinstance(decision, NoopDecision):
-                self.waits_since = None
-                return decision
-            self.waits_since = self.waits_since or time.monotonic()
-            if outcomes.please_stop.exists():
-                outcomes.stopped.touch()
-                raise TimeoutError("stopped")
-            if time.monotonic() - self.waits_since > _ROOM_SECONDS:
-                minutes = _ROOM_SECONDS // 60
-                raise TimeoutError(f"there was no room for {min(sizes)} workers for {minutes} minutes")
-            return decision
-
-        def make_decision_for_running_worker_group(self, *state: Any, **named: Any) -> Any:
-            self.ran = time.monotonic()
-            before, self.kept = self.kept, newest()
-            if self.kept == before:
-                return NoopDecision()
-            return super().make_decision_for_running_worker_group(*state, **named)
-
-    return Elastic()
-
-
-def _fitter(outcomes: _Outcomes, scaling_policy: Any) -> type[TorchTrainer]:
-    """Return Ray's trainer with our rules for failures and sizes, and on this machine without two processes.
-
-    One frees what a dead controller held, for the others of a shared cluster: a local Ray ends with us.
-    The other serves Ray datasets: we have none. Each costs the start of a Python process.
-    """
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2._internal.callbacks import DatasetsCallback
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-
-    unneeded: tuple[type, ...] = (DatasetsCallback, PlacementGroupCleanerCallback)
-    if os.environ.get("RAY_ADDRESS"):
-        unneeded = ()
-
-    ray_trainer: Any = TorchTrainer  # its types are those of the first Ray Train, which it no longer is
-
-    class Fitter(ray_trainer):  # type: ignore[misc]
-        def _create_default_callbacks(self) -> list[Any]:
-            return [one for one in super()._create_default_callbacks() if not isinstance(one, unneeded)]
-
-        def _initialize_and_run_controller(self, **parts: Any) -> Any:
-            parts["failure_policy"] = ReplaceLost(self.run_config.failure_config, outcomes)
-            if scaling_policy is not None:
-                parts["scaling_policy"] = scaling_policy
-            return super()._initialize_and_run_controller(**parts)
-
-    return Fitter
-
-
-class ReplaceLost(DefaultFailurePolicy):
-    """Lost workers are replaced, as often as the stage allows; what would come again is not tried again.
-
-    Ray restarts the workers after any exception, which takes seconds and ends in the same sentence. An
-    exception that may be no more than what a worker sees when another one dies gets a second chance.
-    """
-
-    def __init__(self, failure_config: FailureConfig, outcomes: _Outcomes) -> None:
-        super().__init__(failure_config)
-        self.outcomes = outcomes
-        self.before: set[str] = set()
-
-    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        """Tell whether to start again from the newest checkpoint."""
-        failures = list(getattr(training_failed_error, "worker_failures", {}).values())
-        raised = {_last_line(one) for one in failures}
-        again = bool(raised & self.before) and not any(isinstance(one, _LOST) for one in failures)
-        self.before = raised
-        if again or self.outcomes.failures():
-            return FailureDecision.RAISE
-        return super().make_decision(training_failed_error)
-
-
 class _HeadLost(Exception):  # noqa: N818 (it never leaves this module)
     """A server of the local Ray cluster is gone; the next `connect` starts a new one."""
-
-
-def _local_head() -> Any:
-    """Return Ray's record of the servers that this process started, or None on a cluster of others."""
-    return ray._private.worker._global_node
 
 
 def _run(trainer: TorchTrainer, head: Any) -> None:
@@ -484,106 +339,38 @@ def _run(trainer: TorchTrainer, head: Any) -> None:
 
 
 def _check_head(head: Any) -> None:
-    """Raise _HeadLost where a server of the local cluster is gone, after clearing away the others."""
+    """Raise _HeadLost where a server of the local cluster is gone."""
     if head is None:
         return
     with _STARTED:
-        if head is _local_head():
-            gone = [name for name, _ in head.dead_processes() if name in _SERVERS]
-            if not gone:
+        if head is ray_internals.local_head():
+            dead = ray_internals.end_if_dead(head)
+            if dead is None:
                 return
-            head.kill_all_processes(check_alive=False, allow_graceful=False)
-            ray.shutdown()
-            raise _HeadLost(f"Ray's {gone[0]} on this machine was killed or has crashed")
+            raise _HeadLost(f"Ray's {dead} on this machine was killed or has crashed")
     raise _HeadLost("Ray on this machine was killed or has crashed")
 
 
 def _reason(error: Exception) -> str:
     failures = getattr(error, "worker_failures", None)
     if not failures:
-        return f"the training failed: {_last_line(error)}"
+        return f"the training failed: {ray_internals.last_line(error)}"
     rank, first = min(failures.items())
-    return f"worker {rank} failed: {_last_line(first)}"
+    return f"worker {rank} failed: {ray_internals.last_line(first)}"
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
-
-
-def _pass_on_stop(stop: threading.Event, ended: threading.Event, outcomes: _Outcomes) -> None:
+def _pass_on_stop(stop: threading.Event, ended: threading.Event, outcomes: Outcomes) -> None:
     while not ended.wait(0.2):
         if stop.is_set():
             outcomes.please_stop.touch()
             return
 
 
-class _Outcomes:
-    """Files by which driver and workers tell each other how it ends; they share the stage's folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.please_stop = folder / "please-stop"
-        self.stopped = folder / "stopped"
-
-    def clear(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for path in (self.please_stop, self.stopped, *self.failures()):
-            path.unlink(missing_ok=True)
-
-    def failures(self) -> list[Path]:
-        return sorted(self.folder.glob("failure-*.json"))
-
-    def record_failure(self, rank: int, error: Exception) -> None:
-        known = type(error).__name__ if isinstance(error, TatsError) else None
-        write_json(
-            self.folder / f"failure-{rank}.json",
-            {"type": known, "text": str(error) if known else f"{type(error).__name__}: {error}"},
-        )
-
-    def raise_failure(self) -> None:
-        for path in self.failures():
-            failure = json.loads(path.read_text(encoding="utf-8"))
-            if failure["type"]:
-                raise getattr(errors, failure["type"])(failure["text"])
-            raise StageError(f"{failure['text']}; the traceback is in {self.folder}")
-
-
-# --- in the workers ----------------------------------------------------------------------------------
-
-
-def _work(task: dict[str, Any]) -> None:
-    from tats_core.training.checkpoint import FolderStore
-
+def _work(task: Task) -> None:
+    """Do the task in a worker of Ray Train."""
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
-    out = Path(task["out"])
-    outcomes = _Outcomes(out / "log")
-    _print_into(out / "log" / f"worker-{rank}.log")
-    world = _world(rank, size)
-    events = EventLog(out / "events.jsonl" if rank == 0 else None)
-    module, _, function = task["entry"].partition(":")
-    try:
-        with _alone(out / "log" / f"worker-{rank}.lock"):
-            store = FolderStore(
-                Path(task["checkpoints"]), world, stop=outcomes.please_stop.exists, say=events.note
-            )
-            getattr(importlib.import_module(module), function)(task["job"], world, events, store)
-            store.wait()
-    except Stopped:
-        if world.is_first:
-            outcomes.stopped.touch()
-    except _CERTAIN as error:
-        outcomes.record_failure(rank, error)
-        traceback.print_exc()
-        raise
-    except Exception:
-        # Perhaps only what a worker sees when another one dies; `ReplaceLost` decides.
-        traceback.print_exc()
-        raise
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+    launched.work(task, lambda: _world(rank, size), rank, _CERTAIN)
 
 
 def _world(rank: int, size: int) -> World:
@@ -597,25 +384,3 @@ def _world(rank: int, size: int) -> World:
         return World(rank, size, get_device())
     keep_freed_memory()
     return World(rank, size, torch.device("cpu"))
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Wait until this rank's process of an earlier attempt is gone: after a kill of the driver it may live on
-    for a moment, and would write into the same files.
-    """
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("waits until this worker's process of an earlier attempt has ended", flush=True)  # noqa: T201
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _print_into(path: Path) -> None:
-    # The file descriptors, not sys.stderr: FFmpeg and torch print past Python.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)

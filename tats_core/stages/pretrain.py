@@ -229,7 +229,7 @@ def held_out_clips(
         )
         batches = list(views)
         say_unreadable(unreadable, events)
-        videos, labels, indices = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        videos, labels, indices = (torch.cat([batch[field] for batch in batches]) for field in range(3))
         halves.append((part, videos[:, 0], labels, indices))
     (_, train_BCTHW, train_label_B, _), (part, test_BCTHW, test_label_B, index_B) = halves
     motion_BTHW = None

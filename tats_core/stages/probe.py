@@ -190,9 +190,9 @@ def pooled_probes(
             batches = eval_views(
                 manifest, options, clips=1, crops=1, batch_size=task.batch_size, unreadable=passed_over
             )
-            for views_BVCTHW, label_B, _ in store.until_stopped(batches):
-                features.append(model.features(views_BVCTHW[:, 0].to(world.device)).float().cpu())
-                labels.append(label_B)
+            for batch in store.until_stopped(batches):
+                features.append(model.features(batch.normalised(world.device)[:, 0]).float().cpu())
+                labels.append(batch.label_B)
             halves.append((torch.cat(features), torch.cat(labels)))
     say_unreadable(unreadable, events)
     (train_BD, train_label_B), (test_BD, test_label_B) = halves
@@ -228,11 +228,12 @@ def attentive_probe(
     )
 
     def learnt_from(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for video_BCTHW, label_B, _ in loader.epoch(epoch):
+        for batch in loader.epoch(epoch):
             # The clips of a video stand side by side.
+            video_BCTHW = batch.normalised(world.device)
             views_BVCTHW = video_BCTHW.view(-1, config.clips, *video_BCTHW.shape[1:])
             tokens_BND = tokens_of(encoder, views_BVCTHW, task.precision, world)
-            yield tokens_BND, label_B[:: config.clips].to(world.device)
+            yield tokens_BND, batch.label_B[:: config.clips].to(world.device)
 
     probe = probes.fit_attentive(
         config,
@@ -250,8 +251,8 @@ def attentive_probe(
     say_unreadable(loader.unreadable, events)
     views = eval_views(test, options, clips=config.clips, crops=1, batch_size=task.batch_size)
     tested = (
-        (tokens_of(encoder, views_BVCTHW, task.precision, world), label_B)
-        for views_BVCTHW, label_B, _ in views
+        (tokens_of(encoder, batch.normalised(world.device), task.precision, world), batch.label_B)
+        for batch in views
     )
     scores_BC, label_B = probes.score_attentive(probe, tested)
     return {"attentive_top1": metrics.top_k_percent(scores_BC, label_B, 1)}
@@ -260,7 +261,7 @@ def attentive_probe(
 def tokens_of(encoder: VideoViT, views_BVCTHW: Tensor, precision: Precision, world: World) -> Tensor:
     """Return the frozen encoder's tokens `[B, V*N, D]` of all clips of each video."""
     with evaluating(encoder), world.autocast(precision):
-        patches_XNP = patchify(views_BVCTHW.flatten(0, 1).to(world.device), encoder.clip)
+        patches_XNP = patchify(views_BVCTHW.flatten(0, 1), encoder.clip)
         tokens_XND: Tensor = encoder(patches_XNP)
     return tokens_XND.reshape(len(views_BVCTHW), -1, tokens_XND.shape[-1])
 

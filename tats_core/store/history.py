@@ -142,7 +142,7 @@ def _stem(name: str) -> str:
 
 
 def _nearest_id(run: str, known: list[str]) -> str:
-    """Return a hint at the run whose id begins nearly as `run`, or "" where `run` does not look like an id."""
+    """Return a hint at the run whose id begins nearly as `run`; "" where `run` is not like an id."""
     if not re.search(r"-\d", run):
         return ""
     starts = {known_run[: len(run)]: known_run for known_run in reversed(known[:_COMPARED])}  # newest wins

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from tats_core.data.clips import Batch
 from tats_core.models.classifier import VideoClassifier
 from tats_core.training.optim import evaluating
 from tats_core.training.world import Precision, World
@@ -17,24 +18,25 @@ from tats_core.training.world import Precision, World
 
 def score_views(
     model: VideoClassifier,
-    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    batches: Iterable[Batch],
     world: World,
     precision: Precision = "fp32",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Class probabilities of videos: the mean of their views' softmax (VideoMAE's multi-view test).
 
     Args:
-        batches: `views_BVCTHW` (normalised), `label_B` and `index_B`, each video once.
+        batches: test views, each video once.
 
     Returns:
         `scores_BC`, `label_B` and `index_B` of all videos of `batches`, on the CPU.
     """
     scores, labels, indices = [], [], []
     with evaluating(model):
-        for views_BVCTHW, label_B, index_B in batches:
+        for batch in batches:
+            views_BVCTHW = batch.normalised(world.device)
             with world.autocast(precision):
-                logits_VC = model(views_BVCTHW.flatten(0, 1).to(world.device))
+                logits_VC = model(views_BVCTHW.flatten(0, 1))
             scores.append(logits_VC.float().softmax(-1).unflatten(0, views_BVCTHW.shape[:2]).mean(1).cpu())
-            labels.append(label_B)
-            indices.append(index_B)
+            labels.append(batch.label_B)
+            indices.append(batch.index_B)
     return torch.cat(scores), torch.cat(labels), torch.cat(indices)

@@ -243,10 +243,11 @@ def finetune(
     while at.epoch < config.epochs:
         trainer.model.train()
         pace = Pace()
-        for video_BCTHW, label_B, trainer.last_index_B in pace.timed(loader.epoch(at.epoch, at.batch)):
+        for batch in pace.timed(loader.epoch(at.epoch, at.batch)):
+            trainer.last_index_B = batch.index_B
             lr = config.optimizer.lr(at.step, loader.steps, config.epochs, config.batch_size)
-            video_BCTHW, label_B = (x.to(world.device, non_blocking=True) for x in (video_BCTHW, label_B))
-            found = trainer.step(video_BCTHW, label_B, at.step, lr)
+            label_B = batch.label_B.to(world.device, non_blocking=True)
+            found = trainer.step(batch.normalised(world.device), label_B, at.step, lr)
             if not trainer.guarded.in_a_row:  # what was skipped has no figures
                 for name in ("loss", "train_top1"):
                     at.sums[name] = at.sums.get(name, 0.0) + found[name] / loader.steps

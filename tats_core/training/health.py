@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tats_core.data.clips import normalise
 from tats_core.data.manifest import UNLABELLED
 from tats_core.models.mae import VideoMAE
 from tats_core.models.tokens import patchify, per_token
@@ -31,7 +32,7 @@ _BLIND_DRAWS = 16
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Clips that the model never trains on; all tensors on the CPU."""
+    """Clips that the model never trains on, as uint8; all tensors on the CPU."""
 
     train_BCTHW: Tensor
     """This worker's share of labelled training clips, for the probes' training half."""
@@ -104,7 +105,7 @@ class HealthCheck:
         encoder = mae.encoder
         parts = []
         for part_BCTHW in torch.split(video_BCTHW, 32):
-            patches_BNP = patchify(part_BCTHW.to(self.world.device), encoder.clip)
+            patches_BNP = patchify(normalise(part_BCTHW.to(self.world.device)), encoder.clip)
             # Before the final norm, as the fine-tuned model pools them.
             parts.append(encoder.encode(encoder.tokenize(patches_BNP)).mean(1).float())
         return torch.cat(parts)
@@ -118,7 +119,7 @@ class HealthCheck:
         found: list[Tensor] = []
         for start in range(0, len(held.test_BCTHW), 32):
             part = slice(start, start + 32)
-            video_BCTHW = held.test_BCTHW[part].to(device)
+            video_BCTHW = normalise(held.test_BCTHW[part].to(device))
             tokens_BND = mae.encoder.tokenize(patchify(video_BCTHW, mae.clip))
             rollout = sampler.act(tokens_BND, generator)
             # Several draws: one has too few tokens to tell 1.0 from its own noise.
@@ -146,7 +147,7 @@ class HealthCheck:
 
     def pictures(self, mae: VideoMAE, sampler: Sampler, step: int) -> None:
         """Write video, visible tokens, policy, value, prediction and error of the first held-out clips."""
-        video_BCTHW = self.held_out.test_BCTHW[: self.drawn].to(self.world.device)
+        video_BCTHW = normalise(self.held_out.test_BCTHW[: self.drawn].to(self.world.device))
         generator = torch.Generator(self.world.device).manual_seed(self.seed)
         title = f"step {step}: {sampler.visible} of {sampler.tokens} tokens visible"
         for place, picture in enumerate(pictures.reconstructions(mae, sampler, video_BCTHW, generator)):

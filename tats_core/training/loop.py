@@ -8,10 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Protocol, Self
 
-from torch import Tensor
-
-Batch = tuple[Tensor, Tensor, Tensor]
-"""`video_BCTHW`, `label_B`, `index_B` (places of the videos in the manifest)."""
+from tats_core.data.clips import Batch
 
 
 class Loader(Protocol):

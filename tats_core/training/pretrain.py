@@ -441,11 +441,11 @@ def pretrain(
     while at.epoch < config.last_epoch:
         trainer.begin_epoch(at.epoch, at.batch)
         pace = Pace()
-        for video_BCTHW, _, trainer.last_index_B in pace.timed(loader.epoch(at.epoch, at.batch)):
+        for batch in pace.timed(loader.epoch(at.epoch, at.batch)):
+            trainer.last_index_B = batch.index_B
             lr = config.optimizer.lr(at.step, loader.steps, config.epochs, config.batch_size)
-            video_BCTHW = video_BCTHW.to(world.device, non_blocking=True)
             warming_up = at.step < config.sampler_warmup_epochs * loader.steps
-            at.figures |= trainer.step(video_BCTHW, lr, warming_up=warming_up)
+            at.figures |= trainer.step(batch.normalised(world.device), lr, warming_up=warming_up)
             at.next_batch()
             if at.step % config.log_every == 0 or at.step == steps:
                 events.metrics(at.step, world.mean(at.figures))

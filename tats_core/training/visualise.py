@@ -63,7 +63,8 @@ class Visualiser:
         height, width = frames_XHWC.shape[1:3]
         (box,) = transforms.view_boxes(height, width, crops=1)
         cut_XHWC = transforms.crop_resize(frames_XHWC, box, shape.size)
-        return transforms.to_model(cut_XHWC.unflatten(0, (n_clips, shape.frames)))  # type: ignore[no-untyped-call]
+        frames_BTHWC = cut_XHWC.unflatten(0, (n_clips, shape.frames))  # type: ignore[no-untyped-call]
+        return clips.normalise(transforms.channels_first(frames_BTHWC))
 
     def draw(
         self, videos: Sequence[Path], out: Path, *, n_clips: int = 1, seed: int = 0, leaky: bool = False

@@ -1,4 +1,4 @@
-"""Manifests for KubeRay against its schema, and against what its operator asks for besides."""
+"""Manifests for KubeRay against its schema, and against what its operator demands besides."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 import yaml
 
-from tats_core.cluster import manifests, work
+from tats_core.cluster import manifests, submission
 from tats_core.cluster.manifests import Settings, Size
 from tats_core.errors import SpecError
 
@@ -30,7 +30,7 @@ EVERYTHING = Settings.model_validate(
     }
 )  # fmt: skip
 
-Write = Callable[..., work.Work]
+Write = Callable[..., submission.Submission]
 
 
 @pytest.fixture
@@ -39,18 +39,21 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pipelines").mkdir()
 
-    def call(name: str = "mine", sets: tuple[str, ...] = (), **config: Any) -> work.Work:
+    def call(name: str = "mine", sets: tuple[str, ...] = (), **config: Any) -> submission.Submission:
         stage = {"kind": "command", "run": "true", **config}
         (tmp_path / "pipelines" / f"{name}.yaml").write_text(yaml.safe_dump({"stages": {"work": stage}}))
-        return work.load("pipeline", name, sets)
+        return submission.load("pipeline", name, sets)
 
     return call
 
 
 def rendered(
-    asked: work.Work, given: Settings = EVERYTHING, target: manifests.Target = "kuberay", **words: Any
+    submitted: submission.Submission,
+    settings: Settings = EVERYTHING,
+    target: manifests.Target = "kuberay",
+    home: str | None = None,
 ) -> list[Any]:
-    return list(yaml.safe_load_all(manifests.render(asked, target, PINNED, given, **words)))
+    return list(yaml.safe_load_all(manifests.render(submitted, target, PINNED, settings, home=home)))
 
 
 def cluster_of(manifest: Any) -> Any:
@@ -80,10 +83,10 @@ def schema_of(fields: Any) -> dict[str, Any]:
 def strict(schema: Any) -> Any:
     """Return a CRD's schema as JSON schema in which an unknown field is an error, as for a strict API server.
 
-    Rules in CEL (x-kubernetes-validations) are not looked at.
+    Rules in CEL (x-kubernetes-validations) are not checked.
     """
     if isinstance(schema, list):
-        return [strict(one) for one in schema]
+        return [strict(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
     plain = {key: strict(value) for key, value in schema.items() if not key.startswith("x-kubernetes-")}
@@ -99,17 +102,17 @@ def strict(schema: Any) -> Any:
 def crd(kind: str) -> Any:
     assert CRDS is not None
     text = (Path(CRDS) / f"ray.io_{kind.lower()}s.yaml").read_text(encoding="utf-8")
-    (version,) = (one for one in yaml.safe_load(text)["spec"]["versions"] if one["name"] == "v1")
+    (version,) = (known for known in yaml.safe_load(text)["spec"]["versions"] if known["name"] == "v1")
     return strict(version["schema"]["openAPIV3Schema"])
 
 
 @pytest.mark.parametrize("target", ["kuberay", "raycluster"])
-@pytest.mark.parametrize("given", [Settings(), EVERYTHING], ids=["defaults", "everything"])
+@pytest.mark.parametrize("settings", [Settings(), EVERYTHING], ids=["defaults", "everything"])
 @pytest.mark.parametrize(
     ("kind", "name"), [("pipeline", "demo"), ("pipeline", "full_ssv2"), ("sweep", "ppo")]
 )
-def test_what_is_rendered_fits_the_schema(kind, name, given, target):
-    manifest = rendered(work.load(kind, name), given, target)[-1]
+def test_what_is_rendered_fits_the_schema(kind, name, settings, target):
+    manifest = rendered(submission.load(kind, name), settings, target)[-1]
     assert manifest["kind"] == {"kuberay": "RayJob", "raycluster": "RayCluster"}[target]
     jsonschema.validate(manifest, schema_of(FIELDS[manifest["kind"]]))
     if CRDS:
@@ -119,22 +122,22 @@ def test_what_is_rendered_fits_the_schema(kind, name, given, target):
 @pytest.mark.skipif(CRDS is None, reason="TATS_KUBERAY_CRDS names no folder with KubeRay's CRDs")
 @pytest.mark.parametrize("kind", ["RayJob", "RayCluster"])
 def test_the_list_of_fields_agrees_with_the_crds(kind):
-    def compare(fields: Any, schema: Any, place: str) -> None:
+    def compare(fields: Any, schema: Any, where: str) -> None:
         if isinstance(fields, list):
-            assert schema["type"] == "array", place
-            compare(fields[0], schema["items"], place)
+            assert schema["type"] == "array", where
+            compare(fields[0], schema["items"], where)
         elif isinstance(fields, dict):
             known = schema.get("properties")
-            assert known or place == ".metadata", place
+            assert known or where == ".metadata", where
             required = {name[:-1] for name in fields if name.endswith("!")}
-            assert required >= set(schema.get("required", ())) & {name.rstrip("!") for name in fields}, place
+            assert required >= set(schema.get("required", ())) & {name.rstrip("!") for name in fields}, where
             for name, below in fields.items() if known else ():
-                compare(below, known[name.rstrip("!")], f"{place}.{name.rstrip('!')}")
+                compare(below, known[name.rstrip("!")], f"{where}.{name.rstrip('!')}")
         elif fields in ("map", "quantities"):
             wanted = "string" if fields == "map" else ["integer", "string"]
-            assert schema["additionalProperties"]["type"] == wanted, place
+            assert schema["additionalProperties"]["type"] == wanted, where
         else:
-            assert schema["type"] == (["integer", "string"] if fields == "quantity" else fields), place
+            assert schema["type"] == (["integer", "string"] if fields == "quantity" else fields), where
 
     compare(FIELDS[kind], crd(kind), "")
 
@@ -157,45 +160,91 @@ def test_a_job_ends_is_tried_again_and_leaves_no_cluster_behind(write):
     )
 
 
-def test_the_name_is_one_for_kubernetes_and_that_of_the_work(write):
-    asked = write("My_very_long_pipeline_of_many_words_and_Capitals")
-    files, job = rendered(asked)
+def test_the_name_suits_kubernetes_and_is_that_of_the_submission(write):
+    submitted = write("My_very_long_pipeline_of_many_words_and_Capitals")
+    files, job = rendered(submitted)
     name = job["metadata"]["name"]
     assert re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name)
     assert len(name) <= 47
-    assert name.endswith(asked.identity()[-12:])
-    assert job["spec"]["jobId"] == f"{asked.identity()}-a1", "as `tats submit` would call it"
+    assert name.endswith(submitted.identity()[-12:])
+    assert job["spec"]["jobId"] == f"{submitted.identity()}-a1", "as `tats submit` would call it"
     assert files["metadata"]["name"] == name
 
 
 def test_the_files_travel_and_the_command_survives_its_shells(write):
-    asked = write(sets=("work.run=echo 'it is' \"$HOME\" && true; [0, 1] {a}",))
-    files, job = rendered(asked, home="/srv/tats/second")
+    submitted = write(sets=("work.run=echo 'it is' \"$HOME\" && true; [0, 1] {a}",))
+    files, job = rendered(submitted, home="/srv/tats/second")
     assert files["data"]["pipelines.mine.yaml"] == Path("pipelines/mine.yaml").read_text()
     cd, command = files["data"]["run"].splitlines()
     assert cd == "cd /etc/tats"
-    assert shlex.split(command)[1:] == asked.command("/srv/tats/second")
+    assert shlex.split(command)[1:] == submitted.command("/srv/tats/second")
     assert job["spec"]["entrypoint"] == "sh /etc/tats/run"
     pod = cluster_of(job)["headGroupSpec"]["template"]["spec"]
-    (volume,) = (one["configMap"] for one in pod["volumes"] if "configMap" in one)
-    assert {one["path"] for one in volume["items"]} == {"run", "pipelines/mine.yaml"}
+    (volume,) = (volume["configMap"] for volume in pod["volumes"] if "configMap" in volume)
+    assert {item["path"] for item in volume["items"]} == {"run", "pipelines/mine.yaml"}
+
+
+HOSTILE = [
+    "two: keys", "- item", "# comment", "line\nkind: Pod\n---\nkind: Pod", "\"double\" 'single' \\", "{a: [1",
+    "true", "0123", "1e3", "~", "&anchor *alias !tag", "{{ settings }}{% include 'x' %}", "<&amp;>",
+    "%YAML 1.1", "\t", " ", "\x85\u2028\u2029\ufeff\x07", "\U0001f600",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ["kuberay", "raycluster"])
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_text_becomes_yaml_of_its_own(write, text, target):
+    def settings(text: str) -> Settings:
+        toleration = manifests.Toleration(key=text, value=text)
+        workers = manifests.Workers(node_selector={text: text}, tolerations=(toleration,))
+        head = manifests.Head(node_selector={text: text})
+        return EVERYTHING.model_copy(update={"tracking_uri": text, "head": head, "workers": workers})
+
+    def swap(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {swap(key): swap(below) for key, below in value.items()}
+        return (
+            [swap(below) for below in value]
+            if isinstance(value, list)
+            else text
+            if value == "harmless"
+            else value
+        )
+
+    submitted, home = write(env={"X": text}), f"/srv/tats/{text}"
+    manifest = rendered(submitted, settings(text), target, home)
+    assert manifest == swap(rendered(submitted, settings("harmless"), target, home))
+    if target == "kuberay":
+        assert manifest[0]["data"]["pipelines.mine.yaml"] == Path("pipelines/mine.yaml").read_text()
+        command = manifest[0]["data"]["run"].removeprefix("cd /etc/tats\nexec ")
+        assert shlex.split(command) == submitted.command(home)
+
+
+@pytest.mark.parametrize(
+    "text", [*HOSTILE, "", "\n", "a\n\n", "a", " a\nb\n", "a \nb\n", "a\n\nb\n", "a\r\nb\n", "a\x0cb\n"]
+)
+def test_a_file_survives_its_way_through_a_config_map(write, text):
+    submitted = write()
+    (path,) = submitted.files.values()
+    path.write_bytes(text.encode())
+    assert rendered(submitted)[0]["data"]["pipelines.mine.yaml"] == path.read_text(encoding="utf-8")
 
 
 def test_a_sweep_travels_with_its_pipeline():
-    files, _ = rendered(work.load("sweep", "demo_ratio", ["seeds.values=[0]"]))
+    files, _ = rendered(submission.load("sweep", "demo_ratio", ["seeds.values=[0]"]))
     assert set(files["data"]) == {"run", "sweeps.demo_ratio.yaml", "pipelines.demo.yaml"}
     assert files["data"]["run"].endswith("exec tats sweep demo_ratio --set 'seeds.values=[0]' --continue\n")
 
 
 @pytest.mark.parametrize("target", ["kuberay", "raycluster"])
 def test_nothing_runs_as_root_and_no_pod_without_a_token(target):
-    manifest = rendered(work.load("pipeline", "full_ssv2"), target=target)[-1]
+    manifest = rendered(submission.load("pipeline", "full_ssv2"), target=target)[-1]
     cluster = cluster_of(manifest)
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["rayVersion"]
     pods = [cluster["headGroupSpec"]["template"], cluster["workerGroupSpecs"][0]["template"]]
     pods += [manifest["spec"]["submitterPodTemplate"]] if target == "kuberay" else []
-    for pod in (one["spec"] for one in pods):
+    for pod in (template["spec"] for template in pods):
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["imagePullSecrets"] == [{"name": "registry"}]
         (container,) = pod["containers"]
@@ -208,14 +257,14 @@ def test_pods_see_the_claims_and_get_the_servers_password_from_its_secret(write)
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         spec = group["template"]["spec"]
         claims = {
-            one["name"]: one["persistentVolumeClaim"]["claimName"]
-            for one in spec["volumes"]
-            if "persistentVolumeClaim" in one
+            volume["name"]: volume["persistentVolumeClaim"]["claimName"]
+            for volume in spec["volumes"]
+            if "persistentVolumeClaim" in volume
         }
         assert claims == {"home": "tats-home", "data": "videos"}
         (container,) = spec["containers"]
-        mounts = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
-        env = {one["name"]: one.get("value", one.get("valueFrom")) for one in container["env"]}
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        env = {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in container["env"]}
         assert mounts["home"] == env["TATS_HOME"]
         assert mounts["data"] == env["TATS_DATA"]
         assert mounts["shm"] == "/dev/shm"
@@ -225,10 +274,10 @@ def test_pods_see_the_claims_and_get_the_servers_password_from_its_secret(write)
 
 
 def test_spot_machines_are_for_workers_alone():
-    cluster = cluster_of(rendered(work.load("pipeline", "full_ssv2"))[-1])
+    cluster = cluster_of(rendered(submission.load("pipeline", "full_ssv2"))[-1])
     workers = cluster["workerGroupSpecs"][0]["template"]["spec"]
     assert workers["nodeSelector"] == {"cloud.google.com/gke-spot": "true"}
-    assert {one["key"] for one in workers["tolerations"]} == {
+    assert {toleration["key"] for toleration in workers["tolerations"]} == {
         "lab",
         "cloud.google.com/gke-spot",
         "nvidia.com/gpu",
@@ -249,29 +298,30 @@ def test_spot_machines_are_for_workers_alone():
     ],
 )
 def test_the_pods_hold_the_largest_stage(write, stage, workers, expected):
-    found = manifests.size(write(**stage).stages, manifests.Workers.model_validate(workers))
-    assert found == expected
+    assert manifests.size(write(**stage).stages, manifests.Workers.model_validate(workers)) == expected
 
 
 def test_a_gpu_comes_with_the_cpus_that_decode_for_it():
     # 32 workers of one GPU and 8 decoding processes each, on machines of 8 GPUs.
-    assert manifests.size(work.load("pipeline", "full_ssv2").stages, manifests.Workers()) == Size(4, 72, 8, 4)
+    assert manifests.size(submission.load("pipeline", "full_ssv2").stages, manifests.Workers()) == Size(
+        4, 72, 8, 4
+    )
 
 
 def test_where_fewer_workers_do_the_cluster_grows_from_their_machines_to_all():
     fewest = [f"{stage}.min_workers=8" for stage in ("pretrain", "finetune_ssv2", "finetune_k400")]
-    asked = work.load("pipeline", "full_ssv2", fewest)
-    manifest = rendered(asked)[-1]
+    submitted = submission.load("pipeline", "full_ssv2", fewest)
+    manifest = rendered(submitted)[-1]
     jsonschema.validate(manifest, crd("RayJob") if CRDS else schema_of(FIELDS["RayJob"]))
     cluster = cluster_of(manifest)
     (group,) = cluster["workerGroupSpecs"]
     assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (1, 1, 4)
     assert cluster["enableInTreeAutoscaling"] is True
     assert cluster["headGroupSpec"]["template"]["spec"]["automountServiceAccountToken"] is True, (
-        "it asks for pods"
+        "it creates pods"
     )
     assert group["template"]["spec"]["automountServiceAccountToken"] is False
-    assert "enableInTreeAutoscaling" not in cluster_of(rendered(work.load("pipeline", "full_ssv2"))[-1])
+    assert "enableInTreeAutoscaling" not in cluster_of(rendered(submission.load("pipeline", "full_ssv2"))[-1])
 
 
 @pytest.mark.parametrize(
@@ -298,13 +348,13 @@ def test_a_project_folder_that_is_not_on_the_claim_is_refused(write):
         rendered(write(), home="/elsewhere")
 
 
-def test_the_settings_that_are_shown_are_all_there_are_at_their_defaults():
+def test_the_documented_settings_are_all_settings_at_their_defaults():
     path = Path(__file__).resolve().parents[2] / "docker" / "kuberay.yaml"
     assert manifests.settings(path) == Settings()
-    shown = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert shown.keys() == Settings.model_fields.keys()
+    documented = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert documented.keys() == Settings.model_fields.keys()
     for part, model in (("head", manifests.Head), ("workers", manifests.Workers)):
-        assert shown[part].keys() == model.model_fields.keys()
+        assert documented[part].keys() == model.model_fields.keys()
 
 
 def test_a_typo_in_the_settings_names_file_and_key(tmp_path):

@@ -2,10 +2,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tats_core.data.clips import dense_indices, train_indices, uniform_indices, view_indices
+from tats_core.data.clips import (
+    Batch,
+    Erased,
+    dense_indices,
+    normalise,
+    train_indices,
+    uniform_indices,
+    view_indices,
+)
 
 
 def test_a_dense_clip_lies_where_it_is_asked_to() -> None:
@@ -80,3 +89,30 @@ def test_the_same_generator_state_draws_the_same_clip(sampling: str) -> None:
         for _ in range(2)
     )
     assert first.tolist() == second.tolist()
+
+
+def test_the_model_sees_bytes_with_imagenets_mean_and_deviation_taken_out() -> None:
+    views_BVCTHW = torch.randint(0, 256, (2, 2, 3, 4, 5, 6), dtype=torch.uint8)
+    normalised_BVCTHW = normalise(views_BVCTHW)
+    assert normalised_BVCTHW.dtype == torch.float32
+    for channel, (mean, deviation) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))):
+        value = views_BVCTHW[1, 0, channel, 2, 3, 4].item()
+        expected = (value / 255 - mean) / deviation
+        assert normalised_BVCTHW[1, 0, channel, 2, 3, 4].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_normalising_changes_no_clip_in_place() -> None:
+    video_CTHW = torch.full((3, 1, 2, 2), 9.0)
+    normalise(video_CTHW)
+    assert (video_CTHW == 9).all()
+
+
+def test_erasing_fills_the_box_in_every_frame_and_nothing_else() -> None:
+    video_BCTHW = torch.full((2, 3, 4, 10, 10), 9, dtype=torch.uint8)
+    noise_CTHW = torch.randn(3, 4, 4, 5)
+    batch = Batch(video_BCTHW, torch.zeros(2), torch.arange(2), (Erased(1, 2, 3, noise_CTHW),))
+    normalised_BCTHW = batch.normalised(torch.device("cpu"))
+    plain_BCTHW = normalise(video_BCTHW)
+    assert torch.equal(normalised_BCTHW[1, :, :, 2:6, 3:8], noise_CTHW)
+    normalised_BCTHW[1, :, :, 2:6, 3:8] = plain_BCTHW[1, :, :, 2:6, 3:8]
+    assert torch.equal(normalised_BCTHW, plain_BCTHW)

@@ -33,7 +33,9 @@ def test_clips_are_the_same_as_from_the_files_and_no_file_is_opened(
     after = [*TrainLoader(again, OPTIONS, batch_size=2, seed=1).epoch(0), *eval_views(again, OPTIONS)]
     assert len(before) == len(after) > 0
     assert all(
-        torch.equal(a, b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True)
+        torch.equal(a, b)
+        for x, y in zip(before, after, strict=True)
+        for a, b in zip(x[:3], y[:3], strict=True)
     )
     assert again.digest() == manifest.digest()
 

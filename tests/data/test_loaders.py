@@ -44,13 +44,17 @@ def loader(manifest: Manifest, options: ClipOptions = SMALL, **changes: int) -> 
 def same(first: list[Batch], second: list[Batch]) -> bool:
     return len(first) == len(second) and all(
         torch.equal(a, b)
-        for one, other in zip(first, second, strict=True)
-        for a, b in zip(one, other, strict=True)
+        for batch, other in zip(first, second, strict=True)
+        for a, b in zip(everything(batch), everything(other), strict=True)
     )
 
 
+def everything(batch: Batch) -> list[torch.Tensor]:
+    return [*batch[:3], batch.normalised(torch.device("cpu"))]
+
+
 def indices(batches: list[Batch]) -> list[int]:
-    return [index for _, _, index_B in batches for index in index_B.tolist()]
+    return [index for _, _, index_B, _ in batches for index in index_B.tolist()]
 
 
 def broken(manifest: Manifest, folder: Path, *which: int) -> Manifest:
@@ -67,9 +71,9 @@ def broken(manifest: Manifest, folder: Path, *which: int) -> Manifest:
 
 
 def test_a_batch_has_the_shapes_and_the_labels_of_its_videos(tiny: dict[str, Manifest]) -> None:
-    for video_BCTHW, label_B, index_B in loader(tiny["kinetics400"]).epoch(0):
+    for video_BCTHW, label_B, index_B, _ in loader(tiny["kinetics400"]).epoch(0):
         assert video_BCTHW.shape == (3, 3, 4, 16, 16)
-        assert (video_BCTHW.dtype, label_B.dtype, index_B.dtype) == (torch.float32, torch.int64, torch.int64)
+        assert (video_BCTHW.dtype, label_B.dtype, index_B.dtype) == (torch.uint8, torch.int64, torch.int64)
         expected = [tiny["kinetics400"].videos[index].label for index in index_B.tolist()]
         assert label_B.tolist() == expected
 
@@ -83,8 +87,8 @@ def test_an_epoch_is_the_same_for_the_same_seed_and_another_for_another(tiny: di
 
 def test_the_augmentation_of_a_video_changes_from_epoch_to_epoch(tiny: dict[str, Manifest]) -> None:
     train = loader(tiny["ucf101"], batch_size=16)
-    ((first_BCTHW, _, first_B),) = train.epoch(0)
-    ((second_BCTHW, _, second_B),) = train.epoch(1)
+    ((first_BCTHW, _, first_B, _),) = train.epoch(0)
+    ((second_BCTHW, _, second_B, _),) = train.epoch(1)
     clip = {index: first_BCTHW[place] for place, index in enumerate(first_B.tolist())}
     for place, index in enumerate(second_B.tolist()):
         assert not torch.equal(clip[index], second_BCTHW[place])
@@ -156,7 +160,7 @@ def test_a_cached_video_is_read_once(tiny: dict[str, Manifest], monkeypatch: pyt
 def test_several_samples_of_a_clip_are_different_cuts_of_the_same_frames(
     tiny: dict[str, Manifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    video_BCTHW, label_B, index_B = next(loader(tiny["ucf101"], samples_per_clip=3).epoch(0))
+    video_BCTHW, label_B, index_B, _ = next(loader(tiny["ucf101"], samples_per_clip=3).epoch(0))
     assert len(video_BCTHW) == len(label_B) == 9
     assert index_B.view(3, 3).tolist() == [[index] * 3 for index in index_B[::3].tolist()]
     assert all(not torch.equal(video_BCTHW[place], video_BCTHW[place + 1]) for place in range(8))
@@ -170,14 +174,14 @@ def test_several_samples_of_a_clip_are_different_cuts_of_the_same_frames(
 
     monkeypatch.setattr(readers, "read_clip", counted)
     plain = ClipOptions(frames=4, size=16, crop="centre", flip=False)
-    video_BCTHW, _, _ = next(loader(tiny["ucf101"], plain, samples_per_clip=3).epoch(0))
+    video_BCTHW, *_ = next(loader(tiny["ucf101"], plain, samples_per_clip=3).epoch(0))
     assert all(torch.equal(video_BCTHW[place], video_BCTHW[place // 3 * 3]) for place in range(9))
     assert list(reads.values()) == [1, 1, 1]
 
 
 def test_the_first_sample_is_the_clip_that_a_single_one_would_be(tiny: dict[str, Manifest]) -> None:
-    single_BCTHW, _, _ = next(loader(tiny["ucf101"]).epoch(1))
-    several_BCTHW, _, _ = next(loader(tiny["ucf101"], samples_per_clip=2).epoch(1))
+    single_BCTHW, *_ = next(loader(tiny["ucf101"]).epoch(1))
+    several_BCTHW, *_ = next(loader(tiny["ucf101"], samples_per_clip=2).epoch(1))
     assert torch.equal(several_BCTHW[::2], single_BCTHW)
 
 
@@ -192,19 +196,17 @@ def test_rand_augment_sees_the_whole_frame_before_it_is_cut(
 
     monkeypatch.setattr(transforms, "rand_augment", top_half_white)
     options = ClipOptions(frames=4, size=16, crop="centre", rand_augment="rand-m7-n4-mstd0.5-inc1")
-    video_BCTHW, _, _ = next(loader(tiny["ucf101"], options).epoch(0))
-    shown_BCTHW = transforms.to_display(video_BCTHW)
+    video_BCTHW, *_ = next(loader(tiny["ucf101"], options).epoch(0))
     # All of the frame is kept, halved: 8 white rows, 8 black ones, the two at the edge apart.
-    assert shown_BCTHW[..., :7, :].min() > 0.999
-    assert shown_BCTHW[..., 9:, :].max() < 0.001
+    assert video_BCTHW[..., :7, :].min() == 255
+    assert video_BCTHW[..., 9:, :].max() == 0
 
 
 def test_pixels_are_those_of_the_frames_that_were_drawn(tiny: dict[str, Manifest]) -> None:
     options = ClipOptions(frames=4, size=32, crop="centre", flip=False, sampling="uniform")
     manifest = tiny["ucf101"]
-    video_BCTHW, _, index_B = next(loader(manifest, options).epoch(0))
-    shown_BTHWC = (transforms.to_display(video_BCTHW) * 255).round().permute(0, 2, 3, 4, 1).numpy()
-    for clip_THWC, index in zip(shown_BTHWC, index_B.tolist(), strict=True):
+    video_BCTHW, _, index_B, _ = next(loader(manifest, options).epoch(0))
+    for clip_THWC, index in zip(video_BCTHW.permute(0, 2, 3, 4, 1).numpy(), index_B.tolist(), strict=True):
         whole_THWC = readers.read_all(manifest.videos[index].path)
         # 20 frames in 4 segments of 5: each frame of the clip is one of its segment.
         for segment, frame_HWC in enumerate(clip_THWC):
@@ -218,6 +220,20 @@ def test_fewer_videos_than_one_batch_on_each_worker_is_an_error(tiny: dict[str, 
         loader(tiny["ucf101"], batch_size=9, world_size=2)
 
 
+def test_a_share_of_the_clips_is_erased_with_noise_of_its_own_in_each_frame(
+    tiny: dict[str, Manifest],
+) -> None:
+    options = ClipOptions(frames=4, size=16, erase=1.0)
+    batch = next(loader(tiny["ucf101"], options, batch_size=16).epoch(0))
+    assert [box.clip for box in batch.erased] == list(range(16))
+    noise = torch.cat([box.noise_CTHW.flatten() for box in batch.erased])
+    assert (noise.mean().item(), noise.std().item()) == (pytest.approx(0, abs=0.1), pytest.approx(1, abs=0.1))
+    for box in batch.erased:
+        assert len({frame.numpy().tobytes() for frame in box.noise_CTHW.unbind(1)}) == 4
+    some = next(loader(tiny["ucf101"], options.model_copy(update={"erase": 0.5}), batch_size=16).epoch(0))
+    assert 0 < len(some.erased) < 16
+
+
 # ------------------------------------------------------------------------------------------ bad files
 
 
@@ -228,7 +244,7 @@ def test_a_video_that_cannot_be_read_is_named_and_the_next_one_stands_in(
     manifest = broken(tiny["ucf101"], tmp_path, 7, 8)
     options = SMALL.model_copy(update={"max_unreadable": 0.2, "decode_workers": workers})
     train = loader(manifest, options, batch_size=16)
-    ((video_BCTHW, label_B, index_B),) = train.epoch(0)
+    ((video_BCTHW, label_B, index_B, _),) = train.epoch(0)
     assert len(video_BCTHW) == 16
     assert Counter(index_B.tolist()) == {**dict.fromkeys({*range(16)} - {7, 8}, 1), 9: 3}
     assert label_B.tolist() == [manifest.videos[index].label for index in index_B.tolist()]
@@ -301,7 +317,7 @@ def test_views_are_clips_times_crops_with_the_crops_side_by_side(tmp_path: Path,
     manifest = BENCHMARKS["ucf101"].read(tiny_root / "ucf101", "test")
     options = ClipOptions(frames=4, size=16, stride=3)
     batches = list(eval_views(manifest, options, clips=2, crops=3, batch_size=3))
-    assert [len(label_B) for _, label_B, _ in batches] == [3, 3, 2]
+    assert [len(label_B) for _, label_B, *_ in batches] == [3, 3, 2]
     assert indices(batches) == list(range(8))
     views_VCTHW = batches[0][0][1]
     assert views_VCTHW.shape == (6, 3, 4, 16, 16)
@@ -312,7 +328,7 @@ def test_views_are_clips_times_crops_with_the_crops_side_by_side(tmp_path: Path,
         for box in transforms.view_boxes(32, 32, 3)
     ):
         clip_THWC = transforms.crop_resize(whole_THWC[torch.from_numpy(indices_T)], box, 16)
-        assert torch.equal(views_VCTHW[place], transforms.to_model(clip_THWC[None])[0])
+        assert torch.equal(views_VCTHW[place], clip_THWC.permute(3, 0, 1, 2))
 
 
 def test_a_video_is_read_once_for_all_its_views(
@@ -362,7 +378,7 @@ def test_for_what_is_no_score_the_next_video_stands_in_and_the_broken_one_is_nam
     unreadable: dict[str, str] = {}
     batches = list(eval_views(manifest, options, clips=1, crops=1, batch_size=4, unreadable=unreadable))
     assert indices(batches) == [0, 1, 3, *range(3, 15), 0]
-    labels = [label for _, label_B, _ in batches for label in label_B.tolist()]
+    labels = [label for _, label_B, *_ in batches for label in label_B.tolist()]
     assert labels == [manifest.videos[index].label for index in indices(batches)]
     assert torch.equal(batches[0][0][2], batches[0][0][3])
     assert set(unreadable) == {str(tmp_path / "broken2.avi"), str(tmp_path / "broken15.avi")}
@@ -380,5 +396,5 @@ def test_fewer_videos_than_workers_are_refused_on_each_of_them(tiny: dict[str, M
 
 def test_a_manifest_without_labels_feeds_pre_training(tiny: dict[str, Manifest]) -> None:
     videos = tuple(VideoRecord(video.id, video.path, -1) for video in tiny["ucf101"].videos)
-    _, label_B, _ = next(loader(replace(tiny["ucf101"], videos=videos)).epoch(0))
+    _, label_B, *_ = next(loader(replace(tiny["ucf101"], videos=videos)).epoch(0))
     assert label_B.tolist() == [-1, -1, -1]

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import ray
 
-from tats_core.launch import ray_train
+from tats_core.launch import ray_internals, ray_train
+from tats_core.launch.workers import Outcomes
 
 LIVES, DEAD = ({"NodeID": name, "Alive": alive} for name, alive in (("lives", True), ("dead", False)))
 
@@ -30,9 +31,9 @@ def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     scaling = ScalingConfig(
         num_workers=(2, 6), resources_per_worker={"CPU": 1}, elastic_resize_monitor_interval_s=0
     )
-    outcomes = ray_train._Outcomes(tmp_path / "log")
+    outcomes = Outcomes(tmp_path)
     outcomes.clear()
-    return ray_train._elastic(scaling, (2, 3, 6), tmp_path / "checkpoints", outcomes)
+    return ray_internals.elastic_policy(scaling, (2, 3, 6), tmp_path / "checkpoints", outcomes)
 
 
 @pytest.mark.parametrize(("cpus", "workers"), [(9, 6), (5, 3), (2, 2)])
@@ -53,7 +54,7 @@ def test_those_that_run_are_given_up_for_more_only_after_a_state_was_kept(policy
 def test_the_wait_for_room_has_an_end_and_heeds_the_wish_to_stop(policy, tmp_path, monkeypatch):
     policy.reserved = {"lives": {"CPU": 1}}
     assert type(policy.make_decision_for_non_running_worker_group()).__name__ == "NoopDecision"
-    monkeypatch.setattr(ray_train, "_ROOM_SECONDS", -60)
+    monkeypatch.setattr(ray_internals, "ROOM_SECONDS", -60)
     with pytest.raises(TimeoutError, match="there was no room for 2 workers for"):
         policy.make_decision_for_non_running_worker_group()
     (tmp_path / "log" / "please-stop").touch()

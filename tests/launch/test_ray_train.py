@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tats_core.errors import ResourceError, StageError, Stopped, TrainingError
-from tats_core.launch import ray_train
+from tats_core.launch import ray_internals, ray_train, workers
+from tats_core.launch.workers import Outcomes
 from tats_core.training.events import read_events
 
 pytestmark = [
@@ -145,7 +147,7 @@ def test_more_workers_than_cpus_are_refused_at_once(tmp_path):
     assert time.monotonic() - start < 30
 
 
-def decide(policy: ray_train.ReplaceLost, **failures: Exception) -> str:
+def decide(policy: Any, **failures: Exception) -> str:
     from ray.train.v2.api.exceptions import WorkerGroupError
 
     by_rank = dict(enumerate(failures.values()))
@@ -154,9 +156,10 @@ def decide(policy: ray_train.ReplaceLost, **failures: Exception) -> str:
 
 def test_a_lost_worker_is_replaced_however_alike_the_losses_and_what_the_others_say_of_it(tmp_path):
     from ray.train import FailureConfig
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-    policy = ray_train.ReplaceLost(FailureConfig(max_failures=3), ray_train._Outcomes(tmp_path))
-    lost = ray_train.WorkerHealthCheckFailedError("a worker health check failed", failure=OSError())
+    policy = ray_internals.failure_policy(FailureConfig(max_failures=3), Outcomes(tmp_path))
+    lost = WorkerHealthCheckFailedError("a worker health check failed", failure=OSError())
     peer = RuntimeError("connection closed by peer")
     assert [decide(policy, lost=lost, other=peer) for _ in range(4)] == ["RETRY"] * 3 + ["RAISE"]
 
@@ -164,7 +167,7 @@ def test_a_lost_worker_is_replaced_however_alike_the_losses_and_what_the_others_
 def test_other_errors_in_turn_are_tried_as_often_as_allowed(tmp_path):
     from ray.train import FailureConfig
 
-    policy = ray_train.ReplaceLost(FailureConfig(max_failures=5), ray_train._Outcomes(tmp_path))
+    policy = ray_internals.failure_policy(FailureConfig(max_failures=5), Outcomes(tmp_path))
     said = [decide(policy, one=RuntimeError(text)) for text in ("a", "b", "a", "a")]
     assert said == ["RETRY", "RETRY", "RETRY", "RAISE"]
 
@@ -174,7 +177,7 @@ def test_a_worker_that_waits_for_the_one_before_it_says_so_in_its_log(tmp_path, 
         fcntl.flock(earlier, fcntl.LOCK_EX)
 
         def work() -> str:
-            with ray_train._alone(tmp_path / "worker-0.lock"):
+            with workers._only_process(tmp_path / "worker-0.lock"):
                 return "works"
 
         later = other.submit(work)

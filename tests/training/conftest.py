@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,6 +13,17 @@ TINY: dict[str, Any] = {
     "model": {"preset": "vit_micro", "width": 24, "depth": 2, "heads": 3},
     "clip": {"frames": 4, "size": 16, "tubelet": 2, "patch": 4},
 }
+
+
+class Prepared(NamedTuple):
+    """A batch of clips that are normalised already."""
+
+    video_BCTHW: Tensor
+    label_B: Tensor
+    index_B: Tensor
+
+    def normalised(self, device: torch.device) -> Tensor:
+        return self.video_BCTHW.to(device)
 
 
 class Clips:
@@ -30,7 +41,7 @@ class Clips:
         self.fail_at_step = fail_at_step
         self.epochs_read: list[int] = []
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Prepared]:
         self.epochs_read.append(epoch)
         if epoch == self.fail_at:
             raise KeyboardInterrupt
@@ -40,7 +51,7 @@ class Clips:
             generator = torch.Generator().manual_seed(1000 * epoch + step)
             video_BCTHW = torch.randn(self.batch, 3, 4, 16, 16, generator=generator)
             label_B = torch.randint(self.classes, (self.batch,), generator=generator)
-            yield video_BCTHW, label_B, torch.arange(self.batch)
+            yield Prepared(video_BCTHW, label_B, torch.arange(self.batch))
 
 
 @pytest.fixture

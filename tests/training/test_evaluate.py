@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -8,6 +9,17 @@ from torch import Tensor, nn
 
 from tats_core.training.evaluate import score_views
 from tats_core.training.world import World
+
+
+class Prepared(NamedTuple):
+    """Test views that are normalised already."""
+
+    views_BVCTHW: Tensor
+    label_B: Tensor
+    index_B: Tensor
+
+    def normalised(self, device: torch.device) -> Tensor:
+        return self.views_BVCTHW.to(device)
 
 
 class Reader(nn.Module):
@@ -33,8 +45,10 @@ def test_a_videos_score_is_the_mean_of_its_views_probabilities() -> None:
     log3 = math.log(3)
     batches = [
         # Probabilities (1/2, 1/2) and (3/4, 1/4); the other video (1/4, 3/4) twice.
-        (_views([[0, 0], [log3, 0]], [[0, log3], [0, log3]]), torch.tensor([0, 1]), torch.tensor([4, 2])),
-        (_views([[log3, 0], [0, log3]]), torch.tensor([1]), torch.tensor([3])),
+        Prepared(
+            _views([[0, 0], [log3, 0]], [[0, log3], [0, log3]]), torch.tensor([0, 1]), torch.tensor([4, 2])
+        ),
+        Prepared(_views([[log3, 0], [0, log3]]), torch.tensor([1]), torch.tensor([3])),
     ]
     model = Reader().train()
     scores_BC, label_B, index_B = score_views(model, batches, World())  # type: ignore[arg-type]
@@ -57,7 +71,7 @@ def test_in_bfloat16_scores_are_still_exact_probabilities() -> None:
             return logits_BC
 
     model = Linear()
-    batches = [(_views([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.tensor([1]), torch.tensor([0]))]
+    batches = [Prepared(_views([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.tensor([1]), torch.tensor([0]))]
     scores_BC, _, _ = score_views(model, batches, World(), "bf16")  # type: ignore[arg-type]
     exact_BC, _, _ = score_views(model, batches, World())  # type: ignore[arg-type]
     assert model.made == [torch.bfloat16, torch.float32]
@@ -67,6 +81,6 @@ def test_in_bfloat16_scores_are_still_exact_probabilities() -> None:
 
 
 def test_one_certain_view_does_not_outvote_two_others_as_averaged_logits_would() -> None:
-    batches = [(_views([[50.0, 0], [0, 2], [0, 2]]), torch.tensor([1]), torch.tensor([0]))]
+    batches = [Prepared(_views([[50.0, 0], [0, 2], [0, 2]]), torch.tensor([1]), torch.tensor([0]))]
     scores_BC, _, _ = score_views(Reader(), batches, World())  # type: ignore[arg-type]
     assert scores_BC.argmax(1).item() == 1

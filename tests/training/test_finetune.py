@@ -265,8 +265,8 @@ def test_a_skipped_step_does_not_reach_the_figures_of_its_epoch(
 ) -> None:
     class OnceBroken(clips):  # type: ignore[misc]
         def epoch(self, epoch: int, first_step: int = 0) -> Any:
-            for step, (video_BCTHW, label_B, index_B) in enumerate(super().epoch(epoch, first_step)):
-                yield video_BCTHW * (torch.nan if step == 1 else 1), label_B, index_B
+            for step, batch in enumerate(super().epoch(epoch, first_step)):
+                yield batch._replace(video_BCTHW=batch.video_BCTHW * (torch.nan if step == 1 else 1))
 
     events = EventLog(tmp_path / "events.jsonl")
     trainer, figures = _run(_recipe(tiny, epochs=1), OnceBroken(), tmp_path / "states", events)

@@ -46,6 +46,7 @@ def _check(folder: Path, events: EventLog | None = None, motion: bool = True) ->
     label_B = torch.arange(48) % 3
     # Classes differ in brightness, which even an untrained encoder passes on.
     video_BCTHW = torch.randn(48, 3, 4, 16, 16, generator=generator) + 2 * label_B.view(-1, 1, 1, 1, 1)
+    video_BCTHW = (40 * video_BCTHW + 100).clamp(0, 255).to(torch.uint8)
     held_out = HeldOut(
         video_BCTHW[:24],
         label_B[:24],

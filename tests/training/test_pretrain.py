@@ -164,8 +164,9 @@ def test_a_schedule_that_cannot_be_followed_is_refused(
 def test_no_state_is_kept_in_a_storm_of_nans(tiny: dict[str, Any], clips: Any, tmp_path: Path) -> None:
     class Stormy(clips):  # type: ignore[misc]
         def epoch(self, epoch: int, first_step: int = 0) -> Any:
-            for step, (video_BCTHW, *more) in enumerate(super().epoch(epoch, first_step)):
-                yield video_BCTHW * (math.nan if (epoch, step) >= (1, 1) else 1), *more
+            for step, batch in enumerate(super().epoch(epoch, first_step)):
+                factor = math.nan if (epoch, step) >= (1, 1) else 1
+                yield batch._replace(video_BCTHW=batch.video_BCTHW * factor)
 
     recipe = _recipe(tiny, SAMPLERS["tats"], epochs=20, checkpoint={"epochs": 1, "steps": 1, "keep": 9})
     with pytest.raises(TrainingError):
@@ -401,8 +402,8 @@ def test_a_storm_of_nans_changes_no_weight_and_ends_training_with_a_sentence(
 ) -> None:
     class Broken(clips):  # type: ignore[misc]
         def epoch(self, epoch: int, first_step: int = 0) -> Any:
-            for video_BCTHW, label_B, index_B in super().epoch(epoch, first_step):
-                yield video_BCTHW * math.nan, label_B, index_B
+            for batch in super().epoch(epoch, first_step):
+                yield batch._replace(video_BCTHW=batch.video_BCTHW * math.nan)
 
     recipe = _recipe(tiny, SAMPLERS["tats"], epochs=20)
     trainer = JointTrainer(recipe, World())
@@ -416,9 +417,9 @@ def test_a_storm_of_nans_changes_no_weight_and_ends_training_with_a_sentence(
 def test_one_broken_batch_is_skipped_and_counted(tiny: dict[str, Any], clips: Any, tmp_path: Path) -> None:
     class OnceBroken(clips):  # type: ignore[misc]
         def epoch(self, epoch: int, first_step: int = 0) -> Any:
-            for step, (video_BCTHW, label_B, index_B) in enumerate(super().epoch(epoch, first_step)):
+            for step, batch in enumerate(super().epoch(epoch, first_step)):
                 bad = math.inf if (epoch, step) == (1, 1) else 1.0
-                yield video_BCTHW * bad, label_B, index_B
+                yield batch._replace(video_BCTHW=batch.video_BCTHW * bad)
 
     trainer, figures = _run(_recipe(tiny, SAMPLERS["tats"]), OnceBroken(), tmp_path)
     assert trainer.mae_step.skipped == 1

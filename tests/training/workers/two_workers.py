@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -59,6 +59,17 @@ def joint(world: World, steps: int) -> dict[str, Any]:
     return {"figures": figures, "mae": trainer.mae.state_dict(), "sampler": trainer.sampler.state_dict()}
 
 
+class Prepared(NamedTuple):
+    """A batch of clips that are normalised already."""
+
+    video_BCTHW: Tensor
+    label_B: Tensor
+    index_B: Tensor
+
+    def normalised(self, device: torch.device) -> Tensor:
+        return self.video_BCTHW.to(device)
+
+
 class Loader:
     """Two batches an epoch."""
 
@@ -67,10 +78,10 @@ class Loader:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Prepared]:
         for step in range(first_step, self.steps):
             video_BCTHW, label_B = _clips(self.world, step)
-            yield video_BCTHW, label_B, torch.arange(len(label_B))
+            yield Prepared(video_BCTHW, label_B, torch.arange(len(label_B)))
 
 
 def figures(world: World, folder: Path) -> dict[str, float]:
@@ -144,11 +155,11 @@ class _Dealt:
     def __init__(self, world: World) -> None:
         self.world, self.dealt = world, 0
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Prepared]:
         for step in range(first_step, self.steps):
             self.dealt += 1
             video_BCTHW, label_B = _clips(self.world, epoch * self.steps + step)
-            yield video_BCTHW.double(), label_B, label_B
+            yield Prepared(video_BCTHW.double(), label_B, label_B)
 
 
 def elastic(world: World, folder: Path, steps: int | None = None) -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""What is given to a cluster: its identity, its files, its command."""
+"""What a cluster is given to run: identity, files, command."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tats_core.cluster import work
+from tats_core.cluster import submission
 from tats_core.errors import SpecError
 
 PIPELINE = "stages:\n  work: {kind: command, run: 'true', cpus: 1, env: {X: '1'}}\n"
@@ -28,14 +28,14 @@ def write(pipeline: str = PIPELINE, sweep: str = SWEEP) -> None:
 
 
 def pipeline(sets: Sequence[str] = (), home: str | None = None) -> str:
-    return work.load("pipeline", "mine", sets).identity(home)
+    return submission.load("pipeline", "mine", sets).identity(home)
 
 
 def sweep(sets: Sequence[str] = (), *, samples: int | None = None, at_a_time: int | None = None) -> str:
-    return work.load("sweep", "tries", sets, samples=samples, max_concurrent=at_a_time).identity()
+    return submission.load("sweep", "tries", sets, samples=samples, max_concurrent=at_a_time).identity()
 
 
-def test_the_identity_is_of_the_work_and_not_of_how_many_cpus_do_it():
+def test_the_identity_is_of_the_work_and_not_of_its_cpus():
     first = pipeline()
     assert re.fullmatch("mine-[0-9a-f]{12}", first)
     assert pipeline(["work.cpus=2"]) == first
@@ -56,15 +56,15 @@ def test_a_sweep_is_another_one_when_its_values_or_its_pipeline_change():
 
 
 def test_a_sweep_takes_its_file_its_pipelines_file_and_its_options_along():
-    asked = work.load("sweep", "tries", ["work.cpus=2"], samples=1, max_concurrent=3)
-    files = {place: path.read_text() for place, path in asked.files.items()}
+    submitted = submission.load("sweep", "tries", ["work.cpus=2"], samples=1, max_concurrent=3)
+    files = {name: path.read_text() for name, path in submitted.files.items()}
     assert files == {"sweeps/tries.yaml": SWEEP, "pipelines/mine.yaml": PIPELINE}
     options = ["--set", "work.cpus=2", "--samples", "1", "--max-concurrent", "3", "--home", "/srv/tats"]
-    assert asked.command("/srv/tats") == ["tats", "sweep", "tries", *options, "--continue"]
+    assert submitted.command("/srv/tats") == ["tats", "sweep", "tries", *options, "--continue"]
 
 
 def test_a_sweeps_stages_are_those_of_all_its_points_each_once():
-    settings = [one.config.model_dump()["env"]["X"] for one in work.load("sweep", "tries").stages]
+    settings = [stage.config.model_dump()["env"]["X"] for stage in submission.load("sweep", "tries").stages]
     assert settings == ["1", "2"]
 
 
@@ -72,4 +72,12 @@ def test_a_pipeline_that_lies_elsewhere_cannot_travel_with_its_sweep(tmp_path):
     (tmp_path / "other.yaml").write_text(PIPELINE)
     write(sweep=SWEEP.replace("mine", "other.yaml"))
     with pytest.raises(SpecError, match=r"other\.yaml cannot travel to a cluster; put it into pipelines/"):
-        work.load("sweep", "tries")
+        submission.load("sweep", "tries")
+
+
+@pytest.mark.parametrize(
+    ("option", "values"), [("--samples", {"samples": 1}), ("--max-concurrent", {"max_concurrent": 1})]
+)
+def test_an_option_of_sweeps_is_refused_beside_a_pipeline(option, values):
+    with pytest.raises(SpecError, match=f"{option} belongs to a sweep; leave it out"):
+        submission.load("pipeline", "mine", **values)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tats_core.cluster import submit
+from tats_core.cluster import jobs
 from tats_core.errors import ResourceError, SpecError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -22,7 +22,7 @@ TOKEN = "a-token-of-the-test-" + "0" * 44
 
 
 @dataclass
-class Here:
+class Site:
     """A working directory, and the cluster that it can reach."""
 
     folder: Path
@@ -72,7 +72,7 @@ def _environment(token: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).parent / "processes" / "two_machines.py")],
         env=_environment(TOKEN), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -82,7 +82,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
     assert process.stdout is not None
     address = next((line.strip() for line in process.stdout if line.startswith("http://")), None)
     assert address, "the cluster did not start"
-    yield Here(tmp_path_factory.mktemp("submit"), address)
+    yield Site(tmp_path_factory.mktemp("submit"), address)
     process.stdin.close()
     process.wait(60)
     process.stdout.close()
@@ -95,105 +95,105 @@ def started(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
     return found[1], found[2]
 
 
-def wait_for(holds: Callable[[], bool], here: Here, job: str) -> None:
+def wait_for(holds: Callable[[], bool], site: Site, job: str) -> None:
     deadline = time.monotonic() + 120
     while not holds():
-        assert time.monotonic() < deadline, here.tats("logs", job).stdout
+        assert time.monotonic() < deadline, site.tats("logs", job).stdout
         time.sleep(0.2)
 
 
 @pytest.mark.slow
-def test_a_pipeline_runs_there_and_submitting_it_again_does_nothing(here):
-    here.write("once", "echo done >> $TATS_OUT/said; echo x >> ../../../count")
-    first = here.submit("once")
+def test_a_pipeline_runs_there_and_submitting_it_again_does_nothing(site):
+    site.write("once", "echo done >> $TATS_OUT/output; echo x >> ../../../count")
+    first = site.submit("once")
     assert first.returncode == 0, first.stdout + first.stderr
     job, outcome = started(first)
     assert re.fullmatch(r"once-[0-9a-f]{12}-a1", job)
     assert outcome == "started"
-    assert [path.read_text() for path in here.home.glob("stages/command-*/said")] == ["done\n"]
+    assert [path.read_text() for path in site.home.glob("stages/command-*/output")] == ["done\n"]
 
-    again = here.submit("once")
+    again = site.submit("once")
     assert again.returncode == 0
     assert started(again) == (job, "succeeded already")
-    assert len(list((here.home / "runs").iterdir())) == 1
+    assert len(list((site.home / "runs").iterdir())) == 1
 
-    listed = here.tats("jobs")
+    listed = site.tats("jobs")
     assert re.search(rf"{job}\s+succeeded", listed.stdout), listed.stdout
-    assert "check-" not in listed.stdout, "a look at the cluster is no work of anyone"
-    assert not list(here.home.glob(".look-*"))
-    assert "work" in here.tats("logs", "once").stdout
+    assert "check-" not in listed.stdout, "a preflight is not listed"
+    assert not list(site.home.glob(".preflight-*"))
+    assert "work" in site.tats("logs", "once").stdout
 
 
 @pytest.mark.slow
-def test_a_job_that_failed_gets_its_next_attempt(here):
-    here.write("second", f"test -e {here.folder}/fixed && touch $TATS_OUT/there")
-    first = here.submit("second", "--no-check")
+def test_a_job_that_failed_gets_its_next_attempt(site):
+    site.write("second", f"test -e {site.folder}/fixed && touch $TATS_OUT/output")
+    first = site.submit("second", "--no-check")
     assert first.returncode == 1
-    assert "failed; what is done is kept, submit it again to go on" in first.stderr
-    (here.folder / "fixed").touch()
-    second = here.submit("second", "--no-check")
+    assert "failed; finished work is saved, submit it again to resume" in first.stderr
+    (site.folder / "fixed").touch()
+    second = site.submit("second", "--no-check")
     assert second.returncode == 0, second.stdout + second.stderr
     assert started(second)[0] == started(first)[0].removesuffix("1") + "2"
 
 
 @pytest.mark.slow
-def test_what_runs_is_attached_to_and_stops_when_asked(here):
-    here.write("long", f"touch {here.folder}/began; sleep 600")
-    job, outcome = started(here.submit("long", "--no-check", "--no-follow"))
+def test_what_runs_is_attached_to_and_stops_when_asked(site):
+    site.write("long", f"touch {site.folder}/began; sleep 600")
+    job, outcome = started(site.submit("long", "--no-check", "--no-follow"))
     assert outcome == "started"
-    assert started(here.submit("long", "--no-follow")) == (job, "runs already")
-    wait_for((here.folder / "began").exists, here, job)
-    stopped = here.tats("stop", "long")
-    assert f"{job} has stopped; submit it again to go on" in stopped.stdout, stopped.stdout + stopped.stderr
-    assert '"status": "stopped"' in max(here.home.glob("runs/long-*/run.json")).read_text()
+    assert started(site.submit("long", "--no-follow")) == (job, "runs already")
+    wait_for((site.folder / "began").exists, site, job)
+    stopped = site.tats("stop", "long")
+    assert f"{job} has stopped; submit it again to resume" in stopped.stdout, stopped.stdout + stopped.stderr
+    assert '"status": "stopped"' in max(site.home.glob("runs/long-*/run.json")).read_text()
 
 
 @pytest.mark.slow
-def test_more_than_the_cluster_has_is_refused_before_anything_starts(here):
-    here.write("large", "true", cpus=3)
-    refused = here.submit("large")
+def test_more_than_the_cluster_has_is_refused_before_anything_starts(site):
+    site.write("large", "true", cpus=3)
+    refused = site.submit("large")
     assert refused.returncode == 2
     assert refused.stderr == "tats: work needs 3 CPUs and the cluster has 2; add machines to it\n"
     assert refused.stderr.count("\n") == 1
-    assert not list(here.home.glob("runs/large-*"))
+    assert not list(site.home.glob("runs/large-*"))
 
 
 @pytest.mark.slow
-def test_a_sweep_that_was_stopped_goes_on_with_the_trials_that_are_left(here):
-    here.write_sweep("tries", f"test $X != 3 || test -e {here.folder}/go || sleep 600")
-    job, outcome = started(here.submit_sweep("tries", "--no-follow"))
+def test_a_sweep_that_was_stopped_resumes_with_the_trials_that_are_left(site):
+    site.write_sweep("tries", f"test $X != 3 || test -e {site.folder}/go || sleep 600")
+    job, outcome = started(site.submit_sweep("tries", "--no-follow"))
     assert re.fullmatch(r"tries-[0-9a-f]{12}-a1", job)
     assert outcome == "started"
-    wait_for(lambda: len(list(here.home.glob("runs/tries-*/trials/*/trial.json"))) == 2, here, job)
-    assert started(here.submit_sweep("tries", "--no-follow")) == (job, "runs already")
+    wait_for(lambda: len(list(site.home.glob("runs/tries-*/trials/*/trial.json"))) == 2, site, job)
+    assert started(site.submit_sweep("tries", "--no-follow")) == (job, "runs already")
 
-    stopped = here.tats("stop", "tries")
-    assert f"{job} has stopped; submit it again to go on" in stopped.stdout, stopped.stdout + stopped.stderr
-    assert "Stopped; what is done is kept" in here.tats("logs", job).stdout
+    stopped = site.tats("stop", "tries")
+    assert f"{job} has stopped; submit it again to resume" in stopped.stdout, stopped.stdout + stopped.stderr
+    assert "Stopped; what is done is kept" in site.tats("logs", job).stdout
 
-    (here.folder / "go").touch()
-    second = here.submit_sweep("tries")
+    (site.folder / "go").touch()
+    second = site.submit_sweep("tries")
     assert second.returncode == 0, second.stdout + second.stderr
     assert started(second) == (job.removesuffix("1") + "2", "started")
     assert "2 of them had ended before" in second.stdout
-    (folder,) = here.home.glob("runs/tries-*")
+    (folder,) = site.home.glob("runs/tries-*")
     scores = [json.loads(path.read_text())["metrics"] for path in folder.glob("trials/*/trial.json")]
-    assert sorted(one["work.score"] for one in scores) == [1, 2, 3]
-    assert started(here.submit_sweep("tries"))[1] == "succeeded already"
+    assert sorted(metrics["work.score"] for metrics in scores) == [1, 2, 3]
+    assert started(site.submit_sweep("tries"))[1] == "succeeded already"
 
 
 @pytest.mark.slow
-def test_a_trial_larger_than_the_cluster_is_refused_before_anything_starts(here):
-    here.write_sweep("large_tries", "true", cpus=3)
-    refused = here.submit_sweep("large_tries")
+def test_a_trial_larger_than_the_cluster_is_refused_before_anything_starts(site):
+    site.write_sweep("large_tries", "true", cpus=3)
+    refused = site.submit_sweep("large_tries")
     assert refused.returncode == 2
     assert refused.stderr == "tats: work needs 3 CPUs and the cluster has 2; add machines to it\n"
-    assert not list(here.home.glob("runs/large_tries-*"))
+    assert not list(site.home.glob("runs/large_tries-*"))
 
 
 @pytest.mark.slow
-def test_a_wrong_token_is_one_sentence(here):
-    refused = here.tats("jobs", token="wrong-" + "1" * 58)
+def test_a_wrong_token_is_one_sentence(site):
+    refused = site.tats("jobs", token="wrong-" + "1" * 58)
     assert refused.returncode == 2
     assert "refuses the token" in refused.stderr
     assert refused.stderr.count("\n") == 1
@@ -202,15 +202,15 @@ def test_a_wrong_token_is_one_sentence(here):
 @pytest.mark.parametrize("address", ["head:8265", "ray://head:10001", "http://head:8265/jobs", "http:// "])
 def test_what_is_no_address_of_a_dashboard_is_refused(address):
     with pytest.raises(SpecError, match="must look like http://head:8265"):
-        submit.Cluster(address)
+        jobs.Cluster(address)
 
 
 def test_an_address_in_the_environment_that_ray_would_prefer_is_refused(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://elsewhere:8265")
     with pytest.raises(SpecError, match="RAY_ADDRESS is set to http://elsewhere:8265"):
-        submit.Cluster("http://head:8265")
+        jobs.Cluster("http://head:8265")
 
 
 def test_where_nothing_answers_is_one_sentence():
     with pytest.raises(ResourceError, match="no Ray dashboard answers there"):
-        submit.Cluster("http://127.0.0.1:1")
+        jobs.Cluster("http://127.0.0.1:1")

@@ -1,0 +1,212 @@
+"""Checks a cluster from inside before it gets a long job; `Cluster.submit` runs it there as a short job.
+
+    python -m tats_core.cluster.preflight '{"tats": "0.1.0", …}' pipeline|sweep NAME [OPTION]… [--home FOLDER]
+
+Each problem is one line on standard output, behind `PROBLEM`; with any, the exit code is 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import secrets
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypedDict, cast, get_args
+
+import requests
+
+from tats_core import __version__
+from tats_core.addresses import without_password
+from tats_core.cluster import submission
+from tats_core.cluster.submission import Submission
+from tats_core.errors import TatsError
+from tats_core.pipeline.graph import Instance
+from tats_core.stages.base import Preflight
+
+PROBLEM = "tats-problem: "
+_NODE_SECONDS = 120
+_SERVER_SECONDS = 10
+
+Load = Callable[[], Submission]
+"""Reads the submission on the machine that calls it."""
+
+
+class Node(TypedDict):
+    """What is used of Ray's description of one machine."""
+
+    NodeID: str
+    NodeManagerAddress: str
+    Alive: bool
+    Resources: dict[str, float]
+
+
+def versions() -> dict[str, str]:
+    """Return what must be the same here and on each machine of the cluster."""
+    python = ".".join(platform.python_version_tuple()[:2])
+    # CPU and CUDA builds of one release of torch ("2.14.1+cpu") read each other's checkpoints.
+    torch = importlib.metadata.version("torch").partition("+")[0]
+    return {"tats": __version__, "python": python, "ray": importlib.metadata.version("ray"), "torch": torch}
+
+
+def check(load: Load, home: Path, expected: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each problem that would keep the submission from running on this cluster."""
+    from tats_core.launch import ray_train
+
+    problems = too_small(load().stages, *ray_train.capacity())
+    nodes = [node for node in _nodes() if node["Alive"]]
+    folder = home / f".preflight-{secrets.token_hex(6)}"
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        return [*problems, f"{home}: the head cannot write there ({error.strerror})"]
+    try:
+        problems += _ask(nodes, _check_machine, load, home, folder, dict(expected))
+        problems += _ask(nodes, _check_shared, folder, sorted(node["NodeID"] for node in nodes))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return problems + server_problems(os.environ)
+
+
+def too_small(stages: Iterable[Instance], cpus: int, gpus: int) -> list[str]:
+    """Return a sentence for the first stage that needs more CPUs or GPUs than the cluster has."""
+    for stage in stages:
+        needs = (("CPUs", stage.kind.cpus(stage.config), cpus), ("GPUs", stage.kind.gpus(stage.config), gpus))
+        for unit, needed, available in needs:
+            if needed > available:
+                needs_more = f"{stage.name} needs {needed} {unit} and the cluster has {available}"
+                return [f"{needs_more}; add machines to it"]
+    return []
+
+
+def differing(expected: Mapping[str, str], actual: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each version that is not the expected one."""
+    return [
+        f"{name} is {actual.get(name, 'absent')} there and {version} here; use the same image on both sides"
+        for name, version in expected.items()
+        if actual.get(name) != version
+    ]
+
+
+def without_cuda(cuda: str | None) -> list[str]:
+    """Return a sentence if torch on a machine with GPUs was built for CPUs alone."""
+    sentence = "its torch is built without CUDA and cannot use its GPUs; use an image with PyPI's torch"
+    return [sentence] if cuda is None else []
+
+
+def server_problems(environment: Mapping[str, str]) -> list[str]:
+    """Return a sentence if the tracking server of MLFLOW_TRACKING_URI does not answer or refuses.
+
+    The request goes to an API path: `/health` answers even where the server refuses the host name.
+    """
+    uri = environment.get("MLFLOW_TRACKING_URI", "")
+    if not uri.startswith(("http://", "https://")):
+        return []
+    user, token = (environment.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "TOKEN"))
+    auth = (user, environment.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None
+    headers = {"Authorization": f"Bearer {token}"} if token and not user else {}
+    url = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1"
+    server = f"the tracking server {without_password(uri)}"
+    try:
+        response = requests.get(url, auth=auth, headers=headers, timeout=_SERVER_SECONDS)
+    except requests.RequestException as error:
+        reason = getattr(error.args[0], "reason", error)
+        return [f"{server} does not answer the cluster ({reason}); start it, or correct the URI"]
+    if response.ok:
+        return []
+    advice = {
+        401: "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the cluster's environment",
+        403: "add the name to the server's --allowed-hosts, or give the user access",
+    }.get(response.status_code, "see the server's log")
+    return [f"{server} answers {response.status_code}; {advice}"]
+
+
+def _nodes() -> list[Node]:
+    import ray
+
+    return cast(list[Node], ray.nodes())  # type: ignore[no-untyped-call]
+
+
+def _ask(nodes: Sequence[Node], question: Callable[..., list[str]], *arguments: object) -> list[str]:
+    """Call `question` on each machine; return each problem once, with the machines that have it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    remote = ray.remote(num_cpus=0, max_retries=0)(question)
+    pinned = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    answers = [remote.options(scheduling_strategy=strategy).remote(*arguments) for strategy in pinned]
+    machines: dict[str, set[str]] = {}
+    for node, answer in zip(nodes, answers, strict=True):
+        try:
+            sentences = ray.get(answer, timeout=_NODE_SECONDS)
+        except ray.exceptions.GetTimeoutError:
+            sentences = [f"does not answer within {_NODE_SECONDS} s"]
+        except ray.exceptions.RayError as error:
+            sentences = [f"cannot be checked ({str(error).strip().splitlines()[-1]})"]
+        for sentence in sentences:
+            machines.setdefault(sentence, set()).add(node["NodeManagerAddress"])
+    return [f"on {', '.join(sorted(addresses))}: {sentence}" for sentence, addresses in machines.items()]
+
+
+def _check_machine(load: Load, home: Path, folder: Path, expected: dict[str, str]) -> list[str]:
+    """Check this machine, and leave a file of its name in the project folder."""
+    import ray
+
+    node_id = ray.get_runtime_context().get_node_id()
+    problems = differing(expected, versions())
+    other_code = bool(problems)
+    try:
+        (folder / node_id).touch()
+    except OSError as error:
+        problems.append(
+            f"{home} is not the project folder that the head sees, or read-only ({error.strerror})"
+        )
+    if other_code:
+        return problems  # the rest would say the same again in other words
+    stages = load().stages
+    (node,) = (node for node in _nodes() if node["NodeID"] == node_id)
+    if node["Resources"].get("GPU") and any(stage.kind.gpus(stage.config) for stage in stages):
+        import torch
+
+        problems += without_cuda(torch.version.cuda)
+    for stage in stages:
+        problems += stage.kind.preflight(stage.config, Preflight(stage.name, stage.axes, home))
+    return list(dict.fromkeys(problems))  # many stages may miss the same data set
+
+
+def _check_shared(folder: Path, nodes: list[str]) -> list[str]:
+    """Return a sentence if this machine does not see the files of all machines in the project folder."""
+    missing = set(nodes) - {path.name for path in folder.glob("*")}
+    lacks = f"{folder.parent} lacks what {len(missing)} of {len(nodes)} machines wrote there"
+    return [f"{lacks}; it must be shared by all"] if missing else []
+
+
+def main() -> None:
+    """Check the cluster as the arguments say, and end with the exit code."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("expected", type=json.loads)
+    parser.add_argument("kind", choices=get_args(submission.Kind))
+    parser.add_argument("name")
+    parser.add_argument("--set", action="append", default=[], dest="sets")
+    parser.add_argument("--samples", type=int)
+    parser.add_argument("--max-concurrent", type=int)
+    parser.add_argument("--home", type=Path, default=os.environ.get("TATS_HOME", ".tats"))
+    options = vars(parser.parse_args())
+    home, expected = Path(options.pop("home")).absolute(), options.pop("expected")
+    try:
+        problems = check(functools.partial(submission.load, **options), home, expected)
+    except TatsError as error:
+        problems = str(error).splitlines()
+    for sentence in problems:
+        sys.stdout.write(f"{PROBLEM}{sentence}\n")
+    sys.exit(2 if problems else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What a cluster is given to run: a pipeline or a sweep, and the files that travel with it.
+
+The machine that submits and the preflight inside the cluster read the same description; the preflight finds
+the files in its working directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tats_core import specs
+from tats_core.errors import SpecError
+from tats_core.pipeline import graph
+from tats_core.pipeline import spec as pipelines
+from tats_core.pipeline.graph import Instance
+from tats_core.specs import identity
+from tats_core.store import code
+from tats_core.sweep import spec as sweeps
+
+Kind = Literal["pipeline", "sweep"]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One pipeline or sweep with its options."""
+
+    kind: Kind
+    name: str
+    options: tuple[str, ...]
+    """As on a command line, without the project folder, which is the cluster's."""
+    files: Mapping[str, Path]
+    """Path below the job's working directory → file here."""
+    stages: tuple[Instance, ...]
+    """Every stage that may run, each configuration once."""
+    facts: Mapping[str, object]
+    """What distinguishes it from other submissions, as plain values."""
+
+    def identity(self, home: str | None = None) -> str:
+        """Return `<name>-<key12>`: the same for the same work in the same project folder of the cluster.
+
+        As in a stage's key, what changes only the speed does not count. Neither do the data sets: they are
+        the cluster's, and need not be visible here.
+        """
+        text = json.dumps({"home": home, self.kind: self.facts}, sort_keys=True, separators=(",", ":"))
+        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    def words(self, home: str | None = None) -> list[str]:
+        """Return kind, name and options as a command line gives them."""
+        return [self.kind, self.name, *self.options, *(("--home", home) if home else ())]
+
+    def command(self, home: str | None = None) -> list[str]:
+        """Return the command that runs it, and resumes it when it is called again."""
+        if self.kind == "pipeline":
+            return ["tats", "run", *self.words(home)]
+        return ["tats", *self.words(home), "--continue"]
+
+
+def load(
+    kind: Kind,
+    name: str,
+    sets: Sequence[str] = (),
+    *,
+    samples: int | None = None,
+    max_concurrent: int | None = None,
+) -> Submission:
+    """Read what is to run, and check all of it that can be checked here.
+
+    Raises:
+        SpecError: something in a file or an option is not valid.
+    """
+    options = [word for text in sets for word in ("--set", text)]
+    for option, value in (("--samples", samples), ("--max-concurrent", max_concurrent)):
+        if value is not None and kind == "pipeline":
+            raise SpecError(f"{option} belongs to a sweep; leave it out")
+        options += [option, str(value)] if value is not None else []
+    if kind == "pipeline":
+        return _pipeline(name, sets, options)
+    return _sweep(sweeps.load(name, sets, samples=samples, max_concurrent=max_concurrent), options, name)
+
+
+def _pipeline(name: str, sets: Sequence[str], options: list[str]) -> Submission:
+    pipeline = pipelines.load(name, sets)
+    stages = graph.build(pipeline).instances.values()
+    # The cluster may have a pipeline of this name; the one that runs there is the one that is meant here.
+    files = {f"pipelines/{pipeline.name}.yaml": specs.find("pipelines", name)}
+    return Submission("pipeline", pipeline.name, tuple(options), files, tuple(stages), _facts(stages))
+
+
+def _sweep(sweep: sweeps.Sweep, options: list[str], name: str) -> Submission:
+    file = specs.find("pipelines", sweep.pipeline)
+    path = f"pipelines/{file.stem}.yaml"
+    if sweep.pipeline not in (file.stem, path):
+        raise SpecError(
+            f"{sweep.where}: pipeline: {sweep.pipeline} cannot travel to a cluster; put it into pipelines/ "
+            f"and name it {file.stem}"
+        )
+    files = {f"sweeps/{sweep.name}.yaml": specs.find("sweeps", name), path: file}
+    stages: dict[str, Instance] = {}
+    for point in sweep.points() or list(sweep.space.corners()):
+        for stage in graph.build(sweep.load(sweep.trials_of(point)[0].overrides)).instances.values():
+            stages.setdefault(f"{stage.name} {stage.config.model_dump_json()}", stage)
+    common = graph.build(sweep.load({})).instances.values()
+    facts = {"sweep": sweep.identity(), "stages": _facts(common)}
+    return Submission("sweep", sweep.name, tuple(options), files, tuple(stages.values()), facts)
+
+
+def _facts(stages: Iterable[Instance]) -> dict[str, object]:
+    return {
+        stage.name: {
+            "kind": f"{stage.kind.name}/{stage.kind.version}",
+            "config": identity(stage.config),
+            "code": code.digests((stage.kind.__module__, *stage.kind.code)),
+            "needs": list(stage.needs),
+        }
+        for stage in stages
+    }

@@ -1,0 +1,183 @@
+"""Every private name of Ray that TATS uses, and what is built on it.
+
+An upgrade of Ray may take any of them away without notice: `NAMES` says what is lost then, and
+`tests/launch/test_ray_internals.py` says which of them the installed Ray lacks. So they are imported where
+they are used; at the top, they would also bring Ray Data into every worker.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import ray
+
+from tats_core.launch.workers import Outcomes
+
+if TYPE_CHECKING:
+    from ray.train import FailureConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+_TRAIN: Final = "ray.train.v2._internal"
+_SCALING: Final = f"{_TRAIN}.execution.scaling_policy"
+_NO_TOKEN = "other users of the machine can use a local cluster: Ray reads its token only when imported"
+_NO_POLICY = "a mistake is tried max_failures times more before its stage fails"
+_NO_ELASTIC = "min_workers takes any number of workers, and gives work up in the middle of a step"
+
+NAMES: Final[Mapping[str, str]] = {
+    "ray._raylet:Config.initialize": _NO_TOKEN,
+    "ray._private.worker:_global_node": "a run ends where the head of its local cluster dies",
+    f"{_TRAIN}.exceptions:WorkerHealthCheckFailedError": "a worker lost beside an error is not replaced",
+    f"{_TRAIN}.exceptions:WorkerHealthCheckTimeoutError": "a worker lost beside an error is not replaced",
+    f"{_TRAIN}.execution.failure_handling:DefaultFailurePolicy.make_decision": _NO_POLICY,
+    f"{_TRAIN}.execution.failure_handling:FailureDecision.RAISE": _NO_POLICY,
+    "ray.train.torch:TorchTrainer._initialize_and_run_controller": f"{_NO_POLICY}, and {_NO_ELASTIC}",
+    f"{_SCALING}:ElasticScalingPolicy._count_possible_workers": _NO_ELASTIC,
+    f"{_SCALING}:ElasticScalingPolicy.make_decision_for_non_running_worker_group": _NO_ELASTIC,
+    f"{_SCALING}:ElasticScalingPolicy.make_decision_for_running_worker_group": _NO_ELASTIC,
+    f"{_SCALING}:NoopDecision": _NO_ELASTIC,
+}
+"""`"module:attribute"` → what breaks without it."""
+
+# Without one of these a local cluster cannot work.
+_SERVERS = ("gcs_server", "raylet")
+
+ROOM_SECONDS = 900
+"""How long a machine of a cluster may stay away before its workers are given up."""
+# So long Ray may take to see that a machine is gone. Workers that are asked of it before would be waited for.
+_SETTLE_SECONDS = 30.0
+
+
+def read_environment() -> None:
+    """Make Ray read its environment anew; it did when it was imported."""
+    from ray._raylet import Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+
+
+def local_head() -> Any:
+    """Return Ray's record of the servers that this process started, or None on a cluster of others."""
+    return ray._private.worker._global_node
+
+
+def end_if_dead(head: Any) -> str | None:
+    """Return which server of the local cluster `head` died, after ending the others; None while all live."""
+    dead = [name for name, _ in head.dead_processes() if name in _SERVERS]
+    if not dead:
+        return None
+    head.kill_all_processes(check_alive=False, allow_graceful=False)
+    ray.shutdown()
+    return str(dead[0])
+
+
+def failure_policy(config: FailureConfig, outcomes: Outcomes) -> Any:
+    """Return Ray's policy of replacing lost workers, as often as the stage allows, with a rule of ours.
+
+    What would come again is not tried again: Ray restarts the workers after any exception, which takes
+    seconds and ends in the same sentence. An exception that may be no more than what a worker sees when
+    another one dies gets a second chance.
+    """
+    from ray.train.v2._internal.exceptions import (
+        WorkerHealthCheckFailedError,
+        WorkerHealthCheckTimeoutError,
+    )
+    from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+
+    lost = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
+
+    class ReplaceLost(DefaultFailurePolicy):
+        def __init__(self) -> None:
+            super().__init__(config)  # type: ignore[arg-type]
+            self.before: set[str] = set()
+
+        def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+            failures = list(getattr(training_failed_error, "worker_failures", {}).values())
+            raised = {last_line(failure) for failure in failures}
+            again = bool(raised & self.before) and not any(isinstance(failure, lost) for failure in failures)
+            self.before = raised
+            if again or outcomes.failures():
+                return FailureDecision.RAISE
+            return super().make_decision(training_failed_error)
+
+    return ReplaceLost()
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line of an error's text, which of Ray's errors is the sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def trainer_class(outcomes: Outcomes, scaling_policy: Any) -> type[TorchTrainer]:
+    """Return Ray's trainer with our rules for failures and, unless it is None, for the number of workers."""
+    from ray.train.torch import TorchTrainer
+
+    ray_trainer: Any = TorchTrainer  # its types are those of the first Ray Train, which it no longer is
+
+    class Trainer(ray_trainer):  # type: ignore[misc]
+        def _initialize_and_run_controller(self, **parts: Any) -> Any:
+            parts["failure_policy"] = failure_policy(self.run_config.failure_config, outcomes)
+            if scaling_policy is not None:
+                parts["scaling_policy"] = scaling_policy
+            return super()._initialize_and_run_controller(**parts)
+
+    return Trainer
+
+
+def elastic_policy(
+    scaling: ScalingConfig, sizes: tuple[int, ...], checkpoints: Path, outcomes: Outcomes
+) -> Any:
+    """Return Ray's policy of taking as many workers as there is room for, with rules of ours.
+
+    There are only as many as share the step evenly. Those that run are given up for more, or for others, only
+    right after a checkpoint: what was done since would be done again. The wait for room has an end, and
+    heeds a request to stop.
+    """
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
+
+    def newest() -> str | None:
+        return max((path.name for path in checkpoints.glob("step-*") if not path.suffix), default=None)
+
+    class Elastic(ElasticScalingPolicy):
+        def __init__(self) -> None:
+            super().__init__(scaling)  # type: ignore[arg-type]
+            self.newest = newest()
+            self.ran = -math.inf  # when workers were last seen running
+            self.waits_since: float | None = None
+
+        def _count_possible_workers(self, reserved_resources: Any) -> int:
+            # Ray lists its machines every twenty seconds: a dead one may still be among them.
+            alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+            room = super()._count_possible_workers(
+                {node: held for node, held in reserved_resources.items() if node in alive}
+            )
+            return max((size for size in sizes if size <= room), default=0)
+
+        def make_decision_for_non_running_worker_group(self) -> Any:
+            if time.monotonic() - self.ran < _SETTLE_SECONDS:
+                return NoopDecision()
+            decision = super().make_decision_for_non_running_worker_group()
+            if not isinstance(decision, NoopDecision):
+                self.waits_since = None
+                return decision
+            self.waits_since = self.waits_since or time.monotonic()
+            if outcomes.please_stop.exists():
+                outcomes.stopped.touch()
+                raise TimeoutError("stopped")
+            if time.monotonic() - self.waits_since > ROOM_SECONDS:
+                minutes = ROOM_SECONDS // 60
+                raise TimeoutError(f"there was no room for {min(sizes)} workers for {minutes} minutes")
+            return decision
+
+        def make_decision_for_running_worker_group(self, *state: Any, **named: Any) -> Any:
+            self.ran = time.monotonic()
+            before, self.newest = self.newest, newest()
+            if self.newest == before:
+                return NoopDecision()
+            return super().make_decision_for_running_worker_group(*state, **named)
+
+    return Elastic()
