@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tats_core.cli import printing
 from tats_core.cli.options import DEFAULT_HOME, Home, SweepName, command_line
 from tats_core.errors import ResourceError, RunError, SpecError, StoreError
 
@@ -232,8 +233,6 @@ class _Quiet:
 
 
 def _headline(progress: Progress, objective: Any) -> str:
-    from tats_core.cli.progress import duration
-
     parts = [f"{len(progress.ended)} of {progress.total} trials, {len(progress.running)} running"]
     known = [one.metrics[objective.name] for one in progress.ended.values() if objective.name in one.metrics]
     if known:
@@ -241,7 +240,7 @@ def _headline(progress: Progress, objective: Any) -> str:
         parts.append(f"best {objective.shown} {top:.{objective.digits}f}")
     left = progress.remaining()
     if left is not None:
-        parts.append(f"about {duration(left)} left")
+        parts.append(f"about {printing.duration(left)} left")
     return ", ".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""`tats visualise`: what a pre-trained model sees of videos."""
+"""`tats visualise`: pictures of what a pre-trained model does with videos."""
 
 from __future__ import annotations
 
@@ -7,35 +7,28 @@ from typing import Annotated
 
 import typer
 
-from tats_core.cli.options import DEFAULT_HOME, Home, ModelStage, RunName, writing
+from tats_core.cli.options import DEFAULT_HOME, Home, ModelStage, RunName, TestOf, writing
 from tats_core.errors import VideoError
 
 
 def visualise(
     run: RunName,
     videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Video files.")],
-    out: Annotated[Path, typer.Option("--out", help="The folder for the pictures.")] = Path("pictures"),
-    leaky: Annotated[
-        bool,
-        typer.Option(
-            "--leaky",
-            help="Paint masked tokens with their own true mean and deviation, which the model does not know.",
-        ),
-    ] = False,
+    out: Annotated[Path, typer.Option("--out", help="The folder to write the pictures to.")] = Path(
+        "pictures"
+    ),
     clips: Annotated[
-        int, typer.Option("--clips", min=1, help="Clips of each video, evenly spread; one: the middle.")
+        int,
+        typer.Option("--clips", min=1, help="Clips per video, evenly spread; 1 is the middle of the video."),
     ] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sampler's draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampler.")] = 0,
     stage: ModelStage = None,
-    benchmark: Annotated[
-        str | None,
-        typer.Option(help="Take clips as in this data set's test; needed only where the model does not say."),
-    ] = None,
+    benchmark: TestOf = None,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Draw videos with visible tokens, policy, value, prediction and error, by a pre-trained model.
+    """Draw visible tokens, policy, value, prediction and error of a pre-trained model on videos.
 
-    Each video gets a grid of frames (.png) and an animation (.gif).
+    Each clip becomes a grid of frames (.png) and an animation (.gif).
     """
     from tats_core.store import models
     from tats_core.training.visualise import Visualiser
@@ -44,17 +37,16 @@ def visualise(
     visualiser = Visualiser.load(folder, benchmark)
     unread = []
     with writing(out, "--out"):
-        for drawn in visualiser.draw(
+        for files in visualiser.draw(
             [video.expanduser() for video in videos],
             out.expanduser(),
             n_clips=clips,
             seed=seed,
-            leaky=leaky,
         ):
-            if isinstance(drawn, VideoError):
-                unread.append(str(drawn))
+            if isinstance(files, VideoError):
+                unread.append(str(files))
                 continue
-            for path in drawn:
+            for path in files:
                 typer.echo(str(path))
     if unread:
         raise VideoError("\n".join(unread))

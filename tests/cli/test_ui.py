@@ -77,5 +77,5 @@ def test_with_a_tracking_server_its_address_is_named(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://runs.example.org")
     ended = tats("ui")
     assert (ended.code, ended.out) == (
-        0, "The runs are kept by a tracking server: open https://runs.example.org\n"
+        0, "The runs are on an MLflow server: open https://runs.example.org\n"
     )  # fmt: skip

@@ -105,9 +105,7 @@ def test_several_models_are_listed_with_how_to_choose(home: Path, run: Callable[
         find_model("mine", home, "finetune", "finetune")
     chosen = find_model("mine", home, "finetune", "finetune[b,scratch]")
     assert chosen == Path(record.stages["finetune[b,scratch]"].folder or "")
-    with pytest.raises(
-        SpecError, match=r"trains no stage of this name; did you mean 'finetune\[b,s"
-    ):
+    with pytest.raises(SpecError, match=r"trains no stage of this name; did you mean 'finetune\[b,s"):
         find_model("mine", home, "finetune", "finetune[b,scrtch]")
 
 
