@@ -17,7 +17,7 @@ State = tuple[tuple[Path, int, int], ...]
 """Files with size and time of change, by which they are known again: a checkpoint may have gigabytes."""
 
 
-def place(named: str) -> Path:
+def path_of(named: str) -> Path:
     """Return the file or folder that a configuration names, absolute: a worker may run elsewhere."""
     return Path(named).expanduser().absolute()
 
@@ -27,7 +27,7 @@ def digest(key: str, named: str | None) -> Mapping[str, str]:
     if named is None:
         return {}
     try:
-        return {key: _digest(_state(place(named)))}
+        return {key: _digest(_state(path_of(named)))}
     except WeightsError:
         return {key: ""}  # preflight says why
 
@@ -43,7 +43,7 @@ def faults(
     if named is None:
         return []
     try:
-        misfit = _misfit(place(named), _state(place(named)), vit, clip, mae)
+        misfit = _misfit(path_of(named), _state(path_of(named)), vit, clip, mae)
     except WeightsError as error:
         return [f"{key}: {error}"]
     return [f"{key}: {misfit}"] if misfit else []

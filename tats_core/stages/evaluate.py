@@ -16,16 +16,22 @@ from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tats_core.data.loaders import ClipOptions, eval_views
+from tats_core.data.loaders import eval_views
 from tats_core.data.manifest import Manifest
 from tats_core.errors import SpecError
 from tats_core.files import write_json
 from tats_core.report import classes as by_class
 from tats_core.report import figures as charts
-from tats_core.specs import NotIdentity, StrictModel
+from tats_core.specs import NotIdentity
 from tats_core.stages.base import StageContext, StageKind
-from tats_core.stages.common import clip_options, labelled, write_result
-from tats_core.stages.training import Placed, run_here
+from tats_core.stages.common import (
+    Job,
+    Placed,
+    clip_options,
+    labelled,
+    run_workers,
+    write_result,
+)
 from tats_core.training import metrics, weights
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.evaluate import score_views
@@ -98,70 +104,37 @@ class Evaluate(StageKind[EvaluateStage]):
 
     def run(self, config: EvaluateStage, ctx: StageContext) -> None:
         """Score all test videos."""
-        job = EvaluateJob(
-            data=config.data,
-            test=str(ctx.input("data").path / f"{config.benchmark}.test.json"),
-            model=str(ctx.input("finetune").path),
-            clips=config.clips,
-            crops=config.crops,
-            batch_size=config.batch_size,
-            precision=config.precision,
-            benchmark=config.benchmark,
-            init=config.init,
-            out=str(ctx.out),
-        ).model_dump(mode="json", exclude_unset=True)
-        if not config.beside:
-            run_here(score_videos, job, ctx)
-            return
-        ctx.fit(
-            f"{__name__}:score_videos",
-            job,
-            workers=config.beside,
-            gpu=config.gpu,
-            max_failures=config.max_failures,
-        )
+        inputs = {"data": ctx.input("data").path, "model": ctx.input("finetune").path}
+        run_workers(score_videos, config, inputs, ctx, workers=config.beside)
 
 
-# --- in a worker ------------------------------------------------------------------------------------------
+# --- in a worker ---------------------------------------------------------------------------------------
 
 
-class EvaluateJob(StrictModel):
-    """Test a fine-tuned model on all videos of one manifest."""
-
-    data: ClipOptions
-    test: str
-    model: str = Field(description="folder of the fine-tuned model")
-    clips: int | None = None
-    crops: int | None = None
-    batch_size: int = 8
-    precision: Precision = "fp32"
-    benchmark: str
-    init: str
-    out: str
-
-
-def score_videos(job: Mapping[str, Any], world: World, events: EventLog, store: CheckpointStore) -> None:
+def score_videos(raw_job: Mapping[str, Any], world: World, events: EventLog, store: CheckpointStore) -> None:
     """Multi-view test: each worker scores its share of the videos, rank 0 writes the result."""
     began = time.perf_counter()
-    task = EvaluateJob.model_validate(job)
-    manifest = labelled(Manifest.load(Path(task.test)))
-    model, classes = weights.load_classifier(Path(task.model))
+    job = Job[EvaluateStage].model_validate(raw_job)
+    config, out = job.config, Path(job.out)
+    manifest = labelled(job.manifest("test"))
+    model, classes = weights.load_classifier(Path(job.inputs["model"]))
     if tuple(classes) != manifest.classes:
         raise SpecError(
-            f"the model in {task.model} knows other classes ({len(classes)}) than the test videos of "
-            f"{manifest.benchmark} ({len(manifest.classes)}); evaluate it on the data it was fine-tuned for"
+            f"the model in {job.inputs['model']} knows other classes ({len(classes)}) than the test videos "
+            f"of {manifest.benchmark} ({len(manifest.classes)}); evaluate it on the data it was fine-tuned "
+            "for"
         )
     views = eval_views(
         manifest,
-        clip_options(model.encoder.clip, task.data),
-        clips=task.clips,
-        crops=task.crops,
-        batch_size=task.batch_size,
+        clip_options(model.encoder.clip, config.data),
+        clips=config.clips,
+        crops=config.crops,
+        batch_size=config.batch_size,
         rank=world.rank,
         world_size=world.size,
     )
     scores_BC, label_B, index_B = score_views(
-        model.to(world.device), store.until_stopped(views), world, task.precision
+        model.to(world.device), store.until_stopped(views), world, config.precision
     )
     scores_BC, label_B, index_B = gather_uneven(world, scores_BC, label_B, index_B)
     if not world.is_first:
@@ -172,7 +145,7 @@ def score_videos(job: Mapping[str, Any], world: World, events: EventLog, store: 
     low, high = metrics.wilson_interval(top1, len(manifest))
     confusion_CC = metrics.confusion(scores_BC.argmax(1), label_B, len(classes))
     calibration = metrics.calibration(scores_BC, label_B)
-    figures = {
+    results = {
         "top1": top1,
         "top5": metrics.top_k_percent(scores_BC, label_B, 5),
         "low": low,
@@ -181,24 +154,23 @@ def score_videos(job: Mapping[str, Any], world: World, events: EventLog, store: 
         "ece": calibration.ece,
         "chance": 100 / len(classes),
     }
-    events.metrics(1, figures)
+    events.metrics(1, results)
     described = {
-        "benchmark": task.benchmark,
-        "init": task.init,
+        "benchmark": config.benchmark,
+        "init": config.init,
         "clips": len(manifest),
         "classes": len(classes),
         "parameters": parameter_count([model]),
         "test_seconds": time.perf_counter() - began,
     }
-    out = Path(task.out)
-    keep_scores(out, scores_BC, label_B, manifest)
-    title = f"{task.benchmark}, {task.init}: top-1 {top1:.1f}% of {len(manifest)} clips"
+    write_scores(out, scores_BC, label_B, manifest)
+    title = f"{config.benchmark}, {config.init}: top-1 {top1:.1f}% of {len(manifest)} clips"
     describe_classes(out, confusion_CC, classes, title, events)
     describe_calibration(out, calibration, events)
-    write_result(out, figures | described)
+    write_result(out, results | described)
 
 
-def keep_scores(out: Path, scores_BC: Tensor, label_B: Tensor, manifest: Manifest) -> None:
+def write_scores(out: Path, scores_BC: Tensor, label_B: Tensor, manifest: Manifest) -> None:
     """Write the scores, for whoever wants another figure of them, and the predictions in plain text.
 
     `scores.safetensors` holds `scores` [videos, classes] (probabilities, float16: the figures are taken

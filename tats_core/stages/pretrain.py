@@ -13,17 +13,20 @@ from pydantic import Field
 from tats_core.data import ground_truth
 from tats_core.data.loaders import ClipOptions, TrainLoader, eval_views
 from tats_core.data.manifest import Manifest
-from tats_core.specs import NotIdentity, StrictModel
+from tats_core.models.mae import VideoMAE
+from tats_core.specs import NotIdentity
 from tats_core.stages import checkpoint_input
 from tats_core.stages.base import Preflight, StageContext
 from tats_core.stages.common import (
+    Job,
+    Trained,
+    TrainedKind,
     clip_options,
     dump_on_failure,
-    say_unreadable,
-    start_mae,
+    note_unreadable,
+    run_workers,
     write_result,
 )
-from tats_core.stages.training import Trained, TrainedKind
 from tats_core.training import metrics, weights
 from tats_core.training.checkpoint import CheckpointStore, FolderStore
 from tats_core.training.events import EventLog
@@ -47,6 +50,10 @@ _HEALTH = frozenset(
     }
 )
 """What a look at features and policy finds (`training.health`)."""
+
+
+STATE = "state"
+"""Folder of the checkpoint in which a training that stops before its last epoch ends."""
 
 
 class PretrainStage(Trained, PretrainConfig):
@@ -92,62 +99,32 @@ class Pretrain(TrainedKind[PretrainStage]):
 
     def preflight(self, config: PretrainStage, ctx: Preflight) -> list[str]:
         """A checkpoint to start from must be there and fit, its decoder too."""
-        found = checkpoint_input.faults("start", config.start, config.model, config.clip, config.mae)
-        return found + super().preflight(config, ctx)
+        faults = checkpoint_input.faults("start", config.start, config.model, config.clip, config.mae)
+        return faults + super().preflight(config, ctx)
 
     def external(self, config: PretrainStage) -> Mapping[str, str]:
         """Return the digest of a checkpoint to start from."""
         return checkpoint_input.digest("start", config.start)
 
     def run(self, config: PretrainStage, ctx: StageContext) -> None:
-        """Train on Ray Train's workers, from where the first epochs of the same training ended if any did."""
+        """Train, from where the first epochs of the same training ended if they are in the store."""
         shorter = (config.beginning(until) for until in range(config.last_epoch - 1, 0, -1))
-        before = next((found for one in shorter if (found := ctx.output_of(one))), None)
-        data = ctx.input("data").path
-        job = PretrainJob(
-            recipe=config.recipe,
-            data=config.data,
-            train=str(data / f"{config.benchmark}.train.json"),
-            held_out=str(data / f"{config.benchmark}.test.json"),
-            start=str(checkpoint_input.place(config.start)) if config.start else None,
-            health_clips=config.health_clips,
-            workers=config.workers,
-            before=str(before) if before else None,
-            health_pictures=config.health_pictures,
-            out=str(ctx.out),
-        )
-        self.fit(f"{__name__}:train", job, config, ctx)
+        before = next((output for first in shorter if (output := ctx.output_of(first))), None)
+        start = checkpoint_input.path_of(config.start) if config.start else None
+        inputs = {"data": ctx.input("data").path, "start": start, "before": before}
+        run_workers(train, config, inputs, ctx, workers=config.workers, fewer=config.fewer)
 
 
-# --- in a worker ------------------------------------------------------------------------------------------
+# --- in a worker ---------------------------------------------------------------------------------------
 
 
-STATE = "state"
-"""Folder of the state in which a training that stops before its last epoch ends."""
-
-
-class PretrainJob(StrictModel):
-    """Pre-train on the clips of one manifest."""
-
-    recipe: PretrainConfig
-    data: ClipOptions
-    train: str = Field(description="manifest of the training videos")
-    held_out: str = Field(description="manifest of videos for health figures and pictures")
-    start: str | None = Field(None, description="model to start from; null: fresh weights")
-    health_clips: int = Field(256, ge=1, description="clips of each of the two for the health check")
-    workers: int | None = Field(None, description="those that the recipe is for; null: those there are")
-    before: str | None = Field(None, description="output of the first epochs of this training")
-    health_pictures: int = Field(4, ge=0, description="clips that are drawn in a health check")
-    out: str
-
-
-def train(job: Mapping[str, Any], world: World, events: EventLog, store: CheckpointStore) -> None:
+def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: CheckpointStore) -> None:
     """Joint pre-training of one worker."""
     began = time.perf_counter()
-    task = PretrainJob.model_validate(job)
-    recipe, out = task.recipe.among(world.size, task.workers or world.size), Path(task.out)
-    options = clip_options(recipe.clip, task.data)
-    manifest = Manifest.load(Path(task.train))
+    job = Job[PretrainStage].model_validate(raw_job)
+    recipe, out = job.config.recipe.among(world.size, job.config.workers), Path(job.out)
+    options = clip_options(recipe.clip, job.config.data)
+    manifest = job.manifest("train")
     loader = TrainLoader(
         manifest,
         options,
@@ -158,9 +135,9 @@ def train(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpo
         purpose="pretrain",
     )
     trainer = JointTrainer(recipe, world)
-    started = start_mae(trainer.mae, task.start, events)
-    visible, tokens = trainer.sampler.visible, trainer.sampler.tokens
+    matched = load_start(trainer.mae, job.inputs.get("start"), events)
     parameters = parameter_count([trainer.mae])
+    masking = {"visible": trainer.sampler.visible, "tokens": trainer.sampler.tokens}
     events.params(
         {
             "clips": len(manifest),
@@ -168,29 +145,27 @@ def train(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpo
             "steps": recipe.last_epoch * loader.steps,
             "epochs": recipe.last_epoch,
             "peak_lr": recipe.optimizer.scaled(recipe.optimizer.base_lr, recipe.batch_size),
-            "visible_tokens": visible,
-            "tokens": tokens,
+            "visible_tokens": masking["visible"],
+            "tokens": masking["tokens"],
             "workers": world.size,
             "device": str(world.device),
             "parameters": parameters,
             "sampler_parameters": parameter_count([trainer.sampler]),
-            **started,
+            **matched,
         }
     )
-    held_out = held_out_clips(
-        manifest, Manifest.load(Path(task.held_out)), options, task.health_clips, world, events
-    )
-    health = HealthCheck(
-        held_out, recipe.sampler.mask_ratio, world, events, out, recipe.seed, task.health_pictures
-    )
-    before = FolderStore(Path(task.before) / STATE, world, say=events.note) if task.before else None
+    held_out = held_out_clips(manifest, job.manifest("test"), options, job.config.health_clips, world, events)
+    pictures = job.config.health_pictures
+    health = HealthCheck(held_out, recipe.sampler.mask_ratio, world, events, out, recipe.seed, pictures)
+    earlier = job.inputs.get("before")
+    before = FolderStore(Path(earlier) / STATE, world, say=events.note) if earlier else None
     after = FolderStore(out / STATE, world, background=False) if recipe.until else None
     with dump_on_failure(trainer, manifest, out, world):
-        figures = pretrain(
+        results = pretrain(
             trainer, loader, events=events, store=store, health=health, before=before, after=after
         )
     unreadable = world.union(loader.unreadable)  # each worker met those of its own shares only
-    say_unreadable(unreadable, events)
+    note_unreadable(unreadable, events)
     if world.is_first:
         described = {"model": recipe.model, "clip": recipe.clip, "mae": recipe.mae, "views": Views.of(loader)}
         weights.save(out, trainer.mae, described)
@@ -199,14 +174,26 @@ def train(job: Mapping[str, Any], world: World, events: EventLog, store: Checkpo
             "seconds": time.perf_counter() - began,
             "peak_memory_mb": metrics.peak_memory_mb(world.device),
             "parameters": parameters,
-            "visible": visible,
-            "tokens": tokens,
+            **masking,
             "mask_ratio": recipe.sampler.mask_ratio,
             "sampler": recipe.sampler.kind,
             "skipped_steps": trainer.skipped,
             "unreadable_videos": len(unreadable),
         }
-        write_result(out, figures | usage)
+        write_result(out, results | usage)
+
+
+def load_start(mae: VideoMAE, path: str | None, events: EventLog) -> dict[str, str]:
+    """Load the model in `path`, if any; return what matched, as a parameter.
+
+    Raises:
+        WeightsError: it does not fit.
+    """
+    if path is None:
+        return {}
+    match = weights.start_mae(mae, Path(path))
+    events.note(f"start from {path}: {match.sentence()}")
+    return {"start": match.sentence()}
 
 
 def held_out_clips(
@@ -228,7 +215,7 @@ def held_out_clips(
             unreadable=unreadable,
         )
         batches = list(views)
-        say_unreadable(unreadable, events)
+        note_unreadable(unreadable, events)
         videos, labels, indices = (torch.cat([batch[field] for batch in batches]) for field in range(3))
         halves.append((part, videos[:, 0], labels, indices))
     (_, train_BCTHW, train_label_B, _), (part, test_BCTHW, test_label_B, index_B) = halves

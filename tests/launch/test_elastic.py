@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import ray
 
-from tats_core.launch import ray_internals, ray_train
+from tats_core.launch import ray_internals
 from tats_core.launch.workers import Outcomes
 
 LIVES, DEAD = ({"NodeID": name, "Alive": alive} for name, alive in (("lives", True), ("dead", False)))

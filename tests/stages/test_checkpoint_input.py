@@ -21,7 +21,7 @@ from tats_core.pipeline.keys import stage_key
 from tats_core.pipeline.spec import Pipeline, Stage
 from tats_core.stages import KINDS, checkpoint_input, finetune, pretrain, probe
 from tats_core.stages.base import Input, Preflight, StageContext
-from tats_core.stages.common import start_encoder, start_mae
+from tats_core.stages.common import load_encoder
 from tats_core.training.events import EventLog, read_events
 
 MODEL: dict[str, Any] = {"preset": "vit_micro", "width": 24, "depth": 1, "heads": 2}
@@ -189,17 +189,21 @@ def test_the_stage_gives_its_job_the_checkpoints_place(
     for changes in ({"encoder": "x.pth"}, {"encoder": "x.pth", "init": "scratch"}, {}):
         config = {"model": MODEL, "clip": CLIP, "benchmark": "ssv2", **changes}
         finetune.KIND.run(finetune.FinetuneStage.model_validate(config), context)
-    assert [job["encoder"] for job in jobs] == [str(tmp_path / "x.pth"), None, str(tmp_path / "pre")]
+    assert [job["inputs"].get("encoder") for job in jobs] == [
+        str(tmp_path / "x.pth"),
+        None,
+        str(tmp_path / "pre"),
+    ]
     jobs.clear()
     for changes in ({"start": "x.pth"}, {}):
         pretrain.KIND.run(pretrain.PretrainStage.model_validate(_recipe(**changes)), context)
-    assert [job["start"] for job in jobs] == [str(tmp_path / "x.pth"), None]
+    assert [job["inputs"].get("start") for job in jobs] == [str(tmp_path / "x.pth"), None]
 
 
 def test_what_matched_is_a_note_and_a_parameter(tmp_path: Path) -> None:
     source, target = _mae(0), _mae(1)
     file = _checkpoint(tmp_path / "x.pth", source)
-    said = start_encoder(target.encoder, str(file), EventLog(tmp_path / "events.jsonl"))
+    said = load_encoder(target.encoder, str(file), EventLog(tmp_path / "events.jsonl"))
     assert said == {"encoder": "16 tensors matched (Hugging Face layout)"}
     ((_, event),) = read_events(tmp_path / "events.jsonl")
     assert event["text"] == f"encoder from {file}: 16 tensors matched (Hugging Face layout)"
@@ -209,7 +213,7 @@ def test_what_matched_is_a_note_and_a_parameter(tmp_path: Path) -> None:
 def test_a_pre_training_says_what_it_started_from(tmp_path: Path) -> None:
     source, target = _mae(0), _mae(1)
     file = _checkpoint(tmp_path / "x.pth", source)
-    said = start_mae(target, str(file), EventLog(tmp_path / "events.jsonl"))
+    said = pretrain.load_start(target, str(file), EventLog(tmp_path / "events.jsonl"))
     whole = len(target.state_dict())
     assert said == {"start": f"{whole} tensors matched (Hugging Face layout)"}
     ((_, event),) = read_events(tmp_path / "events.jsonl")

@@ -1,7 +1,10 @@
+"""What stages share: configurations that are checked before anything starts, clips, labels, results."""
+
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,9 +12,86 @@ from tats_core.data.loaders import ClipOptions
 from tats_core.data.manifest import Manifest, VideoRecord
 from tats_core.errors import DataError, SpecError
 from tats_core.models.tokens import ClipConfig
-from tats_core.stages.common import clip_options, labelled, write_result
+from tats_core.specs import validate
+from tats_core.stages import finetune, pretrain
+from tats_core.stages.base import Preflight
+from tats_core.stages.common import Trained, clip_options, labelled, write_result
+from tats_core.stages.finetune import FinetuneStage
+from tats_core.stages.pretrain import PretrainStage
 
 CLIP = ClipConfig(frames=8, size=48, patch=8)
+
+
+@pytest.mark.parametrize("stage", [PretrainStage, FinetuneStage])
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (
+            {"batch_size": 30, "workers": 4},
+            "demo.yaml: it: batch_size (30) is over all workers and must be a multiple of workers (4)",
+        ),
+        (
+            {"batch_size": 32, "workers": 4, "accumulate": 3},
+            "demo.yaml: it: a worker's share of batch_size (8 of 32) must be a multiple of accumulate (3)",
+        ),
+    ],
+)
+def test_a_batch_that_cannot_be_dealt_out_evenly_is_refused_with_its_numbers(
+    stage: type[Trained], config: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        validate(stage, {"benchmark": "ssv2", **config}, "demo.yaml", prefix="it")
+    assert str(caught.value) == sentence
+
+
+def test_clips_that_would_not_pair_up_are_refused_before_anything_starts() -> None:
+    with pytest.raises(SpecError, match=r"mixup and cutmix pair the clips .* is odd \(1\)"):
+        validate(FinetuneStage, {"benchmark": "ssv2", "batch_size": 4, "workers": 4}, "demo.yaml")
+
+
+def test_a_batch_that_is_dealt_out_evenly_is_taken() -> None:
+    config = {"benchmark": "ssv2", "batch_size": 32, "workers": 4, "accumulate": 2, "precision": "bf16"}
+    for stage in (PretrainStage, FinetuneStage):
+        assert validate(stage, config, "demo.yaml").recipe.per_worker(4) == 8
+
+
+def test_compiling_without_a_compiler_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    place = Preflight("it", {}, Path("home"))
+    for stage, kind in ((PretrainStage, pretrain.KIND), (FinetuneStage, finetune.KIND)):
+        asked, gpu, plain = (
+            validate(stage, {"benchmark": "ssv2", **more}, "demo.yaml")
+            for more in ({"compile": True}, {"compile": True, "gpu": True}, {})
+        )
+        sentence = "it.compile: torch.compile needs a C++ compiler, and there is none; leave it out"
+        assert kind.preflight(asked, place) == [sentence]
+        assert kind.preflight(gpu, place) == kind.preflight(plain, place) == []
+
+
+def test_the_numbers_of_workers_between_least_and_most_are_those_that_share_the_step_evenly() -> None:
+    config = {"benchmark": "ssv2", "batch_size": 48, "workers": 4, "accumulate": 3, "min_workers": 2}
+    for stage, kind in ((PretrainStage, pretrain.KIND), (FinetuneStage, finetune.KIND)):
+        asked = validate(stage, config, "demo.yaml")
+        # Twelve parts in a step: 6, 4 or 3 a worker.
+        assert asked.fewer == (2, 3)
+        assert (kind.cpus(asked), kind.spare(asked)) == (2, 2)
+        always = validate(stage, {**config, "min_workers": None}, "demo.yaml")
+        assert (always.fewer, kind.cpus(always), kind.spare(always)) == ((), 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"min_workers": 5}, r"min_workers \(5\) is more than workers \(4\)"),
+        ({"min_workers": 3}, "min_workers: 3 workers cannot share evenly what 4 do in 1 part each"),
+        ({"min_workers": 2, "head_norm": "batch"}, "min_workers: head_norm: batch takes its statistics over"),
+    ],
+)
+def test_too_few_or_too_many_workers_at_least_are_refused(config: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SpecError, match=sentence):
+        validate(FinetuneStage, {"benchmark": "ssv2", "batch_size": 48, "workers": 4, **config}, "demo.yaml")
 
 
 def test_the_loader_reads_the_clip_that_the_model_sees() -> None:

@@ -55,7 +55,12 @@ def _run(job: Any, entry: Any, out: Path) -> dict[str, Any]:
     return result
 
 
-def _pretrain_job(data: Path) -> dict[str, Any]:
+def _job(folder: Path, config: dict[str, Any], **inputs: Path | None) -> dict[str, Any]:
+    paths = {role: str(path) for role, path in {"data": folder, **inputs}.items() if path}
+    return {"config": {"benchmark": "ucf101", **config}, "inputs": paths}
+
+
+def _pretrain_job(folder: Path, *, start: Path | None = None, **config: Any) -> dict[str, Any]:
     recipe = {
         "model": MODEL,
         "clip": CLIP,
@@ -63,37 +68,22 @@ def _pretrain_job(data: Path) -> dict[str, Any]:
         "sampler": {"mask_ratio": 0.5, "network": {"width": 12, "heads": 2}},
         "epochs": 1,
         "batch_size": 8,
-    }
-    return {
-        "recipe": recipe,
-        "data": {},
-        "train": str(data / "ucf101.train.json"),
-        "held_out": str(data / "ucf101.test.json"),
         "health_clips": 8,
     }
+    return _job(folder, recipe | config, start=start)
 
 
-def _finetune_job(data: Path, encoder: Path | None) -> dict[str, Any]:
+def _finetune_job(folder: Path, encoder: Path | None, **config: Any) -> dict[str, Any]:
     recipe = {"model": MODEL, "clip": CLIP, "epochs": 1, "batch_size": 8, "mixup": 0, "cutmix": 0}
-    return {
-        "recipe": recipe,
-        "data": {},
-        "train": str(data / "ucf101.train.json"),
-        "encoder": None if encoder is None else str(encoder),
-        "benchmark": "ucf101",
-        "init": "pretrained",
-    }
+    return _job(folder, recipe | config, encoder=encoder)
 
 
 def _evaluate_job(data: Path, model: Path, test: str) -> dict[str, Any]:
-    place = {"test": str(data / f"{test}.test.json"), "model": str(model)}
-    return {"data": {}, **place, "clips": 2, "crops": 1, "benchmark": test, "init": "pretrained"}
+    return _job(data, {"benchmark": test, "clips": 2, "crops": 1}, model=model)
 
 
-def _probe_job(data: Path, model: Path | None) -> dict[str, Any]:
-    lists = {split: str(data / f"ucf101.{split}.json") for split in get_args(Split)}
-    named = {"benchmark": "ucf101", "init": "pretrained"}
-    return {"model": MODEL, "clip": CLIP, "data": {}, "encoder": model and str(model), **lists, **named}
+def _probe_job(folder: Path, encoder: Path | None, **config: Any) -> dict[str, Any]:
+    return _job(folder, {"model": MODEL, "clip": CLIP, **config}, encoder=encoder)
 
 
 def test_each_job_hands_its_model_to_the_next(data: Path, tmp_path: Path) -> None:
@@ -121,10 +111,9 @@ def test_each_job_hands_its_model_to_the_next(data: Path, tmp_path: Path) -> Non
 
 def test_a_pre_training_goes_out_from_the_one_it_starts_from(data: Path, tmp_path: Path) -> None:
     _run(_pretrain_job(data), pretrain.train, tmp_path / "first")
-    job = _pretrain_job(data) | {"start": str(tmp_path / "first")}
     # Without a learning rate, what comes out is what went in.
     still = {"base_lr": 1e-30, "min_lr": 0, "warmup_lr": 0, "weight_decay": 0}
-    job["recipe"] |= {"optimizer": still, "seed": 1}
+    job = _pretrain_job(data, start=tmp_path / "first", optimizer=still, seed=1)
     _run(job, pretrain.train, tmp_path / "second")
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
     assert first.keys() == second.keys()
@@ -180,7 +169,7 @@ def test_an_attentive_probe_leaves_the_encoder_as_it_was_and_repeats_itself(
 
     attentive_probe = probe.attentive_probe
     monkeypatch.setattr(probe, "attentive_probe", watched)
-    job = _probe_job(data, tmp_path / "pretrain") | {"attentive": {"epochs": 2, "batch": 8, "clips": 2}}
+    job = _probe_job(data, tmp_path / "pretrain", attentive={"epochs": 2, "batch": 8, "clips": 2})
     found = [_run(job, probe.probe_encoder, tmp_path / name) for name in ("one", "two")]
     for before, encoder in encoders:
         after = encoder.state_dict()
@@ -203,7 +192,7 @@ def test_a_killed_attentive_probe_goes_on_to_the_same_result(data: Path, tmp_pat
             super().save(state, **more)
             raise KeyboardInterrupt
 
-    job = _probe_job(data, None) | {"attentive": {"epochs": 2, "batch": 8}, "precision": "bf16"}
+    job = _probe_job(data, None, attentive={"epochs": 2, "batch": 8}, precision="bf16")
     whole = _run(job, probe.probe_encoder, tmp_path / "whole")
     out = tmp_path / "killed"
     with pytest.raises(KeyboardInterrupt):
@@ -243,9 +232,8 @@ def test_the_tokens_of_a_videos_clips_are_joined_in_order() -> None:
 
 def test_averaged_weights_are_what_is_saved_and_the_run_says_so(data: Path, tmp_path: Path) -> None:
     for name, ema in (("last", None), ("average", {"decay": 0.9})):
-        job = _finetune_job(data, None)
         out = tmp_path / name
-        _run({**job, "recipe": {**job["recipe"], "ema": ema, "precision": "bf16"}}, finetune.train, out)
+        _run(_finetune_job(data, None, ema=ema, precision="bf16"), finetune.train, out)
         saved = load_file(out / "model.safetensors")
         state = torch.load(max((out / "checkpoints").iterdir()) / "state.pt", weights_only=True)["trainer"]
         kept = state["average"]["model"] if ema else state["model"]
@@ -257,13 +245,12 @@ def test_averaged_weights_are_what_is_saved_and_the_run_says_so(data: Path, tmp_
 
 
 def test_videos_without_labels_are_enough_for_pre_training(data: Path, tmp_path: Path) -> None:
-    job = _pretrain_job(data)
-    for key, split in (("train", "train"), ("held_out", "test")):
+    for split in get_args(Split):
         listed = Manifest.load(data / f"ucf101.{split}.json")
         videos = tuple(replace(video, label=UNLABELLED) for video in listed.videos)
         unlabelled = replace(listed, benchmark="file_list", classes=(), videos=videos)
-        unlabelled.save(tmp_path / f"{split}.json")
-        job[key] = str(tmp_path / f"{split}.json")
+        unlabelled.save(tmp_path / f"file_list.{split}.json")
+    job = _pretrain_job(tmp_path, benchmark="file_list")
     found = _run(job, pretrain.train, tmp_path / "pretrain")
     assert found["effective_rank"] > 0
     assert "linear_top1" not in found
@@ -297,10 +284,10 @@ def test_an_unreadable_test_video_is_an_error_that_names_it(data: Path, tmp_path
 def test_an_unreadable_training_video_is_named_counted_and_skipped(data: Path, tmp_path: Path) -> None:
     broken = Path(Manifest.load(data / "ucf101.train.json").videos[0].path)
     whole = broken.read_bytes()
-    job = _finetune_job(data, None)
+    job = _finetune_job(data, None, data={"max_unreadable": 0.1})
     try:
         broken.write_bytes(b"not a video")
-        found = _run({**job, "data": {"max_unreadable": 0.1}}, finetune.train, tmp_path / "finetune")
+        found = _run(job, finetune.train, tmp_path / "finetune")
     finally:
         broken.write_bytes(whole)
     assert found["unreadable_videos"] == 1
@@ -316,10 +303,10 @@ def test_a_broken_training_video_stops_neither_a_health_check_nor_a_probe(data: 
     try:
         broken.write_bytes(b"not a video")
         found = _run(
-            _pretrain_job(data) | {"health_clips": 16, "data": allowed}, pretrain.train, tmp_path / "pretrain"
+            _pretrain_job(data, health_clips=16, data=allowed), pretrain.train, tmp_path / "pretrain"
         )
         probed = _run(
-            _probe_job(data, tmp_path / "pretrain") | {"data": allowed},
+            _probe_job(data, tmp_path / "pretrain", data=allowed),
             probe.probe_encoder,
             tmp_path / "probe",
         )
@@ -333,7 +320,7 @@ def test_a_broken_training_video_stops_neither_a_health_check_nor_a_probe(data: 
 
 
 def test_a_probe_stops_when_a_person_asks(data: Path, tmp_path: Path) -> None:
-    job = _probe_job(data, None) | {"batch_size": 4, "out": str(tmp_path)}
+    job = _probe_job(data, None, batch_size=4) | {"out": str(tmp_path)}
     with pytest.raises(Stopped):
         probe.probe_encoder(
             job, World(), EventLog(None), FolderStore(tmp_path / "checkpoints", stop=lambda: True)
@@ -341,9 +328,9 @@ def test_a_probe_stops_when_a_person_asks(data: Path, tmp_path: Path) -> None:
 
 
 def test_frames_that_contradict_the_models_clip_are_refused(data: Path, tmp_path: Path) -> None:
-    job = _finetune_job(data, None)
+    job = _finetune_job(data, None, data={"frames": 6})
     with pytest.raises(SpecError, match=r"data\.frames contradicts clip\.frames"):
-        _run({**job, "data": {"frames": 6}}, finetune.train, tmp_path / "finetune")
+        _run(job, finetune.train, tmp_path / "finetune")
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -19,8 +19,9 @@ from tats_core.data.manifest import Manifest
 from tats_core.errors import SpecError, StageError, Stopped
 from tats_core.files import write_json
 from tats_core.specs import identity, validate
-from tats_core.stages import KINDS, base, command, data, evaluate, probe, report, training
+from tats_core.stages import KINDS, base, command, data, evaluate, probe, report
 from tats_core.stages.base import Input, Preflight, StageContext
+from tats_core.stages.common import Placed, run_workers
 from tats_core.training.checkpoint import CheckpointConfig
 from tats_core.training.events import EventLog, read_events
 
@@ -301,34 +302,38 @@ def test_a_probe_or_a_test_takes_a_worker_with_a_gpu_where_it_is_given_one_and_n
     context, tmp_path, monkeypatch, stage, Config, function
 ):
     fitted, here = [], []
-    monkeypatch.setattr(stage, "run_here", lambda entry, job, ctx: here.append(job))
     ctx = context(
         Input("data", "data", {}, tmp_path / "data"),
         Input("finetune", "finetune", {}, tmp_path / "finetune"),
         fit=lambda entry, job, **place: fitted.append((entry, job, place)),
     )
-    for gpu in (False, True):
+    entry = getattr(stage, function)
+    for gpu in (True, False):
         config = Config(benchmark="ssv2", init="scratch", precision="bf16", gpu=gpu, max_failures=1)
         assert (stage.KIND.cpus(config), stage.KIND.gpus(config)) == (1, int(gpu))
+        monkeypatch.setattr(stage, function, entry if gpu else lambda job, *_: here.append(job))
         stage.KIND.run(config, ctx)
     ((entry, job, place),) = fitted
-    assert here == [job]
-    assert job["precision"] == "bf16"
+    assert [alone["inputs"] for alone in here] == [job["inputs"]]
+    assert job["config"] == here[0]["config"] | {"gpu": True}
+    assert job["config"]["precision"] == "bf16"
     assert entry == f"tats_core.stages.{stage.KIND.name}:{function}"
-    assert place == {"workers": 1, "gpu": True, "max_failures": 1}
+    assert place == {"workers": 1, "fewer": (), "gpu": True, "max_failures": 1}
 
 
 def test_a_job_in_this_process_stops_after_a_state_if_asked_and_goes_on_from_it(context):
     def save(job, world, events, store):
-        assert store.begin(CheckpointConfig()) == job["found"]
+        assert store.begin(CheckpointConfig()) == expected
         store.save({"epoch": 1}, step=1, metrics={})
 
+    expected = None
     ctx = context()
     ctx.stop.set()
     with pytest.raises(Stopped):
-        training.run_here(save, {"found": None}, ctx)
+        run_workers(save, Placed(benchmark="ssv2"), {}, ctx, workers=0)
     ctx.stop.clear()
-    training.run_here(save, {"found": {"epoch": 1}}, ctx)
+    expected = {"epoch": 1}
+    run_workers(save, Placed(benchmark="ssv2"), {}, ctx, workers=0)
 
 
 def test_every_registered_kind_can_be_imported_and_calls_itself_so():

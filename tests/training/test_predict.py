@@ -52,14 +52,8 @@ def tuned(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a fine-tuning leaves behind."""
     out = tmp_path_factory.mktemp("tuned")
     recipe = {"model": MODEL, "clip": CLIP, "epochs": 1, "batch_size": 10, "mixup": 0, "cutmix": 0}
-    job = {
-        "recipe": recipe,
-        "data": {},
-        "train": str(data / "ssv2.train.json"),
-        "benchmark": "ssv2",
-        "init": "scratch",
-        "out": str(out),
-    }
+    config = {"benchmark": "ssv2", "init": "scratch", **recipe}
+    job = {"config": config, "inputs": {"data": str(data)}, "out": str(out)}
     finetune.train(job, World(), EventLog(None), FolderStore(out / "checkpoints"))
     return out
 
@@ -67,10 +61,9 @@ def tuned(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_file_gets_the_class_that_the_benchmarks_test_gives_it(
     data: Path, tuned: Path, tmp_path: Path
 ) -> None:
-    job = {"data": {}, "test": str(data / "ssv2.test.json"), "model": str(tuned), "benchmark": "ssv2"}
-    evaluate.score_videos(
-        {**job, "init": "scratch", "out": str(tmp_path)}, World(), EventLog(None), FolderStore(tmp_path / "c")
-    )
+    config, inputs = {"benchmark": "ssv2", "init": "scratch"}, {"data": str(data), "model": str(tuned)}
+    job = {"config": config, "inputs": inputs, "out": str(tmp_path)}
+    evaluate.score_videos(job, World(), EventLog(None), FolderStore(tmp_path / "c"))
     expected = json.loads((tmp_path / "predictions.json").read_text())
     listed = Manifest.load(data / "ssv2.test.json")
     found = Predictor.load(tuned).predict([Path(video.path) for video in listed.videos])
