@@ -92,7 +92,8 @@ def test_a_wrong_command_line_exits_with_2_and_names_the_nearest(
 def test_a_home_of_nobody_is_said_in_a_sentence(tats: Callable[..., Any]) -> None:
     ended = tats("runs", "--home", "~nosuchuser/runs")
     assert ended.code == 2
-    assert ended.err == "tats: --home ~nosuchuser/runs: '~' cannot be expanded here; give the full path\n"
+    sentence = "'~' cannot be expanded to a folder here; give the full path"
+    assert ended.err == f"tats: --home ~nosuchuser/runs: {sentence}\n"
 
 
 def test_a_pipeline_named_without_the_word_pipeline_is_understood(
