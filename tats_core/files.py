@@ -9,9 +9,8 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tats_core.errors import StoreError
 
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 Form = TypeVar("Form")
+
+_ADAPTERS: dict[object, TypeAdapter[Any]] = {}
 
 
 @contextmanager
@@ -87,11 +88,12 @@ def read_json_if_there(path: Path, form: type[Form], what: str) -> Form | None:
         raise
 
 
-@cache
 def _adapter(form: type[Form]) -> TypeAdapter[Form]:
     from pydantic import TypeAdapter  # here: `tats --help` does without it
 
-    return TypeAdapter(form)
+    if form not in _ADAPTERS:
+        _ADAPTERS[form] = TypeAdapter(form)
+    return _ADAPTERS[form]
 
 
 def _problem(error: ValueError) -> str:

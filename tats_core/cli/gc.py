@@ -16,8 +16,6 @@ from tats_core.errors import StoreError
 if TYPE_CHECKING:
     from tats_core.store.gc import Findings
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-
 
 def gc(
     apply: Annotated[bool, typer.Option("--apply", help="Delete; without it nothing is deleted.")] = False,
@@ -65,15 +63,17 @@ def _aliased(home: Path) -> Mapping[Path, str]:
 
 
 def _print(findings: Findings, home: Path, applied: bool) -> None:
-    stays = f"{many(findings.kept_runs, 'run')} and {size(findings.kept_bytes)} of what they use stay"
+    stays = (
+        f"{many(findings.kept_runs, 'run')} and {printing.size(findings.kept_bytes)} of what they use stay"
+    )
     if not findings.waste:
         typer.echo(f"Nothing can go; {stays}.")
         return
     now = time.time()
     rows = [
         [
-            size(waste.size),
-            _age(now - waste.changed),
+            printing.size(waste.size),
+            printing.age(now - waste.changed),
             printing.plain(waste.path.relative_to(home)),
             printing.plain(waste.why),
         ]
@@ -81,19 +81,4 @@ def _print(findings: Findings, home: Path, applied: bool) -> None:
     ]
     printing.table(("size", "age", "folder", "why"), rows, right=("size", "age"), fold=("folder", "why"))
     what = "deleted" if applied else "can go (nothing was deleted; --apply does it)"
-    typer.echo(f"{size(findings.size)} in {many(len(findings.waste), 'folder')} {what}; {stays}.")
-
-
-def size(count: int) -> str:
-    """Return a number of bytes for a reader: `12 B`, `3.4 GiB`."""
-    value, unit = float(count), 0
-    while value >= 1024 and unit < len(_UNITS) - 1:
-        value, unit = value / 1024, unit + 1
-    return f"{value:.1f} {_UNITS[unit]}" if unit else f"{count} B"
-
-
-def _age(seconds: float) -> str:
-    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return "now"
+    typer.echo(f"{printing.size(findings.size)} in {many(len(findings.waste), 'folder')} {what}; {stays}.")

@@ -115,6 +115,15 @@ def clock(seconds: float | None) -> str:
     return DASH if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
+def size(count: float) -> str:
+    """Return a number of bytes for a reader: `12 B`, `3.4 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.1f} {unit}" if unit != "B" else f"{count} B"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
 def params(values: Mapping[str, str | int | float | bool]) -> str:
     """Return what a stage's configuration came down to, as one line.
 

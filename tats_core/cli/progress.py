@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
 
 from tats_core.cli import printing
 
@@ -75,18 +76,20 @@ class PlainUI:
 
     def started(self, plan: Plan, record: RunRecord) -> None:
         """Print the header."""
-        for line in header(plan, record):
-            self._write(line)
+        first, *rest = header(plan, record)
+        self._line(first, "bold")
+        for line in rest:
+            self._line(line, "dim")
 
     def stage_started(self, name: str) -> None:
         """Print that the stage starts."""
         self._remaining[name] = Remaining()
         self._printed.pop(name, None)
-        self._write(f"{name}: started")
+        self._line(f"{name}: started")
 
     def params(self, name: str, values: Mapping[str, Any]) -> None:
         """Print what the configuration came down to."""
-        self._write(f"{name}: {printing.params(values)}")
+        self._line(f"{name}: {printing.params(values)}", "dim")
 
     def progress(self, name: str, event: Mapping[str, Any]) -> None:
         """Print step, epoch, numbers and remaining time, if a line is due."""
@@ -95,32 +98,36 @@ class PlainUI:
         if now - self._printed.get(name, -self._every) < self._every:
             return
         self._printed[name] = now
-        self._write(f"{name}: {printing.progress(event, left)}")
+        self._line(f"{name}: {printing.progress(event, left)}")
 
     def note(self, name: str, text: str) -> None:
         """Print the sentence."""
-        self._write(f"{name}: {text}" if name else text)
+        self._line(f"{name}: {text}" if name else text)
 
     def stage_finished(self, name: str, seconds: float, cached: bool) -> None:
         """Print that the stage's output is complete."""
-        self._write(f"{name}: {'reused' if cached else f'finished in {printing.duration(seconds)}'}")
+        self._line(f"{name}: {'reused' if cached else f'finished in {printing.duration(seconds)}'}")
 
     def stage_failed(self, name: str, error: str) -> None:
         """Print that the stage failed, and why."""
-        self._write(f"{name}: failed: {error}")
+        self._line(f"{name}: failed: {error}")
 
     def finished(self, record: RunRecord) -> None:
         """Print how the run ended."""
-        self._write(ending(record))
+        self._line(ending(record))
 
     def close(self) -> None:
         """Nothing is open."""
 
+    def _line(self, text: str, style: str = "") -> None:
+        self._write(text)
 
-class LiveUI:
-    """A bar for every running stage at the bottom of the terminal, finished stages above."""
+
+class LiveUI(PlainUI):
+    """A bar for every running stage at the bottom of the terminal, and the lines above."""
 
     def __init__(self, console: Console | None = None) -> None:
+        super().__init__()
         self._console = console or Console(highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -132,14 +139,10 @@ class LiveUI:
             refresh_per_second=4,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._remaining: dict[str, Remaining] = {}
 
     def started(self, plan: Plan, record: RunRecord) -> None:
         """Print the header and open the display."""
-        first, *rest = header(plan, record)
-        self._print(f"[bold]{escape(first)}[/bold]")
-        for line in rest:
-            self._print(f"[dim]{escape(line)}[/dim]")
+        super().started(plan, record)
         self._progress.start()
 
     def stage_started(self, name: str) -> None:
@@ -147,10 +150,6 @@ class LiveUI:
         self._close_bar(name)
         self._remaining[name] = Remaining()
         self._tasks[name] = self._progress.add_task(escape(name), total=None, status="starting")
-
-    def params(self, name: str, values: Mapping[str, Any]) -> None:
-        """Print what the configuration came down to."""
-        self._print(f"[dim]  {escape(name)}: {escape(printing.params(values))}[/dim]")
 
     def progress(self, name: str, event: Mapping[str, Any]) -> None:
         """Move the stage's bar."""
@@ -165,34 +164,30 @@ class LiveUI:
                 self._tasks[name], completed=event["step"], total=event["steps"], status="  ".join(parts)
             )
 
-    def note(self, name: str, text: str) -> None:
-        """Print the sentence above the bars."""
-        self._print(escape(f"  {name}: {text}" if name else f"  {text}"))
-
     def stage_finished(self, name: str, seconds: float, cached: bool) -> None:
         """Replace the bar by a line."""
         self._close_bar(name)
-        mark, what = (
-            ("[dim]=", "reused[/dim]") if cached else ("[green]✓[/green]", printing.duration(seconds))
-        )
-        self._print(f"{mark} {escape(name)}  {what}")
+        if cached:
+            self._line(f"= {name}  reused", "dim")
+        else:
+            self._line(f"✓ {name}  {printing.duration(seconds)}", "green")
 
     def stage_failed(self, name: str, error: str) -> None:
         """Replace the bar by the reason."""
         self._close_bar(name)
-        self._print(f"[red]✗ {escape(name)}[/red]  {escape(error)}")
+        self._line(f"✗ {name}  {error}", "red")
 
     def finished(self, record: RunRecord) -> None:
         """Close the display and print how the run ended."""
         self.close()
-        self._print(escape(ending(record)))
+        super().finished(record)
 
     def close(self) -> None:
         """Restore the terminal; safe to call twice."""
         self._progress.stop()
 
-    def _print(self, markup: str) -> None:
-        self._console.print(markup, soft_wrap=True)
+    def _line(self, text: str, style: str = "") -> None:
+        self._console.print(Text(text, style), soft_wrap=True)
 
     def _close_bar(self, name: str) -> None:
         task = self._tasks.pop(name, None)

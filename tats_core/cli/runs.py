@@ -134,8 +134,9 @@ def best(run: Run) -> Best | None:
         return None
     by_start: dict[str, list[float]] = {}
     for row in table["rows"]:
-        if isinstance(row.get("top1"), int | float):
-            by_start.setdefault(str(row["init"]), []).append(float(row["top1"]))  # type: ignore[arg-type]
+        top1 = row.get("top1")
+        if isinstance(top1, int | float):
+            by_start.setdefault(str(row["init"]), []).append(top1)
     if by_start:
         return Best("top1", max(fmean(values) for values in by_start.values()))
     lift = table.get("policy", {}).get("motion_lift")

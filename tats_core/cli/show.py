@@ -93,9 +93,9 @@ def _print_json(run: Run, number: Number | None, links: list[Link], *, everythin
     shown: dict[str, object] = {"schema": SCHEMA, "run": asdict(overview(run)) | facts}
     if everything:
         shown["stages"] = [asdict(stage) for stage in record.stages.values()]
-        shown["numbers"] = [entry.to_json() for entry in _numbers(run)[0]]
+        shown["numbers"] = [asdict(entry) for entry in _numbers(run)[0]]
     if number:
-        shown["number"] = number.to_json()
+        shown["number"] = asdict(number)
     typer.echo(json.dumps(shown | {"chain": [asdict(link) for link in links]}, indent=2))
 
 
@@ -231,7 +231,7 @@ def _print_link(record: RunRecord, link: Link) -> None:
         printing.line(f"    in    {printing.plain(link.folder)}")
     for file in link.files:
         name = printing.plain(Path(file.path).name)
-        printing.line(f"    file  {name} ({_bytes(file.size)})  sha256 {file.sha256}")
+        printing.line(f"    file  {name} ({printing.size(file.size)})  sha256 {file.sha256}")
     _print_faults(link.faults)
 
 
@@ -301,11 +301,3 @@ def _used_data(links: Sequence[Link]) -> set[str]:
     """Return the data sets that the shown stages read; all of them where no stage names one."""
     named = {str(link.settings["benchmark"]) for link in links if "benchmark" in link.settings}
     return named or {entry.benchmark for link in links for entry in link.data}
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"

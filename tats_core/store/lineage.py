@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +99,6 @@ class Number:
     high: float | None = None
     clips: float | None = None
     faults: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self) | {"faults": list(self.faults)}
 
 
 def numbers(run: Run) -> dict[str, Number]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tats_core.cli.gc import size
+from tats_core.cli.printing import size
 from tats_core.store.outputs import StageKey, StageStore
 
 
