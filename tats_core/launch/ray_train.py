@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tats_core.training.world import World
 
 _STARTED = threading.Lock()
-# One for this process: Ray keeps the first that it reads, also for the next cluster that it starts.
+# The same for this process's lifetime: Ray uses the first that it reads for each cluster that it starts.
 _TOKEN = secrets.token_hex(32)
 _CONTROLLER_FAILURES = 2
 
@@ -129,8 +129,8 @@ def _fit(
 def capacity() -> tuple[int, int]:
     """Return the CPUs and GPUs of the cluster; starts a local one if there is none."""
     connect()
-    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return int(there.get("CPU", 0)), int(there.get("GPU", 0))
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
 
 
 def connect() -> None:
@@ -205,10 +205,10 @@ def _environment() -> dict[str, str]:
 def _check_resources(workers: int, gpu: bool) -> None:
     # Ray would wait for what will never come.
     resource = "GPU" if gpu else "CPU"
-    there = capacity()[gpu]
-    if there < workers:
+    available = capacity()[gpu]
+    if available < workers:
         raise ResourceError(
-            f"{workers} workers need {workers} {resource}s, but Ray has {there}; ask for fewer workers"
+            f"{workers} workers need {workers} {resource}s, but Ray has {available}; ask for fewer workers"
         )
 
 

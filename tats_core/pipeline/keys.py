@@ -19,9 +19,9 @@ def stage_key(instance: Instance, inputs: Iterable[tuple[Instance, str]], pipeli
     sources of its numbers.
     """
     read = [
-        {"kind": one.kind.name, "digest": digest}
-        | ({"axes": dict(one.axes), "stage": one.name} if instance.kind.gathers else {})
-        for one, digest in inputs
+        {"kind": source.kind.name, "digest": digest}
+        | ({"axes": dict(source.axes), "stage": source.name} if instance.kind.gathers else {})
+        for source, digest in inputs
     ]
     return StageKey({**own_components(instance, pipeline), "inputs": sorted(read, key=canonical)})
 

@@ -23,7 +23,7 @@ C = TypeVar("C", bound=StrictModel)
 
 @dataclass(frozen=True)
 class Input:
-    """The committed output of one stage that this one reads."""
+    """The committed output of a stage that another one reads."""
 
     name: str
     kind: str
@@ -46,8 +46,8 @@ class Fit(Protocol):
     ) -> None:
         """`entry` is "module:function"; `job` holds plain values only (it travels to the workers).
 
-        `fewer` are the numbers of workers with which it goes on where there is no room for all.
-        Starts from the newest checkpoint where one was kept. Raises the TatsError that a worker raised,
+        `fewer` are the numbers of workers with which it resumes where there is no room for all.
+        Resumes from the newest checkpoint, if there is one. Raises the TatsError that a worker raised,
         StageError where a worker died more than `max_failures` times, or Stopped.
         """
         ...
@@ -74,20 +74,20 @@ class StageContext:
     fit: Fit
     stop: threading.Event
     output_of: Callable[[StrictModel], Path | None] = lambda config: None
-    """Finds the output of this very stage with another configuration, if there is one."""
+    """Returns the output of this stage with another configuration, or None."""
 
     def inputs(self, kind: str) -> list[Input]:
         """Return the outputs of all stages of `kind` that this stage reads, in plan order."""
-        return [one for one in self.read if one.kind == kind]
+        return [output for output in self.read if output.kind == kind]
 
     def input(self, kind: str) -> Input:
-        """Return the one output of `kind` that this stage reads (the graph has made sure of it)."""
-        found = self.inputs(kind)
-        assert len(found) == 1, f"{self.name} reads {len(found)} outputs of kind '{kind}'"
-        return found[0]
+        """Return the output of `kind` that this stage reads; the graph makes sure of exactly one."""
+        outputs = self.inputs(kind)
+        assert len(outputs) == 1, f"{self.name} reads {len(outputs)} outputs of kind '{kind}'"
+        return outputs[0]
 
     def check_stop(self) -> None:
-        """Raise Stopped if the person asked to stop; call it between pieces of work."""
+        """Raise Stopped if the user asked to stop; call it between pieces of work."""
         if self.stop.is_set():
             raise Stopped
 
@@ -102,7 +102,7 @@ class Preflight:
 
 
 class StageKind(ABC, Generic[C]):
-    """One kind of stage; each module of this package has one, as `KIND`.
+    """A kind of stage; each module of this package has one, as `KIND`.
 
     Attributes:
         name: as in YAML.
@@ -133,7 +133,7 @@ class StageKind(ABC, Generic[C]):
     def reads(self, config: C) -> tuple[str, ...]:
         """Return the kinds whose outputs this stage reads, among the stages it needs, however indirectly.
 
-        Each must be there, save for a kind that gathers: it takes what it finds.
+        Each must be there, save for a kind that gathers: it takes what there is.
         """
         return ()
 
@@ -146,7 +146,7 @@ class StageKind(ABC, Generic[C]):
         return 0
 
     def spare(self, config: C) -> int:
-        """Return how many more of each of these it takes where they are there."""
+        """Return how many more of each it uses where they are free."""
         return 0
 
     def preflight(self, config: C, ctx: Preflight) -> list[str]:
@@ -160,16 +160,16 @@ class StageKind(ABC, Generic[C]):
     def identities(self, folder: Path) -> Mapping[str, str]:
         """Return file name → what stands for its content in the output's digest, where that is not its bytes.
 
-        For a file that holds what cannot matter to its readers, such as the place of a data set.
+        For a file that holds what cannot matter to its readers, such as the path of a data set.
         """
         return {}
 
     @abstractmethod
     def run(self, config: C, ctx: StageContext) -> None:
-        """Do the work and leave the output in `ctx.out`; go on where an earlier attempt ended.
+        """Do the work and leave the output in `ctx.out`; resume where an earlier attempt ended.
 
         Raises:
-            TatsError: the stage failed, for a reason told in one sentence.
+            TatsError: the stage failed; the error's text is one sentence.
             Stopped: `ctx.stop` was set.
         """
 

@@ -1,4 +1,4 @@
-"""A checkpoint from outside the pipeline that a stage starts from: its place, digest and fit."""
+"""A checkpoint from outside the pipeline that a stage reads: its path, digest and fit."""
 
 from __future__ import annotations
 
@@ -50,23 +50,23 @@ def faults(
 
 
 def _state(path: Path) -> State:
-    known = [(file, file.stat()) for file in checkpoints_io.files(path)]
-    return tuple((file, found.st_size, found.st_mtime_ns) for file, found in known)
+    files = [(file, file.stat()) for file in checkpoints_io.files(path)]
+    return tuple((file, status.st_size, status.st_mtime_ns) for file, status in files)
 
 
 @lru_cache(maxsize=32)
 def _digest(state: State) -> str:
-    whole = hashlib.sha256()
+    combined = hashlib.sha256()
     for file, _, _ in state:
         with file.open("rb") as opened:
-            whole.update(hashlib.file_digest(opened, "sha256").digest())
-    return whole.hexdigest()
+            combined.update(hashlib.file_digest(opened, "sha256").digest())
+    return combined.hexdigest()
 
 
 @lru_cache(maxsize=32)
 def _misfit(path: Path, state: State, vit: ViTConfig, clip: ClipConfig, mae: MAEConfig | None) -> str | None:
-    found = checkpoints_io.read(path)
-    misfit = found.misfit(vit, clip)
-    if misfit is None and mae is not None and found.kind == "pre-trained":
-        return found.misfit_of_decoder(mae)
+    checkpoint = checkpoints_io.read(path)
+    misfit = checkpoint.misfit(vit, clip)
+    if misfit is None and mae is not None and checkpoint.kind == "pre-trained":
+        return checkpoint.misfit_of_decoder(mae)
     return misfit

@@ -42,7 +42,7 @@ class CommandConfig(StrictModel):
 class Command(StageKind[CommandConfig]):
     """The program gets TATS_OUT (its folder) and TATS_INPUTS: JSON, a list of name, kind, axes, path.
 
-    What it prints is kept in `log/command.log`. Exit code 0 means that the folder holds its output; what it
+    What it prints goes to `log/command.log`. Exit code 0 means that the folder holds its output; what it
     leaves running is ended.
     A file that the command names counts with its content: it runs again when its script has changed.
     """
@@ -73,13 +73,13 @@ class Command(StageKind[CommandConfig]):
             StageError: it cannot be started, or ends with another exit code than 0.
         """
         inputs = [
-            {"name": one.name, "kind": one.kind, "axes": dict(one.axes), "path": str(one.path)}
-            for one in ctx.read
+            {"name": output.name, "kind": output.kind, "axes": dict(output.axes), "path": str(output.path)}
+            for output in ctx.read
         ]
         ours = {"TATS_OUT": str(ctx.out), "TATS_INPUTS": json.dumps(inputs)}
         log = ctx.out / "log" / "command.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        _end_what_was_left(ours["TATS_OUT"])
+        _end_leftovers(ours["TATS_OUT"])
         with log.open("ab") as printed:
             try:
                 process = subprocess.Popen(
@@ -93,7 +93,7 @@ class Command(StageKind[CommandConfig]):
             except OSError as error:
                 raise StageError(f"'{config.run[0]}' cannot be started ({error.strerror})") from error
             code = _wait(process, ctx)
-        _end_what_was_left(ours["TATS_OUT"])  # it would write into an output that counts already
+        _end_leftovers(ours["TATS_OUT"])  # it would write into an output that counts already
         if code != 0:
             raise StageError(f"the command ended with code {code}; what it printed is in {log}")
 
@@ -108,14 +108,14 @@ def _words(run: Sequence[str]) -> Sequence[str]:
 
 
 def _digest(path: Path) -> str:
-    # A plan shall not read a data set that is named: of a large file, size and time of change count.
-    found = path.stat()
-    if found.st_size > _READ_BYTES:
-        return f"{found.st_size} bytes, changed {found.st_mtime_ns}"
+    # A plan must not read a data set that the command names: of a large file, size and time of change count.
+    status = path.stat()
+    if status.st_size > _READ_BYTES:
+        return f"{status.st_size} bytes, changed {status.st_mtime_ns}"
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _end_what_was_left(out: str) -> None:
+def _end_leftovers(out: str) -> None:
     """Kill what a killed driver, or the program itself, left running: two would write into one folder."""
     left = []
     for process in psutil.process_iter():
@@ -126,7 +126,7 @@ def _end_what_was_left(out: str) -> None:
                 left.append(process)
     _, alive = psutil.wait_procs(left, _GRACE_SECONDS)
     if alive:
-        numbers = ", ".join(str(one.pid) for one in alive)
+        numbers = ", ".join(str(process.pid) for process in alive)
         raise StageError(
             f"process {numbers}, which the command left, cannot be ended; end it, then run again"
         )
@@ -136,7 +136,7 @@ def _wait(process: subprocess.Popen[bytes], ctx: StageContext) -> int:
     while True:
         try:
             code = process.wait(_POLL_SECONDS)
-            # Who stops a job of Ray stops all its processes at once, this one perhaps first.
+            # Stopping a job of Ray stops all its processes at once, this one perhaps first.
             if code == -signal.SIGTERM and ctx.stop.wait(_POLL_SECONDS):
                 raise Stopped
             return code

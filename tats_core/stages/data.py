@@ -22,7 +22,7 @@ from tats_core.machine import available_cpus
 from tats_core.specs import NotIdentity, StrictModel
 from tats_core.stages.base import Preflight, StageContext, StageKind
 
-_LISTED_FOLDERS = 2  # how deep the folders below a data set's own are looked at
+_LISTED_FOLDERS = 2  # how deep below a data set's folder the folders are read
 _LISTS = (".json", ".csv", ".txt", ".tsv")
 
 
@@ -36,7 +36,7 @@ class DataConfig(StrictModel):
     benchmarks: tuple[str, ...] = Field((), description="which; by default the four of the papers")
     fold: int = Field(1, ge=1, description="official split, where a data set has several")
     decoded: bool = Field(
-        False, description="keep all frames decoded too: for a small data set that many runs read"
+        False, description="store all frames decoded too: for a small data set that many runs read"
     )
 
     @model_validator(mode="after")
@@ -67,11 +67,11 @@ class Data(StageKind[DataConfig]):
         return available_cpus() - 1 if config.generate else 0
 
     def preflight(self, config: DataConfig, ctx: Preflight) -> list[str]:
-        """Return one sentence for each data set that is not there."""
+        """Return one sentence for each data set that is missing."""
         return [] if config.generate else [str(error) for _, error in _lost(config)]
 
     def external(self, config: DataConfig) -> Mapping[str, str]:
-        """Return each data set's place and a digest of its lists and folders (not of its videos)."""
+        """Return each data set's path and a digest of its lists and folders (not of its videos)."""
         if config.generate:
             return {}
         lost = {name for name, _ in _lost(config)}
@@ -83,15 +83,15 @@ class Data(StageKind[DataConfig]):
 
     def run(self, config: DataConfig, ctx: StageContext) -> None:
         """Generate if need be, read the lists of each data set and write the manifests."""
-        places: Mapping[str, Path]
+        folders: Mapping[str, Path]
         if config.generate is not None:
-            places = generate(ctx.out, config.generate, lambda *progress: _show(ctx, *progress))
+            folders = generate(ctx.out, config.generate, lambda *progress: _show(ctx, *progress))
         else:
-            places = {name: _place(config, name) for name in config.names}
-        for name, place in places.items():
+            folders = {name: _place(config, name) for name in config.names}
+        for name, folder in folders.items():
             for split in get_args(Split):
                 ctx.check_stop()
-                manifest = benchmarks.find(name).read(place, split, config.fold)
+                manifest = benchmarks.find(name).read(folder, split, config.fold)
                 if config.decoded:
                     frames = ctx.out / f"{name}.{split}.frames.npy"
                     manifest = decoded.write(manifest, frames, ctx.check_stop)

@@ -171,9 +171,9 @@ def score_videos(raw_job: Mapping[str, Any], world: World, events: EventLog, sto
 
 
 def write_scores(out: Path, scores_BC: Tensor, label_B: Tensor, manifest: Manifest) -> None:
-    """Write the scores, for whoever wants another figure of them, and the predictions in plain text.
+    """Write the scores, from which other metrics can be computed, and the predictions in plain text.
 
-    `scores.safetensors` holds `scores` [videos, classes] (probabilities, float16: the figures are taken
+    `scores.safetensors` holds `scores` [videos, classes] (probabilities, float16: the metrics are computed
     before the rounding) and `label`; its metadata has `names`, as JSON: the videos' `ids` and the `classes`.
     """
     ids = [video.id for video in manifest.videos]
@@ -190,7 +190,7 @@ def write_scores(out: Path, scores_BC: Tensor, label_B: Tensor, manifest: Manife
 def describe_classes(
     out: Path, confusion_CC: Tensor, classes: list[str], title: str, events: EventLog
 ) -> None:
-    """Write which classes are found and what the others are taken for: two tables and a picture."""
+    """Write how often each class is recognised and what it is confused with: two tables and a picture."""
     counts = confusion_CC.numpy()
     (out / "per_class.csv").write_text(by_class.per_class(counts, classes), encoding="utf-8")
     (out / "confusion.csv").write_text(by_class.matrix(counts, classes), encoding="utf-8")
@@ -214,14 +214,13 @@ def gather_uneven(world: World, *tensors: Tensor) -> list[Tensor]:
     """Join tensors of all workers along axis 0 where their lengths differ by at most a little."""
     if world.size == 1:
         return list(tensors)
-    length = torch.tensor([len(tensors[0])], device=world.device)
-    lengths = world.gather(length).tolist()
+    lengths = world.gather(torch.tensor([len(tensors[0])], device=world.device)).tolist()
     joined = []
     for tensor in tensors:
         padded = tensor.new_zeros(max(lengths), *tensor.shape[1:])
         padded[: len(tensor)] = tensor
         parts = torch.split(world.gather(padded.to(world.device)).cpu(), max(lengths))
-        joined.append(torch.cat([part[:own] for part, own in zip(parts, lengths, strict=True)]))
+        joined.append(torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)]))
     return joined
 
 

@@ -49,7 +49,7 @@ _HEALTH = frozenset(
         "random_lift",
     }
 )
-"""What a look at features and policy finds (`training.health`)."""
+"""Metrics of a health check of features and policy (`training.health`)."""
 
 
 STATE = "state"
@@ -64,7 +64,7 @@ class PretrainStage(Trained, PretrainConfig):
         description="file or folder of a checkpoint to start from (VideoMAE's, AdaMAE's, Hugging Face's or "
         "ours): encoder and decoder where it has both, else the encoder alone; null: fresh weights",
     )
-    health_clips: int = Field(256, ge=1, description="clips looked at in a health check")
+    health_clips: int = Field(256, ge=1, description="clips of a health check")
     health_pictures: int = Field(4, ge=0, description="clips that are drawn in a health check")
 
     @property
@@ -78,7 +78,7 @@ class Pretrain(TrainedKind[PretrainStage]):
 
     name = "pretrain"
     Config = PretrainStage
-    # Its benchmark is its own: a matrix over benchmarks varies what follows.
+    # A matrix over benchmarks varies the stages after it.
     follows = frozenset()
     curves = _HEALTH | {"loss", "clips_per_second"}
     reports = _HEALTH | {

@@ -175,7 +175,8 @@ def test_a_report_joins_the_results_of_each_benchmark_and_start(context, tmp_pat
         **dict.fromkeys(("top1", *measured), tested),
         **dict.fromkeys(("linear_top1", "knn_top1"), probed),
     }
-    assert policy_sources == dict.fromkeys(results["policy"], {"stage": "pretrain[]", "file": "result.json"})
+    pretrained = {"stage": "pretrain[]", "file": "result.json"}
+    assert policy_sources == {metric: pretrained for metric in results["policy"]}  # noqa: C420 (mutable)
     with (ctx.out / "results.csv").open(newline="") as file:
         assert [row["top1"] for row in csv.DictReader(file)] == ["40.0", "20.0"]
     assert "40.0" in (ctx.out / "results.md").read_text()
