@@ -68,7 +68,7 @@ def test_a_port_in_use_is_said_before_anything_starts(tats: Callable[..., Any], 
         port = taken.getsockname()[1]
         ended = tats("ui", "--port", str(port))
     assert ended.code == 2
-    assert ended.err == f"tats: port {port} of 127.0.0.1 is in use; give another one with --port\n"
+    assert ended.err == f"tats: port {port} of 127.0.0.1 is in use; give another port with --port\n"
 
 
 def test_with_a_tracking_server_its_address_is_named(
