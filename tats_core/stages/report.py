@@ -13,6 +13,10 @@ from tats_core.specs import StrictModel
 from tats_core.stages.base import Input, StageContext, StageKind, read_result
 
 Row = dict[str, Any]
+Sources = dict[str, dict[str, str]]
+"""Metric → `{"stage": full name of the stage, "file": file in its folder}`."""
+
+RESULT = "result.json"
 
 _PICTURE_TYPES = ("png", "svg")
 
@@ -32,11 +36,12 @@ class Report(StageKind[ReportConfig]):
 
     A row is one benchmark and one start (pre-trained or from scratch), and one value of each further axis
     of the pipeline's matrices. `policy` is what the pre-training left behind; where there were several, it
-    is the first one's, and `policies` holds all.
+    is the first one's, and `policies` holds all. `sources` is parallel to the rows and `policy_sources` to
+    the pre-trainings: for each number, the stage and the file in its folder that it comes from.
     """
 
     name = "report"
-    version = 2
+    version = 3
     Config = ReportConfig
     gathers = True
     code = ("tats_core.report.tables", "tats_core.report.paper", "tats_core.report.figures")
@@ -47,14 +52,20 @@ class Report(StageKind[ReportConfig]):
 
     def run(self, config: ReportConfig, ctx: StageContext) -> None:
         """Join the results and write them."""
-        policies = [{**output.axes, **read_result(output.path)} for output in ctx.inputs("pretrain")]
+        rows, sources = join([stage for kind in _ROW_KINDS for stage in ctx.inputs(kind)])
+        policies, policy_sources = [], []
+        for stage in ctx.inputs("pretrain"):
+            result = read_result(stage.path)
+            policies.append({**stage.axes, **result})
+            policy_sources.append({key: _source(stage) for key, value in result.items() if _is_number(value)})
         results: dict[str, Any] = {
             "pipeline": ctx.pipeline,
-            "rows": join([one for kind in _ROW_KINDS for one in ctx.inputs(kind)]),
+            "rows": rows,
             "policy": policies[0] if policies else {},
         }
         if len(policies) > 1:
             results["policies"] = policies
+        results |= {"sources": sources, "policy_sources": policy_sources}
         write_json(ctx.out / "results.json", results)
         for suffix, written in (
             ("md", tables.markdown),
@@ -71,20 +82,36 @@ class Report(StageKind[ReportConfig]):
             ctx.events.file(0, "results", "results.png")
 
 
-def join(inputs: Iterable[Input]) -> list[Row]:
+def join(inputs: Iterable[Input]) -> tuple[list[Row], list[Sources]]:
     """Return one row for each combination of axes, with the results of all stages that have it.
 
-    The first wins where two stages name a number alike (`seconds`, `labels`).
+    The first wins where two stages name a number alike (`seconds`, `labels`). Beside the rows stand their
+    numbers' sources: metric → stage and file.
     """
     rows: dict[tuple[tuple[str, str], ...], Row] = {}
-    for one in inputs:
-        result = read_result(one.path)
+    sources: dict[tuple[tuple[str, str], ...], Sources] = {}
+    for stage in inputs:
+        result = read_result(stage.path)
         # A stage with one benchmark only has no such axis, but says so in its result.
         named: dict[str, str] = {key: str(result[key]) for key in ("benchmark", "init") if key in result}
-        place = {**one.axes, **named}
-        row = rows.setdefault(tuple(sorted(place.items())), {})
-        row |= {key: value for key, value in {**place, **result}.items() if key not in row}
-    return list(rows.values())
+        labels = {**stage.axes, **named}
+        key = tuple(sorted(labels.items()))
+        row, source = rows.setdefault(key, {}), sources.setdefault(key, {})
+        for metric, value in {**labels, **result}.items():
+            if metric in row:
+                continue
+            row[metric] = value
+            if metric not in labels and _is_number(value):
+                source[metric] = _source(stage)
+    return list(rows.values()), list(sources.values())
+
+
+def _source(stage: Input) -> dict[str, str]:
+    return {"stage": stage.name, "file": RESULT}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 KIND = Report()
