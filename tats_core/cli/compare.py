@@ -76,7 +76,8 @@ def _check(records: Sequence[RunRecord]) -> None:
 
 
 def _draw(records: Sequence[RunRecord], metric: str, path: Path) -> str:
-    from tats_core.report import figures
+    from tats_core.report import charts
+    from tats_core.report.charts import Curve
     from tats_core.store import compare
 
     path = path.expanduser().absolute()
@@ -85,7 +86,13 @@ def _draw(records: Sequence[RunRecord], metric: str, path: Path) -> str:
     found = compare.curves(records, metric)
     names = [f"{letter}  {record.id}" for letter, record in zip("ABCDE", records, strict=False)]
     drawn = io.BytesIO()
-    figures.curves(found, names, metric).savefig(drawn, format=path.suffix[1:])
+    panels: dict[str, list[Curve]] = {stage: [] for stage in found}
+    for stage, curves in found.items():
+        for name, curve in zip(names, curves, strict=True):
+            steps = sorted(curve or {})
+            panels[stage].append(Curve(name, steps, [(curve or {})[step] for step in steps]))
+    figure = charts.learning(panels, names, ylabel=metric, stacked=True)
+    figure.savefig(drawn, format=path.suffix[1:])
     write_file(path, drawn.getvalue(), option="--plot")
     return str(path)
 

@@ -66,15 +66,15 @@ def _written(record: RunRecord, form: ReportFormat) -> str:
 
         return run_page.build(record)
     from tats_core.cli.results import read_results
-    from tats_core.report import paper, tables
+    from tats_core.report import results as tables
 
     found = read_results(record)
     if found is None:
         raise RunError(f"the run {record.id} has no finished report stage, so there is no table to write")
     writers: dict[ReportFormat, Any] = {
         ReportFormat.md: tables.markdown,
-        ReportFormat.csv: tables.comma_separated,
-        ReportFormat.latex: paper.as_latex,
+        ReportFormat.csv: tables.csv,
+        ReportFormat.latex: tables.latex,
         ReportFormat.json: lambda results: json.dumps({"run": record.id, **results}, indent=2) + "\n",
     }
     return str(writers[form](found))

@@ -88,7 +88,7 @@ def read_results(record: RunRecord) -> dict[str, Any] | None:
 
 def print_results(found: dict[str, Any]) -> None:
     """Print the table and what each number means."""
-    from tats_core.report import tables
+    from tats_core.report import results as tables
 
     typer.echo(tables.text(found))
     typer.echo("\nWhat each number means")

@@ -162,7 +162,7 @@ def _print_stages(record: RunRecord) -> None:
 
 def _print_numbers(record: RunRecord) -> None:
     from tats_core.cli import shown
-    from tats_core.report.tables import METRICS
+    from tats_core.report.metrics import RESULTS
 
     found, why = _numbers(record)
     typer.echo("")
@@ -170,7 +170,7 @@ def _print_numbers(record: RunRecord) -> None:
         typer.echo(why[:1].upper() + why[1:] + ".")
         return
     shown.say("[bold]Numbers of the final table[/]")
-    headline = [one for one in found if one.metric in METRICS or one.name.endswith("/motion_lift")]
+    headline = [one for one in found if one.metric in RESULTS or one.name.endswith("/motion_lift")]
     rows = [[shown.plain(one.name), _value(one), shown.plain(one.source)] for one in headline]
     shown.table(("number", "value", "measured by"), rows)
     first = headline[0] if headline else found[0]

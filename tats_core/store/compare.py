@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tats_core.errors import SpecError, StoreError, did_you_mean
-from tats_core.report.tables import METRICS
+from tats_core.report.metrics import RESULTS
 from tats_core.store import lineage, logs
 from tats_core.store.lineage import Number
 from tats_core.store.outputs import StageStore
@@ -176,7 +176,7 @@ def _wanted(name: str, metric: str | None) -> bool:
         return last == metric
     if name.startswith("policy/"):
         return last in ("motion_lift", "entropy_share")
-    return last in METRICS
+    return last in RESULTS
 
 
 def _table(record: RunRecord) -> dict[str, Number]:
