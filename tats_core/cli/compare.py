@@ -86,7 +86,8 @@ def _check(runs: Sequence[Run]) -> None:
 
 
 def _draw(runs: Sequence[Run], metric: str, path: Path) -> str:
-    from tats_core.report import figures
+    from tats_core.report import charts
+    from tats_core.report.charts import Curve
     from tats_core.store import compare
 
     path = path.expanduser().absolute()
@@ -94,8 +95,15 @@ def _draw(runs: Sequence[Run], metric: str, path: Path) -> str:
         raise SpecError(f"--plot {path.name}: must end in .png, .svg or .pdf")
     names = [f"{letter}  {run.record.id}" for letter, run in zip(_LETTERS, runs, strict=False)]
     picture = io.BytesIO()
-    curves = compare.curves(runs, metric)
-    figures.curves(curves, names, metric).savefig(picture, format=path.suffix[1:])
+    panels = {
+        stage: [
+            Curve(name, sorted(points or {}), [value for _, value in sorted((points or {}).items())])
+            for name, points in zip(names, curves, strict=True)
+        ]
+        for stage, curves in compare.curves(runs, metric).items()
+    }
+    figure = charts.learning(panels, names, ylabel=metric, stacked=True)
+    figure.savefig(picture, format=path.suffix[1:])
     write_file(path, picture.getvalue(), option="--plot")
     return str(path)
 

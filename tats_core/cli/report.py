@@ -69,7 +69,7 @@ def _written(record: RunRecord, form: ReportFormat) -> str:
         from tats_core.store import run_page
 
         return run_page.build(record)
-    from tats_core.report import paper, tables
+    from tats_core.report import results as tables
     from tats_core.store.run import Run
 
     table = Run(record).results
@@ -77,8 +77,8 @@ def _written(record: RunRecord, form: ReportFormat) -> str:
         raise RunError(f"the run {record.id} has no finished report stage, so there is no table to write")
     writers: dict[ReportFormat, Any] = {
         ReportFormat.md: tables.markdown,
-        ReportFormat.csv: tables.comma_separated,
-        ReportFormat.latex: paper.as_latex,
+        ReportFormat.csv: tables.csv,
+        ReportFormat.latex: tables.latex,
         ReportFormat.json: lambda results: json.dumps({"run": record.id, **results}, indent=2) + "\n",
     }
     return str(writers[form](table))

@@ -69,7 +69,7 @@ def results(
 
 def print_results(table: Mapping[str, Any]) -> None:
     """Print the table and the meaning of each number."""
-    from tats_core.report import tables
+    from tats_core.report import results as tables
 
     typer.echo(tables.text(table))
     typer.echo("\nWhat each number means")

@@ -144,7 +144,7 @@ def _print_run(record: RunRecord) -> None:
 
 
 def _print_numbers(run: Run) -> None:
-    from tats_core.report.tables import METRICS
+    from tats_core.report.metrics import RESULTS
 
     numbers, why = _numbers(run)
     typer.echo("")
@@ -153,7 +153,7 @@ def _print_numbers(run: Run) -> None:
         return
     printing.line("[bold]Numbers of the final table[/]")
     headline = [
-        number for number in numbers if number.metric in METRICS or number.name.endswith("/motion_lift")
+        number for number in numbers if number.metric in RESULTS or number.name.endswith("/motion_lift")
     ]
     rows = [
         [printing.plain(number.name), _value(number), printing.plain(number.source)] for number in headline

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tats_core.errors import SpecError, StoreError, did_you_mean
-from tats_core.report.tables import METRICS
+from tats_core.report.metrics import RESULTS
 from tats_core.specs import flatten
 from tats_core.store import lineage
 from tats_core.store.lineage import Number
@@ -175,7 +175,7 @@ def _is_wanted(name: str, metric: str | None) -> bool:
         return last == metric
     if name.startswith("policy/"):
         return last in ("motion_lift", "entropy_share")
-    return last in METRICS
+    return last in RESULTS
 
 
 def _table(run: Run) -> dict[str, Number]:

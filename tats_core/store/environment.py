@@ -18,7 +18,7 @@ from tats_core import __version__
 from tats_core.files import write_json, write_text
 from tats_core.machine import available_cpus
 from tats_core.store.layout import ENVIRONMENT
-from tats_core.store.run import Run, RunRecord
+from tats_core.store.run import RunRecord
 
 FILE = ENVIRONMENT
 PATCH = "changes.patch"
@@ -37,11 +37,6 @@ def save(record: RunRecord) -> None:
     patch = changes()
     if patch:
         write_text(record.folder / PATCH, patch)
-
-
-def load(record: RunRecord) -> dict[str, str]:
-    """Return what `save` wrote, or nothing of a run from before it was saved."""
-    return Run(record).environment
 
 
 def describe() -> dict[str, str]:

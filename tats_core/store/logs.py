@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tats_core.store.layout import EVENTS
-from tats_core.store.run import Run, RunRecord, Stage, StageRecord
+from tats_core.store.run import Run, Stage
 from tats_core.training.events import read_events
 
 _TAIL_BYTES = 1 << 18  # enough for dozens of progress events, and read at once
@@ -79,11 +79,6 @@ class StageLog:
         if offset and path.stat().st_size < offset:  # a forced attempt started from nothing
             offset = self._offsets[path.name] = 0
         return offset
-
-
-def folder(record: RunRecord, stage: StageRecord) -> Path | None:
-    """Return the folder of a stage's files now; None where it has not begun."""
-    return Run(record).stages[stage.name].folder
 
 
 def workers(stage: Stage) -> list[int]:

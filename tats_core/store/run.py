@@ -161,19 +161,6 @@ class RunRecord:
         """Write the stages' configurations, by stage."""
         write_json(self.folder / CONFIG, configs)
 
-    @property
-    def has_configs(self) -> bool:
-        """False of a run from before configurations were saved beside the record."""
-        return (self.folder / CONFIG).exists()
-
-    def configs(self) -> dict[str, StageConfig]:
-        """Return the stages' configurations, by stage.
-
-        Raises:
-            StoreError: they cannot be read.
-        """
-        return read_json(self.folder / CONFIG, dict[str, StageConfig], "the configurations of a run")
-
     def save(self) -> None:
         """Write `run.json` whole."""
         write_json(self.folder / RUN, asdict(self))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tats_core.errors import StoreError
-from tats_core.report import tables
+from tats_core.report import metrics
 from tats_core.specs import flatten
 from tats_core.store import environment
 from tats_core.store.journal import Spool
@@ -401,7 +401,7 @@ class Sender:
                     self.client.log_artifact(one.id, str(path), artifact_path="results")
         rows = results["rows"]
         if rows:
-            known = [key for key in tables.COLUMNS if any(key in row for row in rows)]
+            known = [key for key in metrics.EXPORTED if any(key in row for row in rows)]
             order = [*known, *(key for key in rows[0] if key not in known)]
             columns = {key: [row.get(key) for row in rows] for key in order}
             # As `log_table` writes it, which would add to a table that is there already.
@@ -411,7 +411,7 @@ class Sender:
             self.client.set_tag(parent.id, "mlflow.loggedArtifacts", entry)
         values = numbers(results.get("policy", {}), "policy/")
         for row in rows:
-            kept = {key: row.get(key) for key in tables.METRICS}
+            kept = {key: row.get(key) for key in metrics.RESULTS}
             values |= numbers(kept, f"{row['benchmark']}/{row['init']}/")
         self._take_metrics(_PARENT, values, 0, time.time())
 

@@ -175,8 +175,9 @@ def test_a_report_joins_the_results_of_each_benchmark_and_start(context, tmp_pat
         **dict.fromkeys(("top1", *measured), tested),
         **dict.fromkeys(("linear_top1", "knn_top1"), probed),
     }
-    pretrained = {"stage": "pretrain[]", "file": "result.json"}
-    assert policy_sources == {metric: pretrained for metric in results["policy"]}  # noqa: C420 (mutable)
+    assert policy_sources == {
+        key: {"stage": "pretrain[]", "file": "result.json"} for key in results["policy"]
+    }
     with (ctx.out / "results.csv").open(newline="") as file:
         assert [row["top1"] for row in csv.DictReader(file)] == ["40.0", "20.0"]
     assert "40.0" in (ctx.out / "results.md").read_text()
