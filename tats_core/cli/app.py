@@ -68,7 +68,7 @@ app = typer.Typer(
     **_PLAIN,
 )
 run_app = typer.Typer(
-    cls=_RunGroup, help="Run a pipeline, on this machine or on the cluster of RAY_ADDRESS.", **_PLAIN
+    cls=_RunGroup, help="Run a pipeline here, or on the Ray cluster of RAY_ADDRESS.", **_PLAIN
 )
 data_app = typer.Typer(help="Generate and check video data sets.", **_PLAIN)
 

@@ -47,7 +47,7 @@ def compare(
     as_json: AsJson = False,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Print what differs between runs: configuration, code, data and results.
+    """Print how runs differ in configuration, code, data and results.
 
     Results are compared with the first run: the difference in points, with a 95% interval for accuracies.
     """

@@ -33,9 +33,10 @@ class Check:
 
 
 def doctor(home: Home = DEFAULT_HOME) -> None:
-    """Check Python, torch, device, video readers, Ray, MLflow and the project folder.
+    """Check that this machine has what TATS needs.
 
-    The exit code is 1 if one of them is missing.
+    Checks Python, torch, device, video readers, Ray, MLflow and the project folder; the exit code is 1 if one
+    of them is missing.
     """
     missing = 0
     for check in checks(home.expanduser().absolute()):

@@ -40,7 +40,7 @@ def logs(
     address: ClusterAddress = None,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Print the log of a run: notes and progress of its stages, and the output of their workers."""
+    """Print a run's notes, progress and worker output."""
     if address is not None:
         if stage is not None or worker is not None or tail is not None:
             raise SpecError("--address: a job's output is not split; leave out STAGE, --worker and --tail")

@@ -47,7 +47,7 @@ def report(
     ] = None,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Write the results of a run or a sweep as Markdown, CSV, LaTeX, HTML or JSON."""
+    """Write results as Markdown, CSV, LaTeX, HTML or JSON."""
     from tats_core.cli.sweep import sweep_folder
     from tats_core.store import history
 

@@ -48,7 +48,7 @@ def results(
     as_json: AsJson = False,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Print the table of results of a run, or of the newest run of a sweep."""
+    """Print the table of results of a run or a sweep."""
     from tats_core.store import history
     from tats_core.store.run import Run
 

@@ -38,10 +38,11 @@ def show(
     as_json: AsJson = False,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Show a run, and trace its numbers back to checkpoints, configuration, code and data.
+    """Show a run and trace its numbers to their sources.
 
-    Files are checked against the digests in their manifests. With WHAT the weights are checked too;
-    without it, of files above 1 MB only the size is checked.
+    The sources are checkpoints, configuration, code and data. Files are checked against the digests in their
+    manifests. With WHAT the weights are checked too; without it, of files above 1 MB only the size is
+    checked.
     """
     from tats_core.store import history, lineage
     from tats_core.store.run import Run

@@ -26,9 +26,10 @@ def stop(
     address: ClusterAddress = None,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Stop a run at its next checkpoint, from any terminal or machine that shares the project folder.
+    """Stop a run at its next checkpoint.
 
-    Finished stages and checkpoints stay, and the command that resumes the run is printed.
+    This works from any terminal or machine that shares the project folder. Finished stages and checkpoints
+    stay, and the command that resumes the run is printed.
     """
     if address is not None:
         if now:

@@ -26,7 +26,10 @@ def ui(
     ] = "127.0.0.1",
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Show the runs of this project in MLflow's web page, until Ctrl-C."""
+    """Show the runs of this project in MLflow's web page.
+
+    The page is served until Ctrl-C.
+    """
     from tats_core import tracking
 
     home = home.expanduser().absolute()

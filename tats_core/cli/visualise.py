@@ -26,9 +26,10 @@ def visualise(
     benchmark: TestOf = None,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Draw visible tokens, policy, value, prediction and error of a pre-trained model on videos.
+    """Draw what a pre-trained model does with videos.
 
-    Each clip becomes a grid of frames (.png) and an animation (.gif).
+    The pictures have visible tokens, policy, value, prediction and error. Each clip becomes a grid of frames
+    (.png) and an animation (.gif).
     """
     from tats_core.store import models
     from tats_core.training.visualise import Visualiser
