@@ -43,7 +43,7 @@ def logs(
     """Print a run's notes, progress and worker output."""
     if address is not None:
         if stage is not None or worker is not None or tail is not None:
-            raise SpecError("--address: a job's output is not split; leave out STAGE, --worker and --tail")
+            raise SpecError("--address: a job has a single output; leave out STAGE, --worker and --tail")
         print_logs(address, run, follow)
         return
     from tats_core.store import history

@@ -1,6 +1,6 @@
 """The displays of a run: bars in a terminal, plain lines anywhere else, JSON for scripts.
 
-Each is a `RunUI` (see `tats_core.pipeline.observers`).
+Each is a `Display` (see `tats_core.pipeline.observers`), so the runner knows none.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from tats_core.cli import printing
+from tats_core.pipeline.observers import Display
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tats_core.pipeline.plan import Plan
     from tats_core.store.run import RunRecord, StageRecord
 
@@ -58,7 +61,7 @@ def header(plan: Plan, record: RunRecord) -> list[str]:
     ]
 
 
-class PlainUI:
+class PlainUI(Display):
     """A line for each change of a stage, and for its progress at most one line every `every` seconds."""
 
     def __init__(
@@ -81,11 +84,11 @@ class PlainUI:
         for line in rest:
             self._line(line, "dim")
 
-    def stage_started(self, name: str) -> None:
+    def stage_started(self, stage: StageRecord, folders: tuple[Path, ...]) -> None:
         """Print that the stage starts."""
-        self._remaining[name] = Remaining()
-        self._printed.pop(name, None)
-        self._line(f"{name}: started")
+        self._remaining[stage.name] = Remaining()
+        self._printed.pop(stage.name, None)
+        self._line(f"{stage.name}: started")
 
     def params(self, name: str, values: Mapping[str, Any]) -> None:
         """Print what the configuration came down to."""
@@ -145,11 +148,11 @@ class LiveUI(PlainUI):
         super().started(plan, record)
         self._progress.start()
 
-    def stage_started(self, name: str) -> None:
+    def stage_started(self, stage: StageRecord, folders: tuple[Path, ...]) -> None:
         """Add a bar, or reset the stage's bar."""
-        self._close_bar(name)
-        self._remaining[name] = Remaining()
-        self._tasks[name] = self._progress.add_task(escape(name), total=None, status="starting")
+        self._close_bar(stage.name)
+        self._remaining[stage.name] = Remaining()
+        self._tasks[stage.name] = self._progress.add_task(escape(stage.name), total=None, status="starting")
 
     def progress(self, name: str, event: Mapping[str, Any]) -> None:
         """Move the stage's bar."""
@@ -195,7 +198,7 @@ class LiveUI(PlainUI):
             self._progress.remove_task(task)
 
 
-class JsonUI:
+class JsonUI(Display):
     """One JSON object a line, as docs/json.md describes them.
 
     Args:
@@ -219,10 +222,9 @@ class JsonUI:
         names = {"run": record.id, "pipeline": record.pipeline, "home": record.home}
         self._print("run_started", names | {"folder": str(record.folder), "pid": record.pid})
 
-    def stage_started(self, name: str) -> None:
+    def stage_started(self, stage: StageRecord, folders: tuple[Path, ...]) -> None:
         """Print which attempt starts."""
-        stage = self._stage(name)
-        self._print("stage_started", {"stage": name, "attempt": stage.attempts, "key": stage.key})
+        self._print("stage_started", {"stage": stage.name, "attempt": stage.attempts, "key": stage.key})
 
     def params(self, name: str, values: Mapping[str, Any]) -> None:
         """Print what the configuration came down to."""

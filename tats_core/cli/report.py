@@ -48,7 +48,7 @@ def report(
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Write results as Markdown, CSV, LaTeX, HTML or JSON."""
-    from tats_core.cli.sweep import sweep_folder
+    from tats_core.cli.sweep_tables import sweep_folder
     from tats_core.store import history
 
     home = home.expanduser().absolute()

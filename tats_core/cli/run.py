@@ -82,7 +82,6 @@ def pipeline(
     """Run a pipeline. Finished stages are reused, and interrupted stages resume from their checkpoints."""
     from tats_core.cli import progress
     from tats_core.pipeline import runner, spec
-    from tats_core.pipeline.hooks import Hook
 
     home = home.expanduser().absolute()
     # Without --force and --from: the stages that they started resume and need not start again.
@@ -94,7 +93,7 @@ def pipeline(
     try:
         loaded = spec.load(name, sets or [])
         if notify:
-            loaded = replace(loaded, notify=(*loaded.notify, Hook(command=notify)))
+            loaded = replace(loaded, notify=(*loaded.notify, spec.Hook(command=notify)))
         if show_plan or graph is not None:
             if graph is not None:
                 check_graph_file(graph)

@@ -14,7 +14,7 @@ from tats_core.cli.options import complete_pipeline, complete_sweep, write_file
 from tats_core.errors import RunError, SpecError
 
 if TYPE_CHECKING:
-    from tats_core.cluster.jobs import Cluster, Job
+    from tats_core.cluster.jobs import Cluster
 
 Result = TypeVar("Result")
 
@@ -111,11 +111,11 @@ def jobs(address: Annotated[str, typer.Option("--address", metavar="URL", help=_
     from tats_core.cluster.jobs import CHECK, Cluster
 
     cluster = Cluster(address)
-    rows = [
-        [printing.plain(job.id), job.status.lower(), _age(job), printing.plain(job.command)]
-        for job in cluster.jobs()
-        if not job.id.startswith(CHECK)
-    ]
+    rows = []
+    for job in cluster.jobs():
+        age = f"{printing.age(time.time() - job.started)} ago" if job.started else printing.DASH
+        if not job.id.startswith(CHECK):
+            rows.append([printing.plain(job.id), job.status.lower(), age, printing.plain(job.command)])
     if rows:
         printing.table(("job", "state", "started", "command"), rows, fold=("command",))
     else:
@@ -174,7 +174,3 @@ def _interruptible(wait: Callable[[], Result], farewell: str) -> Result:
     except KeyboardInterrupt:
         typer.echo(f"\n{farewell}")
         raise typer.Exit(_INTERRUPTED) from None
-
-
-def _age(job: Job) -> str:
-    return f"{printing.age(time.time() - job.started)} ago" if job.started else printing.DASH

@@ -14,9 +14,7 @@ from tats_core.errors import VideoError
 def visualise(
     run: RunName,
     videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Video files.")],
-    out: Annotated[Path, typer.Option("--out", help="The folder to write the pictures to.")] = Path(
-        "pictures"
-    ),
+    out: Annotated[Path, typer.Option("--out", help="The folder for the pictures.")] = Path("pictures"),
     clips: Annotated[
         int,
         typer.Option("--clips", min=1, help="Clips per video, evenly spread; 1 is the middle of the video."),
@@ -38,16 +36,12 @@ def visualise(
     visualiser = Visualiser.load(folder, benchmark)
     unread = []
     with writing(out, "--out"):
-        for files in visualiser.draw(
-            [video.expanduser() for video in videos],
-            out.expanduser(),
-            n_clips=clips,
-            seed=seed,
-        ):
-            if isinstance(files, VideoError):
-                unread.append(str(files))
+        paths = [video.expanduser() for video in videos]
+        for drawn in visualiser.draw(paths, out.expanduser(), n_clips=clips, seed=seed):
+            if isinstance(drawn, VideoError):
+                unread.append(str(drawn))
                 continue
-            for path in files:
+            for path in drawn:
                 typer.echo(str(path))
     if unread:
         raise VideoError("\n".join(unread))

@@ -15,7 +15,7 @@ from tats_core.report.units import DASH, short_keys
 from tats_core.store.run import Run
 from tats_core.sweep.space import Range
 from tats_core.sweep.spec import Sweep
-from tats_core.sweep.trial import Ended
+from tats_core.sweep.trial import TrialResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +47,7 @@ class Outcome:
     folder: Path
     rows: Sequence[Row]
     """Those that have any value."""
-    trials: Sequence[Ended]
+    trials: Sequence[TrialResult]
     keys: Sequence[Named]
     """Keys of the space that have more than one value."""
 
@@ -86,7 +86,7 @@ class Outcome:
 
 
 def of(
-    sweep: Sweep, folder: Path, rows: Sequence[Row], trials: Sequence[Ended]
+    sweep: Sweep, folder: Path, rows: Sequence[Row], trials: Sequence[TrialResult]
 ) -> tuple[list[Plot], list[str]]:
     """Return the charts of what a sweep has found so far, and a sentence for each that it has not."""
     names = short_keys(list(sweep.space.values))
@@ -192,7 +192,7 @@ def _importance(outcome: Outcome) -> list[Plot]:
     return [Plot("importance", caption, charts.importance({common[key]: shares[key] for key in shares}))]
 
 
-def importance(space: Mapping[str, Any], trials: Sequence[Ended], metric: Named) -> dict[str, float]:
+def importance(space: Mapping[str, Any], trials: Sequence[TrialResult], metric: Named) -> dict[str, float]:
     """Return each key's share of the variance that all of them explain (fANOVA), none where there is none."""
     import optuna
     from optuna.distributions import CategoricalDistribution, IntDistribution

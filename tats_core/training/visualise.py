@@ -18,7 +18,7 @@ from torch import Tensor
 from tats_core.data import clips, readers, transforms
 from tats_core.errors import VideoError, WeightsError
 from tats_core.models.mae import VideoMAE
-from tats_core.sampling import Sampler, SamplerConfig, SamplerSite, build_sampler
+from tats_core.sampling import Sampler, SamplerConfig, SamplerSite
 from tats_core.training import pictures, weights
 from tats_core.training.optim import evaluating, fresh_weights
 from tats_core.training.views import Views, saved_views
@@ -125,6 +125,6 @@ def load_sampler(folder: Path, mae: VideoMAE) -> Sampler:
     clip, vit = mae.clip, mae.encoder.config
     site = SamplerSite(tokens=clip.tokens, slices=clip.slices, width=vit.width, heads=vit.heads)
     with fresh_weights(0):  # replaced below, but the draws must not disturb another stage's
-        sampler = build_sampler(config, site)
+        sampler = config.build(site)
     weights.load(folder, sampler, "sampler")
     return sampler

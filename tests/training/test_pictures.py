@@ -15,7 +15,7 @@ from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
 from tats_core.report.masks import Picture
-from tats_core.sampling import Policy, Rollout, Sampler, SamplerConfig, SamplerSite, build_sampler
+from tats_core.sampling import Policy, Rollout, Sampler, SamplerConfig, SamplerSite
 from tats_core.sampling.plackett_luce import Noise
 from tats_core.training import pictures
 
@@ -43,7 +43,7 @@ def _sampler(kind: str) -> Sampler:
     config = SamplerConfig.model_validate(
         {"kind": kind, "mask_ratio": RATIO, "network": {"width": 12, "heads": 2}}
     )
-    return build_sampler(config, SamplerSite(tokens=32, slices=2, width=24, heads=3))
+    return config.build(SamplerSite(tokens=32, slices=2, width=24, heads=3))
 
 
 def _video(clips: int = 1) -> Tensor:

@@ -15,7 +15,7 @@ from tats_core.errors import VideoError, WeightsError
 from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
-from tats_core.sampling import SamplerConfig, SamplerSite, build_sampler
+from tats_core.sampling import SamplerConfig, SamplerSite
 from tats_core.training import weights
 from tats_core.training.predict import Views
 from tats_core.training.visualise import Visualiser
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
     described = {"model": VIT, "clip": CLIP, "mae": config, "views": views}
     weights.save(place, VideoMAE(VIT, config, CLIP), described)
     site = SamplerSite(tokens=32, slices=2, width=24, heads=3)
-    weights.save(place, build_sampler(sampler, site), {"sampler": sampler}, name="sampler")
+    weights.save(place, sampler.build(site), {"sampler": sampler}, name="sampler")
     return place
 
 
