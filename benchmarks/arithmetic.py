@@ -61,8 +61,8 @@ def sampler(vit: ViTConfig, config: TATSConfig, clip: ClipConfig) -> Work:
     project = Work(2 * n * vit.width * w * 2 / 3 if w != vit.width else 0.0)
     dense = 3 + 1 + 1 + (1 if config.values == "paper" else 0) + 1 + 2 * config.mlp_ratio
     along = 2 * 2 * n * config.heads * slices * w
-    one = Work(2 * n * w**2 * dense + along, 4 * n**2 * w)
-    return project + one * config.depth
+    block_work = Work(2 * n * w**2 * dense + along, 4 * n**2 * w)
+    return project + block_work * config.depth
 
 
 def joint_step(
@@ -72,8 +72,8 @@ def joint_step(
 
     The sampler's forward is the rollout's. What its backward recomputes to save memory is not counted.
     """
-    look = 2 * clip.tokens * clip.pixels * vit.width
-    return look + mae(vit, config, clip, visible).training + sampler(vit, network, clip).training
+    tokenized = 2 * clip.tokens * clip.pixels * vit.width
+    return tokenized + mae(vit, config, clip, visible).training + sampler(vit, network, clip).training
 
 
 def finetune_step(vit: ViTConfig, clip: ClipConfig) -> float:

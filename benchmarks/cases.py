@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import peers
 import torch
 from measure import Step, forward_backward
+from torch import Tensor
 
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
@@ -84,15 +86,15 @@ def finetune(scale: Scale) -> Step:
     return lambda: trainer.step(video_BCTHW, label_B, 0, 1e-4)
 
 
-def attention(scale: Scale, *, literal: bool) -> Step:
+def attention(
+    scale: Scale, form: Callable[[TrajectoryAttention, Tensor], Tensor] = TrajectoryAttention.__call__
+) -> Step:
     """Trajectory attention of the encoder's width, forward and backward, on one clip."""
     torch.manual_seed(0)
     clip, vit = scale.clip, scale.vit
     ours = TrajectoryAttention(vit.width, vit.heads, clip.slices).to(scale.device)
     tokens_BND = torch.randn(1, clip.tokens, vit.width, device=scale.device)
-    if literal:
-        return forward_backward(lambda x: peers.literal_trajectory_attention(ours, x), tokens_BND)
-    return forward_backward(ours, tokens_BND)
+    return forward_backward(partial(form, ours), tokens_BND)
 
 
 CLASSES = 174
@@ -100,8 +102,9 @@ CLASSES = 174
 CASES: dict[str, Callable[[Scale], Step]] = {
     "hf_pretrain": lambda s: peers.hf_pretrain(s.vit, s.clip, s.batch, s.visible, torch.device(s.device)),
     "hf_finetune": lambda s: peers.hf_finetune(s.vit, s.clip, s.batch, CLASSES, torch.device(s.device)),
-    "attention_literal": lambda s: attention(s, literal=True),
-    "attention": lambda s: attention(s, literal=False),
+    "attention_literal": lambda s: attention(s, peers.literal_trajectory_attention),
+    "attention_autograd": lambda s: attention(s, peers.autograd_trajectory_attention),
+    "attention": attention,
     "joint": joint,
     "joint_half_decoder": lambda s: joint(s, mae={"decoded_share": 0.5}),
     "joint_bf16": lambda s: joint(s, precision="bf16"),

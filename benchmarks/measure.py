@@ -35,9 +35,9 @@ def seconds_in_turn(cases: dict[str, Step], rounds: int, warm_up: int = 2) -> di
     return taken
 
 
-def ratio(taken: dict[str, list[float]], one: str, other: str) -> float:
-    """Median over the rounds of one case's seconds over another's in the same round."""
-    return statistics.median(a / b for a, b in zip(taken[one], taken[other], strict=True))
+def ratio(taken: dict[str, list[float]], case: str, reference: str) -> float:
+    """Median over the rounds of a case's seconds over the reference's in the same round."""
+    return statistics.median(a / b for a, b in zip(taken[case], taken[reference], strict=True))
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device, side: int = 2048, seconds: float = 1.5) -> float:
@@ -59,8 +59,8 @@ def peak_mib(case: str, *arguments: str) -> float:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-    found: float = json.loads(done.stdout.splitlines()[-1])["peak_mib"]
-    return found
+    peak: float = json.loads(done.stdout.splitlines()[-1])["peak_mib"]
+    return peak
 
 
 def resident_mib(peak: bool) -> float:

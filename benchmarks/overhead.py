@@ -181,15 +181,16 @@ def sweep(trials: int) -> None:
 
     from tats_core.sweep import engine
     from tats_core.sweep import spec as sweeps
+    from tats_core.sweep.progress import Progress
 
     values = [str(one) for one in range(10, 60)]
     ended: list[tuple[float, float]] = []  # seconds, MiB
 
     class Watching:
-        def started(self, sweep: sweeps.Sweep, progress: engine.Progress) -> None:
+        def started(self, sweep: sweeps.Sweep, progress: Progress) -> None:
             ended.append((time.perf_counter(), 0))
 
-        def changed(self, progress: engine.Progress) -> None:
+        def changed(self, progress: Progress) -> None:
             if len(progress.ended) == len(ended):
                 ended.append((time.perf_counter(), psutil.Process().memory_info().rss / 2**20))
 

@@ -61,15 +61,15 @@ def group_of(name: str) -> str:
 def shares(step: Step, steps: int) -> dict[str, float]:
     """Percent of a step's time on the CPU by group; what Python does between operators is not in it."""
     step()  # the first one takes its memory from the system
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(steps):
             step()
     taken: Counter[str] = Counter()
-    for one in seen.key_averages():
-        if one.key.startswith("aten::"):
-            taken[group_of(one.key)] += one.self_cpu_time_total
-    whole = sum(taken.values())
-    return {group: 100 * taken[group] / whole for group in (*GROUPS, REST)}
+    for operator in profiled.key_averages():
+        if operator.key.startswith("aten::"):
+            taken[group_of(operator.key)] += operator.self_cpu_time_total
+    total = sum(taken.values())
+    return {group: 100 * taken[group] / total for group in (*GROUPS, REST)}
 
 
 def main() -> None:
@@ -80,11 +80,11 @@ def main() -> None:
     asked = parser.parse_args()
     torch.manual_seed(0)
     keep_freed_memory()
-    found = {name: shares(CASES[name](Scale(model=asked.model)), asked.steps) for name in COLUMNS}
+    percent = {name: shares(CASES[name](Scale(model=asked.model)), asked.steps) for name in COLUMNS}
     print("| % of the step | " + " | ".join(COLUMNS) + " |")
     print("|---|" + "---:|" * len(COLUMNS))
     for group in (*GROUPS, REST):
-        print(f"| {group} | " + " | ".join(f"{found[name][group]:.1f}" for name in COLUMNS) + " |")
+        print(f"| {group} | " + " | ".join(f"{percent[name][group]:.1f}" for name in COLUMNS) + " |")
 
 
 if __name__ == "__main__":

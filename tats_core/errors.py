@@ -10,7 +10,7 @@
     ├── ResourceError         the machine or the cluster lacks what was asked for
     ├── StoreError            the project folder cannot be read or written
     └── RunError              something failed while running (exit code 1)
-        ├── TrainingError     training cannot go on (non-finite loss, nothing left to read)
+        ├── TrainingError     training cannot continue (non-finite loss, nothing left to read)
         └── StageError        a stage of a pipeline failed
 
 The command line prints the sentence without a traceback. An `assert` marks a bug of ours instead.
@@ -23,7 +23,7 @@ from collections.abc import Iterable
 
 
 class TatsError(Exception):
-    """Base of all errors a user may meet; `str(error)` is one readable sentence."""
+    """Base of all errors that a user may meet; `str(error)` is one readable sentence."""
 
     exit_code = 2
 
@@ -59,7 +59,7 @@ class RunError(TatsError):
 
 
 class TrainingError(RunError):
-    """Training cannot go on: too many non-finite steps, or no clip left to read."""
+    """Training cannot continue: too many non-finite steps, or no clip left to read."""
 
 
 class StageError(RunError):
@@ -67,7 +67,7 @@ class StageError(RunError):
 
 
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)
-    """The person asked to stop, and the work did; what it has done is kept for the next run."""
+    """A person asked to stop, and the work did; the next run resumes from what is saved."""
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

@@ -10,6 +10,16 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tats_core.errors import StoreError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+Form = TypeVar("Form")
+
+_ADAPTERS: dict[object, TypeAdapter[Any]] = {}
 
 
 @contextmanager
@@ -47,6 +57,53 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, form: type[Form], what: str) -> Form:
+    """Return the content of `path`, checked against `form`; keys that `form` does not have are ignored.
+
+    Args:
+        form: a dataclass, or a type such as `dict[str, float]`.
+        what: what the file should be, for the message: "the record of a run".
+
+    Raises:
+        StoreError: the file cannot be read, or is not `what`.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return _adapter(form).validate_python(content)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise StoreError(f"{path}: is not {what} ({_problem(error)})") from error
+
+
+def read_json_if_there(path: Path, form: type[Form], what: str) -> Form | None:
+    """Return the content of `path` as `read_json` does, or None where there is no such file."""
+    try:
+        return read_json(path, form, what)
+    except StoreError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            return None
+        raise
+
+
+def _adapter(form: type[Form]) -> TypeAdapter[Form]:
+    from pydantic import TypeAdapter  # here: `tats --help` does without it
+
+    if form not in _ADAPTERS:
+        _ADAPTERS[form] = TypeAdapter(form)
+    return _ADAPTERS[form]
+
+
+def _problem(error: ValueError) -> str:
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    return f"{key}: {first['msg']}" if key else first["msg"]
 
 
 def copy(source: Path, path: Path) -> None:

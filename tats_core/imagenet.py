@@ -1,4 +1,4 @@
-"""ImageNet's colours in [0, 1], as VideoMAE and most video models take them out of their input."""
+"""Mean and standard deviation of ImageNet's colours in [0, 1], which normalise the input of most models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this machine has."""
+"""The CPUs and the memory of this machine."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import sys
 
 
 def available_cpus() -> int:
-    """Return the CPUs that this process may use, which a container or a batch system may have cut."""
+    """Return the number of CPUs that this process may use; a container or a batch system may limit it."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # macOS has no affinity
 
 
 def keep_freed_memory() -> bool:
-    """Let the C allocator keep what is freed for the next step of training; True where it can be told so.
+    """Let the C allocator hold freed memory for the next step of training; return whether it can.
 
-    glibc gives large blocks back to the system at once and asks for them again a moment later, so that each
+    glibc returns large blocks to the system at once and asks for them again a moment later, so that each
     step faults its activations in page by page, and threads (backward has its own) do not share what they
-    freed. A training step frees exactly what the next one asks for. Nothing to do outside glibc.
+    freed. A training step frees exactly what the next one asks for. Other C libraries are left as they are.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -14,12 +14,15 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from tats_core.errors import SpecError, did_you_mean
 
 Menu = Literal["pipelines", "sweeps"]
 Model = TypeVar("Model", bound=BaseModel)
+Raw = dict[str, Any]
+"""A mapping of YAML as it is read, before a model validates it."""
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -34,13 +37,14 @@ class NotIdentity:
     """Marks a field that cannot change an output: `workers: Annotated[int, NotIdentity] = 1`."""
 
 
-def identity(config: BaseModel) -> dict[str, Any]:
+def identity(config: BaseModel) -> Raw:
     """Return `config` as JSON values, at every depth without the fields marked `NotIdentity`."""
-    return config.model_dump(mode="json", exclude=_marked(config))
+    return config.model_dump(mode="json", by_alias=True, exclude=_marked(config))
 
 
 def _marked(value: object) -> Any:
     """Return the marked fields of `value`, as pydantic's `exclude` takes them."""
+    parts: dict[str | int, object]
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
         parts = {
@@ -57,25 +61,25 @@ def _marked(value: object) -> Any:
 
 
 def folders(menu: Menu) -> list[tuple[str, Path]]:
-    """Return `(what it is called in messages, folder)` for each place where `menu` is looked up, in order."""
-    places = [(f"./{menu}", Path.cwd() / menu)]
+    """Return `(name in messages, folder)` for each folder where `menu` is looked up, in order."""
+    candidates = [(f"./{menu}", Path.cwd() / menu)]
     checkout = _PACKAGE.parent
     if (checkout / "pyproject.toml").is_file():
-        places.append((str(checkout / menu), checkout / menu))
-    places.append(("the packaged ones", _PACKAGE / "_specs" / menu))
+        candidates.append((str(checkout / menu), checkout / menu))
+    candidates.append(("the packaged ones", _PACKAGE / "_specs" / menu))
     unique: dict[Path, tuple[str, Path]] = {}
-    for label, folder in places:
+    for label, folder in candidates:
         unique.setdefault(folder.resolve(), (label, folder))
     return list(unique.values())
 
 
 def names(menu: Menu) -> dict[str, Path]:
     """Return every name of `menu` with its file; an earlier folder hides a later one."""
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for _, folder in folders(menu):
         for path in sorted(folder.glob("*.yaml")):
-            found.setdefault(path.stem, path)
-    return found
+            paths.setdefault(path.stem, path)
+    return paths
 
 
 def find(menu: Menu, name: str) -> Path:
@@ -96,12 +100,12 @@ def find(menu: Menu, name: str) -> Path:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe loader that refuses a key given twice, which plain YAML silently lets the last one win."""
+    """Safe loader that refuses a key given twice, of which plain YAML silently takes the last."""
 
 
-def _mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+def _mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Hashable, object]:
     # Before `<<` is resolved: a key that overrides one of a merged mapping is no repetition.
-    seen: set[Any] = set()
+    seen: set[Hashable] = set()
     for key_node, _ in node.value:
         if key_node.tag == "tag:yaml.org,2002:merge":
             continue
@@ -134,7 +138,7 @@ _UniqueKeyLoader.add_implicit_resolver(
 )
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> Raw:
     """Read one YAML file as a mapping.
 
     Raises:
@@ -178,7 +182,7 @@ def parse_override(text: str) -> tuple[list[str], Any]:
         raise SpecError(f"--set {text}: '{value}' is not a YAML value") from error
 
 
-def override(raw: Mapping[str, Any], path: Iterable[str], value: Any) -> dict[str, Any]:
+def override(raw: Mapping[str, object], path: Iterable[str], value: object) -> Raw:
     """Return a copy of `raw` with the value at `path` replaced; missing mappings on the way are made."""
     head, *rest = path
     copy = dict(raw)
@@ -193,7 +197,7 @@ def override(raw: Mapping[str, Any], path: Iterable[str], value: Any) -> dict[st
     return copy
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, object], over: Mapping[str, object]) -> Raw:
     """Return `base` with `over` on top; mappings are merged, everything else is replaced."""
     merged = dict(base)
     for key, value in over.items():
@@ -205,12 +209,12 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def validate(model: type[Model], raw: Mapping[str, Any], where: str, prefix: str = "") -> Model:
+def validate(model: type[Model], raw: Mapping[str, object], where: str, prefix: str = "") -> Model:
     """Build `model` from `raw`.
 
     Args:
         where: how the source is named in messages, usually the file.
-        prefix: dotted place of `raw` within the source (`stages.pretrain`).
+        prefix: dotted key of `raw` within the source (`stages.pretrain`).
 
     Raises:
         SpecError: the first thing that is wrong, with its dotted key and, for an unknown key, the nearest.
@@ -218,7 +222,7 @@ def validate(model: type[Model], raw: Mapping[str, Any], where: str, prefix: str
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        # A misspelt required key is missing and unknown at once: the unknown one tells what happened.
+        # A misspelt required key is missing and unknown at once: the unknown one names the mistake.
         first = min(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
         raise SpecError(f"{where}: {_sentence(model, first, prefix)}") from error
 
@@ -247,27 +251,32 @@ def _sentence(model: type[BaseModel], detail: ErrorDetails, prefix: str) -> str:
     if location[-1:] == ["[key]"]:
         return f"{dotted.removesuffix('.[key]')}: a key must be text; put it in quotes"
     if detail["type"] in _IN_YAML:
-        shown = "" if isinstance(detail["input"], Mapping) else f" (it is {detail['input']!r})"
-        return f"{dotted} must {_IN_YAML[detail['type']]}{shown}"
+        return f"{dotted} must {_IN_YAML[detail['type']]}{_actual(detail['input'])}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    value = detail["input"]
-    shown = "" if isinstance(value, Mapping) else f" (it is {value!r})"
-    return f"{f'{dotted}: ' if dotted else ''}{message[:1].lower()}{message[1:]}{shown}"
+    return f"{f'{dotted}: ' if dotted else ''}{message[:1].lower()}{message[1:]}{_actual(detail['input'])}"
+
+
+def _actual(value: object) -> str:
+    return "" if isinstance(value, Mapping) else f" (it is {value!r})"
 
 
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
-        field = model.model_fields.get(part)
+        field = _fields(model).get(part)
         if field is None:
             continue  # a tag of a discriminated union or an index: the model below stays the same
         below = list(_models(field.annotation))
         if len(below) != 1:
-            return sorted({key for one in below for key in one.model_fields})
+            return sorted({key for member in below for key in _fields(member)})
         model = below[0]
-    return list(model.model_fields)
+    return list(_fields(model))
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def _models(annotation: object) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
         return
@@ -275,9 +284,9 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models(argument)
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, object], prefix: str = "") -> Raw:
     """Return nested mappings as one, with dotted keys."""
-    result: dict[str, Any] = {}
+    result: Raw = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
             result |= flatten(value, f"{prefix}{key}.")

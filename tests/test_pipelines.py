@@ -44,6 +44,47 @@ def test_the_real_recipes_are_those_of_the_paper_scale_on_all_four_benchmarks(na
     assert tested == {"ssv2", "kinetics400", "ucf101", "hmdb51"}
 
 
+SMALL = {
+    "pretrain.workers": (32, 8),
+    "pretrain.batch_size": (2048, 192),
+    "finetune_ssv2.workers": (32, 8),
+    "finetune_k400.workers": (32, 8),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "differs"),
+    [
+        ("full_k400", {"pretrain.benchmark": ("ssv2", "kinetics400")}),
+        (
+            "full_ucf101",
+            SMALL
+            | {"pretrain.benchmark": ("ssv2", "ucf101"), "pretrain.epochs": (800, 3200)}
+            | {"pretrain.optimizer.base_lr": (1.5e-4, 3e-4)},
+        ),
+        (
+            "full_hmdb51",
+            SMALL
+            | {"pretrain.benchmark": ("ssv2", "hmdb51"), "pretrain.epochs": (800, 4800)}
+            | {"pretrain.optimizer.base_lr": (1.5e-4, 1e-3)},
+        ),
+    ],
+)
+def test_the_recipes_differ_from_that_of_ssv2_in_these_keys_and_no_other(
+    name: str, differs: dict[str, tuple[object, object]]
+) -> None:
+    ssv2, other = (
+        {
+            stage.name: {"needs": stage.needs, **stage.config.model_dump(mode="json")}
+            for stage in graph.build(spec.load(str(MENU / f"{pipeline}.yaml"))).instances.values()
+        }
+        for pipeline in ("full_ssv2", name)
+    )
+    before, after = specs.flatten(ssv2), specs.flatten(other)
+    assert before.keys() == after.keys()
+    assert {key: (before[key], after[key]) for key in before if before[key] != after[key]} == differs
+
+
 def test_the_published_settings_are_in_the_recipes() -> None:
     built = graph.build(spec.load(str(MENU / "full_ucf101.yaml"))).instances
     ucf101 = built["finetune_ucf101"].config.model_dump()

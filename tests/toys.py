@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -12,6 +12,7 @@ import pytest
 from tats_core.errors import StageError, Stopped
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import runner, spec
+from tats_core.pipeline.observers import Display
 from tats_core.pipeline.plan import Plan
 from tats_core.pipeline.spec import Pipeline
 from tats_core.specs import NotIdentity, StrictModel
@@ -102,7 +103,7 @@ class Sum(StageKind[SumConfig]):
         (ctx.out / "values.json").write_text(json.dumps(values))
 
 
-class RecordingUI:
+class RecordingUI(Display):
     """Keeps every call as (what, name, more)."""
 
     def __init__(self) -> None:
@@ -112,8 +113,8 @@ class RecordingUI:
     def started(self, plan: Plan, record: RunRecord) -> None:
         self.calls.append(("started", "", plan))
 
-    def stage_started(self, name: str) -> None:
-        self.calls.append(("stage_started", name, None))
+    def stage_started(self, stage: StageRecord, folders: tuple[Path, ...]) -> None:
+        self.calls.append(("stage_started", stage.name, None))
 
     def params(self, name: str, values: Mapping[str, Any]) -> None:
         self.calls.append(("params", name, values))
@@ -150,13 +151,18 @@ class NoTracker:
     def stage_started(self, stage: StageRecord, *more: Any) -> None:
         pass
 
-    def event(self, name: str, event: Mapping[str, Any]) -> None:
+    def events(
+        self, stage: str, file: Path, start: int, end: int, events: Sequence[Mapping[str, Any]]
+    ) -> None:
         pass
 
     def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
         pass
 
-    def close(self) -> None:
+    def run_ended(self) -> None:
+        pass
+
+    def deliver(self) -> None:
         pass
 
 

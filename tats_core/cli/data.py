@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
@@ -15,7 +15,7 @@ from tats_core.cli.options import writing
 from tats_core.errors import DataError, TatsError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress
 
     from tats_core.data.benchmarks import Benchmark
     from tats_core.data.manifest import Manifest, VideoRecord
@@ -36,13 +36,13 @@ def generate(
     from tats_core import specs
     from tats_core.data import generate as engine
 
-    given = {
+    options = {
         "preset": preset,
         "clips_per_class": clips_per_class,
         "test_clips_per_class": test_clips_per_class,
         "seed": seed,
     }
-    raw: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    raw: specs.Raw = {key: value for key, value in options.items() if value is not None}
     for text in sets or []:
         raw = specs.override(raw, *specs.parse_override(text))
     config = specs.validate(engine.GenerateConfig, raw, "data generate")
@@ -54,25 +54,19 @@ def generate(
 
 
 class _Counter:
-    """Shows how far the generation is: a bar in a terminal, a line for every tenth elsewhere."""
+    """Shows how many clips are done: a bar in a terminal, elsewhere a line for every tenth of them."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
-        self._task: TaskID | None = None
         self._tenth = -1
 
     def __enter__(self) -> Self:
         if sys.stdout.isatty():
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-            )
-            self._bar = Progress(*columns)
-            self._task = self._bar.add_task("clips", total=None)
+            text = TextColumn("{task.description}")
+            self._bar = Progress(text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar.add_task("clips", total=None)
             self._bar.start()
         return self
 
@@ -81,8 +75,9 @@ class _Counter:
             self._bar.stop()
 
     def show(self, done: int, total: int, text: str) -> None:
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total, description=f"clips ({text})")
+        if self._bar is not None:
+            task = self._bar.task_ids[0]
+            self._bar.update(task, completed=done, total=total, description=f"clips ({text})")
         elif 10 * done // max(1, total) > self._tenth:
             self._tenth = 10 * done // max(1, total)
             typer.echo(f"clips: {done} of {total} ({text})")
@@ -102,46 +97,45 @@ def check(
     """Read the lists of data sets, compare them with the official counts, and decode some videos."""
     from tats_core.data import benchmarks
 
-    wanted = [benchmarks.find(name) for name in names or benchmarks.BENCHMARKS]
-    troubles: list[str] = []
+    problems: list[str] = []
     checked = 0
-    for benchmark in wanted:
+    for benchmark in [benchmarks.find(name) for name in names or benchmarks.BENCHMARKS]:
         try:
-            place = benchmarks.locate(benchmark.name, root)
+            folder = benchmarks.locate(benchmark.name, root)
         except DataError as error:
-            # Without names, a set that is not here is no trouble: not everyone has all four.
+            # Without names, a set that is not here is no problem: not everyone has all four.
             if names:
-                troubles.append(str(error))
+                problems.append(str(error))
             continue
         checked += 1
-        typer.echo(f"{benchmark.name} ({benchmark.title}) in {place}")
-        troubles += _check_one(benchmark, place, decode)
-    if not checked and not troubles:
+        typer.echo(f"{benchmark.name} ({benchmark.title}) in {folder}")
+        problems += _check_benchmark(benchmark, folder, decode)
+    if not checked and not problems:
         raise DataError(
             "no data set is set; give --root, or set TATS_DATA to the folder that holds "
             f"{', '.join(benchmarks.BENCHMARKS)}, or TATS_DATA_<NAME> for one of them"
         )
-    for trouble in troubles:
-        typer.echo(f"tats: {trouble}", err=True)
-    if troubles:
+    for problem in problems:
+        typer.echo(f"tats: {problem}", err=True)
+    if problems:
         raise typer.Exit(1)
 
 
-def _check_one(benchmark: Benchmark, place: Path, decode: int) -> list[str]:
-    """Print the counts of both splits of every fold; return one sentence for each thing that is wrong."""
-    troubles = []
+def _check_benchmark(benchmark: Benchmark, folder: Path, decode: int) -> list[str]:
+    """Print the counts of both splits of every fold; return a sentence for each problem."""
+    problems = []
     for fold in range(1, benchmark.folds + 1):
         for split in ("train", "test"):
             try:
-                manifest = benchmark.read(place, split, fold)
+                manifest = benchmark.read(folder, split, fold)
             except DataError as error:
-                troubles.append(str(error))
+                problems.append(str(error))
                 continue
             official = benchmark.expected[split][fold - 1]
             typer.echo(f"  {_counts(manifest, fold if benchmark.folds > 1 else None, official, benchmark)}")
             if fold == 1:
-                troubles += _unreadable(_spread(manifest.videos, decode))
-    return troubles
+                problems += _unreadable(manifest.spread(decode).videos if decode else ())
+    return problems
 
 
 def _counts(manifest: Manifest, fold: int | None, official: int, benchmark: Benchmark) -> str:
@@ -153,26 +147,21 @@ def _counts(manifest: Manifest, fold: int | None, official: int, benchmark: Benc
     )
 
 
-def _spread(videos: Sequence[VideoRecord], count: int) -> list[VideoRecord]:
-    """Return `count` of `videos`, evenly spread from first to last."""
-    count = min(count, len(videos))
-    return [videos[place * (len(videos) - 1) // max(1, count - 1)] for place in range(count)]
-
-
 def _unreadable(videos: Sequence[VideoRecord]) -> list[str]:
     """Decode each of `videos` to its end; return a sentence for each that cannot be."""
     from tats_core.data import readers
 
-    troubles, frames = [], 0
+    problems, frames = [], 0
     start = time.perf_counter()
     for video in videos:
         try:
             frames += readers.count_frames(video.path)
         except TatsError as error:
-            troubles.append(str(error))
+            problems.append(str(error))
     if videos:
         rate = frames / max(1e-9, time.perf_counter() - start)
         typer.echo(
-            f"    {len(videos) - len(troubles)} of {len(videos)} decoded whole, {rate:.0f} frames a second"
+            f"    {len(videos) - len(problems)} of {len(videos)} decoded completely, "
+            f"{rate:.0f} frames a second"
         )
-    return troubles
+    return problems

@@ -42,7 +42,7 @@ def logs(
     """Print what the stages of a run say: notes, progress, and what their workers print."""
     if address is not None:
         if stage is not None or worker is not None or tail is not None:
-            raise SpecError("--address: a job's output is whole; leave out STAGE, --worker and --tail")
+            raise SpecError("--address: a job has a single output; leave out STAGE, --worker and --tail")
         print_logs(address, run, follow)
         return
     from tats_core.store import history

@@ -1,6 +1,6 @@
 """How a run shows itself: a live display in a terminal, plain lines anywhere else, JSON for scripts.
 
-Each is a `RunUI` (see `tats_core.store.run`), so the runner knows none.
+Each is a `Display` (see `tats_core.pipeline.observers`), so the runner knows none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from tats_core.pipeline.observers import Display
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tats_core.pipeline.plan import Plan
     from tats_core.store.run import RunRecord, StageRecord
 
@@ -96,7 +100,7 @@ def numbers(shown: Mapping[str, float]) -> str:
     return "  ".join(f"{_SHORT.get(key, key.replace('_', ' '))} {value:.3g}" for key, value in shown.items())
 
 
-class PlainUI:
+class PlainUI(Display):
     """One line a happening, and at most one line a stage every `every` seconds of progress."""
 
     def __init__(
@@ -117,11 +121,11 @@ class PlainUI:
         for line in header(plan, record):
             self._write(line)
 
-    def stage_started(self, name: str) -> None:
+    def stage_started(self, stage: StageRecord, folders: tuple[Path, ...]) -> None:
         """Say that the stage begins."""
-        self._remaining[name] = Remaining()
-        self._said.pop(name, None)
-        self._write(f"{name}: started")
+        self._remaining[stage.name] = Remaining()
+        self._said.pop(stage.name, None)
+        self._write(f"{stage.name}: started")
 
     def params(self, name: str, values: Mapping[str, Any]) -> None:
         """Print what the configuration came down to."""
@@ -161,7 +165,7 @@ class PlainUI:
         """Nothing is open."""
 
 
-class LiveUI:
+class LiveUI(Display):
     """A bar for every running stage at the bottom of the terminal, finished stages above."""
 
     def __init__(self, console: Console | None = None) -> None:
@@ -186,11 +190,11 @@ class LiveUI:
             self._print(f"[dim]{escape(line)}[/dim]")
         self._progress.start()
 
-    def stage_started(self, name: str) -> None:
+    def stage_started(self, stage: StageRecord, folders: tuple[Path, ...]) -> None:
         """Add a bar, or set the stage's bar back."""
-        self._close_bar(name)
-        self._remaining[name] = Remaining()
-        self._tasks[name] = self._progress.add_task(escape(name), total=None, status="starting")
+        self._close_bar(stage.name)
+        self._remaining[stage.name] = Remaining()
+        self._tasks[stage.name] = self._progress.add_task(escape(stage.name), total=None, status="starting")
 
     def params(self, name: str, values: Mapping[str, Any]) -> None:
         """Print what the configuration came down to."""
@@ -242,7 +246,7 @@ class LiveUI:
             self._progress.remove_task(task)
 
 
-class JsonUI:
+class JsonUI(Display):
     """One JSON object a line, as docs/json.md describes them.
 
     Args:
@@ -266,10 +270,9 @@ class JsonUI:
         names = {"run": record.id, "pipeline": record.pipeline, "home": record.home}
         self._print("run_started", names | {"folder": str(record.folder), "pid": record.pid})
 
-    def stage_started(self, name: str) -> None:
+    def stage_started(self, stage: StageRecord, folders: tuple[Path, ...]) -> None:
         """Print which attempt begins."""
-        stage = self._stage(name)
-        self._print("stage_started", {"stage": name, "attempt": stage.attempts, "key": stage.key})
+        self._print("stage_started", {"stage": stage.name, "attempt": stage.attempts, "key": stage.key})
 
     def params(self, name: str, values: Mapping[str, Any]) -> None:
         """Print what the configuration came down to."""

@@ -44,7 +44,7 @@ def report(
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Write what a run found, for a paper, a page or a program."""
-    from tats_core.cli.sweep import sweep_folder
+    from tats_core.cli.sweep_tables import sweep_folder
     from tats_core.store import history
 
     home = home.expanduser().absolute()

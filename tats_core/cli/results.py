@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tats_core.cli.options import DEFAULT_HOME, Home, complete_pipeline
-from tats_core.cli.sweep import print_sweep, sweep_folder
+from tats_core.cli.sweep_tables import print_sweep, sweep_folder
 from tats_core.errors import RunError, SpecError, StoreError
 
 if TYPE_CHECKING:

@@ -65,7 +65,6 @@ def pipeline(
     """Run a pipeline; what is finished already is reused, what was interrupted goes on."""
     from tats_core.cli import progress
     from tats_core.pipeline import runner, spec
-    from tats_core.pipeline.hooks import Hook
 
     home = home.expanduser().absolute()
     # --force and --from are left out: what they started goes on, it need not start again.
@@ -77,7 +76,7 @@ def pipeline(
     try:
         loaded = spec.load(name, sets or [])
         if notify:
-            loaded = replace(loaded, notify=(*loaded.notify, Hook(command=notify)))
+            loaded = replace(loaded, notify=(*loaded.notify, spec.Hook(command=notify)))
         if show_plan or graph is not None:
             if graph is not None:
                 check_graph_file(graph)

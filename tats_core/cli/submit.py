@@ -13,7 +13,7 @@ from tats_core.cli.options import complete_pipeline, complete_sweep, write_file
 from tats_core.errors import RunError, SpecError
 
 if TYPE_CHECKING:
-    from tats_core.cluster.jobs import Cluster, Job
+    from tats_core.cluster.jobs import Cluster
 
 Result = TypeVar("Result")
 
@@ -111,11 +111,11 @@ def jobs(address: Annotated[str, typer.Option("--address", metavar="URL", help=_
     from tats_core.cluster.jobs import CHECK, Cluster
 
     cluster = Cluster(address)
-    rows = [
-        [shown.plain(job.id), job.status.lower(), _age(job), shown.plain(job.command)]
-        for job in cluster.jobs()
-        if not job.id.startswith(CHECK)
-    ]
+    rows = []
+    for job in cluster.jobs():
+        age = f"{shown.age(time.time() - job.started)} ago" if job.started else shown.DASH
+        if not job.id.startswith(CHECK):
+            rows.append([shown.plain(job.id), job.status.lower(), age, shown.plain(job.command)])
     if rows:
         shown.table(("job", "state", "started", "command"), rows, fold=("command",))
     else:
@@ -174,9 +174,3 @@ def _interruptible(wait: Callable[[], Result], farewell: str) -> Result:
     except KeyboardInterrupt:
         typer.echo(f"\n{farewell}")
         raise typer.Exit(_INTERRUPTED) from None
-
-
-def _age(job: Job) -> str:
-    from tats_core.cli import shown
-
-    return f"{shown.age(time.time() - job.started)} ago" if job.started else shown.DASH

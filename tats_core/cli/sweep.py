@@ -1,4 +1,4 @@
-"""`tats sweep`, and the sweep's half of `tats results`."""
+"""`tats sweep`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tats_core.cli.options import DEFAULT_HOME, Home, SweepName, command_line
-from tats_core.errors import ResourceError, RunError, SpecError, StoreError
+from tats_core.cli.sweep_tables import print_files
+from tats_core.errors import ResourceError, RunError, SpecError
 
 if TYPE_CHECKING:
-    from rich.live import Live
-
-    from tats_core.sweep.engine import Outcome, Progress
-    from tats_core.sweep.spec import Sweep
+    from tats_core.sweep.engine import Outcome
+    from tats_core.sweep.progress import Progress
+    from tats_core.sweep.spec import Metric, Sweep
 
 _STOPPED = 130
 _EVERY_SECONDS = 10.0
@@ -33,13 +33,11 @@ def sweep(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a stage's key or the sweep's; repeatable."),
     ] = None,
-    show_plan: Annotated[bool, typer.Option("--plan", help="Say what would be tried, then stop.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest run of it.")] = False,
-    go_on: Annotated[
+    show_plan: Annotated[bool, typer.Option("--plan", help="Print what would be tried, then stop.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the newest run of it.")] = False,
+    continues: Annotated[
         bool,
-        typer.Option(
-            "--continue", help="Go on with the newest run if it is the same sweep, else start anew."
-        ),
+        typer.Option("--continue", help="Resume the newest run if it is the same sweep, else start anew."),
     ] = False,
     samples: Annotated[int | None, typer.Option(min=1, help="How many points are tried.")] = None,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time, at most.")] = None,
@@ -47,6 +45,7 @@ def sweep(
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Run a pipeline many times with different values, side by side, and compare what came out."""
+    from tats_core.cli import progress
     from tats_core.sweep import engine, spec
 
     home = home.expanduser().absolute()
@@ -54,10 +53,8 @@ def sweep(
     if show_plan:
         typer.echo(_plan(loaded, as_json))
         return
-    ui = _Quiet() if as_json else _Live() if sys.stdout.isatty() else _Plain()
-    from tats_core.cli import progress
-
-    resume = resume or (go_on and _was_begun(loaded, home))
+    ui = QuietUI() if as_json else LiveUI() if sys.stdout.isatty() else PlainUI()
+    resume = resume or (continues and _was_begun(loaded, home))
     stages = progress.for_terminal()
     try:
         with _stopped_by_sigterm():
@@ -71,7 +68,7 @@ def sweep(
 
 
 def _was_begun(sweep: Sweep, home: Path) -> bool:
-    """Tell whether the newest run is of this very sweep, and can still come to something."""
+    """Tell whether the newest run is of this very sweep, and has trials that a resume could run."""
     from tats_core.store.run import RunRecord
     from tats_core.sweep import engine, trial
 
@@ -82,7 +79,7 @@ def _was_begun(sweep: Sweep, home: Path) -> bool:
         engine.check_same(sweep, folder)
     except SpecError:
         return False
-    # Where all trials failed, none is left to go on with: they are tried anew.
+    # Where all trials failed, none is left to resume: they are tried anew.
     return not (folder / "run.json").exists() or RunRecord.load(folder).status != "failed"
 
 
@@ -120,177 +117,116 @@ def _plan(sweep: Sweep, as_json: bool) -> str:
     lines = [f"{sweep.name}: {sweep.count} trials of '{sweep.pipeline}'{width}"]
     if sweep.common:
         lines.append(f"  once, before all: {', '.join(sorted(sweep.common))}")
-    for place, point in enumerate(points, 1):
-        lines.append(f"  {place:>3}  " + "  ".join(f"{key}={value}" for key, value in point.items()))
+    for number, point in enumerate(points, 1):
+        lines.append(f"  {number:>3}  " + "  ".join(f"{key}={value}" for key, value in point.items()))
     if not points:
-        breed = (
-            f"{sweep.searcher.every} epochs after {sweep.searcher.every}, each generation from the one before"
-        )
-        how = breed if sweep.searcher.kind == "pbt" else "each found by Optuna when its turn comes"
-        what = "members" if sweep.searcher.kind == "pbt" else "points"
-        lines.append(f"  {sweep.samples} {what}, {how}, among")
-        known = sweep.identity()
-        lines += [f"       {key}: {_among(values)}" for key, values in known["space"].items()]
-        for pattern, beside in known["where"].items():
-            shown = " and ".join(f"{key} = {_among(values)}" for key, values in beside.items())
-            lines.append(f"       {pattern} only where {shown}")
+        identity, every = sweep.identity(), getattr(sweep.searcher, "every", None)
+        how = f"members, {every} epochs after {every}, each generation from the one before"
+        how = how if every else "points, each found by Optuna when its turn comes"
+        lines.append(f"  {sweep.samples} {how}, among")
+        lines += [f"       {key}: {_among(values)}" for key, values in identity["space"].items()]
+        for pattern, condition in identity["where"].items():
+            words = " and ".join(f"{key} = {_among(values)}" for key, values in condition.items())
+            lines.append(f"       {pattern} only where {words}")
     if sweep.seeds.keys:
         lines.append(f"  each with {', '.join(sweep.seeds.keys)} = {', '.join(map(str, sweep.seeds.values))}")
     return "\n".join([*lines, *([f"  cannot start here: {short}"] if short else [])])
 
 
-def _among(values: Any) -> str:
+def _among(values: list[Any] | dict[str, list[Any]]) -> str:
     """Return the values of a key of the space for a line: `1, 2, 4` or `uniform 0.1 … 0.3`."""
     if isinstance(values, list):
-        return ", ".join(json.dumps(one).strip('"') for one in values)
+        return ", ".join(json.dumps(value).strip('"') for value in values)
     ((kind, ends),) = values.items()
     return _among(ends) if kind == "choice" else f"{kind} {ends[0]:g} … {ends[1]:g}"
 
 
 def _conclude(sweep: Sweep, outcome: Outcome, again: str, home: Path, as_json: bool) -> None:
-    found = outcome.summary
+    summary = outcome.summary
     if as_json:
-        typer.echo(json.dumps({**found.values(), "stopped": outcome.stopped}, indent=2))
+        typer.echo(json.dumps({**summary.values(), "stopped": outcome.stopped}, indent=2))
     elif not outcome.stopped:
         if outcome.before == len(outcome.trials):
             typer.echo(
                 f"all {outcome.before} trials of {sweep.name} had ended before; nothing was left to do"
             )
-        typer.echo("")
-        typer.echo(found.text())
-        typer.echo("")
-        _say_where(outcome.folder)
+        typer.echo(f"\n{summary.text()}\n")
+        print_files(outcome.folder)
         typer.echo(f"this table again         {command_line(['results', sweep.name], home)}")
     if outcome.stopped:
-        typer.echo(f"Stopped; what is done is kept. Go on with: {again}", err=as_json)
+        typer.echo(f"Stopped; what is done is kept. Resume with: {again}", err=as_json)
         raise typer.Exit(_STOPPED)
-    for cause, count in found.causes:
-        typer.echo(f"{count} of {len(found.trials)} trials failed: {cause}", err=True)
-    if found.causes and sum(count for _, count in found.causes) == len(found.trials):
+    for cause, count in summary.causes:
+        typer.echo(f"{count} of {len(summary.trials)} trials failed: {cause}", err=True)
+    if summary.causes and sum(count for _, count in summary.causes) == len(summary.trials):
         raise RunError(
             f"all trials of {sweep.name} failed; try again with: {again.removesuffix(' --resume')}"
         )
 
 
-def _say_where(folder: Path) -> None:
-    from tats_core.sweep import page, summary
-
-    for words, name in (("charts and all trials", page.FILE), ("the best as a pipeline", summary.BEST)):
-        if (folder / name).exists():
-            typer.echo(f"{words:<23}  {folder / name}")
-
-
-def sweep_folder(run: str, home: Path) -> Path | None:
-    """Return the folder of the sweep that `run` names (its newest run, or by a run's id or folder).
-
-    Raises:
-        StoreError: a sweep is called so, and has not run.
-    """
-    from tats_core import specs
-    from tats_core.sweep import trial
-
-    for folder in (Path(run).expanduser().absolute(), home / "runs" / run):
-        if (folder / "sweep.json").is_file():
-            return folder
-    name = Path(run).stem if run.endswith((".yaml", ".yml")) else run
-    newest = trial.newest(home, name)
-    if newest is None and name in specs.names("sweeps"):
-        raise StoreError(f"no sweep '{name}' in {home}; run it with: {command_line(['sweep', run], home)}")
-    return newest
-
-
-def print_sweep(folder: Path, as_json: bool) -> None:
-    """Print the table of a sweep, as it was run, and where its page is.
-
-    Raises:
-        RunError: none of its trials has ended.
-    """
-    from tats_core.sweep import page
-
-    found = page.read(folder)
-    if not found.trials:
-        raise RunError(f"no trial of {folder.name} has ended yet, so there is no table to print")
-    if as_json:
-        typer.echo(json.dumps(found.values(), indent=2))
-        return
-    typer.echo(found.text())
-    typer.echo("")
-    _say_where(folder)
-
-
-class _Quiet:
-    """Says nothing."""
-
-    def started(self, sweep: Sweep, progress: Progress) -> None:
-        """Say nothing."""
-
-    def changed(self, progress: Progress) -> None:
-        """Say nothing."""
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-def _headline(progress: Progress, objective: Any) -> str:
+def _headline(progress: Progress, objective: Metric) -> str:
     from tats_core.cli.progress import duration
 
     parts = [f"{len(progress.ended)} of {progress.total} trials, {len(progress.running)} running"]
-    known = [one.metrics[objective.name] for one in progress.ended.values() if objective.name in one.metrics]
-    if known:
-        top = max(known) if objective.mode == "max" else min(known)
-        parts.append(f"best {objective.shown} {top:.{objective.digits}f}")
+    ended = progress.ended.values()
+    values = [result.metrics[objective.name] for result in ended if objective.name in result.metrics]
+    if values:
+        best = max(values) if objective.mode == "max" else min(values)
+        parts.append(f"best {objective.shown} {best:.{objective.digits}f}")
     left = progress.remaining()
     if left is not None:
         parts.append(f"about {duration(left)} left")
     return ", ".join(parts)
 
 
-class _Plain:
-    """A line whenever a trial has ended, and one every ten seconds."""
+class QuietUI:
+    """Prints nothing."""
 
     def started(self, sweep: Sweep, progress: Progress) -> None:
-        """Say what begins."""
-        self.sweep, self.ended, self.said = sweep, len(progress.ended), time.monotonic()
-        typer.echo(f"{sweep.name}: {progress.total} trials, {progress.slots} at a time")
-        if progress.before:
-            typer.echo(f"{progress.before} of them had ended before")
+        """Remember the sweep."""
+        self.sweep = sweep
 
     def changed(self, progress: Progress) -> None:
-        """Say how far it is."""
-        if len(progress.ended) == self.ended and time.monotonic() - self.said < _EVERY_SECONDS:
-            return
-        self.ended, self.said = len(progress.ended), time.monotonic()
-        typer.echo(_headline(progress, self.sweep.objectives[0]))
+        """Print nothing."""
 
     def close(self) -> None:
         """Nothing is open."""
 
 
-class _Live:
+class PlainUI(QuietUI):
+    """A line whenever a trial has ended, and one every ten seconds."""
+
+    def started(self, sweep: Sweep, progress: Progress) -> None:
+        """Print what begins."""
+        self.sweep, self.ended, self.printed = sweep, len(progress.ended), time.monotonic()
+        typer.echo(f"{sweep.name}: {progress.total} trials, {progress.slots} at a time")
+        if progress.before:
+            typer.echo(f"{progress.before} of them had ended before")
+
+    def changed(self, progress: Progress) -> None:
+        """Print how far it is."""
+        if len(progress.ended) == self.ended and time.monotonic() - self.printed < _EVERY_SECONDS:
+            return
+        self.ended, self.printed = len(progress.ended), time.monotonic()
+        typer.echo(_headline(progress, self.sweep.objectives[0]))
+
+
+class LiveUI(QuietUI):
     """A table of the running trials that is drawn in place."""
 
     def __init__(self) -> None:
-        self.live: Live | None = None
+        from rich.live import Live
+
+        self.live = Live(refresh_per_second=4, transient=True)
 
     def started(self, sweep: Sweep, progress: Progress) -> None:
         """Open the display."""
-        from rich.live import Live
-
         self.sweep = sweep
-        self.live = Live(self._table(progress), refresh_per_second=4, transient=True)
+        self.changed(progress)
         self.live.start()
 
     def changed(self, progress: Progress) -> None:
         """Draw anew."""
-        if self.live is not None:
-            self.live.update(self._table(progress))
-
-    def close(self) -> None:
-        """Give the terminal back."""
-        if self.live is not None:
-            self.live.stop()
-
-    def _table(self, progress: Progress) -> Any:
         from rich.table import Table
 
         table = Table(title=_headline(progress, self.sweep.objectives[0]), title_justify="left")
@@ -298,4 +234,8 @@ class _Live:
             table.add_column(heading)
         for name, trial in progress.running.items():
             table.add_row(name, self.sweep.label(trial), f"{progress.rows.get(name, {}).get('epoch', 0):.0f}")
-        return table
+        self.live.update(table)
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        self.live.stop()

@@ -15,13 +15,6 @@ def visualise(
     run: RunName,
     videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Video files.")],
     out: Annotated[Path, typer.Option("--out", help="The folder for the pictures.")] = Path("pictures"),
-    leaky: Annotated[
-        bool,
-        typer.Option(
-            "--leaky",
-            help="Paint masked tokens with their own true mean and deviation, which the model does not know.",
-        ),
-    ] = False,
     clips: Annotated[
         int, typer.Option("--clips", min=1, help="Clips of each video, evenly spread; one: the middle.")
     ] = 1,
@@ -44,13 +37,8 @@ def visualise(
     visualiser = Visualiser.load(folder, benchmark)
     unread = []
     with writing(out, "--out"):
-        for drawn in visualiser.draw(
-            [video.expanduser() for video in videos],
-            out.expanduser(),
-            n_clips=clips,
-            seed=seed,
-            leaky=leaky,
-        ):
+        paths = [video.expanduser() for video in videos]
+        for drawn in visualiser.draw(paths, out.expanduser(), n_clips=clips, seed=seed):
             if isinstance(drawn, VideoError):
                 unread.append(str(drawn))
                 continue

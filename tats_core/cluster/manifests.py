@@ -8,13 +8,13 @@ folder is a claim that outlives the clusters.
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import jinja2
 import yaml
@@ -110,8 +110,7 @@ class Settings(StrictModel):
     workers: Workers = Workers()
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """How many worker pods of which size, and how few will do."""
 
     pods: int
@@ -211,31 +210,28 @@ def render(
     )
 
 
-class _Dumper(yaml.SafeDumper):
-    """Quotes every text."""
-
-
-_Dumper.add_representer(
-    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
-)
-
-
-def _quote(value: object) -> Markup:
-    """Return a value as YAML on one line, each text in quotes; what is YAML already stays."""
+def _quote(value: object, style: str = '"') -> Markup:
+    """Return a value as YAML, each text in quotes; what is YAML already stays."""
     if isinstance(value, Markup):
         return value
-    dumped = yaml.dump(
-        [value], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=math.inf, sort_keys=False
+    if isinstance(value, int):
+        return Markup(json.dumps(value))
+    dumped = yaml.safe_dump(
+        value,
+        default_style=style,
+        default_flow_style=True,
+        allow_unicode=True,
+        width=math.inf,
+        sort_keys=False,
     )
-    return Markup(dumped.strip()[1:-1])
+    return Markup(dumped.rstrip("\n"))
 
 
 def _block(text: str) -> Markup:
     """Return text of several lines as literal lines, where YAML can hold it so."""
     lines = text.splitlines()
-    if "\n".join(lines) + "\n" != text or not lines[-1:] or not lines[-1]:
-        return _quote(text)
-    return Markup(yaml.safe_dump(text, default_style="|", allow_unicode=True, width=math.inf).rstrip("\n"))
+    literal = "\n".join(lines) + "\n" == text and lines[-1:] != [""]
+    return _quote(text, "|" if literal else '"')
 
 
 def _bare(text: str) -> Markup:

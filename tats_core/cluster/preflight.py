@@ -130,7 +130,7 @@ def server_problems(environment: Mapping[str, str]) -> list[str]:
 def _nodes() -> list[Node]:
     import ray
 
-    return cast(list[Node], ray.nodes())  # type: ignore[no-untyped-call]
+    return cast("list[Node]", ray.nodes())  # type: ignore[no-untyped-call]
 
 
 def _ask(nodes: Sequence[Node], question: Callable[..., list[str]], *arguments: object) -> list[str]:

@@ -87,26 +87,30 @@ def _pipeline(name: str, sets: Sequence[str], options: list[str]) -> Submission:
     pipeline = pipelines.load(name, sets)
     stages = graph.build(pipeline).instances.values()
     # The cluster may have a pipeline of this name; the one that runs there is the one that is meant here.
-    files = {f"pipelines/{pipeline.name}.yaml": specs.find("pipelines", name)}
+    files = _travelling(specs.find("pipelines", name))
     return Submission("pipeline", pipeline.name, tuple(options), files, tuple(stages), _facts(stages))
 
 
 def _sweep(sweep: sweeps.Sweep, options: list[str], name: str) -> Submission:
     file = specs.find("pipelines", sweep.pipeline)
-    path = f"pipelines/{file.stem}.yaml"
-    if sweep.pipeline not in (file.stem, path):
+    if sweep.pipeline not in (file.stem, f"pipelines/{file.stem}.yaml"):
         raise SpecError(
-            f"{sweep.where}: pipeline: {sweep.pipeline} cannot travel to a cluster; put it into pipelines/ "
+            f"{sweep.source}: pipeline: {sweep.pipeline} cannot travel to a cluster; put it into pipelines/ "
             f"and name it {file.stem}"
         )
-    files = {f"sweeps/{sweep.name}.yaml": specs.find("sweeps", name), path: file}
+    files = {f"sweeps/{sweep.name}.yaml": specs.find("sweeps", name), **_travelling(file)}
     stages: dict[str, Instance] = {}
-    for point in sweep.points() or list(sweep.space.corners()):
+    for point in sweep.examples():
         for stage in graph.build(sweep.load(sweep.trials_of(point)[0].overrides)).instances.values():
             stages.setdefault(f"{stage.name} {stage.config.model_dump_json()}", stage)
     common = graph.build(sweep.load({})).instances.values()
     facts = {"sweep": sweep.identity(), "stages": _facts(common)}
     return Submission("sweep", sweep.name, tuple(options), files, tuple(stages.values()), facts)
+
+
+def _travelling(path: Path) -> dict[str, Path]:
+    """Return a pipeline's file and those of the pipelines that it is like, by their paths on the cluster."""
+    return {f"pipelines/{file.stem}.yaml": file for file in pipelines.lineage(path)}
 
 
 def _facts(stages: Iterable[Instance]) -> dict[str, object]:

@@ -1,10 +1,11 @@
-"""Clips: which frames of a video make one, how a batch of them travels, and how a model sees it.
+"""Clips: which frames of a video they take, how batches travel, and how a model sees them.
 
 Axes: B clips, V views of a clip, C colours (RGB), T frames, H × W pixels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -22,8 +23,8 @@ class Erased(NamedTuple):
     """A box of one clip that random erasing fills with noise, once the clip is normalised."""
 
     clip: int
-    top: int
-    left: int
+    rows: slice
+    columns: slice
     noise_CTHW: Tensor
 
 
@@ -34,22 +35,15 @@ class Batch(NamedTuple):
     """uint8; test views are `views_BVCTHW`."""
     label_B: Tensor
     index_B: Tensor
-    """Where the videos stand in the manifest."""
-    erased: tuple[Erased, ...] = ()
+    """Indices of the videos in the manifest."""
+    erased: Sequence[Erased] = ()
 
     def normalised(self, device: torch.device) -> Tensor:
         """Return the model's input on `device`: float32, normalised, with the noise of random erasing."""
         video_BCTHW = normalise(self.video_BCTHW.to(device, non_blocking=True))
-        for clip, top, left, noise_CTHW in self.erased:
-            height, width = noise_CTHW.shape[2:]
-            target_CTHW = video_BCTHW[clip, :, :, top : top + height, left : left + width]
-            target_CTHW.copy_(noise_CTHW, non_blocking=True)
+        for clip, rows, columns, noise_CTHW in self.erased:
+            video_BCTHW[clip, :, :, rows, columns].copy_(noise_CTHW, non_blocking=True)
         return video_BCTHW
-
-    def pin_memory(self) -> Batch:
-        """Move everything to page-locked memory."""
-        erased = tuple(box._replace(noise_CTHW=box.noise_CTHW.pin_memory()) for box in self.erased)
-        return Batch(*(tensor.pin_memory() for tensor in self[:3]), erased)
 
 
 def normalise(video_CTHW: Tensor) -> Tensor:
@@ -64,7 +58,7 @@ def normalise(video_CTHW: Tensor) -> Tensor:
 def dense_indices(
     n_frames: int, frames: int, stride: int, rng: np.random.Generator | None = None, position: float = 0.5
 ) -> Indices:
-    """Return every `stride`-th frame from one start on.
+    """Return every `stride`-th frame from a start on.
 
     Args:
         n_frames: length of the video.
@@ -90,9 +84,9 @@ def uniform_indices(
     Returns:
         `indices_T`, never decreasing.
     """
-    place_T = rng.random(frames) if rng is not None else np.full(frames, position)
-    found_T = np.floor((np.arange(frames) + place_T) * (n_frames / frames)).astype(np.int64)
-    return np.minimum(found_T, n_frames - 1)
+    position_T = rng.random(frames) if rng is not None else np.full(frames, position)
+    indices_T = np.floor((np.arange(frames) + position_T) * (n_frames / frames)).astype(np.int64)
+    return np.minimum(indices_T, n_frames - 1)
 
 
 def train_indices(
@@ -107,13 +101,14 @@ def train_indices(
 def view_indices(
     n_frames: int, frames: int, sampling: Literal["uniform", "dense"], stride: int, clips: int
 ) -> NDArray[np.int64]:
-    """Return `indices_VT` of `clips` temporal views that cover the video evenly; a single one is central.
+    """Return `indices_VT` of `clips` temporal views that cover the video evenly; a single view is central.
 
     Dense views start at equal distances from the first to the last possible start. Uniform views take
     each segment at the middle of its 1st, 2nd, … `clips`-th part, so that no two are equal.
     """
     if sampling == "uniform":
-        places = [(view + 0.5) / clips for view in range(clips)]
-        return np.stack([uniform_indices(n_frames, frames, position=place) for place in places])
-    places = [view / (clips - 1) if clips > 1 else 0.5 for view in range(clips)]
-    return np.stack([dense_indices(n_frames, frames, stride, position=place) for place in places])
+        return np.stack(
+            [uniform_indices(n_frames, frames, position=(view + 0.5) / clips) for view in range(clips)]
+        )
+    positions = [view / (clips - 1) if clips > 1 else 0.5 for view in range(clips)]
+    return np.stack([dense_indices(n_frames, frames, stride, position=position) for position in positions])

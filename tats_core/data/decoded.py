@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,17 +22,17 @@ from tats_core.files import replacing, write_text
 
 
 class Decoded:
-    """A file of frames: video id → where in it, and `(T, H, W)`."""
+    """A file of frames: for each video id its offset and `(T, H, W)`."""
 
     def __init__(self, path: Path) -> None:
         self._bytes: NDArray[np.uint8] = np.load(path, mmap_mode="r")
-        self._places: Mapping[str, tuple[int, int, int, int]] = json.loads(_index(path).read_text("utf-8"))
+        self._index: dict[str, tuple[int, int, int, int]] = json.loads(_index(path).read_text("utf-8"))
 
     def frames(self, video_id: str) -> Frames | None:
-        """Return all `frames_THWC` of a video, not to be written to; None where it could not be decoded."""
-        if video_id not in self._places:
+        """Return all `frames_THWC` of a video, read-only; None where it could not be decoded."""
+        if video_id not in self._index:
             return None
-        start, T, H, W = self._places[video_id]
+        start, T, H, W = self._index[video_id]
         return self._bytes[start : start + T * H * W * 3].reshape(T, H, W, 3)
 
 
@@ -40,16 +40,16 @@ opened = functools.lru_cache(maxsize=8)(Decoded)
 """The file at a path; one mapping a process."""
 
 
-def write(manifest: Manifest, path: Path, decoded: Callable[[], None]) -> Manifest:
-    """Decode all videos into `path` (`.npy`), and return the manifest that knows of it.
+def write(manifest: Manifest, path: Path, progress: Callable[[], None]) -> Manifest:
+    """Decode all videos into `path` (`.npy`), and return the manifest that names it.
 
-    A video that cannot be read is left out: who asks for it is told why, as without this file.
+    A video that cannot be read is left out: the reason comes when it is read, as without this file.
 
     Args:
-        decoded: called after each video.
+        progress: called after each video.
     """
-    places: dict[str, tuple[int, int, int, int]] = {}
-    parts: list[NDArray[np.uint8]] = []
+    index: dict[str, tuple[int, int, int, int]] = {}
+    parts: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)]
     start = 0
     for video in manifest.videos:
         try:
@@ -57,13 +57,13 @@ def write(manifest: Manifest, path: Path, decoded: Callable[[], None]) -> Manife
         except VideoError:
             continue
         T, H, W, _ = frames_THWC.shape
-        places[video.id] = (start, T, H, W)
+        index[video.id] = (start, T, H, W)
         parts.append(frames_THWC.ravel())
         start += frames_THWC.size
-        decoded()
+        progress()
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.save(file, np.concatenate(parts) if parts else np.empty(0, np.uint8))
-    write_text(_index(path), json.dumps(places))
+        np.save(file, np.concatenate(parts))
+    write_text(_index(path), json.dumps(index))
     return replace(manifest, decoded=path)
 
 

@@ -1,7 +1,7 @@
 """Four small benchmarks as real files, in the on-disk layouts of the data sets they stand for.
 
 The class is decided by motion alone (`synthetic`). A set is a function of its configuration: the same
-bytes on the same machine, whatever the number of processes, and a set that was cut off is completed.
+bytes on the same machine, whatever the number of processes, and a partial set is completed.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import os
 import signal
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import av
 import numpy as np
@@ -32,24 +32,19 @@ from tats_core.machine import available_cpus
 from tats_core.specs import StrictModel, merge
 
 Progress = Callable[[int, int, str], None]
-"""Called with clips done, clips in all, and what is going on."""
+"""Called with clips done, clips in all, and what is being done."""
 
-PRESETS: Final[dict[str, dict[str, Any]]] = {
-    "demo": {},
+_DIFFICULTIES: Final[dict[str, dict[str, float]]] = {
     "colourful": {"colour": 1.0, "texture": 0.2},
     "crowded": {"still_sprites": 3},
     "textured": {"background": 0.2, "background_colour": 0.5},
     "shaky": {"camera_jitter": 1.0},
     "noisy": {"noise": 0.06},
-    "hard": {
-        "colour": 1.0,
-        "texture": 0.2,
-        "still_sprites": 3,
-        "background": 0.2,
-        "background_colour": 0.5,
-        "camera_jitter": 1.0,
-        "noise": 0.06,
-    },
+}
+PRESETS: Final = {
+    "demo": {},
+    **_DIFFICULTIES,
+    "hard": {knob: value for knobs in _DIFFICULTIES.values() for knob, value in knobs.items()},
 }
 """Scenes by name: "demo" teaches something in minutes, each of the next adds one difficulty, "hard" all."""
 
@@ -77,7 +72,7 @@ class GenerateConfig(StrictModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _on_top_of_preset(cls, raw: Any) -> Any:
+    def _on_top_of_preset(cls, raw: object) -> object:
         if not isinstance(raw, dict):
             return raw
         preset = raw.get("preset", "demo")
@@ -103,7 +98,7 @@ class Encoding:
     options: dict[str, str]
 
 
-# Settings that are quick for clips this small and keep the moving edges: about 35 dB and 10 ms a clip.
+# Quick settings for clips this small that preserve the moving edges: about 35 dB and 10 ms a clip.
 _VP9: Final = {"deadline": "realtime", "cpu-used": "8", "crf": "20", "b": "0", "threads": "1"}
 # With macroblock trees, x264's bytes depend on what the process encoded before (seen on frames this small).
 _H264: Final = {
@@ -124,20 +119,18 @@ ENCODINGS: Final[dict[str, Encoding]] = {
 }
 
 
-@dataclass(frozen=True)
-class _Clip:
-    """One clip to make: `place` is relative to the root of its data set."""
+class _Clip(NamedTuple):
+    """One clip to make: `path` is relative to the root of its data set."""
 
     benchmark: str
     id: str
-    place: str
+    path: str
     motion: str
     number: int
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """A data set to make: its clips, and its lists as text by place."""
+class _Layout(NamedTuple):
+    """A data set to make: its clips, and the text of its lists by their path below the root."""
 
     clips: list[_Clip]
     lists: dict[str, str]
@@ -146,11 +139,11 @@ class _Layout:
 def generate(
     out: Path, config: GenerateConfig, progress: Progress | None = None, workers: int | None = None
 ) -> dict[str, Path]:
-    """Make the data sets of `config` as folders `out/<benchmark>`; what is there already is kept.
+    """Make the data sets of `config` as folders `out/<benchmark>`; clips that exist are not made again.
 
     Args:
         progress: called now and then; an exception that it raises stops the work, to be completed later.
-        workers: processes, by default one for each core; 1 makes the clips in this process.
+        workers: processes, by default as many as CPUs; 1 makes the clips in this process.
 
     Returns:
         The root of each data set by name.
@@ -159,11 +152,11 @@ def generate(
         DataError: `out` holds a set of another configuration.
     """
     show = progress or (lambda done, total, text: None)
-    layouts: dict[str, _Layout] = {name: _LAYOUTS[name](config) for name in config.benchmarks}
+    layouts = {name: _LAYOUTS[name](config) for name in config.benchmarks}
     clips = [clip for layout in layouts.values() for clip in layout.clips]
     complete = _claim(out, config)
-    todo = [clip for clip in clips if not (out / clip.benchmark / clip.place).exists()]
-    roots = {name: out / name for name in layouts}
+    todo = [clip for clip in clips if not (out / clip.benchmark / clip.path).exists()]
+    roots: dict[str, Path] = {name: out / name for name in layouts}
     if complete and not todo:
         show(len(clips), len(clips), "reused")
         return roots
@@ -174,8 +167,8 @@ def generate(
         if done % _CHUNK == 0 or done == len(clips):
             show(done, len(clips), name)
     for name, layout in layouts.items():
-        for place, text in layout.lists.items():
-            write_text(out / name / place, text)
+        for path, text in layout.lists.items():
+            write_text(out / name / path, text)
     _mark(out, config, complete=True)
     return roots
 
@@ -207,19 +200,23 @@ def _mark(out: Path, config: GenerateConfig, *, complete: bool) -> None:
 
 
 def _made(out: Path, config: GenerateConfig, todo: list[_Clip], workers: int) -> Iterator[str]:
-    """Make the clips and yield the benchmark of each one that is done, in any order."""
+    """Make the clips and yield the benchmark of each finished clip, in any order."""
     if workers == 1 or len(todo) <= _CHUNK:
         for clip in todo:
-            _make(out, config, clip)
+            _make(out, config, [clip])
             yield clip.benchmark
         return
     # Not forked from here: the caller may be one of several threads, whose locks a fork would copy.
     context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupt) as pool:
+    with ProcessPoolExecutor(
+        workers,
+        mp_context=context,
+        # Ctrl-C is for this process, which ends the pool; else each one would print a traceback.
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    ) as pool:
         chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
-        futures: dict[Future[None], list[_Clip]] = {
-            pool.submit(_make_all, out, config, chunk): chunk for chunk in chunks
-        }
+        futures = {pool.submit(_make, out, config, chunk): chunk for chunk in chunks}
         try:
             for future in as_completed(futures):
                 future.result()
@@ -229,42 +226,30 @@ def _made(out: Path, config: GenerateConfig, todo: list[_Clip], workers: int) ->
             raise
 
 
-def _ignore_interrupt() -> None:
-    """Leave Ctrl-C to the parent, which ends the pool; else each process prints a traceback of its own."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _make_all(out: Path, config: GenerateConfig, clips: Sequence[_Clip]) -> None:
+def _make(out: Path, config: GenerateConfig, clips: Sequence[_Clip]) -> None:
+    """Render and encode clips; a video appears last, so where it is, its ground truth is too."""
     for clip in clips:
-        _make(out, config, clip)
-
-
-def _make(out: Path, config: GenerateConfig, clip: _Clip) -> None:
-    """Render and encode one clip; the video appears last, so where it is, its ground truth is too."""
-    root = out / clip.benchmark
-    class_number = VOCABULARIES[clip.benchmark].index(clip.motion)
-    # Keyed by names and numbers of the clip alone: more clips a class leave the earlier ones as they were.
-    rng = np.random.default_rng((config.seed, zlib.crc32(clip.benchmark.encode()), class_number, clip.number))
-    frames_THWC, motion_THW = synthetic.render(clip.benchmark, clip.motion, config.scene, config.frames, rng)
-    motion, video = motion_path(root, clip.id), root / clip.place
-    for path in (motion, video):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    # Thousands of small files, which a power cut may cost: not each is flushed by itself.
-    with replacing(motion, durable=False) as temporary:
-        _save_motion(temporary, motion_THW)
-    with replacing(video, durable=False) as temporary:
-        encode(temporary, frames_THWC, config.fps, ENCODINGS[clip.benchmark])
+        root = out / clip.benchmark
+        class_number = VOCABULARIES[clip.benchmark].index(clip.motion)
+        # Keyed by the clip's own names and numbers: more clips a class leave the earlier ones as they were.
+        key = (config.seed, zlib.crc32(clip.benchmark.encode()), class_number, clip.number)
+        frames_THWC, motion_THW = synthetic.render(
+            clip.benchmark, clip.motion, config.scene, config.frames, np.random.default_rng(key)
+        )
+        motion, video = motion_path(root, clip.id), root / clip.path
+        for path in (motion, video):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        # Thousands of small files: to flush each would take as long as to make it.
+        with replacing(motion, durable=False) as temporary, temporary.open("wb") as file:
+            # Eight pixels a byte, compressed; `ground_truth.load_motion` reads it.
+            np.savez_compressed(file, bits=np.packbits(motion_THW), shape=np.array(motion_THW.shape))
+        with replacing(video, durable=False) as temporary:
+            encode(temporary, frames_THWC, config.fps, ENCODINGS[clip.benchmark])
 
 
 def motion_path(root: Path, video_id: str) -> Path:
-    """Return the place of a video's ground truth below the root of its data set."""
+    """Return the file of a video's ground truth of motion; `root` is that of its data set."""
     return root / MOTION / f"{video_id}.npz"
-
-
-def _save_motion(path: Path, motion_THW: NDArray[np.bool_]) -> None:
-    """Write a mask, eight pixels a byte, compressed; `ground_truth.load_motion` reads it."""
-    with path.open("wb") as file:
-        np.savez_compressed(file, bits=np.packbits(motion_THW), shape=np.array(motion_THW.shape))
 
 
 def encode(path: Path, frames_THWC: NDArray[np.uint8], fps: int, encoding: Encoding) -> None:
@@ -296,36 +281,24 @@ def _names_rng(config: GenerateConfig, name: str) -> np.random.Generator:
 
 
 def _ssv2(config: GenerateConfig) -> _Layout:
-    """One folder of numbered files; ids are drawn, so that neither they nor their order tell the class."""
+    """One folder of numbered files; ids are drawn, so that neither they nor their order reveal the class."""
     numbered = _numbered(config, "ssv2", extra=1)
-    ids = _names_rng(config, "ssv2").permutation(len(numbered)) + 1
-    clips: list[_Clip] = []
-    splits: dict[str, list[tuple[int, str]]] = {"train": [], "validation": [], "test": []}
-    for (template, number), video_id in zip(numbered, ids.tolist(), strict=True):
+    ids = (_names_rng(config, "ssv2").permutation(len(numbered)) + 1).tolist()
+    train, test = config.clips_per_class, config.test_clips_per_class
+    clips, answers = [], []
+    splits: dict[str, list[dict[str, object]]] = {"train": [], "validation": [], "test": []}
+    for video_id, (template, number) in sorted(zip(ids, numbered, strict=True)):
         clips.append(_Clip("ssv2", str(video_id), f"{ssv2.VIDEOS}/{video_id}.webm", template, number))
-        train, test = config.clips_per_class, config.test_clips_per_class
         split = "train" if number < train else "validation" if number < train + test else "test"
-        splits[split].append((video_id, template))
-
-    def rows(split: str) -> list[dict[str, Any]]:
-        return [
-            {
-                "id": str(video_id),
-                "label": template.replace("[something]", "a shape"),
-                "template": template,
-                "placeholders": ["a shape"],
-            }
-            for video_id, template in sorted(splits[split])
-        ]
-
+        row: dict[str, object] = {"id": str(video_id)}
+        if split == "test":
+            answers.append(f"{video_id};{ssv2.class_of(template)}\n")
+        else:
+            label = template.replace("[something]", "a shape")
+            row |= {"label": label, "template": template, "placeholders": ["a shape"]}
+        splits[split].append(row)
     names = sorted(ssv2.class_of(template) for template in VOCABULARIES["ssv2"])
-    answers = [f"{video_id};{ssv2.class_of(template)}\n" for video_id, template in sorted(splits["test"])]
-    files = {
-        "labels": {name: str(label) for label, name in enumerate(names)},
-        "train": rows("train"),
-        "validation": rows("validation"),
-        "test": [{"id": str(video_id)} for video_id, _ in sorted(splits["test"])],
-    }
+    files = {"labels": {name: str(label) for label, name in enumerate(names)}, **splits}
     lists = {f"labels/{name}.json": json.dumps(content, indent=1) + "\n" for name, content in files.items()}
     return _Layout(clips, {**lists, "labels/test-answers.csv": "".join(answers)})
 

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 
 from tats_core.data import benchmarks, clips, transforms
 from tats_core.data.generate import MOTION, motion_path
-from tats_core.data.loaders import ClipOptions, recipe
+from tats_core.data.loaders import ClipOptions, clip_rules
 from tats_core.data.manifest import Manifest
 from tats_core.errors import DataError
 
@@ -26,7 +26,7 @@ def has_motion(manifest: Manifest) -> bool:
 
 
 def load_motion(manifest: Manifest, video_id: str) -> NDArray[np.bool_]:
-    """Return `motion_THW` of a whole video, True where the moving thing is.
+    """Return `motion_THW` of a video, True where the moving sprite is.
 
     Raises:
         DataError: there is no ground truth for it.
@@ -51,17 +51,14 @@ def motion_clips(manifest: Manifest, options: ClipOptions, indices: Sequence[int
     Raises:
         DataError: there is no ground truth for one of them.
     """
-    return torch.stack(
-        [_central(load_motion(manifest, manifest.videos[index].id), manifest, options) for index in indices]
-    )
-
-
-def _central(motion_THW: NDArray[np.bool_], manifest: Manifest, options: ClipOptions) -> Tensor:
-    plan = recipe(options, benchmarks.find(manifest.benchmark), "finetune")
-    n_frames, height, width = motion_THW.shape
-    indices_VT = clips.view_indices(n_frames, options.frames, plan.sampling, plan.stride, 1)
-    (box,) = transforms.view_boxes(height, width, 1)
-    rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
-    cut_T1HW = torch.from_numpy(motion_THW[indices_VT[0], rows, columns]).float().unsqueeze(1)
-    size = (options.size, options.size)
-    return interpolate(cut_T1HW, size, mode="bilinear", antialias=True).squeeze(1)
+    rules = clip_rules(options, benchmarks.find(manifest.benchmark), "finetune")
+    views = []
+    for index in indices:
+        motion_THW = load_motion(manifest, manifest.videos[index].id)
+        n_frames, height, width = motion_THW.shape
+        indices_VT = clips.view_indices(n_frames, options.frames, rules.sampling, rules.stride, 1)
+        (box,) = transforms.view_boxes(height, width, 1)
+        cut_T1HW = torch.from_numpy(motion_THW[indices_VT[0]][:, *box.slices]).float().unsqueeze(1)
+        size = (options.size, options.size)
+        views.append(interpolate(cut_T1HW, size, mode="bilinear", antialias=True).squeeze(1))
+    return torch.stack(views)

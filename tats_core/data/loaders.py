@@ -1,6 +1,6 @@
 """Batches of clips for training and views for testing, from a manifest of video files; pixels are uint8.
 
-One epoch is a function of `(seed, epoch)` and nothing else: the shuffle from `(seed, epoch)`, the frames
+One epoch is a function of `(seed, epoch)` and nothing else: the order from `(seed, epoch)`, the frames
 of a clip from `(seed, epoch, index)`, its augmentation from `(seed, epoch, index, sample)`. So a run that is
 resumed, even in the middle of an epoch, sees what it would have seen, with any number of decoding processes.
 
@@ -9,16 +9,17 @@ Axes: B clips, V views, C colours, T frames, H × W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from tats_core.data import benchmarks, clips, decoded, readers, transforms
 from tats_core.data.benchmarks import Benchmark
@@ -28,6 +29,7 @@ from tats_core.errors import DataError, SpecError, TatsError, VideoError
 from tats_core.specs import NotIdentity, StrictModel
 
 Purpose = Literal["pretrain", "finetune"]
+Result = TypeVar("Result")
 
 
 class ClipOptions(StrictModel):
@@ -61,7 +63,7 @@ class ClipOptions(StrictModel):
     hue_jitter: float = Field(0.0, ge=0, le=0.5, description="share of the colour circle, either way")
     erase: float = Field(0.0, ge=0, le=1, description="share of the training clips with a box erased")
     cache: Annotated[bool, NotIdentity] = Field(
-        False, description="keep decoded videos in memory, for small data sets"
+        False, description="hold decoded videos in memory, for small data sets"
     )
     cache_mb: Annotated[int, NotIdentity] = Field(
         4096, ge=0, description="its size; videos beyond it are decoded each time"
@@ -78,7 +80,7 @@ class ClipOptions(StrictModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.cache and self.decode_workers:
-            raise ValueError("cache keeps videos in the training process, so it needs decode_workers: 0")
+            raise ValueError("cache holds videos in the training process, so it needs decode_workers: 0")
         for name, (low, high) in (("crop_area", self.crop_area), ("crop_ratio", self.crop_ratio)):
             if not 0 < low <= high:
                 raise ValueError(f"{name} must be two positive numbers, the smaller first")
@@ -88,8 +90,8 @@ class ClipOptions(StrictModel):
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """`ClipOptions` with nothing left open, for one data set and purpose; what the run header prints."""
+class ClipRules:
+    """What `ClipOptions` leave open, decided for one data set and purpose."""
 
     sampling: Literal["uniform", "dense"]
     stride: int
@@ -97,10 +99,10 @@ class Recipe:
     flip: bool
 
 
-def recipe(options: ClipOptions, benchmark: Benchmark, purpose: Purpose) -> Recipe:
-    """Return `options` with the open fields filled: by VideoMAE's recipe for `purpose`, by the benchmark."""
+def clip_rules(options: ClipOptions, benchmark: Benchmark, purpose: Purpose) -> ClipRules:
+    """Fill the open fields of `options`: by VideoMAE's recipe for `purpose`, by the benchmark."""
     pretrain = purpose == "pretrain"
-    return Recipe(
+    return ClipRules(
         sampling=options.sampling or ("dense" if pretrain else benchmark.sampling),
         stride=options.stride or (benchmark.pretrain_stride if pretrain else benchmark.stride),
         crop=options.crop or ("multi_scale" if pretrain else "random_resized"),
@@ -123,7 +125,7 @@ def steps_per_epoch(n_videos: int, batch_size: int, world_size: int = 1) -> int:
     return steps
 
 
-# What a stream of random numbers is for: two purposes must never share one, whatever their other keys.
+# What a random stream is for: two purposes must never share a stream, whatever their other keys.
 _ORDER: Final = 1
 _CLIP: Final = 2
 
@@ -132,160 +134,91 @@ def _rng(purpose: int, *key: int) -> np.random.Generator:
     return np.random.default_rng((purpose, *key))
 
 
-class _Videos:
-    """Decoded frames by index, kept in memory if asked for; remembers the files that cannot be read."""
+_Request = tuple[int, tuple[int, ...]]
+"""A batch to make: the epoch, and the videos by their indices in the manifest."""
 
-    def __init__(self, manifest: Manifest, options: ClipOptions) -> None:
-        self.manifest = manifest
-        self.options = options
-        self.unreadable: dict[str, str] = {}
-        self._kept: dict[int, Tensor] = {}
-        self._free_bytes = options.cache_mb * 2**20 if options.cache else 0
 
-    def clip(self, index: int, choose: readers.Choose) -> Tensor:
+class _Answer(NamedTuple):
+    """A batch, or the error in its place: torch would wrap one that is raised in a traceback.
+
+    Named tuples all the way down, whose tensors torch moves to page-locked memory by itself.
+    """
+
+    outcome: Batch | TatsError
+    unreadable: dict[str, str]
+
+
+@dataclass(kw_only=True)
+class _Clips(Dataset[_Answer]):
+    """Makes batches from the videos of a manifest, in the training process or in a decoding process."""
+
+    manifest: Manifest
+    options: ClipOptions
+    rules: ClipRules
+    stand_in: bool = True
+    """Whether the next video replaces a video that cannot be read."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    cache: dict[int, Tensor] = field(default_factory=dict)
+
+    @abstractmethod
+    def batch(self, epoch: int, videos: tuple[int, ...]) -> Batch:
+        """Make the batch of a request."""
+
+    def __getitem__(self, request: _Request) -> _Answer:
+        outcome: Batch | TatsError
+        try:
+            outcome = self.batch(*request)
+        except TatsError as error:
+            outcome = error
+        return _Answer(outcome, dict(self.unreadable))
+
+    def readable(self, video: int, read: Callable[[int, int], Result]) -> tuple[int, Result]:
+        """Return `(index, read(index, attempt))` of `video`, or of the next one that can be read.
+
+        Raises:
+            VideoError: it cannot be read, and no other may stand in.
+            DataError: more videos are unreadable than `max_unreadable` allows.
+        """
+        n_videos = len(self.manifest)
+        for attempt in range(n_videos):
+            index = (video + attempt) % n_videos
+            try:
+                return index, read(index, attempt)
+            except VideoError:
+                if not self.stand_in:
+                    raise
+                _check_unreadable(self.unreadable, self.options.max_unreadable, n_videos)
+        raise DataError(f"none of the {n_videos} videos can be read")
+
+    def frames(self, index: int, choose: readers.Choose) -> Tensor:
         """Return uint8 `frames_THWC` of video `index`, the frames that `choose` picks.
 
         Raises:
             VideoError: the file cannot be read, now or the last time it was tried.
         """
-        video = self.manifest.videos[index]
+        video, options = self.manifest.videos[index], self.options
         if self.manifest.decoded is not None:
             decoded_THWC = decoded.opened(self.manifest.decoded).frames(video.id)
             if decoded_THWC is not None:
                 return torch.from_numpy(decoded_THWC[choose(len(decoded_THWC))])
-        path = video.path
-        if index in self._kept:
-            frames_THWC = self._kept[index]
-            return frames_THWC[torch.from_numpy(choose(len(frames_THWC)))]
-        if path in self.unreadable:
-            raise VideoError(self.unreadable[path])
-        try:
-            return self._read(index, path, choose)
-        except VideoError as error:
-            self.unreadable[path] = str(error)
-            raise
-
-    def _read(self, index: int, path: str, choose: readers.Choose) -> Tensor:
-        reader, limit = self.options.reader, self.options.time_limit
-        if not self._free_bytes:
-            return torch.from_numpy(readers.read_clip(path, choose, reader, limit))
-        frames_THWC = torch.from_numpy(readers.read_all(path, reader, limit))
-        if frames_THWC.nbytes <= self._free_bytes:
-            self._free_bytes -= frames_THWC.nbytes
-            self._kept[index] = frames_THWC
-        return frames_THWC[torch.from_numpy(choose(len(frames_THWC)))]
-
-
-@dataclass(frozen=True)
-class _Request:
-    """One batch: which videos of which epoch."""
-
-    epoch: int
-    indices: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """One batch, or the reason why there is none, with the files found unreadable so far.
-
-    An error travels as a value: torch would wrap it with a traceback, and the sentence would be lost.
-    """
-
-    batch: Batch | None
-    unreadable: dict[str, str]
-    error: TatsError | None = None
-
-    def pin_memory(self) -> _Answer:
-        """Move the batch to page-locked memory; torch calls it where there is a GPU."""
-        return replace(self, batch=self.batch.pin_memory()) if self.batch is not None else self
-
-
-class _TrainClips(Dataset[_Answer]):
-    """Makes the batch of a request, in the training process or in a decoding one."""
-
-    def __init__(
-        self, manifest: Manifest, options: ClipOptions, plan: Recipe, seed: int, samples: int
-    ) -> None:
-        self.videos = _Videos(manifest, options)
-        self.plan = plan
-        self.seed = seed
-        self.samples = samples
-
-    def __getitem__(self, request: _Request) -> _Answer:
-        try:
-            batch = self._batch(request)
-        except TatsError as error:
-            return _Answer(None, dict(self.videos.unreadable), error)
-        return _Answer(batch, dict(self.videos.unreadable))
-
-    def _batch(self, request: _Request) -> Batch:
-        options, manifest = self.videos.options, self.videos.manifest
-        found, frames, rngs, indices = [], [], [], []
-        for wanted in request.indices:
-            index, clip_THWC, rng = self._readable(request.epoch, wanted)
-            # As in VideoMAE, the samples are the same frames, decoded once, each with its own augmentation.
-            for sample in range(self.samples):
-                if sample:
-                    rng = _rng(_CLIP, self.seed, request.epoch, wanted, sample)
-                found.append(manifest.videos[index].label)
-                frames.append(self._cut(clip_THWC, rng))
-                rngs.append(rng)
-                indices.append(index)
-        video_BCTHW = transforms.channels_first(torch.stack(frames))
-        if options.colour_jitter or options.hue_jitter:
-            colours = [transforms.draw_colour(options.colour_jitter, options.hue_jitter, rng) for rng in rngs]
-            video_BCTHW = transforms.recolour(video_BCTHW, colours)
-        erased = [self._erased(clip, rng) for clip, rng in enumerate(rngs)]
-        boxes = tuple(box for box in erased if box is not None)
-        return Batch(video_BCTHW, torch.tensor(found), torch.tensor(indices), boxes)
-
-    def _erased(self, clip: int, rng: np.random.Generator) -> Erased | None:
-        """Draw the box of a clip that is erased, and its standard normal noise, another for each frame."""
-        options = self.videos.options
-        box = transforms.draw_erased(options.size, options.erase, rng)
-        if box is None:
-            return None
-        noise = rng.standard_normal((3, options.frames, box.height, box.width), dtype=np.float32)
-        return Erased(clip, box.top, box.left, torch.from_numpy(noise))
-
-    def _readable(self, epoch: int, wanted: int) -> tuple[int, Tensor, np.random.Generator]:
-        """Return a random clip of video `wanted`, or of the next one in the manifest that can be read.
-
-        It comes as `(index, frames_THWC, the clip's random stream)`. The stream belongs to the place in the
-        epoch, so that a stand-in differs from that video's own clip, and to the attempt, so that nothing
-        depends on whether a failure is met now or was remembered.
-        """
-        options, n_videos = self.videos.options, len(self.videos.manifest)
-        for attempt in range(n_videos):
-            index = (wanted + attempt) % n_videos
-            rng = _rng(_CLIP, self.seed, epoch, wanted, 0, attempt)
-            choose = partial(
-                clips.train_indices,
-                frames=options.frames,
-                sampling=self.plan.sampling,
-                stride=self.plan.stride,
-                rng=rng,
-            )
+        if video.path in self.unreadable:
+            raise VideoError(self.unreadable[video.path])
+        frames_THWC = self.cache.get(index)
+        if frames_THWC is None:
+            limit = options.cache_mb * 2**20 if options.cache else 0
+            wanted: readers.Choose = np.arange if limit else choose
             try:
-                return index, self.videos.clip(index, choose), rng
-            except VideoError:
-                _check_unreadable(self.videos.unreadable, options.max_unreadable, n_videos)
-        raise DataError(f"none of the {n_videos} videos can be read")
-
-    def _cut(self, clip_THWC: Tensor, rng: np.random.Generator) -> Tensor:
-        options = self.videos.options
-        height, width = clip_THWC.shape[1:3]
-        if options.rand_augment:
-            # On the whole frame, as VideoMAE does: a crop of a turned frame is not a turned crop.
-            clip_THWC = transforms.rand_augment(clip_THWC, options.rand_augment, rng)
-        if self.plan.crop == "multi_scale":
-            box = transforms.multi_scale_box(height, width, options.crop_scales, rng)
-        elif self.plan.crop == "random_resized":
-            box = transforms.random_resized_box(height, width, options.crop_area, options.crop_ratio, rng)
-        else:
-            box = transforms.whole_box(height, width)
-        flip = self.plan.flip and rng.random() < 0.5
-        return transforms.crop_resize(clip_THWC, box, options.size, flip)
+                frames_THWC = torch.from_numpy(
+                    readers.read_clip(video.path, wanted, options.reader, options.time_limit)
+                )
+            except VideoError as error:
+                self.unreadable[video.path] = str(error)
+                raise
+            if not limit:
+                return frames_THWC
+            if sum(cached.nbytes for cached in self.cache.values()) + frames_THWC.nbytes <= limit:
+                self.cache[index] = frames_THWC
+        return frames_THWC[torch.from_numpy(choose(len(frames_THWC)))]
 
 
 def _check_unreadable(unreadable: dict[str, str], share: float, n_videos: int) -> None:
@@ -297,42 +230,110 @@ def _check_unreadable(unreadable: dict[str, str], share: float, n_videos: int) -
         )
 
 
-class _Requests(Sampler[Any]):
-    """The requests of the epoch that runs; persistent decoding processes see each epoch's new ones."""
-
-    def __init__(self) -> None:
-        self.pending: Sequence[Any] = ()
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.pending)
-
-    def __len__(self) -> int:
-        return len(self.pending)
-
-
-def _pool(dataset: Dataset[_Answer], requests: _Requests, workers: int) -> DataLoader[_Answer]:
+def _pool(clips: _Clips, requests: list[_Request]) -> DataLoader[_Answer]:
+    """Return decoding processes that answer `requests`, whatever the list holds when they are iterated."""
     return DataLoader(
-        dataset,
+        clips,
         batch_size=None,
         sampler=requests,
-        num_workers=workers,
+        num_workers=clips.options.decode_workers,
         persistent_workers=True,
         # One batch ahead, not two as by default: what waits lies in shared or page-locked memory; 64 clips
         # are 150 MB, 8 videos of 30 views 580 MB.
         prefetch_factor=1,
         pin_memory=torch.cuda.is_available(),
-        # A plain fork copies the locks of a launcher's threads as they stand, and may wait on one for ever.
+        # A plain fork copies the locks of a launcher's threads as they are, and may wait for ever.
         multiprocessing_context="forkserver",
-        collate_fn=_as_it_is,
     )
 
 
-def _as_it_is(answer: Any) -> Any:
-    return answer
+def _batches(answers: Iterable[_Answer], clips: _Clips, unreadable: dict[str, str] | None) -> Iterator[Batch]:
+    for answer in answers:
+        if unreadable is not None:
+            unreadable.update(answer.unreadable)
+            # Each decoding process knows its own failures only: the limit is on all of them together.
+            _check_unreadable(unreadable, clips.options.max_unreadable, len(clips.manifest))
+        if isinstance(answer.outcome, TatsError):
+            raise answer.outcome
+        yield answer.outcome
+
+
+# ------------------------------------------------------------------------------------------ training
+
+
+@dataclass(kw_only=True)
+class _TrainClips(_Clips):
+    """Random clips, each a function of seed, epoch, video and sample."""
+
+    seed: int
+    samples: int
+
+    def batch(self, epoch: int, videos: tuple[int, ...]) -> Batch:
+        options = self.options
+        frames, rngs, indices = [], [], []
+        for video in videos:
+            index, (clip_THWC, rng) = self.readable(video, partial(self._clip, epoch, video))
+            # As in VideoMAE, the samples are the same frames, decoded once, each with its own augmentation.
+            for sample in range(self.samples):
+                if sample:
+                    rng = _rng(_CLIP, self.seed, epoch, video, sample)
+                frames.append(self._cut(clip_THWC, rng))
+                rngs.append(rng)
+                indices.append(index)
+        video_BCTHW = transforms.channels_first(torch.stack(frames))
+        if options.colour_jitter or options.hue_jitter:
+            colours = [transforms.draw_colour(options.colour_jitter, options.hue_jitter, rng) for rng in rngs]
+            video_BCTHW = transforms.recolour(video_BCTHW, colours)
+        boxes = [self._erased(clip, rng) for clip, rng in enumerate(rngs)]
+        return Batch(
+            video_BCTHW,
+            torch.tensor([self.manifest.videos[index].label for index in indices]),
+            torch.tensor(indices),
+            [box for box in boxes if box is not None],
+        )
+
+    def _clip(self, epoch: int, video: int, index: int, attempt: int) -> tuple[Tensor, np.random.Generator]:
+        """Return the frames of a random clip of video `index`, and the clip's random stream.
+
+        The stream belongs to `video`, which was asked for, so that a stand-in differs from its usual clip,
+        and to the attempt, so that nothing depends on whether a failure is new or remembered.
+        """
+        rng = _rng(_CLIP, self.seed, epoch, video, 0, attempt)
+        choose = partial(
+            clips.train_indices,
+            frames=self.options.frames,
+            sampling=self.rules.sampling,
+            stride=self.rules.stride,
+            rng=rng,
+        )
+        return self.frames(index, choose), rng
+
+    def _cut(self, clip_THWC: Tensor, rng: np.random.Generator) -> Tensor:
+        options = self.options
+        height, width = clip_THWC.shape[1:3]
+        if options.rand_augment:
+            # On the whole frame, as VideoMAE does: a crop of a turned frame is not a turned crop.
+            clip_THWC = transforms.rand_augment(clip_THWC, options.rand_augment, rng)
+        if self.rules.crop == "multi_scale":
+            box = transforms.multi_scale_box(height, width, options.crop_scales, rng)
+        elif self.rules.crop == "random_resized":
+            box = transforms.random_resized_box(height, width, options.crop_area, options.crop_ratio, rng)
+        else:
+            box = transforms.central_box(height, width)
+        flip = self.rules.flip and rng.random() < 0.5
+        return transforms.crop_resize(clip_THWC, box, options.size, flip)
+
+    def _erased(self, clip: int, rng: np.random.Generator) -> Erased | None:
+        """Draw the box of a clip that is erased, and its standard normal noise, another for each frame."""
+        box = transforms.draw_erased(self.options.size, self.options.erase, rng)
+        if box is None:
+            return None
+        noise = rng.standard_normal((3, self.options.frames, box.height, box.width), dtype=np.float32)
+        return Erased(clip, *box.slices, torch.from_numpy(noise))
 
 
 class TrainLoader:
-    """Batches of random clips for one training worker, epoch after epoch; keeps its cache and processes.
+    """Batches of random clips for a training worker, epoch after epoch, with a cache or decoding processes.
 
     All workers shuffle alike and take equal shares, so that each has `steps` batches in every epoch; the
     rest of a shuffle that fills no batch on all of them is left out.
@@ -356,15 +357,16 @@ class TrainLoader:
         purpose: Purpose = "finetune",
     ) -> None:
         self.manifest = manifest
-        self.options = options
-        self.plan = recipe(options, benchmarks.find(manifest.benchmark), purpose)
         self.batch_size = batch_size
         self.steps = steps_per_epoch(len(manifest), batch_size, world_size)
         self.unreadable: dict[str, str] = {}
         """Reason by path, of each file that was skipped so far."""
-        self._seed, self._rank, self._world_size = seed, rank, world_size
-        self._clips = _TrainClips(manifest, options, self.plan, seed, samples_per_clip)
-        self._requests = _Requests()
+        self._rank, self._world_size = rank, world_size
+        self.rules = clip_rules(options, benchmarks.find(manifest.benchmark), purpose)
+        self._clips = _TrainClips(
+            manifest=manifest, options=options, rules=self.rules, seed=seed, samples=samples_per_clip
+        )
+        self._requests: list[_Request] = []
         self._processes: DataLoader[_Answer] | None = None
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
@@ -373,92 +375,64 @@ class TrainLoader:
         Raises:
             DataError: more videos are unreadable than `max_unreadable` allows.
         """
-        order = _rng(_ORDER, self._seed, epoch).permutation(len(self.manifest))
+        order = _rng(_ORDER, self._clips.seed, epoch).permutation(len(self.manifest))
         share = order[self._rank :: self._world_size].tolist()
-        self._requests.pending = [
-            _Request(epoch, tuple(share[step * self.batch_size : (step + 1) * self.batch_size]))
+        # In place: the decoding processes persist, and get what the list holds now.
+        self._requests[:] = [
+            (epoch, tuple(share[step * self.batch_size : (step + 1) * self.batch_size]))
             for step in range(first_step, self.steps)
         ]
-        for answer in self._answers():
-            self.unreadable.update(answer.unreadable)
-            # Each decoding process knows its own failures only: the limit is on all of them together.
-            _check_unreadable(self.unreadable, self.options.max_unreadable, len(self.manifest))
-            yield _batch_of(answer)
+        return _batches(self._answers(), self._clips, self.unreadable)
 
     def close(self) -> None:
-        """End the decoding processes and forget the cache."""
+        """End the decoding processes and empty the cache."""
         self._processes = None
-        self._clips = _TrainClips(self.manifest, self.options, self.plan, self._seed, self._clips.samples)
+        self._clips.cache.clear()
 
     def _answers(self) -> Iterator[_Answer]:
-        if not self.options.decode_workers:
+        if not self._clips.options.decode_workers:
             return (self._clips[request] for request in self._requests)
         if self._processes is None:
-            self._processes = _pool(self._clips, self._requests, self.options.decode_workers)
+            self._processes = _pool(self._clips, self._requests)
         return iter(self._processes)
-
-
-def _batch_of(answer: _Answer) -> Batch:
-    if answer.error is not None:
-        raise answer.error
-    assert answer.batch is not None
-    return answer.batch
 
 
 # ------------------------------------------------------------------------------------------- testing
 
 
-class _TestViews(Dataset[_Answer]):
-    """Makes the test views of a few videos; each file is opened once and each of its frames decoded once."""
+@dataclass(kw_only=True)
+class _TestViews(_Clips):
+    """The test views of a few videos; each file is opened once and each of its frames decoded once."""
 
-    def __init__(
-        self, manifest: Manifest, options: ClipOptions, n_clips: int, n_crops: int, *, stand_in: bool
-    ) -> None:
-        self.videos = _Videos(manifest, options.model_copy(update={"cache": False}))
-        self.plan = recipe(options, benchmarks.find(manifest.benchmark), "finetune")
-        self.n_clips, self.n_crops, self.stand_in = n_clips, n_crops, stand_in
+    n_clips: int
+    n_crops: int
 
-    def __getitem__(self, indices: tuple[int, ...]) -> _Answer:
-        unreadable = self.videos.unreadable
-        try:
-            places, views = zip(*(self._readable(index) for index in indices), strict=True)
-        except TatsError as error:
-            return _Answer(None, dict(unreadable), error)
-        labels = torch.tensor([self.videos.manifest.videos[place].label for place in places])
-        return _Answer(Batch(torch.stack(views), labels, torch.tensor(places)), dict(unreadable))
+    def batch(self, epoch: int, videos: tuple[int, ...]) -> Batch:
+        indices, views = zip(*(self.readable(video, self._views) for video in videos), strict=True)
+        labels = [self.manifest.videos[index].label for index in indices]
+        return Batch(torch.stack(views), torch.tensor(labels), torch.tensor(indices))
 
-    def _readable(self, wanted: int) -> tuple[int, Tensor]:
-        """Return `(index, views_VCTHW)` of video `wanted`, or of the next one if it may stand in."""
-        n_videos = len(self.videos.manifest)
-        for index in ((wanted + attempt) % n_videos for attempt in range(n_videos)):
-            try:
-                return index, self._views(index)
-            except VideoError:
-                if not self.stand_in:
-                    raise
-                _check_unreadable(self.videos.unreadable, self.videos.options.max_unreadable, n_videos)
-        raise DataError(f"none of the {n_videos} videos can be read")
-
-    def _views(self, index: int) -> Tensor:
-        options = self.videos.options
-        places_VT: list[clips.Indices] = []
+    def _views(self, index: int, attempt: int) -> Tensor:
+        """Return `views_VCTHW` of video `index`."""
+        options, rules = self.options, self.rules
+        inverse_VT: list[clips.Indices] = []
 
         def choose(n_frames: int) -> clips.Indices:
             indices_VT = clips.view_indices(
-                n_frames, options.frames, self.plan.sampling, self.plan.stride, self.n_clips
+                n_frames, options.frames, rules.sampling, rules.stride, self.n_clips
             )
             # Views overlap; a frame that stands in several is decoded and resized once.
-            needed, place = np.unique(indices_VT, return_inverse=True)
-            places_VT[:] = place.reshape(indices_VT.shape)
+            needed, inverse = np.unique(indices_VT, return_inverse=True)
+            inverse_VT[:] = inverse.reshape(indices_VT.shape)
             return needed
 
-        frames_THWC = self.videos.clip(index, choose)
+        frames_THWC = self.frames(index, choose)
         height, width = frames_THWC.shape[1:3]
         crops = [
             transforms.crop_resize(frames_THWC, box, options.size)
             for box in transforms.view_boxes(height, width, self.n_crops)
         ]
-        views = [crop_THWC[torch.from_numpy(place_T)] for place_T in places_VT for crop_THWC in crops]
+        views = [crop_THWC[torch.from_numpy(index_T)] for index_T in inverse_VT for crop_THWC in crops]
         return transforms.channels_first(torch.stack(views))
 
 
@@ -473,15 +447,15 @@ def eval_views(
     world_size: int = 1,
     unreadable: dict[str, str] | None = None,
 ) -> Iterator[Batch]:
-    """Yield `(views_BVCTHW, label_B, index_B)` of every video once, in the manifest's order.
+    """Yield the test views `views_BVCTHW` of every video once, in the manifest's order.
 
     Args:
         clips, crops: temporal and spatial views, V = clips · crops, the crops of a clip side by side;
             left out, they are the benchmark's.
         batch_size: videos B of a batch; the last one may be smaller.
         rank, world_size: take every `world_size`-th video from `rank` on.
-        unreadable: for what is no benchmark's score: gets the reason by path of each video that cannot be
-            read, and the next one that can takes its place, as in training.
+        unreadable: given where the result is no benchmark's score; gets the reason by path of each video
+            that cannot be read, and the next readable video replaces it, as in training.
 
     Raises:
         VideoError: a video cannot be read. A score over the rest would not be the benchmark's.
@@ -499,17 +473,16 @@ def eval_views(
         raise SpecError(
             f"clips ({n_clips}), crops ({n_crops}) and batch_size ({batch_size}) must be positive"
         )
-    views = _TestViews(manifest, options, n_clips, n_crops, stand_in=unreadable is not None)
+    views = _TestViews(
+        manifest=manifest,
+        options=options.model_copy(update={"cache": False}),
+        rules=clip_rules(options, benchmark, "finetune"),
+        stand_in=unreadable is not None,
+        n_clips=n_clips,
+        n_crops=n_crops,
+    )
     share = range(len(manifest))[rank::world_size]
-    requests = _Requests()
-    requests.pending = [
-        tuple(share[start : start + batch_size]) for start in range(0, len(share), batch_size)
-    ]
-    answers: Iterator[_Answer] = (views[request] for request in requests)
-    if options.decode_workers:
-        answers = iter(_pool(views, requests, options.decode_workers))
-    for answer in answers:
-        if unreadable is not None:
-            unreadable.update(answer.unreadable)
-            _check_unreadable(unreadable, options.max_unreadable, len(manifest))
-        yield _batch_of(answer)
+    requests = [(0, tuple(share[start : start + batch_size])) for start in range(0, len(share), batch_size)]
+    pooled = options.decode_workers > 0
+    answers = _pool(views, requests) if pooled else (views[request] for request in requests)
+    yield from _batches(answers, views, unreadable)

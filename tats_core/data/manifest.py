@@ -1,4 +1,4 @@
-"""The list of videos of one split of one data set: what a stage hands to the next, as one JSON file."""
+"""The videos of one split of a data set: what a stage hands to the next, as a JSON file."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NotRequired, TypedDict
 
 from tats_core.errors import DataError
 from tats_core.files import write_text
@@ -18,6 +17,19 @@ UNLABELLED: Final = -1
 """Label of a video without a class; good for pre-training only."""
 
 _FORMAT: Final = 1
+
+
+class _Stored(TypedDict):
+    """A manifest as JSON; a video is its id, its path below the root and its label."""
+
+    format: int
+    benchmark: str
+    split: str
+    root: str
+    absent: int
+    classes: list[str]
+    videos: list[tuple[str, str, int]]
+    decoded: NotRequired[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,27 +80,26 @@ class Manifest:
         return f"{self.benchmark} ({self.split})"
 
     def digest(self) -> str:
-        """Return the sha256 of what is listed: names, places below the root and labels, in order.
+        """Return the sha256 of what is listed: names, paths below the root and labels, in order.
 
-        It does not move with the root, and it does not read the videos: a file that was replaced by another
-        of the same name is not noticed (reading 200 GB to plan a run would be worse).
+        It does not depend on where the root is, and it does not read the videos: a file that was replaced
+        by another of the same name goes unnoticed (to read 200 GB before each run would be worse).
         """
         listed = [self.benchmark, self.split, self.classes, self._rows()]
         return hashlib.sha256(json.dumps(listed, separators=(",", ":")).encode()).hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write as JSON, whole or not at all.
+        """Write as JSON, complete or not at all.
 
-        Paths are kept relative to the root, and the root relative to the file where it lies below it, so
-        that a stage's folder can be renamed or moved with everything in it.
+        Paths are relative to the root, and the root to the file where it lies below it, so that a stage's
+        folder can be moved with everything in it.
         """
-        path = path.absolute()
-        root = self.root.absolute()
-        stored: dict[str, Any] = {
+        folder, root = path.absolute().parent, self.root.absolute()
+        stored: _Stored = {
             "format": _FORMAT,
             "benchmark": self.benchmark,
             "split": self.split,
-            "root": str(root.relative_to(path.parent) if root.is_relative_to(path.parent) else root),
+            "root": str(root.relative_to(folder) if root.is_relative_to(folder) else root),
             "absent": self.absent,
             "classes": list(self.classes),
             "videos": self._rows(),
@@ -106,29 +117,29 @@ class Manifest:
         """
         path = path.absolute()
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored: _Stored = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise DataError(f"the manifest {path} cannot be read ({error.strerror})") from error
         except ValueError as error:
             raise DataError(f"the manifest {path} is not JSON ({error}); make it again") from error
         try:
-            return cls._parse(stored, path.parent)
+            if stored["format"] != _FORMAT:
+                raise ValueError(stored["format"])
+            root = path.parent / stored["root"]
+            return cls(
+                benchmark=stored["benchmark"],
+                split=stored["split"],
+                classes=tuple(stored["classes"]),
+                root=root,
+                videos=tuple(
+                    VideoRecord(str(name), str(root / below), int(label))
+                    for name, below, label in stored["videos"]
+                ),
+                absent=int(stored["absent"]),
+                decoded=path.parent / stored["decoded"] if "decoded" in stored else None,
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path} is not a manifest of format {_FORMAT}; make it again") from error
-
-    @classmethod
-    def _parse(cls, stored: dict[str, Any], folder: Path) -> Manifest:
-        if stored["format"] != _FORMAT:
-            raise ValueError(stored["format"])
-        root = folder / stored["root"]
-        videos = tuple(
-            VideoRecord(str(name), str(root / place), int(label)) for name, place, label in stored["videos"]
-        )
-        classes = tuple(stored["classes"])
-        decoded = folder / stored["decoded"] if "decoded" in stored else None
-        return cls(
-            stored["benchmark"], stored["split"], classes, root, videos, int(stored["absent"]), decoded
-        )
 
     def few_labels(self, per_class: int, seed: int) -> Manifest:
         """Return the same manifest with `per_class` videos of each class, chosen by `seed`.
@@ -157,22 +168,18 @@ class Manifest:
         """Return `count` videos at equal distances in the list: every class has its share, sorted or not."""
         if count >= len(self.videos):
             return self
-        places = [place * len(self.videos) // count for place in range(count)]
-        return replace(self, videos=tuple(self.videos[place] for place in places))
-
-    def first(self, count: int) -> Manifest:
-        """Return the first `count` videos of the list, which may be sorted by class (see `spread`)."""
-        return replace(self, videos=self.videos[:count])
+        videos = tuple(self.videos[step * len(self.videos) // count] for step in range(count))
+        return replace(self, videos=videos)
 
     def labels(self) -> list[int]:
         """Return the label of every video, in order."""
         return [video.label for video in self.videos]
 
-    def _rows(self) -> Sequence[tuple[str, str, int]]:
+    def _rows(self) -> list[tuple[str, str, int]]:
         prefix = str(self.root.absolute()) + os.sep
         return [(video.id, video.path.removeprefix(prefix), video.label) for video in self.videos]
 
 
 def _rank(seed: int, video_id: str) -> bytes:
-    """Return a place in a random order that is the same on every machine and Python version."""
+    """Return the key of a random order that is the same on every machine and Python version."""
     return hashlib.sha256(f"{seed}\0{video_id}".encode(errors="surrogateescape")).digest()

@@ -2,13 +2,13 @@
 
 Two readers stand behind one function. decord jumps to the frames that are wanted, which is fast for long
 videos, but it is wrong without an error for some streams. Seen with decord 0.6.0 against a sequential
-decode (tests/data/test_readers.py keeps them):
+decode (tests/data/test_readers.py has a case of each):
 
 * MPEG-4 with B-frames in avi: most frames are not the ones asked for;
 * H.264 with open groups of pictures: some frames after a jump are wrong;
 * H.264 cut without re-encoding (an edit list, or no key frame at the start): more frames than there are.
 
-So decord reads a file only if container and codec are in `TRUSTED` and a look at its packets finds none of
+So decord reads a file only if it was seen to be exact for container and codec, and its packets show none of
 these; everything else is decoded from the first frame on by PyAV. If decord fails on a file, PyAV reads it.
 
 Frames are `frames_THWC`, uint8, RGB.
@@ -21,13 +21,14 @@ import importlib.util
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
@@ -39,28 +40,19 @@ Choose = Callable[[int], Indices]
 """From the number of frames of a video to the indices of those wanted; repeats are fine."""
 
 ReaderName = Literal["auto", "decord", "pyav"]
+Reader = Callable[[str, Choose, float], Frames]
+"""Gets the chosen frames out of the file at a path within a time limit, or raises VideoError."""
 
 TIME_LIMIT: Final = 60.0
-"""Seconds that one file may take. Files are known that make a decoder hang for ever."""
+"""Seconds that one file may take. Some files make a decoder hang for ever."""
 
-TRUSTED: Final = frozenset({("mov,mp4,m4a,3gp,3g2,mj2", "h264"), ("matroska,webm", "vp9")})
-"""Container and codec whose frames decord was seen to give exactly, if `_jumps_safely`."""
+_TRUSTED: Final = {("mov,mp4,m4a,3gp,3g2,mj2", "h264"), ("matroska,webm", "vp9")}  # container and codec
 
-_DECORD_LIMIT: Final = 20.0
-"""Seconds after which PyAV gets a file on which decord may hang."""
+_DECORD_LIMIT: Final = 20.0  # seconds after which PyAV gets a file on which decord may hang
 
 _decord_failed: set[str] = set()  # by path; else every epoch would wait for the same file again
 
-_KEEP_BYTES: Final = 512 * 2**20
-"""Decoded frames (YUV) that PyAV's reader keeps while it learns how many there are."""
-
-
-class Reader(Protocol):
-    """One way to get frames out of a file."""
-
-    def __call__(self, path: str, choose: Choose, time_limit: float) -> Frames:
-        """Return the frames `choose(number of frames)`; raise VideoError if the file cannot be read."""
-        ...
+_KEEP_BYTES: Final = 512 * 2**20  # of decoded frames (YUV), while PyAV's reader learns how many there are
 
 
 def count_frames(path: str | Path, time_limit: float = TIME_LIMIT) -> int:
@@ -70,29 +62,6 @@ def count_frames(path: str | Path, time_limit: float = TIME_LIMIT) -> int:
         VideoError: the file cannot be read within `time_limit` seconds.
     """
     return sum(1 for _ in _decode(os.fspath(path), time.monotonic() + time_limit))
-
-
-def read_frames(
-    path: str | Path,
-    indices: Sequence[int] | Indices,
-    reader: ReaderName = "auto",
-    time_limit: float = TIME_LIMIT,
-) -> Frames:
-    """Return the frames at `indices` (any order, repeats allowed) as `frames_THWC`.
-
-    Raises:
-        VideoError: the file cannot be read within `time_limit` seconds, or an index lies outside it.
-    """
-    wanted = np.asarray(indices, np.int64)
-
-    def choose(n_frames: int) -> Indices:
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= n_frames):
-            raise VideoError(
-                f"{path}: frames {wanted.min()} to {wanted.max()} were asked for, but it has {n_frames}"
-            )
-        return wanted
-
-    return read_clip(path, choose, reader, time_limit)
 
 
 def read_clip(
@@ -107,11 +76,7 @@ def read_clip(
 
 
 def read_all(path: str | Path, reader: ReaderName = "auto", time_limit: float = TIME_LIMIT) -> Frames:
-    """Return all frames as `frames_THWC`.
-
-    Raises:
-        VideoError: the file cannot be read within `time_limit` seconds.
-    """
+    """Return all frames; see `read_clip`."""
     return read_clip(path, np.arange, reader, time_limit)
 
 
@@ -119,7 +84,7 @@ def read_all(path: str | Path, reader: ReaderName = "auto", time_limit: float = 
 
 
 @contextmanager
-def _opened(path: str, time_limit: float) -> Iterator[tuple[Any, Any]]:
+def _opened(path: str, time_limit: float) -> Iterator[tuple[InputContainer, av.VideoStream]]:
     """Yield `(container, video stream)`, closed afterwards; every error of FFmpeg becomes a VideoError."""
     try:
         # An absolute path is never taken for a protocol, whatever characters the name holds.
@@ -131,11 +96,8 @@ def _opened(path: str, time_limit: float) -> Iterator[tuple[Any, Any]]:
             stream.codec_context.thread_count = 1
             yield container, stream
     except (av.FFmpegError, OSError, UnicodeError) as error:
-        raise VideoError(f"{path}: cannot be read ({_reason(error)})") from error
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)
+        reason = getattr(error, "strerror", None) or error
+        raise VideoError(f"{path}: cannot be read ({reason})") from error
 
 
 def _decode(path: str, deadline: float) -> Iterator[av.VideoFrame]:
@@ -154,32 +116,27 @@ def _decode(path: str, deadline: float) -> Iterator[av.VideoFrame]:
 
 def _pyav(path: str, choose: Choose, time_limit: float) -> Frames:
     deadline = time.monotonic() + time_limit
-    kept: list[av.VideoFrame] | None = []
+    decoded: list[av.VideoFrame] = []
     count, size = 0, 0
     for frame in _decode(path, deadline):
         count += 1
         size += frame.width * frame.height * 3 // 2
-        if size > _KEEP_BYTES:
-            kept = None  # a long video in high resolution: decode it again, once it is known what is wanted
-        if kept is not None:
-            kept.append(frame)
+        if size <= _KEEP_BYTES:
+            decoded.append(frame)
+        else:
+            decoded.clear()  # a long video in high resolution is decoded again, once the indices are known
     wanted_T = choose(count)
-    needed = set(wanted_T.tolist())
-    source = enumerate(kept if kept is not None else _decode(path, deadline))
-    return _rgb(path, {index: frame for index, frame in source if index in needed}, wanted_T)
-
-
-def _rgb(path: str, frames: dict[int, av.VideoFrame], wanted_T: Indices) -> Frames:
-    """Convert each of `frames` once and put it at its places among `wanted_T`."""
-    if not frames:
+    if not wanted_T.size:
         raise VideoError(f"{path}: no frame was chosen")
-    convert = VideoReformatter()
+    needed = set(wanted_T.tolist())
+    source = enumerate(decoded or _decode(path, deadline))
+    frames = {index: frame for index, frame in source if index in needed}
+    # A stream may change its size on the way; a clip has one.
     first = frames[min(frames)]
-    width, height = first.width, first.height
-    result = np.empty((len(wanted_T), height, width, 3), np.uint8)
+    result = np.empty((len(wanted_T), first.height, first.width, 3), np.uint8)
+    convert = VideoReformatter()
     for index, frame in frames.items():
-        # A stream may change its size on the way; a clip has one.
-        rgb = convert.reformat(frame, width, height, "rgb24", threads=1)
+        rgb = convert.reformat(frame, first.width, first.height, "rgb24", threads=1)
         result[wanted_T == index] = rgb.to_ndarray()
     return result
 
@@ -204,7 +161,7 @@ def _decord(path: str, choose: Choose, time_limit: float) -> Frames:
         except BaseException as error:  # noqa: BLE001 - it is raised in the caller's thread
             outcome.append(error)
 
-    # decord cannot be interrupted, so a file that makes it hang costs one thread that is left behind.
+    # decord cannot be interrupted: a file that makes it hang costs a thread that never ends.
     thread = threading.Thread(target=work, name=f"decord {Path(path).name}", daemon=True)
     thread.start()
     thread.join(time_limit)
@@ -233,24 +190,24 @@ def _decord_read(path: str, choose: Choose) -> Frames:
 
 
 def is_trusted(path: str | Path, time_limit: float = TIME_LIMIT) -> bool:
-    """Return whether decord is known to give the exact frames of this file; reads its packets, decodes none.
+    """Return whether decord gives the exact frames of this file; reads its packets, decodes none.
 
     Raises:
         VideoError: the file cannot be opened.
     """
     with _opened(os.fspath(path), time_limit) as (container, stream):
         kind = (container.format.name, stream.codec_context.name)
-        return kind in TRUSTED and _jumps_safely(container.demux(stream))
+        return kind in _TRUSTED and _jumps_safely(container.demux(stream))
 
 
-def _jumps_safely(packets: Iterable[Any]) -> bool:
+def _jumps_safely(packets: Iterable[av.Packet[av.VideoStream]]) -> bool:
     """Return whether decoding may start at any key frame and gives every frame of the file from there on."""
     key_frame_time = None
     for packet in packets:
-        if packet.size == 0:
+        if not packet.size:
             continue  # the empty packet that ends a stream
         if packet.is_discard or packet.is_corrupt or packet.pts is None:
-            return False  # hidden by an edit list, or without a place in time
+            return False  # hidden by an edit list, or without a time
         if packet.is_keyframe:
             key_frame_time = packet.pts
         elif key_frame_time is None or packet.pts < key_frame_time:

@@ -5,7 +5,7 @@ a single frame shows is drawn from one distribution that is the same for every c
 
 * the sprite lives on a torus (it leaves on the right and enters on the left) and starts anywhere, so at
   any instant its position is uniform, whatever the motion;
-* its orientation is uniform and its size is constant, so neither tells anything;
+* its orientation is uniform and its size is constant, so neither reveals anything;
 * texture, colours and background are drawn afresh for each clip.
 
 So a classifier that sees one frame is at chance by construction, and a test measures that it is.
@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +25,12 @@ from pydantic import Field
 from tats_core.specs import StrictModel
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 Path2D = Callable[[Floats, np.random.Generator], tuple[Floats, Floats]]
 
 
 class SceneConfig(StrictModel):
-    """What a scene looks like; every number is in pixels of the rendered frame unless said."""
+    """What a scene looks like; lengths are in pixels of the rendered frame."""
 
     size: int = Field(64, ge=16, description="height and width of a frame")
     sprite_radius: tuple[float, float] = Field((9.0, 13.0), description="smallest and largest sprite radius")
@@ -54,52 +56,33 @@ class SceneConfig(StrictModel):
     noise: float = Field(0.0, ge=0, le=1, description="standard deviation of each pixel's noise (1: white)")
 
 
-def _line(angle: float) -> Path2D:
-    def path(time_T: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
-        heading = angle + rng.uniform(-0.12, 0.12)
-        return time_T * math.cos(heading), time_T * math.sin(heading)
-
-    return path
+def _line(angle: float, time_T: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    heading = angle + rng.uniform(-0.12, 0.12)
+    return time_T * math.cos(heading), time_T * math.sin(heading)
 
 
-def _there_and_back(angle: float) -> Path2D:
-    def path(time_T: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
-        heading = angle + rng.uniform(-0.12, 0.12)
-        way_T = 0.5 - np.abs(time_T - 0.5)
-        return way_T * math.cos(heading), way_T * math.sin(heading)
-
-    return path
+def _there_and_back(angle: float, time_T: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    return _line(angle, 0.5 - np.abs(time_T - 0.5), rng)
 
 
-def _corner(first: float, second: float) -> Path2D:
-    def path(time_T: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
-        tilt = rng.uniform(-0.12, 0.12)
-        before_T, after_T = np.minimum(time_T, 0.5), np.maximum(time_T - 0.5, 0)
-        x_T = before_T * math.cos(first + tilt) + after_T * math.cos(second + tilt)
-        y_T = before_T * math.sin(first + tilt) + after_T * math.sin(second + tilt)
-        return x_T, y_T
-
-    return path
+def _corner(first: float, second: float, time_T: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    tilt = rng.uniform(-0.12, 0.12)
+    before_T, after_T = np.minimum(time_T, 0.5), np.maximum(time_T - 0.5, 0)
+    x_T = before_T * math.cos(first + tilt) + after_T * math.cos(second + tilt)
+    y_T = before_T * math.sin(first + tilt) + after_T * math.sin(second + tilt)
+    return x_T, y_T
 
 
-def _orbit(direction: int, turns: float) -> Path2D:
-    def path(time_T: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
-        angle_T = rng.uniform(0, 2 * math.pi) + direction * 2 * math.pi * turns * time_T
-        # The way along the circle equals the way of a line in the same time.
-        radius = 1 / (2 * math.pi * turns)
-        return radius * np.cos(angle_T), radius * np.sin(angle_T)
-
-    return path
+def _orbit(direction: int, turns: float, time_T: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    angle_T = rng.uniform(0, 2 * math.pi) + direction * 2 * math.pi * turns * time_T
+    radius = 1 / (2 * math.pi * turns)  # a circle is as long as a line in the same time
+    return radius * np.cos(angle_T), radius * np.sin(angle_T)
 
 
-def _shake(angle: float, times: float) -> Path2D:
-    def path(time_T: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
-        phase = rng.uniform(0, 1)
-        # A triangle wave: the speed is that of a line, only its sign changes.
-        way_T = np.abs(((time_T * times + phase) % 1) - 0.5) / times
-        return way_T * math.cos(angle), way_T * math.sin(angle)
-
-    return path
+def _shake(angle: float, times: float, time_T: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    # A triangle wave: the speed is that of a line, only its sign changes.
+    way_T = np.abs(((time_T * times + rng.uniform(0, 1)) % 1) - 0.5) / times
+    return way_T * math.cos(angle), way_T * math.sin(angle)
 
 
 # Image axes: x to the right, y down, so an angle that grows turns clockwise on the screen.
@@ -107,46 +90,46 @@ _RIGHT, _DOWN, _LEFT, _UP = 0.0, 0.5 * math.pi, math.pi, 1.5 * math.pi
 
 MOTIONS: Final[dict[str, dict[str, Path2D]]] = {
     "ssv2": {
-        "Moving [something] to the right": _line(_RIGHT),
-        "Moving [something] down": _line(_DOWN),
-        "Moving [something] to the left": _line(_LEFT),
-        "Moving [something] up": _line(_UP),
-        "Moving [something] right and back": _there_and_back(_RIGHT),
-        "Moving [something] down and back": _there_and_back(_DOWN),
-        "Moving [something] left and back": _there_and_back(_LEFT),
-        "Moving [something] up and back": _there_and_back(_UP),
-        "Circling [something] clockwise": _orbit(1, 0.75),
-        "Circling [something] counterclockwise": _orbit(-1, 0.75),
+        "Moving [something] to the right": partial(_line, _RIGHT),
+        "Moving [something] down": partial(_line, _DOWN),
+        "Moving [something] to the left": partial(_line, _LEFT),
+        "Moving [something] up": partial(_line, _UP),
+        "Moving [something] right and back": partial(_there_and_back, _RIGHT),
+        "Moving [something] down and back": partial(_there_and_back, _DOWN),
+        "Moving [something] left and back": partial(_there_and_back, _LEFT),
+        "Moving [something] up and back": partial(_there_and_back, _UP),
+        "Circling [something] clockwise": partial(_orbit, 1, 0.75),
+        "Circling [something] counterclockwise": partial(_orbit, -1, 0.75),
     },
     "kinetics400": {
-        "drifting down left": _line(0.75 * math.pi),
-        "drifting down right": _line(0.25 * math.pi),
-        "drifting up left": _line(1.25 * math.pi),
-        "drifting up right": _line(1.75 * math.pi),
-        "circling clockwise": _orbit(1, 1.0),
-        "circling counterclockwise": _orbit(-1, 1.0),
-        "shaking sideways": _shake(_RIGHT, 1.5),
-        "shaking up and down": _shake(_DOWN, 1.5),
+        "drifting down left": partial(_line, 0.75 * math.pi),
+        "drifting down right": partial(_line, 0.25 * math.pi),
+        "drifting up left": partial(_line, 1.25 * math.pi),
+        "drifting up right": partial(_line, 1.75 * math.pi),
+        "circling clockwise": partial(_orbit, 1, 1.0),
+        "circling counterclockwise": partial(_orbit, -1, 1.0),
+        "shaking sideways": partial(_shake, _RIGHT, 1.5),
+        "shaking up and down": partial(_shake, _DOWN, 1.5),
     },
     "ucf101": {
-        "EastRun": _line(_RIGHT),
-        "SouthEastRun": _line(0.25 * math.pi),
-        "SouthRun": _line(_DOWN),
-        "SouthWestRun": _line(0.75 * math.pi),
-        "WestRun": _line(_LEFT),
-        "NorthWestRun": _line(1.25 * math.pi),
-        "NorthRun": _line(_UP),
-        "NorthEastRun": _line(1.75 * math.pi),
+        "EastRun": partial(_line, _RIGHT),
+        "SouthEastRun": partial(_line, 0.25 * math.pi),
+        "SouthRun": partial(_line, _DOWN),
+        "SouthWestRun": partial(_line, 0.75 * math.pi),
+        "WestRun": partial(_line, _LEFT),
+        "NorthWestRun": partial(_line, 1.25 * math.pi),
+        "NorthRun": partial(_line, _UP),
+        "NorthEastRun": partial(_line, 1.75 * math.pi),
     },
     "hmdb51": {
-        "right_then_down": _corner(_RIGHT, _DOWN),
-        "right_then_up": _corner(_RIGHT, _UP),
-        "left_then_down": _corner(_LEFT, _DOWN),
-        "left_then_up": _corner(_LEFT, _UP),
-        "down_then_right": _corner(_DOWN, _RIGHT),
-        "down_then_left": _corner(_DOWN, _LEFT),
-        "up_then_right": _corner(_UP, _RIGHT),
-        "up_then_left": _corner(_UP, _LEFT),
+        "right_then_down": partial(_corner, _RIGHT, _DOWN),
+        "right_then_up": partial(_corner, _RIGHT, _UP),
+        "left_then_down": partial(_corner, _LEFT, _DOWN),
+        "left_then_up": partial(_corner, _LEFT, _UP),
+        "down_then_right": partial(_corner, _DOWN, _RIGHT),
+        "down_then_left": partial(_corner, _DOWN, _LEFT),
+        "up_then_right": partial(_corner, _UP, _RIGHT),
+        "up_then_left": partial(_corner, _UP, _LEFT),
     },
 }
 """Class names of each benchmark with the path `(x, y)` of its sprite for times in [0, 1]."""
@@ -185,9 +168,9 @@ def render(
 def _texture(size: int, cells: int, rng: np.random.Generator) -> Floats:
     """Return smooth periodic noise `[size, size, 3]` of zero mean and unit deviation."""
     grid = rng.normal(0, 1, (cells, cells, 3)).astype(np.float32)
-    place = np.arange(size) * cells / size
-    low = place.astype(int)
-    share = (place - low).astype(np.float32)
+    position = np.arange(size) * cells / size
+    low = position.astype(int)
+    share = (position - low).astype(np.float32)
     share = share * share * (3 - 2 * share)
     high = (low + 1) % cells
     rows = grid[low] * (1 - share)[:, None, None] + grid[high] * share[:, None, None]
@@ -212,10 +195,10 @@ def _draw(
     shake_T2: Floats,
     rng: np.random.Generator,
 ) -> NDArray[np.bool_]:
-    """Draw one sprite with random looks along `(x, y)` from a random start; return where it is."""
+    """Draw one random sprite along `(x, y)` from a random start; return where it is."""
     size = config.size
     radius = rng.uniform(*config.sprite_radius)
-    sprite = _sprite_looks(config, rng)
+    sprite = _sprite(config, rng)
     start = rng.uniform(0, size, 2)
     angle = rng.uniform(0, 2 * math.pi)
     cosine, sine = math.cos(angle), math.sin(angle)
@@ -230,29 +213,29 @@ def _draw(
         colour_HWC, inside_HW = sprite(
             across * cosine + down * sine, down * cosine - across * sine, 1 / radius
         )
-        place = np.ix_(rows % size, columns % size)
+        wrapped = np.ix_(rows % size, columns % size)
         cover = inside_HW[..., None]
-        video_THWC[frame][place] = video_THWC[frame][place] * (1 - cover) + colour_HWC * cover
-        covered_THW[frame][place] |= inside_HW > 0.5
+        video_THWC[frame][wrapped] = video_THWC[frame][wrapped] * (1 - cover) + colour_HWC * cover
+        covered_THW[frame][wrapped] |= inside_HW > 0.5
     return covered_THW
 
 
-def _sprite_looks(
+def _sprite(
     config: SceneConfig, rng: np.random.Generator
-) -> Callable[[Any, Any, float], tuple[Floats, Floats]]:
-    """Return a function from sprite coordinates in [-1, 1] to colour and (anti-aliased) cover."""
+) -> Callable[[Doubles, Doubles, float], tuple[Floats, Floats]]:
+    """Return a function from sprite coordinates in [-1, 1] to colour and anti-aliased cover."""
     texels = 24
     # Away from the background's grey, so that every sprite can be seen; white where all are alike.
     towards = (1 - config.colour) * np.ones(3) + config.colour * rng.normal(0, 1, 3)
     colour = 0.5 + rng.uniform(0.3, 0.4) * towards / np.abs(towards).max()
-    looks = (colour + config.texture * _texture(texels, 4, rng)).clip(0, 1).astype(np.float32)
+    texels_HWC = (colour + config.texture * _texture(texels, 4, rng)).clip(0, 1).astype(np.float32)
     square = rng.uniform() < 0.5
 
-    def sprite(u: Any, v: Any, edge: float) -> tuple[Floats, Floats]:
+    def sprite(u: Doubles, v: Doubles, edge: float) -> tuple[Floats, Floats]:
         distance = np.maximum(np.abs(u), np.abs(v)) * 1.15 if square else np.hypot(u, v)
         inside = ((1 - distance) / edge + 0.5).clip(0, 1).astype(np.float32)
         column = ((u + 1) / 2 * (texels - 1)).clip(0, texels - 1)
         row = ((v + 1) / 2 * (texels - 1)).clip(0, texels - 1)
-        return looks[np.rint(row).astype(int), np.rint(column).astype(int)], inside
+        return texels_HWC[np.rint(row).astype(int), np.rint(column).astype(int)], inside
 
     return sprite

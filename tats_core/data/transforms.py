@@ -1,7 +1,7 @@
 """From decoded frames to the pixels of a clip: crop, resize, flip, colour, erase.
 
 What is random is drawn first, from a `numpy.random.Generator`, into plain values (a box, a matrix); what
-is done to pixels is then deterministic, and as much of it as possible is done to a whole batch at once.
+is done to pixels is then deterministic.
 
 Axes: B clips, C colours (RGB), T frames, H × W pixels. Decoded frames are uint8 and end in C, the layout
 of the decoders, for which torch's antialiased resize is several times faster than in float.
@@ -30,8 +30,8 @@ MULTI_SCALES: Final = (1.0, 0.875, 0.75, 0.66)
 
 _LUMA: Final = (0.299, 0.587, 0.114)
 
-# Places of a crop in quarters of the free way (x, y): centre, corners, edges and between (TSN, 1608.00859).
-_PLACES: Final = (
+# A crop's offset (x, y) in quarters of what is left of the frame (TSN, arXiv 1608.00859).
+_OFFSETS: Final = (
     *((0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0)),
     *((1, 1), (3, 1), (1, 3), (3, 3)),
 )
@@ -39,25 +39,30 @@ _PLACES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangle of whole pixels."""
+    """A rectangle of pixels."""
 
     top: int
     left: int
     height: int
     width: int
 
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Rows and columns."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
 
 # ------------------------------------------------------------------------------------------ drawing
 
 
-def whole_box(height: int, width: int) -> Box:
+def central_box(height: int, width: int) -> Box:
     """Return the largest central square."""
     side = min(height, width)
     return Box((height - side) // 2, (width - side) // 2, side, side)
 
 
 def multi_scale_box(height: int, width: int, scales: tuple[float, ...], rng: np.random.Generator) -> Box:
-    """Return a crop whose sides are shares of the shorter side, at one of 13 places (TSN, arXiv 1608.00859).
+    """Return a crop whose sides are shares of the shorter side, at one of TSN's 13 positions.
 
     The two sides may differ by one step in `scales`, which also varies the aspect ratio a little.
     """
@@ -66,7 +71,7 @@ def multi_scale_box(height: int, width: int, scales: tuple[float, ...], rng: np.
     near = [step for step in range(len(scales)) if abs(step - first) <= 1]
     second = near[rng.integers(len(near))]
     crop_height, crop_width = round(side * scales[first]), round(side * scales[second])
-    across, down = _PLACES[rng.integers(len(_PLACES))]
+    across, down = _OFFSETS[rng.integers(len(_OFFSETS))]
     top, left = (height - crop_height) * down // 4, (width - crop_width) * across // 4
     return Box(top, left, crop_height, crop_width)
 
@@ -74,7 +79,7 @@ def multi_scale_box(height: int, width: int, scales: tuple[float, ...], rng: np.
 def random_resized_box(
     height: int, width: int, area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> Box:
-    """Return a crop of random area (share of the frame) and aspect ratio (width / height) at a random place.
+    """Return a crop of random position, area (share of the frame) and aspect ratio (width / height).
 
     After ten draws that do not fit it returns the largest central square (Inception's rule).
     """
@@ -86,7 +91,7 @@ def random_resized_box(
             top = int(rng.integers(height - crop_height + 1))
             left = int(rng.integers(width - crop_width + 1))
             return Box(top, left, crop_height, crop_width)
-    return whole_box(height, width)
+    return central_box(height, width)
 
 
 def view_boxes(height: int, width: int, crops: int) -> list[Box]:
@@ -95,8 +100,8 @@ def view_boxes(height: int, width: int, crops: int) -> list[Box]:
     Resized, it is the usual "resize the shorter side, then crop left, centre and right".
     """
     side = min(height, width)
-    places = [index / (crops - 1) if crops > 1 else 0.5 for index in range(crops)]
-    return [Box(round((height - side) * at), round((width - side) * at), side, side) for at in places]
+    shares = [index / (crops - 1) if crops > 1 else 0.5 for index in range(crops)]
+    return [Box(round((height - side) * at), round((width - side) * at), side, side) for at in shares]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +145,7 @@ def draw_erased(size: int, probability: float, rng: np.random.Generator) -> Box 
     if rng.random() >= probability:
         return None
     box = random_resized_box(size, size, (0.02, 1 / 3), (0.3, 1 / 0.3), rng)
-    # The whole frame is what a draw without a fitting box ends in; better to erase nothing then.
+    # A draw without a fitting box ends in the whole frame; better to erase nothing then.
     return None if box.height == size else box
 
 
@@ -153,7 +158,7 @@ def crop_resize(frames_THWC: Tensor, box: Box, size: int, flip: bool = False) ->
     Returns:
         uint8 `frames_THWC`; mirrored left to right if `flip`.
     """
-    cut_THWC = frames_THWC[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    cut_THWC = frames_THWC[:, *box.slices]
     if (box.height, box.width) != (size, size):
         # A view in channels-last order, which is what makes the uint8 kernel fast.
         cut_TCHW = cut_THWC.permute(0, 3, 1, 2)
@@ -175,16 +180,16 @@ def rand_augment(frames_THWC: Tensor, policy: str, rng: np.random.Generator) -> 
 
     augment = rand_augment_transform(policy, {"interpolation": Image.Resampling.BICUBIC})
     seed = int(rng.integers(2**32))
-    done = []
+    augmented = []
     for frame_HWC in frames_THWC.numpy():
         with _global_seed(seed):
-            done.append(np.asarray(augment(Image.fromarray(frame_HWC))))
-    return torch.from_numpy(np.stack(done))
+            augmented.append(np.asarray(augment(Image.fromarray(frame_HWC))))
+    return torch.from_numpy(np.stack(augmented))
 
 
 @contextmanager
 def _global_seed(seed: int) -> Iterator[None]:
-    """Seed Python's and numpy's global generators, which timm draws from, and put them back afterwards."""
+    """Seed Python's and numpy's global generators, which timm draws from, and restore them afterwards."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002

@@ -121,14 +121,14 @@ def work(
 
 
 def _run(task: Task, world: World, outcomes: Outcomes, rank: int) -> None:
-    from tats_core.training.checkpoint import FolderStore
+    from tats_core.training.checkpoint import CheckpointStore
     from tats_core.training.events import EventLog
 
     events = EventLog(Path(task["out"]) / EVENTS if rank == 0 else None)
     module, _, function = task["entry"].partition(":")
     with _only_process(outcomes.folder / f"worker-{rank}.lock"):
         stop = outcomes.please_stop.exists
-        store = FolderStore(Path(task["checkpoints"]), world, stop=stop, say=events.note)
+        store = CheckpointStore(Path(task["checkpoints"]), world, stop=stop, say=events.note)
         getattr(importlib.import_module(module), function)(task["job"], world, events, store)
         store.wait()
 

@@ -48,43 +48,43 @@ _PREFIXES: Final = ("module.", "_orig_mod.", "backbone.", "model.")
 _DECLARING: Final = ("model.json", "config.json")
 _FILES: Final = ("model.safetensors", "pytorch_model.bin")
 
-_BLOCK: Final = (
-    ("layernorm_before", "norm1"),
-    ("layernorm_after", "norm2"),
-    ("attention.output.dense", "attn.proj"),
-    ("intermediate.dense", "mlp.fc1"),
-    ("output.dense", "mlp.fc2"),
-)
-"""Layers of a block that differ in name alone: Hugging Face's, ours."""
-
-_HF_ENDS: Final = (
-    ("videomae.embeddings.patch_embeddings.projection.", "encoder.embedding."),
-    ("videomae.layernorm.", "encoder.norm."),
+_SHARED: Final = (
     ("encoder_to_decoder.", "to_decoder."),
     ("mask_token", "mask_token"),
     ("decoder.norm.", "decoder_norm."),
     ("decoder.head.", "to_pixels."),
     ("fc_norm.", "head_norm."),
-    ("classifier.", "head."),
 )
-_HF_BLOCKS: Final = (("videomae.encoder.layer.", "encoder.blocks."), ("decoder.decoder_layers.", "decoder."))
-
-_OFFICIAL_ENDS: Final = (
+_HUGGING_FACE: Final = (
+    ("videomae.embeddings.patch_embeddings.projection.", "encoder.embedding."),
+    ("videomae.layernorm.", "encoder.norm."),
+    ("videomae.encoder.layer.", "encoder.blocks."),
+    ("decoder.decoder_layers.", "decoder."),
+    ("classifier.", "head."),
+    *_SHARED,
+)
+_OFFICIAL: Final = (
     ("encoder.patch_embed.proj.", "encoder.embedding."),
     ("encoder.blocks.", "encoder.blocks."),
     ("encoder.norm.", "encoder.norm."),
-    ("encoder_to_decoder.", "to_decoder."),
-    ("mask_token", "mask_token"),
     ("decoder.blocks.", "decoder."),
-    ("decoder.norm.", "decoder_norm."),
-    ("decoder.head.", "to_pixels."),
     # Fine-tuned models have no `encoder.` before their names.
     ("patch_embed.proj.", "encoder.embedding."),
     ("blocks.", "encoder.blocks."),
     ("norm.", "encoder.norm."),
-    ("fc_norm.", "head_norm."),
     ("head.", "head."),
+    *_SHARED,
 )
+"""How a name begins: theirs, ours."""
+_LAYERS: Final = (
+    (".layernorm_before.", ".norm1."),
+    (".layernorm_after.", ".norm2."),
+    (".attention.output.dense.", ".attn.proj."),
+    (".attention.attention.", ".attn."),
+    (".intermediate.dense.", ".mlp.fc1."),
+    (".output.dense.", ".mlp.fc2."),
+)
+"""Layers of a block: Hugging Face's, ours. In this order, since some are parts of others both ways."""
 _BLOCKS: Final = "encoder.blocks."
 _OF_BLOCK: Final = frozenset(
     f"{layer}.{part}"
@@ -131,10 +131,9 @@ class Foreign:
         Heads leave no trace in the weights; VideoMAE's files declare nothing.
         """
         kernel = self.tensors["encoder.embedding.weight"].shape
-        blocks = {name.split(".")[2] for name in self.tensors if name.startswith("encoder.blocks.")}
         return {
             "width": kernel[0],
-            "depth": len(blocks),
+            "depth": self._depth(_BLOCKS),
             "mlp": self.tensors["encoder.blocks.0.mlp.fc1.weight"].shape[0],
             "tubelet": kernel[2],
             "patch": kernel[3],
@@ -146,6 +145,9 @@ class Foreign:
 
         Frames and size may differ: positions are fixed codes, not weights.
         """
+        layers = {name.split(".", 3)[3] for name in self.tensors if name.startswith(_BLOCKS)}
+        if strange := sorted(layers - _OF_BLOCK):
+            return f"{self.path}: its blocks have {', '.join(strange)}, which ours have not: another model"
         wanted = {
             "width": vit.width,
             "depth": vit.depth,
@@ -155,50 +157,49 @@ class Foreign:
             "tubelet": clip.tubelet,
             "patch": clip.patch,
         }
-        size = self.size
-        strange = sorted(
-            {name.split(".", 3)[3] for name in self.tensors if name.startswith(_BLOCKS)} - _OF_BLOCK
-        )
-        if strange:
-            return f"{self.path}: its blocks have {', '.join(strange)}, which ours have not: another model"
-        differ = [
-            f"{key} {size[key]} (here {here})" for key, here in wanted.items() if size.get(key, here) != here
-        ]
-        if not differ:
-            return None
-        return f"{self.path}: its encoder has another {', '.join(differ)}; set model and clip alike"
+        return self._difference("encoder", wanted, self.size, "model and clip")
 
     def misfit_of_decoder(self, mae: MAEConfig) -> str | None:
         """Return one sentence on why its decoder cannot be that of `mae`, or None if it can.
 
         A decoder's heads are known only where they are declared.
         """
-        size: dict[str, Any] = {
+        size: dict[str, int | str] = {
             "decoder_width": self.tensors["mask_token"].shape[-1],
-            "decoder_depth": len(
-                {name.split(".")[1] for name in self.tensors if name.startswith("decoder.")}
-            ),
-            "decoder_heads": self.declared.get("decoder_heads", mae.decoder_heads),
+            "decoder_depth": self._depth("decoder."),
             "global_token": "global_to_decoder.weight" in self.tensors,
         }
+        if "decoder_heads" in self.declared:
+            size["decoder_heads"] = self.declared["decoder_heads"]
+        keys = ("decoder_width", "decoder_depth", "decoder_heads", "global_token")
+        return self._difference("decoder", {key: getattr(mae, key) for key in keys}, size, "mae")
+
+    def _difference(
+        self, part: str, wanted: Mapping[str, int | str], size: Mapping[str, int | str], settings: str
+    ) -> str | None:
         differ = [
-            f"{key} {value} (here {getattr(mae, key)})".lower()
-            for key, value in size.items()
-            if value != getattr(mae, key)
+            f"{key} {size[key]} (here {value})"
+            for key, value in wanted.items()
+            if size.get(key, value) != value
         ]
         if not differ:
             return None
-        return f"{self.path}: its decoder has another {', '.join(differ)}; set mae alike"
+        return f"{self.path}: its {part} has another {', '.join(differ).lower()}; set {settings} alike"
+
+    def _depth(self, blocks: str) -> int:
+        return len(
+            {name.removeprefix(blocks).split(".")[0] for name in self.tensors if name.startswith(blocks)}
+        )
 
 
 @dataclass(frozen=True)
 class Match:
-    """What of a checkpoint went into a module."""
+    """What of a checkpoint was loaded into a module."""
 
     layout: str
     matched: tuple[str, ...]
     missing: tuple[str, ...]
-    """Of the module, not in the file: they keep their first values."""
+    """Of the module, not in the file: they keep their initial values."""
     unexpected: tuple[str, ...]
     """In the file, not of the module."""
 
@@ -225,19 +226,20 @@ def read(path: Path) -> Foreign:
         refuse_other_format(file)
         return Foreign(path, "TATS", tensors, (), declared, classes)
     hugging_face = any(".attention.attention.query.weight" in name for name in tensors)
-    named, unknown = _renamed_hf(tensors) if hugging_face else _renamed(tensors, _OFFICIAL_ENDS)
+    if hugging_face and not any(name.startswith("videomae.") for name in tensors):  # a bare VideoMAEModel
+        tensors = {f"videomae.{name}": tensor for name, tensor in tensors.items()}
+    named, unknown = _renamed(tensors, _HUGGING_FACE if hugging_face else _OFFICIAL)
     if "encoder.embedding.weight" not in named or "encoder.blocks.0.mlp.fc1.weight" not in named:
         some = next(iter(tensors), "nothing at all")
         raise WeightsError(
             f"{file}: holds no encoder of VideoMAE's, AdaMAE's, Hugging Face's or our layout, but {some}"
         )
     _refuse_learned_positions(tensors, file)
-    whole = _joined_biases(named)
-    for name in ("to_pixels.weight", "to_pixels.bias"):
-        if name in whole:
-            whole[name] = channels_first(whole[name])
+    ours = _joined_attention(named)
+    for name in ours.keys() & {"to_pixels.weight", "to_pixels.bias"}:
+        ours[name] = channels_first(ours[name])
     layout = "Hugging Face" if hugging_face else "VideoMAE"
-    return Foreign(path, layout, whole, tuple(sorted(unknown)), {**declared, "positions": "joint"}, classes)
+    return Foreign(path, layout, ours, tuple(sorted(unknown)), {**declared, "positions": "joint"}, classes)
 
 
 def files(path: Path) -> list[Path]:
@@ -248,16 +250,16 @@ def files(path: Path) -> list[Path]:
     """
     file = path
     if path.is_dir():
-        found = [path / name for name in _FILES if (path / name).is_file()]
-        if not found:
+        weights = [path / name for name in _FILES if (path / name).is_file()]
+        if not weights:
             raise WeightsError(
                 f"{path}: holds neither {_FILES[0]} nor {_FILES[1]}; name the checkpoint's file"
             )
-        file = found[0]
+        file = weights[0]
     if not file.is_file():
         raise WeightsError(f"{path}: the checkpoint cannot be read (no such file or folder)")
     beside = [file.with_name(name) for name in _DECLARING] if file.name in _FILES else []
-    return [file, *(one for one in beside if one.is_file())]
+    return [file, *(description for description in beside if description.is_file())]
 
 
 def refuse_other_format(file: Path) -> None:
@@ -299,9 +301,9 @@ def _load(file: Path) -> Any:
         raise WeightsError(f"{file}: the checkpoint cannot be read ({reason})") from error
 
 
-def _declared(found: list[Path]) -> tuple[dict[str, int | str], tuple[str, ...]]:
+def _declared(descriptions: list[Path]) -> tuple[dict[str, int | str], tuple[str, ...]]:
     """Return what `model.json` (ours) or `config.json` (Hugging Face's) beside the weights declares."""
-    for beside in found:
+    for beside in descriptions:
         declares = _declared_here if beside.name == "model.json" else _declared_hf
         try:
             return declares(json.loads(beside.read_text(encoding="utf-8")))
@@ -323,11 +325,11 @@ def _declared_here(described: Mapping[str, Any]) -> tuple[dict[str, int | str], 
 
 def _declared_hf(config: Mapping[str, Any]) -> tuple[dict[str, int | str], tuple[str, ...]]:
     vit, clip = configs_of_hugging_face(config)
-    names = {int(place): str(name) for place, name in config.get("id2label", {}).items()}
+    names = {int(label): str(name) for label, name in config.get("id2label", {}).items()}
     sizes: dict[str, int | str] = {"heads": vit.heads, "frames": clip.frames, "size": clip.size}
     if "decoder_num_attention_heads" in config:
         sizes["decoder_heads"] = config["decoder_num_attention_heads"]
-    return sizes, tuple(names[place] for place in sorted(names))
+    return sizes, tuple(names[label] for label in sorted(names))
 
 
 def _refuse_learned_positions(tensors: Mapping[str, Tensor], file: Path) -> None:
@@ -365,54 +367,41 @@ def _unwrapped(loaded: Any, file: Path) -> dict[str, Tensor]:
 
 
 def _renamed(
-    tensors: Mapping[str, Tensor], ends: tuple[tuple[str, str], ...]
+    tensors: Mapping[str, Tensor], beginnings: tuple[tuple[str, str], ...]
 ) -> tuple[dict[str, Tensor], list[str]]:
+    """Return tensors under our names (layers of a block in either way), and the names that have none."""
     named: dict[str, Tensor] = {}
     unknown: list[str] = []
     for name, tensor in tensors.items():
-        found = next(
-            (ours + name.removeprefix(theirs) for theirs, ours in ends if name.startswith(theirs)), None
-        )
-        if found is not None:
-            named[found] = tensor
+        theirs, ours = next((pair for pair in beginnings if name.startswith(pair[0])), ("", ""))
+        if ours:
+            rest = name.removeprefix(theirs)
+            for their_layer, our_layer in _LAYERS:
+                rest = rest.replace(their_layer, our_layer)
+            named[ours + rest] = tensor
         elif not _TABLES.search(name):
             unknown.append(name)
     return named, unknown
 
 
-def _renamed_hf(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    if not any(name.startswith("videomae.") for name in tensors):  # a bare VideoMAEModel
-        tensors = {f"videomae.{name}": tensor for name, tensor in tensors.items()}
-    named, unknown = _renamed(tensors, _HF_ENDS + _HF_BLOCKS)
-    whole: dict[str, Tensor] = {}
-    for name, tensor in named.items():
-        for theirs, ours in _BLOCK:
-            # `output.dense` ends `attention.output.dense` too, which stands before it.
-            if f".{theirs}." in name:
-                name = name.replace(f".{theirs}.", f".{ours}.")
-                break
-        whole[re.sub(r"\.attention\.attention\.", ".attn.", name)] = tensor
-    for name in [name for name in whole if name.endswith(".attn.query.weight")]:
-        at = name.removesuffix("query.weight")
-        parts = [whole.pop(f"{at}{part}.weight") for part in ("query", "key", "value")]
-        whole[f"{at}qkv.weight"] = torch.cat(parts)
-        for part, short in (("query", "q_bias"), ("key", "k_bias"), ("value", "v_bias")):
-            if f"{at}{part}.bias" in whole:
-                whole[f"{at}{short}"] = whole.pop(f"{at}{part}.bias")
-    return whole, unknown
-
-
-def _joined_biases(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Query and value biases apart, and no key bias, become one bias; where there is none it is zero."""
-    whole = dict(named)
-    for name in [name for name in whole if name.endswith(".attn.qkv.weight")]:
-        at, none_D = (
-            name.removesuffix("qkv.weight"),
-            torch.zeros_like(whole[name][: len(whole[name]) // 3, 0]),
+def _joined_attention(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Queries, keys and values that stand apart become one tensor; a bias that is missing is zero."""
+    joined = dict(named)
+    parts = ("query", "key", "value")
+    for name in [name for name in named if name.endswith(".attn.query.weight")]:
+        attention = name.removesuffix("query.weight")
+        joined[f"{attention}qkv.weight"] = torch.cat(
+            [joined.pop(f"{attention}{part}.weight") for part in parts]
         )
-        parts = [whole.pop(f"{at}{part}_bias", none_D) for part in ("q", "k", "v")]
-        whole.setdefault(f"{at}qkv.bias", torch.cat(parts))
-    return whole
+    for name in [name for name in joined if name.endswith(".attn.qkv.weight")]:
+        attention = name.removesuffix("qkv.weight")
+        zero_D = torch.zeros_like(joined[name][: len(joined[name]) // 3, 0])
+        biases = [
+            joined.pop(f"{attention}{part}.bias", joined.pop(f"{attention}{part[0]}_bias", zero_D))
+            for part in parts
+        ]
+        joined.setdefault(f"{attention}qkv.bias", torch.cat(biases))
+    return joined
 
 
 def channels_first(rows_PX: Tensor) -> Tensor:
@@ -432,8 +421,8 @@ def load_encoder(encoder: VideoViT, foreign: Foreign) -> Match:
         WeightsError: the encoder is of another size; says in what they differ.
     """
     _refuse_misfit(encoder, foreign)
-    found = {n.removeprefix("encoder."): t for n, t in foreign.tensors.items() if n.startswith("encoder.")}
-    return _fill(encoder, found, foreign, optional=("norm.",))
+    tensors = {n.removeprefix("encoder."): t for n, t in foreign.tensors.items() if n.startswith("encoder.")}
+    return _fill(encoder, tensors, foreign, optional=("norm.",))
 
 
 def load_classifier(model: VideoClassifier, foreign: Foreign) -> Match:
@@ -470,20 +459,20 @@ def _refuse_misfit(encoder: VideoViT, foreign: Foreign) -> None:
 
 
 def _fill(
-    module: torch.nn.Module, found: Mapping[str, Tensor], foreign: Foreign, optional: tuple[str, ...]
+    module: torch.nn.Module, tensors: Mapping[str, Tensor], foreign: Foreign, optional: tuple[str, ...]
 ) -> Match:
     wanted = module.state_dict()
-    matched = sorted(n for n in wanted.keys() & found.keys() if wanted[n].shape == found[n].shape)
+    matched = sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].shape == tensors[n].shape)
     missing = sorted(wanted.keys() - set(matched))
     needed = [name for name in missing if not name.startswith(optional)] if optional else missing
     if needed:
-        there = f"has shape {tuple(found[needed[0]].shape)}" if needed[0] in found else "is missing"
+        first = f"has shape {tuple(tensors[needed[0]].shape)}" if needed[0] in tensors else "is missing"
         raise WeightsError(
-            f"{foreign.path}: {len(needed)} of {len(wanted)} tensors do not fit: {needed[0]} {there}, "
+            f"{foreign.path}: {len(needed)} of {len(wanted)} tensors do not fit: {needed[0]} {first}, "
             f"here it has {tuple(wanted[needed[0]].shape)}"
         )
-    module.load_state_dict({name: found[name] for name in matched}, strict=False)
-    unexpected = sorted({*(found.keys() - wanted.keys()), *foreign.unknown})
+    module.load_state_dict({name: tensors[name] for name in matched}, strict=False)
+    unexpected = sorted({*(tensors.keys() - wanted.keys()), *foreign.unknown})
     return Match(foreign.layout, tuple(matched), tuple(missing), tuple(unexpected))
 
 
@@ -547,12 +536,12 @@ def to_hugging_face(
             "decoder_intermediate_size": int(model.config.decoder_width * vit.mlp_ratio),
         }
     else:
-        names = classes or [f"LABEL_{place}" for place in range(model.head.out_features)]
+        names = classes or [f"LABEL_{label}" for label in range(model.head.out_features)]
         config |= {
             "architectures": ["VideoMAEForVideoClassification"],
             "use_mean_pooling": True,
-            "id2label": {str(place): name for place, name in enumerate(names)},
-            "label2id": {name: place for place, name in enumerate(names)},
+            "id2label": {str(label): name for label, name in enumerate(names)},
+            "label2id": {name: label for label, name in enumerate(names)},
         }
     return tensors, config
 
@@ -604,10 +593,8 @@ def preprocessor_of(clip: ClipConfig) -> dict[str, Any]:
 
 
 def _hf_name(name: str) -> str:
-    for theirs, ours in (*_HF_ENDS, *_HF_BLOCKS):
-        if name.startswith(ours):
-            name = theirs + name.removeprefix(ours)
-            break
-    for theirs, ours in _BLOCK:
-        name = name.replace(f".{ours}.", f".{theirs}.")
+    theirs, ours = next((pair for pair in _HUGGING_FACE if name.startswith(pair[1])), ("", ""))
+    name = theirs + name.removeprefix(ours)
+    for their_layer, our_layer in _LAYERS:
+        name = name.replace(our_layer, their_layer)
     return name

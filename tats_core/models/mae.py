@@ -59,10 +59,8 @@ class Reconstruction:
 
     prediction_BMP: Tensor
     target_BMP: Tensor
-    mean_BMC: Tensor
-    """Of each token's channels: subtracted from the pixels to get the target."""
     scale_BMC: Tensor
-    """The pixels were divided by it."""
+    """Times it, an error in the target's space is one in pixels of [0, 1]."""
     tubelet: int
     motion_weight: float = 1.0
 
@@ -148,10 +146,9 @@ class VideoMAE(nn.Module):
         encoded_BKD = self.encoder(patches_BNP, visible_BK)
         decoded_BME = self.decode(encoded_BKD, visible_BK, masked_BM)
         prediction_BMP = self.to_pixels(self.decoder_norm(decoded_BME))
-        target_BMP, mean_BMC, scale_BMC = self.target(take(patches_BNP, masked_BM))
-        return Reconstruction(
-            prediction_BMP, target_BMP, mean_BMC, scale_BMC, self.clip.tubelet, self.config.motion_weight
-        )
+        target_BMP, _, scale_BMC = self.target(take(patches_BNP, masked_BM))
+        tubelet, motion_weight = self.clip.tubelet, self.config.motion_weight
+        return Reconstruction(prediction_BMP, target_BMP, scale_BMC, tubelet, motion_weight)
 
     def decode(self, encoded_BKD: Tensor, visible_BK: Tensor, masked_BM: Tensor) -> Tensor:
         """Run the decoder over visible and masked tokens; return the masked ones `[B, M, E]`."""
@@ -165,13 +162,13 @@ class VideoMAE(nn.Module):
         return run_blocks(self.decoder, tokens_BNE, recompute)[:, visible_BK.shape[1] :]
 
     def target(self, patches_BMP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the target `[B, M, P]` of tokens; mean and scale `[B, M, C]` lead back to their pixels."""
-        mean_C, deviation_C = _imagenet(patches_BMP)
+        """Return the target `[B, M, P]` of tokens; mean and scale `[B, M, C]` lead back to [0, 1]."""
+        mean_C, deviation_C = (patches_BMP.new_tensor(values) for values in (imagenet.MEAN, imagenet.STD))
         if self.config.target == "pixel":
             token_BMC = (*patches_BMP.shape[:2], 3)
             return patches_BMP, mean_C.expand(token_BMC), deviation_C.expand(token_BMC)
         pixels_BMCQ = patches_BMP.view(*patches_BMP.shape[:2], 3, -1)
-        # Of the normalised pixels, then brought to [0, 1]: the pixels themselves need not be touched for it.
+        # The scale is in [0, 1]; statistics of the normalised pixels need no copy of them in [0, 1].
         variance_BMC, centre_BMC = torch.var_mean(pixels_BMCQ, -1)
         scale_BMC = (variance_BMC * deviation_C.square() + 1e-12).sqrt() + 1e-6
         if self.config.target == "floored":
@@ -183,8 +180,3 @@ class VideoMAE(nn.Module):
 def per_pixel(values_XC: Tensor, pixels: int) -> Tensor:
     """Repeat a value of each channel for all pixels of a token: `[..., C]` to `[..., P]`."""
     return values_XC.repeat_interleave(pixels // 3, -1)
-
-
-def _imagenet(like: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation `[C]` that the videos were normalised with."""
-    return like.new_tensor(imagenet.MEAN), like.new_tensor(imagenet.STD)

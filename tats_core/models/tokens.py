@@ -100,10 +100,10 @@ class CubeEmbedding(nn.Module):
         return functional.linear(patches_BMP, self.weight.flatten(1), self.bias)
 
 
-def _sine_cosine(places: Tensor, width: int) -> Tensor:
-    """Sine-cosine code of `places`, interleaved sin, cos, as in VideoMAE: `[len(places), width]`."""
+def _sine_cosine(coordinates: Tensor, width: int) -> Tensor:
+    """Sine-cosine code of `coordinates`, interleaved sin, cos as in VideoMAE: `[coordinates, width]`."""
     exponent = 2 * torch.div(torch.arange(width), 2, rounding_mode="floor").double() / width
-    angle = places.double()[:, None] / torch.pow(torch.tensor(10000.0, dtype=torch.float64), exponent)
+    angle = coordinates.double()[:, None] / torch.pow(torch.tensor(10000.0, dtype=torch.float64), exponent)
     code = torch.empty_like(angle)
     code[:, 0::2], code[:, 1::2] = angle[:, 0::2].sin(), angle[:, 1::2].cos()
     return code
@@ -113,7 +113,7 @@ def positions(clip: ClipConfig, width: int, kind: Literal["separable", "joint"])
     """Fixed sine-cosine positions `[N, D]`.
 
     `joint` is VideoMAE's table: one code over the token's number 0..N-1. `separable` joins codes of slice,
-    row and column, so "same place, other time" is the same in most of its coordinates.
+    row and column, so the same position at another time has most of its code in common.
     """
     if kind == "joint":
         return _sine_cosine(torch.arange(clip.tokens), width).float()
@@ -125,8 +125,8 @@ def positions(clip: ClipConfig, width: int, kind: Literal["separable", "joint"])
     # 16 slices or patches span what thousands of tokens do in the joint table: spread them alike.
     scale = math.sqrt(width)
     codes = [
-        _sine_cosine(places.flatten() * scale / max(count, 1), part)
-        for places, count, part in (
+        _sine_cosine(coordinates.flatten() * scale / max(count, 1), part)
+        for coordinates, count, part in (
             (slices, clip.slices, time),
             (rows, clip.side, space),
             (columns, clip.side, space),

@@ -44,7 +44,7 @@ class ViTConfig(StrictModel):
     )
     attention_init: Literal["xavier", "mimetic"] = Field(
         "xavier",
-        description="mimetic: heads start by looking at their like; for few steps",
+        description="mimetic: heads attend to similar tokens from the start; for few steps",
     )
     gradient_checkpointing: Annotated[bool, NotIdentity] = Field(
         False, description="recompute blocks (a decoder's too) in backward: less memory"
@@ -111,9 +111,9 @@ def start_blocks(blocks: nn.ModuleList, config: ViTConfig) -> None:
 
 @torch.no_grad()
 def initialise_mimetic(block: Block) -> None:
-    """Start attention where trained attention ends up (Trockman and Kolter 2023, arXiv 2305.09828).
+    """Initialise attention as trained attention ends up (Trockman and Kolter 2023, arXiv 2305.09828).
 
-    Per head `W_q W_k^T = 0.7 I + 0.7 Z` (a token looks at its like: near places, same content) and
+    Per head `W_q W_k^T = 0.7 I + 0.7 Z` (a token attends to similar tokens: near positions, same content) and
     `W_v W_o = 0.4 Z - 0.4 I`, Z normal with variance 1/D, each cut to the rank of the head.
     """
     attention = block.attn
@@ -125,12 +125,12 @@ def initialise_mimetic(block: Block) -> None:
     head = width // heads
     identity = torch.eye(width)
     query, key, value = qkv.weight.view(3, heads, head, width)
-    for place in range(heads):
+    for index in range(heads):
         noise = torch.randn(width, width) / width**0.5
         left, size, right = torch.linalg.svd(0.7 * identity + 0.7 * noise)
         root = size[:head].sqrt()
-        query[place].copy_((left[:, :head] * root).T)
-        key[place].copy_(right[:head] * root[:, None])
+        query[index].copy_((left[:, :head] * root).T)
+        key[index].copy_(right[:head] * root[:, None])
     noise = torch.randn(width, width) / width**0.5
     left, size, right = torch.linalg.svd(0.4 * noise - 0.4 * identity)
     value.view(width, width).copy_((left * size.sqrt()).T)

@@ -24,6 +24,7 @@ from tats_core.stages import KINDS
 from tats_core.stages.base import StageKind
 
 Row = dict[str, Scalar]
+Kind = StageKind[Any]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Instance:
 
     name: str
     stage: str
-    kind: StageKind[Any]
+    kind: Kind
     config: StrictModel
     axes: Mapping[str, str]
     needs: tuple[str, ...]
@@ -53,19 +54,19 @@ class Graph:
         """
         chosen: set[str] = set()
         for name in names:
-            found = {one.name for one in self.instances.values() if name in (one.stage, one.name)}
-            if not found:
-                valid = {one.stage for one in self.instances.values()} | set(self.instances)
+            matches = {full for full, instance in self.instances.items() if name in (instance.stage, full)}
+            if not matches:
+                valid = {instance.stage for instance in self.instances.values()} | set(self.instances)
                 raise SpecError(f"--{option} {name}: no stage named '{name}'{did_you_mean(name, valid)}")
-            chosen |= found
+            chosen |= matches
         return chosen
 
     def followers(self, names: Iterable[str]) -> set[str]:
         """Return the instances that read an output of `names`, however indirectly, and `names` themselves."""
         reached = set(names)
-        for one in self.instances.values():
-            if reached.intersection(one.needs):
-                reached.add(one.name)
+        for instance in self.instances.values():
+            if reached.intersection(instance.needs):
+                reached.add(instance.name)
         return reached
 
 
@@ -73,8 +74,8 @@ def build(pipeline: Pipeline) -> Graph:
     """Expand and check a pipeline.
 
     Raises:
-        SpecError: an unknown kind, need or key, a cycle, a default that no stage takes, or a need that
-            is not there; names file, key and the nearest valid name.
+        SpecError: an unknown kind, need or key, a cycle, a default that no stage takes, or a missing need;
+            names file, key and the nearest valid name.
     """
     order = _order(pipeline)
     kinds = {name: _kind(pipeline, stage) for name, stage in pipeline.stages.items()}
@@ -85,11 +86,11 @@ def build(pipeline: Pipeline) -> Graph:
     for name in order:
         stage, kind = pipeline.stages[name], kinds[name]
         above = {need for direct in stage.needs for need in (direct, *ancestors[direct])}
-        ancestors[name] = [one for one in order if one in above]
+        ancestors[name] = [earlier for earlier in order if earlier in above]
         rows[name] = _rows(pipeline, stage, kind, rows)
         for row in rows[name]:
-            one = _instance(pipeline, stage, kind, row, ancestors[name], instances)
-            instances[one.name] = one
+            instance = _instance(pipeline, stage, kind, row, ancestors[name], instances)
+            instances[instance.name] = instance
     return Graph(instances)
 
 
@@ -107,14 +108,14 @@ def _order(pipeline: Pipeline) -> list[str]:
         raise SpecError(f"{pipeline.where}: the stages need each other in a circle: {cycle}") from error
 
 
-def _kind(pipeline: Pipeline, stage: Stage) -> StageKind[Any]:
+def _kind(pipeline: Pipeline, stage: Stage) -> Kind:
     if stage.kind not in KINDS:
         near = did_you_mean(stage.kind, KINDS)
         raise SpecError(f"{pipeline.where}: {stage.name}.kind: no stage kind named '{stage.kind}'{near}")
     return KINDS[stage.kind]
 
 
-def _check_defaults(pipeline: Pipeline, kinds: Mapping[str, StageKind[Any]]) -> None:
+def _check_defaults(pipeline: Pipeline, kinds: Mapping[str, Kind]) -> None:
     taken = {field for kind in kinds.values() for field in kind.Config.model_fields}
     for key in pipeline.defaults:
         if key not in taken:
@@ -122,10 +123,10 @@ def _check_defaults(pipeline: Pipeline, kinds: Mapping[str, StageKind[Any]]) -> 
             raise SpecError(f"{pipeline.where}: defaults has '{key}', which no stage takes{near}")
 
 
-def _rows(pipeline: Pipeline, stage: Stage, kind: StageKind[Any], rows: Mapping[str, list[Row]]) -> list[Row]:
+def _rows(pipeline: Pipeline, stage: Stage, kind: Kind, rows: Mapping[str, list[Row]]) -> list[Row]:
     joined: list[Row] = [{}]
-    own = [_product(stage.matrix)] if stage.matrix else []
-    for table in [*([] if kind.gathers else [rows[need] for need in stage.needs]), *own]:
+    tables = [] if kind.gathers else [rows[need] for need in stage.needs]
+    for table in [*tables, _product(stage.matrix)]:
         joined = [left | right for left in joined for right in table if _agree(left, right)]
     if not joined:
         raise SpecError(
@@ -142,56 +143,50 @@ def _product(matrix: Mapping[str, tuple[Scalar, ...]]) -> list[Row]:
     return rows
 
 
-def _agree(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+def _agree(left: Mapping[str, object], right: Mapping[str, object]) -> bool:
     return all(left[axis] == right[axis] for axis in left.keys() & right.keys())
 
 
 def _instance(
     pipeline: Pipeline,
     stage: Stage,
-    kind: StageKind[Any],
+    kind: Kind,
     row: Row,
     ancestors: list[str],
     instances: Mapping[str, Instance],
 ) -> Instance:
     axes = {axis: label(value) for axis, value in row.items()}
     name = stage.name + (f"[{','.join(axes.values())}]" if axes else "")
-    inherited = {axis for one in instances.values() if one.stage in stage.needs for axis in one.axes}
+    inherited = {axis for need in instances.values() if need.stage in stage.needs for axis in need.axes}
     config = _config(pipeline, stage, kind, row, inherited)
-    wanted = kind.reads(config)
+    reads = kind.reads(config)
     needs: list[Instance] = []
-    for one in instances.values():
-        if one.stage not in ancestors or not _agree(axes, one.axes):
+    for other in instances.values():
+        if other.stage not in ancestors or not _agree(axes, other.axes):
             continue
-        direct = one.stage in stage.needs and (kind.waits_for_needs or one.kind.waited_for)
-        if direct or one.kind.name in wanted:
-            needs.append(one)
-    _check_reads(pipeline, stage, kind, wanted, needs)
-    return Instance(name, stage.name, kind, config, axes, tuple(one.name for one in needs), stage.retries)
+        direct = other.stage in stage.needs and (kind.waits_for_needs or other.kind.waited_for)
+        if direct or other.kind.name in reads:
+            needs.append(other)
+    _check_reads(f"{pipeline.where}: {stage.name}.needs", kind, reads, needs)
+    return Instance(name, stage.name, kind, config, axes, tuple(need.name for need in needs), stage.retries)
 
 
-def _check_reads(
-    pipeline: Pipeline, stage: Stage, kind: StageKind[Any], wanted: tuple[str, ...], needs: list[Instance]
-) -> None:
-    found = [one.kind.name for one in needs]
-    place = f"{pipeline.where}: {stage.name}.needs"
+def _check_reads(key: str, kind: Kind, reads: tuple[str, ...], needs: list[Instance]) -> None:
     if kind.gathers:
-        if wanted and not set(found).intersection(wanted):
-            raise SpecError(f"{place}: leads to no stage of kind {' or '.join(wanted)}, which it gathers")
+        if reads and not any(need.kind.name in reads for need in needs):
+            raise SpecError(f"{key}: leads to no stage of kind {' or '.join(reads)}, which it gathers")
         return
-    for one in wanted:
-        if one not in found:
-            raise SpecError(f"{place}: leads to no stage of kind '{one}', whose output it reads")
-        if found.count(one) > 1:
-            names = ", ".join(need.name for need in needs if need.kind.name == one)
-            raise SpecError(f"{place}: leads to more than one stage of kind '{one}': {names}")
+    for read in reads:
+        names = [need.name for need in needs if need.kind.name == read]
+        if not names:
+            raise SpecError(f"{key}: leads to no stage of kind '{read}', whose output it reads")
+        if len(names) > 1:
+            raise SpecError(f"{key}: leads to more than one stage of kind '{read}': {', '.join(names)}")
 
 
-def _config(
-    pipeline: Pipeline, stage: Stage, kind: StageKind[Any], row: Row, inherited: set[str]
-) -> StrictModel:
+def _config(pipeline: Pipeline, stage: Stage, kind: Kind, row: Row, inherited: set[str]) -> StrictModel:
     fields = kind.Config.model_fields
-    raw: dict[str, Any] = {key: value for key, value in pipeline.defaults.items() if key in fields}
+    raw: dict[str, object] = {key: value for key, value in pipeline.defaults.items() if key in fields}
     raw |= {axis: value for axis, value in row.items() if axis in fields and axis in kind.follows}
     raw = _over(raw, stage.config)
     for axis in stage.matrix:
@@ -202,7 +197,7 @@ def _config(
     return config
 
 
-def _over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _over(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:
     # A default `model: vit_micro` is refined, not replaced, by a stage's `model: {depth: 4}`.
     lifted = {
         key: {"preset": value} if isinstance(value, str) and isinstance(over.get(key), Mapping) else value

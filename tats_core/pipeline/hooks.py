@@ -1,4 +1,4 @@
-"""Tells the world outside how a run goes: a command or a webhook for each event that the pipeline names.
+"""The commands that a pipeline's `notify` calls when a run ends or a stage fails.
 
 Hooks run one after another in a thread of their own: a slow one delays the next, never the run. One that
 fails becomes a note.
@@ -6,7 +6,6 @@ fails becomes a note.
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import queue
@@ -15,66 +14,28 @@ import subprocess
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
-
-from pydantic import BeforeValidator, Field, model_validator
+from collections.abc import Callable, Sequence
 
 from tats_core.errors import RunError
-from tats_core.specs import StrictModel
-from tats_core.store.run import RunRecord
-
-Event = Literal["finished", "failed", "stopped", "stage_failed"]
+from tats_core.pipeline.observers import Observer
+from tats_core.pipeline.spec import Event, Hook
+from tats_core.store.run import RunRecord, StageRecord
 
 SCHEMA = 1
-WEBHOOK_SECONDS = 10.0
 COMMAND_SECONDS = 60.0
+DELIVER_SECONDS = 60.0
 
-_VARIABLE = 10_000  # letters of a value in a command's environment
-
-
-class Hook(StrictModel):
-    """What is told, and to whom: either a command or a webhook."""
-
-    on: Annotated[
-        tuple[Event, ...],
-        BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
-        Field(min_length=1, description="how a run ended, or `stage_failed`, told when it happens"),
-    ] = ("finished", "failed", "stopped")
-    command: str | None = Field(None, min_length=1, description="one line for the shell")
-    webhook: str | None = Field(None, description="gets the JSON by POST; may be $NAME, from the environment")
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Self:
-        if (self.command is None) == (self.webhook is None):
-            raise ValueError("give either 'command' or 'webhook'")
-        if self.webhook is not None and not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"webhook '{self.webhook}' is no http:// or https:// address")
-        return self
-
-    @property
-    def url(self) -> str:
-        """The webhook's address; it may hold a secret, so no message contains it."""
-        return os.path.expandvars(self.webhook or "")
-
-    def send(self, message: Mapping[str, Any]) -> None:
-        """Deliver one message and wait until it is delivered.
-
-        Raises:
-            RunError: it could not be.
-        """
-        body = json.dumps(message, ensure_ascii=False).encode()
-        if self.command is not None:
-            _call(self.command, message, body)
-        else:
-            _post(self.url, body)
+_HASTE_SECONDS = 5.0
+_VARIABLES = ("event", "run", "pipeline", "status", "stage", "error")  # in a command's environment
+_VARIABLE = 10_000  # letters of each value
 
 
-class Notifier:
-    """Delivers to the hooks of a run from a thread; only `close` waits.
+Message = dict[str, str | int | float]
+"""What a command gets as JSON."""
+
+
+class Notifier(Observer):
+    """Calls the hooks of a run from a thread; only `deliver` waits.
 
     Args:
         note: takes a sentence about a hook that failed; called from that thread.
@@ -84,19 +45,32 @@ class Notifier:
         self._hooks = hooks
         self._record = record
         self._note = note
-        self._waiting: queue.SimpleQueue[tuple[Hook, dict[str, Any]] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[Hook, Message] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="notify", daemon=True)
         if hooks:
             self._thread.start()
 
-    def tell(self, event: Event, *, stage: str = "", error: str | None = None) -> None:
-        """Tell those who want to know of `event`."""
-        for hook in self._hooks:
-            if event in hook.on:
-                self._waiting.put((hook, message(self._record, event, stage, error)))
+    def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
+        """Call the hooks of a stage that failed."""
+        if stage.status == "failed":
+            self._put("stage_failed", stage.name, stage.error)
+
+    def run_ended(self, record: RunRecord) -> None:
+        """Call the hooks of a run's end."""
+        if record.status != "running":
+            self._put(record.status, "", record.error)
+
+    def deliver(self) -> None:
+        """Wait until the hooks have ended, but not for ever."""
+        self.close(DELIVER_SECONDS)
+
+    def aborted(self, record: RunRecord) -> None:
+        """Call the hooks of the run's end; somebody who pressed Ctrl-C twice does not wait long."""
+        self.run_ended(record)
+        self.close(_HASTE_SECONDS)
 
     def close(self, seconds: float) -> None:
-        """Wait until all is delivered, but no longer than this."""
+        """Wait until all hooks have ended, but no longer than this."""
         if not self._hooks:
             return
         self._waiting.put(None)
@@ -104,17 +78,22 @@ class Notifier:
         if self._thread.is_alive():
             self._note(f"a notification was not delivered within {seconds:.0f} s and is given up")
 
+    def _put(self, event: Event, stage: str, error: str | None) -> None:
+        for hook in self._hooks:
+            if event in hook.on:
+                self._waiting.put((hook, message(self._record, event, stage, error)))
+
     def _work(self) -> None:
-        while (one := self._waiting.get()) is not None:
-            hook, text = one
+        while (item := self._waiting.get()) is not None:
+            hook, text = item
             try:
-                hook.send(text)
+                call(hook.command, text)
             except RunError as error:
                 self._note(f"a notification of '{text['event']}' was not delivered: {error}")
 
 
-def message(record: RunRecord, event: Event, stage: str, error: str | None) -> dict[str, Any]:
-    """Return what is told: plain JSON values, and `text` as one sentence (which chat services show)."""
+def message(record: RunRecord, event: Event, stage: str, error: str | None) -> Message:
+    """Return what a command gets; `text` is one sentence (which chat services show)."""
     about = f"{record.pipeline}: {stage} failed" if stage else f"{record.pipeline} {event}"
     return {
         "schema": SCHEMA,
@@ -130,11 +109,16 @@ def message(record: RunRecord, event: Event, stage: str, error: str | None) -> d
     }
 
 
-def _call(command: str, message: Mapping[str, Any], body: bytes) -> None:
-    names = ("event", "run", "pipeline", "status", "stage", "error")
+def call(command: str, message: Message) -> None:
+    """Run a command to its end, with a message in its environment and, as JSON, on its standard input.
+
+    Raises:
+        RunError: it cannot be started, takes too long, or fails.
+    """
     # A variable takes neither everything nor any length; the JSON has all of it.
-    said = {f"TATS_{name.upper()}": message[name].replace("\0", " ")[:_VARIABLE] for name in names}
-    environment = os.environ | said
+    environment = os.environ | {
+        f"TATS_{name.upper()}": str(message[name]).replace("\0", " ")[:_VARIABLE] for name in _VARIABLES
+    }
     # Into a file, not a pipe: what the command leaves running would keep a pipe open.
     with tempfile.TemporaryFile() as printed:
         try:
@@ -149,7 +133,7 @@ def _call(command: str, message: Mapping[str, Any], body: bytes) -> None:
         except OSError as error:
             raise RunError(f"'{command}' cannot be started ({error.strerror})") from error
         try:
-            process.communicate(body, timeout=COMMAND_SECONDS)
+            process.communicate(json.dumps(message, ensure_ascii=False).encode(), timeout=COMMAND_SECONDS)
         except subprocess.TimeoutExpired as error:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
@@ -159,16 +143,3 @@ def _call(command: str, message: Mapping[str, Any], body: bytes) -> None:
             last = printed.read().decode(errors="replace").strip().splitlines()[-1:]
             why = f": {last[0]}" if last else ""
             raise RunError(f"'{command}' ended with code {process.returncode}{why}")
-
-
-def _post(url: str, body: bytes) -> None:
-    host = urllib.parse.urlsplit(url).hostname
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=WEBHOOK_SECONDS):
-            return
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise RunError(f"{host} answered {error.code} {error.reason}") from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise RunError(f"{host} cannot be reached ({getattr(error, 'reason', error)})") from error

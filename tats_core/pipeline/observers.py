@@ -1,31 +1,72 @@
-"""Who is told how a run goes."""
+"""Who watches a run: one interface for the terminal, tracking, hooks, the run's page and a sweep's trials."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass
+from pathlib import Path
 
 from tats_core.pipeline.plan import Plan
-from tats_core.store.run import RunRecord
+from tats_core.store.run import RunRecord, StageConfig, StageRecord
+from tats_core.tracking import Tracker
+from tats_core.training.events import Event
 
 
-class RunUI(Protocol):
-    """Who is told how a run goes. Every call comes from the thread that called `runner.run`."""
+@dataclass(frozen=True)
+class Events:
+    """What was appended to a stage's event file: whole lines from byte `start` to byte `end` of `file`."""
+
+    file: Path
+    start: int
+    end: int
+    all: tuple[Event, ...]
+    new: tuple[Event, ...]
+    """Those of this run; before them come those that earlier runs of an unfinished stage wrote."""
+
+
+class Observer:
+    """Watches a run; every method does nothing unless overridden.
+
+    Every call comes from the thread that called `runner.run`, and only `deliver` may wait. Where a run is
+    ended at once, `aborted` is the last call, else `finished`.
+    """
 
     def started(self, plan: Plan, record: RunRecord) -> None:
         """The plan stands and preflight passed; nothing has run yet."""
 
-    def stage_started(self, name: str) -> None:
-        """A stage begins, or begins again (a retry)."""
+    def stage_started(self, stage: StageRecord, folders: tuple[Path, ...]) -> None:
+        """A stage begins, or begins again (a retry); its files are in the first of `folders` that exists."""
 
-    def params(self, name: str, values: Mapping[str, Any]) -> None:
+    def events(self, stage: str, events: Events) -> None:
+        """A stage wrote something."""
+
+    def note(self, stage: str, text: str) -> None:
+        """A sentence for people; `stage` is "" where it is about the whole run."""
+
+    def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
+        """A stage ended, or is reused; `source` is the run and the stage that made a reused output."""
+
+    def run_ended(self, record: RunRecord) -> None:
+        """All stages have ended; `record` says how."""
+
+    def deliver(self) -> None:
+        """Wait until what this observer passes on has arrived, for as long as that makes sense."""
+
+    def finished(self, record: RunRecord) -> None:
+        """The record is complete."""
+
+    def aborted(self, record: RunRecord) -> None:
+        """An error of our own, or a second Ctrl-C, ends the run now."""
+
+
+class Display(Observer):
+    """An observer that shows a run to people: what earlier runs wrote is left out."""
+
+    def params(self, name: str, values: Mapping[str, object]) -> None:
         """What a stage's configuration came down to: effective batch, learning rate, K visible of N."""
 
-    def progress(self, name: str, event: Mapping[str, Any]) -> None:
+    def progress(self, name: str, event: Event) -> None:
         """`event` has step, steps, epoch, epochs (int), shown (name → number) and time."""
-
-    def note(self, name: str, text: str) -> None:
-        """A sentence for the reader; `name` is a stage's, or "" for the run as a whole."""
 
     def stage_finished(self, name: str, seconds: float, cached: bool) -> None:
         """A stage's output is in place; `cached` means nothing had to be done."""
@@ -33,33 +74,73 @@ class RunUI(Protocol):
     def stage_failed(self, name: str, error: str) -> None:
         """A stage failed for good (its retries are used up)."""
 
-    def finished(self, record: RunRecord) -> None:
-        """The run ended, well or not: `record.status`, `record.error`."""
+    def events(self, stage: str, events: Events) -> None:
+        """Show progress, notes and parameters."""
+        for event in events.new:
+            if event["kind"] == "progress":
+                self.progress(stage, event)
+            elif event["kind"] == "note":
+                self.note(stage, event["text"])
+            elif event["kind"] == "params":
+                self.params(stage, event["values"])
+
+    def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
+        """Show how the stage ended; that it was stopped, the end of the run says."""
+        if stage.done:
+            self.stage_finished(stage.name, stage.seconds, stage.status == "cached")
+        elif stage.status == "failed":
+            self.stage_failed(stage.name, stage.error or "")
 
 
-class SilentUI:
-    """Tells nobody. For scripts and tests."""
+class Tracking(Observer):
+    """Writes what happens into the journal of MLflow's `tracker`."""
+
+    def __init__(self, tracker: Tracker, record: RunRecord) -> None:
+        self._tracker = tracker
+        self._stages = record.stages
+        self._configs: dict[str, StageConfig] = {}
+        self._begun: set[str] = set()
 
     def started(self, plan: Plan, record: RunRecord) -> None:
-        """Say nothing."""
+        """Log the resolved pipeline."""
+        self._configs = record.configs()
+        stages = {
+            stage.name: {"kind": stage.kind, "needs": stage.needs, **self._configs[stage.name]["all"]}
+            for stage in record.stages.values()
+        }
+        self._tracker.run_started({"name": record.pipeline, "overrides": record.overrides, "stages": stages})
 
-    def stage_started(self, name: str) -> None:
-        """Say nothing."""
+    def stage_started(self, stage: StageRecord, folders: tuple[Path, ...]) -> None:
+        """Log the stage's configuration, the videos that it reads and the digests of its inputs."""
+        self._begun.add(stage.name)
+        config = self._configs[stage.name]
+        inputs = [self._stages[need] for need in stage.needs]
+        benchmark = config["all"].get("benchmark")
+        data = [
+            path
+            for need in inputs
+            if need.kind == "data" and need.folder
+            for path in sorted(Path(need.folder).glob("*.json"))
+            if path.name.endswith((".train.json", ".test.json"))
+            and (benchmark is None or path.name.startswith(f"{benchmark}."))
+        ]
+        digests = {need.name: need.digest or "" for need in inputs}
+        self._tracker.stage_started(stage, config["all"], config["set"], folders, data, digests)
 
-    def params(self, name: str, values: Mapping[str, Any]) -> None:
-        """Say nothing."""
+    def events(self, stage: str, events: Events) -> None:
+        """Note how far the stage's event file was read."""
+        self._tracker.events(stage, events.file, events.start, events.end, events.all)
 
-    def progress(self, name: str, event: Mapping[str, Any]) -> None:
-        """Say nothing."""
+    def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
+        """Log how the stage ended; a reused one begins and ends here."""
+        if stage.name not in self._begun and stage.folder:
+            self.stage_started(stage, (Path(stage.folder),))
+        self._tracker.stage_ended(stage, source)
 
-    def note(self, name: str, text: str) -> None:
-        """Say nothing."""
+    def run_ended(self, record: RunRecord) -> None:
+        """Log the end; the run's page lies on disk."""
+        self._tracker.run_ended()
 
-    def stage_finished(self, name: str, seconds: float, cached: bool) -> None:
-        """Say nothing."""
-
-    def stage_failed(self, name: str, error: str) -> None:
-        """Say nothing."""
-
-    def finished(self, record: RunRecord) -> None:
-        """Say nothing."""
+    def deliver(self) -> None:
+        """Wait while the server makes progress."""
+        self._tracker.deliver()

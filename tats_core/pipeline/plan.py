@@ -1,4 +1,4 @@
-"""Decides what happens to each stage. The plan before a run and the run itself decide by the same code."""
+"""Decides what happens to each stage: one code path for the plan before a run and for the run itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tats_core.errors import SpecError
 from tats_core.pipeline.graph import Graph, Instance
@@ -20,7 +20,7 @@ from tats_core.store.run import SCHEMA
 
 Action = Literal["run", "reuse", "skip"]
 
-_RUNS_LOOKED_AT = 10  # for how long a stage took; in the newest ones most stages may have been reused
+_RECENT_RUNS = 10  # searched for how long a stage took; in the newest ones it may have been reused
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Plan:
         """Return how many stages have this action."""
         return sum(item.action == action for item in self.items)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the plan as plain JSON values (schema 1)."""
         items = [asdict(item) | {"folder": item.folder and str(item.folder)} for item in self.items]
         return {"schema": SCHEMA, "pipeline": self.pipeline, "title": self.title, "stages": items}
@@ -90,14 +90,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Decision:
-    """What happens to a stage whose inputs are all there."""
+    """What happens to a stage whose inputs all exist."""
 
     action: Action
     reason: str
     key: StageKey
     folder: Path
     fresh: bool = False
-    """An earlier attempt is not gone on with."""
+    """An earlier attempt is not resumed."""
     changes: tuple[Change, ...] = ()
     """What differs from the newest output of this stage of this pipeline, if it runs for that."""
 
@@ -110,35 +110,35 @@ class Decider:
         self.graph = graph
         self.store = store
         self.choice = choice
-        self._history: dict[str, Mapping[tuple[str, str], Mapping[str, Any]]] = {}
+        self._history: dict[str, Mapping[tuple[str, str], Mapping[str, object]]] = {}
 
-    def decide(self, one: Instance, digests: Mapping[str, str]) -> Decision:
-        """Decide about `one`, given the output digests of the instances that it reads."""
-        inputs = [(self.graph.instances[need], digests[need]) for need in one.needs]
-        key = stage_key(one, inputs, self.pipeline.name)
-        folder = self.store.folder(one.kind.name, key)
+    def decide(self, instance: Instance, digests: Mapping[str, str]) -> Decision:
+        """Decide about `instance`, given the output digests of the instances that it reads."""
+        inputs = [(self.graph.instances[need], digests[need]) for need in instance.needs]
+        key = stage_key(instance, inputs, self.pipeline.name)
+        folder = self.store.folder(instance.kind.name, key)
         fault = self.store.fault(folder, key)
         unfinished = self.store.unfinished(folder)
-        if one.name in self.choice.forced:
+        if instance.name in self.choice.forced:
             return Decision("run", "forced", key, folder, fresh=True)
         if fault is None and unfinished != "forced":
             return Decision("reuse", "unchanged", key, folder)
         if unfinished:
-            return Decision("run", "goes on where it was cut off", key, folder)
+            return Decision("run", "resumes where it stopped", key, folder)
         if fault:
-            return Decision("run", f"its output is damaged: {fault}", key, folder)
-        found = self.changes(one, key.components)
-        if found is None:
+            return Decision("run", f"its output is corrupt: {fault}", key, folder)
+        changes = self.changes(instance, key.components)
+        if changes is None:
             return Decision("run", "has no output yet", key, folder)
-        reason = "; ".join(diff.told(found)) or "its output is gone"
-        return Decision("run", reason, key, folder, changes=found)
+        reason = "; ".join(diff.told(changes)) or "its output is gone"
+        return Decision("run", reason, key, folder, changes=changes)
 
-    def changes(self, one: Instance, components: Mapping[str, Any]) -> tuple[Change, ...] | None:
+    def changes(self, instance: Instance, components: Mapping[str, object]) -> tuple[Change, ...] | None:
         """Return what differs from the newest output of this stage; None where it has none."""
-        kind = one.kind.name
+        kind = instance.kind.name
         if kind not in self._history:  # read once: it does not grow by what this run makes
             self._history[kind] = self.store.history(kind)
-        before = self._history[kind].get((self.pipeline.name, one.name))
+        before = self._history[kind].get((self.pipeline.name, instance.name))
         return None if before is None else diff.between(before, components)
 
 
@@ -150,63 +150,64 @@ def make(decider: Decider) -> Plan:
     """
     items: dict[str, PlanItem] = {}
     digests: dict[str, str] = {}
-    for one in decider.graph.instances.values():
-        item = _item(decider, one, digests, items)
+    for instance in decider.graph.instances.values():
+        item = _item(decider, instance, digests, items)
         if item.action == "reuse" and item.folder:
-            digests[one.name] = decider.store.output_digest(item.folder)
-        items[one.name] = item
-    taken = _taken(decider.store.root.parent, decider.pipeline.name, items)
-    timed = (replace(item, seconds=taken.get(item.name)) for item in items.values())
+            digests[instance.name] = decider.store.output_digest(item.folder)
+        items[instance.name] = item
+    seconds = _seconds(decider.store.root.parent, decider.pipeline.name, items)
+    timed = (replace(item, seconds=seconds.get(item.name)) for item in items.values())
     return Plan(decider.pipeline.name, decider.pipeline.title, tuple(timed))
 
 
-def _taken(home: Path, pipeline: str, names: Iterable[str]) -> dict[str, float]:
-    """Return what each stage took in the newest run that did its work, among the newest few."""
-    found: dict[str, float] = {}
-    for record in islice(history.records(home, pipeline), _RUNS_LOOKED_AT):
+def _seconds(home: Path, pipeline: str, names: Iterable[str]) -> dict[str, float]:
+    """Return how long each stage took in the newest run that did its work, among the recent ones."""
+    seconds: dict[str, float] = {}
+    for record in islice(history.records(home, pipeline), _RECENT_RUNS):
         for stage in record.stages.values():
             if stage.status == "finished":
-                found.setdefault(stage.name, stage.seconds)
-        if found.keys() >= set(names):
+                seconds.setdefault(stage.name, stage.seconds)
+        if seconds.keys() >= set(names):
             break
-    return found
+    return seconds
 
 
 def _item(
-    decider: Decider, one: Instance, digests: Mapping[str, str], items: Mapping[str, PlanItem]
+    decider: Decider, instance: Instance, digests: Mapping[str, str], items: Mapping[str, PlanItem]
 ) -> PlanItem:
-    wanted = one.name in decider.choice.wanted
-    missing = [need for need in one.needs if need not in digests]
-    if missing:
-        lost = [need for need in missing if items[need].action == "skip"]
-        if wanted and lost:
-            raise SpecError(
-                f"--only {one.stage}: it needs the output of {lost[0]}, which has none yet; "
-                f"run {lost[0]} first, or leave out --only"
-            )
-        if not wanted:
-            return _as_item(one, "skip", "not asked for")
-        return _waiting(decider, one, missing)
-    decision = decider.decide(one, digests)
-    if not wanted and decision.action == "run":
-        return _as_item(one, "skip", "not asked for")
-    return _as_item(
-        one,
-        decision.action,
-        decision.reason,
-        key=decision.key.digest,
-        folder=decision.folder,
-        changes=decision.changes,
+    about = PlanItem(
+        instance.name,
+        instance.stage,
+        instance.kind.name,
+        instance.axes,
+        instance.needs,
+        "skip",
+        "not asked for",
     )
-
-
-def _waiting(decider: Decider, one: Instance, missing: list[str]) -> PlanItem:
-    """A stage whose inputs are still to be made; what else changed is known already."""
-    found = decider.changes(one, own_components(one, decider.pipeline.name)) or ()
-    forced = ["forced"] if one.name in decider.choice.forced else []
-    reason = "; ".join([*forced, *diff.told(found)])
-    return _as_item(one, "run", reason, after=tuple(missing), changes=found)
-
-
-def _as_item(one: Instance, action: Action, reason: str, **known: Any) -> PlanItem:
-    return PlanItem(one.name, one.stage, one.kind.name, one.axes, one.needs, action, reason, **known)
+    wanted = instance.name in decider.choice.wanted
+    missing = tuple(need for need in instance.needs if need not in digests)
+    if not missing:
+        decision = decider.decide(instance, digests)
+        if not wanted and decision.action == "run":
+            return about
+        return replace(
+            about,
+            action=decision.action,
+            reason=decision.reason,
+            key=decision.key.digest,
+            folder=decision.folder,
+            changes=decision.changes,
+        )
+    if not wanted:
+        return about
+    for need in missing:
+        if items[need].action == "skip":
+            raise SpecError(
+                f"--only {instance.stage}: it needs the output of {need}, which has none yet; "
+                f"run {need} first, or leave out --only"
+            )
+    # Its inputs are still to be made; what else changed is known already.
+    changes = decider.changes(instance, own_components(instance, decider.pipeline.name)) or ()
+    forced = ["forced"] if instance.name in decider.choice.forced else []
+    reason = "; ".join([*forced, *diff.told(changes)])
+    return replace(about, action="run", reason=reason, after=missing, changes=changes)

@@ -12,6 +12,13 @@
       finetune: {kind: finetune, needs: pretrain, matrix: {benchmark: [ssv2, ucf101]}}
 
 `kind`, `needs`, `matrix` and `retries` belong to the engine; every other key is the stage kind's.
+
+A pipeline that differs from another in a few keys is a *variant*, and names only these::
+
+    name: full_k400
+    title: one sentence
+    like: full_ssv2
+    set: {pretrain.benchmark: kinetics400}     # as `--set`: stage.key, or defaults.key
 """
 
 from __future__ import annotations
@@ -20,16 +27,34 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from tats_core import specs
 from tats_core.errors import SpecError, did_you_mean
-from tats_core.pipeline.hooks import Hook
 from tats_core.specs import StrictModel
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
+
+Scalar = str | int | float | bool
+Event = Literal["finished", "failed", "stopped", "stage_failed"]
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class Hook(StrictModel):
+    """A command and the events that call it."""
+
+    on: Annotated[
+        tuple[Event, ...],
+        BeforeValidator(_as_list),
+        Field(min_length=1, description="how a run ended, or `stage_failed`, which calls at once"),
+    ] = ("finished", "failed", "stopped")
+    command: str = Field(min_length=1, description="one line for the shell")
 
 
 @dataclass(frozen=True)
@@ -39,9 +64,9 @@ class Stage:
     name: str
     kind: str
     needs: tuple[str, ...]
-    matrix: Mapping[str, tuple[Any, ...]]
+    matrix: Mapping[str, tuple[Scalar, ...]]
     retries: int
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -51,7 +76,7 @@ class Pipeline:
     name: str
     title: str
     where: str
-    defaults: Mapping[str, Any]
+    defaults: Mapping[str, object]
     stages: Mapping[str, Stage]
     overrides: tuple[str, ...] = ()
     notify: tuple[Hook, ...] = ()
@@ -65,10 +90,10 @@ def load(name: str, sets: Sequence[str] = ()) -> Pipeline:
     """
     path = specs.find("pipelines", name)
     where = shown(path)
-    raw = specs.read(path)
-    file = specs.validate(_File, _overridden(raw, sets), where)
-    if file.name is not None and file.name != path.stem:
-        raise SpecError(f"{where}: name is '{file.name}', but the file's name calls it '{path.stem}'")
+    raw = read(path)
+    for text in sets:
+        raw = _override(raw, *specs.parse_override(text), f"--set {text}")
+    file = specs.validate(_File, raw, where)
     return Pipeline(
         name=path.stem,
         title=file.title,
@@ -80,21 +105,71 @@ def load(name: str, sets: Sequence[str] = ()) -> Pipeline:
     )
 
 
+def read(path: Path) -> dict[str, Any]:
+    """Return the content of a pipeline's file; of a variant, that of the file it is like, with its changes.
+
+    Raises:
+        SpecError: the file, or one that it is like, cannot be read; an unknown `like`, a circle, or a key of
+            `set` that names no stage.
+    """
+    *variants, base = lineage(path)
+    raw = specs.read(base)
+    for file in reversed(variants):
+        where = shown(file)
+        variant = specs.validate(_Variant, specs.read(file), where)
+        for key, value in variant.set.items():
+            raw = _override(raw, key.split("."), value, f"{where}: set: {key}")
+        raw |= {"name": variant.name, "title": variant.title}
+        if variant.notify is not None:
+            raw["notify"] = variant.notify
+    return raw
+
+
+def lineage(path: Path) -> list[Path]:
+    """Return a pipeline's file, the file of the pipeline that it is like, and so on to one that is complete.
+
+    Raises:
+        SpecError: as `read`.
+    """
+    files = [path]
+    while "like" in (raw := specs.read(files[-1])):
+        where = shown(files[-1])
+        variant = specs.validate(_Variant, raw, where)
+        _check_name(variant.name, files[-1])
+        if variant.like not in (menu := specs.names("pipelines")):
+            near = did_you_mean(variant.like, menu)
+            raise SpecError(f"{where}: like: no pipeline named '{variant.like}'{near}")
+        files.append(menu[variant.like])
+        if files[-1].resolve() in {file.resolve() for file in files[:-1]}:
+            circle = " → ".join(file.stem for file in files)
+            raise SpecError(f"{where}: like: the pipelines are like each other in a circle: {circle}")
+    _check_name(raw.get("name"), files[-1])
+    return files
+
+
+def _check_name(name: object, path: Path) -> None:
+    if name is not None and name != path.stem:
+        raise SpecError(f"{shown(path)}: name is '{name}', but the file's name calls it '{path.stem}'")
+
+
+class _Variant(StrictModel):
+    """The top level of the YAML file of a pipeline that is like another."""
+
+    name: str | None = None
+    title: str = ""
+    like: str
+    set: dict[str, object] = Field(default_factory=dict)
+    notify: object = None
+
+
 class _File(StrictModel):
     """The top level of the YAML file."""
 
     name: str | None = None
     title: str = ""
-    defaults: dict[str, Any] = Field(default_factory=dict)
+    defaults: dict[str, object] = Field(default_factory=dict)
     notify: tuple[Hook, ...] = ()
-    stages: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Scalar = str | int | float | bool
+    stages: Annotated[dict[str, dict[str, object]], Field(min_length=1)]
 
 
 class _Head(StrictModel):
@@ -106,24 +181,19 @@ class _Head(StrictModel):
     retries: Annotated[int, Field(ge=0, le=10)] = 0
 
 
-def _overridden(raw: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
+def _override(raw: dict[str, Any], path: list[str], value: object, where: str) -> dict[str, Any]:
+    """Return `raw` with one `stage.key` or `defaults.key` replaced; `where` opens the message of an error."""
     stages = raw.get("stages")
-    known = list(stages) if isinstance(stages, Mapping) else []
-    for text in sets:
-        (head, *rest), value = specs.parse_override(text)
-        if head == "defaults" and rest:
-            raw = specs.override(raw, ["defaults", *rest], value)
-        elif head in known and rest:
-            raw = specs.override(raw, ["stages", head, *rest], value)
-        elif head in known or head == "defaults":
-            raise SpecError(f"--set {text}: names no key of '{head}'; it must look like {head}.key=value")
-        else:
-            near = did_you_mean(head, [*known, "defaults"])
-            raise SpecError(f"--set {text}: no stage named '{head}'{near}")
-    return raw
+    names = list(stages) if isinstance(stages, Mapping) else []
+    head, *keys = path
+    if head not in (*names, "defaults"):
+        raise SpecError(f"{where}: no stage named '{head}'{did_you_mean(head, [*names, 'defaults'])}")
+    if not all(keys) or not keys:
+        raise SpecError(f"{where}: names no key of '{head}'; it must look like {head}.key=value")
+    return specs.override(raw, path if head == "defaults" else ["stages", *path], value)
 
 
-def _stage(name: str, entry: Mapping[str, Any], where: str) -> Stage:
+def _stage(name: str, entry: Mapping[str, object], where: str) -> Stage:
     if not _NAME.fullmatch(name) or name == "defaults":
         raise SpecError(f"{where}: '{name}' cannot name a stage; use letters, digits, '-' and '_'")
     engine = {key: value for key, value in entry.items() if key in _Head.model_fields}

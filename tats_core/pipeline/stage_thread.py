@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tats_core import files
 from tats_core.errors import RunError, Stopped, StoreError, TatsError
 from tats_core.pipeline.graph import Instance
 from tats_core.pipeline.plan import Decision
 from tats_core.specs import StrictModel, identity
 from tats_core.stages.base import Fit, Input, StageContext
 from tats_core.store import code
+from tats_core.store.layout import EVENTS
 from tats_core.store.outputs import StageKey, StageStore
 from tats_core.training.events import EventLog
 
@@ -25,9 +27,9 @@ Launch = Callable[..., None]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a stage's thread says: how it ended, that it tries "again" and why, or a "note".
+    """What a stage's thread reports: how it ended, that it tries "again" and why, or a "note".
 
-    "waits" is a note too: another process makes its output. "works" follows if that one did not finish it.
+    "waits" is a note too: another process makes its output. "works" follows if it did not finish.
     """
 
     name: str
@@ -45,7 +47,7 @@ class StageWork(threading.Thread):
         store: StageStore,
         inputs: tuple[Input, ...],
         *,
-        origin: Mapping[str, Any],
+        origin: Mapping[str, str],
         home: Path,
         stop: threading.Event,
         answers: queue.SimpleQueue[Answer],
@@ -57,7 +59,7 @@ class StageWork(threading.Thread):
         self.offset = 0
         """Bytes of the event file that the main thread has read."""
         # A forced stage begins a file of its own.
-        self.said_before = 0 if decision.fresh else _size(store.partial(decision.folder) / "events.jsonl")
+        self.said_before = 0 if decision.fresh else _size(store.partial(decision.folder) / EVENTS)
         """Bytes of it that earlier runs have written."""
         self._store = store
         self._inputs = inputs
@@ -68,15 +70,15 @@ class StageWork(threading.Thread):
         self._launch = launch
         self._fresh = decision.fresh
         self._waited = False
-        self._heard = False
-        """The event file is this attempt's, one it goes on with, or of another process that it waits for."""
+        self._readable = False
+        """The event file is this attempt's, one that it resumes, or of another process that it waits for."""
 
     @property
     def events(self) -> Path | None:
-        """The stage's event file, wherever its folder is; None while what is there will be replaced."""
-        if not self._heard:
+        """The stage's event file, wherever its folder is; None while the folder is still to be replaced."""
+        if not self._readable:
             return None
-        return self._store.current(self.decision.folder) / "events.jsonl"
+        return self._store.current(self.decision.folder) / EVENTS
 
     def run(self) -> None:
         """Work until the stage is finished, stopped or has failed for good."""
@@ -100,13 +102,13 @@ class StageWork(threading.Thread):
             text = f"{error.filename or self._home}: {error.strerror or error}"
             return Answer(self.name, "failed", str(StoreError(text))), False
         except BaseException as error:  # noqa: BLE001 (a bug, or an exit: the main thread shall not wait for ever)
-            return Answer(self.name, "failed", self._keep_traceback(error)), False
+            return Answer(self.name, "failed", self._save_traceback(error)), False
 
     def _work(self) -> Answer:
         folder, key = self.decision.folder, self.decision.key
         forced = self._fresh or self._store.unfinished(folder) == "forced"
         if (self._waited or not forced) and self._store.fault(folder, key) is None:
-            self._heard = True
+            self._readable = True
             return Answer(self.name, "cached")  # another process made it since it was decided to run
         if self._waited:
             self._waited = False
@@ -118,8 +120,8 @@ class StageWork(threading.Thread):
                 "what is done is kept"
             )
         partial = self._store.begin(folder, fresh=self._fresh)
-        self._fresh = False  # a retry goes on
-        self._heard = True
+        self._fresh = False  # a retry resumes
+        self._readable = True
         context = StageContext(
             name=self.instance.name,
             axes=self.instance.axes,
@@ -128,7 +130,7 @@ class StageWork(threading.Thread):
             out=partial,
             home=self._home,
             read=self._inputs,
-            events=EventLog(partial / "events.jsonl"),
+            events=EventLog(partial / EVENTS),
             fit=self._fit(partial),
             stop=self._asked_to_stop,
             output_of=(lambda config: None) if forced else self._output_of,
@@ -182,19 +184,18 @@ class StageWork(threading.Thread):
             raise Stopped
         if not self._waited:
             self._waited = True
-            self._heard = not self._fresh
+            self._readable = not self._fresh
             text = f"waits for process {process}, which is making the same output"
             self._answers.put(Answer(self.name, "waits", text))
 
-    def _keep_traceback(self, error: BaseException) -> str:
+    def _save_traceback(self, error: BaseException) -> str:
         path = self._store.partial(self.decision.folder) / "log" / "traceback.txt"
-        said = f"{type(error).__name__}: {error} (a bug; "
+        sentence = f"{type(error).__name__}: {error} (a bug; "
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            files.write_text(path, "".join(traceback.format_exception(error)), durable=False)
         except OSError as trouble:
-            return f"{said}its traceback cannot be written to {path}: {trouble.strerror})"
-        return f"{said}the traceback is in {path})"
+            return f"{sentence}its traceback cannot be written to {path}: {trouble.strerror})"
+        return f"{sentence}the traceback is in {path})"
 
 
 def _size(path: Path) -> int:

@@ -53,7 +53,7 @@ class Picture:
     """The sampler's probabilities, in units of blind drawing: 1 is 1/N."""
     value_THW: Map | None = None
     """The critic's, in deviations of the error. A clip's value is the mean over its tokens, and the map is
-    what each adds to it; learned with `baseline: token`, it is the error expected of each token itself."""
+    what each adds to it."""
 
 
 @dataclass(frozen=True)

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import Field, model_validator
 
 from tats_core.errors import did_you_mean
-from tats_core.sampling.adaptive import AdaptiveSampler
+from tats_core.sampling.adaptive import AdaptiveSampler, SamplingObjective
 from tats_core.sampling.base import LearnedSampler, Policy, Rollout, Sampler
 from tats_core.sampling.fixed import FrameSampler, RandomSampler, TubeSampler
-from tats_core.sampling.ppo import PPOConfig
+from tats_core.sampling.objective import Objective, Transition
+from tats_core.sampling.ppo import PPO, PPOConfig
 from tats_core.sampling.tats import TATSConfig, TATSSampler
 from tats_core.specs import StrictModel
 
 __all__ = [
     "SAMPLERS",
     "LearnedSampler",
+    "Objective",
     "Policy",
     "Rollout",
     "Sampler",
     "SamplerConfig",
     "SamplerSite",
-    "build_sampler",
+    "Transition",
 ]
 
 
@@ -49,9 +52,18 @@ class SamplerConfig(StrictModel):
             raise ValueError(f"no sampler '{kind}'{did_you_mean(str(kind), SAMPLERS)}")
         return raw
 
+    def build(self, site: SamplerSite) -> Sampler:
+        """The sampler of this kind, with fresh weights."""
+        return SAMPLERS[self.kind].build(self, site)
+
+    def objective(self, seed: int) -> Objective | None:
+        """How it learns; None where there is nothing to learn."""
+        objective = SAMPLERS[self.kind].objective
+        return objective(self, seed) if objective else None
+
 
 class SamplerSite(StrictModel):
-    """Where a sampler works: the token grid and the encoder it looks at."""
+    """Where a sampler works: the token grid, and the encoder whose tokens it sees."""
 
     tokens: int
     slices: int
@@ -59,17 +71,26 @@ class SamplerSite(StrictModel):
     heads: int
 
 
-SAMPLERS: Final[dict[str, Callable[[SamplerConfig, SamplerSite], Sampler]]] = {
-    "random": lambda config, site: RandomSampler(site.tokens, config.mask_ratio),
-    "tube": lambda config, site: TubeSampler(site.tokens, config.mask_ratio, site.slices),
-    "frame": lambda config, site: FrameSampler(site.tokens, config.mask_ratio, site.slices),
-    "adaptive": lambda config, site: AdaptiveSampler(site.tokens, config.mask_ratio, site.width, site.heads),
-    "tats": lambda config, site: TATSSampler(
-        site.tokens, config.mask_ratio, site.slices, site.width, config.network
+@dataclass(frozen=True)
+class Kind:
+    """What makes a sampler, and what makes the objective of one that learns (from its seed)."""
+
+    build: Callable[[SamplerConfig, SamplerSite], Sampler]
+    objective: Callable[[SamplerConfig, int], Objective] | None = None
+
+
+SAMPLERS: Final[dict[str, Kind]] = {
+    "random": Kind(lambda config, site: RandomSampler(site.tokens, config.mask_ratio)),
+    "tube": Kind(lambda config, site: TubeSampler(site.tokens, config.mask_ratio, site.slices)),
+    "frame": Kind(lambda config, site: FrameSampler(site.tokens, config.mask_ratio, site.slices)),
+    "adaptive": Kind(
+        lambda config, site: AdaptiveSampler(site.tokens, config.mask_ratio, site.width, site.heads),
+        lambda config, seed: SamplingObjective(config.objective_weight),
+    ),
+    "tats": Kind(
+        lambda config, site: TATSSampler(
+            site.tokens, config.mask_ratio, site.slices, site.width, config.network
+        ),
+        lambda config, seed: PPO(config.ppo, seed),
     ),
 }
-
-
-def build_sampler(config: SamplerConfig, site: SamplerSite) -> Sampler:
-    """Build the sampler that `config` names, with fresh weights."""
-    return SAMPLERS[config.kind](config, site)

@@ -5,16 +5,20 @@ Axes: B clips, N tokens, D encoder width.
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tats_core.sampling.base import LearnedSampler, Policy, Rollout
+from tats_core.sampling.objective import Learner, Objective, Transition
 
 
 class AdaptiveSampler(LearnedSampler):
     """One multi-head attention block of encoder width over all tokens, then a linear actor.
 
-    Trained by AdaMAE's sampling loss (eq. 3), see `sampling_loss`; it has no critic.
+    Trained by AdaMAE's sampling loss (eq. 3), see `SamplingObjective`; it has no critic.
     """
 
     def __init__(self, tokens: int, mask_ratio: float, encoder_width: int, heads: int) -> None:
@@ -44,3 +48,32 @@ def sampling_loss(policy: Policy, rollout: Rollout, error_BM: Tensor, weight: fl
     """
     log_probs_BM = policy.log_probs_BN.gather(1, rollout.masked_BM)
     return -weight * (log_probs_BM * error_BM.detach()).sum(1).mean()
+
+
+class SamplingObjective(Objective):
+    """One step on AdaMAE's sampling loss after every draw."""
+
+    first_pass_is_the_draw = True
+
+    def __init__(self, weight: float) -> None:
+        self.weight, self.memory = weight, []
+
+    def update(self, transition: Transition, learner: Learner) -> dict[str, float]:
+        """Learn from one draw."""
+        mean, deviation = learner.moments(transition.reward_BM)
+        graph = transition.policy if transition.policy.logits_BN.requires_grad else None
+        clips = len(transition.tokens_BND)
+        index = torch.arange(clips, device=transition.tokens_BND.device)
+        loss_sum, share_sum = 0.0, 0.0
+        for number, piece in enumerate(index.tensor_split(learner.accumulate), start=1):
+            last, weight = number == learner.accumulate, len(piece) / clips
+            part = transition if graph else transition.part(piece)
+            policy = graph or learner.policy(part.tokens_BND, last=last)
+            loss = weight * sampling_loss(policy, part.rollout, part.reward_BM, self.weight)
+            learner.backward(loss, last=last)
+            loss_sum += loss.item()
+            entropy = policy.entropy_B.detach().mean().item()
+            share_sum += weight * entropy / math.log(part.rollout.tokens)
+        learner.step()
+        metrics = {"reward_mean": float(mean), "reward_std": float(deviation)}
+        return metrics | {"sampling_loss": loss_sum, "entropy_share": share_sum}

@@ -21,7 +21,12 @@ class Policy:
 
     logits_BN: Tensor
     value_BN: Tensor
-    """The critic's per-token values; their mean over N is the value of the clip."""
+    """The critic's per-token values."""
+
+    @property
+    def value_B1(self) -> Tensor:
+        """The value of each clip: the mean over its tokens."""
+        return self.value_BN.mean(1, keepdim=True)
 
     @property
     def log_probs_BN(self) -> Tensor:
@@ -105,7 +110,7 @@ class LearnedSampler(Sampler):
         """Draw by Gumbel-top-k."""
         assert policy is not None
         uniform_BN = noise.uniform(clips, self.tokens)
-        return self._rollout(gumbel_top_k(policy.logits_BN, self.visible, uniform_BN), policy)
+        return self._rollout(gumbel_top_k(policy.logits_BN.detach(), self.visible, uniform_BN), policy)
 
     @torch.no_grad()
     def act(self, tokens_BND: Tensor, generator: torch.Generator) -> Rollout:

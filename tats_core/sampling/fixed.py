@@ -1,4 +1,4 @@
-"""Samplers that learn nothing: random, tube and frame masking.
+"""Samplers that do not learn: random, tube and frame masking.
 
 Axes: B clips, N tokens, K visible ones, D width, S patches a slice.
 """
@@ -24,7 +24,7 @@ class RandomSampler(Sampler):
 
 
 class TubeSampler(Sampler):
-    """The same places in every slice (VideoMAE): nothing masked can be copied from another time."""
+    """The same patches in every slice (VideoMAE): nothing masked can be copied from another time."""
 
     def __init__(self, tokens: int, mask_ratio: float, slices: int) -> None:
         self.slices = slices
@@ -44,11 +44,11 @@ class TubeSampler(Sampler):
             )
 
     def draw(self, clips: int, noise: Noise, policy: Policy | None = None) -> Rollout:
-        """Draw K/F places uniformly and repeat them over the F slices."""
-        places = self.tokens // self.slices
-        place_BK = noise.uniform(clips, places).topk(self.visible // self.slices, dim=1).indices
-        first_F = torch.arange(self.slices, device=place_BK.device) * places
-        return self._rollout((place_BK.unsqueeze(1) + first_F[:, None]).flatten(1))
+        """Draw K/F patches uniformly and repeat them over the F slices."""
+        patches = self.tokens // self.slices
+        patch_BK = noise.uniform(clips, patches).topk(self.visible // self.slices, dim=1).indices
+        first_F = torch.arange(self.slices, device=patch_BK.device) * patches
+        return self._rollout((patch_BK.unsqueeze(1) + first_F[:, None]).flatten(1))
 
 
 class FrameSampler(Sampler):

@@ -9,10 +9,10 @@ say which token earned what (`credit`):
 * ``sequence``: the K picks are the actions, each with its exact Plackett-Luce conditional; all share the
   clip's advantage, how far its mean error lies below what the critic expects.
 
-The critic's value is the clip's (the mean of its per-token outputs). A per-token baseline
-(``baseline="token"``) would be the reward's own prediction: once it is right, the advantage of every token
-is noise around zero and the policy has nothing left to learn from. A baseline must not depend on the
-action, and in ``masked_token`` the token is the action.
+The critic's value is the clip's (the mean of its per-token outputs). A value of each token would predict
+the reward itself: once it is right, the advantage of every token is noise around zero and the policy has
+nothing left to learn from. A baseline must not depend on the action, and in ``masked_token`` the token is
+the action.
 
 Axes: B clips, N tokens, K visible and M masked ones.
 """
@@ -20,15 +20,16 @@ Axes: B clips, N tokens, K visible and M masked ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from tats_core.sampling.base import Policy, Rollout
+from tats_core.sampling.base import Policy
+from tats_core.sampling.objective import Learner, Objective, Transition
 from tats_core.sampling.plackett_luce import ordered_log_probs
 from tats_core.specs import StrictModel
 
@@ -37,7 +38,6 @@ class PPOConfig(StrictModel):
     """How the sampler learns."""
 
     credit: Literal["masked_token", "sequence"] = Field("masked_token", description="what a reward is for")
-    baseline: Literal["clip", "token"] = Field("clip", description="what the critic's value is of")
     normalize_advantage: bool = Field(
         True, description="advantages to mean 0, deviation 1 over the memory of all workers"
     )
@@ -59,28 +59,6 @@ class PPOConfig(StrictModel):
 
 
 @dataclass(frozen=True)
-class Transition:
-    """What one joint iteration leaves for the update: state, action and reward of B clips."""
-
-    tokens_BND: Tensor
-    rollout: Rollout
-    reward_BM: Tensor
-    """Standardised over all workers."""
-
-    def part(self, index: Tensor) -> Transition:
-        """The clips `index` of this transition."""
-        policy = self.rollout.policy
-        assert policy is not None
-        chosen = Rollout(
-            self.rollout.visible_BK[index],
-            self.rollout.masked_BM[index],
-            self.rollout.tokens,
-            Policy(policy.logits_BN[index], policy.value_BN[index]),
-        )
-        return Transition(self.tokens_BND[index], chosen, self.reward_BM[index])
-
-
-@dataclass(frozen=True)
 class Loss:
     """The parts of the objective, and what a healthy update looks like; all are scalars."""
 
@@ -97,8 +75,8 @@ def value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip: float | N
     """Mean squared error of the value; with `clip`, the worse of it and of a value kept near the old one."""
     error = (value - target).square()
     if clip is not None:
-        kept = old_value + (value - old_value).clamp(-clip, clip)
-        error = torch.maximum(error, (kept - target).square())
+        near = old_value + (value - old_value).clamp(-clip, clip)
+        error = torch.maximum(error, (near - target).square())
     return error.mean()
 
 
@@ -119,18 +97,9 @@ def returns(transition: Transition, config: PPOConfig) -> Tensor:
     return -transition.reward_BM.mean(1, keepdim=True)
 
 
-def values(policy: Policy, transition: Transition, config: PPOConfig) -> Tensor:
-    """The critic's baseline of `returns`: `[B, 1]`, of a clip, or `[B, M]`, of each masked token."""
-    if config.baseline == "token" and config.credit == "masked_token":
-        return policy.value_BN.gather(1, transition.rollout.masked_BM)
-    return policy.value_BN.mean(1, keepdim=True)
-
-
 def advantages(transition: Transition, config: PPOConfig) -> Tensor:
-    """How much better than the critic expected: `[B, M]` or `[B, 1]`, as `returns`."""
-    old = transition.rollout.policy
-    assert old is not None
-    return returns(transition, config) - values(old, transition, config)
+    """Returns minus the critic's value: `[B, M]` or `[B, 1]`."""
+    return returns(transition, config) - transition.policy.value_B1
 
 
 def ppo_loss(
@@ -141,9 +110,7 @@ def ppo_loss(
     scale: Scale = Scale(),
 ) -> Loss:
     """`-E[min(rA, clip(r)A)] + c_v (V-R)^2 - c_e H(pi) / log N` over the clips of `transition`."""
-    rollout = transition.rollout
-    old = rollout.policy
-    assert old is not None
+    rollout, old = transition.rollout, transition.policy
     new_log_BN, old_log_BN = new.log_probs_BN, old.log_probs_BN
     if config.credit == "masked_token":
         new_log_BA = new_log_BN.gather(1, rollout.masked_BM)
@@ -152,17 +119,16 @@ def ppo_loss(
         new_log_BA = ordered_log_probs(new.logits_BN, rollout.visible_BK)
         old_log_BA = ordered_log_probs(old.logits_BN, rollout.visible_BK)
     return_BX = returns(transition, config)
-    value_BX, old_value_BX = (values(policy, transition, config) for policy in (new, old))
-    target_BX = return_BX if value_BX.shape == return_BX.shape else return_BX.mean(1, keepdim=True)
-    advantage_BX = (return_BX - old_value_BX - scale.mean) / scale.deviation
+    target_B1 = return_BX.mean(1, keepdim=True)
+    advantage_BX = (return_BX - old.value_B1 - scale.mean) / scale.deviation
 
     ratio_BA = (new_log_BA - old_log_BA).exp()
     policy_loss = -surrogate(ratio_BA, advantage_BX.expand_as(ratio_BA), config.clip).mean()
-    critic_loss = value_loss(value_BX, old_value_BX, target_BX, config.value_clip)
+    critic_loss = value_loss(new.value_B1, old.value_B1, target_B1, config.value_clip)
     entropy_share = new.entropy_B.mean() / math.log(rollout.tokens)
     total = policy_loss + config.value_weight * critic_loss - entropy_weight * entropy_share
     with torch.no_grad():
-        variance, left = (x_BX.var(correction=0) for x_BX in (target_BX, target_BX - value_BX))
+        variance, left = (x_B1.var(correction=0) for x_B1 in (target_B1, target_B1 - new.value_B1))
         parts = {
             "policy_loss": policy_loss,
             "value_loss": critic_loss,
@@ -199,34 +165,6 @@ class EntropyController:
         self.weight = min(max(moved, self.lowest), 2.0)
 
 
-class Learner(Protocol):
-    """The sampler in training, as an update sees it; `training.pretrain.SamplerLearner` is one."""
-
-    def policy(self, tokens_BND: Tensor, *, last: bool) -> Policy:
-        """The policy as it is now, with gradients; `last` of the parts of one optimiser step."""
-        ...
-
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the gradient of one part."""
-        ...
-
-    def step(self) -> bool:
-        """Average over workers, clip and step; False if the gradient was not finite."""
-        ...
-
-    def discard(self) -> None:
-        """Forget the gradients added since the last step."""
-        ...
-
-    def mean(self, values: Tensor) -> Tensor:
-        """Average over workers, so that all of them stop early together."""
-        ...
-
-    def moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of all elements over all workers."""
-        ...
-
-
 def improve(
     learner: Learner,
     memory: Sequence[Transition],
@@ -246,19 +184,19 @@ def improve(
             first pass would compute the same again.
 
     Returns:
-        The mean of each health figure over the optimiser steps made.
+        The mean of each metric over the optimiser steps made.
     """
     totals: dict[str, float] = {}
     steps = 0
-    earned = torch.cat([advantages(one, config).flatten() for one in memory])
+    earned = torch.cat([advantages(transition, config).flatten() for transition in memory])
     mean, deviation = (float(moment) for moment in learner.moments(earned))
     scale = Scale(mean, max(deviation, 1e-8)) if config.normalize_advantage else Scale()
     for transition, index in _minibatches(memory, config, generator):
-        figures = torch.zeros(0)
+        sums = torch.zeros(0)
         names: list[str] = []
         pieces = [piece for piece in index.tensor_split(parts) if len(piece)]
-        for place, piece in enumerate(pieces):
-            last = place == len(pieces) - 1
+        for number, piece in enumerate(pieces, start=1):
+            last = number == len(pieces)
             if first is not None:
                 part, policy = transition, first
             else:
@@ -268,17 +206,17 @@ def improve(
             share = len(piece) / len(index)
             learner.backward(loss.total * share, last=last)
             names = list(loss.parts)
-            found = torch.stack([loss.parts[name] for name in names]) * share
-            figures = found if place == 0 else figures + found
+            metrics = torch.stack([loss.parts[name] for name in names]) * share
+            sums = metrics if number == 1 else sums + metrics
         first = None
-        known = dict(zip(names, learner.mean(figures).tolist(), strict=True))
-        if steps and config.kl_stop is not None and known["kl"] > config.kl_stop:
+        means = dict(zip(names, learner.mean(sums).tolist(), strict=True))
+        if steps and config.kl_stop is not None and means["kl"] > config.kl_stop:
             learner.discard()
             break
         learner.step()
         steps += 1
-        for name, figure in known.items():
-            totals[name] = totals.get(name, 0.0) + figure
+        for name, mean_of_step in means.items():
+            totals[name] = totals.get(name, 0.0) + mean_of_step
     health = {name: total / steps for name, total in totals.items()}
     controller.update(health["entropy_share"])
     # Before they are normalised: a mean far from 0 is a critic that is wrong about all clips alike.
@@ -296,3 +234,58 @@ def _minibatches(
             shuffled = torch.randperm(clips, generator=generator).to(transition.tokens_BND.device)
             order += [(transition, part) for part in shuffled.tensor_split(config.minibatches) if len(part)]
     return order
+
+
+class PPO(Objective):
+    """Updates of a sampler from a memory of its last draws."""
+
+    def __init__(self, config: PPOConfig, seed: int) -> None:
+        self.memory = []
+        self.shuffles = torch.Generator().manual_seed(seed)
+        self.controller = EntropyController(config.entropy_weight, config.target_entropy)
+        self.config = config
+
+    @property
+    def first_pass_is_the_draw(self) -> bool:
+        """Where the memory is one draw and the first mini-batch is all of it."""
+        return self.config.rollout_length == self.config.minibatches == 1
+
+    def configure(self, config: PPOConfig, *, restart: bool) -> None:
+        """Learn as `config` says from here on; `restart` the control of the entropy at its weight."""
+        weight = config.entropy_weight if restart else self.controller.weight
+        self.config = config
+        self.controller = EntropyController(config.entropy_weight, config.target_entropy)
+        self.controller.weight = weight
+
+    def update(self, transition: Transition, learner: Learner) -> dict[str, float]:
+        """Remember a draw, its rewards standardised over all workers; learn once the memory is full."""
+        mean, deviation = learner.moments(transition.reward_BM)
+        metrics = {"reward_mean": float(mean), "reward_std": float(deviation)}
+        policy, reward_BM = transition.policy, transition.reward_BM
+        rollout = replace(transition.rollout, policy=policy.detached())
+        standard_BM = ((reward_BM - mean) / deviation.clamp_min(1e-8)).float()
+        self.memory.append(Transition(transition.tokens_BND, rollout, standard_BM))
+        if len(self.memory) < self.config.rollout_length:
+            return metrics
+        metrics |= improve(
+            learner,
+            self.memory,
+            self.config,
+            self.controller,
+            self.shuffles,
+            parts=learner.accumulate,
+            first=policy if policy.logits_BN.requires_grad else None,
+        )
+        self.memory.clear()
+        return metrics
+
+    def state_dict(self) -> dict[str, float | Tensor]:
+        """Weight of the entropy bonus and state of the shuffles."""
+        return {"entropy_weight": self.controller.weight, "shuffles": self.shuffles.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, float | Tensor]) -> None:
+        """Undo `state_dict`."""
+        weight, shuffles = state["entropy_weight"], state["shuffles"]
+        assert isinstance(shuffles, Tensor)
+        self.controller.weight = float(weight)
+        self.shuffles.set_state(shuffles)

@@ -1,7 +1,7 @@
 """Trajectory attention (Motionformer, arXiv 2106.05392, eq. 4-7), without its N*F projections.
 
 Axes: B clips, F temporal slices, G the slices attended to (also F of them), S patches a slice, N=F*S
-tokens, R rows: a part of the tokens, D width, H heads, E=D/H width of a head.
+tokens, D width, H heads, E=D/H width of a head.
 
 Literally, the second (temporal) step projects every token of every trajectory: k~ = W_k y~ and
 v~ = W_v y~ over N*F tokens. Two exact rewrites take both away:
@@ -11,27 +11,19 @@ v~ = W_v y~ over N*F tokens. Two exact rewrites take both away:
 
 A key bias is constant over t' and drops out of the softmax; a value bias passes through, since the
 weights sum to 1. The literal form lives in the tests as the reference.
-
-What is left is little arithmetic on large tensors ([N, H, D] and [N, F, D]), so the temporal step goes
-through the tokens in parts that stay in the processor's cache, and keeps for its backward only the
-weights [N, H, F] beside the trajectories themselves; see `_TemporalStep`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, Final, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-_PART_BYTES: Final = {"cpu": 4 << 20, "cuda": 256 << 20}
-"""Of the tensors of one part: on a CPU they should fit its caches, on a GPU launches must be few.
-
-Less than one slice of one clip would make the matrix products too small, and what they lose is more."""
+from tats_core.sampling.trajectory_kernel import TemporalStep
 
 
 class TrajectoryAttention(nn.Module):
@@ -61,13 +53,13 @@ class TrajectoryAttention(nn.Module):
         query_BHNE, key_BHNE, value_BHNE = qkv_3BHNE.unbind(0)
         # Plain attention of N queries on the S keys of one slice, slice by slice: no N x N matrix, and the
         # queries are not copied F times, which one call batched over slices would need.
-        places = n // self.slices
+        patches = n // self.slices
         return [
             functional.scaled_dot_product_attention(query_BHNE, key_BHSE, value_BHSE)
             .transpose(1, 2)
             .reshape(b, n, d)
             for key_BHSE, value_BHSE in zip(
-                key_BHNE.split(places, 2), value_BHNE.split(places, 2), strict=True
+                key_BHNE.split(patches, 2), value_BHNE.split(patches, 2), strict=True
             )
         ]
 
@@ -78,171 +70,31 @@ class TrajectoryAttention(nn.Module):
         if self.temporal_value is not None:
             weights += [self.temporal_value.weight, self.temporal_value.bias]
         # Under autocast the trajectories are in bfloat16, and so is all arithmetic on them.
-        along_BND = _TemporalStep.apply(
-            self.heads, *(weight.to(paths[0].dtype) for weight in weights), *paths
-        )
+        weights = [weight.to(paths[0].dtype) for weight in weights]
+        along_BND = TemporalStep.apply(self.heads, self.slices, *weights, *paths)
         mixed: Tensor = self.out(along_BND)
         return mixed
 
+    def along(self, paths: list[Tensor]) -> Tensor:
+        """Temporal step: each token attends along its own path, `[B, N, D]`.
 
-class _TemporalStep(torch.autograd.Function):
-    """Attention of each token along its own path, part by part.
+        One slice at a time and from a checkpoint: what is absorbed and averaged has N*H*D values.
+        """
+        path_FBSFD = torch.stack(paths, 2).chunk(self.slices, 1)
+        along = [
+            checkpoint(self._along_slice, path_BSFD, t, use_reentrant=False)
+            for t, path_BSFD in enumerate(path_FBSFD)
+        ]
+        return torch.cat(along, 1)
 
-    Written out because autograd would keep, and pass over in memory several times, tensors of N*H*D and
-    N*F*D values. Backward recomputes what is absorbed from the query. In a part of R tokens of slice t, with
-    P = y~ ``[R, F, D]`` and, for each head,
-
-        q = (W_q P[t] + b_q) / sqrt(E)         u = W_k^T q               a = softmax_t'(u . P)
-        m = sum_t' a P                         z = W_v m + b_v
-
-    the gradients of z, g, flow back as
-
-        dm = W_v^T g     da = dm . P           ds = a (da - sum_t' a da) du = sum_t' ds P     dq = W_k du
-        dP = a dm + ds u                       dP[t] += W_q^T dq / sqrt(E)
-    """
-
-    @staticmethod
-    def forward(ctx: Any, heads: int, *tensors: Tensor) -> Tensor:
-        """`tensors`: W_q, b_q, W_k, and in the paper's form W_v, b_v; then F trajectories `[B, N, D]`."""
-        slices = _slices(tensors)
-        weights, paths = tensors[:-slices], tensors[-slices:]
-        step = _Weights(heads, weights)
-        b, n, d = paths[0].shape
-        along_BND = torch.empty_like(paths[0])
-        attention_BNHF = paths[0].new_empty(b, n, heads, slices)
-        with torch.autocast(paths[0].device.type, enabled=False):
-            for part in _parts(paths[0], heads, slices):
-                path_RFD = _rows(paths, part)
-                query_HRE = step.query(path_RFD[:, part.slice])
-                absorbed_RHD = torch.bmm(query_HRE, step.key_HED).transpose(0, 1)
-                score_RHF = absorbed_RHD @ path_RFD.transpose(1, 2)
-                weight_RHF = score_RHF.softmax(-1, dtype=_wide(score_RHF)).to(score_RHF.dtype)
-                attention_BNHF[part.index] = weight_RHF.view(part.shape(heads, slices))
-                along_BND[part.index] = step.along(weight_RHF, path_RFD).view(part.shape(d))
-        ctx.heads = heads
-        ctx.save_for_backward(attention_BNHF, *tensors)
-        return along_BND
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, along_grad_BND: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of all weights and trajectories."""
-        attention_BNHF, *tensors = ctx.saved_tensors
-        heads, slices = ctx.heads, attention_BNHF.shape[-1]
-        weights, paths = tensors[:-slices], tensors[-slices:]
-        step = _Weights(heads, weights)
-        d = paths[0].shape[-1]
-        grads = _Weights(heads, [torch.zeros_like(weight, dtype=_wide(weight)) for weight in weights])
-        path_grads = [torch.empty_like(path) for path in paths]
-        for part in _parts(paths[0], heads, slices):
-            path_RFD = _rows(paths, part)
-            own_RD = path_RFD[:, part.slice]
-            query_HRE = step.query(own_RD)
-            absorbed_RHD = torch.bmm(query_HRE, step.key_HED).transpose(0, 1)
-            weight_RHF = attention_BNHF[part.index].flatten(0, 1)
-            grad_HRE = along_grad_BND[part.index].reshape(-1, heads, d // heads).transpose(0, 1)
-            if step.value_HED is not None:
-                mean_grad_RHD = torch.bmm(grad_HRE, step.value_HED).transpose(0, 1)
-            else:  # W_v is the identity: head h's gradient lies in head h's columns
-                mean_grad_RHD = _by_head(grad_HRE, d)
-            weight_grad_RHF = mean_grad_RHD @ path_RFD.transpose(1, 2)
-            along = (weight_RHF * weight_grad_RHF).sum(-1, keepdim=True)
-            score_grad_RHF = weight_RHF * (weight_grad_RHF - along)
-            # Two sums over heads, and two over slices, each as one product.
-            both_RXF = torch.cat([weight_RHF, score_grad_RHF], 1)
-            path_grad_RFD = both_RXF.transpose(1, 2) @ torch.cat([mean_grad_RHD, absorbed_RHD], 1)
-            mean_RHD, absorbed_grad_RHD = (both_RXF @ path_RFD).tensor_split(2, 1)
-            absorbed_grad_HRD = absorbed_grad_RHD.transpose(0, 1)
-            query_grad_HRE = torch.bmm(absorbed_grad_HRD, step.key_HED.transpose(1, 2))
-            query_grad_RD = query_grad_HRE.transpose(0, 1).flatten(1) * step.scale
-            path_grad_RFD[:, part.slice] += query_grad_RD @ step.query_weight
-            for path_grad, grad_RD in zip(path_grads, path_grad_RFD.unbind(1), strict=True):
-                path_grad[part.index] = grad_RD.view(part.shape(d))
-            grads.query_weight += query_grad_RD.T @ own_RD
-            grads.query_bias += query_grad_RD.sum(0)
-            grads.key_HED += torch.bmm(query_HRE.transpose(1, 2), absorbed_grad_HRD)
-            if grads.value_HED is not None and grads.value_bias is not None:
-                grads.value_HED += torch.bmm(grad_HRE.transpose(1, 2), mean_RHD.transpose(0, 1))
-                grads.value_bias += grad_HRE.sum(1).flatten()
-        return (
-            None,
-            *(grad.to(weight.dtype) for grad, weight in zip(grads.all, weights, strict=True)),
-            *path_grads,
-        )
-
-
-class _Weights:
-    """The projections of the temporal step, cut into heads (views)."""
-
-    def __init__(self, heads: int, weights: list[Tensor] | tuple[Tensor, ...]) -> None:
-        self.all = tuple(weights)
-        self.query_weight, self.query_bias, key, *value = weights
-        d = key.shape[0]
-        self.heads, self.scale = heads, 1 / math.sqrt(d // heads)
-        self.key_HED = key.view(heads, -1, d)
-        self.value_HED: Tensor | None = value[0].view(heads, -1, d) if value else None
-        self.value_bias: Tensor | None = value[1] if value else None
-
-    def query(self, own_RD: Tensor) -> Tensor:
-        """Scaled queries of tokens from the place of their path in their own slice: `[H, R, E]`."""
-        query_RD = torch.addmm(self.query_bias, own_RD, self.query_weight.T).mul_(self.scale)
-        return query_RD.view(len(own_RD), self.heads, -1).transpose(0, 1)
-
-    def along(self, weight_RHF: Tensor, path_RFD: Tensor) -> Tensor:
-        """The weighted mean of each path, projected: `[R, D]`."""
-        r, _, d = path_RFD.shape
-        if self.value_HED is None or self.value_bias is None:
-            path_RHFE = path_RFD.view(r, -1, self.heads, d // self.heads).transpose(1, 2)
-            return (weight_RHF.unsqueeze(2) @ path_RHFE).reshape(r, d)
-        mean_HRD = (weight_RHF @ path_RFD).transpose(0, 1)
-        along_HRE = torch.bmm(mean_HRD, self.value_HED.transpose(1, 2))
-        return along_HRE.transpose(0, 1).reshape(r, d) + self.value_bias
-
-
-class _Part:
-    """Tokens of one slice, of some clips."""
-
-    def __init__(self, clips: slice, tokens: slice, place: int) -> None:
-        self.index = (clips, tokens)
-        self.slice = place
-
-    def shape(self, *last: int) -> tuple[int, ...]:
-        """Shape of `[R, *last]` as `[clips, tokens, *last]`."""
-        clips, tokens = self.index
-        return clips.stop - clips.start, tokens.stop - tokens.start, *last
-
-
-def _parts(path_BND: Tensor, heads: int, slices: int) -> Iterator[_Part]:
-    """Cut all tokens into parts of about `_PART_BYTES`, but of no less than one slice of one clip."""
-    b, n, d = path_BND.shape
-    places = n // slices
-    token_bytes = path_BND.element_size() * d * (2 * heads + slices)
-    part_bytes = _PART_BYTES.get(path_BND.device.type, _PART_BYTES["cuda"])
-    clips = max(1, part_bytes // (token_bytes * places))
-    for clip in range(0, b, clips):
-        for place in range(slices):
-            tokens = slice(place * places, (place + 1) * places)
-            yield _Part(slice(clip, min(clip + clips, b)), tokens, place)
-
-
-def _rows(paths: list[Tensor] | tuple[Tensor, ...], part: _Part) -> Tensor:
-    """The paths of a part's tokens, `[R, F, D]`."""
-    return torch.stack([path_BND[part.index] for path_BND in paths], 2).flatten(0, 1)
-
-
-def _by_head(grad_HRE: Tensor, width: int) -> Tensor:
-    """Each head's vector in its own columns of the full width, zeros elsewhere: `[R, H, D]`."""
-    h, r, e = grad_HRE.shape
-    full_RHHE = grad_HRE.new_zeros(r, h, h, e)
-    full_RHHE.diagonal(dim1=1, dim2=2).copy_(grad_HRE.permute(1, 2, 0))
-    return full_RHHE.view(r, h, width)
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    """The type for softmax and for sums over parts: at least float32."""
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def _slices(tensors: tuple[Tensor, ...]) -> int:
-    """Number of trajectories: the tensors with three axes, after the weights."""
-    return sum(tensor.ndim == 3 for tensor in tensors)
+    def _along_slice(self, path_BSFD: Tensor, t: int) -> Tensor:
+        query_BSHE = self.temporal_query(path_BSFD[:, :, t]).unflatten(-1, (self.heads, -1))
+        key_HED = self.temporal_key.weight.unflatten(0, (self.heads, -1))  # type: ignore[no-untyped-call]
+        absorbed_BSHD = torch.einsum("bshe,hed->bshd", query_BSHE / math.sqrt(key_HED.shape[1]), key_HED)
+        weight_BSHF = (absorbed_BSHD @ path_BSFD.transpose(2, 3)).softmax(-1)
+        if self.temporal_value is None:
+            path_BSFHE = path_BSFD.unflatten(-1, (self.heads, -1))  # type: ignore[no-untyped-call]
+            return torch.einsum("bshf,bsfhe->bshe", weight_BSHF, path_BSFHE).flatten(2)
+        value_HED = self.temporal_value.weight.unflatten(0, (self.heads, -1))  # type: ignore[no-untyped-call]
+        along_BSHE = torch.einsum("bshd,hed->bshe", weight_BSHF @ path_BSFD, value_HED)
+        return along_BSHE.flatten(2) + self.temporal_value.bias

@@ -26,7 +26,7 @@ from tats_core.stages import checkpoint_input
 from tats_core.stages.base import Preflight, StageContext, StageKind
 from tats_core.store.layout import CHECKPOINTS
 from tats_core.training import weights
-from tats_core.training.checkpoint import CheckpointStore, FolderStore
+from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog
 from tats_core.training.world import StepConfig, World
 
@@ -94,7 +94,7 @@ def run_workers(
     settings = config.model_dump(mode="json", exclude_unset=True)
     job = {"config": settings, "inputs": folders, "out": str(ctx.out)}
     if not workers:
-        store = FolderStore(ctx.out / CHECKPOINTS / "here", stop=ctx.stop.is_set, say=ctx.events.note)
+        store = CheckpointStore(ctx.out / CHECKPOINTS / "here", stop=ctx.stop.is_set, say=ctx.events.note)
         entry(job, World(), ctx.events, store)
         return
     ctx.fit(

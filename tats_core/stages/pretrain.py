@@ -28,7 +28,7 @@ from tats_core.stages.common import (
     write_result,
 )
 from tats_core.training import metrics, weights
-from tats_core.training.checkpoint import CheckpointStore, FolderStore
+from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog
 from tats_core.training.health import HealthCheck, HeldOut
 from tats_core.training.optim import parameter_count
@@ -158,8 +158,8 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
     pictures = job.config.health_pictures
     health = HealthCheck(held_out, recipe.sampler.mask_ratio, world, events, out, recipe.seed, pictures)
     earlier = job.inputs.get("before")
-    before = FolderStore(Path(earlier) / STATE, world, say=events.note) if earlier else None
-    after = FolderStore(out / STATE, world, background=False) if recipe.until else None
+    before = CheckpointStore(Path(earlier) / STATE, world, say=events.note) if earlier else None
+    after = CheckpointStore(out / STATE, world, background=False) if recipe.until else None
     with dump_on_failure(trainer, manifest, out, world):
         results = pretrain(
             trainer, loader, events=events, store=store, health=health, before=before, after=after
@@ -216,8 +216,10 @@ def held_out_clips(
         )
         batches = list(views)
         note_unreadable(unreadable, events)
-        videos, labels, indices = (torch.cat([batch[field] for batch in batches]) for field in range(3))
-        halves.append((part, videos[:, 0], labels, indices))
+        video_BCTHW = torch.cat([batch.video_BCTHW[:, 0] for batch in batches])
+        label_B = torch.cat([batch.label_B for batch in batches])
+        index_B = torch.cat([batch.index_B for batch in batches])
+        halves.append((part, video_BCTHW, label_B, index_B))
     (_, train_BCTHW, train_label_B, _), (part, test_BCTHW, test_label_B, index_B) = halves
     motion_BTHW = None
     if ground_truth.has_motion(test):

@@ -1,42 +1,69 @@
-"""What is to be told about a run, on disk, until it was told.
+"""What is to be sent to MLflow about a run, on disk, until it is sent.
 
 ``runs/<run id>/tracking/`` holds ``journal.jsonl`` (one operation a line, only appended to), ``sent.json``
-(how far it was told, and under which ids of MLflow) and ``rejected.jsonl`` (what the server will never take).
+(how far it was sent, and under which ids of MLflow) and ``rejected.jsonl`` (what the server will never take).
 A file of the run's name in ``.to-send/`` of the project folder marks a run of which something is left.
+
+What a stage writes into its event file is not written again: the journal says up to which byte the run has
+read it, and ``events-<n>.jsonl`` is a hard link to that file. So it outlives the commit, which moves the
+stage's folder, and a `--force` or `tats gc`, which remove it; and what a later run appends to the file of a
+stage that it resumes is not taken for this run's.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tats_core.files import write_json
 from tats_core.store.run import RunRecord
 from tats_core.training.events import read_events
 
+Operation = dict[str, Any]
+"""`kind`, `time` and what the kind needs (see `tracking.tracker`)."""
+
+TRACKED = ("metrics", "params", "file")
+"""The kinds of events that are sent."""
+
 _TO_SEND = ".to-send"
+
+
+class Cursor(NamedTuple):
+    """A position in a journal: bytes of it, and of the event file of the operation that comes next."""
+
+    journal: int = 0
+    events: int = 0
+
+
+START = Cursor()
 
 
 @dataclass
 class Sent:
-    """How far a journal was told."""
+    """How far a journal was sent."""
 
     offset: int = 0
-    """Bytes of the journal."""
+    events: int = 0
     runs: dict[str, str] = field(default_factory=dict)
     """Stage → id of its MLflow run; "" is the pipeline's own."""
     ended: bool = False
     failures: int = 0
     """How often the next operation failed while the server did answer other questions."""
 
+    @property
+    def cursor(self) -> Cursor:
+        """The position up to which all was sent."""
+        return Cursor(self.offset, self.events)
+
 
 class Spool:
-    """The journal of one run and how far it was told."""
+    """The journal of one run and how far it was sent."""
 
     def __init__(self, home: Path, run: str) -> None:
         self.home, self.run = home, run
@@ -45,42 +72,69 @@ class Spool:
         self._mark = home / _TO_SEND / run
 
     def begin(self) -> None:
-        """Make the folder, and leave word that something is to be sent."""
+        """Make the folder, and mark that something is to be sent."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._mark.parent.mkdir(parents=True, exist_ok=True)
         self._mark.touch()
         sent = self.sent()
-        if sent.ended:  # a sweep that is gone on with has more to tell
+        if sent.ended:  # a sweep that is resumed has more to send
             sent.ended = False
             self.save(sent)
 
-    def append(self, operation: Mapping[str, Any]) -> None:
-        """Write one operation down. A line is one write: no reader sees half of one."""
+    def append(self, operation: Mapping[str, object]) -> None:
+        """Write one operation. A line is one write: no reader sees half of one."""
         with self.journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(operation) + "\n")
 
-    def read(self, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield `(offset after it, operation)` for each one from byte `offset` on."""
-        return read_events(self.journal, offset)
+    def link(self, events: Path, name: str) -> bool:
+        """Make an event file available as `name`; False where the file system has no such links."""
+        try:
+            os.link(events, self.folder / name)
+        except OSError:
+            return False
+        return True
+
+    def read(self, start: Cursor = START) -> Iterator[tuple[Cursor, Operation]]:
+        """Yield `(position after it, operation)` for each one from `start` on; events come one by one."""
+        before = start.journal
+        for offset, operation in read_events(self.journal, start.journal):
+            if operation["kind"] == "events":
+                first = max(operation["start"], start.events if before == start.journal else 0)
+                for end, event in read_events(self.folder / operation["file"], first):
+                    if end > operation["end"]:
+                        break
+                    if event["kind"] in TRACKED:
+                        yield (
+                            Cursor(before, end),
+                            {"kind": "event", "stage": operation["stage"], "event": event},
+                        )
+            else:
+                yield Cursor(offset), operation
+            before = offset
+
+    def stages(self) -> dict[str, Operation]:
+        """Return the newest operation that starts each stage, by stage."""
+        lines = (line for _, line in read_events(self.journal))
+        return {line["stage"]["name"]: line for line in lines if line["kind"] == "stage"}
 
     @property
     def waiting(self) -> int:
-        """Operations that were not told yet."""
-        return sum(1 for _ in self.read(self.sent().offset))
+        """How many operations were not sent yet."""
+        return sum(1 for _ in self.read(self.sent().cursor))
 
     def sent(self) -> Sent:
-        """Return how far it was told."""
+        """Return how far it was sent."""
         path = self.folder / "sent.json"
         return Sent(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else Sent()
 
     def save(self, sent: Sent) -> None:
-        """Write down how far it was told; once all was, nothing is left to send."""
+        """Write how far it was sent; once all is, the mark goes."""
         write_json(self.folder / "sent.json", vars(sent))
         if sent.ended:
             self._mark.unlink(missing_ok=True)
 
-    def reject(self, operation: Mapping[str, Any], reason: str) -> None:
-        """Keep what the server will never take."""
+    def reject(self, operation: Mapping[str, object], reason: str) -> None:
+        """Write down what the server will never take."""
         with (self.folder / "rejected.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"reason": reason, "operation": operation}) + "\n")
 

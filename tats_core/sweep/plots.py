@@ -16,7 +16,7 @@ from tats_core.store import logs
 from tats_core.store.run import RunRecord
 from tats_core.sweep.space import Range
 from tats_core.sweep.spec import Sweep
-from tats_core.sweep.trial import Ended
+from tats_core.sweep.trial import TrialResult
 from tats_core.training.events import read_events
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Outcome:
     folder: Path
     rows: Sequence[Row]
     """Those that have any value."""
-    trials: Sequence[Ended]
+    trials: Sequence[TrialResult]
     keys: Sequence[Named]
     """Keys of the space that have more than one value."""
 
@@ -88,7 +88,7 @@ class Outcome:
 
 
 def of(
-    sweep: Sweep, folder: Path, rows: Sequence[Row], trials: Sequence[Ended]
+    sweep: Sweep, folder: Path, rows: Sequence[Row], trials: Sequence[TrialResult]
 ) -> tuple[list[Plot], list[str]]:
     """Return the charts of what a sweep has found so far, and a sentence for each that it has not."""
     names = short_keys(list(sweep.space.values))
@@ -198,7 +198,7 @@ def _importance(outcome: Outcome) -> list[Plot]:
     return [Plot("importance", caption, charts.importance({common[key]: shares[key] for key in shares}))]
 
 
-def importance(space: Mapping[str, Any], trials: Sequence[Ended], metric: Named) -> dict[str, float]:
+def importance(space: Mapping[str, Any], trials: Sequence[TrialResult], metric: Named) -> dict[str, float]:
     """Return each key's share of the variance that all of them explain (fANOVA), none where there is none."""
     import optuna
     from optuna.distributions import CategoricalDistribution, IntDistribution

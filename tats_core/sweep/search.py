@@ -1,14 +1,15 @@
-"""The points of a sweep, in the order in which they are tried, and which one comes next.
+"""The points of a sweep, in the order in which they are tried, and which comes next.
 
-Those of a grid and those drawn at random are known before the start. Optuna's and those of a population are
-found on the way and kept in `points.json` of the sweep's folder before their first trial begins: a resume
-asks for none twice.
+Those of a grid and those drawn at random are known before the start. Those of Optuna and of a population are
+found on the way: each is a trial of an Optuna study in the sweep's folder, written before its first trial
+begins, so that a resume asks for none twice.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,123 +22,170 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.samplers import TPESampler
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.study import StudyDirection
+from optuna.trial import TrialState, create_trial
 
-from tats_core.files import write_json
+from tats_core.errors import StoreError
 from tats_core.sweep.population import generation
 from tats_core.sweep.space import Point, Range, Values
-from tats_core.sweep.spec import Sweep, Trial
-from tats_core.sweep.trial import POINTS, Ended, asked
+from tats_core.sweep.spec import Pbt, Sweep, Trial
+from tats_core.sweep.trial import STUDY, TrialResult
+from tats_core.training.events import cut_torn_line
 
-_ASKS = 50  # of Optuna for one point that is allowed and new; what is left of a space then is drawn from
+_ASKS = 50  # of Optuna for a point that is allowed and new; what is left of a space then is drawn from
 _DRAWS = 1000
+_NAME = "points"
+_POINT = "point"  # the attribute of an Optuna trial that holds the point, with a member's schedule
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def _study(path: Path, directions: Sequence[StudyDirection] = ()) -> optuna.Study | None:
+    """Return the study in `path`; where there is none, a new one, or None without `directions`."""
+    try:
+        storage = JournalStorage(JournalFileBackend(str(path)))
+        if storage.get_all_studies():
+            return optuna.load_study(study_name=_NAME, storage=storage)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise StoreError(f"{path}: is not the study of a sweep ({error})") from error
+    if not directions:
+        return None
+    return optuna.create_study(storage=storage, study_name=_NAME, directions=directions)
+
+
+def _points(study: optuna.Study | None) -> list[Point]:
+    if study is None:
+        return []
+    trials = study.get_trials(deepcopy=False)
+    return [dict(trial.user_attrs[_POINT]) for trial in trials if _POINT in trial.user_attrs]
+
+
+def read_points(folder: Path) -> list[Point]:
+    """Return the points that were found on the way in a sweep's folder, in their order.
+
+    Raises:
+        StoreError: they cannot be read.
+    """
+    return _points(_study(folder / STUDY))
 
 
 class Points:
     """The points of one run of a sweep.
 
     Raises:
-        StoreError: `points.json` cannot be understood.
+        StoreError: the study in `folder` cannot be read.
     """
 
     def __init__(self, sweep: Sweep, folder: Path) -> None:
-        self._sweep, self._folder = sweep, folder
-        self._known = sweep.points() or asked(folder)
+        self._sweep = sweep
+        self._known = sweep.points()
+        self._study: optuna.Study | None = None
+        if sweep.searcher.kind in ("optuna", "pbt"):
+            path = folder / STUDY
+            cut_torn_line(path)
+            # A kill may have left the lock, for which Optuna waits half a minute; only one process writes.
+            path.with_name(f"{STUDY}.lock").unlink(missing_ok=True)
+            directions = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
+            self._study = _study(path, [directions[metric.mode or "max"] for metric in sweep.objectives])
+            self._known = _points(self._study)
+        # A kill may have come while a generation was written: it is found anew, the same, as a whole.
+        self._written = len(self._known) % (sweep.samples or 1) if isinstance(sweep.searcher, Pbt) else 0
+        self._known = self._known[: len(self._known) - self._written]
+        self._distributions = {key: distribution(values) for key, values in sweep.choices.items()}
 
     def trials(self) -> list[Trial]:
         """Return the trials of the points known by now, each once."""
-        found = {one.id: one for point in self._known for one in self._sweep.trials_of(point)}
-        return list(found.values())
+        trials = (trial for point in self._known for trial in self._sweep.trials_of(point))
+        return list({trial.id: trial for trial in trials}.values())
 
-    def ask(self, ended: Mapping[str, Ended]) -> list[Trial] | None:
+    def next_trials(self, ended: Mapping[str, TrialResult]) -> list[Trial] | None:
         """Return the next trials, found by how those before ended: [] after the last, None if too early.
 
         Optuna is asked for one point, a population for its next generation.
         """
-        sweep = self._sweep
-        if sweep.searcher.kind == "pbt":
-            found: list[dict[str, Any]] | None = generation(sweep, self._known, ended)
-        elif sweep.searcher.kind == "optuna" and len(self._known) < (sweep.samples or 0):
-            point = propose(sweep, self._known, ended)
-            found = [] if point is None else [point]
-        else:
-            return []
-        if found is None:
+        self.record(ended)
+        points: list[Point] | None = []
+        if isinstance(self._sweep.searcher, Pbt):
+            points = generation(self._sweep, self._known, ended)
+            for point in (points or [])[self._written :]:
+                self._add(point)
+            self._written = 0 if points else self._written
+        elif self._study is not None and len(self._known) < (self._sweep.samples or 0):
+            points = self._propose(self._study)
+        if points is None:
             return None
-        if found:
-            self._known += found
-            write_json(self._folder / POINTS, self._known)
-        return [one for point in found for one in sweep.trials_of(point)]
+        self._known += points
+        return [trial for point in points for trial in self._sweep.trials_of(point)]
+
+    def record(self, ended: Mapping[str, TrialResult]) -> None:
+        """Tell Optuna of the points whose trials have all ended."""
+        if self._study is None:
+            return
+        names = [metric.name for metric in self._sweep.objectives]
+        for running in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            # A kill may have come before Optuna's trial was a point: it counts for nothing then.
+            trials = self._sweep.trials_of(point) if (point := running.user_attrs.get(_POINT)) else []
+            state, values = outcome(names, [ended.get(trial.id) for trial in trials])
+            if state.is_finished():
+                self._study.tell(running.number, values, state=state)
+
+    def _propose(self, study: optuna.Study) -> list[Point]:
+        """Return a point that is allowed and new, or [] where the space holds no other.
+
+        Optuna's estimator TPE is asked, seeded anew for each point, so that a resume finds the same point;
+        where all that it offers was tried or is not allowed, a point is drawn.
+        """
+        space = self._sweep.space
+        seed = random.Random(f"{self._sweep.searcher.seed} {len(self._known)}").getrandbits(32)
+        study.sampler = TPESampler(seed=seed)
+        for _ in range(_ASKS):
+            trial = study.ask()
+            values: Point = {}
+            for key in space.order:
+                if space.applies(key, values):
+                    values[key] = _suggest(trial, key, self._distributions[key])
+            point = space.reduced(values)
+            if point not in self._known and space.allowed(point):
+                trial.set_user_attr(_POINT, point)
+                return [point]
+            study.tell(trial, state=TrialState.FAIL)
+        chance = random.Random(seed)
+        drawn = (space.draw(chance) for _ in range(_DRAWS))
+        new = list(islice((point for point in drawn if point not in self._known), 1))
+        for point in new:
+            self._add(point)
+        return new
+
+    def _add(self, point: Mapping[str, Any]) -> None:
+        assert self._study is not None
+        values = {key: value for key, value in point.items() if key in self._distributions}
+        used = {key: self._distributions[key] for key in values}
+        attributes = {_POINT: dict(point)}
+        self._study.add_trial(
+            create_trial(state=TrialState.RUNNING, params=values, distributions=used, user_attrs=attributes)
+        )
 
 
-def propose(sweep: Sweep, before: Sequence[Point], ended: Mapping[str, Ended]) -> Point | None:
-    """Return a point that is not among those `before`, or None where the space holds no other.
-
-    It follows from the arguments alone: no study is kept, and the sampler is seeded anew for each point.
-    Optuna's estimator TPE is asked; where all that it offers was tried or is not allowed, a point is drawn.
-    """
-    space = sweep.space
-    distributions = {key: distribution(values) for key, values in space.values.items()}
-    seed = random.Random(f"{sweep.searcher.seed} {len(before)}").getrandbits(32)
-    study = optuna.create_study(
-        directions=["maximize" if one.mode == "max" else "minimize" for one in sweep.objectives],
-        sampler=TPESampler(seed=seed),
-    )
-    study.add_trials(_told(sweep, point, distributions, ended) for point in before)
-    for _ in range(_ASKS):
-        trial = study.ask()
-        found: Point = {}
-        for key in space.order:
-            if space.applies(key, found):
-                found[key] = _suggest(trial, key, distributions[key])
-        point = space.reduced(found)
-        if point not in before and space.allowed(point):
-            return point
-        study.tell(trial, state=TrialState.FAIL)
-    chance = random.Random(seed)
-    drawn = (space.draw(chance) for _ in range(_DRAWS))
-    return next((point for point in drawn if point not in before), None)
-
-
-def _told(
-    sweep: Sweep, point: Point, distributions: Mapping[str, BaseDistribution], ended: Mapping[str, Ended]
-) -> FrozenTrial:
-    """Return a point as Optuna is told of it; its value is the mean over the seeds that finished.
+def outcome(
+    objectives: Sequence[str], trials: Sequence[TrialResult | None]
+) -> tuple[TrialState, list[float] | None]:
+    """Return what Optuna learns of a point from its trials: the mean over the seeds that finished.
 
     A point of which a seed was stopped early has no value: one after a part of the epochs cannot be compared
-    with those at the end, and a mean without the stopped seed would favour the point. It is told as pruned,
+    with those at the end, and a mean without the stopped seed would favour the point. To Optuna it is pruned,
     which ranks below all that have a value.
     """
-    trials = [ended.get(one.id) for one in sweep.trials_of(point)]
-    values = None
-    if any(one is None for one in trials):
-        state = TrialState.RUNNING
-    elif any(one.status == "stopped early" for one in trials if one):
-        state = TrialState.PRUNED
-    else:
-        names = [one.name for one in sweep.objectives]
-        finished = [one.metrics for one in trials if one and one.status == "finished"]
-        whole = [metrics for metrics in finished if all(name in metrics for name in names)]
-        values = [fmean(metrics[name] for metrics in whole) for name in names] if whole else None
-        state = TrialState.COMPLETE if whole else TrialState.FAIL
-    return create_trial(
-        state=state, values=values, params=point, distributions={key: distributions[key] for key in point}
-    )
-
-
-def distribution(values: Values) -> BaseDistribution:
-    """Return the values of a key in Optuna's terms."""
-    if isinstance(values, Range):
-        if values.uniform:
-            return FloatDistribution(*values.uniform)
-        if values.loguniform:
-            return FloatDistribution(*values.loguniform, log=True)
-        if values.int_:
-            return IntDistribution(*values.int_)
-        return CategoricalDistribution(values.choice or ())
-    return CategoricalDistribution(values)
+    results = [trial for trial in trials if trial is not None]
+    if len(results) < len(trials):
+        return TrialState.RUNNING, None
+    if any(trial.status == "stopped early" for trial in results):
+        return TrialState.PRUNED, None
+    finished = [trial.metrics for trial in results if trial.status == "finished"]
+    complete = [metrics for metrics in finished if all(name in metrics for name in objectives)]
+    if not complete:
+        return TrialState.FAIL, None
+    return TrialState.COMPLETE, [fmean(metrics[name] for metrics in complete) for name in objectives]
 
 
 def _suggest(trial: optuna.Trial, key: str, among: BaseDistribution) -> Any:
@@ -147,3 +195,16 @@ def _suggest(trial: optuna.Trial, key: str, among: BaseDistribution) -> Any:
         return trial.suggest_int(key, among.low, among.high)
     assert isinstance(among, CategoricalDistribution)
     return trial.suggest_categorical(key, among.choices)
+
+
+def distribution(values: Values) -> BaseDistribution:
+    """Return the values of a key in Optuna's terms."""
+    if not isinstance(values, Range):
+        return CategoricalDistribution(values)
+    if values.uniform:
+        return FloatDistribution(*values.uniform)
+    if values.loguniform:
+        return FloatDistribution(*values.loguniform, log=True)
+    if values.int_:
+        return IntDistribution(*values.int_)
+    return CategoricalDistribution(values.choice or ())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from tats_core.errors import SpecError, did_you_mean
 from tats_core.pipeline.spec import Scalar
@@ -34,7 +34,7 @@ class Range(StrictModel):
 
     uniform: tuple[float, float] | None = Field(None, description="any number between the two")
     loguniform: tuple[float, float] | None = Field(None, description="the same, its logarithm drawn evenly")
-    int_: tuple[int, int] | None = Field(None, alias="int", description="a whole number, both ends included")
+    int_: tuple[int, int] | None = Field(None, alias="int", description="an integer, both ends included")
     choice: tuple[Scalar | None, ...] | None = Field(None, min_length=1, description="one of these")
 
     @model_validator(mode="after")
@@ -51,6 +51,10 @@ class Range(StrictModel):
             raise ValueError("loguniform needs a lower end above 0")
         return self
 
+    @model_serializer(mode="wrap")
+    def _given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {kind: values for kind, values in dump(self).items() if values is not None}
+
     def draw(self, chance: random.Random) -> Scalar | None:
         """Return one value."""
         if self.uniform:
@@ -64,7 +68,7 @@ class Range(StrictModel):
         return chance.choice(self.choice)
 
     @property
-    def corners(self) -> tuple[Scalar | None, ...]:
+    def examples(self) -> tuple[Scalar | None, ...]:
         """Values that stand for all when the space is checked: the ends, or each choice."""
         return self.choice or self.uniform or self.loguniform or self.int_ or ()
 
@@ -83,30 +87,26 @@ class Constraint:
 
     @classmethod
     def parse(cls, text: str, keys: Sequence[str]) -> Constraint:
-        """Read one.
+        """Read a constraint.
 
         Raises:
             SpecError: it is no comparison, or names no key of the space.
         """
-        found = _COMPARISON.fullmatch(text)
-        if not found:
+        match = _COMPARISON.fullmatch(text)
+        if not match:
             raise SpecError(f"'{text}' is no comparison; write: KEY <= KEY or KEY != value")
-        left, sign, right = found.groups()
+        left, sign, right = match.groups()
         if left not in keys:
             raise SpecError(f"'{text}' compares no key of the space{did_you_mean(left, keys)}")
         return cls(text, left, _OPERATORS[sign], right)
 
     def holds(self, point: Mapping[str, Any]) -> bool:
         """Tell whether `point` may be tried."""
-        if self.left not in point:
-            return True
-        if "." in self.right and not _is_number(self.right):
-            if self.right not in point:
-                return True
-            right: Any = point[self.right]
-        else:
-            right = _value(self.right)
-        return self.compare(point[self.left], right)
+        try:
+            right = json.loads(self.right)
+        except ValueError:
+            right = point.get(self.right, ...) if "." in self.right else self.right
+        return self.left not in point or right is ... or self.compare(point[self.left], right)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Space:
 
     def applies(self, key: str, point: Mapping[str, Any]) -> bool:
         """Tell whether `key` means anything beside the values in `point`."""
-        conditions = (one for pattern, one in self.where.items() if fnmatchcase(key, pattern))
+        conditions = (condition for pattern, condition in self.where.items() if fnmatchcase(key, pattern))
         return all(
             other in point and point[other] in allowed
             for condition in conditions
@@ -129,75 +129,60 @@ class Space:
     @property
     def order(self) -> list[str]:
         """The keys, each after those that its conditions name."""
-        free = [key for key in self.values if not any(fnmatchcase(key, pattern) for pattern in self.where)]
-        return [*free, *(key for key in self.values if key not in free)]
+        return sorted(self.values, key=lambda key: any(fnmatchcase(key, pattern) for pattern in self.where))
 
     def reduced(self, point: Mapping[str, Any]) -> Point:
         """Return `point` without the keys that do not apply, in the order of the file."""
-        kept: Point = {}
+        applicable: Point = {}
         for key in self.order:
-            if key in point and self.applies(key, kept):
-                kept[key] = point[key]
-        return {key: kept[key] for key in self.values if key in kept}
+            if key in point and self.applies(key, applicable):
+                applicable[key] = point[key]
+        return {key: applicable[key] for key in self.values if key in applicable}
 
     def allowed(self, point: Mapping[str, Any]) -> bool:
         """Tell whether all constraints hold."""
-        return all(one.holds(point) for one in self.constraints)
+        return all(constraint.holds(point) for constraint in self.constraints)
 
     def grid(self) -> Iterator[Point]:
         """Yield every combination once; the last key changes fastest."""
-        lists = {key: one.corners if isinstance(one, Range) else one for key, one in self.values.items()}
         seen: set[str] = set()
-        for row in itertools.product(*lists.values()):
-            point = self.reduced(dict(zip(lists, row, strict=True)))
-            name = json.dumps(point)
-            if name not in seen and self.allowed(point):
-                seen.add(name)
+        for row in itertools.product(*self._lists.values()):
+            point = self.reduced(dict(zip(self.values, row, strict=True)))
+            identity = json.dumps(point)
+            if identity not in seen and self.allowed(point):
+                seen.add(identity)
                 yield point
 
     def corners(self) -> Iterator[Point]:
-        """Yield points that hold each key's first, last and every listed value once, for a check."""
-        ends = {key: one.corners if isinstance(one, Range) else one for key, one in self.values.items()}
-        first = {key: values[0] for key, values in ends.items()}
-        for pattern_of in self._settings():
-            for key, values in ends.items():
+        """Yield points that hold each key's ends and every listed value once, for a check."""
+        first = {key: values[0] for key, values in self._lists.items()}
+        met = ({other: values[0] for other, values in condition.items()} for condition in self.where.values())
+        for setting in ({}, *met):  # under which each condition is met
+            for key, values in self._lists.items():
                 for value in values:
-                    point = self.reduced(first | pattern_of | {key: value})
+                    point = self.reduced(first | setting | {key: value})
                     if self.allowed(point):
                         yield point
 
-    def _settings(self) -> list[Point]:
-        """Values of the other keys under which each condition is met."""
-        met = ({other: allowed[0] for other, allowed in one.items()} for one in self.where.values())
-        return [{}, *met]
+    @property
+    def _lists(self) -> dict[str, tuple[Scalar | None, ...]]:
+        return {
+            key: values.examples if isinstance(values, Range) else values
+            for key, values in self.values.items()
+        }
 
     def draw(self, chance: random.Random, tries: int = 1000) -> Point:
         """Draw a point that the constraints allow.
 
         Raises:
-            SpecError: none was found.
+            SpecError: none of `tries` points is allowed.
         """
         for _ in range(tries):
             drawn = {
-                key: one.draw(chance) if isinstance(one, Range) else chance.choice(one)
-                for key, one in self.values.items()
+                key: values.draw(chance) if isinstance(values, Range) else chance.choice(values)
+                for key, values in self.values.items()
             }
             point = self.reduced(drawn)
             if self.allowed(point):
                 return point
         raise SpecError(f"the constraints allow none of {tries} points that were drawn; loosen them")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

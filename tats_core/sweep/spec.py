@@ -1,22 +1,6 @@
-"""A sweep as people write it: one YAML file over a pipeline, and all checks that can be made before a start.
+"""A sweep as people write it: one YAML file over a pipeline, and all checks before the start.
 
-::
-
-    name: mask_ratio                        # must equal the file's name
-    title: one sentence
-    pipeline: demo                          # of the menu; only the stages that the metrics need are run
-    set: {pretrain.epochs: 5}               # what is changed in it for all trials
-    space:
-      pretrain.sampler.kind: [random, tats]
-      pretrain.sampler.mask_ratio: [0.9, 0.95]
-      pretrain.sampler.ppo.clip: {uniform: [0.1, 0.3]}
-    where: {pretrain.sampler.ppo.*: {pretrain.sampler.kind: tats}}
-    seeds: {keys: [pretrain.seed], values: [0, 1, 2]}
-    metrics:
-      - {name: probe.linear_top1, mode: max, title: probe top-1}
-    baseline: {pretrain.sampler.kind: random}
-
-A *point* is one choice of values; a *trial* is a point with one seed.
+`sweeps/README.md` describes the file. A *point* is one choice of values; a *trial* is a point with one seed.
 """
 
 from __future__ import annotations
@@ -26,22 +10,24 @@ import json
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PrivateAttr
 
 from tats_core import specs
 from tats_core.errors import SpecError, StoreError, did_you_mean
+from tats_core.files import write_text
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import spec as pipelines
 from tats_core.pipeline.graph import Graph
 from tats_core.pipeline.spec import Pipeline, Scalar
 from tats_core.report.units import short_keys, value_text
-from tats_core.specs import StrictModel
+from tats_core.specs import NotIdentity, StrictModel
 from tats_core.stages import KINDS
 from tats_core.sweep.space import Constraint, Point, Range, Space
 
@@ -51,8 +37,11 @@ STEP_SECONDS = "step_seconds"
 _CHECKED_POINTS = 200
 
 
-def _allowed(value: Any) -> Any:
+def _as_list(value: object) -> object:
     return value if isinstance(value, list) else [value]
+
+
+Values = Annotated[tuple[Scalar | None, ...], Field(min_length=1)]
 
 
 class Seeds(StrictModel):
@@ -66,10 +55,10 @@ class Metric(StrictModel):
     """A number that the trials are compared by; of a stage with a matrix, the mean over its instances."""
 
     name: str = Field(description="STAGE.NUMBER, of the stage's result.json")
-    mode: Literal["max", "min"] | None = Field(None, description="which is better; null: it is only shown")
-    title: str = Field("", description="as in the table; by default the name")
+    mode: Literal["max", "min"] | None = Field(None, description="which is better; null: only for the table")
+    title: Annotated[str, NotIdentity] = Field("", description="as in the table; by default the name")
     objective: bool = Field(False, description="searched for; by default the first metric with a mode is")
-    digits: int = Field(1, ge=0, le=6)
+    digits: Annotated[int, NotIdentity] = Field(1, ge=0, le=6)
 
     @property
     def shown(self) -> str:
@@ -77,43 +66,36 @@ class Metric(StrictModel):
         return self.title or self.name
 
 
-class Searcher(StrictModel):
-    """Which points are tried."""
+class Search(StrictModel):
+    """Which points are tried: all of a grid, drawn ones, or those that Optuna finds one after the other."""
 
-    kind: Literal["grid", "random", "optuna", "pbt"] = "grid"
+    kind: Literal["grid", "random", "optuna"] = "grid"
     seed: int = Field(0, ge=0, description="of all but the grid")
-    every: int | None = Field(None, ge=1, description="of pbt: epochs of a generation")
 
 
-class Scheduler(StrictModel):
-    """When a trial is stopped early; the epochs of all its training stages are counted."""
+class Pbt(StrictModel):
+    """Population-based training: `samples` members, compared after every `every` epochs."""
 
-    kind: Literal["none", "asha"] = "none"
-    metric: str | None = Field(None, description="STAGE.NUMBER of the curves")
+    kind: Literal["pbt"]
+    seed: int = Field(0, ge=0)
+    every: int = Field(ge=1, description="epochs of a generation")
+
+
+class NoScheduler(StrictModel):
+    """Every trial runs to its end."""
+
+    kind: Literal["none"] = "none"
+    metric: ClassVar[str | None] = None
+
+
+class Asha(StrictModel):
+    """Trials that lag behind are stopped early; the epochs of all their training stages are counted."""
+
+    kind: Literal["asha"]
+    metric: str = Field(description="STAGE.NUMBER of the curves")
     mode: Literal["max", "min"] = "max"
     grace: int = Field(1, ge=1, description="epochs that every trial gets")
-    reduction: float = Field(3, gt=1, description="of so many trials one goes on at each rung")
-
-
-class _File(StrictModel):
-    """The top level of the YAML file."""
-
-    name: str | None = None
-    title: str = ""
-    pipeline: str
-    set: dict[str, Any] = Field(default_factory=dict)
-    space: dict[str, Annotated[tuple[Scalar | None, ...], Field(min_length=1)] | Range]
-    where: dict[str, dict[str, Annotated[tuple[Scalar | None, ...], BeforeValidator(_allowed)]]] = Field(
-        default_factory=dict
-    )
-    constraints: tuple[str, ...] = ()
-    seeds: Seeds = Seeds()
-    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
-    searcher: Searcher = Searcher()
-    scheduler: Scheduler = Scheduler()
-    baseline: dict[str, Scalar | None] = Field(default_factory=dict)
-    samples: int | None = Field(None, ge=1, description="points that are drawn")
-    max_concurrent: int | None = Field(None, ge=1, description="trials at a time; null: as many as fit")
+    reduction: float = Field(3, gt=1, description="of so many trials one continues at each rung")
 
 
 @dataclass(frozen=True)
@@ -127,8 +109,8 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Breed:
-    """What a population trains, and in how many generations."""
+class Population:
+    """What population-based training trains, and in how many generations."""
 
     stage: str
     epochs: int
@@ -140,109 +122,113 @@ class Breed:
         return -(-self.epochs // self.every)
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep whose file and overrides were read and checked."""
+class Sweep(StrictModel):
+    """A sweep whose file and overrides are read and checked; the fields are the top level of the file."""
 
-    name: str
-    title: str
-    where: str
+    name: Annotated[str, NotIdentity]
+    title: Annotated[str, NotIdentity] = ""
     pipeline: str
-    fixed: Mapping[str, Any]
-    space: Space
-    seeds: Seeds
-    metrics: tuple[Metric, ...]
-    searcher: Searcher
-    scheduler: Scheduler
-    baseline: Point
-    samples: int | None
-    max_concurrent: int | None
-    overrides: tuple[str, ...] = ()
-    raw: Mapping[str, Any] = field(default_factory=dict)
-    """The file with all overrides in it."""
+    fixed: dict[str, Any] = Field(default_factory=dict, alias="set")
+    choices: dict[str, Values | Range] = Field(alias="space")
+    conditions: dict[str, dict[str, Annotated[Values, BeforeValidator(_as_list)]]] = Field(
+        default_factory=dict, alias="where"
+    )
+    constraints: tuple[str, ...] = ()
+    seeds: Seeds = Seeds()
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
+    searcher: Annotated[Search | Pbt, Field(discriminator="kind")] = Search()
+    scheduler: Annotated[NoScheduler | Asha, Field(discriminator="kind")] = NoScheduler()
+    baseline: Annotated[dict[str, Scalar | None], NotIdentity] = Field(default_factory=dict)
+    samples: int | None = Field(None, ge=1, description="points that are tried; of pbt, the members")
+    max_concurrent: Annotated[int | None, NotIdentity] = Field(
+        None, ge=1, description="trials at a time; null: as many as fit"
+    )
+
+    _source: str = PrivateAttr("")
+    _overrides: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def source(self) -> str:
+        """How the file is named in messages."""
+        return self._source
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """The `--set` options on top of the file."""
+        return self._overrides
+
+    @cached_property
+    def space(self) -> Space:
+        """The keys with their values, and which combinations are tried."""
+        keys = list(self.choices)
+        constraints = tuple(Constraint.parse(text, keys) for text in self.constraints)
+        return Space(self.choices, self.conditions, constraints)
 
     @property
     def objectives(self) -> tuple[Metric, ...]:
-        """What is searched for, the one that decides about the best first."""
-        chosen = tuple(one for one in self.metrics if one.objective)
-        return chosen or tuple(one for one in self.metrics if one.mode)[:1]
+        """What is searched for; the first one decides which point is best."""
+        chosen = tuple(metric for metric in self.metrics if metric.objective)
+        return chosen or tuple(metric for metric in self.metrics if metric.mode)[:1]
 
     def identity(self) -> dict[str, Any]:
-        """Return what makes two sweeps the same one, as plain values: what may not change at a resume."""
-        values = {
-            key: one.model_dump(by_alias=True, exclude_none=True) if isinstance(one, Range) else list(one)
-            for key, one in self.space.values.items()
-        }
-        where = {pattern: {k: list(v) for k, v in one.items()} for pattern, one in self.space.where.items()}
-        return {
-            "pipeline": self.pipeline,
-            "set": dict(self.fixed),
-            "space": values,
-            "where": where,
-            "constraints": [one.text for one in self.space.constraints],
-            "seeds": self.seeds.model_dump(mode="json"),
-            "metrics": [one.model_dump(mode="json", exclude={"title", "digits"}) for one in self.metrics],
-            "searcher": self.searcher.model_dump(mode="json", exclude_none=True),
-            "scheduler": self.scheduler.model_dump(mode="json"),
-            "samples": self.samples,
-        }
+        """Return what makes two sweeps the same, as plain values: what may not change at a resume."""
+        return specs.identity(self)
 
     # --- trials ----------------------------------------------------------------------------------------
 
     def trials_of(self, point: Mapping[str, Any]) -> list[Trial]:
         """Return the trials of a point, one a seed."""
-        if not self.seeds.keys:
-            return [self._trial(point, None)]
-        return [self._trial(point, seed) for seed in self.seeds.values]
+        return [self._trial(point, seed) for seed in (self.seeds.values if self.seeds.keys else [None])]
 
     def _trial(self, point: Mapping[str, Any], seed: int | None) -> Trial:
         seeded = {} if seed is None else dict.fromkeys(self.seeds.keys, seed)
         overrides = {**self.settings(point), **seeded}
-        named = json.dumps([self.name, overrides], sort_keys=True)
-        return Trial(hashlib.sha256(named.encode()).hexdigest()[:10], shown(point), seed, overrides)
+        identity = json.dumps([self.name, overrides], sort_keys=True)
+        return Trial(hashlib.sha256(identity.encode()).hexdigest()[:10], plain(point), seed, overrides)
 
     def settings(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a point sets in the pipeline: its values, or the schedule of a population's member."""
-        schedule = f"{self.breed.stage}.schedule" if self.searcher.kind == "pbt" else ""
+        schedule = f"{self.population.stage}.schedule" if isinstance(self.searcher, Pbt) else ""
         if schedule not in point:
             return dict(point)
-        until = f"{self.breed.stage}.until"
-        early = {until: point[until]} if point[until] < self.breed.epochs else {}
+        until = f"{self.population.stage}.until"
+        early = {until: point[until]} if point[until] < self.population.epochs else {}
         return early | {schedule: point[schedule]}
 
     @cached_property
-    def breed(self) -> Breed:
+    def population(self) -> Population:
         """Of population-based training: the stage whose settings are searched while it trains."""
-        stage = next(iter(self.space.values)).partition(".")[0]
-        (config, *_) = [
-            one.config for one in graphs.build(self.load({})).instances.values() if one.stage == stage
-        ]
-        return Breed(stage, config.model_dump()["epochs"], self.searcher.every or 1)
+        assert isinstance(self.searcher, Pbt)
+        stage = next(iter(self.choices)).partition(".")[0]
+        instances = graphs.build(self.load({})).instances.values()
+        (config, *_) = [instance.config for instance in instances if instance.stage == stage]
+        return Population(stage, config.model_dump()["epochs"], self.searcher.every)
 
     def points(self) -> list[Point]:
-        """Return the points known before a start: all of a grid, those drawn at random, else none."""
+        """Return the points known before the start: all of a grid, those drawn at random, else []."""
         if self.searcher.kind == "grid":
             return list(self.space.grid())[: self.samples]
-        if self.searcher.kind == "random":
-            chance = random.Random(self.searcher.seed)
-            assert self.samples is not None
-            return [self.space.draw(chance) for _ in range(self.samples)]
-        return []
+        chance = random.Random(self.searcher.seed)
+        drawn = self.samples or 0 if self.searcher.kind == "random" else 0
+        return [self.space.draw(chance) for _ in range(drawn)]
+
+    def examples(self) -> list[Point]:
+        """Return points that stand for all: those known before the start, or the corners of the space."""
+        return self.points() or list(self.space.corners())
 
     @property
     def count(self) -> int:
         """How many trials there will be; fewer where Optuna finds no other point in the space."""
-        if self.searcher.kind in ("grid", "random"):
-            points = len(self.points())
-        else:
-            points = (self.samples or 0) * (self.breed.generations if self.searcher.kind == "pbt" else 1)
+        points = len(self.points()) or self.samples or 0
+        if isinstance(self.searcher, Pbt):
+            points *= self.population.generations
         return points * (len(self.seeds.values) if self.seeds.keys else 1)
 
     @property
     def keys(self) -> list[str]:
-        """The keys of the points as tables show them."""
-        until = [f"{self.breed.stage}.until"] if self.searcher.kind == "pbt" else []
-        return [*until, *self.space.values]
+        """The keys of the points in tables."""
+        until = [f"{self.population.stage}.until"] if isinstance(self.searcher, Pbt) else []
+        return [*until, *self.choices]
 
     def label(self, trial: Trial) -> str:
         """Return a trial's values in few words: `mask_ratio=0.9 kind=tats seed=1`."""
@@ -259,14 +245,10 @@ class Sweep:
             SpecError: an override does not fit the pipeline.
         """
         whole = pipelines.load(self.pipeline, as_sets({**self.fixed, **overrides}))
-        kept = _needed(whole, [one.name.partition(".")[0] for one in self.metrics])
-        stages = {name: stage for name, stage in whole.stages.items() if name in kept}
-        fields = {
-            field
-            for stage in stages.values()
-            if stage.kind in KINDS
-            for field in KINDS[stage.kind].Config.model_fields
-        }
+        needed = _with_needs(whole, [metric.name.partition(".")[0] for metric in self.metrics])
+        stages = {name: stage for name, stage in whole.stages.items() if name in needed}
+        kinds = [KINDS[stage.kind] for stage in stages.values() if stage.kind in KINDS]
+        fields = {field for kind in kinds for field in kind.Config.model_fields}
         defaults = {key: value for key, value in whole.defaults.items() if key in fields}
         return replace(whole, name=self.name, title=self.title, stages=stages, defaults=defaults, notify=())
 
@@ -274,21 +256,21 @@ class Sweep:
     def common(self) -> frozenset[str]:
         """The stages that no trial changes: they run once, before the first trial."""
         base = self.load({})
-        keys = [*self.space.values, *(self.seeds.keys)]
-        changed = {key.partition(".")[0] for key in keys}
+        changed = {key.partition(".")[0] for key in (*self.choices, *self.seeds.keys)}
         if "defaults" in changed:
             return frozenset()
-        touched = {name for name in base.stages if changed & {name, *_needed(base, [name])}}
-        return frozenset(base.stages) - touched
+        return frozenset(name for name in base.stages if not changed & _with_needs(base, [name]))
 
     def work(self, graph: Graph) -> frozenset[str]:
-        """Return a mark for each piece of work of a trial; two trials that share one make the same output."""
-        marks: dict[str, str] = {}
-        for one in graph.instances.values():
-            config = specs.identity(one.config)
-            content = [one.kind.name, config, sorted(marks[need] for need in one.needs)]
-            marks[one.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        return frozenset(marks[one.name] for one in graph.instances.values() if one.stage not in self.common)
+        """Return a digest for each output that a trial makes; two trials that share one make the same."""
+        digests: dict[str, str] = {}
+        for instance in graph.instances.values():
+            config = specs.identity(instance.config)
+            content = [instance.kind.name, config, sorted(digests[need] for need in instance.needs)]
+            digests[instance.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return frozenset(
+            digests[name] for name, instance in graph.instances.items() if instance.stage not in self.common
+        )
 
 
 def load(
@@ -304,25 +286,25 @@ def load(
         SpecError: something in the file, an override or the space is not valid; names file and key.
     """
     path = specs.find("sweeps", name)
-    where = pipelines.shown(path)
-    raw = _overridden(specs.read(path), sets)
-    given = {"samples": samples, "max_concurrent": max_concurrent}
-    raw |= {key: value for key, value in given.items() if value is not None}
-    _check_lists(raw, where)
-    sweep = _made(raw, path.stem, where, tuple(sets))
+    source = pipelines.shown(path)
+    raw = _override(specs.read(path), sets)
+    options = {"samples": samples, "max_concurrent": max_concurrent}
+    raw |= {key: value for key, value in options.items() if value is not None}
+    _refuse(source, _list_problems(raw))
     if raw.get("name") not in (None, path.stem):
-        raise SpecError(f"{where}: name is '{raw['name']}', but the file's name calls it '{path.stem}'")
+        raise SpecError(f"{source}: name is '{raw['name']}', but the file's name calls it '{path.stem}'")
     if path.stem in specs.names("pipelines"):
-        raise SpecError(f"{where}: there is a pipeline of the same name; rename one of the two")
-    _check(sweep)
+        raise SpecError(f"{source}: there is a pipeline of the same name; rename one of the two")
+    sweep = _sweep(raw, path.stem, source, tuple(sets))
+    _refuse(source, chain.from_iterable(problems(sweep) for problems in _CHECKS))
     return sweep
 
 
 def save(sweep: Sweep, folder: Path) -> None:
     """Write the sweep with its overrides into the folder of its run, as a file that `tats sweep` accepts."""
-    head = f"# The sweep {sweep.name} as it was run\n"
-    body = yaml.safe_dump(dict(sweep.raw), sort_keys=False, allow_unicode=True, width=110)
-    (folder / f"{sweep.name}.yaml").write_text(head + body, encoding="utf-8")
+    values = sweep.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)
+    write_text(folder / f"{sweep.name}.yaml", f"# The sweep {sweep.name} as it was run\n{body}")
 
 
 def as_run(folder: Path) -> Sweep:
@@ -336,35 +318,21 @@ def as_run(folder: Path) -> Sweep:
     path = folder / f"{name}.yaml"
     if not path.exists():
         raise StoreError(f"{path}: is not there; what the sweep was is not known")
-    return _made(specs.read(path), name, str(path), ())
+    return _sweep(specs.read(path), name, str(path), ())
 
 
-def _made(raw: Mapping[str, Any], name: str, where: str, overrides: tuple[str, ...]) -> Sweep:
-    file = specs.validate(_File, raw, where)
-    return Sweep(
-        name=name,
-        title=file.title,
-        where=where,
-        pipeline=file.pipeline,
-        fixed=file.set,
-        space=_space(file, where),
-        seeds=file.seeds,
-        metrics=file.metrics,
-        searcher=file.searcher,
-        scheduler=file.scheduler,
-        baseline=file.baseline,
-        samples=file.samples,
-        max_concurrent=file.max_concurrent,
-        overrides=overrides,
-        raw=raw,
-    )
+def _sweep(raw: Mapping[str, Any], name: str, source: str, overrides: tuple[str, ...]) -> Sweep:
+    sweep = specs.validate(Sweep, {**raw, "name": name}, source)
+    sweep._source, sweep._overrides = source, overrides
+    return sweep
 
 
-def _overridden(raw: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
+def _override(raw: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
     """Return the file with overrides on top; those of the pipeline's keys stand under `set`."""
+    keys = {field.alias or name for name, field in Sweep.model_fields.items()}
     for text in sets:
         path, value = specs.parse_override(text)
-        if path[0] not in _File.model_fields:
+        if path[0] not in keys:
             path = ["set", *path]
         if path[0] in ("space", "set", "baseline") and len(path) > 1:
             path = [path[0], ".".join(path[1:])]  # keys there are dotted themselves
@@ -372,213 +340,197 @@ def _overridden(raw: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
     return raw
 
 
-def _check_lists(raw: Mapping[str, Any], where: str) -> None:
-    """Say in our own words what the types of the space cannot."""
+def plain(point: Mapping[str, Any]) -> Point:
+    """Return the values of a point for a table: all but the history of a population's member."""
+    return {key: value for key, value in point.items() if not isinstance(value, list)}
+
+
+def _with_needs(pipeline: Pipeline, names: Iterable[str]) -> set[str]:
+    """Return `names` and all stages that they need, however indirectly."""
+    reached: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in reached and name in pipeline.stages:
+            reached.add(name)
+            waiting += pipeline.stages[name].needs
+    return reached
+
+
+def as_sets(overrides: Mapping[str, Any]) -> list[str]:
+    """Return overrides as `--set` options of `tats run pipeline`."""
+
+    def yaml_text(value: Any) -> str:
+        # Not JSON: YAML reads its 5e-05 as a word.
+        text: str = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=math.inf)
+        return text.strip()[1:-1]
+
+    return [f"{key}={yaml_text(value)}" for key, value in overrides.items()]
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield `(key, before, now)` for everything in which two identities differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in {**old, **new}:
+            yield from differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
+    elif old != new:
+        yield prefix, old, new
+
+
+# --- checks: each yields what is wrong, of which the first is raised --------------------------------------
+
+
+def _refuse(source: str, problems: Iterable[str]) -> None:
+    for problem in problems:
+        raise SpecError(f"{source}: {problem}")
+
+
+def _list_problems(raw: Mapping[str, Any]) -> Iterator[str]:
+    """What the types of the space would say in words of their own."""
     space = raw.get("space")
     if not isinstance(space, Mapping) or not space:
-        raise SpecError(f"{where}: space is empty; give at least one key of the pipeline with its values")
+        yield "space is empty; give at least one key of the pipeline with its values"
+        return
     for key, values in space.items():
         if not isinstance(values, list | Mapping):
-            raise SpecError(f"{where}: space.{key} must be a list of values or a range, not {values!r}")
+            yield f"space.{key} must be a list of values or a range, not {values!r}"
         if values == []:
-            raise SpecError(f"{where}: space.{key} has no values; give at least one, or leave the key out")
-        if isinstance(values, list) and len({json.dumps(one) for one in values}) < len(values):
-            raise SpecError(f"{where}: space.{key} has the same value twice")
+            yield f"space.{key} has no values; give at least one, or leave the key out"
+        if isinstance(values, list) and len(set(map(json.dumps, values))) < len(values):
+            yield f"space.{key} has the same value twice"
 
 
-def _space(file: _File, where: str) -> Space:
-    for pattern, condition in file.where.items():
+def _space_problems(sweep: Sweep) -> Iterator[str]:
+    for pattern, condition in sweep.conditions.items():
         for key in condition:
-            if key not in file.space:
-                near = did_you_mean(key, file.space)
-                raise SpecError(f"{where}: where.{pattern}: no key '{key}' in the space{near}")
-    constraints = []
-    for text in file.constraints:
+            if key not in sweep.choices:
+                yield f"where.{pattern}: no key '{key}' in the space{did_you_mean(key, sweep.choices)}"
+    for text in sweep.constraints:
         try:
-            constraints.append(Constraint.parse(text, list(file.space)))
+            Constraint.parse(text, list(sweep.choices))
         except SpecError as error:
-            raise SpecError(f"{where}: constraints: {error}") from error
-    return Space(dict(file.space), dict(file.where), tuple(constraints))
-
-
-def _check(sweep: Sweep) -> None:
-    where, space = sweep.where, sweep.space
-    for key in sweep.fixed:
-        if key in space.values:
-            raise SpecError(f"{where}: {key} is both set and searched; narrow it with --set space.{key}=[…]")
-    for key in sweep.seeds.keys:
-        if key in space.values:
-            raise SpecError(f"{where}: {key} is both a seed and searched; leave it out of one of the two")
-    if len(set(sweep.seeds.values)) < len(sweep.seeds.values):
-        raise SpecError(f"{where}: seeds.values has the same seed twice")
-    drawn = [key for key, values in space.values.items() if isinstance(values, Range) and not values.choice]
-    if sweep.searcher.kind == "grid" and drawn:
-        raise SpecError(f"{where}: space.{drawn[0]} is a range, which a grid cannot hold; give a list")
-    if sweep.searcher.kind != "grid" and sweep.samples is None:
-        raise SpecError(f"{where}: samples is missing: how many points shall '{sweep.searcher.kind}' try?")
-    if not sweep.objectives:
-        raise SpecError(f"{where}: metrics: none has a mode (max or min), so no trial would be the best one")
-    for one in sweep.objectives:
-        if one.mode is None:
-            raise SpecError(f"{where}: metrics: the objective {one.name} has no mode; say max or min")
-    _check_baseline(sweep)
-    _check_base(sweep)
-    _check_population(sweep)
-    _check_graphs(sweep)
-    _check_metrics(sweep)
-
-
-def _check_baseline(sweep: Sweep) -> None:
+            yield f"constraints: {error}"
+    for key, values in sweep.choices.items():
+        if key in sweep.fixed:
+            yield f"{key} is both set and searched; narrow it with --set space.{key}=[…]"
+        if key in sweep.seeds.keys:
+            yield f"{key} is both a seed and searched; leave it out of one of the two"
+        if sweep.searcher.kind == "grid" and isinstance(values, Range) and not values.choice:
+            yield f"space.{key} is a range, which a grid cannot hold; give a list"
     for key, value in sweep.baseline.items():
-        if key not in sweep.space.values:
-            near = did_you_mean(key, sweep.space.values)
-            raise SpecError(f"{sweep.where}: baseline: no key '{key}' in the space{near}")
-        values = sweep.space.values[key]
+        if key not in sweep.choices:
+            yield f"baseline: no key '{key}' in the space{did_you_mean(key, sweep.choices)}"
+        values = sweep.choices[key]
         if not isinstance(values, Range) and value not in values:
-            shown = ", ".join(map(str, values))
-            raise SpecError(f"{sweep.where}: baseline.{key}: {value!r} is none of its values ({shown})")
+            yield f"baseline.{key}: {value!r} is none of its values ({', '.join(map(str, values))})"
 
 
-def _check_base(sweep: Sweep) -> None:
+def _search_problems(sweep: Sweep) -> Iterator[str]:
+    if len(set(sweep.seeds.values)) < len(sweep.seeds.values):
+        yield "seeds.values has the same seed twice"
+    if sweep.searcher.kind != "grid" and sweep.samples is None:
+        yield f"samples is missing: how many points shall '{sweep.searcher.kind}' try?"
+    if not sweep.objectives:
+        yield "metrics: none has a mode (max or min), so no trial would be the best one"
+    for metric in sweep.objectives:
+        if metric.mode is None:
+            yield f"metrics: the objective {metric.name} has no mode; say max or min"
+
+
+def _pipeline_problems(sweep: Sweep) -> Iterator[str]:
     """Build the pipeline that all trials start from, and find the stages of the metrics in it."""
     try:
-        graphs.build(pipelines.load(sweep.pipeline, as_sets(sweep.fixed)))
+        pipeline = pipelines.load(sweep.pipeline, as_sets(sweep.fixed))
+        graphs.build(pipeline)
     except SpecError as error:
-        raise SpecError(f"{sweep.where}: {error}") from error
-    stages = pipelines.load(sweep.pipeline).stages
+        yield str(error)
+        return
     for metric in sweep.metrics:
         stage = metric.name.partition(".")[0]
-        if stage not in stages:
-            near = did_you_mean(stage, stages)
-            raise SpecError(f"{sweep.where}: metrics: {metric.name}: no stage named '{stage}'{near}")
+        if stage not in pipeline.stages:
+            near = did_you_mean(stage, pipeline.stages)
+            yield f"metrics: {metric.name}: no stage named '{stage}'{near}"
 
 
-def _check_graphs(sweep: Sweep) -> None:
-    """Build the pipeline of every point (of drawn ones, those that hold the ends of each range)."""
-    points = list(sweep.space.corners())
-    points += sweep.points()[:_CHECKED_POINTS]
-    if not points:
-        raise SpecError(f"{sweep.where}: the constraints leave no point to try; loosen them")
-    seen: set[str] = set()
-    for point in points:
-        trial = sweep.trials_of(point)[0]
-        if trial.id not in seen:
-            seen.add(trial.id)
-            _check_trial(sweep, trial)
-
-
-def _check_trial(sweep: Sweep, trial: Trial) -> None:
-    try:
-        graphs.build(sweep.load(trial.overrides))
-    except SpecError as error:
-        for key, value in trial.overrides.items():
-            try:
-                graphs.build(sweep.load({key: value}))
-            except SpecError as alone:
-                place = "space" if key in sweep.space.values else "seeds.keys"
-                raise SpecError(f"{sweep.where}: {place}.{key} = {value!r}: {alone}") from alone
-        shown = ", ".join(f"{key}={value}" for key, value in trial.point.items())
-        raise SpecError(f"{sweep.where}: together, {shown}: {error}") from error
-
-
-def _check_metrics(sweep: Sweep) -> None:
-    names = [one.name for one in sweep.metrics]
-    for name in names:
-        if names.count(name) > 1:
-            raise SpecError(f"{sweep.where}: metrics: {name} is given twice")
-    stages = sweep.load({}).stages
-    for name in names:
-        stage, _, number = name.partition(".")
-        kind = KINDS[stages[stage].kind]
-        there = kind.reports if not kind.curves or kind.reports is None else kind.reports | {STEP_SECONDS}
-        if there is not None and number not in there:
-            exists = f" ({stage} reports {', '.join(sorted(there))})" if there else ""
-            near = did_you_mean(number, there) if there else ""
-            near = near if near.startswith("; did") else ""
-            raise SpecError(f"{sweep.where}: metrics: no stage reports {name}{near}{exists}")
-    scheduler = sweep.scheduler
-    if scheduler.kind == "none":
+def _population_problems(sweep: Sweep) -> Iterator[str]:
+    if not isinstance(sweep.searcher, Pbt):
         return
-    told = (scheduler.metric or "").partition(".")[0]
-    if told in stages and KINDS[stages[told].kind].reports is None:
-        return  # only a run can tell what a program of someone else's says
-    curves = {f"{name}.{curve}" for name, stage in stages.items() for curve in KINDS[stage.kind].curves}
-    if scheduler.metric not in curves:
-        near = did_you_mean(scheduler.metric or "", curves)
-        raise SpecError(
-            f"{sweep.where}: scheduler.metric: no stage tells {scheduler.metric} while it runs{near}"
-        )
-
-
-def _check_population(sweep: Sweep) -> None:
-    where, searcher = f"{sweep.where}: searcher", sweep.searcher
-    if searcher.kind != "pbt":
-        if searcher.every is not None:
-            raise SpecError(f"{where}.every is of pbt alone, not of {searcher.kind}; leave it out")
-        return
-    stage = next(iter(sweep.space.values)).partition(".")[0]
+    stage = next(iter(sweep.choices)).partition(".")[0]
     stages = sweep.load({}).stages
-    if stage not in stages or "schedule" not in KINDS[stages[stage].kind].Config.model_fields:
-        trained = [name for name, one in stages.items() if "schedule" in KINDS[one.kind].Config.model_fields]
+    trained = [name for name, entry in stages.items() if "schedule" in KINDS[entry.kind].Config.model_fields]
+    if stage not in trained:
         near = did_you_mean(stage, trained)
-        raise SpecError(f"{where}: pbt needs a pre-training that a metric is of, and '{stage}' is none{near}")
-    for key in sweep.space.values:
+        yield f"searcher: pbt needs a pre-training that a metric is of, and '{stage}' is none{near}"
+    for key in sweep.choices:
         if not (key.startswith(f"{stage}.sampler.ppo.") or key == f"{stage}.sampler_lr"):
-            raise SpecError(
-                f"{where}: pbt changes {stage}.sampler.ppo.* and {stage}.sampler_lr while {stage} trains, "
+            yield (
+                f"searcher: pbt changes {stage}.sampler.ppo.* and {stage}.sampler_lr while {stage} trains, "
                 f"not {key}; fix it with set, or use optuna"
             )
-    if searcher.every is None:
-        raise SpecError(f"{where}.every is missing: after how many epochs shall members be compared?")
-    if sweep.breed.generations < 2:
-        raise SpecError(
-            f"{where}.every is {searcher.every}, but {stage} has only {sweep.breed.epochs} epochs"
-        )
+    if sweep.population.generations < 2:
+        epochs = sweep.population.epochs
+        yield f"searcher.every is {sweep.searcher.every}, but {stage} has only {epochs} epochs"
     if (sweep.samples or 0) < 2:
-        raise SpecError(
-            f"{sweep.where}: samples is the size of the population, which needs 2 members or more"
-        )
+        yield "samples is the size of the population, which needs 2 members or more"
     for key, given in (
         ("seeds.keys", sweep.seeds.keys), ("baseline", sweep.baseline),
         ("scheduler", sweep.scheduler.kind != "none"), ("a second objective", sweep.objectives[1:]),
         *((key, key in sweep.fixed) for key in (f"{stage}.schedule", f"{stage}.until")),
     ):  # fmt: skip
         if given:
-            raise SpecError(f"{where}: pbt leaves no room for {key}; leave it out")
+            yield f"searcher: pbt leaves no room for {key}; leave it out"
 
 
-def shown(point: Mapping[str, Any]) -> Point:
-    """Return the values of a point that a table shows: all but the history of a population's member."""
-    return {key: value for key, value in point.items() if not isinstance(value, list)}
+def _graph_problems(sweep: Sweep) -> Iterator[str]:
+    """Build the pipeline of every point (of drawn ones, those that hold the ends of each range)."""
+    points = [*sweep.space.corners(), *sweep.points()[:_CHECKED_POINTS]]
+    if not points:
+        yield "the constraints leave no point to try; loosen them"
+    for trial in {trial.id: trial for point in points for trial in sweep.trials_of(point)[:1]}.values():
+        error = _graph_error(sweep, trial.overrides)
+        if error is None:
+            continue
+        for key, value in trial.overrides.items():
+            alone = _graph_error(sweep, {key: value})
+            if alone is not None:
+                yield f"{'space' if key in sweep.choices else 'seeds.keys'}.{key} = {value!r}: {alone}"
+        yield f"together, {', '.join(f'{key}={value}' for key, value in trial.point.items())}: {error}"
 
 
-def _needed(pipeline: Pipeline, names: Iterable[str]) -> set[str]:
-    """Return `names` and all stages that they need, however indirectly."""
-    found: set[str] = set()
-    waiting = [name for name in names if name in pipeline.stages]
-    while waiting:
-        name = waiting.pop()
-        if name not in found and name in pipeline.stages:
-            found.add(name)
-            waiting += pipeline.stages[name].needs
-    return found
+def _graph_error(sweep: Sweep, overrides: Mapping[str, Any]) -> SpecError | None:
+    try:
+        graphs.build(sweep.load(overrides))
+    except SpecError as error:
+        return error
+    return None
 
 
-def as_sets(overrides: Mapping[str, Any]) -> list[str]:
-    """Return overrides as `--set` options of `tats run pipeline`."""
+def _metric_problems(sweep: Sweep) -> Iterator[str]:
+    names = [metric.name for metric in sweep.metrics]
+    yield from (f"metrics: {name} is given twice" for name in names if names.count(name) > 1)
+    kinds = {name: KINDS[stage.kind] for name, stage in sweep.load({}).stages.items()}
+    for name in names:
+        stage, _, number = name.partition(".")
+        reports = kinds[stage].reports
+        if reports is None:
+            continue  # only a run can tell what another's program reports
+        if kinds[stage].curves:
+            reports |= {STEP_SECONDS}
+        if number not in reports:
+            near = did_you_mean(number, reports) if reports else ""
+            near = near if near.startswith("; did") else ""
+            exists = f" ({stage} reports {', '.join(sorted(reports))})" if reports else ""
+            yield f"metrics: no stage reports {name}{near}{exists}"
+    if isinstance(sweep.scheduler, Asha):
+        metric = sweep.scheduler.metric
+        stage = metric.partition(".")[0]
+        curves = {f"{name}.{curve}" for name, kind in kinds.items() for curve in kind.curves}
+        if metric not in curves and not (stage in kinds and kinds[stage].reports is None):
+            near = did_you_mean(metric, curves)
+            yield f"scheduler.metric: no stage reports {metric} while it runs{near}"
 
-    def written(value: Any) -> str:
-        # Not JSON: YAML takes its 5e-05 for a word.
-        text: str = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=math.inf)
-        return text.strip()[1:-1]
 
-    return [f"{key}={written(value)}" for key, value in overrides.items()]
-
-
-def differences(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield `(key, was, is)` for everything in which two identities differ."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in [*old, *(key for key in new if key not in old)]:
-            yield from differences(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
-    elif old != new:
-        yield place, old, new
+_CHECKS = (
+    _space_problems, _search_problems, _pipeline_problems, _population_problems, _graph_problems,
+    _metric_problems,
+)  # fmt: skip

@@ -16,11 +16,12 @@ import yaml
 from tats_core import specs
 from tats_core.errors import StoreError
 from tats_core.files import write_json
+from tats_core.pipeline import spec as pipelines
 from tats_core.report import sweeps
 from tats_core.report.table import Table
 from tats_core.report.units import short_keys, value_text
-from tats_core.sweep.spec import Sweep, shown
-from tats_core.sweep.trial import Ended
+from tats_core.sweep.spec import Sweep, plain
+from tats_core.sweep.trial import TrialResult
 
 BEST: Final = "best.yaml"
 ROWS: Final = 60
@@ -37,11 +38,11 @@ class Summary:
     """
 
     sweep: Sweep
-    trials: list[Ended]
+    trials: list[TrialResult]
     busy: float | None
 
     @classmethod
-    def of(cls, sweep: Sweep, trials: Sequence[Ended], busy: float | None) -> Summary:
+    def of(cls, sweep: Sweep, trials: Sequence[TrialResult], busy: float | None) -> Summary:
         """Put the trials in order, however they were run."""
         every = (trial for point in sweep.points() for trial in sweep.trials_of(point))
         place = {one.id: i for i, one in enumerate(every)}
@@ -58,11 +59,11 @@ class Summary:
         return sweeps.ranked(found, objective.name, objective.mode or "max")
 
     @property
-    def _judged(self) -> list[Ended]:
+    def _judged(self) -> list[TrialResult]:
         """The trials that are compared: of a population, the newest generation of which any finished."""
         if self.sweep.searcher.kind != "pbt":
             return self.trials
-        until = f"{self.sweep.breed.stage}.until"
+        until = f"{self.sweep.population.stage}.until"
         newest = max((one.point[until] for one in self.trials if one.status == "finished"), default=0)
         return [one for one in self.trials if one.point[until] == newest]
 
@@ -179,13 +180,13 @@ def busy_of(folder: Path) -> float | None:
 
 def best_pipeline(sweep: Sweep, point: dict[str, Any]) -> str:
     """Return the whole base pipeline with the sweep's changes and what a point sets, as a YAML file."""
-    raw = specs.read(specs.find("pipelines", sweep.pipeline))
+    raw = pipelines.read(specs.find("pipelines", sweep.pipeline))
     for key, value in {**sweep.fixed, **point}.items():
         stage, *rest = key.split(".")
         raw = specs.override(
             raw, ["defaults", *rest] if stage == "defaults" else ["stages", stage, *rest], value
         )
     raw |= {"name": "best", "title": f"Best of the sweep {sweep.name}"}
-    chosen = ", ".join(f"{key}={value}" for key, value in shown(point).items())
+    chosen = ", ".join(f"{key}={value}" for key, value in plain(point).items())
     head = f"# The best point of the sweep {sweep.name}{chosen and f': {chosen}'}\n"
     return head + yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=110)

@@ -1,7 +1,7 @@
-"""One trial: the sweep's pipeline with the trial's values, and what is kept of it.
+"""One trial: the sweep's pipeline with the trial's values, and the record of how it ended.
 
-Its folder is `runs/<sweep's run>/trials/<id>/`: `run.json` of its stages, `trial.json` once it has ended and
-all its epochs were told.
+Its folder is `runs/<sweep's run>/trials/<id>/`: `run.json` of its stages, and `trial.json` once it has ended
+and the sweep has seen all its epochs.
 """
 
 from __future__ import annotations
@@ -12,33 +12,35 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal
 
-from tats_core.errors import StoreError, TatsError
-from tats_core.files import write_json
+from tats_core.errors import TatsError
+from tats_core.files import read_json_if_there, write_json
 from tats_core.pipeline import runner
+from tats_core.pipeline.observers import Events, Observer
 from tats_core.pipeline.stage_thread import Launch
 from tats_core.stages.base import read_result
 from tats_core.store import history
 from tats_core.store.run import RunRecord, StageRecord
-from tats_core.sweep.space import Point
-from tats_core.sweep.spec import STEP_SECONDS, Sweep, Trial, shown
+from tats_core.sweep.spec import STEP_SECONDS, Sweep, Trial, plain
 from tats_core.training.events import read_events
 
-POINTS = "points.json"
-"""In a sweep's folder: the points that were found on the way."""
+_RESULT = "trial.json"
+
+STUDY = "study.jsonl"
+"""In a sweep's folder: the points that were found on the way, in Optuna's journal."""
 
 Status = Literal["finished", "failed", "stopped early"]
 Row = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a trial ended. `seconds` are those of training steps; `metrics` the numbers that were asked for."""
+class TrialResult:
+    """How a trial ended. `seconds` are those of training steps; `metrics` those that the sweep asks for."""
 
     id: str
     status: Status
@@ -52,63 +54,49 @@ class Ended:
     """What it set in the pipeline, seeds too."""
 
     def save(self, folder: Path) -> None:
-        """Write `trial.json` whole."""
-        write_json(folder / "trial.json", asdict(self))
+        """Write `trial.json` complete or not at all."""
+        write_json(folder / _RESULT, asdict(self))
 
     @classmethod
-    def load(cls, folder: Path) -> Ended | None:
-        """Return what is kept in `folder`, or None if the trial has not ended.
+    def load(cls, folder: Path) -> TrialResult | None:
+        """Return the result in `folder`, or None if the trial has not ended.
 
         Raises:
-            StoreError: it cannot be understood.
+            StoreError: it cannot be read.
         """
-        path = folder / "trial.json"
-        if not path.exists():
-            return None
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise StoreError(f"{path}: is not the record of a trial ({error})") from error
+        return read_json_if_there(folder / _RESULT, cls, "the record of a trial")
 
 
 def newest(home: Path, name: str) -> Path | None:
     """Return the folder of the newest run of the sweep `name`, or None."""
-    folders = (home / "runs" / one for one in history.ids(home, name))
-    return next((one for one in folders if (one / "sweep.json").exists()), None)
+    folders = (home / "runs" / run for run in history.ids(home, name))
+    return next((folder for folder in folders if (folder / "sweep.json").exists()), None)
 
 
-def results(folder: Path) -> list[Ended]:
-    """Return what has ended in a sweep's folder; points that were found on the way stand in their order."""
-    ended = [Ended.load(one) for one in sorted((folder / "trials").glob("*"))]
-    return in_order(asked(folder), [one for one in ended if one is not None])
-
-
-def asked(folder: Path) -> list[Point]:
-    """Return the points that were found on the way, in their order.
+def results(folder: Path) -> list[TrialResult]:
+    """Return the trials that have ended; those of points found on the way stand in the order of the points.
 
     Raises:
-        StoreError: they cannot be understood.
+        StoreError: a record of them cannot be read.
     """
-    path = folder / POINTS
-    if not path.exists():
-        return []
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: are not the points of a sweep ({error})") from error
-    return [dict(one) for one in found]
+    loaded = (TrialResult.load(path) for path in sorted((folder / "trials").glob("*")))
+    trials = [result for result in loaded if result is not None]
+    if not (folder / STUDY).exists():
+        return trials
+    from tats_core.sweep.search import read_points  # Optuna is slow to import
+
+    order = {_identity(plain(point)): number for number, point in enumerate(read_points(folder))}
+    return sorted(trials, key=lambda trial: order.get(_identity(trial.point), len(order)))
 
 
-def in_order(points: Sequence[Point], trials: Iterable[Ended]) -> list[Ended]:
-    """Return the trials in the order of their points; where that is not known, as they are."""
-    place = {json.dumps(shown(point), sort_keys=True): number for number, point in enumerate(points)}
-    return sorted(trials, key=lambda one: place.get(json.dumps(one.point, sort_keys=True), len(place)))
+def _identity(point: Mapping[str, Any]) -> str:
+    return json.dumps(point, sort_keys=True)
 
 
-class Epochs:
-    """Follows a trial's stages: one row an epoch with the newest of each number, `<stage>.<number>`.
+class EpochRows(Observer):
+    """Observes a trial's stages: one row an epoch with the newest of each number, `<stage>.<number>`.
 
-    The stages that all trials share are not followed.
+    The stages that all trials share are left out.
     """
 
     def __init__(self, sweep: Sweep, rows: queue.SimpleQueue[Row | None]) -> None:
@@ -124,22 +112,13 @@ class Epochs:
         self._batch: dict[str, float] = {}
         self._step: dict[str, int] = {}
 
-    def run_started(self, resolved: Mapping[str, Any]) -> None:
-        """Nothing is kept of it."""
-
-    def stage_started(
-        self,
-        stage: StageRecord,
-        config: Mapping[str, Any],
-        settings: Mapping[str, Any],
-        folders: tuple[Path, ...],
-        data: Iterable[Path],
-        inputs: Mapping[str, str],
-    ) -> None:
-        """Nothing is kept of it."""
+    def events(self, stage: str, events: Events) -> None:
+        """Take the numbers of what a stage wrote, earlier runs' first."""
+        for event in events.all:
+            self.event(stage, event)
 
     def event(self, name: str, event: Mapping[str, Any]) -> None:
-        """Take the numbers of one event; after a resume, epochs that come again do not count twice."""
+        """Take the numbers of an event; after a resume, epochs that come again do not count twice."""
         stage = name.partition("[")[0]
         if stage in self._common:
             return
@@ -168,13 +147,10 @@ class Epochs:
                 self.training_seconds += seconds * steps
 
     def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
-        """Of an output that was there already, read what was said when it was made."""
+        """Of a reused output, read the events from when it was made."""
         if stage.status == "cached" and stage.folder:
             for _, event in read_events(Path(stage.folder) / "events.jsonl"):
                 self.event(stage.name, event)
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 def run(
@@ -185,23 +161,24 @@ def run(
     rows: queue.SimpleQueue[Row | None],
     stop: threading.Event,
     launch: Launch | None,
-) -> Ended | None:
-    """Run a trial to its end and return how it ended, a failure too; None where it was asked to stop."""
-    epochs = Epochs(sweep, rows)
-    place = f"{run_id}/trials/{trial.id}"
+) -> TrialResult | None:
+    """Run a trial to its end and return how it ended, a failure too; None where `stop` was set."""
+    epochs = EpochRows(sweep, rows)
+    metrics: dict[str, float] = {}
     try:
-        host = runner.Host(place, lambda home, record: epochs, stop, launch)
+        host = runner.Host(f"{run_id}/trials/{trial.id}", epochs, stop, launch)
         record = runner.run(sweep.load(trial.overrides), home, host=host)
         if record.status == "stopped":
             return None
         error = record.error
-        metrics = {} if error else _metrics(sweep, record, epochs)
+        if not error:
+            metrics = _metrics(sweep, record, epochs)
     except TatsError as raised:
-        error, metrics = str(raised), {}
+        error = str(raised)
     except Exception as raised:  # noqa: BLE001 (a bug of ours is no reason to end the sweep)
         traceback.print_exc()
-        error, metrics = f"{type(raised).__name__}: {raised} (a bug)", {}
-    return Ended(
+        error = f"{type(raised).__name__}: {raised} (a bug)"
+    return TrialResult(
         id=trial.id,
         status="failed" if error else "finished",
         point=dict(trial.point),
@@ -214,23 +191,20 @@ def run(
     )
 
 
-def _metrics(sweep: Sweep, record: RunRecord, epochs: Epochs) -> dict[str, float]:
-    found = {}
+def _metrics(sweep: Sweep, record: RunRecord, epochs: EpochRows) -> dict[str, float]:
+    metrics = {}
     for metric in sweep.metrics:
         stage, _, number = metric.name.partition(".")
         if number == STEP_SECONDS:
             values = [median(epochs.step_seconds[stage])] if epochs.step_seconds.get(stage) else []
         else:
-            results = [
-                read_result(Path(one.folder))
-                for one in record.stages.values()
-                if one.stage == stage and one.folder
-            ]
-            values = [float(one[number]) for one in results if _is_number(one.get(number))]
+            instances = [item for item in record.stages.values() if item.stage == stage and item.folder]
+            numbers = [read_result(Path(item.folder or "")).get(number) for item in instances]
+            values = [float(value) for value in numbers if value is not None and _is_number(value)]
         if values:
-            found[metric.name] = fmean(values)
-    return found
+            metrics[metric.name] = fmean(values)
+    return metrics
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

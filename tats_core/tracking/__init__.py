@@ -1,7 +1,7 @@
-"""What MLflow is told about a run: a parent run for the pipeline, a child run for each stage.
+"""What MLflow gets of a run: a parent run for the pipeline, a child run for each stage.
 
-What is to be told is written down first (`journal`), by the runner, which never waits for a server; a thread
-of the same process, or `tats sync` later, tells it (`sender`), in order and once. So a server that is slow,
+The runner writes what is to be sent into a journal (`store.journal`), and never waits for a server; a thread
+of the same process, or `tats sync` later, sends it (`sender`), in order and once. So a server that is slow,
 restarts, or is away for the whole run costs the training nothing and the record nothing.
 """
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -26,24 +24,34 @@ _PARTS = ("model.safetensors", "model.json", "sampler.safetensors", "sampler.jso
 
 
 def export(model: Path, kind: ModelKind, form: Format, out: Path) -> None:
-    """Write the trained model in the folder `model` as the folder `out`, whole or not at all.
+    """Write the trained model in the folder `model` as the folder `out`, complete or not at all.
 
     Raises:
-        StoreError: `out` is there already, or cannot be written.
+        StoreError: `out` exists already, or cannot be written.
         WeightsError: the format cannot hold this model; says why.
     """
-    with _whole_folder(out) as beside:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise StoreError(f"{out}: is there already; give --out a new folder")
+    temporary = out.with_name(f"{out.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise StoreError(f"{out}: cannot be written ({error.strerror})") from error
+    try:
         if form == "safetensors":
-            _copy(model, beside)
+            _copy(model, temporary)
         elif form == "hf":
-            _hugging_face(model, kind, beside)
+            _hugging_face(model, kind, temporary)
         else:
-            _mlflow(model, kind, beside)
+            _mlflow(model, kind, temporary)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _copy(model: Path, out: Path) -> None:
     if not (model / "model.json").exists():
-        raise WeightsError(f"{model}: is Hugging Face's already; only a model of ours can be exported")
+        raise WeightsError(f"{model}: has Hugging Face's form already; only a model of TATS can be exported")
     checkpoints_io.refuse_other_format(model / _PARTS[0])
     for name in _PARTS:
         if (model / name).exists():
@@ -60,7 +68,7 @@ def _hugging_face(folder: Path, kind: ModelKind, out: Path) -> None:
         model = weights.load_mae(folder)
     tensors, config = checkpoints_io.to_hugging_face(model, classes)
     if views is not None:
-        config["tats_views"] = views  # theirs keep what they do not know
+        config["tats_views"] = views  # Transformers ignores and saves what it does not know
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     write_json(out / "config.json", config)
     write_json(out / "preprocessor_config.json", checkpoints_io.preprocessor_of(model.encoder.clip))
@@ -73,31 +81,9 @@ def _mlflow(folder: Path, kind: ModelKind, out: Path) -> None:
         )
     from tats_core.tracking import model
 
-    inside = out / "model"
-    inside.mkdir()
-    _copy(folder, inside)
-    model.save(inside, out / "mlflow")
-    shutil.rmtree(inside)
-    for path in (out / "mlflow").iterdir():
-        path.rename(out / path.name)
-    (out / "mlflow").rmdir()
-    assert (out / MLFLOW_DATA / "model.json").is_file(), "MLflow keeps its data elsewhere"
-
-
-@contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
-    """Give a folder beside `out` that takes its name when all went well."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise StoreError(f"{out}: is there already; give --out a new folder")
-    beside = out.with_name(f"{out.name}.tmp-{os.getpid()}-{uuid.uuid4().hex[:6]}")
-    try:
-        beside.mkdir(parents=True)
-    except OSError as error:
-        raise StoreError(f"{out}: cannot be written ({error.strerror})") from error
-    try:
-        yield beside
-        if out.exists():
-            out.rmdir()
-        beside.rename(out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.") as beside:
+        parts = Path(beside, "model")
+        parts.mkdir()
+        _copy(folder, parts)
+        model.save(parts, out)
+    assert (out / MLFLOW_DATA / "model.json").is_file(), "MLflow has its data elsewhere"

@@ -39,7 +39,7 @@ def save(model: Path, out: Path) -> None:
     # Telemetry would look for a network.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     with warnings.catch_warnings():
-        # An example would be a video of ours in every exported folder; the signature says what is wanted.
+        # An example would be a video in every exported folder; the signature says what is wanted.
         warnings.filterwarnings("ignore", message=".*input example was not provided")
         mlflow.pyfunc.save_model(
             out,
@@ -66,18 +66,18 @@ class Classes:
 
         Raises:
             SpecError: there is no such column.
-            DataError: a video is not there or cannot be read.
+            DataError: a video does not exist or cannot be read.
         """
         if "video" not in table:
             raise SpecError(
                 f"the table has no column 'video' (it has {', '.join(map(str, table)) or 'none'})"
             )
         videos = [str(video) for video in table["video"]]
-        found = self.predictor.predict(existing(videos))
+        guesses_of = self.predictor.predict(existing(videos))
         return pd.DataFrame(
             {
                 "video": videos,
-                "classes": [[guess.name for guess in guesses] for guesses in found],
-                "probabilities": [[guess.probability for guess in guesses] for guesses in found],
+                "classes": [[guess.name for guess in guesses] for guesses in guesses_of],
+                "probabilities": [[guess.probability for guess in guesses] for guesses in guesses_of],
             }
         )

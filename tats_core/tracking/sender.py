@@ -1,8 +1,8 @@
-"""Tells a run's journal to MLflow: in order, once, however often it is begun again.
+"""Sends a run's journal to MLflow: in order, once, however often it begins again.
 
-What was told is known by the cursor (`Sent`), and around its last position by asking MLflow itself: a kill,
-or a lost answer, leaves it open whether the last operations arrived. So a run is looked for before it is
-created, a curve goes on after its last step there, and a picture that is there is not told again.
+What was sent is known by the cursor (`Sent`), and around its last position by asking MLflow itself: a kill,
+or a lost answer, leaves it open whether the last operations arrived. So a run is searched before it is
+created, a curve resumes after its last step there, and a picture that MLflow has is not sent again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,17 +22,18 @@ from tats_core.errors import StoreError
 from tats_core.report import metrics
 from tats_core.specs import flatten
 from tats_core.store import environment
-from tats_core.store.journal import Spool
-from tats_core.store.layout import KEY, MANIFEST
+from tats_core.store.journal import Operation, Spool
+from tats_core.store.layout import EVENTS, KEY, MANIFEST
 from tats_core.store.run import RunRecord
 from tats_core.tracking import server
-from tats_core.training.events import read_events
+from tats_core.training.events import Event, read_events
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Metric
     from PIL.Image import Image
 
 Result = TypeVar("Result")
+Json = dict[str, Any]
 
 PARAM_LENGTH = 6000  # MLflow's limits, per value and per call
 PARAMS_A_CALL = 100
@@ -42,14 +44,14 @@ _PARENT = ""
 _STUBBORN = 5  # failures after which an operation is passed over
 _CHECKPOINTS = (".pt", ".safetensors")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-# The page of a run; and what a sweep comes to.
+# The page of a run; and the results of a sweep.
 _OF_A_RUN = ("report.html", "results.json", "results.txt", "results.csv", "best.yaml", "plots")
 
 
 class AwayError(Exception):
-    """The server does not answer, or cannot do its work now: the same will do later.
+    """The server does not answer, or cannot do its work now: the same call will succeed later.
 
-    `broken` where it did answer, with an error of its own: then it may never do.
+    `broken` where it did answer, with an error of its own: then the call may never succeed.
     """
 
     def __init__(self, reason: str, *, broken: bool = False) -> None:
@@ -58,20 +60,20 @@ class AwayError(Exception):
 
 
 @dataclass
-class _Told:
-    """What MLflow has of one of its runs."""
+class _Logged:
+    """What MLflow has of one of its runs; None where it was not asked yet."""
 
     id: str
     created: bool
-    """By this sender: then it has nothing that we did not tell."""
+    """By this sender: then it has nothing that this sender did not send."""
     steps: dict[str, int] = field(default_factory=dict)
     """Metric → last step."""
     params: set[str] | None = None
-    files: set[tuple[str, int]] | None = None
+    pictures: set[tuple[str, int]] | None = None
 
 
 class Sender:
-    """Tells one spool."""
+    """Sends one spool."""
 
     def __init__(self, spool: Spool, uri: str, note: Callable[[str], None]) -> None:
         """Connect.
@@ -82,44 +84,39 @@ class Sender:
         Raises:
             AwayError: the server does not answer.
         """
-        self.spool = spool
-        self.uri = uri
-        self.note = note
+        self.spool, self.uri, self.note = spool, uri, note
         self.sent = spool.sent()
-        self.operations: dict[str, Callable[[dict[str, Any]], None]] = {
+        self._operations: dict[str, Callable[[Operation], None]] = {
             "run": self._start_run,
             "stage": self._start_stage,
             "event": self._take_event,
-            "system": self._take_system,
+            "system": lambda operation: self._take_metrics(_PARENT, operation["values"], operation),
             "stage_end": self._end_stage,
             "run_end": self._end_run,
         }
-        self._told: dict[str, _Told] = {}
+        self._runs: dict[str, _Logged] = {}
         self._waiting: dict[str, list[Metric]] = {}
-        self._stages: dict[str, dict[str, Any]] = {}
+        self._stages = spool.stages()
         self._inputs: dict[Path, DatasetInput] = {}
         self._flushed = self.last_answer = time.monotonic()
-        self._read = self.sent.offset
-        self.client = _asked(lambda: server.connect(spool.home, uri))
-        _asked(lambda: self.client.search_experiments(max_results=1))
-        for _, operation in spool.read(0):
-            if operation["kind"] == "stage":
-                self._stages[operation["stage"]["name"]] = operation
+        self._read = self.sent.cursor
+        self.client = _asked(partial(server.connect, spool.home, uri))
+        self._check_alive()
 
     def send(self) -> bool:
-        """Tell what is in the journal and was not told; True where there was something.
+        """Send what is in the journal and was not sent; True where there was something.
 
         Raises:
-            AwayError: the server went away; what was not told comes again.
+            AwayError: the server went away; what did not arrive comes again.
         """
         before = self._read
-        for offset, operation in self.spool.read(self._read):
+        for cursor, operation in self.spool.read(self._read):
             if operation["kind"] == "stage":
                 self._stages[operation["stage"]["name"]] = operation
             if operation["kind"] not in ("event", "system"):
                 self.flush()
             self._do(operation)
-            self._read = offset
+            self._read = cursor
             waiting = sum(len(points) for points in self._waiting.values())
             if not waiting:
                 self._advance()
@@ -130,16 +127,24 @@ class Sender:
         return self._read > before
 
     def flush(self) -> None:
-        """Tell the points that wait for company."""
+        """Send the points that wait for others to share a call."""
         for stage, points in self._waiting.items():
-            run = self._run(stage)
             for start in range(0, len(points), METRICS_A_CALL):
-                self._log_points(run, points[start : start + METRICS_A_CALL])
+                self._log_points(self._run(stage), points[start : start + METRICS_A_CALL])
         self._waiting.clear()
         self._flushed = time.monotonic()
         self._advance()
 
-    def _log_points(self, run: _Told, points: list[Metric]) -> None:
+    def end_killed(self) -> None:
+        """End what a killed driver left: nobody will write the rest of this journal."""
+        self.flush()
+        for run_id in reversed(self.sent.runs.values()):
+            if _asked(partial(self.client.get_run, run_id)).info.status == "RUNNING":
+                _asked(partial(self.client.set_terminated, run_id, "KILLED"))
+        self.sent.ended = True
+        self.spool.save(self.sent)
+
+    def _log_points(self, run: _Logged, points: list[Metric]) -> None:
         try:
             _asked(lambda: self.client.log_batch(run.id, metrics=points))
         except AwayError:
@@ -154,29 +159,20 @@ class Sender:
                 self._log_points(run, [point for point in points if point.key == key])
         self.last_answer = time.monotonic()
 
-    def end_killed(self) -> None:
-        """End what a driver left behind that was killed: nobody will write the rest of this journal."""
-        self.flush()
-        for run_id in reversed(self.sent.runs.values()):
-            if _asked(lambda run_id=run_id: self.client.get_run(run_id)).info.status == "RUNNING":  # type: ignore[misc]
-                _asked(lambda run_id=run_id: self.client.set_terminated(run_id, "KILLED"))  # type: ignore[misc]
-        self.sent.ended = True
-        self.spool.save(self.sent)
-
     def _advance(self) -> None:
-        if self._read != self.sent.offset:
-            self.sent.offset, self.sent.failures = self._read, 0
+        if self._read != self.sent.cursor:
+            (self.sent.offset, self.sent.events), self.sent.failures = self._read, 0
             self.spool.save(self.sent)
 
-    def _do(self, operation: dict[str, Any]) -> None:
+    def _do(self, operation: Operation) -> None:
         try:
-            _asked(lambda: self.operations[operation["kind"]](operation))
+            _asked(lambda: self._operations[operation["kind"]](operation))
             self.last_answer = time.monotonic()
         except AwayError as error:
             if not error.broken:
                 raise
             # A server that answers, yet breaks at this each time, would hold up all that follows for ever.
-            _asked(lambda: self.client.search_experiments(max_results=1))
+            self._check_alive()
             self.sent.failures += 1
             self.spool.save(self.sent)
             if self.sent.failures < _STUBBORN:
@@ -185,41 +181,45 @@ class Sender:
         except Exception as error:  # noqa: BLE001 (the server refuses it for good, or a file is gone: the next one)
             self._pass_over(operation, _brief(error))
 
-    def _pass_over(self, operation: Mapping[str, Any], reason: str) -> None:
+    def _check_alive(self) -> None:
+        _asked(lambda: self.client.search_experiments(max_results=1))
+
+    def _pass_over(self, operation: Operation, reason: str) -> None:
         self.spool.reject(operation, reason)
         if operation["kind"] == "run_end":
             self.sent.ended = True  # all the same: nothing comes after it
-        self.note(f"MLflow was not told of one thing ({operation['kind']}): {reason}")
+        self.note(f"MLflow did not take one entry ({operation['kind']}): {reason}")
 
-    def _run(self, stage: str) -> _Told:
-        if stage not in self._told:
+    def _run(self, stage: str) -> _Logged:
+        if stage not in self._runs:
             if stage not in self.sent.runs:
                 raise LookupError(f"it has no run of {stage or 'the pipeline'}")
-            self._told[stage] = _Told(self.sent.runs[stage], created=False)
-        return self._told[stage]
+            self._runs[stage] = _Logged(self.sent.runs[stage], created=False)
+        return self._runs[stage]
 
-    def _create(self, stage: str, name: str, tags: dict[str, str]) -> _Told:
-        """Create the MLflow run of a stage ("": of the pipeline), or find the one that was created."""
+    def _create(self, stage: str, name: str, tags: dict[str, str]) -> _Logged:
+        """Create the MLflow run of a stage ("": of the pipeline), or take the one that was created."""
         experiment = server.experiment(self.client, self.spool.home, self.uri, tags["pipeline"])
-        kept = {"run": self.spool.run, "stage_instance": stage or "(pipeline)"}
-        query = " and ".join(f"tags.`{key}` = {_quoted(value)}" for key, value in kept.items())
-        found = self.client.search_runs([experiment], query, max_results=1)
-        if found:
-            told = _Told(found[0].info.run_id, created=False)
-            self.client.update_run(told.id, "RUNNING")  # a sweep that is gone on with had ended
+        identity = {"run": self.spool.run, "stage_instance": stage or "(pipeline)"}
+        query = " and ".join(f"tags.`{key}` = {_quoted(value)}" for key, value in identity.items())
+        existing = self.client.search_runs([experiment], query, max_results=1)
+        if existing:
+            run = _Logged(existing[0].info.run_id, created=False)
+            self.client.update_run(run.id, "RUNNING")  # a sweep that is resumed had ended
         else:
-            run = self.client.create_run(experiment, run_name=name, tags={**tags, **kept})
-            told = _Told(run.info.run_id, created=True)
-        self._told[stage] = told
-        self.sent.runs[stage] = told.id
-        return told
+            new = self.client.create_run(experiment, run_name=name, tags={**tags, **identity})
+            run = _Logged(new.info.run_id, created=True)
+        self._runs[stage] = run
+        self.sent.runs[stage] = run.id
+        return run
 
     # --- operations ----------------------------------------------------------------------------------
 
-    def _start_run(self, operation: dict[str, Any]) -> None:
-        sweep = (self.spool.folder.parent / "sweep.json").exists()
-        words = ["tats", *(["sweep"] if sweep else ["run", "pipeline"]), operation["pipeline"]]
-        words += [part for one in operation["overrides"] for part in ("--set", one)]
+    def _start_run(self, operation: Operation) -> None:
+        folder = self.spool.folder.parent
+        overrides: list[str] = operation["overrides"]
+        words = ["tats", *(["sweep"] if (folder / "sweep.json").exists() else ["run", "pipeline"])]
+        words += [operation["pipeline"], *(word for text in overrides for word in ("--set", text))]
         tags = {
             "pipeline": operation["pipeline"],
             "mlflow.user": _user(),
@@ -227,18 +227,17 @@ class Sender:
             "mlflow.source.name": shlex.join(words),
             "mlflow.note.content": operation["title"],
             **_commit_tags(operation["git_commit"]),
-            "git_dirty": str((self.spool.folder.parent / environment.PATCH).exists()).lower(),
+            "git_dirty": str((folder / environment.PATCH).exists()).lower(),
         }
         run = self._create(_PARENT, self.spool.run, tags)
         # What was changed for this run, so that two runs of a pipeline can be told apart at a glance.
-        self._log_params(run, dict(text.split("=", 1) for text in operation["overrides"]))
+        self._log_params(run, dict(text.split("=", 1) for text in overrides))
         self.client.log_dict(run.id, operation["resolved"], "pipeline.json")
-        folder = self.spool.folder.parent
-        for name, place in ((environment.FILE, None), (environment.PATCH, "git")):
+        for name, below in ((environment.FILE, None), (environment.PATCH, "git")):
             if (folder / name).exists():
-                self.client.log_artifact(run.id, str(folder / name), artifact_path=place)
+                self.client.log_artifact(run.id, str(folder / name), artifact_path=below)
 
-    def _start_stage(self, operation: dict[str, Any]) -> None:
+    def _start_stage(self, operation: Operation) -> None:
         stage = operation["stage"]
         tags = {
             "mlflow.parentRunId": self._run(_PARENT).id,
@@ -261,43 +260,43 @@ class Sender:
         # What the pipeline sets; the rest, which would bury it on MLflow's page, is in config.json.
         self._log_params(run, flatten(operation["settings"]))
         self.client.log_dict(run.id, operation["config"], "config.json")
-        self._log_datasets(run, [Path(path) for path in operation["data"]])
+        manifests = [Path(path) for path in operation["data"]]
+        for path in manifests:
+            if path not in self._inputs:  # most stages of a run read the same
+                self._inputs[path] = _dataset(path)
+        if manifests:
+            self.client.log_inputs(run.id, [self._inputs[path] for path in manifests])
 
-    def _take_event(self, operation: dict[str, Any]) -> None:
+    def _take_event(self, operation: Operation) -> None:
         stage, event = operation["stage"], operation["event"]
         if event["kind"] == "metrics":
-            self._take_metrics(stage, event["values"], event["step"], event["time"])
+            self._take_metrics(stage, event["values"], event)
         elif event["kind"] == "params":
             self._log_params(self._run(stage), flatten({"effective": event["values"]}))
         elif event["kind"] == "file":
             self.flush()
-            self._log_file(stage, event)
+            self._log_file(stage, event["key"], event["path"], event["step"])
 
-    def _take_system(self, operation: dict[str, Any]) -> None:
-        self._take_metrics(_PARENT, operation["values"], operation["step"], operation["time"])
-
-    def _take_metrics(self, stage: str, values: Mapping[str, float], step: int, when: float) -> None:
+    def _take_metrics(self, stage: str, values: Mapping[str, float], when: Event) -> None:
+        """Let points wait for the next call; `when` has their step and time."""
         from mlflow.entities import Metric
 
-        run = self._run(stage)
+        run, step, milliseconds = self._run(stage), when["step"], int(when["time"] * 1000)
         for key, value in values.items():
-            # After a resume the steps since the newest checkpoint come again; MLflow would keep both.
-            if step > self._last_step(run, key):
+            if key not in run.steps:
+                points = [] if run.created else self.client.get_metric_history(run.id, key)
+                run.steps[key] = max((point.step for point in points), default=-1)
+            # After a resume the steps since the newest checkpoint come again; MLflow would have both.
+            if step > run.steps[key]:
                 run.steps[key] = step
-                self._waiting.setdefault(stage, []).append(Metric(key, value, int(when * 1000), step))
+                self._waiting.setdefault(stage, []).append(Metric(key, value, milliseconds, step))
 
-    def _last_step(self, run: _Told, key: str) -> int:
-        if key not in run.steps:
-            known = [] if run.created else self.client.get_metric_history(run.id, key)
-            run.steps[key] = max((point.step for point in known), default=-1)
-        return run.steps[key]
-
-    def _log_params(self, run: _Told, values: Mapping[str, Any]) -> None:
+    def _log_params(self, run: _Logged, values: Mapping[str, object]) -> None:
         from mlflow.entities import Param
 
         if run.params is None:
             run.params = set() if run.created else set(self.client.get_run(run.id).data.params)
-        # MLflow refuses another value for a name: what the first attempt said stays.
+        # MLflow refuses another value for a name: that of the first attempt stays.
         new = [
             Param(key, str(value)[:PARAM_LENGTH]) for key, value in values.items() if key not in run.params
         ]
@@ -305,40 +304,36 @@ class Sender:
             self.client.log_batch(run.id, params=new[start : start + PARAMS_A_CALL])
         run.params |= {param.key for param in new}
 
-    def _log_datasets(self, run: _Told, manifests: Sequence[Path]) -> None:
-        for path in manifests:
-            if path not in self._inputs:  # most stages of a run read the same
-                self._inputs[path] = _dataset(path)
-        if manifests:
-            self.client.log_inputs(run.id, [self._inputs[path] for path in manifests])
-
-    def _log_file(self, stage: str, event: Mapping[str, Any]) -> None:
+    def _log_file(self, stage: str, key: str, name: str, step: int) -> None:
         run, folders = self._run(stage), self._folders(stage)
-        key, name, step = event["key"], event["path"], event["step"]
         if name.endswith(_PICTURES):
-            if run.files is None:
-                run.files = set() if run.created else self._pictures(run)
-            if (key, step) not in run.files:
+            if run.pictures is None:
+                run.pictures = set() if run.created else self._pictures(run)
+            if (key, step) not in run.pictures:
                 picture = _use(folders, name, _picture)
                 self.client.log_image(run.id, picture, key=key, step=step, synchronous=True)
-                run.files.add((key, step))
+                run.pictures.add((key, step))
         _use(folders, name, lambda path: self.client.log_artifact(run.id, str(path), artifact_path=key))
 
-    def _pictures(self, run: _Told) -> set[tuple[str, int]]:
+    def _pictures(self, run: _Logged) -> set[tuple[str, int]]:
         # images/<key>+step+<n>+timestamp+…, twice for each picture.
-        names = [one.path.removeprefix("images/") for one in self.client.list_artifacts(run.id, "images")]
+        paths = [entry.path for entry in self.client.list_artifacts(run.id, "images")]
+        names = [path.removeprefix("images/") for path in paths]
         parts = [name.split("+") for name in names if "+step+" in name and "+compressed" not in name]
         return {(part[0].replace("~", "/"), int(part[2])) for part in parts}
 
     def _folders(self, stage: str) -> tuple[Path, ...]:
         return tuple(Path(folder) for folder in self._stages[stage]["folders"])
 
-    def _end_stage(self, operation: dict[str, Any]) -> None:
+    def _end_stage(self, operation: Operation) -> None:
         name, status = operation["stage"], operation["status"]
         run = self._run(name)
         if status == "cached":
-            source = self._source_run(operation["source"])
-            tags = {"cached": "true"} | ({"source_run": source} if source else {})
+            tags = {"cached": "true"}
+            if operation["source"]:  # the run and the stage that made the output
+                source_run, source_stage = operation["source"]
+                source = Spool(self.spool.home, source_run).sent().runs.get(source_stage)
+                tags |= {"source_run": source} if source else {}
             self._set_tags(run, tags)
             self._log_last_values(name)
         if status in ("finished", "cached") and operation["folder"]:
@@ -348,28 +343,21 @@ class Sender:
         self.flush()
         self.client.set_terminated(run.id, _status(status))
 
-    def _set_tags(self, run: _Told, tags: Mapping[str, str]) -> None:
+    def _set_tags(self, run: _Logged, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
         self.client.log_batch(run.id, tags=[RunTag(key, value) for key, value in tags.items()])
 
-    def _source_run(self, source: Sequence[str] | None) -> str | None:
-        """Return the MLflow run of the stage that made an output."""
-        if source is None:
-            return None  # its record was removed; the output is as good
-        return Spool(self.spool.home, source[0]).sent().runs.get(source[1])
-
     def _log_last_values(self, stage: str) -> None:
-        last: dict[str, tuple[int, float, float]] = {}
-        place = _first_existing(self._folders(stage), KEY).parent / "events.jsonl"
-        for _, event in read_events(place):
+        last: dict[str, tuple[float, Event]] = {}
+        for _, event in read_events(_first_existing(self._folders(stage), KEY).parent / EVENTS):
             if event["kind"] == "metrics":
-                last |= {key: (event["step"], value, event["time"]) for key, value in event["values"].items()}
-        for key, (step, value, when) in last.items():
-            self._take_metrics(stage, {key: value}, step, when)
+                last |= {key: (value, event) for key, value in event["values"].items()}
+        for key, (value, event) in last.items():
+            self._take_metrics(stage, {key: value}, event)
 
     def _log_output(self, stage: str, folder: Path, *, made_here: bool) -> None:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = _json(folder / MANIFEST)
         tags = {"output": folder.as_uri(), "output.sha256": manifest["digest"]}
         for name, entry in manifest["files"].items():
             # Gigabytes stay where they are; the digest says whether they are still the same.
@@ -378,91 +366,97 @@ class Sender:
                 tags |= {f"checkpoint.{name}.sha256": entry["sha256"]}
         run = self._run(stage)
         self._set_tags(run, tags)
-        result = {}
+        result: Json = {}
         if (folder / "result.json").exists():
-            result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-            self._take_metrics(stage, numbers(result, "result/"), 0, time.time())
+            result = _json(folder / "result.json")
+            self._take_metrics(stage, numbers(result, "result/"), _now())
             self.client.log_artifact(run.id, str(folder / "result.json"))
         if (folder / "results.json").exists():
             self._log_results(run, folder)
         kind = self._stages[stage]["stage"]["kind"]
         if made_here and kind in ("pretrain", "finetune") and "model.safetensors" in manifest["files"]:
-            self._register(stage, folder, manifest, result)
+            self._register(stage, folder, manifest["digest"], result)
         if kind == "evaluate" and "top1" in result:
             self._score(stage, float(result["top1"]))
 
-    def _log_results(self, run: _Told, folder: Path) -> None:
-        """The table of the whole pipeline: with the stage that made it, and on the parent."""
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    def _log_results(self, run: _Logged, folder: Path) -> None:
+        """Log the table of the whole pipeline: with the stage that made it, and on the parent."""
+        results = _json(folder / "results.json")
         parent = self._run(_PARENT)
-        for one in (run, parent):
-            for path in sorted(folder.iterdir()):
-                if path.is_file() and (path.stem == "results" or path.suffix in _PICTURES):
-                    self.client.log_artifact(one.id, str(path), artifact_path="results")
+        for path in sorted(folder.iterdir()):
+            if path.is_file() and (path.stem == "results" or path.suffix in _PICTURES):
+                for run_id in (run.id, parent.id):
+                    self.client.log_artifact(run_id, str(path), artifact_path="results")
         rows = results["rows"]
         if rows:
             known = [key for key in metrics.EXPORTED if any(key in row for row in rows)]
             order = [*known, *(key for key in rows[0] if key not in known)]
-            columns = {key: [row.get(key) for row in rows] for key in order}
-            # As `log_table` writes it, which would add to a table that is there already.
-            table = {"columns": order, "data": [list(row) for row in zip(*columns.values(), strict=True)]}
+            # As `log_table` writes it, which would add to a table that MLflow has already.
+            table = {"columns": order, "data": [[row.get(key) for key in order] for row in rows]}
             self.client.log_dict(parent.id, table, "results_table.json")
             entry = json.dumps([{"path": "results_table.json", "type": "table"}])
             self.client.set_tag(parent.id, "mlflow.loggedArtifacts", entry)
         values = numbers(results.get("policy", {}), "policy/")
         for row in rows:
-            kept = {key: row.get(key) for key in metrics.RESULTS}
-            values |= numbers(kept, f"{row['benchmark']}/{row['init']}/")
-        self._take_metrics(_PARENT, values, 0, time.time())
+            measured = {key: row.get(key) for key in metrics.RESULTS}
+            values |= numbers(measured, f"{row['benchmark']}/{row['init']}/")
+        self._take_metrics(_PARENT, values, _now())
+
+    def _end_run(self, operation: Operation) -> None:
+        run = self._run(_PARENT)
+        for path in (self.spool.folder.parent / name for name in _OF_A_RUN):
+            if path.is_dir():
+                self.client.log_artifacts(run.id, str(path), path.name)
+            elif path.exists():
+                self.client.log_artifact(run.id, str(path))
+        self.client.set_terminated(run.id, _status(operation["status"]))
+        self.sent.ended = True
 
     # --- models --------------------------------------------------------------------------------------
 
-    def _register(
-        self, stage: str, folder: Path, manifest: Mapping[str, Any], result: Mapping[str, Any]
-    ) -> None:
-        """Register a trained model by its place and digest, as the newest of its name.
+    def _register(self, stage: str, folder: Path, digest: str, result: Json) -> None:
+        """Register a trained model by its folder and digest, as the newest of its name.
 
         A name is a pipeline and what the model is for: its benchmark, or pre-training. The `champion` of a
-        name is the best by top-1 of the evaluation; of pre-trained ones, by their last linear probe.
+        name is the best by top-1 of the evaluation; of pre-trained models, by their last linear probe.
         """
         operation, run = self._stages[stage], self._run(stage)
-        name = self._model_name(stage)
+        name, kind = self._model_name(stage), operation["stage"]["kind"]
         if not self.client.search_registered_models(f"name = {_quoted(name)}"):
-            self.client.create_registered_model(
-                name, description=f"Models of the pipeline {operation['pipeline']}"
-            )
-        version = self._version(name, manifest["digest"])
+            about = f"Models of the pipeline {operation['pipeline']}"
+            self.client.create_registered_model(name, description=about)
+        version = self._version(name, digest)
         if version is None:
             experiment = self.client.get_run(run.id).info.experiment_id
-            tags = {"output": folder.as_uri(), "output.sha256": manifest["digest"], "stage": stage}
+            tags = {"output": folder.as_uri(), "output.sha256": digest, "stage": stage}
             model = self.client.create_logged_model(
-                experiment, name=name, source_run_id=run.id, tags=tags, model_type=operation["stage"]["kind"]
+                experiment, name=name, source_run_id=run.id, tags=tags, model_type=kind
             )
             self.client.finalize_logged_model(model.model_id, "READY")
-            # By its place: MLflow would look `models:/…` up at its default server, whoever asks.
+            # By its location: MLflow would look `models:/…` up at its default server, whoever asks.
             made = self.client.create_model_version(
                 name, model.artifact_location, run_id=run.id, tags=tags, model_id=model.model_id
             )
             version = str(made.version)
         self.client.set_registered_model_alias(name, "newest", version)
-        if operation["stage"]["kind"] == "pretrain" and "linear_top1" in result:
+        if kind == "pretrain" and "linear_top1" in result:
             self._crown(name, version, "linear_top1", float(result["linear_top1"]))
 
     def _score(self, stage: str, top1: float) -> None:
         for need, digest in self._stages[stage]["inputs"].items():
-            if self._stages.get(need, {}).get("stage", {}).get("kind") == "finetune":
+            if need in self._stages and self._stages[need]["stage"]["kind"] == "finetune":
                 name = self._model_name(need)
                 version = self._version(name, digest)
                 if version is not None:
                     self._crown(name, version, "top1", top1)
 
-    def _crown(self, name: str, version: str, key: str, figure: float) -> None:
-        """Note `figure` on a version; the best one carries the alias `champion`."""
-        self.client.set_model_version_tag(name, version, key, f"{figure:.4f}")
+    def _crown(self, name: str, version: str, key: str, value: float) -> None:
+        """Note a metric on a version; the best one has the alias `champion`."""
+        self.client.set_model_version_tag(name, version, key, f"{value:.4f}")
         champion = self.client.get_registered_model(name).aliases.get("champion")
         if champion is not None:
             best = self.client.get_model_version(name, str(champion)).tags.get(key)
-            if best is not None and float(best) >= figure:
+            if best is not None and float(best) >= value:
                 return
         self.client.set_registered_model_alias(name, "champion", version)
 
@@ -472,38 +466,26 @@ class Sender:
         return f"{operation['pipeline']}-{use}"
 
     def _version(self, name: str, digest: str) -> str | None:
-        for one in self.client.search_model_versions(f"name = {_quoted(name)}"):
-            if one.tags.get("output.sha256") == digest:
-                return str(one.version)
+        for version in self.client.search_model_versions(f"name = {_quoted(name)}"):
+            if version.tags.get("output.sha256") == digest:
+                return str(version.version)
         return None
 
-    # --- the end -------------------------------------------------------------------------------------
 
-    def _end_run(self, operation: dict[str, Any]) -> None:
-        run = self._run(_PARENT)
-        for place in (self.spool.folder.parent / name for name in _OF_A_RUN):
-            if place.is_dir():
-                self.client.log_artifacts(run.id, str(place), place.name)
-            elif place.exists():
-                self.client.log_artifact(run.id, str(place))
-        self.client.set_terminated(run.id, _status(operation["status"]))
-        self.sent.ended = True
+def remember(record: RunRecord, runs: Mapping[str, str]) -> None:
+    """Write MLflow's ids into a run's record."""
+    record.tracking_run = runs.get(_PARENT, record.tracking_run)
+    for name, stage in record.stages.items():
+        stage.tracking_run = runs.get(name, stage.tracking_run)
 
 
-def _dataset(manifest: Path) -> DatasetInput:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    stored = json.loads(manifest.read_text(encoding="utf-8"))
-    entry = json.loads((manifest.parent / MANIFEST).read_text(encoding="utf-8"))["files"][manifest.name]
-    profile = {"videos": len(stored["videos"]), "classes": len(stored["classes"])}
-    dataset = Dataset(
-        name=stored["benchmark"],
-        digest=entry["sha256"][:32],
-        source_type="local",
-        source=json.dumps({"uri": manifest.as_uri()}),
-        profile=json.dumps(profile),
-    )
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", stored["split"])])
+def numbers(values: Mapping[str, object], prefix: str) -> dict[str, float]:
+    """Return the numbers among `values` (a truth value is none), with `prefix` before their names."""
+    return {
+        prefix + key: float(value)
+        for key, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def _asked(call: Callable[[], Result]) -> Result:
@@ -520,11 +502,8 @@ def _asked(call: Callable[[], Result]) -> Result:
         return call()
     except (FileNotFoundError, StoreError):
         raise
-    except (
-        OSError,
-        OperationalError,
-    ) as error:  # a connection (`requests` raises OSErrors), or a locked database
-        raise AwayError(_brief(error)) from error
+    except (OSError, OperationalError) as error:
+        raise AwayError(_brief(error)) from error  # a connection (`requests`), or a locked database
     except MlflowException as error:
         status = error.get_http_status_code()  # type: ignore[no-untyped-call]
         if status < 500 and status not in (408, 429):
@@ -537,20 +516,28 @@ def _brief(error: Exception) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def remember(record: RunRecord, runs: Mapping[str, str]) -> None:
-    """Write MLflow's ids into a run's record."""
-    record.tracking_run = runs.get(_PARENT, record.tracking_run)
-    for name, stage in record.stages.items():
-        stage.tracking_run = runs.get(name, stage.tracking_run)
+def _dataset(manifest: Path) -> DatasetInput:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    stored = _json(manifest)
+    entry = _json(manifest.parent / MANIFEST)["files"][manifest.name]
+    dataset = Dataset(
+        name=stored["benchmark"],
+        digest=entry["sha256"][:32],
+        source_type="local",
+        source=json.dumps({"uri": manifest.as_uri()}),
+        profile=json.dumps({"videos": len(stored["videos"]), "classes": len(stored["classes"])}),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", stored["split"])])
 
 
-def numbers(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """Return the numbers among `values` (a truth value is none), with `prefix` before their names."""
-    return {
-        prefix + key: float(value)
-        for key, value in values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+def _json(path: Path) -> Json:
+    content: Json = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _now() -> Event:
+    return {"step": 0, "time": time.time()}
 
 
 def _quoted(value: str) -> str:
@@ -576,17 +563,16 @@ def _picture(path: Path) -> Image:
         return picture.convert("RGB")
 
 
-def _use(folders: tuple[Path, ...], name: str, use: Callable[[Path], Result]) -> Result:
-    """Call `use` with the place of the file `name`, again where the file moved away under its hands."""
+def _use(folders: Sequence[Path], name: str, use: Callable[[Path], Result]) -> Result:
+    """Call `use` with the path of the file `name`, again where a commit moved the file meanwhile."""
     try:
         return use(_first_existing(folders, name))
     except FileNotFoundError:
-        # A stage's last files are told of right before its commit renames the folder, which happens once.
+        # A stage logs its last files right before its commit renames the folder, which happens once.
         return use(_first_existing(folders, name))
 
 
-def _first_existing(folders: tuple[Path, ...], name: str) -> Path:
-    # A commit renames the work folder while events about its files may still wait here.
+def _first_existing(folders: Sequence[Path], name: str) -> Path:
     for folder in folders:
         if (folder / name).exists():
             return folder / name

@@ -21,7 +21,7 @@ _DATABASE = "sqlite:///"
 def tracking_uri(home: Path) -> str:
     """Return where runs are tracked: MLFLOW_TRACKING_URI, or the database in the project folder.
 
-    A database's path is absolute: who sends later does so from another working directory.
+    A database's path is absolute: `tats sync` may run in another working directory.
 
     Raises:
         StoreError: the project folder's path cannot stand in the address of a database.
@@ -37,12 +37,12 @@ def connect(home: Path, uri: str) -> MlflowClient:
 
     Processes that open a new database at the same time would both create its tables, so they take turns.
     """
-    # It would report each run to its makers; who wants that sets the variable to false.
+    # MLflow would report each run to its makers; set the variable to false if you want that.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # By itself it would hold a call to a dead server for minutes; who calls here tries again by itself.
+    # MLflow would hold a call to a dead server for minutes; the callers try again by themselves.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-    # At the end of a run it would print where to look at it, into whatever our output is read by.
+    # At the end of a run MLflow would print an address, into whatever reads our output.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # MLflow sets up its loggers when it is imported, and reports every table that it creates.
     import mlflow.exceptions
@@ -114,15 +114,15 @@ def experiment(client: MlflowClient, home: Path, uri: str, name: str) -> str:
     """Return the id of the experiment called `name`, which is created if need be."""
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    local = uri.startswith("sqlite:")
-    place = (home.absolute() / "mlflow-artifacts").as_uri() if local else None
+    existing = client.get_experiment_by_name(name)
+    if existing is not None:
+        return str(existing.experiment_id)
+    local = uri.startswith(_DATABASE)
+    artifacts = (home.absolute() / "mlflow-artifacts").as_uri() if local else None
     # Else MLflow's page opens with what is meant for language-model applications.
     tags = {"mlflow.experimentKind": "custom_model_development"}
     try:
-        return str(client.create_experiment(name, artifact_location=place, tags=tags))
+        return str(client.create_experiment(name, artifact_location=artifacts, tags=tags))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

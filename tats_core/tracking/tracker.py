@@ -1,22 +1,22 @@
-"""The runner's side: writes down what happens, and has it told by a thread of its own."""
+"""The runner's side: writes what happens into the journal, and a thread of its own sends it."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from tats_core.addresses import without_password
-from tats_core.store.journal import Spool, pending
+from tats_core.store.journal import TRACKED, Spool, pending
 from tats_core.store.run import RunRecord, StageRecord
 from tats_core.tracking.sender import AwayError, Sender, remember
 from tats_core.tracking.server import tracking_uri
+from tats_core.training.events import Event
 
-_LOOK_SECONDS = 0.5  # between two looks at the journal
+_POLL_SECONDS = 0.5  # between two readings of the journal
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds between two tries while the server is away
 _GRACE_SECONDS = 5.0  # how long the end of a run waits for a server that does not answer
 _DATABASE_SECONDS = 60.0  # and for a database here: a busy machine takes long to make its tables
@@ -24,7 +24,7 @@ _SYSTEM_SECONDS = 10.0
 
 
 class Tracker:
-    """Follows one run. No method waits for a server; `close` waits while it makes progress."""
+    """Logs one run. No method waits for a server, but `deliver` and `close` do, while it makes progress."""
 
     def __init__(self, home: Path, record: RunRecord) -> None:
         self._home = home.absolute()
@@ -35,18 +35,18 @@ class Tracker:
         self._writing = threading.Lock()
         self._closing = threading.Event()
         self._give_up = threading.Event()
-        self._told = threading.Event()
+        self._done = threading.Event()
         self._last_answer = time.monotonic()
         self._sender: Sender | None = None
         self._away = ""
         self._rejected: list[str] = []
-        self._started = time.monotonic()
+        self._links: dict[tuple[str, int], str] = {}  # (stage, inode of its event file) → link
         self._threads = [
             threading.Thread(target=self._send, name="tracking", daemon=True),
             threading.Thread(target=self._watch_system, name="system metrics", daemon=True),
         ]
 
-    def run_started(self, resolved: Mapping[str, Any]) -> None:
+    def run_started(self, resolved: Mapping[str, object]) -> None:
         """The run begins; `resolved` is the pipeline with all its stages' configurations."""
         record = self._record
         self._write(
@@ -63,8 +63,8 @@ class Tracker:
     def stage_started(
         self,
         stage: StageRecord,
-        config: Mapping[str, Any],
-        settings: Mapping[str, Any],
+        config: Mapping[str, object],
+        settings: Mapping[str, object],
         folders: tuple[Path, ...],
         data: Iterable[Path],
         inputs: Mapping[str, str],
@@ -90,10 +90,32 @@ class Tracker:
             inputs=dict(inputs),
         )
 
-    def event(self, name: str, event: Mapping[str, Any]) -> None:
-        """A stage said something."""
-        if event["kind"] in ("metrics", "params", "file"):
-            self._write("event", stage=name, event=event)
+    def events(self, stage: str, file: Path, start: int, end: int, events: Sequence[Event]) -> None:
+        """A stage wrote `events` into its event file, from byte `start` to byte `end`."""
+        link = self._link(stage, file)
+        if link:
+            self._write("events", stage=stage, file=link, start=start, end=end)
+            return
+        for event in events:
+            self.event(stage, event)
+
+    def _link(self, stage: str, file: Path) -> str | None:
+        """Return the spool's name of an event file; None where it cannot have one."""
+        try:
+            key = stage, file.stat().st_ino
+        except FileNotFoundError:
+            return None  # the commit renames the folder just now
+        if key not in self._links:
+            name = f"events-{len(self._links)}.jsonl"
+            if not self._spool.link(file, name):
+                return None
+            self._links[key] = name
+        return self._links[key]
+
+    def event(self, stage: str, event: Event) -> None:
+        """An event that is in no event file: of a sweep, whose stages are trials."""
+        if event["kind"] in TRACKED:
+            self._write("event", stage=stage, event=event)
 
     def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
         """A stage ended; `source` is the run and the stage that made the output of a cached one."""
@@ -106,31 +128,39 @@ class Tracker:
             source=source,
         )
 
-    def close(self) -> None:
-        """The run ended: tell what is left, and note in the record what could not be told."""
+    def run_ended(self) -> None:
+        """The run ended; nothing comes after it."""
         self._closing.set()
         self._write("run_end", status=self._record.status)
+
+    def deliver(self) -> None:
+        """Wait until all is sent, and note in the record what could not be."""
         self._last_answer = time.monotonic()
-        here = (self._record.tracking_uri or "").startswith("sqlite:")
-        grace = _DATABASE_SECONDS if here else _GRACE_SECONDS
-        while not self._told.wait(0.05):
+        local = (self._record.tracking_uri or "").startswith("sqlite:")
+        grace = _DATABASE_SECONDS if local else _GRACE_SECONDS
+        while not self._done.wait(0.05):
             sender = self._sender
             answered = max(self._last_answer, sender.last_answer if sender else 0.0)
             if time.monotonic() - answered > grace:
                 break
         self._give_up.set()
         remember(self._record, self._spool.sent().runs)
+        faults = list(dict.fromkeys(self._rejected))
         waiting = self._spool.waiting
-        said = list(dict.fromkeys(self._rejected))
         if waiting:
-            said.append(
+            faults.append(
                 f"{waiting} entries could not be sent to {without_password(self._record.tracking_uri or '')} "
                 f"({self._away or 'it does not answer'}) and wait on disk; "
                 "`tats sync` sends them, and so does the next run"
             )
-        self._record.tracking_error = "; ".join(said) or None
+        self._record.tracking_error = "; ".join(faults) or None
 
-    def _write(self, kind: str, **fields: Any) -> None:
+    def close(self) -> None:
+        """Both of these."""
+        self.run_ended()
+        self.deliver()
+
+    def _write(self, kind: str, **fields: object) -> None:
         with self._writing:
             if kind == "system" and self._closing.is_set():
                 return  # nothing comes after the end of the run: nobody would send it
@@ -143,17 +173,17 @@ class Tracker:
             while not self._give_up.is_set():
                 with self._spool.alone() as mine:
                     if mine:
-                        self._send_until_told()
+                        self._send_until_ended()
                         return
-                # A `tats sync`, or a run that began with what others left, sends what there is so far.
-                self._give_up.wait(_LOOK_SECONDS)
+                # A `tats sync`, or a run that sends what others left, is sending this journal.
+                self._give_up.wait(_POLL_SECONDS)
         except Exception as error:  # hours of training must not end for it
             self._away = f"{type(error).__name__}: {error}".splitlines()[0]
             logging.getLogger(__name__).debug("tracking ended", exc_info=True)
         finally:
-            self._told.set()
+            self._done.set()
 
-    def _send_until_told(self) -> None:
+    def _send_until_ended(self) -> None:
         sender: Sender | None = None
         wait = _FIRST_WAIT
         left_over = True
@@ -166,7 +196,7 @@ class Tracker:
                 self._last_answer, self._away, wait = time.monotonic(), "", _FIRST_WAIT
                 remember(self._record, sender.sent.runs)
             except AwayError as error:
-                # What was told of the last batch is not known: a new sender asks.
+                # How much of the last batch arrived is not known: a new sender asks.
                 sender, self._away = None, str(error)
                 self._give_up.wait(min(wait, _LONGEST_WAIT))
                 wait *= 2
@@ -176,7 +206,7 @@ class Tracker:
                 sync(self._home, but=self._record.id)
             if sender.sent.ended:
                 return
-            self._closing.wait(_LOOK_SECONDS)
+            self._closing.wait(_POLL_SECONDS)
 
     def _watch_system(self) -> None:
         """System metrics, under MLflow's own names, once in ten seconds."""
@@ -202,7 +232,7 @@ def sync(home: Path, *, but: str | None = None, say: Callable[[str], None] = lam
 
     Args:
         but: a run that sends for itself.
-        say: told what was sent, what was refused, and what cannot be sent now.
+        say: takes a sentence about what was sent, what was refused, and what cannot be sent now.
     """
     left = 0
     home = home.absolute()

@@ -1,16 +1,16 @@
-"""Where a training loop keeps what it needs to go on after a kill.
+"""Checkpoints, from which a training resumes after a kill.
 
 One folder a training run, on storage that all workers share::
 
-    step-000000120/state.pt       what all ranks hold alike, from rank 0
-                   rank-1.pt      what is rank 1's own
-                   manifest.json  sizes, digests, step and figures
+    step-000000120/state.pt       what is the same on all ranks, from rank 0
+                   rank-1.pt      what rank 1 alone has
+                   manifest.json  sizes, digests, step and metrics
 
-A state is written beside (`*.tmp`), then renamed: it is there whole or not at all. Before it is used it is
-compared with its manifest; a damaged one gives way to the one before.
+A checkpoint is written beside (`*.tmp`), then renamed: it is complete or absent. Before it is used it is
+compared with its manifest; a corrupt one gives way to the one before.
 
-The launcher is not asked to do this: what counts here (the same bits after any fault, a look at each byte
-before it is trusted, a state at once when a person asks to stop) is the same with every launcher and without.
+This is not left to the launcher: what counts (the same bits after any fault, every byte verified before it is
+used, a checkpoint at once when a person asks to stop) is the same with every launcher and without.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import torch
 from pydantic import Field
@@ -39,64 +39,31 @@ from tats_core.training.world import World
 T = TypeVar("T")
 
 MANIFEST = "manifest.json"
-_STOP_SECONDS = 0.5  # between two looks for the wish to stop: the store may be a network's
+_STOP_SECONDS = 0.5  # between two checks for the wish to stop: the storage may be a network's
 
 
 class CheckpointConfig(StrictModel):
-    """When a state is kept, and how many are. A wish to stop is answered with one at once."""
+    """When a checkpoint is saved, and how many are kept. A wish to stop saves one at once."""
 
     epochs: int | None = Field(5, ge=1, description="after every n-th epoch; null: not for that")
     steps: int | None = Field(None, ge=1, description="after every n-th optimiser step")
-    minutes: float | None = Field(15, gt=0, description="when the last one is as old")
+    minutes: float | None = Field(15, gt=0, description="when the last checkpoint is as old")
     keep: int = Field(2, ge=1, description="the newest n stay; the one before the newest is the reserve")
     best: str | None = Field(
-        None, description="a figure of the curves whose highest state stays too, such as linear_top1"
+        None, description="a metric, such as linear_top1; the checkpoint where it is highest stays too"
     )
 
 
-class CheckpointStore(Protocol):
-    """Keeps the newest states of one training run. Every rank makes every call, at the same step."""
-
-    def begin(self, config: CheckpointConfig) -> dict[str, Any] | None:
-        """Return the newest whole state, tensors on the CPU, or None at a fresh start.
-
-        `state["rank"]` is this rank's own. Where another number of ranks kept the state, there is
-        `state["ranks"]` instead: what was each one's own, by rank.
-        """
-        ...
-
-    def due(self, step: int, *, epochs: int | None = None) -> bool:
-        """Tell all ranks alike whether a state is wanted after `step` (`epochs`: finished, at their ends)."""
-        ...
-
-    def save(self, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float]) -> None:
-        """Keep `state`: rank 0's counts, save for `state["rank"]`, which is kept for each.
-
-        Raises:
-            Stopped: the state is kept, and a person asked to stop.
-            StoreError: it cannot be written; the ones before stay.
-        """
-        ...
-
-    def until_stopped(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield `items`, of which ranks may have more or fewer, for work that keeps no states.
-
-        Raises:
-            Stopped: on all ranks, each at its next item, after a person asked to stop.
-        """
-        ...
-
-
-class FolderStore:
-    """The states of one training run in a folder.
+class CheckpointStore:
+    """The newest checkpoints of one training run. Every rank makes every call, at the same step.
 
     Args:
-        folder: the run's own.
+        folder: for this run alone.
         world: the ranks that share it.
-        stop: whether a person asked to stop; looked at about twice a second.
-        say: told when a damaged state is passed over.
-        background: write while training goes on, from a copy of the state. It pays where the state has to
-            leave a GPU anyway; a kill meanwhile costs what was done since the state before.
+        stop: whether a person asked to stop; called about twice a second.
+        say: gets a sentence about each corrupt checkpoint.
+        background: write during the next steps, from a copy of the state. It pays where the state has to
+            leave a GPU anyway; a kill meanwhile loses the steps since the checkpoint before.
     """
 
     def __init__(
@@ -116,34 +83,41 @@ class FolderStore:
         self._writing: threading.Thread | None = None
         self._failure: StoreError | None = None
         self._saved = time.monotonic()
-        self._looked = float("-inf")
+        self._checked = float("-inf")
         self._asked = False
 
     def begin(self, config: CheckpointConfig) -> dict[str, Any] | None:
-        """Return the newest whole state, or None; states that are damaged or half written are removed."""
+        """Return the newest complete state, tensors on the CPU, or None; remove corrupt and partial ones.
+
+        `state["rank"]` belongs to this rank. Where another number of ranks saved the state, `state["ranks"]`
+        holds the parts of all of them instead.
+        """
         self.config = config
         self._saved = time.monotonic()
         newest = -1
         if self.world.is_first:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob("*.tmp"):
-                shutil.rmtree(left)
-            newest = self._newest_whole()
+            for partial_state in self.folder.glob("*.tmp"):
+                shutil.rmtree(partial_state)
+            newest = self._newest_complete()
         step = self.world.from_first(newest)
         if step < 0:
             return None
-        place = self._place(step)
-        state: dict[str, Any] = torch.load(place / "state.pt", map_location="cpu", weights_only=True)
-        before = json.loads((place / MANIFEST).read_text(encoding="utf-8"))["workers"]
-        same = before == self.world.size
-        files = [place / f"rank-{rank}.pt" for rank in ([self.world.rank] if same else range(before))]
+        saved = self._step_folder(step)
+        state: dict[str, Any] = torch.load(saved / "state.pt", map_location="cpu", weights_only=True)
+        workers = _manifest(saved)["workers"]
+        same = workers == self.world.size
+        files = [saved / f"rank-{rank}.pt" for rank in ([self.world.rank] if same else range(workers))]
         if all(file.exists() for file in files):
-            own = [torch.load(file, map_location="cpu", weights_only=True) for file in files]
-            state |= {"rank": own[0]} if same else {"ranks": own}
+            ranks = [torch.load(file, map_location="cpu", weights_only=True) for file in files]
+            state |= {"rank": ranks[0]} if same else {"ranks": ranks}
         return state
 
     def due(self, step: int, *, epochs: int | None = None) -> bool:
-        """Tell whether a state is wanted: by count, by age of the last one, or because a person stops."""
+        """Whether to save after `step`, the end of `epochs` epochs if they are given; the same on all ranks.
+
+        By count, by the last checkpoint's age, or because a person asked to stop.
+        """
         config = self.config
         if config.steps is not None and step % config.steps == 0:
             return True
@@ -154,18 +128,23 @@ class FolderStore:
         return self.world.any(old or self._wants_to_stop())
 
     def save(self, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float]) -> None:
-        """Write `state` beside, then rename; the oldest ones beyond `keep` go."""
+        """Save `state` as it is on rank 0 and `state["rank"]` of every rank; remove the oldest beyond `keep`.
+
+        Raises:
+            Stopped: the state is saved, and a person asked to stop.
+            StoreError: it cannot be written; earlier checkpoints stay.
+        """
         self.wait()
-        place = self._place(step)
-        # Named by rank 0, anew each time: what an attempt left half written never mixes with this one's.
-        beside = place.with_name(f"{place.name}-{self.world.from_first(secrets.randbits(32)):08x}.tmp")
-        self._guarded(beside, lambda: self._write_own(beside, state))
+        target = self._step_folder(step)
+        # Rank 0 draws a new name each time: partial files of an earlier attempt never mix with these.
+        beside = target.with_name(f"{target.name}-{self.world.from_first(secrets.randbits(32)):08x}.tmp")
+        self._guarded(beside, lambda: self._write_rank(beside, state))
         self._raise_failure()
         if self.world.is_first:
             shared = {key: value for key, value in state.items() if key != "rank"}
             if self._background:
                 shared = _on_cpu(shared)
-            commit = partial(self._commit, beside, place, shared, step, metrics)
+            commit = partial(self._commit, beside, target, shared, step, metrics)
             self._writing = threading.Thread(target=self._guarded, args=(beside, commit), name="checkpoint")
             self._writing.start()
         stopping = self.world.any(self._wants_to_stop())
@@ -176,7 +155,11 @@ class FolderStore:
             raise Stopped
 
     def until_stopped(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield `items` until a person asks to stop."""
+        """Yield `items`, whose number may differ between ranks, for work that saves no checkpoints.
+
+        Raises:
+            Stopped: on all ranks, each at its next item, after a person asked to stop.
+        """
         for item in items:
             if self._wants_to_stop():
                 break
@@ -186,7 +169,7 @@ class FolderStore:
             raise Stopped
 
     def wait(self) -> None:
-        """Wait until what is being written is there. Every rank calls it.
+        """Wait until the last checkpoint is written. Every rank calls it.
 
         Raises:
             StoreError: it could not be written.
@@ -197,91 +180,85 @@ class FolderStore:
         self._raise_failure()
 
     def best(self) -> Path | None:
-        """Return the kept state with the highest `config.best`, or None where no state has that figure.
+        """Return the checkpoint with the highest `config.best`, or None where none has that metric.
 
-        Of equal ones the first: states between two looks carry the figure of the look before.
+        Of equal ones the first: checkpoints between two health checks have the metrics of the earlier check.
         """
-        named = self.config.best
-        scored = [
-            (figures[named], -step)
-            for step, figures in self._figures().items()
-            if named is not None and named in figures
-        ]
-        return self._place(-max(scored)[1]) if scored else None
+        metric = self.config.best
+        scored: list[tuple[float, int]] = []
+        for saved in self._saved_folders():
+            if metric is not None and (saved / MANIFEST).exists():
+                manifest = _manifest(saved)
+                if metric in manifest["figures"]:
+                    scored.append((manifest["figures"][metric], -manifest["step"]))
+        return self._step_folder(-max(scored)[1]) if scored else None
 
-    def _place(self, step: int) -> Path:
+    def _saved_folders(self) -> list[Path]:
+        return sorted(folder for folder in self.folder.glob("step-*") if not folder.suffix)
+
+    def _step_folder(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}"
 
     def _wants_to_stop(self) -> bool:
         now = time.monotonic()
-        if not self._asked and now - self._looked > _STOP_SECONDS:
-            self._looked, self._asked = now, self._stop()
+        if not self._asked and now - self._checked > _STOP_SECONDS:
+            self._checked, self._asked = now, self._stop()
         return self._asked
 
-    def _newest_whole(self) -> int:
-        for place in sorted(self.folder.glob("step-*"), reverse=True):
-            fault = _fault(place)
+    def _newest_complete(self) -> int:
+        for saved in reversed(self._saved_folders()):
+            fault = _fault(saved)
             if fault is None:
-                return int(place.name.removeprefix("step-"))
-            self._say(f"the checkpoint {place.name} is damaged ({fault}); going back to the one before")
-            shutil.rmtree(place)
+                return int(saved.name.removeprefix("step-"))
+            self._say(f"the checkpoint {saved.name} is corrupt ({fault}); going back to the one before")
+            shutil.rmtree(saved)
         return -1
-
-    def _figures(self) -> dict[int, dict[str, float]]:
-        found = {}
-        for path in self.folder.glob(f"step-*/{MANIFEST}"):
-            if not path.parent.suffix:
-                stored = json.loads(path.read_text(encoding="utf-8"))
-                found[int(stored["step"])] = stored["figures"]
-        return found
 
     # --- writing -------------------------------------------------------------------------------------
 
-    def _write_own(self, beside: Path, state: Mapping[str, Any]) -> None:
+    def _write_rank(self, beside: Path, state: Mapping[str, Any]) -> None:
         beside.mkdir(parents=True, exist_ok=True)
         if "rank" in state:
             digest = _save(state["rank"], beside / f"rank-{self.world.rank}.pt")
             (beside / f"rank-{self.world.rank}.digest").write_text(digest, encoding="ascii")
 
     def _commit(
-        self, beside: Path, place: Path, shared: Mapping[str, Any], step: int, metrics: Mapping[str, float]
+        self, beside: Path, target: Path, shared: Mapping[str, Any], step: int, metrics: Mapping[str, float]
     ) -> None:
         digests = {"state.pt": _save(shared, beside / "state.pt")}
-        for noted in sorted(beside.glob("*.digest")):
-            digests[noted.stem + ".pt"] = noted.read_text(encoding="ascii")
-            noted.unlink()
+        for path in sorted(beside.glob("*.digest")):
+            digests[path.stem + ".pt"] = path.read_text(encoding="ascii")
+            path.unlink()
         files = {
             name: {"size": (beside / name).stat().st_size, "sha256": digest}
             for name, digest in digests.items()
         }
         manifest = {"step": step, "workers": self.world.size, "figures": dict(metrics), "files": files}
         write_json(beside / MANIFEST, manifest)
-        if place.exists():  # after going back to an older state, a step comes again
-            shutil.rmtree(place)
-        beside.rename(place)
+        if target.exists():  # a training that went back to an earlier checkpoint repeats its steps
+            shutil.rmtree(target)
+        beside.rename(target)
         sync(self.folder)
         self._prune()
 
     def _prune(self) -> None:
-        places = sorted(place for place in self.folder.glob("step-*") if not place.suffix)
-        kept = {*places[-self.config.keep :], self.best()}
-        for place in places:
-            if place not in kept:
-                gone = place.with_suffix(".tmp")  # half a state must not look like one
-                place.rename(gone)
-                shutil.rmtree(gone)
+        saved = self._saved_folders()
+        for folder in {*saved} - {*saved[-self.config.keep :], self.best()}:
+            removed = folder.with_suffix(".tmp")  # a partial checkpoint must not look like a complete one
+            folder.rename(removed)
+            shutil.rmtree(removed)
 
     def _guarded(self, beside: Path, write: Callable[[], None]) -> None:
-        """Call `write`; what goes wrong is raised where all ranks are together."""
+        """Call `write`; its failure is raised where all ranks are together."""
         try:
             write()
         except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
             reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
             self._failure = StoreError(
-                f"{self.folder}: a checkpoint cannot be written ({reason}); free space or mend the storage "
-                "and run again: it goes on from the checkpoint before"
+                f"{self.folder}: a checkpoint cannot be written ({reason}); free space or repair the storage "
+                "and run again: it resumes from the checkpoint before"
             )
-            # A full disk needs the room to write down why. Another rank may be writing there, or have failed.
+            # A full disk needs room for the error's record. Another rank may be writing here, or have failed.
             shutil.rmtree(beside, ignore_errors=True)
 
     def _raise_failure(self) -> None:
@@ -290,7 +267,7 @@ class FolderStore:
 
 
 class _Digesting:
-    """A file that knows the sha256 of what was written to it."""
+    """A file that knows the sha256 of its content."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("wb")
@@ -314,14 +291,30 @@ def _save(state: Any, path: Path) -> str:
     return digesting.sha256.hexdigest()
 
 
-def _fault(place: Path) -> str | None:
-    """Return why the state in `place` cannot be used, or None if it can."""
+class _File(TypedDict):
+    size: int
+    sha256: str
+
+
+class _Manifest(TypedDict):
+    step: int
+    workers: int
+    figures: dict[str, float]
+    files: dict[str, _File]
+
+
+def _manifest(saved: Path) -> _Manifest:
+    manifest: _Manifest = json.loads((saved / MANIFEST).read_text(encoding="utf-8"))
+    return manifest
+
+
+def _fault(saved: Path) -> str | None:
+    """Return why the checkpoint `saved` cannot be used, or None if it can."""
     try:
-        stored = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-        for name, entry in stored["files"].items():
-            if (place / name).stat().st_size != entry["size"]:
+        for name, entry in _manifest(saved)["files"].items():
+            if (saved / name).stat().st_size != entry["size"]:
                 return f"{name} has another size"
-            if digest(place / name) != entry["sha256"]:
+            if digest(saved / name) != entry["sha256"]:
                 return f"{name} has another content"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is gone"
@@ -331,11 +324,11 @@ def _fault(place: Path) -> str | None:
 
 
 def _on_cpu(value: Any) -> Any:
-    """A copy of a state that training cannot change any more."""
+    """A copy of a state that further training does not change."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
-        return {key: _on_cpu(one) for key, one in value.items()}
+        return {key: _on_cpu(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_on_cpu(one) for one in value)
+        return type(value)(_on_cpu(entry) for entry in value)
     return value

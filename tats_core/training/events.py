@@ -1,7 +1,7 @@
-"""What a running stage says about itself: one append-only JSON-lines file.
+"""What a running stage logs: one append-only JSON-lines file.
 
-A worker never talks to a tracking server. Rank 0 appends events here; the driver reads them, shows
-progress and sends them on, in order and once, so a slow or dead server cannot slow or stop training.
+A worker never talks to a tracking server. Rank 0 appends events here; the driver reads them, shows progress
+and sends them, in order and once, so a slow or dead server cannot slow or stop training.
 
 One event a line::
 
@@ -21,11 +21,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+Event = dict[str, Any]
+"""One line of an event file."""
+
 
 class EventLog:
     """Appends events to `path`; with `path=None` (every rank but 0) it drops them.
 
-    Each event is one `write` of a whole line, flushed, so a reader never sees half of one unless the
+    Each event is one `write` of a complete line, flushed, so a reader never sees half of one unless the
     machine died or the disk was full; `read_events` ignores such a last line, and the next log cuts it off.
     """
 
@@ -33,14 +36,14 @@ class EventLog:
         self.path = path
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _cut_torn_line(path)
+            cut_torn_line(path)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record scalars at `step` (optimiser steps of the MAE or classifier, from 1)."""
         self._write("metrics", step=step, values=_finite(values))
 
     def progress(self, *, step: int, steps: int, epoch: int, epochs: int, shown: Mapping[str, float]) -> None:
-        """Record how far the stage is; `shown` holds the few numbers worth a place in the terminal."""
+        """Record how far the stage is; `shown` holds the few numbers that the terminal shows."""
         self._write("progress", step=step, steps=steps, epoch=epoch, epochs=epochs, shown=_finite(shown))
 
     def file(self, step: int, key: str, path: str) -> None:
@@ -55,7 +58,7 @@ class EventLog:
         """Record what the configuration came down to (effective batch, learning rate, K of N)."""
         self._write("params", values=dict(values))
 
-    def _write(self, kind: str, **fields: Any) -> None:
+    def _write(self, kind: str, **fields: object) -> None:
         if self.path is None:
             return
         line = json.dumps({"time": time.time(), "kind": kind, **fields}) + "\n"
@@ -63,14 +66,14 @@ class EventLog:
             file.write(line)
 
 
-def _cut_torn_line(path: Path) -> None:
-    # Appended to, it would make a line that is no event.
+def cut_torn_line(path: Path) -> None:
+    """Cut off a last line that was not completed; appended to, it would be no JSON."""
     if not path.exists():
         return
     with path.open("r+b") as file:
-        whole = file.read()
-        if not whole.endswith(b"\n"):
-            file.truncate(whole.rfind(b"\n") + 1)
+        content = file.read()
+        if not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:
@@ -78,8 +81,8 @@ def _finite(values: Mapping[str, float]) -> dict[str, float]:
     return {key: float(value) for key, value in values.items() if math.isfinite(value)}
 
 
-def read_events(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield `(offset after the event, event)` for each whole line of `path` from byte `offset` on."""
+def read_events(path: Path, offset: int = 0) -> Iterator[tuple[int, Event]]:
+    """Yield `(offset after the event, event)` for each complete line of `path` from byte `offset` on."""
     if not path.exists():
         return
     with path.open("rb") as file:

@@ -24,14 +24,7 @@ from tats_core.specs import NotIdentity
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog
 from tats_core.training.loop import Loader, Pace, Position
-from tats_core.training.optim import (
-    AverageConfig,
-    GuardedStep,
-    OptimizerConfig,
-    WeightAverage,
-    adamw,
-    fresh_weights,
-)
+from tats_core.training.optim import AverageConfig, OptimizerConfig, fresh_weights
 from tats_core.training.world import StepConfig, World
 
 
@@ -69,7 +62,7 @@ class FinetuneConfig(StepConfig):
     seed: int = Field(0, ge=0, description="weights, order of clips, augmentation, mixing")
     log_every: Annotated[int, NotIdentity] = Field(5, ge=1, description="steps between two points of a curve")
     checkpoint: Annotated[CheckpointConfig, NotIdentity] = Field(
-        default_factory=CheckpointConfig, description="when states to go on from are kept, and how many"
+        default_factory=CheckpointConfig, description="when checkpoints are saved, and how many are kept"
     )
 
     @model_validator(mode="after")
@@ -131,9 +124,10 @@ class FinetuneTrainer:
         config = self.config
         config.compiled(self.model)
         self.parallel = self.world.parallel(self.model)
-        optimizer = adamw(self.model, config.optimizer, config.optimizer.layer_decay, config.model.depth)
-        self.guarded = GuardedStep(optimizer, config.optimizer.clip_grad, "classifier")
-        self.average = WeightAverage(self.model, config.ema) if config.ema else None
+        self.guarded = config.optimizer.build(
+            self.model, "classifier", layer_decay=config.optimizer.layer_decay, depth=config.model.depth
+        )
+        self.average = config.ema.build(self.model) if config.ema else None
         self.mix = None
         if config.mixes:
             self.mix = Mixup(  # type: ignore[no-untyped-call]
@@ -148,7 +142,11 @@ class FinetuneTrainer:
     @property
     def finished(self) -> VideoClassifier:
         """The model that training makes: with averaged weights where there are some, else with the last."""
-        return self.average.model if self.average is not None else self.model
+        if self.average is None:
+            return self.model
+        averaged = self.average.module
+        assert isinstance(averaged, VideoClassifier)
+        return averaged
 
     def step(self, video_BCTHW: Tensor, label_B: Tensor, step: int, lr: float) -> dict[str, float]:
         """Optimiser step number `step` on this worker's normalised videos.
@@ -157,14 +155,14 @@ class FinetuneTrainer:
             Loss, and `train_top1`: the share of these clips, augmented and mixed as they are, whose best
             class is the right one; of a mixed clip, that with the larger share.
         """
-        # The last step's gradients would only stand in the way of this one's activations.
+        # Freed before the forward pass, the last step's gradients leave their memory to its activations.
         self.guarded.clear()
         # Mixing pairs clips over the whole share, so it comes before the cut.
         mixed_BCTHW, target = self.mixed(video_BCTHW, label_B, step)
         parts = list(zip(self.parts(mixed_BCTHW), self.parts(target), strict=True))
         losses, hits = [], []
-        for place, (part_BCTHW, truth) in enumerate(parts):
-            with self.world.accumulating(self.parallel, last=place == len(parts) - 1):
+        for number, (part_BCTHW, truth) in enumerate(parts, start=1):
+            with self.world.accumulating(self.parallel, last=number == len(parts)):
                 with self.world.autocast(self.config.precision):
                     logits_BC = self.parallel(part_BCTHW)
                 loss = self.loss(logits_BC.float(), truth) * (len(truth) / len(target))
@@ -173,7 +171,7 @@ class FinetuneTrainer:
             hits.append(logits_BC.argmax(1) == (truth if self.mix is None else truth.argmax(1)))
         self.guarded.set_lr(lr)
         if self.guarded.step() and self.average is not None:
-            self.average.update(self.model)
+            self.average.update_parameters(self.model)
         return {
             "loss": float(torch.stack(losses).sum()),
             "lr": lr,
@@ -231,14 +229,14 @@ def finetune(
     if state is not None:
         trainer.load_state_dict(state["trainer"])
         ranks = [state["rank"]] if "rank" in state else state["ranks"]
-        at = Position.joined([one["position"] for one in ranks])
+        at = Position.joined([rank["position"] for rank in ranks])
         events.note(f"resumed after step {at.step} of {steps}")
 
-    def keep() -> None:
+    def save() -> None:
         if trainer.guarded.in_a_row:
-            return  # a state from within a storm of NaNs is no place to go back to
+            return  # no training should resume within a storm of NaNs
         state = {"trainer": trainer.state_dict(), "rank": {"position": asdict(at)}}
-        store.save(state, step=at.step, metrics=at.figures)
+        store.save(state, step=at.step, metrics=at.metrics)
 
     while at.epoch < config.epochs:
         trainer.model.train()
@@ -247,23 +245,23 @@ def finetune(
             trainer.last_index_B = batch.index_B
             lr = config.optimizer.lr(at.step, loader.steps, config.epochs, config.batch_size)
             label_B = batch.label_B.to(world.device, non_blocking=True)
-            found = trainer.step(batch.normalised(world.device), label_B, at.step, lr)
-            if not trainer.guarded.in_a_row:  # what was skipped has no figures
+            metrics = trainer.step(batch.normalised(world.device), label_B, at.step, lr)
+            if not trainer.guarded.in_a_row:  # a skipped step has no metrics
                 for name in ("loss", "train_top1"):
-                    at.sums[name] = at.sums.get(name, 0.0) + found[name] / loader.steps
+                    at.sums[name] = at.sums.get(name, 0.0) + metrics[name] / loader.steps
                 at.sums["taken"] = at.sums.get("taken", 0.0) + 1
             at.next_batch()
             if at.step % config.log_every == 0 or at.step == steps:
-                events.metrics(at.step, world.mean(found))
+                events.metrics(at.step, world.mean(metrics))
             if at.batch < loader.steps and store.due(at.step):
-                keep()
+                save()
         share = loader.steps / max(1.0, at.sums.get("taken", 0.0))
         means = {name: share * at.sums.get(name, math.nan) for name in ("loss", "train_top1")}
-        at.figures = world.mean(means)
+        at.metrics = world.mean(means)
         at.next_epoch()
-        ended = pace.figures(config.batch_size) | {"skipped_steps": trainer.guarded.skipped}
+        ended = pace.metrics(config.batch_size) | {"skipped_steps": trainer.guarded.skipped}
         events.metrics(at.step, {"epoch": at.epoch, **ended})
-        events.progress(step=at.step, steps=steps, epoch=at.epoch, epochs=config.epochs, shown=at.figures)
+        events.progress(step=at.step, steps=steps, epoch=at.epoch, epochs=config.epochs, shown=at.metrics)
         if store.due(at.step, epochs=at.epoch) or at.epoch == config.epochs:
-            keep()
-    return at.figures
+            save()
+    return at.metrics

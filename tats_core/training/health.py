@@ -1,7 +1,7 @@
-"""What the loss does not tell: do the features carry anything, and does the sampler look at motion?
+"""What the loss does not show: whether the features carry anything, and whether the sampler follows motion.
 
-A small pre-training can lower its loss while its features collapse to one colour, so these figures are
-taken on held-out clips every few epochs.
+A small pre-training can lower its loss while its features collapse to one colour, so these metrics are
+measured on held-out clips every few epochs.
 
 Axes: B clips, C=3 channels (classes, in scores), T frames, H W pixels, N tokens, K visible ones, P pixel
 values a token, D width.
@@ -52,7 +52,7 @@ def pixel_motion(video_BCTHW: Tensor) -> Tensor:
 
 
 class HealthCheck:
-    """Figures and pictures of the model after an epoch; every worker must call it (features are gathered)."""
+    """Metrics and pictures of the model after an epoch; every worker must call it (features are gathered)."""
 
     def __init__(
         self,
@@ -64,38 +64,38 @@ class HealthCheck:
         seed: int,
         drawn: int = 4,
     ) -> None:
-        """Nothing is looked at yet; of the first `drawn` held-out clips pictures are written."""
+        """Pictures are drawn of the first `drawn` held-out clips."""
         self.held_out, self.world, self.events, self.folder, self.seed = held_out, world, events, folder, seed
         self.mask_ratio = mask_ratio
         self.drawn = drawn
 
     def __call__(self, mae: VideoMAE, sampler: Sampler, step: int) -> dict[str, float]:
-        """Return the figures; rank 0 also writes a picture grid and an animation."""
+        """Return the metrics; rank 0 also writes a picture grid and an animation."""
         with evaluating(mae, sampler):
-            figures_found = self.features(mae) | self.policy(mae, sampler)
+            health = self.features(mae) | self.policy(mae, sampler)
             if self.world.is_first and self.drawn:
                 self.pictures(mae, sampler, step)
-        return figures_found
+        return health
 
     def features(self, mae: VideoMAE) -> dict[str, float]:
         """Effective rank and variance between clips of the mean-pooled features; linear and kNN probe.
 
-        Videos without labels are good for pre-training, but there is nothing that a probe could look for.
+        Videos without labels are good for pre-training, but a probe cannot learn from them.
         """
         held = self.held_out
         train_BD = self.world.gather(self._pooled(mae, held.train_BCTHW))
         test_BD = self.world.gather(self._pooled(mae, held.test_BCTHW))
         train_label_B = self.world.gather(held.train_label_B.to(train_BD.device))
         test_label_B = self.world.gather(held.test_label_B.to(train_BD.device))
-        found = {
+        health = {
             "effective_rank": metrics.effective_rank(test_BD),
             "between_clip_variance": float(test_BD.var(0).mean()),
         }
         if UNLABELLED in train_label_B or UNLABELLED in test_label_B:
-            return found
+            return health
         linear_BC = probes.ridge_probe(train_BD, train_label_B, test_BD, held.classes)
         knn_BC = probes.knn_probe(train_BD, train_label_B, test_BD, held.classes)
-        return found | {
+        return health | {
             "linear_top1": metrics.top_k_percent(linear_BC, test_label_B, 1),
             "knn_top1": metrics.top_k_percent(knn_BC, test_label_B, 1),
             "probe_chance": 100 / held.classes,
@@ -116,13 +116,13 @@ class HealthCheck:
         blind = RandomSampler(sampler.tokens, self.mask_ratio)
         generator = torch.Generator(device).manual_seed(self.seed)
         covered_N = torch.zeros(sampler.tokens, device=device)
-        found: list[Tensor] = []
+        sums: list[Tensor] = []
         for start in range(0, len(held.test_BCTHW), 32):
             part = slice(start, start + 32)
             video_BCTHW = normalise(held.test_BCTHW[part].to(device))
             tokens_BND = mae.encoder.tokenize(patchify(video_BCTHW, mae.clip))
             rollout = sampler.act(tokens_BND, generator)
-            # Several draws: one has too few tokens to tell 1.0 from its own noise.
+            # Several draws: a single one has too few tokens to tell 1.0 from noise.
             draws = [blind.act(tokens_BND, generator).visible_BK for _ in range(_BLIND_DRAWS)]
             blind_BK = torch.cat(draws, 1)
             change_BN = per_token(pixel_motion(video_BCTHW), mae.clip)
@@ -131,16 +131,16 @@ class HealthCheck:
                 motion_BN = per_token(held.motion_BTHW[part].float().to(device), mae.clip)
             entropy_B = rollout.policy.entropy_B if rollout.policy is not None else None
             share_B = entropy_B / math.log(sampler.tokens) if entropy_B is not None else torch.ones(1)
-            figures_found = (
+            lifts_and_share = (
                 metrics.motion_lift(motion_BN, rollout.visible_BK),
                 metrics.motion_lift(motion_BN, blind_BK),
                 metrics.motion_lift(change_BN, rollout.visible_BK),
                 float(share_B.mean()),
             )
-            found.append(torch.tensor(figures_found, device=device) * len(video_BCTHW))
+            sums.append(torch.tensor(lifts_and_share, device=device) * len(video_BCTHW))
             covered_N += rollout.visible_BN.sum(0)
         clips = torch.tensor(float(len(held.test_BCTHW)), device=device)
-        means = (self.world.sum(torch.stack(found).sum(0)) / self.world.sum(clips)).tolist()
+        means = (self.world.sum(torch.stack(sums).sum(0)) / self.world.sum(clips)).tolist()
         names = ("motion_lift", "random_lift", "pixel_motion_lift", "entropy_share")
         coverage = (self.world.sum(covered_N) > 0).float().mean()
         return dict(zip(names, means, strict=True)) | {"coverage": float(coverage)}
@@ -150,7 +150,7 @@ class HealthCheck:
         video_BCTHW = normalise(self.held_out.test_BCTHW[: self.drawn].to(self.world.device))
         generator = torch.Generator(self.world.device).manual_seed(self.seed)
         title = f"step {step}: {sampler.visible} of {sampler.tokens} tokens visible"
-        for place, picture in enumerate(pictures.reconstructions(mae, sampler, video_BCTHW, generator)):
-            base = self.folder / f"pictures/masks-{step:06d}-clip{place}"
+        for clip, picture in enumerate(pictures.reconstructions(mae, sampler, video_BCTHW, generator)):
+            base = self.folder / f"pictures/masks-{step:06d}-clip{clip}"
             for path in pictures.write(picture, base, title=title, remark=pictures.remark(mae)):
-                self.events.file(step, f"masks/clip{place}", str(path.relative_to(self.folder)))
+                self.events.file(step, f"masks/clip{clip}", str(path.relative_to(self.folder)))

@@ -24,27 +24,27 @@ class Loader(Protocol):
 
 @dataclass
 class Position:
-    """How far a training is, and its newest figures: with the trainer's state, all that going on needs."""
+    """How far a training is, and its latest metrics: all that a resume needs beside the trainer's state."""
 
     epoch: int = 0
     """Finished epochs."""
     batch: int = 0
-    """Finished batches of the epoch that runs."""
+    """Finished batches of the current epoch."""
     step: int = 0
     """Optimiser steps in all."""
-    figures: dict[str, float] = field(default_factory=dict)
-    """The newest of each figure of a step."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The latest value of each metric of a step."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Over the epoch that runs."""
+    """Over the current epoch."""
     health: dict[str, float] = field(default_factory=dict)
-    """The newest look at features and policy."""
+    """The latest check of features and policy."""
 
     @classmethod
     def joined(cls, ranks: Sequence[Mapping[str, Any]]) -> Self:
-        """Where ranks are together, for any rank of another number of them: figures and sums averaged."""
+        """The common position of ranks, for any rank of another number of them: metrics and sums averaged."""
         means = {
-            what: {name: fmean(one[what][name] for one in ranks) for name in ranks[0][what]}
-            for what in ("figures", "sums")
+            field: {name: fmean(rank[field][name] for rank in ranks) for name in ranks[0][field]}
+            for field in ("metrics", "sums")
         }
         return cls(**{**ranks[0], **means})
 
@@ -77,7 +77,7 @@ class Pace:
             yield batch
             asked = time.perf_counter()
 
-    def figures(self, batch_size: int) -> dict[str, float]:
+    def metrics(self, batch_size: int) -> dict[str, float]:
         """Clips a second, `batch_size` over all workers, and the share spent waiting (none for no batch)."""
         if not self.batches:  # resumed at the very end of an epoch
             return {}

@@ -54,13 +54,13 @@ def confusion(predicted_B: Tensor, label_B: Tensor, classes: int) -> Tensor:
 
 
 def mean_class_accuracy(confusion_CC: Tensor) -> float:
-    """Mean over the classes of the share of their clips that are found, in percent.
+    """Mean over the classes of the share of their clips that are recognised, in percent.
 
     Every class counts alike, however many clips it has; a class without clips does not count.
     """
     clips_C = confusion_CC.sum(1)
-    found_C = confusion_CC.diagonal()[clips_C > 0].double() / clips_C[clips_C > 0]
-    return 100 * float(found_C.mean())
+    recall_C = confusion_CC.diagonal()[clips_C > 0].double() / clips_C[clips_C > 0]
+    return 100 * float(recall_C.mean())
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from tats_core.errors import TrainingError
 from tats_core.specs import StrictModel
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 class OptimizerConfig(StrictModel):
@@ -45,6 +43,13 @@ class OptimizerConfig(StrictModel):
         warmup = self.warmup_epochs * steps_per_epoch
         return cosine(step, epochs * steps_per_epoch, warmup, peak, start, end)
 
+    def build(self, model: nn.Module, name: str, *, layer_decay: float = 1.0, depth: int = 0) -> GuardedStep:
+        """AdamW over `parameter_groups` of `model`, called `name` in messages."""
+        groups = parameter_groups(model, self.weight_decay, layer_decay, depth)
+        # Fused: several times fewer passes over the parameters.
+        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=self.betas, fused=True)
+        return GuardedStep(optimizer, self.clip_grad, name)
+
 
 def cosine(step: float, steps: float, warmup: float, peak: float, start: float, end: float) -> float:
     """Learning rate at `step` of `steps`: linear from `start` to `peak`, then a cosine down to `end`."""
@@ -61,22 +66,15 @@ def parameter_groups(
 
     Each group carries `scale`, the factor on its learning rate: `layer_decay ** (depth + 1 - layer)` with
     layer 0 for the embedding, 1..depth for the encoder's blocks, depth + 1 for what comes after (BEiT).
+    Not timm's groups: they decay a mask token, and in another order the gradient's norm rounds otherwise.
     """
     groups: dict[tuple[bool, int], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        layer = layer_of(name, depth)
-        decays = parameter.squeeze().ndim > 1  # a mask token [1, 1, E] is a vector
-        group = groups.setdefault(
-            (decays, layer),
-            {
-                "params": [],
-                "weight_decay": weight_decay if decays else 0.0,
-                "scale": layer_decay ** (depth + 1 - layer),
-            },
-        )
-        group["params"].append(parameter)
+        if parameter.requires_grad:
+            layer, decays = layer_of(name, depth), parameter.squeeze().ndim > 1
+            decay, scale = weight_decay if decays else 0.0, layer_decay ** (depth + 1 - layer)
+            empty: dict[str, Any] = {"params": [], "weight_decay": decay, "scale": scale}
+            groups.setdefault((decays, layer), empty)["params"].append(parameter)
     return list(groups.values())
 
 
@@ -86,14 +84,6 @@ def layer_of(name: str, depth: int) -> int:
     if parts[:2] == ["encoder", "blocks"]:
         return int(parts[2]) + 1
     return 0 if parts[0] == "encoder" and parts[1] == "embedding" else depth + 1
-
-
-def adamw(
-    model: nn.Module, config: OptimizerConfig, layer_decay: float = 1.0, depth: int = 0
-) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`; fused, which is several times fewer passes over the parameters."""
-    groups = parameter_groups(model, config.weight_decay, layer_decay, depth)
-    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)
 
 
 class GuardedStep:
@@ -200,42 +190,25 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 class AverageConfig(StrictModel):
     """Exponential moving average of the weights over the optimiser's steps."""
 
-    decay: float = Field(0.9999, gt=0, lt=1, description="share of the old average that a step keeps")
+    decay: float = Field(0.9999, gt=0, lt=1, description="weight of the old average in a step")
     warmup: bool = Field(
-        True, description="step n keeps at most (1 + n) / (10 + n): the first weights are soon forgotten"
+        True,
+        description="step n weighs the old average by at most (1 + n) / (10 + n): it soon forgets the start",
     )
 
+    def build(self, model: nn.Module) -> AveragedModel:
+        """The average of a model's weights and floating-point buffers; it starts as a copy of them."""
 
-class WeightAverage(Generic[Model]):
-    """The average of a model's weights and floating-point buffers; it starts as a copy of them."""
+        def mean(average: Tensor, latest: Tensor, step: Tensor | int) -> Tensor:
+            if not average.is_floating_point():
+                return latest
+            step = int(step)
+            share = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+            return average.lerp(latest, 1 - share)
 
-    def __init__(self, model: Model, config: AverageConfig) -> None:
-        self.config = config
-        self.model = copy.deepcopy(model).eval()
-        self.steps = 0
-
-    @torch.no_grad()
-    def update(self, model: Model) -> None:
-        """Take the weights after a step into the average."""
-        self.steps += 1
-        keep = self.config.decay
-        if self.config.warmup:
-            keep = min(keep, (1 + self.steps) / (10 + self.steps))
-        pairs = zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)
-        for average, now in pairs:
-            if average.is_floating_point():
-                average.lerp_(now, 1 - keep)
-            else:
-                average.copy_(now)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Averaged weights and the number of steps in them."""
-        return {"model": self.model.state_dict(), "steps": self.steps}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Undo `state_dict`."""
-        self.model.load_state_dict(state["model"])
-        self.steps = state["steps"]
+        averaged = AveragedModel(model, avg_fn=mean, use_buffers=True).eval()
+        averaged.n_averaged += 1  # the copy counts: torch would replace it in the first step
+        return averaged
 
 
 def parameter_count(modules: Iterable[nn.Module]) -> int:

@@ -22,13 +22,10 @@ from tats_core.sampling import Sampler
 from tats_core.sampling.tats import TATSSampler
 
 
-def remark(mae: VideoMAE, *, leaky: bool = False) -> str:
+def remark(mae: VideoMAE) -> str:
     """Return the line under a picture's title: what its prediction is painted with."""
     if mae.config.target == "pixel":
-        nothing = "; a target of pixels has no mean and deviation that could leak" if leaky else ""
-        return f"{'LEAKY: ' if leaky else ''}masked tokens are painted as predicted{nothing}"
-    if leaky:
-        return "LEAKY: masked tokens are painted with their own true mean and deviation"
+        return "masked tokens are painted as predicted"
     return "masked tokens are painted with the mean and deviation of the visible ones"
 
 
@@ -37,27 +34,18 @@ def reconstructions(
     sampler: Sampler,
     video_BCTHW: Tensor,
     generator: torch.Generator,
-    *,
-    leaky: bool = False,
 ) -> list[Picture]:
-    """What the sampler shows and the MAE makes of it, for each clip of `video_BCTHW` (normalised).
+    """Return what the sampler selects and the MAE predicts, for each clip of `video_BCTHW` (normalised).
 
-    The MAE may predict in units of each token's own mean and deviation, which the masked tokens keep to
-    themselves. Leak-free, the mean and deviation over the clip's *visible* tokens stand in for them.
-
-    Args:
-        leaky: take the masked tokens' true ones, as the pictures of many papers do: sharper and brighter
-            than anything that the model knows. A `pixel` target needs neither, so both kinds are equal.
+    The MAE may predict in units of each token's own mean and deviation, which it does not know of masked
+    tokens. The mean and deviation over the clip's *visible* tokens replace them, so that nothing leaks.
     """
     clip = mae.clip
     patches_BNP = patchify(video_BCTHW, clip)
     rollout = sampler.act(mae.encoder.tokenize(patches_BNP), generator)
     found = mae(patches_BNP, rollout.visible_BK, rollout.masked_BM)
-    if leaky:
-        mean_BXC, scale_BXC = found.mean_BMC, found.scale_BMC
-    else:
-        _, *seen = mae.target(take(patches_BNP, rollout.visible_BK))
-        mean_BXC, scale_BXC = (x_BKC.mean(1, keepdim=True) for x_BKC in seen)
+    _, *seen = mae.target(take(patches_BNP, rollout.visible_BK))
+    mean_BXC, scale_BXC = (x_BKC.mean(1, keepdim=True) for x_BKC in seen)
     guess_BMP = found.prediction_BMP * per_pixel(scale_BXC, clip.pixels) + per_pixel(mean_BXC, clip.pixels)
     true_BNP = patchify(transforms.to_display(video_BCTHW), clip)
     place_BMP = rollout.masked_BM.unsqueeze(-1).expand_as(guess_BMP)

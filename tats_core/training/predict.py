@@ -31,7 +31,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A fine-tuned model with what it needs to look at a file."""
+    """A fine-tuned model with what it needs to read a video file."""
 
     model: VideoClassifier
     classes: tuple[str, ...]
@@ -79,7 +79,7 @@ class Predictor:
             frames=shape.frames, size=shape.size, sampling=self.views.sampling, stride=self.views.stride
         )
         records = tuple(
-            VideoRecord(str(place), str(path.absolute()), UNLABELLED) for place, path in enumerate(videos)
+            VideoRecord(str(number), str(path.absolute()), UNLABELLED) for number, path in enumerate(videos)
         )
         listed = Manifest(self.views.benchmark, "given", self.classes, Path.cwd(), records)
         batches = eval_views(listed, options, clips=clips, crops=crops)
@@ -98,7 +98,7 @@ def existing(videos: Sequence[str]) -> list[Path]:
     """Return the paths of video files.
 
     Raises:
-        DataError: one is not there.
+        DataError: a file does not exist.
     """
     paths = [Path(video).expanduser() for video in videos]
     for path in paths:

@@ -18,16 +18,15 @@ from torch import Tensor, nn
 from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig, patchify
 from tats_core.models.vit import ViTConfig
-from tats_core.sampling import Policy, Rollout, Sampler, SamplerConfig, SamplerSite, build_sampler
-from tats_core.sampling.adaptive import AdaptiveSampler, sampling_loss
+from tats_core.sampling import Policy, Rollout, Sampler, SamplerConfig, SamplerSite, Transition
 from tats_core.sampling.fixed import RandomSampler
 from tats_core.sampling.plackett_luce import Noise
-from tats_core.sampling.ppo import EntropyController, PPOConfig, Transition, improve
+from tats_core.sampling.ppo import PPO, PPOConfig
 from tats_core.specs import NotIdentity, StrictModel
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog
 from tats_core.training.loop import Loader, Pace, Position
-from tats_core.training.optim import GuardedStep, OptimizerConfig, adamw, fresh_weights
+from tats_core.training.optim import GuardedStep, OptimizerConfig, fresh_weights
 from tats_core.training.world import Precision, StepConfig, World
 
 
@@ -36,7 +35,7 @@ class Change(StrictModel):
 
     epoch: int = Field(ge=0, description="finished epochs at which it begins")
     ppo: dict[str, bool | int | float | str | None] = Field(
-        default_factory=dict, description="keys of sampler.ppo; an entropy_weight starts its control anew"
+        default_factory=dict, description="keys of sampler.ppo; an entropy_weight restarts its control"
     )
     sampler_lr: float | None = Field(None, gt=0, description="null: as before")
 
@@ -62,37 +61,39 @@ class PretrainConfig(StepConfig):
     until: int | None = Field(
         None,
         ge=1,
-        description="stop after so many of the epochs, with a state to go on from; null: after all",
+        description="stop after so many of the epochs, with a checkpoint to resume from; null: after all",
     )
     seed: int = Field(0, ge=0, description="weights, order of clips, augmentation, draws")
     log_every: Annotated[int, NotIdentity] = Field(
         10, ge=1, description="steps between two points of a curve"
     )
     health_every: int | None = Field(
-        20, ge=1, description="epochs between two looks at features and policy; null: one look, at the end"
+        20, ge=1, description="epochs between two checks of features and policy; null: one check, at the end"
     )
     checkpoint: Annotated[CheckpointConfig, NotIdentity] = Field(
-        default_factory=CheckpointConfig, description="when states to go on from are kept, and how many"
+        default_factory=CheckpointConfig, description="when checkpoints are saved, and how many are kept"
     )
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if self.until is not None and self.until > self.epochs:
             raise ValueError(f"until is {self.until}, but there are {self.epochs} epochs")
-        begins = [one.epoch for one in self.schedule]
+        begins = [change.epoch for change in self.schedule]
         if any(later <= earlier for earlier, later in pairwise(begins)):
             raise ValueError(f"the epochs of the schedule must rise, not {', '.join(map(str, begins))}")
         if begins and begins[-1] >= self.last_epoch:
             raise ValueError(
                 f"the schedule's epoch {begins[-1]} never begins: training ends after {self.last_epoch}"
             )
-        for one in self.schedule:
+        for change in self.schedule:
             try:
-                self.learning(one.epoch)
+                self.learning(change.epoch)
             except ValidationError as error:
                 first = error.errors()[0]
                 key = ".".join(map(str, first["loc"]))
-                raise ValueError(f"the schedule's ppo.{key} at epoch {one.epoch}: {first['msg']}") from error
+                raise ValueError(
+                    f"the schedule's ppo.{key} at epoch {change.epoch}: {first['msg']}"
+                ) from error
         return self
 
     @property
@@ -103,33 +104,34 @@ class PretrainConfig(StepConfig):
     def learning(self, epoch: int) -> tuple[PPOConfig, float]:
         """Return how the sampler learns after `epoch` finished epochs: PPO's keys, learning rate."""
         ppo, rate = self.sampler.ppo.model_dump(), self.sampler_lr
-        for one in self.schedule:
-            if one.epoch <= epoch:
-                ppo |= one.ppo
-                rate = one.sampler_lr or rate
+        for change in self.schedule:
+            if change.epoch <= epoch:
+                ppo |= change.ppo
+                rate = change.sampler_lr or rate
         return PPOConfig.model_validate(ppo), rate
 
     def beginning(self, until: int) -> Self:
         """Return the configuration of the first epochs of this training."""
-        begun = tuple(one for one in self.schedule if one.epoch < until)
+        begun = tuple(change for change in self.schedule if change.epoch < until)
         return self.model_copy(update={"until": until, "schedule": begun})
 
 
 Health = Callable[[VideoMAE, Sampler, int], dict[str, float]]
-"""Looks at the model after an epoch: figures of the features and the policy on held-out clips."""
+"""Checks the model after an epoch: metrics of the features and the policy on held-out clips."""
 
 
 @dataclass
 class SamplerLearner:
-    """The sampler's network, optimiser and precision (`sampling.ppo.Learner`)."""
+    """The sampler's network, optimiser and precision (`sampling.objective.Learner`)."""
 
     network: nn.Module
     guarded: GuardedStep
     world: World
     precision: Precision
+    accumulate: int
 
     def policy(self, tokens_BND: Tensor, *, last: bool) -> Policy:
-        """The policy as it is now."""
+        """Return the current policy."""
         with self.world.accumulating(self.network, last=last), self.world.autocast(self.precision):
             policy: Policy = self.network(tokens_BND)
         return policy
@@ -175,84 +177,83 @@ class JointTrainer:
         # Equal weights on all workers; DistributedDataParallel would broadcast rank 0's anyway.
         with fresh_weights(config.seed):
             self.mae = VideoMAE(vit, config.mae, clip).to(device)
-            self.sampler = build_sampler(config.sampler, site).to(device)
+            self.sampler = config.sampler.build(site).to(device)
         config.compiled(self.mae, self.sampler)
         self.warmup_sampler = RandomSampler(clip.tokens, config.sampler.mask_ratio)
         self.mae_parallel = self.world.parallel(self.mae)
-        self.mae_step = GuardedStep(
-            adamw(self.mae, config.optimizer), config.optimizer.clip_grad, "masked autoencoder"
-        )
-        self.ppo, sampler_lr = config.learning(0)
-        self.controller = EntropyController(self.ppo.entropy_weight, self.ppo.target_entropy)
-        self.memory: list[Transition] = []
-        if self.sampler.learns:
+        self.mae_step = config.optimizer.build(self.mae, "masked autoencoder")
+        ppo, sampler_lr = config.learning(0)
+        self.error_space = ppo.error_space
+        self.objective = config.sampler.objective(config.seed)
+        if self.objective is not None:
             optimizer = torch.optim.AdamW(
-                self.sampler.parameters(),
-                lr=sampler_lr,
-                betas=(0.9, 0.95),
-                weight_decay=0.0,
-                fused=True,
+                self.sampler.parameters(), lr=sampler_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
             )
             self.learner = SamplerLearner(
                 self.world.parallel(self.sampler),
                 GuardedStep(optimizer, 1.0, "sampler"),
                 self.world,
                 config.precision,
+                config.accumulate,
             )
         # All workers hold the same generators: of the noise for the global batch each takes its rows.
         generator = torch.Generator(device).manual_seed(config.seed)
         self.noise = Noise(generator, self.world.rank, self.world.size)
-        self.shuffles = torch.Generator().manual_seed(config.seed)
 
     @property
     def skipped(self) -> int:
         """Steps whose gradient was not finite, the autoencoder's and the sampler's."""
-        return self.mae_step.skipped + (self.learner.guarded.skipped if self.sampler.learns else 0)
+        return self.mae_step.skipped + (self.learner.guarded.skipped if self.objective is not None else 0)
 
     def begin_epoch(self, epoch: int, batch: int) -> None:
         """Let the sampler learn as the schedule says from here on, at the start of an epoch or within it."""
-        self.ppo, sampler_lr = self.config.learning(epoch)
-        anew = batch == 0 and any(
-            one.epoch == epoch and "entropy_weight" in one.ppo for one in self.config.schedule
-        )
-        weight = self.ppo.entropy_weight if anew else self.controller.weight
-        self.controller = EntropyController(self.ppo.entropy_weight, self.ppo.target_entropy)
-        self.controller.weight = weight
-        if self.sampler.learns:
+        ppo, sampler_lr = self.config.learning(epoch)
+        self.error_space = ppo.error_space
+        if self.objective is not None:
             self.learner.guarded.set_lr(sampler_lr)
+        if isinstance(self.objective, PPO):  # the schedule's keys are PPO's
+            begins = [change for change in self.config.schedule if change.epoch == epoch and batch == 0]
+            restart = any("entropy_weight" in change.ppo for change in begins)
+            self.objective.configure(ppo, restart=restart)
 
     def step(self, video_BCTHW: Tensor, lr: float, *, warming_up: bool = False) -> dict[str, float]:
-        """One iteration: rollout, MAE step, PPO update. The videos are normalised; returns health figures."""
-        # The last step's gradients would only stand in the way of this one's activations.
+        """One iteration on normalised videos: rollout, MAE step, update of the sampler; returns metrics."""
+        # Freed before the forward pass, the last step's gradients leave their memory to its activations.
         self.mae_step.clear()
         patches_BNP = patchify(video_BCTHW, self.config.clip)
         sampler = self.warmup_sampler if warming_up else self.sampler
-        policy = old_policy = None
+        policy = None
         if sampler.learns:
-            with torch.no_grad(), self.world.autocast(self.config.precision):
-                tokens_BND = self.mae.encoder.tokenize(patches_BNP)
+            tokens_BND = self.tokenize(patches_BNP)
             policy = self.policy(tokens_BND)
-            old_policy = policy.detached()
-        rollout = self.decoded(sampler.draw(len(video_BCTHW), self.noise, old_policy))
-
-        error_BM, pixel_error_BM = self.reconstruct(patches_BNP, rollout)
+        rollout = self.decoded(sampler.draw(len(video_BCTHW), self.noise, policy))
+        errors = self.reconstruct(patches_BNP, rollout)
         self.mae_step.set_lr(lr)
         stepped = self.mae_step.step()
 
-        figures: dict[str, Any] = {"loss": error_BM.mean(), "lr": lr, "grad_norm": self.mae_step.last_norm}
-        # Errors that are not finite are no rewards: one such batch would poison policy and controller.
-        if policy is not None and stepped:
-            in_pixels = self.ppo.error_space == "pixel"
-            reward_BM = pixel_error_BM if in_pixels else error_BM
-            figures |= self.update_sampler(tokens_BND, rollout, reward_BM, policy)
-        return {name: float(figure) for name, figure in figures.items()}
+        metrics: dict[str, Any] = {
+            "loss": errors["normalized"].mean(),
+            "lr": lr,
+            "grad_norm": self.mae_step.last_norm,
+        }
+        # Errors that are not finite are no rewards: one such batch would poison policy and objective.
+        if policy is not None and self.objective is not None and stepped:
+            transition = Transition(tokens_BND, rollout, errors[self.error_space])
+            metrics |= self.objective.update(transition, self.learner)
+        return {name: float(metric) for name, metric in metrics.items()}
+
+    @torch.no_grad()
+    def tokenize(self, patches_BNP: Tensor) -> Tensor:
+        """Embed all tokens: the sampler's state, on which it trains apart from the autoencoder."""
+        with self.world.autocast(self.config.precision):
+            return self.mae.encoder.tokenize(patches_BNP)
 
     def policy(self, tokens_BND: Tensor) -> Policy:
-        """The sampler's policy now; with its graph where the update's first pass can go on from it."""
-        one_pass = self.config.accumulate == self.ppo.rollout_length == self.ppo.minibatches == 1
-        with torch.set_grad_enabled(one_pass):
+        """Return the sampler's current policy; with its graph where the update's first pass can use it."""
+        assert self.objective is not None
+        with torch.set_grad_enabled(self.objective.first_pass_is_the_draw and self.config.accumulate == 1):
             parts = [self.learner.policy(part_BND, last=True) for part_BND in self.parts(tokens_BND)]
-        if one_pass:
+        if len(parts) == 1:
             return parts[0]
         return Policy(torch.cat([p.logits_BN for p in parts]), torch.cat([p.value_BN for p in parts]))
 
@@ -260,22 +261,21 @@ class JointTrainer:
         """The parts of a batch over which gradients are accumulated."""
         return values_BX.tensor_split(self.config.accumulate)
 
-    def reconstruct(self, patches_BNP: Tensor, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """Errors of the decoded tokens in the target's space and in pixels; leaves the MAE's gradients."""
-        errors: list[Tensor] = []
-        pixel_errors: list[Tensor] = []
+    def reconstruct(self, patches_BNP: Tensor, rollout: Rollout) -> dict[str, Tensor]:
+        """Errors `[B, M]` of the decoded tokens by error space; adds up the MAE's gradients."""
+        errors: dict[str, list[Tensor]] = {"normalized": [], "pixel": []}
         batch = (self.parts(x) for x in (patches_BNP, rollout.visible_BK, rollout.masked_BM))
-        for place, part in enumerate(zip(*batch, strict=True)):
-            with self.world.accumulating(self.mae_parallel, last=place == self.config.accumulate - 1):
+        for number, part in enumerate(zip(*batch, strict=True), start=1):
+            with self.world.accumulating(self.mae_parallel, last=number == self.config.accumulate):
                 with self.world.autocast(self.config.precision):
                     reconstruction = self.mae_parallel(*part)
                 error_BM = reconstruction.error_BM
-                errors.append(error_BM.detach())
-                pixel_errors.append(reconstruction.pixel_error_BM.detach())
+                errors["normalized"].append(error_BM.detach())
+                errors["pixel"].append(reconstruction.pixel_error_BM.detach())
                 # Prediction and target are the largest tensors of a step, and backward needs neither.
                 del reconstruction
                 self.mae_step.backward(error_BM.mean() * (len(error_BM) / len(patches_BNP)))
-        return torch.cat(errors), torch.cat(pixel_errors)
+        return {space: torch.cat(parts) for space, parts in errors.items()}
 
     def decoded(self, rollout: Rollout) -> Rollout:
         """Keep a random part of the masked tokens for the decoder (VideoMAE V2); the others earn nothing."""
@@ -287,65 +287,19 @@ class JointTrainer:
         place_BM = chance_BM.topk(max(1, round(share * masked)), dim=1).indices
         return replace(rollout, masked_BM=rollout.masked_BM.gather(1, place_BM))
 
-    def update_sampler(
-        self, tokens_BND: Tensor, rollout: Rollout, reward_BM: Tensor, policy: Policy
-    ) -> dict[str, float]:
-        """Teach the sampler what this draw earned; `reward_BM` are the errors of the masked tokens.
-
-        `policy` is the one that drew, with its graph where the first pass can use it.
-        """
-        mean, deviation = self.world.moments(reward_BM)
-        figures = {"reward_mean": float(mean), "reward_std": float(deviation)}
-        first = policy if policy.logits_BN.requires_grad else None
-        if isinstance(self.sampler, AdaptiveSampler):
-            return figures | self.adapt(tokens_BND, rollout, reward_BM, first)
-        standard_BM = ((reward_BM - mean) / deviation.clamp_min(1e-8)).float()
-        self.memory.append(Transition(tokens_BND, rollout, standard_BM))
-        if len(self.memory) < self.ppo.rollout_length:
-            return figures
-        figures |= improve(
-            self.learner,
-            self.memory,
-            self.ppo,
-            self.controller,
-            self.shuffles,
-            parts=self.config.accumulate,
-            first=first,
-        )
-        self.memory.clear()
-        return figures
-
-    def adapt(
-        self, tokens_BND: Tensor, rollout: Rollout, reward_BM: Tensor, first: Policy | None
-    ) -> dict[str, float]:
-        """AdaMAE's update of its sampler."""
-        batch = (self.parts(x) for x in (tokens_BND, rollout.visible_BK, rollout.masked_BM, reward_BM))
-        loss_sum, share_sum = 0.0, 0.0
-        for place, (tokens, visible_BK, masked_BM, reward) in enumerate(zip(*batch, strict=True)):
-            last = place == self.config.accumulate - 1
-            policy = first or self.learner.policy(tokens, last=last)
-            drawn = Rollout(visible_BK, masked_BM, rollout.tokens)
-            weight = len(tokens) / len(tokens_BND)
-            loss = weight * sampling_loss(policy, drawn, reward, self.config.sampler.objective_weight)
-            self.learner.backward(loss, last=last)
-            loss_sum += loss.item()
-            share_sum += weight * policy.entropy_B.detach().mean().item() / math.log(rollout.tokens)
-        self.learner.step()
-        return {"sampling_loss": loss_sum, "entropy_share": share_sum}
-
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on; `rank` holds what is this worker's own."""
+        """Everything that the next step depends on; `rank` holds what differs between workers."""
+        memory = self.objective.memory if self.objective is not None else []
         state: dict[str, Any] = {
             "mae": self.mae.state_dict(),
             "sampler": self.sampler.state_dict(),
             "mae_step": self.mae_step.state_dict(),
-            "entropy_weight": self.controller.weight,
-            "shuffles": self.shuffles.get_state(),
             "noise": self.noise.generator.get_state(),
-            "rank": {"memory": [_pack(one) for one in self.memory]},
+            "rank": {"memory": [transition.state_dict() for transition in memory]},
         }
-        if self.sampler.learns:
+        if self.objective is not None:
             state["sampler_step"] = self.learner.guarded.state_dict()
+            state["objective"] = self.objective.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -353,43 +307,22 @@ class JointTrainer:
         self.mae.load_state_dict(state["mae"])
         self.sampler.load_state_dict(state["sampler"])
         self.mae_step.load_state_dict(state["mae_step"])
-        if self.sampler.learns:
-            self.learner.guarded.load_state_dict(state["sampler_step"])
-        self.controller.weight = state["entropy_weight"]
-        self.shuffles.set_state(state["shuffles"])
         self.noise.generator.set_state(state["noise"])
-        self.memory = [_unpack(one, self.world.device) for one in state["rank"]["memory"]]
-
-
-def _pack(transition: Transition) -> dict[str, Any]:
-    """Plain tensors, so that a checkpoint loads with `weights_only`."""
-    rollout = transition.rollout
-    assert rollout.policy is not None
-    return {
-        "tokens_BND": transition.tokens_BND,
-        "reward_BM": transition.reward_BM,
-        "visible_BK": rollout.visible_BK,
-        "masked_BM": rollout.masked_BM,
-        "logits_BN": rollout.policy.logits_BN,
-        "value_BN": rollout.policy.value_BN,
-    }
-
-
-def _unpack(packed: Mapping[str, Tensor], device: torch.device) -> Transition:
-    held = {name: tensor.to(device) for name, tensor in packed.items()}
-    policy = Policy(held["logits_BN"], held["value_BN"])
-    rollout = Rollout(held["visible_BK"], held["masked_BM"], held["tokens_BND"].shape[1], policy)
-    return Transition(held["tokens_BND"], rollout, held["reward_BM"])
+        if self.objective is not None:
+            self.learner.guarded.load_state_dict(state["sampler_step"])
+            self.objective.load_state_dict(state["objective"])
+            memory, device = state["rank"]["memory"], self.world.device
+            self.objective.memory = [Transition.restored(transition, device) for transition in memory]
 
 
 def _dealt_anew(ranks: Sequence[Mapping[str, Any]], world: World) -> dict[str, Any]:
-    """What is this rank's own of what another number of ranks kept: its rows of the global batches."""
+    """This rank's part of a state that another number of ranks saved: its rows of the global batches."""
     memory = []
-    for kept in zip(*(one["memory"] for one in ranks), strict=True):
+    for shares in zip(*(rank["memory"] for rank in ranks), strict=True):
         # Row i of rank r of n is row i * n + r of the global batch.
-        whole = {name: torch.stack([one[name] for one in kept], dim=1).flatten(0, 1) for name in kept[0]}
-        memory.append({name: rows[world.rank :: world.size] for name, rows in whole.items()})
-    return {"memory": memory, "position": asdict(Position.joined([one["position"] for one in ranks]))}
+        batch = {name: torch.stack([s[name] for s in shares], dim=1).flatten(0, 1) for name in shares[0]}
+        memory.append({name: rows[world.rank :: world.size] for name, rows in batch.items()})
+    return {"memory": memory, "position": asdict(Position.joined([rank["position"] for rank in ranks]))}
 
 
 def pretrain(
@@ -409,7 +342,7 @@ def pretrain(
         after: gets the state at the end.
 
     Returns:
-        The figures of the last health check, and the loss of the last step over all workers.
+        The metrics of the last health check, and the loss of the last step over all workers.
 
     Raises:
         TrainingError: too many non-finite steps in a row.
@@ -422,21 +355,21 @@ def pretrain(
     if state is None and before is not None:
         state = before.begin(config.checkpoint)
     if state is not None:
-        own = state["rank"] if "rank" in state else _dealt_anew(state["ranks"], world)
-        trainer.load_state_dict({**state["trainer"], "rank": own})
-        at = Position(**own["position"])
+        rank = state["rank"] if "rank" in state else _dealt_anew(state["ranks"], world)
+        trainer.load_state_dict({**state["trainer"], "rank": rank})
+        at = Position(**rank["position"])
         events.note(f"resumed after step {at.step} of {steps}")
     elif config.health_every is not None:
-        # Where features and policy start from: without it, a curve that stays low looks healthy.
+        # Without a point at step 0, a curve that stays low looks healthy.
         events.metrics(0, health(trainer.mae, trainer.sampler, 0))
 
-    def keep(place: CheckpointStore = store) -> None:
+    def save(store: CheckpointStore) -> None:
         if trainer.mae_step.in_a_row:
-            return  # a state from within a storm of NaNs is no place to go back to
+            return  # no training should resume within a storm of NaNs
         shared = trainer.state_dict()
-        own = shared.pop("rank") | {"position": asdict(at)}
-        state = {"trainer": shared, "rank": own}
-        place.save(state, step=at.step, metrics=at.health | {"loss": at.figures["loss"]})
+        rank = shared.pop("rank") | {"position": asdict(at)}
+        metrics = at.health | {"loss": at.metrics["loss"]}
+        store.save({"trainer": shared, "rank": rank}, step=at.step, metrics=metrics)
 
     while at.epoch < config.last_epoch:
         trainer.begin_epoch(at.epoch, at.batch)
@@ -445,28 +378,26 @@ def pretrain(
             trainer.last_index_B = batch.index_B
             lr = config.optimizer.lr(at.step, loader.steps, config.epochs, config.batch_size)
             warming_up = at.step < config.sampler_warmup_epochs * loader.steps
-            at.figures |= trainer.step(batch.normalised(world.device), lr, warming_up=warming_up)
+            at.metrics |= trainer.step(batch.normalised(world.device), lr, warming_up=warming_up)
             at.next_batch()
             if at.step % config.log_every == 0 or at.step == steps:
-                events.metrics(at.step, world.mean(at.figures))
-                everything = at.figures | at.health
-                shown: dict[str, float] = {
-                    name: everything[name] for name in ("loss", "motion_lift") if name in everything
-                }
+                events.metrics(at.step, world.mean(at.metrics))
+                latest = at.metrics | at.health
+                shown = {name: latest[name] for name in ("loss", "motion_lift") if name in latest}
                 events.progress(
                     step=at.step, steps=steps, epoch=at.epoch + 1, epochs=config.last_epoch, shown=shown
                 )
             if at.batch < loader.steps and store.due(at.step):
-                keep()
+                save(store)
         at.next_epoch()
-        ended = pace.figures(config.batch_size) | {"skipped_steps": trainer.skipped}
+        ended = pace.metrics(config.batch_size) | {"skipped_steps": trainer.skipped}
         if at.epoch == config.last_epoch or (config.health_every and at.epoch % config.health_every == 0):
             at.health = health(trainer.mae, trainer.sampler, at.step)
             ended |= at.health
         events.metrics(at.step, {"epoch": at.epoch, **ended})
         if store.due(at.step, epochs=at.epoch) or at.epoch == config.last_epoch:
-            keep()
+            save(store)
     if after is not None:
-        keep(after)
-    last = world.mean({"loss": at.figures.get("loss", math.nan)})
+        save(after)
+    last = world.mean({"loss": at.metrics.get("loss", math.nan)})
     return at.health | last | {"steps": float(steps)}

@@ -70,8 +70,8 @@ class AttentiveConfig(StrictModel):
 class AttentiveProbe(nn.Module):
     """One cross-attention of a learned query over all tokens, then a linear head.
 
-    The tokens are normed one by one, since the encoder ends before its final norm. V-JEPA's probe goes on
-    with an MLP of four times the width; without it, this one says what the tokens hold and not what a
+    The tokens are normed one by one, since the encoder ends before its final norm. V-JEPA's probe has an
+    MLP of four times the width besides; without it, the probe measures what the tokens hold and not what a
     network on top could make of it. The pooled features are standardised over the batch before the head
     (BatchNorm without affine, as in MAE's linear probe, arXiv 2111.06377), since two clips of a small
     encoder differ by little beside their common mean.

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, ValidationError
 
 from tats_core.data import benchmarks
-from tats_core.data.loaders import ClipOptions, TrainLoader, recipe
+from tats_core.data.loaders import ClipOptions, TrainLoader, clip_rules
 from tats_core.errors import WeightsError
 from tats_core.specs import StrictModel
 from tats_core.training import weights
@@ -25,7 +25,7 @@ class Views(StrictModel):
     def of(cls, loader: TrainLoader) -> Self:
         """Those of the clips that a model was trained on."""
         name = loader.manifest.benchmark
-        return cls(benchmark=name, sampling=loader.plan.sampling, stride=loader.plan.stride)
+        return cls(benchmark=name, sampling=loader.rules.sampling, stride=loader.rules.stride)
 
     @classmethod
     def named(cls, benchmark: str) -> Self:
@@ -34,8 +34,8 @@ class Views(StrictModel):
         Raises:
             DataError: there is none of this name.
         """
-        found = recipe(ClipOptions(), benchmarks.find(benchmark), "finetune")
-        return cls(benchmark=benchmark, sampling=found.sampling, stride=found.stride)
+        rules = clip_rules(ClipOptions(), benchmarks.find(benchmark), "finetune")
+        return cls(benchmark=benchmark, sampling=rules.sampling, stride=rules.stride)
 
 
 def saved_views(folder: Path) -> Views:

@@ -18,7 +18,7 @@ from torch import Tensor
 from tats_core.data import clips, readers, transforms
 from tats_core.errors import VideoError, WeightsError
 from tats_core.models.mae import VideoMAE
-from tats_core.sampling import Sampler, SamplerConfig, SamplerSite, build_sampler
+from tats_core.sampling import Sampler, SamplerConfig, SamplerSite
 from tats_core.training import pictures, weights
 from tats_core.training.optim import evaluating, fresh_weights
 from tats_core.training.views import Views, saved_views
@@ -67,14 +67,13 @@ class Visualiser:
         return clips.normalise(transforms.channels_first(frames_BTHWC))
 
     def draw(
-        self, videos: Sequence[Path], out: Path, *, n_clips: int = 1, seed: int = 0, leaky: bool = False
+        self, videos: Sequence[Path], out: Path, *, n_clips: int = 1, seed: int = 0
     ) -> Iterator[tuple[Path, ...] | VideoError]:
         """Write the pictures of each video into `out`; yield their files, or why there are none.
 
         Args:
             n_clips: of each video, with pictures of their own.
             seed: of the sampler's draws; the same for each video, so that the others do not matter.
-            leaky: see `pictures.reconstructions`; the files' names say it too.
         """
         names: set[str] = set()
         for path in videos:
@@ -89,18 +88,15 @@ class Visualiser:
             generator = torch.Generator().manual_seed(seed)
             for place, clip_1CTHW in enumerate(torch.split(video_BCTHW, 1), start=1):
                 with evaluating(self.mae, self.sampler):
-                    (picture,) = pictures.reconstructions(
-                        self.mae, self.sampler, clip_1CTHW, generator, leaky=leaky
-                    )
+                    (picture,) = pictures.reconstructions(self.mae, self.sampler, clip_1CTHW, generator)
                 of_clip = f", clip {place} of {n_clips}" if n_clips > 1 else ""
                 visible, tokens = self.sampler.visible, self.sampler.tokens
-                said = f"{visible} of {tokens} tokens visible{' (leaky)' if leaky else ''}"
                 clip_name = f"{name}-clip{place}" if n_clips > 1 else name
                 files += pictures.write(
                     picture,
-                    out / f"{clip_name}{'-leaky' if leaky else ''}",
-                    title=f"{path.name}{of_clip}: {said}",
-                    remark=pictures.remark(self.mae, leaky=leaky),
+                    out / clip_name,
+                    title=f"{path.name}{of_clip}: {visible} of {tokens} tokens visible",
+                    remark=pictures.remark(self.mae),
                 )
             yield tuple(files)
 
@@ -129,6 +125,6 @@ def load_sampler(folder: Path, mae: VideoMAE) -> Sampler:
     clip, vit = mae.clip, mae.encoder.config
     site = SamplerSite(tokens=clip.tokens, slices=clip.slices, width=vit.width, heads=vit.heads)
     with fresh_weights(0):  # replaced below, but the draws must not disturb another stage's
-        sampler = build_sampler(config, site)
+        sampler = config.build(site)
     weights.load(folder, sampler, "sampler")
     return sampler

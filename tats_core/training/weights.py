@@ -1,4 +1,4 @@
-"""Models on disk: tensors as safetensors, what they are as JSON beside them; and those made elsewhere."""
+"""Models on disk: tensors as safetensors, their description as JSON beside them; and those made elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tats_core.training.optim import fresh_weights
 
 
 def save(folder: Path, module: nn.Module, described: Mapping[str, Any], name: str = "model") -> None:
-    """Write `<name>.safetensors` and `<name>.json`; each appears whole or not at all."""
+    """Write `<name>.safetensors` and `<name>.json`; each is complete or absent."""
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
     beside = folder / f"{name}.safetensors.tmp"
     save_file(tensors, beside, checkpoints_io.METADATA)
@@ -59,31 +59,31 @@ def load(folder: Path, module: nn.Module, name: str = "model") -> None:
     _fill(module, _read(folder / f"{name}.safetensors"), str(folder))
 
 
-def load_encoder(encoder: VideoViT, place: Path) -> Match:
+def load_encoder(encoder: VideoViT, path: Path) -> Match:
     """Load the encoder of a model: a folder of ours, or a checkpoint that `checkpoints_io` understands.
 
     Returns:
-        What went into the encoder and what did not: its final norm, where the one given has none.
+        What was loaded and what was not: the final norm, where the checkpoint has none.
 
     Raises:
-        WeightsError: no encoder there, or one of another size.
+        WeightsError: it holds no encoder, or one of another size.
     """
-    return checkpoints_io.load_encoder(encoder, checkpoints_io.read(place))
+    return checkpoints_io.load_encoder(encoder, checkpoints_io.read(path))
 
 
-def start_mae(mae: VideoMAE, place: Path) -> Match:
-    """Start a pre-training from a model: encoder and decoder where it has both, else the encoder alone.
+def start_mae(mae: VideoMAE, path: Path) -> Match:
+    """Initialise a pre-training from a model: encoder and decoder where it has both, else the encoder alone.
 
     Returns:
-        What went in; `missing` names what keeps its first values.
+        What was loaded; `missing` names what keeps its initial values.
 
     Raises:
         WeightsError: encoder or decoder is of another size.
     """
-    found = checkpoints_io.read(place)
-    if found.kind == "pre-trained":
-        return checkpoints_io.load_mae(mae, found)
-    match = checkpoints_io.load_encoder(mae.encoder, found)
+    foreign = checkpoints_io.read(path)
+    if foreign.kind == "pre-trained":
+        return checkpoints_io.load_mae(mae, foreign)
+    match = checkpoints_io.load_encoder(mae.encoder, foreign)
     missing = sorted(mae.state_dict().keys() - {f"encoder.{name}" for name in match.matched})
     return Match(match.layout, match.matched, tuple(missing), match.unexpected)
 
@@ -131,15 +131,16 @@ def _encoder_of(described: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, 
 
 
 def _classifier_of_hugging_face(folder: Path) -> tuple[VideoClassifier, list[str]]:
-    found = checkpoints_io.read(folder)
-    if found.kind != "fine-tuned":
-        raise WeightsError(f"{folder}: its model is {found.kind} and has no classes; name a fine-tuned one")
+    foreign = checkpoints_io.read(folder)
+    if foreign.kind != "fine-tuned":
+        raise WeightsError(f"{folder}: its model is {foreign.kind} and has no classes; name a fine-tuned one")
     vit, clip = checkpoints_io.configs_of_hugging_face(describe(folder, "config"))
     # Where nobody named them, they are numbered.
-    classes = list(found.classes) or [f"class {place}" for place in range(len(found.tensors["head.weight"]))]
+    count = len(foreign.tensors["head.weight"])
+    classes = list(foreign.classes) or [f"class {label}" for label in range(count)]
     with fresh_weights(0):
         model = VideoClassifier(vit, clip, len(classes))
-    checkpoints_io.load_classifier(model, found)
+    checkpoints_io.load_classifier(model, foreign)
     return model, classes
 
 

@@ -1,4 +1,4 @@
-"""The data-parallel workers as seen from one of them. No launcher here: whoever starts it, says who it is.
+"""The data-parallel workers as seen from one of them; its launcher gives it its rank.
 
 Axes: B clips, D features.
 """
@@ -131,13 +131,13 @@ class World:
         return values
 
     def any(self, here: bool) -> bool:
-        """Tell all workers alike whether `here` is true on one of them."""
+        """Whether `here` is true on any worker; the same answer on all of them."""
         return here if self.size == 1 else self.sum(torch.tensor(float(here), device=self.device)).item() > 0
 
     def from_first(self, value: int) -> int:
         """Return the `value` that rank 0 has."""
-        own = value if self.is_first else 0
-        return int(self.sum(torch.tensor(own, dtype=torch.int64, device=self.device)))
+        term = value if self.is_first else 0
+        return int(self.sum(torch.tensor(term, dtype=torch.int64, device=self.device)))
 
     def gather(self, values_B: Tensor) -> Tensor:
         """Return `values_B` of all workers joined along axis 0, in rank order; equal shapes are required."""
@@ -147,19 +147,19 @@ class World:
         dist.all_gather(parts, values_B.contiguous())
         return torch.cat(parts)
 
-    def mean(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """Return the mean of each figure over all workers, which hold the same ones in the same order."""
+    def mean(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Return the mean of each metric over all workers, which have the same ones in the same order."""
         if self.size == 1:
-            return dict(figures)
-        own = torch.tensor(list(figures.values()), dtype=torch.float64, device=self.device)
-        return dict(zip(figures, (self.sum(own) / self.size).tolist(), strict=True))
+            return dict(metrics)
+        values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=self.device)
+        return dict(zip(metrics, (self.sum(values) / self.size).tolist(), strict=True))
 
-    def union(self, own: Mapping[str, str]) -> dict[str, str]:
-        """Return what all workers have under their keys; of a key on several, the last one's."""
+    def union(self, entries: Mapping[str, str]) -> dict[str, str]:
+        """Return the entries of all workers; of a key that several have, the last worker's."""
         if self.size == 1:
-            return dict(own)
+            return dict(entries)
         parts: list[dict[str, str]] = [{} for _ in range(self.size)]
-        dist.all_gather_object(parts, dict(own))
+        dist.all_gather_object(parts, dict(entries))
         return {key: value for part in parts for key, value in part.items()}
 
     def moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,13 +177,13 @@ class World:
 class PooledBatchNorm(nn.BatchNorm1d):
     """Batch norm whose statistics in training are those of the clips of all workers (as many on each).
 
-    Every worker normalises the clips of all and keeps its own: a vector for each clip is little to gather.
+    Every worker normalises the clips of all and returns its share; a vector a clip is little to gather.
     torch's SyncBatchNorm does the same, but not on CPUs.
     """
 
     @classmethod
     def of(cls, norm: nn.BatchNorm1d) -> Self:
-        """One with the settings and the state of `norm`."""
+        """A copy of `norm`, settings and state."""
         pooled = cls(norm.num_features, norm.eps, norm.momentum, norm.affine)
         pooled.load_state_dict(norm.state_dict())
         return pooled
@@ -193,24 +193,27 @@ class PooledBatchNorm(nn.BatchNorm1d):
         if not self.training:
             return super().forward(features_BD)
         gathered_BD: Tensor = _Gather.apply(features_BD)
-        return _own(super().forward(gathered_BD))
+        return _share(super().forward(gathered_BD))
 
 
 class _Gather(torch.autograd.Function):
-    """All workers' rows in rank order; the gradient of a row is the sum of what all workers have for it."""
+    """All workers' rows in rank order; the gradient of a row is the sum of what all workers have for it.
+
+    torch.distributed.nn.all_gather does the same, but is deprecated, and its successor is private.
+    """
 
     @staticmethod
-    def forward(ctx: Any, own_BD: Tensor) -> Tensor:
-        parts = [torch.empty_like(own_BD) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, own_BD.contiguous())
+    def forward(ctx: Any, share_BD: Tensor) -> Tensor:
+        parts = [torch.empty_like(share_BD) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, share_BD.contiguous())
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, gradient_BD: Tensor) -> Tensor:
         gradient_BD = gradient_BD.clone()
         dist.all_reduce(gradient_BD)
-        return _own(gradient_BD)
+        return _share(gradient_BD)
 
 
-def _own(values_BD: Tensor) -> Tensor:
+def _share(values_BD: Tensor) -> Tensor:
     return values_BD.chunk(dist.get_world_size())[dist.get_rank()]

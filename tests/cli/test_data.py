@@ -35,7 +35,7 @@ def test_a_generated_set_is_read_whole_by_check(
     assert lines[0] == f"ucf101 (UCF101) in {made / 'ucf101'}"
     assert "(official 9537)" in lines[1]
     assert lines[1].startswith("  train 1: ")
-    assert lines[2].startswith("    2 of 2 decoded whole, ")
+    assert lines[2].startswith("    2 of 2 decoded completely, ")
     # Folds 2 and 3 are other divisions of the same videos: counted, not decoded again.
     assert [line.split(":")[0].strip() for line in lines if "official" in line][2:4] == ["train 2", "test 2"]
 
@@ -72,7 +72,7 @@ def test_a_video_that_cannot_be_decoded_fails_the_check_by_name(tats: Callable[.
         path.write_bytes(b"not a video")
     ended = tats("data", "check", "ucf101", "--root", str(made), "--decode", "1")
     assert ended.code == 1
-    assert "0 of 1 decoded whole" in ended.out
+    assert "0 of 1 decoded completely" in ended.out
     assert ".avi: cannot be read" in ended.err
 
 

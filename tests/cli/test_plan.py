@@ -64,12 +64,12 @@ def test_a_part_of_a_matrix_is_named_by_the_axis_that_sets_it_apart() -> None:
 
 
 def test_single_members_are_named_and_many_are_the_others() -> None:
-    damaged = {"reason": "its output is damaged"}
+    damaged = {"reason": "its output is corrupt"}
     fates = [(b, i, damaged if (b, i) in (("a", "x"), ("b", "y")) else REUSED) for b in "abc" for i in "xy"]
     assert shown(item("pretrain", **REUSED), *finetunes(*fates)) == [
         "pretrain  reused",
         "└── finetune × 6",
-        "    ├── 2 run: its output is damaged  [a,x; b,y]",
+        "    ├── 2 run: its output is corrupt  [a,x; b,y]",
         "    └── 4 reused  [the others]",
     ]
 

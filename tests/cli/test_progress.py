@@ -32,6 +32,11 @@ def record(status: Any = "running", finished: float | None = None) -> RunRecord:
     )
 
 
+def stage(name: str) -> StageRecord:
+    """Return the record of a stage that runs."""
+    return StageRecord(name, name, "pretrain", {}, [], status="running")
+
+
 def event(step: int, at: float, **shown: float) -> dict[str, Any]:
     """Return a progress event of a stage of 100 steps in 10 epochs."""
     return {"time": at, "step": step, "steps": 100, "epoch": step // 10, "epochs": 10, "shown": shown}
@@ -82,7 +87,7 @@ def test_plain_lines_of_a_run_are_exactly_these() -> None:
     ui = PlainUI(lines.append, every=10, clock=lambda: now[0])
     ui.started(PLAN, record())
     ui.stage_finished("data", 0.0, cached=True)
-    ui.stage_started("pretrain")
+    ui.stage_started(stage("pretrain"), ())
     ui.params("pretrain", {"workers": 2})
     for second in range(25):
         now[0] = float(second)
@@ -123,7 +128,7 @@ def test_the_live_display_shows_the_running_stage_and_leaves_finished_ones_as_li
     console = Console(file=out, force_terminal=True, width=120, color_system=None)
     ui = LiveUI(console)
     ui.started(PLAN, record())
-    ui.stage_started("pretrain[a]")
+    ui.stage_started(stage("pretrain[a]"), ())
     ui.params("pretrain[a]", {"workers": 2})
     ui.progress("pretrain[a]", event(0, at=100, loss=2.0))
     ui.progress("pretrain[a]", event(50, at=150, loss=1.0))

@@ -25,19 +25,17 @@ def menu(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [("pipeline", "mine"), ("sweep", "tries")])
-def test_a_manifest_is_written_where_it_is_asked_for(
-    tats: Callable[..., Any], menu: None, tmp_path: Path, words
-):
+def test_a_manifest_is_written_to_the_given_file(tats: Callable[..., Any], menu: None, tmp_path: Path, words):
     done = tats("submit", *words, "--render", "kuberay", "--image", "lab/tats:1.0", "--out", "job.yaml")
     assert (done.code, done.err) == (0, "")
-    kinds = [one["kind"] for one in yaml.safe_load_all((tmp_path / "job.yaml").read_text())]
+    kinds = [manifest["kind"] for manifest in yaml.safe_load_all((tmp_path / "job.yaml").read_text())]
     assert kinds == ["ConfigMap", "RayJob"]
     printed = tats("submit", *words, "--render", "kuberay", "--image", "lab/tats:1.0")
     assert printed.out == (tmp_path / "job.yaml").read_text()
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "sentence"),
     [
         ((), "say where: either --address URL of a cluster, or --render kuberay for a manifest"),
         (("--render", "kuberay", "--address", "http://head:8265"), "say where: either --address URL"),
@@ -46,8 +44,8 @@ def test_a_manifest_is_written_where_it_is_asked_for(
         (("--address", "http://head:8265", "--image", "lab/tats:1"), "--image belongs to --render"),
     ],
 )
-def test_what_does_not_go_together_is_one_sentence(tats: Callable[..., Any], menu: None, words, said):
+def test_options_that_exclude_each_other_are_refused(tats: Callable[..., Any], menu: None, words, sentence):
     done = tats("submit", "pipeline", "mine", *words)
     assert done.code == 2
-    assert said in done.err
+    assert sentence in done.err
     assert done.err.count("\n") == 1

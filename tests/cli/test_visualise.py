@@ -37,14 +37,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_the_files_are_named_one_a_line(tats: Callable[..., Any], asked: list[Any]) -> None:
-    ended = tats(
-        "visualise", "demo", "a.mp4", "b.mp4", "--out", "there", "--seed", "3", "--leaky", "--clips", "2"
-    )
+    ended = tats("visualise", "demo", "a.mp4", "b.mp4", "--out", "there", "--seed", "3", "--clips", "2")
     assert (ended.code, ended.out, ended.err) == (0, "there/a.png\nthere/b.png\n", "")
     assert asked == [
         ("demo", Path(".tats"), "pretrain", None),
         (Path("model"), None),
-        ([Path("a.mp4"), Path("b.mp4")], Path("there"), {"n_clips": 2, "seed": 3, "leaky": True}),
+        ([Path("a.mp4"), Path("b.mp4")], Path("there"), {"n_clips": 2, "seed": 3}),
     ]
 
 

@@ -90,9 +90,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 def started(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
     """Return `(job, what happened to it)` as the first line says."""
-    found = re.match(r"(\S+) (started|runs already|succeeded already) on http", done.stdout)
-    assert found, done.stdout + done.stderr
-    return found[1], found[2]
+    match = re.match(r"(\S+) (started|runs already|succeeded already) on http", done.stdout)
+    assert match, done.stdout + done.stderr
+    return match[1], match[2]
 
 
 def wait_for(holds: Callable[[], bool], site: Site, job: str) -> None:

@@ -231,6 +231,8 @@ def test_a_file_survives_its_way_through_a_config_map(write, text):
 
 
 def test_a_sweep_travels_with_its_pipeline():
+    variant = submission.load("pipeline", "full_k400", [])
+    assert set(variant.files) == {"pipelines/full_k400.yaml", "pipelines/full_ssv2.yaml"}
     files, _ = rendered(submission.load("sweep", "demo_ratio", ["seeds.values=[0]"]))
     assert set(files["data"]) == {"run", "sweeps.demo_ratio.yaml", "pipelines.demo.yaml"}
     assert files["data"]["run"].endswith("exec tats sweep demo_ratio --set 'seeds.values=[0]' --continue\n")

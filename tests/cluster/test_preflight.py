@@ -14,7 +14,7 @@ from tats_core.pipeline import graph, spec
 
 
 class Server(BaseHTTPRequestHandler):
-    """Knows one user; refuses the name `wrong`."""
+    """Knows one user; refuses everybody else."""
 
     def do_GET(self) -> None:
         known = self.headers["Authorization"] == "Basic bWU6c2VjcmV0"  # me:secret

@@ -17,11 +17,11 @@ FILE = Path(__file__).resolve().parents[2] / "docker" / "ray-up.yaml"
 @pytest.fixture
 def config(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(FILE.parent.parent)
-    found: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    return found
+    config: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    return config
 
 
-def test_the_launcher_takes_the_file_and_adds_no_commands_of_its_own(config):
+def test_the_launcher_accepts_the_file_and_adds_no_commands(config):
     prepared = prepare_config(config)
     validate_config(prepared)
     for key in ("initialization_commands", "head_start_ray_commands", "worker_start_ray_commands"):

@@ -110,7 +110,9 @@ def test_normalising_changes_no_clip_in_place() -> None:
 def test_erasing_fills_the_box_in_every_frame_and_nothing_else() -> None:
     video_BCTHW = torch.full((2, 3, 4, 10, 10), 9, dtype=torch.uint8)
     noise_CTHW = torch.randn(3, 4, 4, 5)
-    batch = Batch(video_BCTHW, torch.zeros(2), torch.arange(2), (Erased(1, 2, 3, noise_CTHW),))
+    batch = Batch(
+        video_BCTHW, torch.zeros(2), torch.arange(2), (Erased(1, slice(2, 6), slice(3, 8), noise_CTHW),)
+    )
     normalised_BCTHW = batch.normalised(torch.device("cpu"))
     plain_BCTHW = normalise(video_BCTHW)
     assert torch.equal(normalised_BCTHW[1, :, :, 2:6, 3:8], noise_CTHW)

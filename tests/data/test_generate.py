@@ -188,11 +188,11 @@ def test_the_motion_of_a_view_fits_the_view_pixel_for_pixel(tiny: dict[str, Mani
     halved = ClipOptions(frames=4, size=16, stride=3)
     half_BTHW = motion_clips(manifest, halved, range(len(manifest)))
     assert half_BTHW[2].mean().item() == pytest.approx(whole_THW[[5, 8, 11, 14]].mean(), abs=0.01)
-    views_BVCTHW, _, index_B = next(eval_views(manifest, halved, clips=1, crops=1, batch_size=16))
+    views_BVCTHW, _, index_B, _ = next(eval_views(manifest, halved, clips=1, crops=1, batch_size=16))
     assert index_B.tolist() == list(range(16))
     assert views_BVCTHW[:, 0, 0].shape == half_BTHW.shape
     # The view changes more from frame to frame where the mask says that something moves.
-    change_BTHW = views_BVCTHW[:, 0].diff(dim=2).abs().mean(1)
+    change_BTHW = views_BVCTHW[:, 0].float().diff(dim=2).abs().mean(1)
     moving_BTHW = torch.maximum(half_BTHW[:, 1:], half_BTHW[:, :-1]) > 0.5
     assert change_BTHW[moving_BTHW].mean() > 4 * change_BTHW[~moving_BTHW].mean()
 

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from tats_core.data import clips, loaders, readers, transforms
+from tats_core.data import clips, readers, transforms
 from tats_core.data.benchmarks import BENCHMARKS
 from tats_core.data.loaders import (
     Batch,
     ClipOptions,
+    ClipRules,
     Purpose,
-    Recipe,
     TrainLoader,
+    clip_rules,
     eval_views,
-    recipe,
     steps_per_epoch,
 )
 from tats_core.data.manifest import Manifest, VideoRecord
@@ -125,14 +125,14 @@ def test_each_decoding_process_holds_one_batch_ahead(
 ) -> None:
     train = loader(tiny["ucf101"], SMALL.model_copy(update={"decode_workers": 1}), batch_size=2)
     asked = [0]
-    iterate = loaders._Requests.__iter__
 
-    def counted(requests: loaders._Requests) -> Iterator[object]:
-        for request in iterate(requests):
-            asked[0] += 1
-            yield request
+    class Counted(list[object]):
+        def __iter__(self) -> Iterator[object]:
+            for request in super().__iter__():
+                asked[0] += 1
+                yield request
 
-    monkeypatch.setattr(loaders._Requests, "__iter__", counted)
+    monkeypatch.setattr(train, "_requests", Counted())
     batches = train.epoch(0)
     next(batches)
     # One for the process, and one in place of the batch that was taken: a batch may be a gigabyte.
@@ -285,22 +285,22 @@ def test_more_unreadable_videos_than_the_limit_stop_the_training_with_one_senten
 @pytest.mark.parametrize(
     ("benchmark", "purpose", "expected"),
     [
-        ("ssv2", "pretrain", Recipe("dense", 2, "multi_scale", False)),
-        ("ssv2", "finetune", Recipe("uniform", 2, "random_resized", False)),
-        ("kinetics400", "pretrain", Recipe("dense", 4, "multi_scale", False)),
-        ("kinetics400", "finetune", Recipe("dense", 4, "random_resized", True)),
-        ("hmdb51", "finetune", Recipe("dense", 2, "random_resized", True)),
+        ("ssv2", "pretrain", ClipRules("dense", 2, "multi_scale", False)),
+        ("ssv2", "finetune", ClipRules("uniform", 2, "random_resized", False)),
+        ("kinetics400", "pretrain", ClipRules("dense", 4, "multi_scale", False)),
+        ("kinetics400", "finetune", ClipRules("dense", 4, "random_resized", True)),
+        ("hmdb51", "finetune", ClipRules("dense", 2, "random_resized", True)),
     ],
 )
 def test_open_fields_follow_the_benchmark_and_the_purpose(
-    benchmark: str, purpose: Purpose, expected: Recipe
+    benchmark: str, purpose: Purpose, expected: ClipRules
 ) -> None:
-    assert recipe(ClipOptions(), BENCHMARKS[benchmark], purpose) == expected
+    assert clip_rules(ClipOptions(), BENCHMARKS[benchmark], purpose) == expected
 
 
 def test_what_is_set_wins_over_the_benchmark() -> None:
     options = ClipOptions(sampling="dense", stride=3, crop="centre", flip=True)
-    assert recipe(options, BENCHMARKS["ssv2"], "pretrain") == Recipe("dense", 3, "centre", True)
+    assert clip_rules(options, BENCHMARKS["ssv2"], "pretrain") == ClipRules("dense", 3, "centre", True)
 
 
 def test_options_that_contradict_each_other_are_refused_with_a_sentence() -> None:
@@ -388,7 +388,7 @@ def test_for_what_is_no_score_the_next_video_stands_in_and_the_broken_one_is_nam
 
 
 def test_fewer_videos_than_workers_are_refused_on_each_of_them(tiny: dict[str, Manifest]) -> None:
-    few = tiny["ucf101"].first(2)
+    few = tiny["ucf101"].spread(2)
     for rank in range(3):
         with pytest.raises(DataError, match=r"2 videos are too few for 3 workers; use fewer workers"):
             list(eval_views(few, ClipOptions(frames=2, size=16), rank=rank, world_size=3))

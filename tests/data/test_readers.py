@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,6 +65,15 @@ def cut_without_encoding(source: Path, target: Path) -> None:
                 cut.mux(packet)
 
 
+def read_frames(
+    path: str | Path,
+    indices: Sequence[int] | NDArray[np.int64],
+    reader: readers.ReaderName = "auto",
+    time_limit: float = readers.TIME_LIMIT,
+) -> readers.Frames:
+    return readers.read_clip(path, lambda n_frames: np.asarray(indices), reader, time_limit)
+
+
 KINDS = ("webm", "mp4", "avi", "open", "cut")
 
 
@@ -85,7 +94,7 @@ def test_a_reader_gives_exactly_the_frames_of_a_sequential_decode(
             dense_indices(n_frames, 8, 4, rng),
             uniform_indices(n_frames, 8, rng),
         ):
-            assert np.array_equal(readers.read_frames(films[kind], indices_T, reader), truth_THWC[indices_T])
+            assert np.array_equal(read_frames(films[kind], indices_T, reader), truth_THWC[indices_T])
 
 
 @pytest.mark.parametrize("benchmark", list(ENCODINGS))
@@ -93,9 +102,7 @@ def test_the_generated_videos_are_read_exactly(tiny: dict[str, Manifest], benchm
     for video in tiny[benchmark].videos[:6]:
         truth_THWC = sequential(video.path)
         for reader in ("auto", "pyav"):
-            assert np.array_equal(
-                readers.read_frames(video.path, [17, 3, 3, 8], reader), truth_THWC[[17, 3, 3, 8]]
-            )
+            assert np.array_equal(read_frames(video.path, [17, 3, 3, 8], reader), truth_THWC[[17, 3, 3, 8]])
 
 
 def test_the_generated_avi_holds_b_frames(tiny: dict[str, Manifest]) -> None:
@@ -116,7 +123,7 @@ def test_decord_is_trusted_only_where_it_is_exact(films: dict[str, Path]) -> Non
         rng = np.random.default_rng(2)
         for _ in range(20):
             indices_T = np.sort(rng.integers(0, len(truth_THWC), 6))
-            frames_THWC = readers.read_frames(films[kind], indices_T, "decord")
+            frames_THWC = read_frames(films[kind], indices_T, "decord")
             assert np.array_equal(frames_THWC, truth_THWC[indices_T])
 
 
@@ -124,7 +131,7 @@ def test_decord_is_trusted_only_where_it_is_exact(films: dict[str, Path]) -> Non
 def test_decord_is_wrong_without_an_error_where_it_is_not_trusted(films: dict[str, Path]) -> None:
     # The reason for the rule above. If this fails, decord has been mended and may be trusted with more.
     truth_THWC = sequential(films["avi"])
-    frames_THWC = readers.read_frames(films["avi"], np.arange(5, 115, 10), "decord")
+    frames_THWC = read_frames(films["avi"], np.arange(5, 115, 10), "decord")
     assert not np.array_equal(frames_THWC, truth_THWC[5:115:10])
     assert len(readers.read_all(films["cut"], "decord")) > len(sequential(films["cut"]))
 
@@ -140,9 +147,9 @@ def test_a_file_on_which_decord_hangs_is_read_by_pyav(
 
     monkeypatch.setattr(readers, "_decord_read", hang)
     with pytest.raises(VideoError, match=r"decord did not finish within 0\.2 s"):
-        readers.read_frames(films["mp4"], [1], "decord", time_limit=0.2)
+        read_frames(films["mp4"], [1], "decord", time_limit=0.2)
     monkeypatch.setattr(readers, "_DECORD_LIMIT", 0.2)
-    frames_THWC = readers.read_frames(films["mp4"], [1], "auto")
+    frames_THWC = read_frames(films["mp4"], [1], "auto")
     released.set()
     assert np.array_equal(frames_THWC, sequential(films["mp4"])[[1]])
 
@@ -152,7 +159,7 @@ def test_a_video_that_keeps_too_many_bytes_is_decoded_twice_and_just_as_right(
 ) -> None:
     monkeypatch.setattr(readers, "_KEEP_BYTES", 100_000)
     indices_T = np.array([110, 4, 4, 60])
-    frames_THWC = readers.read_frames(films["avi"], indices_T, "pyav")
+    frames_THWC = read_frames(films["avi"], indices_T, "pyav")
     assert np.array_equal(frames_THWC, sequential(films["avi"])[indices_T])
 
 
@@ -163,7 +170,7 @@ def test_reading_a_thousand_clips_keeps_no_memory(films: dict[str, Path], kind: 
 
     def read(times: int) -> int:
         for start in range(times):
-            readers.read_frames(films[kind], [start % 100, 100])
+            read_frames(films[kind], [start % 100, 100])
         return int(process.memory_info().rss)
 
     after_some = read(200)
@@ -185,12 +192,6 @@ def test_what_cannot_be_read_is_named_with_the_reason(films: dict[str, Path], tm
         for read in (readers.read_all, readers.count_frames):
             with pytest.raises(VideoError, match=f"{name}: cannot be read"):
                 read(tmp_path / name)
-
-
-def test_an_index_outside_the_video_is_an_error_with_its_length(films: dict[str, Path]) -> None:
-    for kind in ("avi", "mp4"):
-        with pytest.raises(VideoError, match="frames -1 to 120 were asked for, but it has 120"):
-            readers.read_frames(films[kind], [-1, 120])
 
 
 def test_a_file_that_takes_longer_than_its_limit_is_given_up(films: dict[str, Path]) -> None:

@@ -33,7 +33,7 @@ def recoloured(rgb: list[float], colour: Colour) -> list[float]:
 def test_test_crops_are_squares_from_one_end_of_the_longer_side_to_the_other() -> None:
     assert transforms.view_boxes(4, 10, 3) == [Box(0, 0, 4, 4), Box(0, 3, 4, 4), Box(0, 6, 4, 4)]
     assert transforms.view_boxes(9, 5, 3) == [Box(0, 0, 5, 5), Box(2, 0, 5, 5), Box(4, 0, 5, 5)]
-    assert transforms.view_boxes(4, 10, 1) == [transforms.whole_box(4, 10)] == [Box(0, 3, 4, 4)]
+    assert transforms.view_boxes(4, 10, 1) == [transforms.central_box(4, 10)] == [Box(0, 3, 4, 4)]
 
 
 def test_multi_scale_crops_have_near_sides_and_lie_at_the_thirteen_places() -> None:

@@ -64,8 +64,8 @@ def test_a_service_waits_until_those_it_needs_are_healthy(compose):
     assert needs["mlflow"]["postgres"] == "service_healthy"
 
 
-def test_the_mlflow_server_is_asked_on_an_api_path(compose):
-    # /health answers 200 even where the server refuses the name that it is called by.
+def test_the_health_check_of_mlflow_asks_an_api_path(compose):
+    # /health answers 200 even where the server refuses the host name.
     assert "/api/2.0/mlflow/" in compose["services"]["mlflow"]["environment"]["TATS_HEALTH_URL"]
 
 
@@ -89,18 +89,20 @@ def _secrets(folder: Path) -> Path:
     return folder / "secrets"
 
 
-def test_secrets_are_random_and_those_that_are_there_stay(tmp_path):
-    places = [tmp_path / name for name in ("one", "other")]
-    for place in places:
-        place.mkdir()
-    one, other = ({path.name: path.read_text() for path in _secrets(place).iterdir()} for place in places)
-    assert not {name for name in one if one[name] == other[name]}
-    assert re.fullmatch("[0-9a-f]{64}", one["ray_token"])
-    assert stat.S_IMODE((places[0] / "secrets").stat().st_mode) == 0o700
-    (places[0] / "secrets" / "mlflow_key").unlink()
-    (places[0] / "secrets" / "s3_store").unlink()
-    after = {path.name: path.read_text() for path in _secrets(places[0]).iterdir()}
-    assert {name for name in one if one[name] != after[name]} == {"mlflow_key"}
+def test_secrets_are_random_and_existing_ones_stay(tmp_path):
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+    first, second = (
+        {path.name: path.read_text() for path in _secrets(folder).iterdir()} for folder in folders
+    )
+    assert not {name for name in first if first[name] == second[name]}
+    assert re.fullmatch("[0-9a-f]{64}", first["ray_token"])
+    assert stat.S_IMODE((folders[0] / "secrets").stat().st_mode) == 0o700
+    (folders[0] / "secrets" / "mlflow_key").unlink()
+    (folders[0] / "secrets" / "s3_store").unlink()
+    after = {path.name: path.read_text() for path in _secrets(folders[0]).iterdir()}
+    assert {name for name in first if first[name] != after[name]} == {"mlflow_key"}
 
 
 def test_the_store_and_its_client_share_one_key(tmp_path):
@@ -144,11 +146,11 @@ def server() -> Iterator[str]:
         def log_message(self, *words: Any) -> None:
             """Say nothing."""
 
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as found:
-        thread = threading.Thread(target=found.serve_forever)
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{found.server_port}/"
-        found.shutdown()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
         thread.join()
 
 

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 MOUNTS = os.geteuid() == 0
 GO_ON = "go on with: tats run pipeline"
-SAYS_DAMAGED = "the checkpoint step-000000006 is damaged (state.pt has another content)"
+SAYS_DAMAGED = "the checkpoint step-000000006 is corrupt (state.pt has another content)"
 COMMIT = "tats_core.store.outputs:write_json"
 BAD_INPUT, FAILED, STOPPED = 2, 1, 130
 
@@ -170,7 +170,7 @@ def the_store_is_read_only(lab: Lab) -> None:
 
 def the_clock_jumps(lab: Lab) -> None:
     day = 86400
-    back = lab.fault("tats_core.tracking:Tracker.event", "jump", 8, seconds=-day)
+    back = lab.fault("tats_core.tracking:Tracker.events", "jump", 2, seconds=-day)
     ahead = lab.fault(STEP, "jump", 5, rank=0, seconds=-2 * day)
     code, said = lab.run(faults=[back, ahead])
     assert code == 0, said

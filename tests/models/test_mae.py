@@ -34,7 +34,6 @@ def _reconstruction(difference: list[float], motion_weight: float) -> Reconstruc
         prediction,
         torch.zeros_like(prediction),
         prediction[..., :3],
-        prediction[..., :3],
         tubelet=2,
         motion_weight=motion_weight,
     )
@@ -105,9 +104,9 @@ def test_the_floored_target_of_a_flat_token_is_zero_and_of_a_faint_one_is_faint(
 
 def test_the_pixel_target_is_what_the_encoder_sees_and_its_error_is_in_pixels() -> None:
     patches_BMP = torch.randn(1, 2, P)
-    target_BMP, mean_BMC, scale_BMC = _mae(target="pixel").target(patches_BMP)
+    target_BMP, _, scale_BMC = _mae(target="pixel").target(patches_BMP)
     assert torch.equal(target_BMP, patches_BMP)
-    found = Reconstruction(target_BMP + 1, target_BMP, mean_BMC, scale_BMC, tubelet=2)
+    found = Reconstruction(target_BMP + 1, target_BMP, scale_BMC, tubelet=2)
     torch.testing.assert_close(found.error_BM, torch.ones(1, 2))
     torch.testing.assert_close(found.pixel_error_BM, torch.full((1, 2), DEVIATION.square().mean().item()))
 
@@ -133,7 +132,7 @@ def test_the_weighted_error_is_linear_in_the_weight(weight: float, tubelet: int,
     zero = torch.zeros_like(difference)
 
     def error(motion_weight: float) -> torch.Tensor:
-        return Reconstruction(difference, zero, zero, zero, tubelet, motion_weight).error_BM
+        return Reconstruction(difference, zero, zero, tubelet, motion_weight).error_BM
 
     # Exactly the change is added: two points of a line give a third.
     expected = error(1.0) + (weight - 1) * (error(2.0) - error(1.0))

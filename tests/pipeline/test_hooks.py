@@ -1,17 +1,15 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from tats_core.errors import RunError, SpecError
 from tats_core.pipeline import hooks, runner
-from tats_core.pipeline.hooks import Hook, Notifier
+from tats_core.pipeline.hooks import Notifier
+from tats_core.pipeline.spec import Hook
 from tats_core.store.run import RunRecord
 from tests.toys import Grow
 
@@ -19,40 +17,6 @@ pytestmark = pytest.mark.usefixtures("no_tracker")
 
 STAGES = "stages: {make: {kind: make}, grow: {kind: grow, needs: make}}"
 EVENTS = "finished, failed, stopped, stage_failed"
-
-
-class Inbox:
-    """A web server on a free port that keeps what is posted to it."""
-
-    def __init__(self) -> None:
-        self.got: list[tuple[str, str, dict[str, object]]] = []
-        self.answer = 200
-        inbox = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                inbox.got.append((self.path, self.headers["Content-Type"], json.loads(body)))
-                self.send_response(inbox.answer)
-                self.end_headers()
-
-            def log_message(self, *words: object) -> None:
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/hook/secret"
-
-
-@pytest.fixture
-def inbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbox]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    box = Inbox()
-    serving = threading.Thread(target=box.server.serve_forever, kwargs={"poll_interval": 0.01})
-    serving.start()
-    yield box
-    box.server.shutdown()
-    serving.join()
-    box.server.server_close()
 
 
 @pytest.fixture
@@ -64,7 +28,8 @@ def notified(hook: Hook, record: RunRecord, seconds: float = 30.0) -> list[str]:
     """Tell one hook that the run failed, and return the notes."""
     notes: list[str] = []
     notifier = Notifier([hook], record, notes.append)
-    notifier.tell("failed", error="grow: it broke")
+    record.error = "grow: it broke"
+    notifier.run_ended(record)
     notifier.close(seconds)
     return notes
 
@@ -94,32 +59,10 @@ def test_a_command_gets_the_event_in_its_environment_and_as_json(record, tmp_pat
 
 def test_an_error_that_no_variable_can_hold_is_told_all_the_same(record, tmp_path):
     error = "a\0b" + 200_000 * "c"
-    hook = Hook(command=f'echo "$TATS_ERROR" | cut -c1-4 > {tmp_path}/error; cat > {tmp_path}/json')
-    hook.send(hooks.message(record, "failed", "", error))
+    command = f'echo "$TATS_ERROR" | cut -c1-4 > {tmp_path}/error; cat > {tmp_path}/json'
+    hooks.call(command, hooks.message(record, "failed", "", error))
     assert (tmp_path / "error").read_text() == "a bc\n"
     assert json.loads((tmp_path / "json").read_text())["error"] == error
-
-
-def test_a_webhook_gets_the_json_by_post(record, inbox, monkeypatch):
-    monkeypatch.setenv("MY_HOOK", inbox.url)
-    assert notified(Hook(webhook="$MY_HOOK"), record) == []
-    ((path, kind, body),) = inbox.got
-    assert (path, kind) == ("/hook/secret", "application/json")
-    assert body["text"] == "toy failed: grow: it broke"
-
-
-def test_a_webhook_that_refuses_is_a_note_without_its_address(record, inbox):
-    inbox.answer = 403
-    (note,) = notified(Hook(webhook=inbox.url), record)
-    assert note == "a notification of 'failed' was not delivered: 127.0.0.1 answered 403 Forbidden"
-
-
-def test_a_webhook_that_is_not_there_is_a_note(record, inbox):
-    inbox.server.socket.close()
-    inbox.server.socket = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler).socket  # for the shutdown
-    (note,) = notified(Hook(webhook=inbox.url), record)
-    assert "127.0.0.1 cannot be reached" in note
-    assert "secret" not in note
 
 
 def test_a_command_that_fails_is_a_note_with_what_it_said_last(record):
@@ -129,9 +72,9 @@ def test_a_command_that_fails_is_a_note_with_what_it_said_last(record):
 
 def test_a_command_that_hangs_is_ended_with_all_that_it_started(record, monkeypatch, tmp_path):
     monkeypatch.setattr(hooks, "COMMAND_SECONDS", 0.2)
-    hook = Hook(command=f"(sleep 1; touch {tmp_path}/alive) & sleep 30")
+    command = f"(sleep 1; touch {tmp_path}/alive) & sleep 30"
     with pytest.raises(RunError, match="took longer than 0 s"):
-        hook.send(hooks.message(record, "failed", "", None))
+        hooks.call(command, hooks.message(record, "failed", "", None))
     time.sleep(1.2)
     assert not (tmp_path / "alive").exists()
 
@@ -145,9 +88,8 @@ def test_the_end_waits_for_a_slow_hook_only_so_long(record):
     ("entry", "fault"),
     [
         ("{on: finishd, command: x}", "notify.0.on.0: input should be 'finished', 'failed'"),
-        ("{on: failed}", "give either 'command' or 'webhook'"),
-        ("{command: a, webhook: 'http://b'}", "give either 'command' or 'webhook'"),
-        ("{webhook: $NOT_SET_ANYWHERE}", "webhook '\\$NOT_SET_ANYWHERE' is no http:// or https:// address"),
+        ("{on: failed}", "notify.0.command is missing"),
+        ("{command: a, webhook: 'http://b'}", "notify.0 has no key 'webhook'"),
         ("{comand: x}", "no key 'comand'; did you mean 'command'?"),
     ],
 )

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def test_a_damaged_output_is_made_again(load, home):
     record = runner.run(load(TOY), home)
     Path(record.stages["grow[a,scratch]"].folder or "", "value.txt").unlink()
     plan = {item.name: item for item in runner.plan(load(TOY), home).items}
-    assert plan["grow[a,scratch]"].reason == "its output is damaged: value.txt is gone"
+    assert plan["grow[a,scratch]"].reason == "its output is corrupt: value.txt is gone"
     Grow.ran.clear()
     assert runner.run(load(TOY), home).status == "finished"
     assert Grow.ran == ["grow[a,scratch]"]
@@ -140,15 +140,17 @@ def test_a_forced_stage_that_was_cut_off_goes_on_without_force(load, home, monke
     assert runner.run(load(TOY), home, force=["grow[a,scratch]"]).status == "failed"
     monkeypatch.setattr(Grow, "hook", staticmethod(lambda ctx: None))
     plan = {item.name: item for item in runner.plan(load(TOY), home).items}
-    assert plan["grow[a,scratch]"].reason == "goes on where it was cut off"
+    assert plan["grow[a,scratch]"].reason == "resumes where it stopped"
 
 
 def test_a_forced_stage_is_not_told_with_what_the_output_that_it_replaces_had_said(load, home, monkeypatch):
     told: list[float] = []
 
     class Listening(NoTracker):
-        def event(self, name: str, event: Mapping[str, Any]) -> None:
-            told.append(event["values"]["value"])
+        def events(
+            self, stage: str, file: Path, start: int, end: int, events: Sequence[Mapping[str, Any]]
+        ) -> None:
+            told.extend(event["values"]["value"] for event in events)
 
     monkeypatch.setattr(runner, "Tracker", Listening)
     begin = StageStore.begin
@@ -218,7 +220,7 @@ def test_a_failed_stage_goes_on_in_its_folder_in_the_next_run(load, home):
     text = "stages: {make: {kind: make}, grow: {kind: grow, needs: make, fail: once}}"
     assert runner.run(load(text), home).status == "failed"
     plan = runner.plan(load(text), home)
-    assert plan.items[-1].reason == "goes on where it was cut off"
+    assert plan.items[-1].reason == "resumes where it stopped"
     assert runner.run(load(text), home).status == "finished"
 
 

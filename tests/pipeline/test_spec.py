@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from tats_core import specs
 from tats_core.errors import SpecError
+from tats_core.pipeline import graph, spec
 
 STAGES = """
 title: a toy
@@ -68,3 +70,52 @@ def test_a_wrong_file_is_named_with_its_key(load, text, part):
         load(text)
     assert str(error.value).startswith("pipelines/toy.yaml: ")
     assert part in str(error.value)
+
+
+def like(load, text: str, *sets: str):
+    load(STAGES + "notify: [{command: 'true'}]\n", name="base")
+    return load(text, *sets)
+
+
+def test_a_pipeline_that_is_like_another_says_only_what_differs(load):
+    text = (
+        "{title: twin, like: base, set: {grow.add: 5, grow.matrix.benchmark: [b], defaults.shape.depth: 3}}"
+    )
+    pipeline = like(load, text, "make.value=7")
+    assert (pipeline.name, pipeline.title, pipeline.where) == ("toy", "twin", "pipelines/toy.yaml")
+    assert pipeline.stages["grow"].config == {"add": 5}
+    assert pipeline.stages["grow"].matrix == {"benchmark": ("b",)}
+    assert pipeline.stages["make"].config == {"value": 7}, "--set comes on top"
+    assert pipeline.defaults == {"shape": {"depth": 3}}
+    assert pipeline.notify[0].command == "true"
+    assert pipeline.overrides == ("make.value=7",)
+
+
+def test_a_pipeline_may_be_like_one_that_is_like_another(load):
+    load(STAGES, name="base")
+    load("{like: base, notify: [{command: a}], set: {grow.add: 5, make.value: 1}}", name="middle")
+    pipeline = load("{like: middle, notify: [], set: {grow.add: 6}}")
+    assert (pipeline.stages["grow"].config, pipeline.stages["make"].config) == ({"add": 6}, {"value": 1})
+    assert (pipeline.title, pipeline.notify) == ("", ())
+    assert [path.stem for path in spec.lineage(specs.find("pipelines", "toy"))] == ["toy", "middle", "base"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("like: bas", "like: no pipeline named 'bas'; did you mean 'base'?"),
+        ("like: toy", "like: the pipelines are like each other in a circle: toy → toy"),
+        ("{like: base, set: {gro.add: 1}}", "set: gro.add: no stage named 'gro'; did you mean 'grow'?"),
+        ("{like: base, set: {grow: 1}}",
+         "set: grow: names no key of 'grow'; it must look like grow.key=value"),
+        ("{like: base, sett: {}}", "there is no key 'sett'; did you mean 'set'?"),
+        ("{like: base, stages: {}}", "there is no key 'stages'; valid: like, name, notify, set, title"),
+        ("{like: base, name: other}", "name is 'other', but the file's name calls it 'toy'"),
+        ("{like: base, notify: [{comand: x}]}", "notify.0 has no key 'comand'; did you mean 'command'?"),
+        ("{like: base, set: {grow.ad: 1}}", "grow has no key 'ad'; did you mean 'add'?"),
+    ],
+)  # fmt: skip
+def test_a_wrong_variant_is_named_with_what_would_be_right(load, text, sentence):
+    with pytest.raises(SpecError) as error:
+        graph.build(like(load, text))
+    assert str(error.value) == f"pipelines/toy.yaml: {sentence}"

@@ -15,7 +15,6 @@ from tats_core.sampling import (
     Sampler,
     SamplerConfig,
     SamplerSite,
-    build_sampler,
 )
 from tats_core.sampling.adaptive import AdaptiveSampler, sampling_loss
 from tats_core.sampling.base import Rollout
@@ -32,7 +31,7 @@ def _build(kind: str, mask_ratio: float = 0.75, **network: object) -> Sampler:
     config = SamplerConfig.model_validate(
         {"kind": kind, "mask_ratio": mask_ratio, "network": NETWORK | network}
     )
-    return build_sampler(config, SamplerSite(tokens=N, slices=F, width=D, heads=2))
+    return config.build(SamplerSite(tokens=N, slices=F, width=D, heads=2))
 
 
 def _seeded(seed: int = 0) -> torch.Generator:

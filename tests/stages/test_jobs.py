@@ -22,7 +22,7 @@ from tats_core.models.tokens import ClipConfig, patchify
 from tats_core.models.vit import VideoViT, ViTConfig
 from tats_core.stages import evaluate, finetune, pretrain, probe
 from tats_core.stages.common import clip_options, dump_on_failure
-from tats_core.training.checkpoint import FolderStore
+from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog, read_events
 from tats_core.training.world import World
 
@@ -50,7 +50,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _run(job: Any, entry: Any, out: Path) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
-    entry({**job, "out": str(out)}, World(), EventLog(out / "events.jsonl"), FolderStore(out / "checkpoints"))
+    entry(
+        {**job, "out": str(out)},
+        World(),
+        EventLog(out / "events.jsonl"),
+        CheckpointStore(out / "checkpoints"),
+    )
     result: dict[str, Any] = json.loads((out / "result.json").read_text())
     return result
 
@@ -187,7 +192,7 @@ def test_an_attentive_probe_leaves_the_encoder_as_it_was_and_repeats_itself(
 
 
 def test_a_killed_attentive_probe_goes_on_to_the_same_result(data: Path, tmp_path: Path) -> None:
-    class Killed(FolderStore):
+    class Killed(CheckpointStore):
         def save(self, state: Any, **more: Any) -> None:
             super().save(state, **more)
             raise KeyboardInterrupt
@@ -323,7 +328,7 @@ def test_a_probe_stops_when_a_person_asks(data: Path, tmp_path: Path) -> None:
     job = _probe_job(data, None, batch_size=4) | {"out": str(tmp_path)}
     with pytest.raises(Stopped):
         probe.probe_encoder(
-            job, World(), EventLog(None), FolderStore(tmp_path / "checkpoints", stop=lambda: True)
+            job, World(), EventLog(None), CheckpointStore(tmp_path / "checkpoints", stop=lambda: True)
         )
 
 

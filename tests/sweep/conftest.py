@@ -11,13 +11,13 @@ from tats_core.files import write_json
 from tats_core.store.run import RunRecord, StageRecord
 from tats_core.sweep import spec
 from tats_core.sweep.spec import Sweep, Trial
-from tats_core.sweep.trial import Ended
+from tats_core.sweep.trial import TrialResult
 from tats_core.training.events import EventLog
 
 RATIO, KIND = "pretrain.sampler.mask_ratio", "pretrain.sampler.kind"
 
-Told = Mapping[str, Any]
-"""What differs from a finished trial: fields of `Ended`."""
+Changes = Mapping[str, Any]
+"""What differs from a finished trial: fields of `TrialResult`."""
 
 
 @dataclass
@@ -31,29 +31,29 @@ class Swept:
         self,
         *sets: str,
         name: str = "demo_ratio",
-        told: Callable[[Trial], Told] = lambda trial: {},
+        changes: Callable[[Trial], Changes] = lambda trial: {},
         losses: bool = True,
     ) -> tuple[Sweep, Path]:
-        """Keep a sweep that has ended; by default its trials differ by what `measured` says."""
+        """Write a sweep that has ended; by default its trials differ by what `measured` says."""
         sweep = spec.load(name, sets)
         folder = self.home / "runs" / f"{sweep.name}-20260102-1000000{len(self.folders):02d}-aaaa"
         self.folders.append(folder)
         write_json(folder / "sweep.json", sweep.identity())
         spec.save(sweep, folder)
         RunRecord(
-            folder.name, sweep.name, sweep.title, sweep.where, str(self.home), "finished", 100.0, {},
+            folder.name, sweep.name, sweep.title, sweep.source, str(self.home), "finished", 100.0, {},
             finished=400.0, overrides=list(sets),
         ).save()  # fmt: skip
-        for trial in (one for point in sweep.points() for one in sweep.trials_of(point)):
-            ended = {"metrics": measured(sweep, trial), "status": "finished", "epochs": 5, **told(trial)}
-            Ended(
+        for trial in (trial for point in sweep.points() for trial in sweep.trials_of(point)):
+            ended = {"metrics": measured(sweep, trial), "status": "finished", "epochs": 5, **changes(trial)}
+            TrialResult(
                 trial.id, point=dict(trial.point), seed=trial.seed, settings=dict(trial.overrides), **ended
             ).save(folder / "trials" / trial.id)
             if losses:
-                self._keep_curve(folder, trial)
+                self._save_curve(folder, trial)
         return sweep, folder
 
-    def _keep_curve(self, folder: Path, trial: Trial) -> None:
+    def _save_curve(self, folder: Path, trial: Trial) -> None:
         output = self.home / "stages" / f"pretrain-{trial.id}"
         log = EventLog(output / "events.jsonl")
         for step in (10, 20, 30):
@@ -73,8 +73,8 @@ class Swept:
 
 def measured(sweep: Sweep, trial: Trial) -> dict[str, float]:
     """Every metric: 10 for random, 20 and 30 for the other samplers, and the seed."""
-    place = ("random", "adaptive", "tats").index(str(trial.point.get(KIND, "random")))
-    return {one.name: 10.0 * (place + 1) + (trial.seed or 0) for one in sweep.metrics}
+    rank = ("random", "adaptive", "tats").index(str(trial.point.get(KIND, "random")))
+    return {metric.name: 10.0 * (rank + 1) + (trial.seed or 0) for metric in sweep.metrics}
 
 
 @pytest.fixture

@@ -64,9 +64,9 @@ def test_a_trial_that_is_stopped_early_gives_its_cpus_back(home):
     ratios = "space.pretrain.sampler.mask_ratio=[0.5, 0.7, 0.9, 0.95]"
     outcome = engine.run(spec.load("demo_ratio", [*TINY, halving, ratios]), home, resume=False, ui=ui)
     assert len(outcome.trials) == 4
-    stopped = [one for one in outcome.trials if one.status == "stopped early"]
+    stopped = [trial for trial in outcome.trials if trial.status == "stopped early"]
     assert stopped
-    assert all(one.epochs < 6 for one in stopped)
+    assert all(trial.epochs < 6 for trial in stopped)
     assert ui.free == ui.all
 
 

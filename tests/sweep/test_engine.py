@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tats_core.sweep.search import read_points
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PIPELINE = """
@@ -78,7 +80,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def table(text: str) -> list[Any]:
-    return [(one["id"], one["status"], one["metrics"]) for one in json.loads(text)["trials"]]
+    return [(trial["id"], trial["status"], trial["metrics"]) for trial in json.loads(text)["trials"]]
 
 
 def wait_for_trials(folder: Path, count: int) -> None:
@@ -139,9 +141,10 @@ def test_a_resume_asks_optuna_for_no_point_twice_and_halves_as_if_never_disturbe
     assert len(table(out)) == 8
     assert {status for _, status, _ in table(out)} == {"finished", "stopped early"}
     points = [
-        next((folder / home / "runs").glob("stubs-*/points.json")).read_text()
+        read_points(next((folder / home / "runs").glob("stubs-*/study.jsonl")).parent)
         for home in ("disturbed", "home")
     ]
+    assert len(points[0]) == 8
     assert points[0] == points[1]
 
 

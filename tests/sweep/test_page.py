@@ -16,7 +16,7 @@ from tats_core.cli.app import main
 from tats_core.errors import StoreError
 from tats_core.sweep import page, plots, spec
 from tats_core.sweep.summary import Summary
-from tats_core.sweep.trial import Ended, results
+from tats_core.sweep.trial import TrialResult, results
 
 RATIO, KIND = "pretrain.sampler.mask_ratio", "pretrain.sampler.kind"
 TOP1 = "pretrain.linear_top1"
@@ -47,7 +47,7 @@ def test_a_sweep_of_which_nobody_knows_what_it_was_is_named(tmp_path):
 
 def test_epochs_are_counted_against_those_of_whole_trials(swept):
     stopped = {"status": "stopped early", "epochs": 2}
-    sweep, folder = swept.sweep(told=lambda trial: stopped if trial.point[KIND] == "random" else {})
+    sweep, folder = swept.sweep(changes=lambda trial: stopped if trial.point[KIND] == "random" else {})
     found = summary(sweep, folder, busy=0.876)
     assert found.epochs == (9 * 2 + 18 * 5, 27 * 5)
     assert "9 trials stopped early\n108 epochs of the 135 of whole trials (80%)\n" in found.text()
@@ -118,7 +118,7 @@ def test_the_page_tells_everything_and_asks_for_nothing(swept):
     evil = "<img src=x onerror=alert(1)>"
     broken = {"status": "failed", "metrics": {}, "error": f"pretrain: no memory {evil}"}
     sweep, folder = swept.sweep(
-        "pretrain.epochs=7", told=lambda trial: broken if trial.point[RATIO] == 0.85 else {}
+        "pretrain.epochs=7", changes=lambda trial: broken if trial.point[RATIO] == 0.85 else {}
     )
     found = summary(sweep, folder, busy=0.9)
     found.write(folder)
@@ -148,7 +148,7 @@ def test_the_best_point_stands_in_a_file_that_is_a_pipeline(swept):
 
 def test_trials_that_all_failed_make_a_page_without_a_best_one(swept):
     broken = {"status": "failed", "metrics": {}, "error": "no"}
-    sweep, folder = swept.sweep(told=lambda trial: broken, losses=False)
+    sweep, folder = swept.sweep(changes=lambda trial: broken, losses=False)
     found = summary(sweep, folder)
     found.write(folder)
     page.write(found, folder)
@@ -202,14 +202,14 @@ def test_report_writes_a_sweep_in_every_form(swept, tats, form, said):
 
 
 def test_a_trial_is_kept_whole(tmp_path):
-    one = Ended("abc", "finished", {RATIO: 0.9}, 1, {TOP1: 2.0}, epochs=3, seconds=1.5)
+    one = TrialResult("abc", "finished", {RATIO: 0.9}, 1, {TOP1: 2.0}, epochs=3, seconds=1.5)
     one.save(tmp_path)
-    assert Ended.load(tmp_path) == one
+    assert TrialResult.load(tmp_path) == one
 
 
 def test_causes_that_differ_in_a_path_alone_are_one(swept):
     sweep, folder = swept.sweep(
-        told=lambda trial: {
+        changes=lambda trial: {
             "status": "failed",
             "metrics": {},
             "error": f"pretrain: it died; see /home/{trial.id}/log" if trial.seed else "data: no disk",

@@ -15,7 +15,7 @@ from tats_core.pipeline import spec as pipelines
 from tats_core.sweep import engine, search, spec
 from tats_core.sweep.population import generation
 from tats_core.sweep.summary import Summary
-from tats_core.sweep.trial import Ended
+from tats_core.sweep.trial import TrialResult
 from tats_core.training.events import read_events
 
 SWEEP = """
@@ -42,38 +42,40 @@ def sweep(tmp_path: Path) -> spec.Sweep:
     return spec.load(str(path))
 
 
-def finish(sweep, points, scores) -> dict[str, Ended]:
+def finish(sweep, points, scores) -> dict[str, TrialResult]:
     """Return how the members of a generation ended; None is a failure."""
     ended = {}
     for point, score in zip(points, scores, strict=True):
-        (one,) = sweep.trials_of(point)
+        (trial,) = sweep.trials_of(point)
         status, metrics = ("failed", {}) if score is None else ("finished", {"pretrain.linear_top1": score})
-        ended[one.id] = Ended(one.id, status, one.point, None, metrics, settings=dict(one.overrides))
+        ended[trial.id] = TrialResult(
+            trial.id, status, trial.point, None, metrics, settings=dict(trial.overrides)
+        )
     return ended
 
 
-def test_the_lowest_quarter_takes_over_from_the_highest_and_all_others_go_on(sweep) -> None:
+def test_the_lowest_quarter_takes_over_from_the_highest_and_all_others_continue(sweep) -> None:
     first = generation(sweep, [], {})
     assert [point[UNTIL] for point in first] == [4] * 8
-    assert all([one["epoch"] for one in point[SCHEDULE]] == [0] for point in first)
+    assert all([change["epoch"] for change in point[SCHEDULE]] == [0] for point in first)
     ended = finish(sweep, first, [50, 10, 60, 40, 90, 20, 80, 70])
     assert generation(sweep, first, dict(list(ended.items())[:7])) is None, "one has not ended"
     second = generation(sweep, first, ended)
     assert [point[UNTIL] for point in second] == [8] * 8
-    for place in (0, 2, 3, 4, 6, 7):
-        assert second[place][SCHEDULE] == first[place][SCHEDULE]
-        assert second[place][CLIP] == first[place][CLIP]
-    for place in (1, 5):  # they had 10 and 20
-        history, change = second[place][SCHEDULE]
+    for member in (0, 2, 3, 4, 6, 7):
+        assert second[member][SCHEDULE] == first[member][SCHEDULE]
+        assert second[member][CLIP] == first[member][CLIP]
+    for member in (1, 5):  # they had 10 and 20
+        history, change = second[member][SCHEDULE]
         assert [history] in (first[4][SCHEDULE], first[6][SCHEDULE])  # with 90 and 80
         assert change["epoch"] == 4
         assert set(change) > {"epoch"}
 
 
 def test_the_last_generation_ends_with_the_training_and_none_follows(sweep) -> None:
-    assert (sweep.breed.generations, sweep.count) == (3, 24)
+    assert (sweep.population.generations, sweep.count) == (3, 24)
     points: list = []
-    ended: dict[str, Ended] = {}
+    ended: dict[str, TrialResult] = {}
     while new := generation(sweep, points, ended):
         points += new
         ended |= finish(sweep, new, range(8))
@@ -85,7 +87,7 @@ def test_the_last_generation_ends_with_the_training_and_none_follows(sweep) -> N
 
 def test_settings_stay_in_the_space_and_a_schedule_says_what_they_came_to(sweep) -> None:
     points: list = []
-    ended: dict[str, Ended] = {}
+    ended: dict[str, TrialResult] = {}
     while new := generation(sweep, points, ended):
         points += new
         ended |= finish(sweep, new, range(8))
@@ -109,35 +111,47 @@ def test_a_failed_member_is_replaced_and_if_all_fail_there_is_no_next_generation
 
 def test_the_table_is_of_the_newest_generation_and_the_best_pipeline_has_the_schedule(sweep, tmp_path):
     points: list = []
-    ended: dict[str, Ended] = {}
+    ended: dict[str, TrialResult] = {}
     while new := generation(sweep, points, ended):
         points += new
         # The best number of all is one of the first generation.
         ended |= finish(sweep, new, [90 - len(points), *range(7)])
-    found = Summary.of(sweep, list(ended.values()), None)
-    assert [row.point[UNTIL] for row in found.rows] == [10] * 8
-    assert found.best_text.startswith("best pretrain.linear_top1: 66.0 with until=10 clip=")
-    found.write(tmp_path)
+    summary = Summary.of(sweep, list(ended.values()), None)
+    assert [row.point[UNTIL] for row in summary.rows] == [10] * 8
+    assert summary.best_text.startswith("best pretrain.linear_top1: 66.0 with until=10 clip=")
+    summary.write(tmp_path)
     best = graph.build(pipelines.load(str(tmp_path / "best.yaml"))).instances["pretrain"].config
-    assert [one.model_dump(exclude_none=True, exclude_defaults=True) for one in best.schedule] == [
+    assert [trial.model_dump(exclude_none=True, exclude_defaults=True) for trial in best.schedule] == [
         {"epoch": 0, **points[0][SCHEDULE][0]}
     ]
     assert (best.until, best.epochs) == (None, 10)
 
 
-def test_what_was_asked_for_is_gone_on_with(sweep, tmp_path) -> None:
-    trials = search.Points(sweep, tmp_path).ask({})
+def test_a_resume_continues_with_the_points_that_were_found(sweep, tmp_path) -> None:
+    trials = search.Points(sweep, tmp_path).next_trials({})
     again = search.Points(sweep, tmp_path)
     assert again.trials() == trials
-    assert again.ask({}) is None
+    assert again.next_trials({}) is None
+
+
+@pytest.mark.parametrize("members", range(9))
+def test_a_kill_while_a_generation_is_written_changes_no_member(sweep, tmp_path, members) -> None:
+    whole = search.Points(sweep, tmp_path).next_trials({})
+    journal = tmp_path / "study.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    assert len(lines) == 9, "the study itself and its eight members"
+    journal.write_text("".join(lines[: members + 1]))
+    resumed = search.Points(sweep, tmp_path)
+    assert (resumed.trials() or resumed.next_trials({})) == whole
+    assert len(search.read_points(tmp_path)) == 8
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("searcher={kind: pbt}", "every is missing"),
         ("searcher.every=10", "every is 10, but pretrain has only 10 epochs"),
-        ("searcher={kind: random, every: 2}", "every is of pbt alone, not of random"),
+        ("searcher={kind: random, every: 2}", "searcher.random has no key 'every'"),
         ("samples=1", "needs 2 members or more"),
         ("seeds={keys: [pretrain.seed], values: [0]}", "pbt leaves no room for seeds.keys"),
         ("scheduler={kind: asha, metric: pretrain.linear_top1}", "pbt leaves no room for scheduler"),
@@ -147,12 +161,12 @@ def test_what_was_asked_for_is_gone_on_with(sweep, tmp_path) -> None:
         ("space={probe.seed: [1, 2]}", "a pre-training that a metric is of, and 'probe' is none"),
     ],
 )
-def test_what_a_population_cannot_do_is_said(override: str, said: str, tmp_path: Path) -> None:
+def test_what_a_population_cannot_do_is_an_error(override: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "bred.yaml"
     path.write_text(SWEEP)
     with pytest.raises(SpecError) as raised:
         spec.load(str(path), [override, *(["constraints=[]"] if override.startswith("space={") else [])])
-    assert said in str(raised.value)
+    assert message in str(raised.value)
 
 
 TINY = (
@@ -192,8 +206,10 @@ def test_the_winner_is_a_pipeline_that_ends_in_the_same_bits_without_a_populatio
     sweep = spec.load(str(path), list(TINY))
     home = tmp_path / "home"
     outcome = engine.run(sweep, home, resume=False, ui=Silent())
-    assert [one.status for one in outcome.trials] == ["finished"] * 4
-    assert [one.epochs for one in outcome.trials] == [2] * 4, "the second generation goes on from the first"
+    assert [trial.status for trial in outcome.trials] == ["finished"] * 4
+    assert [trial.epochs for trial in outcome.trials] == [2] * 4, (
+        "the second generation resumes from the first"
+    )
     assert len(outcome.summary.rows) == 2, "the newest generation alone"
 
     def trained(where: Path) -> dict[int, Path]:
@@ -216,6 +232,6 @@ def test_the_winner_is_a_pipeline_that_ends_in_the_same_bits_without_a_populatio
     best = pipelines.load(str(outcome.folder / "best.yaml"))
     assert runner.run(best, tmp_path / "other", only=["data", "pretrain"]).status == "finished"
     ((name, straight),) = trained(tmp_path / "other").items()
-    one, other = load_file(parts[name] / "model.safetensors"), load_file(straight / "model.safetensors")
-    assert all(one[key].equal(other[key]) for key in one)
+    part, other = load_file(parts[name] / "model.safetensors"), load_file(straight / "model.safetensors")
+    assert all(part[key].equal(other[key]) for key in part)
     assert math.isfinite(outcome.trials[0].metrics["pretrain.linear_top1"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import optuna
 import pytest
+from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import TrialState
 
 from tats_core.errors import StoreError
 from tats_core.sweep import search, spec
-from tats_core.sweep.trial import Ended, asked, in_order
+from tats_core.sweep.trial import TrialResult, results
 
 SWEEP = """
 name: found
@@ -42,14 +44,17 @@ def sweep(tmp_path: Path) -> spec.Sweep:
 def finish(sweep, point, *values, status="finished"):
     """Return how the two trials of a point ended; `values` are those of the objectives."""
     metrics = dict(zip(("probe.linear_top1", "pretrain.seconds"), values, strict=False))
-    return {one.id: Ended(one.id, status, point, one.seed, metrics) for one in sweep.trials_of(point)}
+    return {
+        trial.id: TrialResult(trial.id, status, point, trial.seed, metrics)
+        for trial in sweep.trials_of(point)
+    }
 
 
-def explore(sweep, points: search.Points, count: int, ended: dict[str, Ended]) -> list:
+def explore(sweep, points: search.Points, count: int, ended: dict[str, TrialResult]) -> list:
     """Ask for points one after the other; the nearer to a ratio of 0.6, the better."""
     found = []
     for _ in range(count):
-        trials = points.ask(ended)
+        trials = points.next_trials(ended)
         if not trials:
             break
         point = trials[0].point
@@ -76,27 +81,56 @@ def test_later_points_come_nearer_to_what_was_found_good(sweep, tmp_path) -> Non
     assert sum(far) / len(far) < 0.0625
 
 
-def test_a_resume_goes_on_as_if_it_had_never_been_disturbed(sweep, tmp_path) -> None:
+def test_a_resume_finds_the_points_of_a_sweep_that_was_never_interrupted(sweep, tmp_path) -> None:
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
     whole = explore(sweep, search.Points(sweep, tmp_path / "whole"), 20, {})
-    ended: dict[str, Ended] = {}
+    ended: dict[str, TrialResult] = {}
     first = explore(sweep, search.Points(sweep, tmp_path / "cut"), 13, ended)
-    asked = search.Points(sweep, tmp_path / "cut")
-    assert [one.point for one in asked.trials()[::2]] == first
-    assert first + explore(sweep, asked, 7, ended) == whole
+    resumed = search.Points(sweep, tmp_path / "cut")
+    assert [trial.point for trial in resumed.trials()[::2]] == first
+    assert first + explore(sweep, resumed, 7, ended) == whole
+
+
+@pytest.mark.parametrize("lines", range(1, 12))
+def test_a_kill_while_optuna_is_asked_changes_no_point(sweep, tmp_path, lines) -> None:
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    whole = explore(sweep, search.Points(sweep, tmp_path / "whole"), 16, {})
+    ended: dict[str, TrialResult] = {}
+    explore(sweep, search.Points(sweep, tmp_path / "cut"), 14, ended)
+    journal = tmp_path / "cut" / "study.jsonl"
+    *complete, last = journal.read_text().splitlines(keepends=True)[: -lines + 1 or None]
+    journal.write_text("".join(complete) + last[: len(last) // 2])  # the machine died in the middle of a line
+    journal.with_name("study.jsonl.lock").symlink_to(journal)  # and in Optuna's lock
+    resumed = search.Points(sweep, tmp_path / "cut")
+    points = [trial.point for trial in resumed.trials()[::2]]
+    assert len(points) in (12, 13, 14)
+    assert points + explore(sweep, resumed, 16 - len(points), ended) == whole
+
+
+def test_the_study_is_one_that_optuna_opens_with_every_value_in_it(sweep, tmp_path) -> None:
+    ended: dict[str, TrialResult] = {}
+    points = search.Points(sweep, tmp_path)
+    found = explore(sweep, points, 12, ended)
+    points.record(ended)
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "study.jsonl")))
+    study = optuna.load_study(study_name=None, storage=storage)
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    assert [trial.params for trial in complete] == found
+    assert [trial.values for trial in complete] == [[-abs(point[RATIO] - 0.6), 1.0] for point in found]
 
 
 def test_a_point_is_on_disk_before_its_trials_are_handed_out(sweep, tmp_path) -> None:
-    trials = search.Points(sweep, tmp_path).ask({})
-    assert [one.seed for one in trials] == [0, 1]
-    assert asked(tmp_path) == [trials[0].point]
+    trials = search.Points(sweep, tmp_path).next_trials({})
+    assert [trial.seed for trial in trials] == [0, 1]
+    assert search.read_points(tmp_path) == [trials[0].point]
 
 
 def test_no_more_points_than_samples_are_asked_for(sweep, tmp_path) -> None:
     points = search.Points(sweep, tmp_path)
     assert len(explore(sweep, points, 50, {})) == 40
-    assert points.ask({}) == []
+    assert points.next_trials({}) == []
 
 
 def test_a_small_space_is_tried_to_its_end_and_no_point_twice(tmp_path) -> None:
@@ -109,41 +143,42 @@ def test_a_small_space_is_tried_to_its_end_and_no_point_twice(tmp_path) -> None:
     assert len({tuple(point.items()) for point in found}) == 4
 
 
-def told(sweep, point, ended):
-    keys = {key: search.distribution(values) for key, values in sweep.space.values.items()}
-    return search._told(sweep, point, keys, ended)
+def outcome(sweep, point, ended):
+    names = [metric.name for metric in sweep.objectives]
+    return search.outcome(names, [ended.get(trial.id) for trial in sweep.trials_of(point)])
 
 
-def test_a_point_is_told_by_the_mean_over_its_seeds(sweep, tmp_path) -> None:
-    first, second = search.Points(sweep, tmp_path).ask({})
+def test_the_value_of_a_point_is_the_mean_over_its_seeds(sweep, tmp_path) -> None:
+    first, second = search.Points(sweep, tmp_path).next_trials({})
     point = first.point
-    zero = Ended(first.id, "finished", point, 0, {"probe.linear_top1": 40.0, "pretrain.seconds": 1.0})
-    one = Ended(second.id, "finished", point, 1, {"probe.linear_top1": 50.0, "pretrain.seconds": 3.0})
-    assert told(sweep, point, {first.id: zero}).state == TrialState.RUNNING
-    whole = told(sweep, point, {first.id: zero, second.id: one})
-    assert (whole.state, whole.values) == (TrialState.COMPLETE, [45.0, 2.0])
-    lost = Ended(second.id, "failed", point, 1)
-    assert told(sweep, point, {first.id: zero, second.id: lost}).values == [40.0, 1.0]
-    assert told(sweep, point, finish(sweep, point, status="failed")).state == TrialState.FAIL
+    seed_0 = TrialResult(first.id, "finished", point, 0, {"probe.linear_top1": 40.0, "pretrain.seconds": 1.0})
+    seed_1 = TrialResult(
+        second.id, "finished", point, 1, {"probe.linear_top1": 50.0, "pretrain.seconds": 3.0}
+    )
+    assert outcome(sweep, point, {first.id: seed_0}) == (TrialState.RUNNING, None)
+    assert outcome(sweep, point, {first.id: seed_0, second.id: seed_1}) == (TrialState.COMPLETE, [45.0, 2.0])
+    lost = TrialResult(second.id, "failed", point, 1)
+    assert outcome(sweep, point, {first.id: seed_0, second.id: lost}) == (TrialState.COMPLETE, [40.0, 1.0])
+    assert outcome(sweep, point, finish(sweep, point, status="failed")) == (TrialState.FAIL, None)
 
 
 def test_a_point_with_a_seed_stopped_early_ranks_below_all_that_went_to_the_end(sweep, tmp_path) -> None:
-    first, second = search.Points(sweep, tmp_path).ask({})
+    first, second = search.Points(sweep, tmp_path).next_trials({})
     point = first.point
     ended = finish(sweep, point, 99.0, 0.0)
-    ended[second.id] = Ended(second.id, "stopped early", point, 1, {"probe.linear_top1": 98.0})
-    assert told(sweep, point, ended).state == TrialState.PRUNED
-    assert told(sweep, point, ended).values is None
+    ended[second.id] = TrialResult(second.id, "stopped early", point, 1, {"probe.linear_top1": 98.0})
+    assert outcome(sweep, point, ended) == (TrialState.PRUNED, None)
 
 
 def test_trials_stand_in_the_order_in_which_their_points_were_asked_for(sweep, tmp_path) -> None:
-    ended: dict[str, Ended] = {}
+    ended: dict[str, TrialResult] = {}
     found = explore(sweep, search.Points(sweep, tmp_path), 5, ended)
-    shuffled = sorted(ended.values(), key=lambda one: one.id)
-    assert [one.point for one in in_order(asked(tmp_path), shuffled)[::2]] == found
+    for result in ended.values():
+        result.save(tmp_path / "trials" / result.id)
+    assert [result.point for result in results(tmp_path)[::2]] == found
 
 
-def test_points_that_cannot_be_read_are_said_in_one_sentence(sweep, tmp_path) -> None:
-    (tmp_path / "points.json").write_text("[{")
-    with pytest.raises(StoreError, match=r"points\.json: are not the points of a sweep"):
+def test_points_that_cannot_be_read_are_an_error_in_one_sentence(sweep, tmp_path) -> None:
+    (tmp_path / "study.jsonl").write_text("[{}]\n[{}]\n")
+    with pytest.raises(StoreError, match=r"study\.jsonl: is not the study of a sweep"):
         search.Points(sweep, tmp_path)

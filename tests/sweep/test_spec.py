@@ -1,4 +1,4 @@
-"""What is found wrong in a sweep before anything starts; all on the shipped `demo_ratio`."""
+"""What is wrong in a sweep is found before anything starts; all on the shipped `demo_ratio`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_every_shipped_sweep_validates_and_opens_with_its_command_and_its_result
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("space.pretrain.sampler.mask_ration=[0.9]", "has no key 'mask_ration'; did you mean 'mask_ratio'?"),
         (f"space.{RATIO}=[0.9, 1.5]", f"space.{RATIO} = 1.5"),
@@ -47,10 +47,10 @@ def test_every_shipped_sweep_validates_and_opens_with_its_command_and_its_result
         ("scheduler={kind: asha, metric: pretrain.linear}", "did you mean 'pretrain.linear_top1'?"),
     ],
 )
-def test_what_is_wrong_is_said_with_the_file_and_the_key(override: str, said: str) -> None:
+def test_an_error_names_the_file_and_the_key(override: str, message: str) -> None:
     with pytest.raises(SpecError) as raised:
         spec.load("demo_ratio", [override])
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert "demo_ratio.yaml" in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -64,11 +64,11 @@ def test_a_sweep_may_not_be_called_as_a_pipeline_is(tmp_path: Path) -> None:
 
 def test_trial_ids_follow_from_name_and_values_alone() -> None:
     first, again = spec.load("demo_ratio"), spec.load("demo_ratio", [f"space.{RATIO}=[0.95, 0.9]"])
-    known = {one.id: one.overrides for point in first.points() for one in first.trials_of(point)}
+    known = {trial.id: trial.overrides for point in first.points() for trial in first.trials_of(point)}
     assert len(known) == first.count == 27
-    shared = [one for point in again.points() for one in again.trials_of(point)]
+    shared = [trial for point in again.points() for trial in again.trials_of(point)]
     assert len(shared) == 18
-    assert all(known[one.id] == one.overrides for one in shared)
+    assert all(known[trial.id] == trial.overrides for trial in shared)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_trials_that_make_the_same_output_are_known_before() -> None:
     assert not works[0] & works[2]
 
 
-def test_a_resume_is_told_what_changed() -> None:
+def test_the_differences_between_two_sweeps_are_named() -> None:
     old, new = spec.load("demo_ratio").identity(), spec.load("demo_ratio", ["pretrain.epochs=7"]).identity()
     assert list(spec.differences(old, old)) == []
     assert list(spec.differences(old, new)) == [("set.pretrain.epochs", old["set"]["pretrain.epochs"], 7)]

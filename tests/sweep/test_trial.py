@@ -8,7 +8,7 @@ from tats_core.pipeline import runner
 from tats_core.sweep import spec, trial
 
 
-def run(tmp_path, monkeypatch, error: Exception) -> trial.Ended:
+def run(tmp_path, monkeypatch, error: Exception) -> trial.TrialResult:
     def failing(*args, **more):
         raise error
 
@@ -18,7 +18,7 @@ def run(tmp_path, monkeypatch, error: Exception) -> trial.Ended:
     ended = trial.run(sweep, given, tmp_path, "r", queue.SimpleQueue(), threading.Event(), None)
     assert ended is not None
     assert ended.settings == given.overrides
-    assert not list(tmp_path.iterdir()), "it is kept once all its epochs were told"
+    assert not list(tmp_path.iterdir()), "it is saved once all its epochs were seen"
     return ended
 
 

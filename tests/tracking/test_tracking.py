@@ -117,6 +117,48 @@ def test_steps_that_come_again_after_a_resume_are_logged_once(load, home, client
     assert [(point.step, point.value) for point in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25)]
 
 
+def curve(ctx: StageContext) -> None:
+    for step in (1, 2, 3):
+        ctx.events.metrics(step, {"loss": 1 / step})
+
+
+ALONE = "stages: {grow: {kind: grow, init: scratch}}"
+
+
+def test_the_events_of_a_stage_are_written_once(load, home, client, monkeypatch):
+    monkeypatch.setattr(Grow, "hook", staticmethod(curve))
+    record = runner.run(load(ALONE), home)
+    journal = (record.folder / "tracking" / "journal.jsonl").read_text()
+    kinds = [json.loads(line)["kind"] for line in journal.splitlines()]
+    assert [kind for kind in kinds if kind != "system"] == ["run", "stage", "events", "stage_end", "run_end"]
+    assert "loss" not in journal
+    assert Spool(home, record.id).sent().ended
+
+
+def test_events_that_were_not_sent_outlive_a_forced_run_that_removes_their_files(
+    load, home, client, monkeypatch
+):
+    monkeypatch.setattr(Grow, "hook", staticmethod(curve))
+    with monkeypatch.context() as away:
+        away.setattr(server, "connect", lambda home, uri: (_ for _ in ()).throw(OSError("away")))
+        away.setattr(tracker, "_DATABASE_SECONDS", 0.0)
+        first = runner.run(load(ALONE), home)
+        assert "entries could not be sent" in (first.tracking_error or "")
+        monkeypatch.setattr(Grow, "hook", staticmethod(lambda ctx: ctx.events.metrics(9, {"loss": 9.0})))
+        runner.run(load(ALONE), home, force=["grow"])
+    assert tracking.sync(home) == 0
+    run = RunRecord.load(first.folder).stages["grow"].tracking_run
+    assert [point.step for point in client.get_metric_history(run, "loss")] == [1, 2, 3]
+
+
+def test_where_files_cannot_be_linked_events_are_copied(load, home, client, monkeypatch):
+    monkeypatch.setattr(Grow, "hook", staticmethod(curve))
+    monkeypatch.setattr(Spool, "link", lambda self, events, name: False)
+    record = runner.run(load(ALONE), home)
+    history = client.get_metric_history(record.stages["grow"].tracking_run, "loss")
+    assert [point.step for point in history] == [1, 2, 3]
+
+
 def test_a_resumed_stage_has_the_whole_curve_in_its_new_run(load, home, client, monkeypatch):
     def hook(ctx: StageContext) -> None:
         again = (ctx.out / "again").exists()
@@ -228,7 +270,7 @@ def test_what_the_server_refuses_does_not_hold_up_the_end_of_a_run(load, home, c
     start = time.monotonic()
     record = runner.run(load("stages: {make: {kind: make}}", name="one's"), home)
     assert time.monotonic() - start < tracker._DATABASE_SECONDS / 2
-    assert "MLflow was not told of one thing (run_end): " in (record.tracking_error or "")
+    assert "MLflow did not take one entry (run_end): " in (record.tracking_error or "")
     assert pending(home) == []
 
 
@@ -267,7 +309,7 @@ def test_no_system_metric_comes_after_the_end_of_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr(tracker, "_DATABASE_SECONDS", 0.0)
     monkeypatch.setattr(psutil, "cpu_percent", ends_meanwhile)
     follower._watch_system()
-    assert [one["kind"] for _, one in Spool(tmp_path, "toy-1").read(0)] == ["run_end"]
+    assert [one["kind"] for _, one in Spool(tmp_path, "toy-1").read()] == ["run_end"]
 
 
 @pytest.mark.parametrize(

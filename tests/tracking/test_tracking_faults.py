@@ -216,7 +216,7 @@ def test_a_sender_killed_between_the_answer_and_its_own_note_tells_nothing_twice
     record = runner.run(load(GROW), home)
     server.start()
     spool = Spool(home, record.id)
-    operations = sum(1 for _ in spool.read(0))
+    operations = sum(1 for _ in spool.read())
     died = 0
     saves = Spool.save
 
@@ -237,9 +237,9 @@ def test_a_sender_killed_between_the_answer_and_its_own_note_tells_nothing_twice
             forget.armed = False  # type: ignore[attr-defined]
             one = sender.Sender(spool, server.uri, lambda text: None)
             # One more step forward, noted this time, so that each place has its turn.
-            for offset, operation in spool.read(one.sent.offset):
+            for cursor, operation in spool.read(one.sent.cursor):
                 one._do(operation)
-                one._read = offset
+                one._read = cursor
                 one.flush()
                 break
         assert died <= operations + 1
@@ -272,7 +272,7 @@ def test_what_the_server_will_never_take_is_kept_told_and_passed_over(load, home
     record = runner.run(load(GROW), home, ui=ui)
     assert told(server, record.id)["steps"][-1] == STEPS + 1
     (note,) = [text for _, text in ui.of("note") if text.startswith("MLflow: ")]
-    assert "was not told of one thing (event): FileNotFoundError: never-written.csv is in none of" in note
+    assert "did not take one entry (event): FileNotFoundError: never-written.csv is in none of" in note
     (line,) = (record.folder / "tracking" / "rejected.jsonl").read_text().splitlines()
     assert json.loads(line)["operation"]["event"]["path"] == "never-written.csv"
 
@@ -296,7 +296,7 @@ def test_a_run_that_somebody_deletes_on_the_page_holds_up_neither_itself_nor_the
     monkeypatch.setattr(Grow, "hook", staticmethod(hook))
     record = runner.run(load(GROW, "grow.add=7"), home, ui=ui)
     assert record.status == "finished"
-    assert "MLflow was not told of one thing" in str(record.tracking_error)
+    assert "MLflow did not take one entry" in str(record.tracking_error)
     monkeypatch.setattr(Grow, "hook", staticmethod(speak))
     second = runner.run(load(GROW, "grow.add=8"), home)
     assert second.tracking_error is None

@@ -12,13 +12,13 @@ import torch
 
 from tats_core.errors import Stopped, StoreError
 from tats_core.training import checkpoint
-from tats_core.training.checkpoint import CheckpointConfig, FolderStore
+from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 
 EVERY = CheckpointConfig(epochs=1)
 
 
-def _begun(folder: Path, config: CheckpointConfig = EVERY, **more: Any) -> FolderStore:
-    store = FolderStore(folder, **more)
+def _begun(folder: Path, config: CheckpointConfig = EVERY, **more: Any) -> CheckpointStore:
+    store = CheckpointStore(folder, **more)
     store.begin(config)
     return store
 
@@ -28,7 +28,7 @@ def _steps(folder: Path) -> list[int]:
 
 
 def test_a_fresh_store_has_no_state(tmp_path: Path) -> None:
-    assert FolderStore(tmp_path / "new" / "folder").begin(EVERY) is None
+    assert CheckpointStore(tmp_path / "new" / "folder").begin(EVERY) is None
 
 
 def test_the_newest_state_comes_back_with_its_kinds_of_values(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_the_newest_state_comes_back_with_its_kinds_of_values(tmp_path: Path) ->
         "note": "x",
     }
     store.save(state, step=2, metrics={"loss": 1.0})
-    found = FolderStore(tmp_path).begin(EVERY)
+    found = CheckpointStore(tmp_path).begin(EVERY)
     assert found is not None
     assert (found["epoch"], found["note"]) == (2, "x")
     assert torch.equal(found["weights"], state["weights"])  # type: ignore[arg-type]
@@ -76,7 +76,7 @@ def test_a_kill_while_saving_leaves_the_state_before_and_no_half_one(
     store.save({"epoch": 1}, step=1, metrics={})
     (tmp_path / "step-000000002-00c0ffee.tmp").mkdir()
     (tmp_path / "step-000000002-00c0ffee.tmp" / "state.pt").write_bytes(b"PK\x03\x04 half of a checkpoint")
-    assert FolderStore(tmp_path).begin(EVERY) == {"epoch": 1}
+    assert CheckpointStore(tmp_path).begin(EVERY) == {"epoch": 1}
     assert _steps(tmp_path) == [1]
 
 
@@ -89,7 +89,7 @@ def test_a_kill_while_saving_leaves_the_state_before_and_no_half_one(
         (lambda place: (place / "manifest.json").write_text("{"), "its manifest cannot be read"),
     ],
 )
-def test_a_damaged_state_gives_way_to_the_one_before_and_says_so(
+def test_a_corrupt_checkpoint_gives_way_to_the_one_before_with_a_note(
     tmp_path: Path, harm: Any, reason: str
 ) -> None:
     store = _begun(tmp_path)
@@ -97,9 +97,9 @@ def test_a_damaged_state_gives_way_to_the_one_before_and_says_so(
         store.save({"step": step}, step=step, metrics={})
     harm(tmp_path / "step-000000002")
     said: list[str] = []
-    assert FolderStore(tmp_path, say=said.append).begin(EVERY) == {"step": 1}
+    assert CheckpointStore(tmp_path, say=said.append).begin(EVERY) == {"step": 1}
     (text,) = said
-    assert text.startswith(f"the checkpoint step-000000002 is damaged ({reason}")
+    assert text.startswith(f"the checkpoint step-000000002 is corrupt ({reason}")
     assert text.endswith("going back to the one before")
 
 
@@ -111,7 +111,7 @@ def test_one_flipped_bit_is_noticed(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    state = FolderStore(tmp_path).begin(EVERY)
+    state = CheckpointStore(tmp_path).begin(EVERY)
     assert state is not None
     assert state["weights"][0] == 1
 
@@ -120,7 +120,7 @@ def test_a_step_that_comes_again_replaces_its_state(tmp_path: Path) -> None:
     store = _begun(tmp_path)
     store.save({"attempt": 1}, step=7, metrics={})
     store.save({"attempt": 2}, step=7, metrics={})
-    assert FolderStore(tmp_path).begin(EVERY) == {"attempt": 2}
+    assert CheckpointStore(tmp_path).begin(EVERY) == {"attempt": 2}
 
 
 @pytest.mark.parametrize("background", [False, True])
@@ -144,7 +144,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_state_before(
     with pytest.raises(StoreError, match=r"cannot be written \(No space left on device\); free space"):
         save()
     assert _steps(tmp_path) == [1], "what was written of it gave its space back"
-    assert FolderStore(tmp_path).begin(EVERY) == {"epoch": 1}
+    assert CheckpointStore(tmp_path).begin(EVERY) == {"epoch": 1}
 
 
 def test_in_the_background_the_state_is_that_of_the_step_whatever_training_does_next(
@@ -164,7 +164,7 @@ def test_in_the_background_the_state_is_that_of_the_step_whatever_training_does_
     assert _steps_whole(tmp_path) == []
     go_on.set()
     store.wait()
-    state = FolderStore(tmp_path).begin(EVERY)
+    state = CheckpointStore(tmp_path).begin(EVERY)
     assert state is not None
     assert state["weights"].tolist() == state["nested"][0]["moment"].tolist() == [0, 0, 0]
 
@@ -232,7 +232,7 @@ def test_a_state_is_due_when_the_last_one_is_old(tmp_path: Path, monkeypatch: py
 def test_a_state_holds_no_code(tmp_path: Path) -> None:
     _begun(tmp_path).save({"folder": tmp_path}, step=1, metrics={})
     with pytest.raises(Exception, match="Weights only load failed"):
-        FolderStore(tmp_path).begin(EVERY)
+        CheckpointStore(tmp_path).begin(EVERY)
 
 
 def test_the_manifest_names_step_workers_and_figures(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from tats_core.errors import SpecError
 from tats_core.specs import validate
-from tats_core.training.checkpoint import FolderStore
+from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog, read_events
 from tats_core.training.finetune import FinetuneConfig, FinetuneTrainer, finetune
 from tats_core.training.world import World
@@ -43,7 +43,7 @@ def _run(
     trainer = FinetuneTrainer(recipe, loader.classes, World())
     trainer.start()
     events = events or EventLog(None)
-    return trainer, finetune(trainer, loader, events=events, store=FolderStore(folder))
+    return trainer, finetune(trainer, loader, events=events, store=CheckpointStore(folder))
 
 
 def assert_equal(one: nn.Module, other: nn.Module) -> None:

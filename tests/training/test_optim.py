@@ -18,8 +18,6 @@ from tats_core.training.optim import (
     AverageConfig,
     GuardedStep,
     OptimizerConfig,
-    WeightAverage,
-    adamw,
     cosine,
     evaluating,
     fresh_weights,
@@ -82,9 +80,9 @@ def test_a_layer_is_known_by_the_name_of_its_parameter(name: str, layer: int) ->
 
 def test_layer_decay_slows_what_lies_deeper() -> None:
     model = _classifier()
-    optimizer = adamw(model, OptimizerConfig(), layer_decay=0.5, depth=2)
-    GuardedStep(optimizer, None, "test").set_lr(0.8)
-    rate_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    guarded = OptimizerConfig().build(model, "test", layer_decay=0.5, depth=2)
+    guarded.set_lr(0.8)
+    rate_of = {id(p): group["lr"] for group in guarded.optimizer.param_groups for p in group["params"]}
     rates = {name: rate_of[id(p)] for name, p in model.named_parameters()}
     assert rates["head.weight"] == rates["head_norm.bias"] == pytest.approx(0.8)
     assert rates["encoder.blocks.1.attn.qkv.weight"] == pytest.approx(0.4)
@@ -172,7 +170,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(broken: float) -> None
 
 def test_a_skipped_step_leaves_no_trace_in_adamw() -> None:
     model = nn.Linear(2, 1, bias=False)
-    guarded = GuardedStep(adamw(model, OptimizerConfig()), None, "toy")
+    guarded = OptimizerConfig().build(model, "toy")
     guarded.set_lr(0.1)
     guarded(model(torch.ones(1, 2)).sum())
     before = [x.clone() for x in (model.weight, *guarded.optimizer.state[model.weight].values())]
@@ -220,13 +218,13 @@ def _averaged(config: AverageConfig, weights: list[float]) -> list[float]:
     model = nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         model.weight.fill_(weights[0])
-    average = WeightAverage(model, config)
+    average = config.build(model)
     found = []
     for weight in weights[1:]:
         with torch.no_grad():
             model.weight.fill_(weight)
-        average.update(model)
-        found.append(average.model.weight.item())
+        average.update_parameters(model)
+        found.append(average.module.weight.item())
     return found
 
 
@@ -244,13 +242,13 @@ def test_at_first_an_average_keeps_less_of_the_old() -> None:
 
 def test_an_average_holds_the_running_statistics_too_and_counts_as_they_do() -> None:
     model = nn.BatchNorm1d(1, affine=False)
-    average = WeightAverage(model, AverageConfig(decay=0.5, warmup=False))
+    average = AverageConfig(decay=0.5, warmup=False).build(model)
     model(torch.tensor([[0.0], [20.0]]))  # the running mean becomes 0.1 * 10
-    average.update(model)
-    assert average.model.running_mean is not None
-    assert average.model.running_mean.item() == pytest.approx(0.5)
-    assert average.model.num_batches_tracked is not None
-    assert average.model.num_batches_tracked.item() == 1
+    average.update_parameters(model)
+    assert average.module.running_mean is not None
+    assert average.module.running_mean.item() == pytest.approx(0.5)
+    assert average.module.num_batches_tracked is not None
+    assert average.module.num_batches_tracked.item() == 1
 
 
 def test_models_built_side_by_side_have_the_weights_of_models_built_alone() -> None:

@@ -19,7 +19,7 @@ from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
 from tats_core.stages import evaluate, finetune
 from tats_core.training import weights
-from tats_core.training.checkpoint import FolderStore
+from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog
 from tats_core.training.predict import Predictor, existing
 from tats_core.training.views import Views
@@ -54,7 +54,7 @@ def tuned(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = {"model": MODEL, "clip": CLIP, "epochs": 1, "batch_size": 10, "mixup": 0, "cutmix": 0}
     config = {"benchmark": "ssv2", "init": "scratch", **recipe}
     job = {"config": config, "inputs": {"data": str(data)}, "out": str(out)}
-    finetune.train(job, World(), EventLog(None), FolderStore(out / "checkpoints"))
+    finetune.train(job, World(), EventLog(None), CheckpointStore(out / "checkpoints"))
     return out
 
 
@@ -63,7 +63,7 @@ def test_a_file_gets_the_class_that_the_benchmarks_test_gives_it(
 ) -> None:
     config, inputs = {"benchmark": "ssv2", "init": "scratch"}, {"data": str(data), "model": str(tuned)}
     job = {"config": config, "inputs": inputs, "out": str(tmp_path)}
-    evaluate.score_videos(job, World(), EventLog(None), FolderStore(tmp_path / "c"))
+    evaluate.score_videos(job, World(), EventLog(None), CheckpointStore(tmp_path / "c"))
     expected = json.loads((tmp_path / "predictions.json").read_text())
     listed = Manifest.load(data / "ssv2.test.json")
     found = Predictor.load(tuned).predict([Path(video.path) for video in listed.videos])

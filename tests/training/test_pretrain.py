@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from torch import Tensor
 
 from tats_core.errors import SpecError, TrainingError
 from tats_core.models.mae import VideoMAE
-from tats_core.sampling import Sampler
+from tats_core.sampling import Sampler, Transition
 from tats_core.specs import validate
-from tats_core.training.checkpoint import FolderStore
+from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog, read_events
 from tats_core.training.pretrain import JointTrainer, PretrainConfig, pretrain
 from tats_core.training.world import World
@@ -53,7 +54,7 @@ def _run(
 ) -> tuple[JointTrainer, dict[str, float]]:
     trainer = JointTrainer(recipe, World())
     events = events or EventLog(None)
-    return trainer, pretrain(trainer, loader, events=events, store=FolderStore(folder), health=_look)
+    return trainer, pretrain(trainer, loader, events=events, store=CheckpointStore(folder), health=_look)
 
 
 def _flat(state: Any, name: str = "") -> dict[str, Any]:
@@ -123,14 +124,24 @@ def test_a_schedule_straight_through_and_in_parts_ends_in_the_same_bits(
     assert begun == _recipe(
         tiny, SAMPLERS["tats, long rollout"], until=2, checkpoint={"epochs": None, "steps": 1}
     )
-    state = FolderStore(tmp_path / "state")
+    state = CheckpointStore(tmp_path / "state")
     trainer = JointTrainer(begun, World())
     pretrain(
-        trainer, clips(), events=EventLog(None), store=FolderStore(tmp_path / "a"), health=_look, after=state
+        trainer,
+        clips(),
+        events=EventLog(None),
+        store=CheckpointStore(tmp_path / "a"),
+        health=_look,
+        after=state,
     )
     loader = clips(fail_at_step=killed_at)
     second = JointTrainer(recipe, World())
-    parts = {"events": EventLog(None), "store": FolderStore(tmp_path / "b"), "health": _look, "before": state}
+    parts = {
+        "events": EventLog(None),
+        "store": CheckpointStore(tmp_path / "b"),
+        "health": _look,
+        "before": state,
+    }
     if killed_at is not None:
         with pytest.raises(KeyboardInterrupt):
             pretrain(second, loader, **parts)
@@ -264,32 +275,34 @@ def test_all_tokens_are_embedded_only_for_a_sampler_that_looks_at_them(
     assert len(seen) == looks
 
 
-def test_rewards_are_standardised_and_their_figures_told(tiny: dict[str, Any]) -> None:
+def test_rewards_are_standardised_and_their_moments_logged(tiny: dict[str, Any]) -> None:
     trainer = JointTrainer(_recipe(tiny, {"kind": "tats", "ppo": {"rollout_length": 9}}), World())
     tokens_BND = torch.randn(2, 32, 24)
     policy = trainer.policy(tokens_BND)
     rollout = trainer.sampler.draw(2, trainer.noise, policy)
     reward_BM = torch.rand(rollout.masked_BM.shape)
-    figures = trainer.update_sampler(tokens_BND, rollout, reward_BM, policy)
+    assert trainer.objective is not None
+    figures = trainer.objective.update(Transition(tokens_BND, rollout, reward_BM), trainer.learner)
     assert figures["reward_mean"] == pytest.approx(reward_BM.mean().item())
     assert figures["reward_std"] == pytest.approx(reward_BM.std(correction=0).item())
-    kept_BM = trainer.memory[0].reward_BM
-    assert kept_BM.mean().item() == pytest.approx(0, abs=1e-6)
-    assert kept_BM.std(correction=0).item() == pytest.approx(1, abs=1e-5)
+    standard_BM = trainer.objective.memory[0].reward_BM
+    assert standard_BM.mean().item() == pytest.approx(0, abs=1e-6)
+    assert standard_BM.std(correction=0).item() == pytest.approx(1, abs=1e-5)
 
 
 def test_a_skipped_step_of_the_sampler_is_counted_and_told(
     tiny: dict[str, Any], clips: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = JointTrainer(_recipe(tiny, SAMPLERS["tats"], epochs=1), World())
-    update = trainer.update_sampler
+    assert trainer.objective is not None
+    update = trainer.objective.update
     monkeypatch.setattr(
-        trainer,
-        "update_sampler",
-        lambda tokens, drawn, reward, *more: update(tokens, drawn, reward * math.nan, *more),
+        trainer.objective,
+        "update",
+        lambda drawn, learner: update(replace(drawn, reward_BM=drawn.reward_BM * math.nan), learner),
     )
     events = EventLog(tmp_path / "events.jsonl")
-    pretrain(trainer, clips(steps=2), events=events, store=FolderStore(tmp_path / "states"), health=_look)
+    pretrain(trainer, clips(steps=2), events=events, store=CheckpointStore(tmp_path / "states"), health=_look)
     told = [
         event["values"] for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "metrics"
     ]
@@ -409,7 +422,7 @@ def test_a_storm_of_nans_changes_no_weight_and_ends_training_with_a_sentence(
     trainer = JointTrainer(recipe, World())
     before = {name: tensor.clone() for name, tensor in trainer.mae.state_dict().items()}
     with pytest.raises(TrainingError, match="20 steps in a row had a non-finite gradient"):
-        pretrain(trainer, Broken(), events=EventLog(None), store=FolderStore(tmp_path), health=_look)
+        pretrain(trainer, Broken(), events=EventLog(None), store=CheckpointStore(tmp_path), health=_look)
     _assert_same(before, dict(trainer.mae.state_dict()))
     assert trainer.last_index_B is not None
 

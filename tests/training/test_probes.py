@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tats_core.training import metrics, probes
-from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore, FolderStore
+from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog, read_events
 from tats_core.training.probes import AttentiveConfig, AttentiveProbe
 
@@ -100,7 +100,7 @@ def _marked(clips: int, seed: int) -> tuple[Tensor, Tensor]:
     return tokens_BND, label_B
 
 
-class NoStore(FolderStore):
+class NoStore(CheckpointStore):
     """Keeps nothing."""
 
     def __init__(self) -> None:
@@ -166,7 +166,7 @@ def test_the_same_seed_gives_the_same_attentive_probe_bit_for_bit() -> None:
 
 
 def test_a_killed_attentive_probe_goes_on_and_ends_bit_for_bit_as_if_it_had_not_been(tmp_path: Path) -> None:
-    class Killed(FolderStore):
+    class Killed(CheckpointStore):
         def save(self, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float]) -> None:
             super().save(state, step=step, metrics=metrics)
             if state["epoch"] == 2:
@@ -175,7 +175,7 @@ def test_a_killed_attentive_probe_goes_on_and_ends_bit_for_bit_as_if_it_had_not_
     whole = _fit(epochs=5)
     with pytest.raises(KeyboardInterrupt):
         _fit(epochs=5, store=Killed(tmp_path))
-    resumed = _fit(epochs=5, events=EventLog(tmp_path / "events.jsonl"), store=FolderStore(tmp_path))
+    resumed = _fit(epochs=5, events=EventLog(tmp_path / "events.jsonl"), store=CheckpointStore(tmp_path))
     told = [event for _, event in read_events(tmp_path / "events.jsonl")]
     assert [event["text"] for event in told if event["kind"] == "note"] == ["resumed after epoch 2 of 5"]
     assert [event["epoch"] for event in told if event["kind"] == "progress"] == [3, 4, 5]

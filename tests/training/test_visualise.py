@@ -15,7 +15,7 @@ from tats_core.errors import VideoError, WeightsError
 from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
-from tats_core.sampling import SamplerConfig, SamplerSite, build_sampler
+from tats_core.sampling import SamplerConfig, SamplerSite
 from tats_core.training import weights
 from tats_core.training.predict import Views
 from tats_core.training.visualise import Visualiser
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
     described = {"model": VIT, "clip": CLIP, "mae": config, "views": views}
     weights.save(place, VideoMAE(VIT, config, CLIP), described)
     site = SamplerSite(tokens=32, slices=2, width=24, heads=3)
-    weights.save(place, build_sampler(sampler, site), {"sampler": sampler}, name="sampler")
+    weights.save(place, sampler.build(site), {"sampler": sampler}, name="sampler")
     return place
 
 
@@ -74,9 +74,9 @@ def test_several_clips_cover_the_video_and_have_pictures_of_their_own(folder: Pa
     assert grey_BT.round().tolist() == [
         [10 * (start + 2 * time) for time in range(4)] for start in (0, 6, 13)
     ]
-    (drawn,) = visualiser.draw([path], tmp_path / "out", n_clips=3, leaky=True)
+    (drawn,) = visualiser.draw([path], tmp_path / "out", n_clips=3)
     assert isinstance(drawn, tuple)
-    names = [f"a-clip{place}-leaky.{suffix}" for place in (1, 2, 3) for suffix in ("png", "gif")]
+    names = [f"a-clip{place}.{suffix}" for place in (1, 2, 3) for suffix in ("png", "gif")]
     assert [file.name for file in drawn] == names
     assert sorted(names) == sorted(file.name for file in (tmp_path / "out").iterdir())
 
@@ -92,11 +92,6 @@ def test_an_unreadable_video_is_told_and_the_others_are_drawn(folder: Path, tmp_
     assert "nowhere.mkv: cannot be read (No such file" in str(missing)
     assert drawn == (tmp_path / "out" / "a.png", tmp_path / "out" / "a.gif")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.gif", "a.png"]
-
-
-def test_a_leaky_picture_says_so_in_its_name(folder: Path, tmp_path: Path) -> None:
-    (drawn,) = Visualiser.load(folder).draw([write_video(tmp_path / "a.mkv")], tmp_path, leaky=True)
-    assert drawn == (tmp_path / "a-leaky.png", tmp_path / "a-leaky.gif")
 
 
 def test_videos_of_one_name_do_not_overwrite_each_other(folder: Path, tmp_path: Path) -> None:

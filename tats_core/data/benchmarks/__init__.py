@@ -1,4 +1,4 @@
-"""The data sets: one file each. To add one, write its file and register its `Benchmark` here."""
+"""The data sets, a file each. To add a data set, write its file and register its `Benchmark` here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BENCHMARKS: Final[dict[str, Benchmark]] = {
 """The four benchmarks of the papers, in the order of their tables."""
 
 READABLE: Final[dict[str, Benchmark]] = {**BENCHMARKS, FILE_LIST.name: FILE_LIST}
-"""Everything that can be read: the benchmarks and one's own videos."""
+"""Everything that can be read: the benchmarks and a user's own videos."""
 
 
 def find(name: str) -> Benchmark:

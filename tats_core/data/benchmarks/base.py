@@ -1,9 +1,9 @@
-"""What the readers of all data sets share: the facts of a benchmark, and looking for its files."""
+"""What the readers of all data sets share: the facts of a benchmark, and the search for its files."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -38,7 +38,7 @@ class Benchmark:
     expected: Mapping[Split, tuple[int, ...]]
     """Official number of videos of each fold; a copy may have fewer."""
     flip: bool
-    """Whether a horizontal flip keeps the class."""
+    """Whether a horizontal flip preserves the class."""
     sampling: Sampling
     """How fine-tuning and testing choose frames: one of each segment, or every `stride`-th."""
     stride: int
@@ -63,41 +63,40 @@ def locate(benchmark: Benchmark, root: str | Path | None = None) -> Path:
     `TATS_DATA_<NAME>`, and `<name>` in the folder that `TATS_DATA` names.
 
     Raises:
-        DataError: nowhere; says where it looked, what sets the place, and which layout is expected.
+        DataError: nowhere; says where it looked, what sets the folder, and which layout is expected.
     """
-    own = f"TATS_DATA_{benchmark.name.upper()}"
+    variable = f"TATS_DATA_{benchmark.name.upper()}"
     looked = []
-    for label, said, below in (
+    for label, value, below in (
         ("the key 'root'", root, benchmark.name),
-        (own, os.environ.get(own), ""),
+        (variable, os.environ.get(variable), ""),
         ("TATS_DATA", os.environ.get("TATS_DATA"), benchmark.name),
     ):
-        if not said:
+        if not value:
             looked.append(f"{label} is not set")
             continue
-        place = Path(said).expanduser().absolute() / below
-        if place.is_dir():
-            return place
-        looked.append(f"by {label} it would be {place}, which is not a folder")
+        folder = Path(value).expanduser().absolute() / below
+        if folder.is_dir():
+            return folder
+        looked.append(f"by {label} it would be {folder}, which is not a folder")
     raise DataError(
         f"the data set '{benchmark.name}' ({benchmark.title}) was not found: {', '.join(looked)}; "
-        f"set {own} to its folder, or TATS_DATA (or the key 'root' of the data stage) to the folder that "
-        f"holds '{benchmark.name}'; expected in it: {benchmark.layout}"
+        f"set {variable} to its folder, or TATS_DATA (or the key 'root' of the data stage) to the folder "
+        f"that holds '{benchmark.name}'; expected in it: {benchmark.layout}"
     )
 
 
-def first_existing(root: Path, choices: Iterable[str], what: str, benchmark: str, layout: str) -> Path:
+def first_existing(root: Path, choices: Sequence[str], what: str, benchmark: str, layout: str) -> Path:
     """Return the first of `choices` that exists below `root`.
 
     Raises:
-        DataError: none does; names `what` was looked for and all places.
+        DataError: none does; names `what` it is and all choices.
     """
-    tried = list(choices)
-    for choice in tried:
+    for choice in choices:
         if (root / choice).exists():
             return root / choice
     raise DataError(
-        f"{benchmark}: no {what} in {root} (looked for {', '.join(tried)}); expected layout: {layout}"
+        f"{benchmark}: no {what} in {root} (looked for {', '.join(choices)}); expected layout: {layout}"
     )
 
 
@@ -119,13 +118,13 @@ def rows(path: Path) -> Iterator[tuple[int, str]]:
 def walk(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     """Yield every file below `folder` whose name ends in one of `suffixes`, in sorted order.
 
-    One pass over the folders: asking for each listed file by itself takes minutes on a network disk.
+    One pass over the folders: to ask for each listed file by itself takes minutes on a network disk.
     """
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
         for name in sorted(files):
             if name.lower().endswith(suffixes):
-                yield Path(place, name)
+                yield Path(parent, name)
 
 
 def absent_error(benchmark: str, split: str, absent: list[str], listed: int, folder: Path) -> DataError:

@@ -33,8 +33,8 @@ def read(root: Path, split: Split, fold: int = 1) -> Manifest:
     stems = ("train",) if split == "train" else ("test", "val", "validation")
     choices = [f"{stem}{suffix}" for stem in stems for suffix in (".txt", ".csv", ".tsv")]
     listing = first_existing(root, choices, f"{split} list", "file_list", _LAYOUT)
-    named = root / "classes.txt"
-    classes = tuple(line.strip() for _, line in rows(named)) if named.exists() else None
+    names = root / "classes.txt"
+    classes = tuple(line.strip() for _, line in rows(names)) if names.exists() else None
     return read_list(listing, split, classes)
 
 
@@ -49,13 +49,13 @@ def read_list(listing: Path, split: Split, classes: tuple[str, ...] | None = Non
     if classes is None:
         classes = tuple(str(label) for label in range(max((label for _, label in parsed), default=-1) + 1))
     videos = []
-    for place, label in parsed:
-        path = root / place
+    for name, label in parsed:
+        path = root / name
         if not path.is_file():
-            raise DataError(f"{listing}: '{place}' is not a file (looked for {path})")
+            raise DataError(f"{listing}: '{name}' is not a file (looked for {path})")
         if label >= len(classes):
-            raise DataError(f"{listing}: '{place}' has label {label}, but classes.txt names {len(classes)}")
-        videos.append(VideoRecord(place, str(path), label))
+            raise DataError(f"{listing}: '{name}' has label {label}, but classes.txt names {len(classes)}")
+        videos.append(VideoRecord(name, str(path), label))
     return Manifest("file_list", split, classes, root, tuple(videos))
 
 

@@ -29,7 +29,7 @@ _COLUMNS: Final = ("label", "youtube_id", "time_start", "time_end")
 def read(root: Path, split: Split, fold: int = 1) -> Manifest:
     """Read the training list, or the validation list as "test": the split that papers report. One fold.
 
-    A class's number is its place among the sorted names of the *training* list, whichever split is read.
+    Classes are numbered in the sorted order of their names in the *training* list, whichever split is read.
     Copies of this data set differ, because videos vanish: what is not on disk is left out and counted in
     `Manifest.absent`, never replaced.
 
@@ -79,14 +79,14 @@ def _rows(path: Path) -> list[dict[str, str]]:
             lacking = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
             if lacking:
                 raise DataError(f"{path}: the header must name {', '.join(_COLUMNS)}; it lacks {lacking[0]}")
-            found = list(reader)
+            rows = list(reader)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})") from error
-    for number, row in enumerate(found, start=2):
+    for number, row in enumerate(rows, start=2):
         start, end = row["time_start"], row["time_end"]
         if not row["label"] or not row["youtube_id"] or not f"{start}{end}".isdigit():
             raise DataError(f"{path}, row {number}: needs a label, a YouTube id and two whole seconds")
-    return found
+    return rows
 
 
 KINETICS400: Final = Benchmark(

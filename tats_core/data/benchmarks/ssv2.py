@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from tats_core.data.benchmarks.base import Benchmark, Split, absent_error, first_existing, walk
 from tats_core.data.manifest import Manifest, VideoRecord
 from tats_core.errors import DataError
+
+Content = TypeVar("Content")
 
 VIDEOS: Final = "20bn-something-something-v2"
 _LAYOUT: Final = (
@@ -31,18 +34,17 @@ def read(root: Path, split: Split, fold: int = 1) -> Manifest:
         DataError: a file or folder is missing, a template is no class, or videos are not on disk.
     """
     del fold
-    index = {name: int(label) for name, label in _json(_labels(root, "labels"), dict).items()}
+    labels_json = _file(root, "labels")
+    index = _json(labels_json, dict[str, int])
     if sorted(index.values()) != list(range(len(index))):
-        raise DataError(
-            f"{_labels(root, 'labels')}: must number the classes 0 to {len(index) - 1}, each once"
-        )
-    listing = _labels(root, "train" if split == "train" else "validation")
+        raise DataError(f"{labels_json}: must number the classes 0 to {len(index) - 1}, each once")
+    listing = _file(root, "train" if split == "train" else "validation")
     folder = first_existing(root, (VIDEOS, "videos"), "folder of videos", "ssv2", _LAYOUT)
     files = {path.stem: path for path in walk(folder, (".webm", ".mp4"))}
     videos, absent = [], []
-    listed = _json(listing, list)
-    for row in listed:
-        video_id, name = _row(row, listing)
+    rows = _json(listing, list[_Row])
+    for row in rows:
+        video_id, name = str(row.id), class_of(row.template)
         if name not in index:
             raise DataError(f"{listing}: video '{video_id}' has the class '{name}', which labels.json lacks")
         if video_id in files:
@@ -50,33 +52,32 @@ def read(root: Path, split: Split, fold: int = 1) -> Manifest:
         else:
             absent.append(video_id)
     if absent:
-        raise absent_error("ssv2", split, absent, len(listed), folder)
+        raise absent_error("ssv2", split, absent, len(rows), folder)
     return Manifest("ssv2", split, tuple(sorted(index, key=index.__getitem__)), root, tuple(videos))
 
 
-def _labels(root: Path, name: str) -> Path:
-    prefixes = ("labels/", "", "annotations/")
+def _file(root: Path, name: str) -> Path:
     stems = (name, f"something-something-v2-{name}")
-    choices = [f"{prefix}{stem}.json" for prefix in prefixes for stem in stems]
+    choices = [f"{prefix}{stem}.json" for prefix in ("labels/", "", "annotations/") for stem in stems]
     return first_existing(root, choices, f"{name}.json", "ssv2", _LAYOUT)
 
 
-def _json(path: Path, kind: type[Any]) -> Any:
+class _Row(BaseModel):
+    id: int | str
+    template: str
+
+
+def _json(path: Path, kind: type[Content]) -> Content:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return TypeAdapter(kind).validate_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}); download it again") from error
-    if not isinstance(content, kind):
-        raise DataError(f"{path}: must hold a JSON {kind.__name__}, not a {type(content).__name__}")
-    return content
-
-
-def _row(row: Any, listing: Path) -> tuple[str, str]:
-    if not isinstance(row, dict) or "id" not in row or "template" not in row:
-        raise DataError(f"{listing}: each row must have 'id' and 'template', but one is {str(row)[:80]}")
-    return str(row["id"]), class_of(row["template"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            raise DataError(f"{path} is not JSON ({first['msg']}); download it again") from error
+        entry = ".".join(map(str, first["loc"])) or "its content"
+        raise DataError(f"{path}: {entry} is not as the data set has it: {first['msg'].lower()}") from error
 
 
 SSV2: Final = Benchmark(

@@ -35,18 +35,18 @@ def read(root: Path, split: Split, fold: int = 1) -> Manifest:
     listing = lists / f"{split}list{fold:02d}.txt"
     videos, absent = [], []
     for number, line in rows(listing):
-        place, _, label = line.strip().partition(" ")
-        class_name, _, file_name = place.partition("/")
+        listed, _, label = line.strip().partition(" ")
+        class_name, _, file_name = listed.partition("/")
         if class_name.lower() not in index or not file_name:
-            raise DataError(f"{listing}, line {number}: '{place}' is not 'Class/video.avi' of a known class")
+            raise DataError(f"{listing}, line {number}: '{listed}' is not 'Class/video.avi' of a known class")
         known = index[class_name.lower()]
         if label and label.strip() != str(known + 1):
             raise DataError(
                 f"{listing}, line {number}: label {label.strip()}, but classInd.txt says {known + 1}"
             )
-        path = files.get(place.lower())
+        path = files.get(listed.lower())
         if path is None:
-            absent.append(place)
+            absent.append(listed)
         else:
             videos.append(VideoRecord(Path(file_name).stem, str(path), known))
     if absent:

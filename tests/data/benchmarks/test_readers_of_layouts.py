@@ -60,6 +60,15 @@ def test_ssv2_refuses_a_copy_that_lacks_a_video(tmp_path: Path) -> None:
         BENCHMARKS["ssv2"].read(tmp_path, "train")
 
 
+def test_ssv2_names_the_row_that_is_not_as_expected_and_the_file_that_is_no_json(tmp_path: Path) -> None:
+    write(ssv2(tmp_path), "labels/train.json", json.dumps([{"id": "1", "label": "a"}]))
+    with pytest.raises(DataError, match=r"train\.json: 0\.template is not as .*: field required"):
+        BENCHMARKS["ssv2"].read(tmp_path, "train")
+    write(tmp_path, "labels/train.json", "[{")
+    with pytest.raises(DataError, match=r"train\.json is not JSON \(.*\); download it again"):
+        BENCHMARKS["ssv2"].read(tmp_path, "train")
+
+
 def test_ssv2_refuses_a_template_that_is_no_class_and_labels_that_leave_a_gap(tmp_path: Path) -> None:
     write(ssv2(tmp_path), "labels/labels.json", json.dumps({"Moving something up": "0"}))
     with pytest.raises(

@@ -18,7 +18,7 @@ from tats_core.models.mae import VideoMAE
 from tats_core.sampling import Sampler
 from tats_core.stages.evaluate import gather_uneven
 from tats_core.training import checkpoint
-from tats_core.training.checkpoint import CheckpointConfig, FolderStore
+from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog, read_events
 from tats_core.training.finetune import FinetuneConfig, FinetuneTrainer
 from tats_core.training.pretrain import JointTrainer, PretrainConfig, pretrain
@@ -87,7 +87,7 @@ class Loader:
 def figures(world: World, folder: Path) -> dict[str, float]:
     """What a whole pre-training returns."""
     recipe = PretrainConfig.model_validate({**TINY, "sampler": SAMPLER, "mae": MAE, "epochs": 1})
-    store, events = FolderStore(folder, world), EventLog(None)
+    store, events = CheckpointStore(folder, world), EventLog(None)
     return pretrain(JointTrainer(recipe, world), Loader(world), events=events, store=store, health=_look)
 
 
@@ -128,7 +128,7 @@ def states(world: World, folder: Path) -> dict[str, Any]:
     wishes = [False]
     # Only rank 1 hears of the wish to stop: both must do the same.
     config = CheckpointConfig(epochs=2, minutes=None)
-    store = FolderStore(folder, world, stop=lambda: wishes[0] and world.rank == 1)
+    store = CheckpointStore(folder, world, stop=lambda: wishes[0] and world.rank == 1)
     found: dict[str, Any] = {"fresh": store.begin(config), "due": [store.due(1), store.due(2, epochs=2)]}
     store.save({"shared": world.rank, "rank": {"own": world.rank}}, step=2, metrics={})
     wishes[0] = True
@@ -137,10 +137,10 @@ def states(world: World, folder: Path) -> dict[str, Any]:
         store.save({"shared": world.rank, "rank": {"own": 10 + world.rank}}, step=3, metrics={})
     except Stopped:
         found["stopped"] = True
-    found["state"] = FolderStore(folder, world).begin(config)
+    found["state"] = CheckpointStore(folder, world).begin(config)
     try:
         found["items"] = []
-        for item in FolderStore(folder, world, stop=lambda: world.rank == 1).until_stopped(range(5)):
+        for item in CheckpointStore(folder, world, stop=lambda: world.rank == 1).until_stopped(range(5)):
             found["items"].append(item)
     except Stopped:
         found["left"] = True
@@ -179,7 +179,7 @@ def elastic(world: World, folder: Path, steps: int | None = None) -> dict[int, f
             trainer,
             loader,
             events=EventLog(events if world.is_first else None),
-            store=FolderStore(folder, world, stop=lambda: loader.dealt == steps),
+            store=CheckpointStore(folder, world, stop=lambda: loader.dealt == steps),
             health=lambda *_: {},
         )
     except Stopped:

@@ -1,0 +1,85 @@
+"""CPUs and GPUs: what there is, what the stages of a run hold, and what is free."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tats_core.errors import ResourceError
+from tats_core.machine import available_cpus
+from tats_core.pipeline.graph import Instance
+
+
+@dataclass(frozen=True)
+class Resources:
+    """A number of CPUs and one of GPUs."""
+
+    cpus: int
+    gpus: int
+
+
+class Pool:
+    """What a run may use; each running stage holds a part of it."""
+
+    def __init__(self, total: Resources) -> None:
+        self.total = total
+        self._held: dict[str, Resources] = {}
+
+    def fits(self, instance: Instance) -> bool:
+        """Return whether enough is free for a stage."""
+        share, held = self._share(instance), self._held.values()
+        return (
+            share.cpus + sum(part.cpus for part in held) <= self.total.cpus
+            and share.gpus + sum(part.gpus for part in held) <= self.total.gpus
+        )
+
+    def take(self, instance: Instance) -> None:
+        """Give a stage its share, even where less is free: what works already is not stopped for it."""
+        self._held[instance.name] = self._share(instance)
+
+    def release(self, name: str) -> None:
+        """Take back what a stage holds, if it holds anything."""
+        self._held.pop(name, None)
+
+    def _share(self, instance: Instance) -> Resources:
+        """All that a stage can use, or all there is."""
+        spare = instance.kind.spare(instance.config)
+
+        def most(least: int, total: int) -> int:
+            return max(least, min(least + spare, total)) if least else 0
+
+        cpus, gpus = instance.kind.cpus(instance.config), instance.kind.gpus(instance.config)
+        return Resources(most(cpus, self.total.cpus), most(gpus, self.total.gpus))
+
+
+def available(instances: Sequence[Instance]) -> Resources:
+    """Return what there is for stages that are to run.
+
+    Raises:
+        ResourceError: one of them needs more; says how to ask for less.
+    """
+    total = capacity(any(instance.kind.gpus(instance.config) for instance in instances))
+    for instance in instances:
+        for name, needed, has in (
+            ("CPU", instance.kind.cpus(instance.config), total.cpus),
+            ("GPU", instance.kind.gpus(instance.config), total.gpus),
+        ):
+            if needed > has:
+                keys = ("workers", "test_workers", f"{name.lower()}s")
+                key = next((key for key in keys if key in type(instance.config).model_fields), None)
+                fewer = f"ask for fewer (--set {instance.stage}.{key}={has}) or " if has and key else ""
+                raise ResourceError(
+                    f"{instance.name} needs {needed} {name}s, but there are {has}; "
+                    f"{fewer}use a larger machine"
+                )
+    return total
+
+
+def capacity(wants_gpu: bool) -> Resources:
+    """Return what this machine has, or the Ray cluster; CPUs of this machine are counted without a Ray."""
+    if not wants_gpu and not os.environ.get("RAY_ADDRESS"):
+        return Resources(available_cpus(), 0)
+    from tats_core.launch import ray_train
+
+    return Resources(*ray_train.capacity())
