@@ -72,8 +72,12 @@ def csv(results: Results) -> str:
 
 
 def html(results: Results) -> str:
-    """Return a `<table>` of the results, and one of the pre-trainings where there were several."""
-    return "\n".join(table.html() for table in _tables(results, _BESIDE))
+    """Return a `<table>` of the results, and one of the pre-trainings where there were several.
+
+    It is pure ASCII, so that it can be pasted into any page.
+    """
+    text = "\n".join(table.html() for table in _tables(results, _BESIDE))
+    return text.encode("ascii", "xmlcharrefreplace").decode()
 
 
 def latex(results: Results) -> str:

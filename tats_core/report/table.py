@@ -99,7 +99,7 @@ class Table:
         return "\n".join(lines) + "\n"
 
     def html(self) -> Markup:
-        """Return a `<table>`: pure ASCII, so that it can be pasted into any page."""
+        """Return a `<table>`."""
         lean = ["" if index < self.labels else ' class="n"' for index in range(len(self.headings))]
         head = "".join(
             f'<th scope="col"{side}>{escape(title)}</th>'
@@ -114,8 +114,7 @@ class Table:
             bodies.append(f"<tbody{means}>\n{rows}\n</tbody>")
         style = ' class="results"' if self.grouped else ""
         body = "\n".join(bodies)
-        text = f"<table{style}>\n<thead><tr>{head}</tr></thead>\n{body}\n</table>\n"
-        return Markup(text.encode("ascii", "xmlcharrefreplace").decode())
+        return Markup(f"<table{style}>\n<thead><tr>{head}</tr></thead>\n{body}\n</table>\n")
 
     def _groups(self, *, latex: bool = False) -> list[list[tuple[int, bool]]]:
         """Return groups of rows, each row as its index and whether its first cell is written."""
