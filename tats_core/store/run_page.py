@@ -6,7 +6,6 @@ an output that was removed) has no place on the page, and never fails it.
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections import Counter
@@ -19,6 +18,7 @@ from markupsafe import Markup
 
 from tats_core import __version__
 from tats_core.addresses import without_password
+from tats_core.errors import StoreError
 from tats_core.files import write_text
 from tats_core.report import charts, graph, page, results
 from tats_core.report.charts import Curve
@@ -28,10 +28,7 @@ from tats_core.report.results import STARTS, Row
 from tats_core.report.table import Table
 from tats_core.report.units import DASH, duration, moment, number
 from tats_core.specs import flatten
-from tats_core.store import environment, logs
-from tats_core.store.layout import KEY, MANIFEST
-from tats_core.store.run import RunRecord, StageRecord
-from tats_core.training.events import read_events
+from tats_core.store.run import Run, RunRecord, Stage, StageRecord
 
 FILE: Final = "report.html"
 
@@ -66,9 +63,12 @@ def write(record: RunRecord) -> Path:
 
 def build(record: RunRecord) -> str:
     """Return the page as one string."""
-    stages = [_read(stage, record) for stage in record.stages.values()]
-    folders = record.outputs("report")
-    report = _json(folders[-1] / "results.json") if folders else {}
+    run = Run(record)
+    stages = [_read(stage) for stage in run.stages.values()]
+    try:
+        report: Mapping[str, Any] = run.results or {}
+    except StoreError:
+        report = {}  # a table that is gone or corrupt has no place on the page
     instances = [
         graph.Instance(stage.name, stage.stage, stage.kind, tuple(stage.needs), stage.status, stage.seconds)
         for stage in record.stages.values()
@@ -89,7 +89,7 @@ def build(record: RunRecord) -> str:
         errors=[f"{stage.name}: {stage.error}" for stage in record.stages.values() if stage.error],
         lineage=_lineage(stages),
         overrides="\n".join(f"--set {override}" for override in record.overrides),
-        configuration=_configuration(record),
+        configuration=_configuration(run),
         **surroundings(record, "run", "pipeline", record.pipeline, pipeline_file=record.source),
         foot=f"Run {record.id}. Written by tats {__version__} at {moment(time.time())}.",
     )
@@ -117,28 +117,17 @@ class _Stage:
         return ", ".join(axes.values()) or self.record.name
 
 
-def _read(stage: StageRecord, record: RunRecord) -> _Stage:
-    folder = logs.folder(record, stage)
-    if folder is None or not folder.is_dir():
-        return _Stage(stage)
-    read = _Stage(stage, folder)
-    read.maker = _json(folder / KEY).get("run", DASH)
-    read.digest = _json(folder / MANIFEST).get("digest", "")
-    for _, event in read_events(folder / "events.jsonl"):
-        if event["kind"] == "metrics":
-            for key, value in event["values"].items():
-                read.curves.setdefault(key, {})[event["step"]] = value
-        elif event["kind"] == "file":
-            read.files.append((event["step"], event["key"], folder / event["path"]))
-    return read
-
-
-def _json(path: Path) -> dict[str, Any]:
+def _read(stage: Stage) -> _Stage:
+    if stage.folder is None or not stage.folder.is_dir():
+        return _Stage(stage.record)
+    read = _Stage(stage.record, stage.folder, stage.curves)
+    read.files = [(file.step, file.key, file.path) for file in stage.files]
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content
+        read.maker = stage.origin.run if stage.origin else DASH
+        read.digest = stage.manifest.digest if stage.manifest else ""
+    except StoreError:
+        pass  # a corrupt output has neither; `tats show` reports it
+    return read
 
 
 # --- head and results ------------------------------------------------------------------------------------
@@ -385,9 +374,9 @@ def _lineage(stages: Sequence[_Stage]) -> Table:
     return Table.of(columns, rows, labels=len(columns))
 
 
-def _configuration(record: RunRecord) -> list[dict[str, Any]]:
+def _configuration(run: Run) -> list[dict[str, Any]]:
     """Return, of the first instance of each stage, what the pipeline set and the defaults."""
-    configs = record.configs() if record.has_configs else {}
+    record, configs = run.record, run.configs
     counts = Counter(stage.stage for stage in record.stages.values())
     parts = {}
     for stage in record.stages.values():
@@ -420,7 +409,7 @@ def surroundings(record: RunRecord, *words: str, **sources: str) -> dict[str, An
         words: the command, without overrides, where none was recorded.
         sources: further pairs, after the run's id.
     """
-    known = environment.load(record)
+    known = dict(Run(record).environment)
     overrides = [part for override in record.overrides for part in ("--set", override)]
     command = known.pop("command", shlex.join(["tats", *words, *overrides]))
     pairs = {

@@ -21,10 +21,10 @@ from tats_core.store.run import RunRecord
 from tats_core.store.run_page import surroundings
 from tats_core.sweep import plots
 from tats_core.sweep.plots import Plot
+from tats_core.sweep.results import results
 from tats_core.sweep.space import Range
 from tats_core.sweep.spec import Sweep, as_run
 from tats_core.sweep.summary import BEST, ROWS, Summary, busy_of
-from tats_core.sweep.trial import results
 
 FILE: Final = "report.html"
 

@@ -12,12 +12,10 @@ from tats_core.report import charts
 from tats_core.report.charts import Curve, Named, Series
 from tats_core.report.sweeps import Row
 from tats_core.report.units import DASH, short_keys
-from tats_core.store import logs
-from tats_core.store.run import RunRecord
+from tats_core.store.run import Run
 from tats_core.sweep.space import Range
 from tats_core.sweep.spec import Sweep
 from tats_core.sweep.trial import TrialResult
-from tats_core.training.events import read_events
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -149,14 +147,10 @@ def curves(folder: Path) -> dict[str, dict[int, float]]:
     """
     if not (folder / "run.json").exists():
         return {}
-    record = RunRecord.load(folder)
     points: dict[str, dict[int, float]] = {}
-    for stage in record.stages.values():
-        output = logs.folder(record, stage)
-        for _, event in read_events(output / "events.jsonl") if output else ():
-            if event["kind"] == "metrics":
-                for key, value in event["values"].items():
-                    points.setdefault(f"{stage.stage}.{key}", {})[event["step"]] = value
+    for stage in Run.open(folder).stages.values():
+        for metric, curve in stage.curves.items():
+            points.setdefault(f"{stage.record.stage}.{metric}", {}).update(curve)
     return points
 
 
