@@ -84,8 +84,9 @@ def join(inputs: Iterable[Input]) -> tuple[list[Row], list[Sources]]:
     for stage in inputs:
         result = read_result(stage.path)
         # A stage with one benchmark only has no such axis, but says so in its result.
-        labels = {**stage.axes, **{key: str(result[key]) for key in ("benchmark", "init") if key in result}}
-        row, sources = rows.setdefault(frozenset(labels.items()), (labels, {}))
+        labels = dict(stage.axes)
+        labels |= {key: str(result[key]) for key in ("benchmark", "init") if key in result}
+        row, sources = rows.setdefault(frozenset(labels.items()), ({**labels}, {}))
         new = {key: value for key, value in result.items() if key not in row}
         row |= new
         sources |= _sources(stage, new)
