@@ -246,6 +246,13 @@ def _sentence(model: type[BaseModel], detail: ErrorDetails, prefix: str) -> str:
         owner = ".".join([*([prefix] if prefix else []), *location[:-1]])
         near = did_you_mean(location[-1], _keys(model, location[:-1]))
         return f"{f'{owner} has' if owner else 'there is'} no key '{location[-1]}'{near}"
+    if detail["type"].startswith("union_tag"):
+        context = detail["ctx"]
+        kind = f"{dotted}.{context['discriminator'].strip(chr(39))}"
+        if detail["type"] == "union_tag_not_found":
+            return f"{kind} is missing"
+        known = " or ".join(context["expected_tags"].rsplit(", ", 1))
+        return f"{kind}: input should be {known} (it is '{context['tag']}')"
     if detail["type"] == "missing":
         return f"{dotted} is missing"
     if location[-1:] == ["[key]"]:
@@ -261,15 +268,21 @@ def _actual(value: object) -> str:
 
 
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    """Return the keys of the part of `model` at `path`; of a union without a tag, those of all members."""
+    members = [model]
     for part in path:
-        field = _fields(model).get(part)
-        if field is None:
-            continue  # a tag of a discriminated union or an index: the model below stays the same
-        below = list(_models(field.annotation))
-        if len(below) != 1:
-            return sorted({key for member in below for key in _fields(member)})
-        model = below[0]
-    return list(_fields(model))
+        fields = [fields[part] for member in members if part in (fields := _fields(member))]
+        if fields:
+            members = list(_models(fields[0].annotation))
+        else:  # an index, which leads nowhere else, or the tag of a member
+            members = [member for member in members if _has_tag(member, part)] or members
+    keys = [list(_fields(member)) for member in members]
+    return keys[0] if len(keys) == 1 else sorted({key for names in keys for key in names})
+
+
+def _has_tag(model: type[BaseModel], tag: str) -> bool:
+    kind = model.model_fields.get("kind")
+    return kind is not None and tag in getattr(kind.annotation, "__args__", ())
 
 
 def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:

@@ -325,3 +325,30 @@ def test_marked_fields_are_no_part_of_an_identity_at_any_depth_and_names_alone_m
         "by_name": {"x": {"size": 7}},
         "free": {"workers": 8},
     }
+
+
+class Grid(StrictModel):
+    kind: Literal["grid"]
+
+
+class Random(StrictModel):
+    kind: Literal["random"]
+    samples: int = 1
+
+
+class Search(StrictModel):
+    searcher: Annotated[Grid | Random, Field(discriminator="kind")]
+
+
+@pytest.mark.parametrize(
+    ("searcher", "sentence"),
+    [
+        ({"kind": "grit"}, "s.yaml: searcher.kind: input should be 'grid' or 'random' (it is 'grit')"),
+        ({"samples": 2}, "s.yaml: searcher.kind is missing"),
+        ({"kind": "grid", "samples": 2}, "s.yaml: searcher.grid has no key 'samples'; valid: kind"),
+    ],
+)
+def test_a_wrong_kind_and_a_key_of_another_kind_are_named(searcher: Mapping[str, object], sentence: str):
+    with pytest.raises(SpecError) as error:
+        specs.validate(Search, {"searcher": searcher}, "s.yaml")
+    assert str(error.value) == sentence

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import VideoMAEForPreTraining, VideoMAEForVideoClassification, VideoMAEImageProcessor
 
 from tats_core import imagenet
-from tats_core.data import transforms
+from tats_core.data import clips, transforms
 from tats_core.errors import StoreError, WeightsError
 from tats_core.models.classifier import VideoClassifier
 from tats_core.models.mae import MAEConfig, VideoMAE
@@ -105,7 +105,8 @@ def test_transformers_prepares_a_clip_as_ours_is_prepared(tmp_path: Path) -> Non
     frames_THWC = torch.randint(256, (4, 24, 36, 3), dtype=torch.uint8)
     theirs_BTCHW = processor(list(frames_THWC.permute(0, 3, 1, 2)), return_tensors="pt").pixel_values
     (box,) = transforms.view_boxes(24, 36, 1)
-    ours_BCTHW = transforms.to_model(transforms.crop_resize(frames_THWC, box, 16).unsqueeze(0))
+    cropped_BTHWC = transforms.crop_resize(frames_THWC, box, 16).unsqueeze(0)
+    ours_BCTHW = clips.normalise(transforms.channels_first(cropped_BTHWC))
     # They resize before they crop: only the columns beside the cut see other pixels.
     difference = (theirs_BTCHW.transpose(1, 2) - ours_BCTHW)[..., 1:-1].abs()
     one_step = 1 / 255 / min(imagenet.STD)
