@@ -59,7 +59,17 @@ class Kept:
             "low": given["top1"] - 10, "high": given["top1"] + 8,
         }  # fmt: skip
         tuned = {"benchmark": "ssv2", "init": "pretrained", "seconds": 7.0}
-        table = {"pipeline": name, "rows": [{**tuned, **test}], "policy": policy}
+        sources = {
+            metric: {"stage": stage, "file": "result.json"}
+            for stage, values in (("evaluate", test), ("finetune", tuned))
+            for metric, value in values.items()
+            if not isinstance(value, str)
+        }
+        lift = {"stage": "pretrain", "file": "result.json"}
+        table = {
+            "pipeline": name, "rows": [{**tuned, **test}], "policy": policy, "sources": [sources],
+            "policy_sources": [{"motion_lift": lift, "mask_ratio": lift}],
+        }  # fmt: skip
         weights = {"model.safetensors": f"weights {given['epochs']}"}
         self._stage(record, "data", [], {"seed": given["seed"]}, data, given["code"], reuse)
         config = {"benchmark": "ssv2", "epochs": given["epochs"], "sampler": {"mask_ratio": 0.9}}

@@ -31,45 +31,29 @@ from tats_core.cli import (
 )
 from tats_core.errors import SpecError, TatsError
 
+_ORDER = (
+    "run", "sweep", "submit", "jobs", "list", "runs", "show", "logs", "stop", "results", "compare", "report",
+    "ui", "visualise", "predict", "export", "weights", "data", "doctor", "sync", "gc",
+)  # fmt: skip
+
 
 class _Root(TyperGroup):
-    """Lists the commands by how often they are wanted; Typer would list groups last."""
+    """Lists the commands in the order of their use; Typer would list groups last."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        order = (
-            "run",
-            "sweep",
-            "submit",
-            "jobs",
-            "list",
-            "runs",
-            "show",
-            "logs",
-            "stop",
-            "results",
-            "compare",
-            "report",
-            "ui",
-            "visualise",
-            "predict",
-            "export",
-            "weights",
-            "data",
-            "doctor",
-            "sync",
-            "gc",
-        )
-        return sorted(self.commands, key=lambda name: order.index(name) if name in order else len(order))
+        return sorted(self.commands, key=_ORDER.index)
 
 
 class _RunGroup(TyperGroup):
-    """`tats run demo` lacks a word that is easily forgotten: say which."""
+    """Recognises `tats run demo`, which lacks the word "pipeline"."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         from tats_core import specs
 
         if args and args[0] not in self.commands and args[0] in specs.names("pipelines"):
-            raise SpecError(f"'tats run {args[0]}' lacks a word; did you mean 'tats run pipeline {args[0]}'?")
+            raise SpecError(
+                f"'tats run {args[0]}' is incomplete; did you mean 'tats run pipeline {args[0]}'?"
+            )
         return super().resolve_command(ctx, args)
 
 
@@ -78,13 +62,15 @@ _PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}  # 
 app = typer.Typer(
     name="tats",
     cls=_Root,
-    help="Masked video modelling with a learned choice of tokens: pre-train, fine-tune, evaluate, compare.",
+    help="Masked video modelling with a learned token sampler: pre-train, fine-tune, evaluate, compare.",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     **_PLAIN,
 )
-run_app = typer.Typer(cls=_RunGroup, help="Run something to its end.", **_PLAIN)
-data_app = typer.Typer(help="Make and check video data sets.", **_PLAIN)
+run_app = typer.Typer(
+    cls=_RunGroup, help="Run a pipeline here, or on the Ray cluster of RAY_ADDRESS.", **_PLAIN
+)
+data_app = typer.Typer(help="Generate and check video data sets.", **_PLAIN)
 
 app.add_typer(run_app, name="run")
 run_app.command("pipeline")(run.pipeline)
@@ -131,10 +117,10 @@ def main() -> None:
     """Run the command line; a `TatsError` becomes one sentence on stderr and its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal may lack letters, and loses nothing else for it
+            stream.reconfigure(errors="replace")  # a terminal may lack some letters
     try:
         app(prog_name="tats")
     except TatsError as error:
-        for line in str(error).splitlines():  # several where several things are missing
+        for line in str(error).splitlines():  # one for each thing that is missing
             typer.echo(f"tats: {line}", err=True)
         sys.exit(error.exit_code)

@@ -1,4 +1,4 @@
-"""`tats doctor`: what this machine has of what TATS needs, and what to do about the rest."""
+"""`tats doctor`: checks that this machine has what TATS needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import typer
 
-from tats_core.cli.options import DEFAULT_HOME, Home
+from tats_core.cli.options import DEFAULT_HOME, Home, many
 from tats_core.errors import TatsError
 from tats_core.machine import available_cpus
 
@@ -24,7 +24,7 @@ _LOW_DISK_GB = 2.0
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report. `advice` is empty where nothing has to be done."""
+    """One line of the report. `advice` is empty where nothing needs to be done."""
 
     name: str
     ok: bool
@@ -33,7 +33,11 @@ class Check:
 
 
 def doctor(home: Home = DEFAULT_HOME) -> None:
-    """Check Python, torch, device, video readers, Ray and the project folder; exit 1 if one is missing."""
+    """Check that this machine has what TATS needs.
+
+    Checks Python, torch, device, video readers, Ray, MLflow and the project folder; the exit code is 1 if one
+    of them is missing.
+    """
     missing = 0
     for check in checks(home.expanduser().absolute()):
         missing += not check.ok
@@ -41,21 +45,21 @@ def doctor(home: Home = DEFAULT_HOME) -> None:
         if check.advice:
             typer.echo(f"{'':18}  {check.advice}")
     if missing:
-        typer.echo(f"tats: {missing} needed thing{'s are' if missing > 1 else ' is'} missing", err=True)
+        typer.echo(f"tats: {many(missing, 'requirement')} {'are' if missing > 1 else 'is'} missing", err=True)
         raise typer.Exit(1)
 
 
 def checks(home: Path) -> Iterator[Check]:
-    """Yield one check after the other; each imports only what it looks at."""
+    """Yield one check after the other; each imports only what it checks."""
     yield python(sys.version_info[:3])
-    for name, look in (
+    for name, check in (
         ("torch", _torch),
         ("device", _device),
         ("readers", _readers),
         ("Ray", _ray),
         ("MLflow", lambda: Check("MLflow", True, importlib.metadata.version("mlflow"))),
     ):
-        yield _guarded(name, look)
+        yield _guarded(name, check)
     yield store(home)
     yield from _data_sets()
 
@@ -69,27 +73,27 @@ def python(version: tuple[int, int, int]) -> Check:
 
 
 def store(home: Path) -> Check:
-    """Check that files can be made in the project folder, or in the folder where it would be made."""
-    place = home
-    while not place.exists():
-        place = place.parent
+    """Check that files can be created in the project folder, or in the folder that will contain it."""
+    folder = home
+    while not folder.exists():
+        folder = folder.parent
     try:
-        with tempfile.NamedTemporaryFile(dir=place, prefix=".tats-doctor-"):
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".tats-doctor-"):
             pass
-        free = shutil.disk_usage(place).free / 1e9
+        free = shutil.disk_usage(folder).free / 1e9
     except OSError as error:
-        advice = "make it writable, or name another folder with --home or TATS_HOME"
+        advice = "make it writable, or give another folder with --home or TATS_HOME"
         return Check("store", False, f"{home} cannot be written ({error.strerror})", advice)
     advice = (
-        "" if free > _LOW_DISK_GB else f"checkpoints and videos of the demo want {_LOW_DISK_GB:.0f} GB free"
+        "" if free > _LOW_DISK_GB else f"checkpoints and videos of the demo need {_LOW_DISK_GB:.0f} GB free"
     )
     return Check("store", True, f"{home} is writable, {free:.0f} GB free", advice)
 
 
-def _guarded(name: str, look: Callable[[], Check]) -> Check:
-    """Turn "not installed" and "does not load" into a line of the report: reporting it is the task here."""
+def _guarded(name: str, check: Callable[[], Check]) -> Check:
+    """Turn "not installed" and "does not load" into a line of the report."""
     try:
-        return look()
+        return check()
     except (ImportError, importlib.metadata.PackageNotFoundError, OSError) as error:
         advice = "install again: pip install -c requirements.lock -e ."
         return Check(name, False, f"does not load ({error})", advice)
@@ -105,7 +109,7 @@ def _device() -> Check:
     import torch
 
     if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())]
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         return Check("device", True, ", ".join(names))
     return Check("device", True, "CPU (no CUDA device)")
 
@@ -149,7 +153,7 @@ def _ray() -> Check:
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         return Check(
-            "Ray", True, f"{version}, a local one with {available_cpus()} CPUs is started when needed"
+            "Ray", True, f"{version}, a local cluster with {available_cpus()} CPUs is started when needed"
         )
     from tats_core.launch import ray_train
 
@@ -162,17 +166,18 @@ def _ray() -> Check:
 
 
 def _data_sets() -> Iterator[Check]:
-    """Say where the real data sets are; the demo needs none of them, so none is missing."""
+    """Report the folders of the real data sets; the demo needs none of them, so none is missing."""
     from tats_core.data import benchmarks
 
-    found = []
+    located = []
     for name in benchmarks.BENCHMARKS:
         try:
-            found.append(f"{name} in {benchmarks.locate(name)}")
+            located.append(f"{name} in {benchmarks.locate(name)}")
         except TatsError:
             continue
     yield Check(
         "data",
         True,
-        "; ".join(found) or "no real data set is set (TATS_DATA); `tats run pipeline demo` needs none",
+        "; ".join(located)
+        or "no real data set is configured (TATS_DATA); `tats run pipeline demo` needs none",
     )

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tats_core.cli.options import DEFAULT_HOME, Home, ModelStage, RunName
+from tats_core.cli.options import DEFAULT_HOME, AsJson, Home, ModelStage, RunName, TestOf
 
 if TYPE_CHECKING:
     from tats_core.models.checkpoints_io import Foreign
 
 
 class ExportFormat(StrEnum):
-    """What reads the exported folder."""
+    """The form of the exported folder."""
 
     hf = "hf"
     safetensors = "safetensors"
@@ -29,18 +29,18 @@ def export(
         ExportFormat,
         typer.Option(
             "--format",
-            help="hf: Hugging Face's VideoMAE; safetensors: as a run keeps it; mlflow: for MLflow to serve.",
+            help="hf: for Hugging Face's VideoMAE classes; safetensors: as in the run; mlflow: for MLflow.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="The folder to make.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to create.")],
     stage: ModelStage = None,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Write a trained model for other tools."""
+    """Export a trained model for other tools."""
     from tats_core.store import models
     from tats_core.tracking import export as exports
 
-    folder, kind = models.find_one(run, home.expanduser(), ("finetune", "pretrain"), stage)
+    folder, kind = models.find_model_of(run, home.expanduser(), ("finetune", "pretrain"), stage)
     out = out.expanduser().absolute()
     exports.export(folder, kind, form.value, out)
     typer.echo(f"{out}: the model of {folder}, as {form.value}")
@@ -49,12 +49,9 @@ def export(
 def predict(
     run: RunName,
     videos: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Video files.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+    as_json: AsJson = False,
     stage: ModelStage = None,
-    benchmark: Annotated[
-        str | None,
-        typer.Option(help="Take clips as in this data set's test; needed only where the model does not say."),
-    ] = None,
+    benchmark: TestOf = None,
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Print the most probable classes of videos."""
@@ -63,7 +60,7 @@ def predict(
 
     paths = existing(videos)  # before the model is read
     folder = models.find_model(run, home.expanduser(), "finetune", stage)
-    found = Predictor.load(folder, benchmark).predict(paths)
+    predictions = Predictor.load(folder, benchmark).predict(paths)
     if as_json:
         rows = [
             {
@@ -73,11 +70,11 @@ def predict(
                     for guess in guesses
                 ],
             }
-            for path, guesses in zip(paths, found, strict=True)
+            for path, guesses in zip(paths, predictions, strict=True)
         ]
         typer.echo(json.dumps({"model": str(folder), "videos": rows}, indent=2))
         return
-    for path, guesses in zip(paths, found, strict=True):
+    for path, guesses in zip(paths, predictions, strict=True):
         typer.echo(str(path))
         for guess in guesses:
             typer.echo(f"  {100 * guess.probability:5.1f}%  {guess.name}")
@@ -87,44 +84,48 @@ def weights(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="FILE", help="A checkpoint, or a folder that holds one.")
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Say what a checkpoint from elsewhere holds."""
+    """Describe a checkpoint that was made by another program."""
     from tats_core.models import checkpoints_io
 
     checkpoint = checkpoint.expanduser().absolute()
-    found = checkpoints_io.read(checkpoint)
+    weights = checkpoints_io.read(checkpoint)
     if as_json:
-        said = {"layout": found.layout, "kind": found.kind, **found.size}
-        told = {"tensors": len(found.tensors), "unknown": list(found.unknown)}
-        typer.echo(json.dumps({"checkpoint": str(checkpoint), **said, **told}, indent=2))
+        described = {
+            "checkpoint": str(checkpoint),
+            "layout": weights.layout,
+            "kind": weights.kind,
+            **weights.size,
+            "tensors": len(weights.tensors),
+            "unknown": list(weights.unknown),
+        }
+        typer.echo(json.dumps(described, indent=2))
         return
-    typer.echo(report(found, checkpoint))
+    typer.echo(report(weights, checkpoint))
 
 
-def report(found: Foreign, checkpoint: Path) -> str:
+def report(weights: Foreign, checkpoint: Path) -> str:
     """Return what `tats weights` prints."""
-    size = found.size
+    size = weights.size
     shape = [f"{what} {size[what]}" for what in ("width", "depth", "heads", "mlp") if what in size]
     cut = [f"{what} {size[what]}" for what in ("tubelet", "patch", "frames", "size") if what in size]
     lines = [
-        f"layout     {found.layout}",
-        f"kind       {found.kind}",
+        f"layout     {weights.layout}",
+        f"kind       {weights.kind}",
         f"encoder    {', '.join(shape)}; positions {size.get('positions', 'unknown')}",
         f"clip       {', '.join(cut)}",
     ]
-    if found.kind == "fine-tuned":
-        lines.append(f"classes    {len(found.tensors['head.weight'])}")
-    lines.append(f"understood {len(found.tensors)} tensors")
-    if found.unknown:
-        shown = ", ".join(found.unknown[:3]) + (", …" if len(found.unknown) > 3 else "")
-        lines.append(f"unexpected {len(found.unknown)} tensors: {shown}")
+    if weights.kind == "fine-tuned":
+        lines.append(f"classes    {len(weights.tensors['head.weight'])}")
+    lines.append(f"understood {len(weights.tensors)} tensors")
+    if weights.unknown:
+        names = ", ".join(weights.unknown[:3]) + (", …" if len(weights.unknown) > 3 else "")
+        lines.append(f"unexpected {len(weights.unknown)} tensors: {names}")
     if "heads" not in size:
-        lines.append(
-            "The number of heads leaves no trace in the weights: set model.heads as its authors did."
-        )
+        lines.append("The weights do not determine the number of heads: set model.heads as its authors did.")
     lines.append(
-        f"Start from it with the key 'encoder: {checkpoint}' of a finetune or probe stage, "
+        f"Initialise from it with the key 'encoder: {checkpoint}' of a finetune or probe stage, "
         "or with 'start:' of a pretrain stage."
     )
     return "\n".join(lines)

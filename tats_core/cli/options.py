@@ -18,12 +18,23 @@ if TYPE_CHECKING:
 
 DEFAULT_HOME = Path(".tats")
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+TestOf = Annotated[
+    str | None,
+    typer.Option(
+        "--benchmark",
+        help="The data set whose test protocol picks the clips; needed only if the model does not record it.",
+    ),
+]
+
 
 def _expanded(home: Path) -> Path:
     try:
         return home.expanduser()
     except RuntimeError as error:  # no such user, or one without a home
-        raise StoreError(f"--home {home}: '~' stands for no folder here; give the whole path") from error
+        raise StoreError(
+            f"--home {home}: '~' cannot be expanded to a folder here; give the full path"
+        ) from error
 
 
 Home = Annotated[
@@ -32,7 +43,7 @@ Home = Annotated[
         "--home",
         envvar="TATS_HOME",
         callback=_expanded,
-        help="Project folder: results, checkpoints, tracking.",
+        help="The project folder: runs, results, checkpoints, tracking database.",
         show_default=True,
     ),
 ]
@@ -57,7 +68,9 @@ def _on_menu(menu: Menu, incomplete: str) -> list[str]:
 PipelineName = Annotated[
     str,
     typer.Argument(
-        metavar="NAME", help="A name of `tats list`, or a .yaml file.", autocompletion=complete_pipeline
+        metavar="NAME",
+        help="A pipeline's name as in `tats list`, or a .yaml file.",
+        autocompletion=complete_pipeline,
     ),
 ]
 
@@ -65,7 +78,9 @@ PipelineName = Annotated[
 SweepName = Annotated[
     str,
     typer.Argument(
-        metavar="NAME", help="A sweep of `tats list`, or a .yaml file.", autocompletion=complete_sweep
+        metavar="NAME",
+        help="A sweep's name as in `tats list`, or a .yaml file.",
+        autocompletion=complete_sweep,
     ),
 ]
 
@@ -73,18 +88,21 @@ RunName = Annotated[
     str,
     typer.Argument(
         metavar="RUN",
-        help="A pipeline (its newest finished run), a run's id or its beginning, or a model's folder.",
+        help="A pipeline (its newest finished run), a run's id or the beginning of it, or a model's folder.",
         autocompletion=complete_pipeline,
     ),
 ]
 
 ModelStage = Annotated[
-    str | None, typer.Option("--stage", metavar="STAGE", help="Which model, where the run has several.")
+    str | None,
+    typer.Option(
+        "--stage", metavar="STAGE", help="The stage that trained the model, if the run trained several."
+    ),
 ]
 
 
 def complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the pipelines that were run, `latest` and the runs' ids, for the shell's completion."""
+    """Return the pipelines that have runs, `latest` and the runs' ids, for the shell's completion."""
     from tats_core.store import history
 
     home = _home_of(ctx)
@@ -96,14 +114,14 @@ AnyRun = Annotated[
     str,
     typer.Argument(
         metavar="RUN",
-        help="A pipeline (its newest run), a run's id or its beginning, or 'latest'.",
+        help="A pipeline (its newest run), a run's id or the beginning of it, or 'latest'.",
         autocompletion=complete_run,
     ),
 ]
 
 
 def complete_stage(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the stages of the run that was named before, for the shell's completion."""
+    """Return the stages of the run on the command line, for the shell's completion."""
     from tats_core.errors import TatsError
     from tats_core.store import history
 
@@ -119,7 +137,7 @@ def _home_of(ctx: typer.Context) -> Path:
 
 
 def command_line(words: Iterable[str], home: Path) -> str:
-    """Return `tats WORDS…` as one would type it, with `--home` where it differs from what is found anyway."""
+    """Return `tats WORDS…` as a shell line, with `--home` where the default would be another folder."""
     line = ["tats", *words]
     if home.absolute() != Path(os.environ.get("TATS_HOME", DEFAULT_HOME)).absolute():
         line += ["--home", str(home)]
@@ -133,29 +151,26 @@ def many(count: int, what: str) -> str:
 
 @contextmanager
 def writing(path: Path, option: str) -> Iterator[None]:
-    """Turn what goes wrong in here into a sentence about the place that a person named with `option`.
+    """Turn an error of the file system into a sentence about `path`, which the user gave with `option`.
 
     Raises:
-        StoreError: the place cannot be written.
+        StoreError: it cannot be written.
     """
     try:
         yield
     except BrokenPipeError:
-        raise  # who read what is printed has left
+        raise  # the reader of standard output has closed it
     except OSError as error:
         raise StoreError(f"{option} {path}: cannot be written ({error.strerror or error})") from error
 
 
 def write_file(path: Path, content: str | bytes, option: str) -> None:
-    """Write a file that a person named with `option`, whole or not at all.
+    """Write a file that the user named with `option`, complete or not at all.
 
     Raises:
-        StoreError: the place cannot be written.
+        StoreError: it cannot be written.
     """
-    beside = path.with_name(path.name + ".tmp")
-    with writing(path, option):
-        try:
-            beside.write_bytes(content.encode() if isinstance(content, str) else content)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+    from tats_core.files import replacing
+
+    with writing(path, option), replacing(path, durable=False) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)

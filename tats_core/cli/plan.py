@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 from rich.tree import Tree
 
+from tats_core.cli import printing
 from tats_core.cli.options import many
-from tats_core.cli.progress import duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from tats_core.pipeline.plan import Plan, PlanItem
 
-_DEEPEST = 8  # a longer chain of stages goes on at this indent, or 80 columns would not hold it
+_DEEPEST = 8  # deeper stages keep this indent, or 80 columns would not hold them
 _NAMED = 3
-_FATES = {"run": ("run", "yellow"), "reuse": ("reused", "green"), "skip": ("left out", "dim")}
+_ACTIONS = {"run": ("run", "yellow"), "reuse": ("reused", "green"), "skip": ("left out", "dim")}
 
 
 def plan_tree(plan: Plan) -> Iterator[RenderableType]:
-    """Yield what to print: the counts, then a tree with each stage below the last of those it needs."""
+    """Yield what to print: the counts, then a tree with each stage below the deepest stage that it needs."""
     yield Text(summary(plan))
     yield Text()
     stages: dict[str, list[PlanItem]] = {}
@@ -51,7 +51,7 @@ def plan_tree(plan: Plan) -> Iterator[RenderableType]:
 
 
 def summary(plan: Plan) -> str:
-    """Return how many stages run, are reused and are left out, and how long it took before."""
+    """Return how many stages run, are reused and are left out, and how long they took the last time."""
     counts = [f"{plan.count('run')} to run", f"{plan.count('reuse')} reused"]
     if plan.count("skip"):
         counts.append(f"{plan.count('skip')} left out")
@@ -60,43 +60,43 @@ def summary(plan: Plan) -> str:
     known = [item.seconds for item in running if item.seconds is not None]
     if not known:
         return words
-    words += f"; about {duration(sum(known))} of work"
+    words += f"; about {printing.duration(sum(known))} of work"
     if len(known) < len(running):
         words += f" and {many(len(running) - len(known), 'stage')} that never ran"
     return words
 
 
 def _rows(stage: str, items: Sequence[PlanItem]) -> list[Text]:
-    """The line of a stage and, where its matrix does not share one fate, a line for each that there is."""
-    fates: dict[tuple[str, str], list[PlanItem]] = {}
+    """Return the line of a stage and, where its instances differ in what happens, a line for each case."""
+    cases: dict[tuple[str, str], list[PlanItem]] = {}
     for item in items:
-        fates.setdefault((item.action, _reason(item)), []).append(item)
+        cases.setdefault((item.action, _reason(item)), []).append(item)
     matrix = bool(items[0].axes)
     head = Text(f"{stage} × {len(items)}" if matrix else stage, style="bold")
-    if len(fates) == 1:
-        return [head + Text("  ") + _fate(items[0])]
+    if len(cases) == 1:
+        return [head + Text("  ") + _action(items[0])]
     rows = [head]
-    for members in fates.values():
-        row = Text(f"{len(members)} ") + _fate(members[0])
-        most = len(members) == max(map(len, fates.values()))
+    for members in cases.values():
+        row = Text(f"{len(members)} ") + _action(members[0])
+        most = len(members) == max(map(len, cases.values()))
         rows.append(row + Text(f"  [{_which(members, items, most)}]", style="dim"))
     return rows
 
 
-def _fate(item: PlanItem) -> Text:
-    word, style = _FATES[item.action]
+def _action(item: PlanItem) -> Text:
+    word, style = _ACTIONS[item.action]
     reason = "" if item.action == "reuse" else _reason(item)
     return Text(word, style=style) + Text(f": {reason}" if reason else "", style="default")
 
 
 def _reason(item: PlanItem) -> str:
-    """Why it runs; what it waits for is told by stage, so that all of a matrix say the same."""
+    """Return why a stage runs; what it waits for by stage, so that it is the same for a whole matrix."""
     stages = dict.fromkeys(name.partition("[")[0] for name in item.after)
     return "; ".join(filter(None, (item.reason, f"after {', '.join(stages)}" if stages else "")))
 
 
 def _direct(plan: Plan) -> Iterator[PlanItem]:
-    """Yield the stages, each waiting only for what is not waited for by another that it waits for."""
+    """Yield the stages without the waits that follow from their other waits."""
     before: dict[str, set[str]] = {}
     for item in plan.items:
         before[item.name] = set(item.after).union(*(before[name] for name in item.after))
@@ -105,9 +105,9 @@ def _direct(plan: Plan) -> Iterator[PlanItem]:
 
 
 def _which(members: Sequence[PlanItem], all_items: Sequence[PlanItem], most: bool) -> str:
-    """Name a part of a matrix by the axes that set it apart, or else one by one."""
-    chosen, there = _values(members), _values(all_items)
-    apart = {axis: values for axis, values in chosen.items() if values != there[axis]}
+    """Name a part of a matrix by the axes that tell it apart, or else each instance."""
+    chosen, every = _values(members), _values(all_items)
+    apart = {axis: values for axis, values in chosen.items() if values != every[axis]}
     if apart and sum(_fits(item, apart) for item in all_items) == len(members):
         return "; ".join(f"{axis}: {_few(values, ', ')}" for axis, values in apart.items())
     if most and len(members) > _NAMED:
@@ -120,12 +120,11 @@ def _fits(item: PlanItem, values: Mapping[str, Iterable[str]]) -> bool:
 
 
 def _values(items: Iterable[PlanItem]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    values: dict[str, dict[str, None]] = {}
     for item in items:
         for axis, value in item.axes.items():
-            if value not in found.setdefault(axis, []):
-                found[axis].append(value)
-    return found
+            values.setdefault(axis, {})[value] = None
+    return {axis: list(of_axis) for axis, of_axis in values.items()}
 
 
 def _few(names: Sequence[str], joint: str) -> str:

@@ -1,4 +1,4 @@
-"""How a run shows itself: a live display in a terminal, plain lines anywhere else, JSON for scripts.
+"""The displays of a run: bars in a terminal, plain lines anywhere else, JSON for scripts.
 
 Each is a `Display` (see `tats_core.pipeline.observers`), so the runner knows none.
 """
@@ -15,7 +15,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
 
+from tats_core.cli import printing
 from tats_core.pipeline.observers import Display
 
 if TYPE_CHECKING:
@@ -26,26 +28,17 @@ if TYPE_CHECKING:
 
 JSON_SCHEMA = 1  # raised when a key of docs/json.md goes or changes its meaning; keys may be added
 
-# Names of the numbers in a progress event as a reader wants them.
-_SHORT = {"motion_lift": "motion lift", "entropy_share": "entropy", "learning_rate": "lr"}
-
-
-def _epoch(event: Mapping[str, Any]) -> list[str]:
-    # What passes once over its work, such as the data stage, has no epochs worth telling.
-    return [f"epoch {event['epoch']}/{event['epochs']}"] if event["epochs"] > 1 else []
-
 
 class Remaining:
-    """Estimates how long a stage still takes, from the steps seen since it (re)started."""
+    """Estimates how long a stage still takes, from its steps since it started or resumed."""
 
     def __init__(self) -> None:
         self._first: tuple[float, int] | None = None
 
     def seconds(self, event: Mapping[str, Any]) -> float | None:
-        """Return the estimate in seconds; None until two different steps were seen.
+        """Return the estimate in seconds; None before the second step.
 
-        Steps done before a resume are not counted as work of this run, so the first event only sets
-        the start.
+        The first event only sets the start: steps before a resume took no time of this run.
         """
         now, step = float(event["time"]), int(event["step"])
         if self._first is None or now < self._first[0]:  # the machine's clock may be set back
@@ -57,18 +50,8 @@ class Remaining:
         return (now - start) / (step - first_step) * max(0, int(event["steps"]) - step)
 
 
-def duration(seconds: float) -> str:
-    """Return `seconds` for a reader: `8s`, `4m12s`, `3h05m`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-
-
 def header(plan: Plan, record: RunRecord) -> list[str]:
-    """Return the lines that open a run."""
+    """Return the first lines of a run."""
     title = f": {plan.title}" if plan.title else ""
     counts = f"{len(plan.items)} stages: {plan.count('run')} to run, {plan.count('reuse')} reused"
     skipped = plan.count("skip")
@@ -78,30 +61,8 @@ def header(plan: Plan, record: RunRecord) -> list[str]:
     ]
 
 
-def describe(values: Mapping[str, Any]) -> str:
-    """Return what a stage's configuration came down to, as one line.
-
-    `visible_tokens` and `tokens` become "51 visible of 512 tokens"; every other value is shown by its name.
-    """
-    rest = dict(values)
-    parts = []
-    if "visible_tokens" in rest and "tokens" in rest:
-        parts.append(f"{rest.pop('visible_tokens')} visible of {rest.pop('tokens')} tokens")
-    for key, value in rest.items():
-        shown = (
-            f"{value:.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
-        )
-        parts.append(f"{key.replace('_', ' ')} {shown}")
-    return ", ".join(parts)
-
-
-def numbers(shown: Mapping[str, float]) -> str:
-    """Return the few numbers of a progress event, three digits each."""
-    return "  ".join(f"{_SHORT.get(key, key.replace('_', ' '))} {value:.3g}" for key, value in shown.items())
-
-
 class PlainUI(Display):
-    """One line a happening, and at most one line a stage every `every` seconds of progress."""
+    """A line for each change of a stage, and for its progress at most one line every `every` seconds."""
 
     def __init__(
         self,
@@ -113,62 +74,63 @@ class PlainUI(Display):
         self._write = write or typer.echo
         self._every = every
         self._clock = clock
-        self._said: dict[str, float] = {}
+        self._printed: dict[str, float] = {}
         self._remaining: dict[str, Remaining] = {}
 
     def started(self, plan: Plan, record: RunRecord) -> None:
         """Print the header."""
-        for line in header(plan, record):
-            self._write(line)
+        first, *rest = header(plan, record)
+        self._line(first, "bold")
+        for line in rest:
+            self._line(line, "dim")
 
     def stage_started(self, stage: StageRecord, folders: tuple[Path, ...]) -> None:
-        """Say that the stage begins."""
+        """Print that the stage starts."""
         self._remaining[stage.name] = Remaining()
-        self._said.pop(stage.name, None)
-        self._write(f"{stage.name}: started")
+        self._printed.pop(stage.name, None)
+        self._line(f"{stage.name}: started")
 
     def params(self, name: str, values: Mapping[str, Any]) -> None:
         """Print what the configuration came down to."""
-        self._write(f"{name}: {describe(values)}")
+        self._line(f"{name}: {printing.params(values)}", "dim")
 
     def progress(self, name: str, event: Mapping[str, Any]) -> None:
-        """Print step, epoch, numbers and what is left, if it is time for a line."""
+        """Print step, epoch, numbers and remaining time, if a line is due."""
         left = self._remaining.setdefault(name, Remaining()).seconds(event)
         now = self._clock()
-        if now - self._said.get(name, -self._every) < self._every:
+        if now - self._printed.get(name, -self._every) < self._every:
             return
-        self._said[name] = now
-        parts = [*_epoch(event), f"step {event['step']}/{event['steps']}"]
-        if event["shown"]:
-            parts.append(numbers(event["shown"]))
-        if left is not None:
-            parts.append(f"about {duration(left)} left")
-        self._write(f"{name}: {', '.join(parts)}")
+        self._printed[name] = now
+        self._line(f"{name}: {printing.progress(event, left)}")
 
     def note(self, name: str, text: str) -> None:
         """Print the sentence."""
-        self._write(f"{name}: {text}" if name else text)
+        self._line(f"{name}: {text}" if name else text)
 
     def stage_finished(self, name: str, seconds: float, cached: bool) -> None:
-        """Say that the stage's output is there."""
-        self._write(f"{name}: {'reused' if cached else f'finished in {duration(seconds)}'}")
+        """Print that the stage's output is complete."""
+        self._line(f"{name}: {'reused' if cached else f'finished in {printing.duration(seconds)}'}")
 
     def stage_failed(self, name: str, error: str) -> None:
-        """Say that the stage failed, and why."""
-        self._write(f"{name}: failed: {error}")
+        """Print that the stage failed, and why."""
+        self._line(f"{name}: failed: {error}")
 
     def finished(self, record: RunRecord) -> None:
-        """Say how the run ended."""
-        self._write(ending(record))
+        """Print how the run ended."""
+        self._line(ending(record))
 
     def close(self) -> None:
         """Nothing is open."""
 
+    def _line(self, text: str, style: str = "") -> None:
+        self._write(text)
 
-class LiveUI(Display):
-    """A bar for every running stage at the bottom of the terminal, finished stages above."""
+
+class LiveUI(PlainUI):
+    """A bar for every running stage at the bottom of the terminal, and the lines above."""
 
     def __init__(self, console: Console | None = None) -> None:
+        super().__init__()
         self._console = console or Console(highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -180,65 +142,55 @@ class LiveUI(Display):
             refresh_per_second=4,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._remaining: dict[str, Remaining] = {}
 
     def started(self, plan: Plan, record: RunRecord) -> None:
         """Print the header and open the display."""
-        first, *rest = header(plan, record)
-        self._print(f"[bold]{escape(first)}[/bold]")
-        for line in rest:
-            self._print(f"[dim]{escape(line)}[/dim]")
+        super().started(plan, record)
         self._progress.start()
 
     def stage_started(self, stage: StageRecord, folders: tuple[Path, ...]) -> None:
-        """Add a bar, or set the stage's bar back."""
+        """Add a bar, or reset the stage's bar."""
         self._close_bar(stage.name)
         self._remaining[stage.name] = Remaining()
         self._tasks[stage.name] = self._progress.add_task(escape(stage.name), total=None, status="starting")
 
-    def params(self, name: str, values: Mapping[str, Any]) -> None:
-        """Print what the configuration came down to."""
-        self._print(f"[dim]  {escape(name)}: {escape(describe(values))}[/dim]")
-
     def progress(self, name: str, event: Mapping[str, Any]) -> None:
         """Move the stage's bar."""
         left = self._remaining.setdefault(name, Remaining()).seconds(event)
-        parts = _epoch(event)
+        parts = printing.epoch(event)
         if left is not None:
-            parts.append(f"{duration(left)} left")
+            parts.append(f"{printing.duration(left)} left")
         if event["shown"]:
-            parts.append(numbers(event["shown"]))
+            parts.append(printing.numbers(event["shown"]))
         if name in self._tasks:
             self._progress.update(
                 self._tasks[name], completed=event["step"], total=event["steps"], status="  ".join(parts)
             )
 
-    def note(self, name: str, text: str) -> None:
-        """Print the sentence above the bars."""
-        self._print(escape(f"  {name}: {text}" if name else f"  {text}"))
-
     def stage_finished(self, name: str, seconds: float, cached: bool) -> None:
         """Replace the bar by a line."""
         self._close_bar(name)
-        mark, what = ("[dim]=", "reused[/dim]") if cached else ("[green]✓[/green]", duration(seconds))
-        self._print(f"{mark} {escape(name)}  {what}")
+        if cached:
+            self._line(f"= {name}  reused", "dim")
+        else:
+            self._line(f"✓ {name}  {printing.duration(seconds)}", "green")
 
     def stage_failed(self, name: str, error: str) -> None:
         """Replace the bar by the reason."""
         self._close_bar(name)
-        self._print(f"[red]✗ {escape(name)}[/red]  {escape(error)}")
+        self._line(f"✗ {name}  {error}", "red")
 
     def finished(self, record: RunRecord) -> None:
-        """Close the display and say how the run ended."""
+        """Close the display and print how the run ended."""
         self.close()
-        self._print(escape(ending(record)))
+        super().finished(record)
 
     def close(self) -> None:
-        """Give the terminal back; safe to call twice."""
+        """Restore the terminal; safe to call twice."""
         self._progress.stop()
 
-    def _print(self, markup: str) -> None:
-        self._console.print(markup, soft_wrap=True)
+    def _line(self, text: str, style: str = "") -> None:
+        self._console.print(Text(text, style), soft_wrap=True)
 
     def _close_bar(self, name: str) -> None:
         task = self._tasks.pop(name, None)
@@ -250,8 +202,8 @@ class JsonUI(Display):
     """One JSON object a line, as docs/json.md describes them.
 
     Args:
-        resume: the command that goes on with the run, should it not finish.
-        write: takes a line; by default it goes to standard output at once.
+        resume: the command that resumes the run, should it not finish.
+        write: takes a line; by default it is printed at once.
     """
 
     def __init__(self, resume: str, write: Callable[[str], None] | None = None) -> None:
@@ -271,7 +223,7 @@ class JsonUI(Display):
         self._print("run_started", names | {"folder": str(record.folder), "pid": record.pid})
 
     def stage_started(self, stage: StageRecord, folders: tuple[Path, ...]) -> None:
-        """Print which attempt begins."""
+        """Print which attempt starts."""
         self._print("stage_started", {"stage": stage.name, "attempt": stage.attempts, "key": stage.key})
 
     def params(self, name: str, values: Mapping[str, Any]) -> None:
@@ -279,7 +231,7 @@ class JsonUI(Display):
         self._print("params", {"stage": name, "values": dict(values)})
 
     def progress(self, name: str, event: Mapping[str, Any]) -> None:
-        """Print every step that the stage tells of."""
+        """Print every progress event."""
         keys = ("step", "steps", "epoch", "epochs", "shown")
         self._print("progress", {"stage": name, **{key: event[key] for key in keys}})
 
@@ -288,7 +240,7 @@ class JsonUI(Display):
         self._print("note", {"stage": name or None, "text": text})
 
     def stage_finished(self, name: str, seconds: float, cached: bool) -> None:
-        """Print where the output is."""
+        """Print the folder of the output."""
         stage = self._stage(name)
         about = {"stage": name, "cached": cached, "seconds": seconds}
         self._print("stage_finished", about | {"folder": stage.folder, "key": stage.key})
@@ -298,8 +250,8 @@ class JsonUI(Display):
         self._print("stage_failed", {"stage": name, "error": error})
 
     def finished(self, record: RunRecord) -> None:
-        """Print how the run ended, its results, or the command that goes on with it."""
-        from tats_core.cli.results import read_results
+        """Print how the run ended, and its results or the command that resumes it."""
+        from tats_core.store.run import Run
 
         done = record.status == "finished"
         ended = {
@@ -308,7 +260,7 @@ class JsonUI(Display):
             "error": record.error,
             "seconds": (record.finished or record.started) - record.started,
             "stages": {name: stage.status for name, stage in record.stages.items()},
-            "results": read_results(record) if done else None,
+            "results": Run(record).results if done else None,
             "resume": None if done else self._resume,
         }
         self._print("run_finished", ended)
@@ -330,12 +282,12 @@ class JsonUI(Display):
 
 
 def ending(record: RunRecord) -> str:
-    """Return the line that closes a run."""
-    took = duration((record.finished or record.started) - record.started)
+    """Return the last line of a run."""
+    took = printing.duration((record.finished or record.started) - record.started)
     done = sum(stage.done for stage in record.stages.values())
     return f"{record.pipeline} {record.status} after {took}: {done} of {len(record.stages)} stages are done"
 
 
 def for_terminal() -> PlainUI | LiveUI:
-    """Return the display that fits where standard output goes."""
+    """Return the display for standard output: a terminal, or a file or pipe."""
     return LiveUI() if sys.stdout.isatty() else PlainUI()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ReportFormat(StrEnum):
-    """How results are written."""
+    """The formats of a report."""
 
     md = "md"
     csv = "csv"
@@ -32,18 +32,22 @@ def report(
         str,
         typer.Argument(
             metavar="RUN",
-            help="A pipeline (its newest finished run), a sweep, a run's id or its beginning, or its folder.",
+            help="A pipeline (its newest finished run), a sweep, or a run's id (or its beginning) or folder.",
             autocompletion=complete_pipeline,
         ),
     ],
     form: Annotated[
         ReportFormat,
-        typer.Option("--format", help="html: one page with curves, pictures and stages; else the table."),
+        typer.Option(
+            "--format", help="html: a page with curves, pictures and stages; the others: the table."
+        ),
     ] = ReportFormat.md,
-    out: Annotated[Path | None, typer.Option("--out", help="Write a file instead of the screen.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write to this file instead of standard output.")
+    ] = None,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Write what a run found, for a paper, a page or a program."""
+    """Write results as Markdown, CSV, LaTeX, HTML or JSON."""
     from tats_core.cli.sweep_tables import sweep_folder
     from tats_core.store import history
 
@@ -51,7 +55,7 @@ def report(
     sweep = sweep_folder(run, home)
     record = history.find_finished(str(sweep or run), home)
     if form is ReportFormat.html and out is None and sys.stdout.isatty():
-        raise SpecError("a page is not for the screen; give a file with --out FILE.html")
+        raise SpecError("a page cannot be shown in a terminal; give a file with --out FILE.html")
     text = _written(record, form) if sweep is None else _written_sweep(sweep, form)
     if out is None:
         typer.echo(text, nl=False)
@@ -65,19 +69,19 @@ def _written(record: RunRecord, form: ReportFormat) -> str:
         from tats_core.store import run_page
 
         return run_page.build(record)
-    from tats_core.cli.results import read_results
-    from tats_core.report import paper, tables
+    from tats_core.report import results as tables
+    from tats_core.store.run import Run
 
-    found = read_results(record)
-    if found is None:
+    table = Run(record).results
+    if table is None:
         raise RunError(f"the run {record.id} has no finished report stage, so there is no table to write")
     writers: dict[ReportFormat, Any] = {
         ReportFormat.md: tables.markdown,
-        ReportFormat.csv: tables.comma_separated,
-        ReportFormat.latex: paper.as_latex,
+        ReportFormat.csv: tables.csv,
+        ReportFormat.latex: tables.latex,
         ReportFormat.json: lambda results: json.dumps({"run": record.id, **results}, indent=2) + "\n",
     }
-    return str(writers[form](found))
+    return str(writers[form](table))
 
 
 def _written_sweep(folder: Path, form: ReportFormat) -> str:
@@ -85,11 +89,11 @@ def _written_sweep(folder: Path, form: ReportFormat) -> str:
 
     if form is ReportFormat.html:
         return page.build(folder)
-    found = page.read(folder)
+    summary = page.read(folder)
     writers: dict[ReportFormat, Any] = {
-        ReportFormat.md: found.markdown,
-        ReportFormat.csv: found.comma_separated,
-        ReportFormat.latex: found.latex,
-        ReportFormat.json: lambda: json.dumps({"run": folder.name, **found.values()}, indent=2) + "\n",
+        ReportFormat.md: summary.markdown,
+        ReportFormat.csv: summary.comma_separated,
+        ReportFormat.latex: summary.latex,
+        ReportFormat.json: lambda: json.dumps({"run": folder.name, **summary.values()}, indent=2) + "\n",
     }
     return str(writers[form]())

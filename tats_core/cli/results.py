@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
-from tats_core.cli.options import DEFAULT_HOME, Home, complete_pipeline
+from tats_core.cli.options import DEFAULT_HOME, AsJson, Home, complete_pipeline
 from tats_core.cli.sweep_tables import print_sweep, sweep_folder
-from tats_core.errors import RunError, SpecError, StoreError
-
-if TYPE_CHECKING:
-    from tats_core.store.run import RunRecord
+from tats_core.errors import RunError, SpecError
 
 
 def list_pipelines() -> None:
-    """List the pipelines and sweeps that are known here."""
+    """List the pipelines and sweeps that can be run by name."""
     from tats_core import specs
 
     known, sweeps = specs.names("pipelines"), specs.names("sweeps")
     width = max(map(len, [*known, *sweeps]), default=0)
-    wrong: list[str] = []  # one file that cannot be read hides no other
+    errors: list[str] = []  # a file that cannot be read hides no other
     for title, menu in (("", known), ("\nSweeps (tats sweep NAME)", sweeps)):
         if title and menu:
             typer.echo(title)
@@ -31,12 +28,12 @@ def list_pipelines() -> None:
                 typer.echo(f"{name:<{width}}  {specs.read(path).get('title', '')}".rstrip())
             except SpecError as error:
                 typer.echo(name)
-                wrong.append(str(error))
+                errors.append(str(error))
     if not known:
-        places = " and ".join(label for label, _ in specs.folders("pipelines"))
-        typer.echo(f"no pipeline here (looked in {places})")
-    if wrong:
-        raise SpecError("\n".join(wrong))
+        folders = " and ".join(label for label, _ in specs.folders("pipelines"))
+        typer.echo(f"no pipeline found in {folders}")
+    if errors:
+        raise SpecError("\n".join(errors))
 
 
 def results(
@@ -44,15 +41,16 @@ def results(
         str,
         typer.Argument(
             metavar="RUN",
-            help="A pipeline (its newest finished run), a sweep, or a run's id or its beginning.",
+            help="A pipeline (its newest finished run), a sweep, or a run's id or the beginning of it.",
             autocompletion=complete_pipeline,
         ),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+    as_json: AsJson = False,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Print the table of a run, or of the newest run of a sweep."""
+    """Print the table of results of a run or a sweep."""
     from tats_core.store import history
+    from tats_core.store.run import Run
 
     home = home.expanduser().absolute()
     sweep = sweep_folder(run, home)
@@ -60,36 +58,19 @@ def results(
         print_sweep(sweep, as_json)
         return
     record = history.find_finished(run, home)
-    found = read_results(record)
-    if found is None:
+    table = Run(record).results
+    if table is None:
         raise RunError(f"the run {record.id} has no finished report stage, so there is no table to print")
     if as_json:
-        typer.echo(json.dumps({"run": record.id, **found}, indent=2))
+        typer.echo(json.dumps({"run": record.id, **table}, indent=2))
     else:
-        print_results(found)
+        print_results(table)
 
 
-def read_results(record: RunRecord) -> dict[str, Any] | None:
-    """Return the `results.json` of the run's report stage, or None if it has none.
+def print_results(table: Mapping[str, Any]) -> None:
+    """Print the table and the meaning of each number."""
+    from tats_core.report import results as tables
 
-    Raises:
-        StoreError: the report stage is there but its file cannot be read.
-    """
-    folders = record.outputs("report")
-    if not folders:
-        return None
-    path: Path = folders[-1] / "results.json"
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: cannot be read ({error}); run the pipeline again") from error
-    return found
-
-
-def print_results(found: dict[str, Any]) -> None:
-    """Print the table and what each number means."""
-    from tats_core.report import tables
-
-    typer.echo(tables.text(found))
+    typer.echo(tables.text(table))
     typer.echo("\nWhat each number means")
     typer.echo(tables.legend())

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from tats_core.pipeline.plan import Plan
     from tats_core.store.run import RunRecord
 
-STOPPED = 130  # what a shell expects of a command that was ended by Ctrl-C
+STOPPED = 130  # the exit code that a shell expects after Ctrl-C
 
 
 class OnError(StrEnum):
-    """What a failed stage does to the others."""
+    """Whether the other stages run after a failure."""
 
     stop = "stop"
     go_on = "continue"
@@ -31,43 +31,60 @@ class OnError(StrEnum):
 def pipeline(
     name: PipelineName,
     sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change a key; repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change a key of a stage; repeatable."),
     ] = None,
-    show_plan: Annotated[bool, typer.Option("--plan", help="Say what would run and why, then stop.")] = False,
+    show_plan: Annotated[
+        bool, typer.Option("--plan", help="Print which stages would run and why, and run nothing.")
+    ] = False,
     graph: Annotated[
         str | None,
-        typer.Option("--graph", metavar="FILE", help="Draw the plan as FILE.svg or .mmd (- for the screen)."),
+        typer.Option(
+            "--graph",
+            metavar="FILE",
+            help="Draw the plan as an .svg or .mmd (Mermaid) file; - prints Mermaid.",
+        ),
     ] = None,
     from_stage: Annotated[
-        str | None, typer.Option("--from", metavar="STAGE", help="Run this stage and all after it again.")
+        str | None,
+        typer.Option("--from", metavar="STAGE", help="Run this stage and all that depend on it again."),
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="STAGE", help="Run this stage alone; repeatable.")
+        list[str] | None, typer.Option("--only", metavar="STAGE", help="Run only this stage; repeatable.")
     ] = None,
     force: Annotated[
         list[str] | None,
-        typer.Option("--force", metavar="STAGE", help="Run it though its output is there; repeatable."),
+        typer.Option(
+            "--force", metavar="STAGE", help="Run this stage even if its output exists; repeatable."
+        ),
     ] = None,
     on_error: Annotated[
-        OnError, typer.Option("--on-error", help="After a failure: stop, or go on with what can.")
+        OnError,
+        typer.Option(
+            "--on-error",
+            help="After a failure: stop, or continue with the stages that do not need the failed one.",
+        ),
     ] = OnError.stop,
     notify: Annotated[
         str | None,
         typer.Option(
-            "--notify", metavar="COMMAND", envvar="TATS_NOTIFY", help="Call this when the run has ended."
+            "--notify",
+            metavar="COMMAND",
+            envvar="TATS_NOTIFY",
+            help="A command to run when the run has ended.",
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object a line, for scripts (docs/json.md).")
+        bool, typer.Option("--json", help="Print one JSON object per line (docs/json.md).")
     ] = False,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Run a pipeline; what is finished already is reused, what was interrupted goes on."""
+    """Run a pipeline. Finished stages are reused, and interrupted stages resume from their checkpoints."""
     from tats_core.cli import progress
     from tats_core.pipeline import runner, spec
 
     home = home.expanduser().absolute()
-    # --force and --from are left out: what they started goes on, it need not start again.
+    # Without --force and --from: the stages that they started resume and need not start again.
     words = ["run", "pipeline", name, *(word for text in sets or [] for word in ("--set", text))]
     words += [word for stage in only or [] for word in ("--only", stage)]
     resume = command_line(words, home)
@@ -94,7 +111,7 @@ def pipeline(
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt:
         ui.close()
-        text = f"Stopped at once; checkpoints and finished stages are kept. Go on with: {resume}"
+        text = f"Stopped at once; checkpoints and finished stages are saved. Resume with: {resume}"
         typer.echo(text, err=as_json)
         raise typer.Exit(STOPPED) from None
     finally:
@@ -105,7 +122,7 @@ def pipeline(
 
 
 class Choice(TypedDict):
-    """Which stages run, as `runner.plan` and `runner.run` take it."""
+    """The stages to run, as arguments of `runner.plan` and `runner.run`."""
 
     force: Sequence[str]
     only: Sequence[str]
@@ -133,7 +150,7 @@ def print_plan(plan: Plan) -> None:
 
 
 def check_graph_file(file: str) -> None:
-    """Refuse a file that is neither a drawing nor Mermaid text.
+    """Check that the graph can be written in the format of this file's ending.
 
     Raises:
         SpecError: another ending.
@@ -143,7 +160,7 @@ def check_graph_file(file: str) -> None:
 
 
 def write_graph(plan: Plan, file: str) -> None:
-    """Draw what would run and what would be reused, as the file's ending says; `-` prints Mermaid."""
+    """Draw the plan in the format of the file's ending; `-` prints Mermaid."""
     from tats_core.report import graph
 
     nodes = graph.fold(
@@ -153,30 +170,33 @@ def write_graph(plan: Plan, file: str) -> None:
         typer.echo(graph.mermaid(nodes), nl=False)
         return
     title = f"plan of {plan.pipeline}: what would run, and what each stage needs"
-    drawn = graph.svg(nodes, title=title, standalone=True) if file.endswith(".svg") else graph.mermaid(nodes)
-    write_file(Path(file).expanduser().absolute(), drawn, option="--graph")
+    drawing = (
+        graph.svg(nodes, title=title, standalone=True) if file.endswith(".svg") else graph.mermaid(nodes)
+    )
+    write_file(Path(file).expanduser().absolute(), drawing, option="--graph")
 
 
 def _conclude(record: RunRecord, name: str, home: Path, resume: str) -> None:
-    """Print the results, or how to go on; a run that did not finish ends with an exit code."""
-    from tats_core.cli.results import print_results, read_results
+    """Print the results, or the command that resumes the run; exit with its code if it did not finish."""
+    from tats_core.cli.results import print_results
+    from tats_core.store.run import Run
 
     if record.status == "stopped":
-        typer.echo(f"Stopped; what is done is kept. Go on with: {resume}")
+        typer.echo(f"Stopped; finished work is saved. Resume with: {resume}")
         raise typer.Exit(STOPPED)
     if record.status == "failed":
-        raise RunError(f"{record.error or 'a stage failed'}; what is done is kept, go on with: {resume}")
-    found = read_results(record)
-    if found is None:
+        raise RunError(f"{record.error or 'a stage failed'}; finished work is saved, resume with: {resume}")
+    table = Run(record).results
+    if table is None:
         return
     typer.echo("")
-    print_results(found)
-    typer.echo("\nWhere to look next")
+    print_results(table)
+    typer.echo("\nNext")
     page = record.folder / "report.html"
-    for what, where in (
-        *([("all of it on one page", str(page))] if page.exists() else []),
+    for what, command in (
+        *([("report with curves, as a page", str(page))] if page.exists() else []),
         ("curves and pictures", command_line(["ui"], home)),
         ("this table again", command_line(["results", name], home)),
         ("table and figures as files", str(record.outputs("report")[-1])),
     ):
-        typer.echo(f"  {what:<27} {where}")
+        typer.echo(f"  {what:<27} {command}")

@@ -5,165 +5,200 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tats_core.cli.options import DEFAULT_HOME, Home, complete_pipeline
+from tats_core.cli import printing
+from tats_core.cli.options import DEFAULT_HOME, AsJson, Home, command_line, complete_pipeline
 from tats_core.errors import StoreError
 
 if TYPE_CHECKING:
-    from tats_core.store.run import RunRecord
+    from tats_core.store.run import Run, RunState, Stage
 
 SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class RunningStage:
+    """A stage at work: `eta` is the seconds that it still takes, None while that is not known."""
+
+    stage: str
+    step: int | None
+    steps: int | None
+    eta: float | None
+
+
+@dataclass(frozen=True)
+class Best:
+    """The headline of a run's table: `top1` or `motion_lift`."""
+
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Overview:
+    """One run as `--json` prints it. Times are seconds since the epoch; `seconds` and `eta` are durations."""
+
+    id: str
+    pipeline: str
+    title: str
+    state: RunState
+    done: int
+    stages: int
+    running: list[RunningStage]
+    failed: list[str]
+    eta: float | None
+    started: float
+    finished: float | None
+    seconds: float
+    best: Best | None
+    error: str | None
 
 
 def runs(
     pipeline: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Of this pipeline alone.", autocompletion=complete_pipeline),
+        typer.Option(
+            metavar="NAME", help="Only the runs of this pipeline.", autocompletion=complete_pipeline
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many, the newest first.")] = 20,
-    everything: Annotated[bool, typer.Option("--all", help="All there are.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many to list, newest first.")] = 20,
+    everything: Annotated[bool, typer.Option("--all", help="List all runs.")] = False,
+    as_json: AsJson = False,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """List the runs, the newest first: how far they are, and what came out.
+    """List runs, newest first, with their progress and best result.
 
-    ETA is when the stages that run now will be done; best is the mean top-1 over the benchmarks of the better
-    start, or the motion lift where no accuracy was measured.
+    ETA is the time until the stages that run now are done. Best is the mean top-1 accuracy over the
+    benchmarks, of pre-trained or from-scratch models, whichever is higher; the motion lift where no accuracy
+    was measured.
     """
     from tats_core.store import history
+    from tats_core.store.run import Run
 
     home = home.expanduser().absolute()
     wanted = None if pipeline is None else history.check_pipeline(pipeline, home)
-    damaged: list[str] = []  # one record that cannot be read hides no other
-    found = history.records(home, wanted, damaged)
-    # In order of start, so that only those shown are opened.
-    rows = [describe(record) for record in (found if everything else itertools.islice(found, limit))]
+    corrupt: list[str] = []  # a record that cannot be read hides no other run
+    records = history.records(home, wanted, corrupt)
+    # Records are read lazily: only the runs that are listed are opened.
+    rows = [overview(Run(record)) for record in (records if everything else itertools.islice(records, limit))]
     total = len(history.ids(home, wanted))
     if as_json:
-        typer.echo(json.dumps({"schema": SCHEMA, "home": str(home), "total": total, "runs": rows}, indent=2))
-    elif rows or not damaged:
-        _print(rows, total - len(damaged), wanted, home)
-    if damaged:
-        raise StoreError("\n".join(damaged))
+        listed = [asdict(row) for row in rows]
+        typer.echo(
+            json.dumps({"schema": SCHEMA, "home": str(home), "total": total, "runs": listed}, indent=2)
+        )
+    elif rows or not corrupt:
+        _print(rows, total - len(corrupt), wanted, home)
+    if corrupt:
+        raise StoreError("\n".join(corrupt))
 
 
-def describe(record: RunRecord) -> dict[str, Any]:
-    """Return one run as `--json` gives it. Times are seconds since the epoch, spans seconds."""
-    state = record.state
-    running = [_running(record, one.name) for one in record.stages.values() if one.status == "running"]
-    left = [one["eta"] for one in running if one["eta"] is not None]
-    ended = record.finished if state != "died" else _last_sign(record)
-    return {
-        "id": record.id,
-        "pipeline": record.pipeline,
-        "title": record.title,
-        "state": state,
-        "done": sum(one.done for one in record.stages.values()),
-        "stages": len(record.stages),
-        "running": running,
-        "failed": [one.name for one in record.stages.values() if one.status == "failed"],
-        "eta": max(left) if left and state == "running" else None,
-        "started": record.started,
-        "finished": record.finished,
-        "seconds": (ended or time.time()) - record.started,
-        "best": best(record),
-        "error": record.error,
-    }
+def overview(run: Run) -> Overview:
+    """Return a run's progress and best result."""
+    record, state = run.record, run.record.state
+    running = [_running(stage) for stage in run.stages.values() if stage.record.status == "running"]
+    etas = [stage.eta for stage in running if stage.eta is not None]
+    ended = record.finished if state != "died" else _last_written(run)
+    return Overview(
+        id=record.id,
+        pipeline=record.pipeline,
+        title=record.title,
+        state=state,
+        done=sum(stage.done for stage in record.stages.values()),
+        stages=len(record.stages),
+        running=running,
+        failed=[stage.name for stage in record.stages.values() if stage.status == "failed"],
+        eta=max(etas) if etas and state == "running" else None,
+        started=record.started,
+        finished=record.finished,
+        seconds=(ended or time.time()) - record.started,
+        best=best(run),
+        error=record.error,
+    )
 
 
-def best(record: RunRecord) -> dict[str, Any] | None:
-    """Return `{"metric", "value"}` of what the run's report holds, or None."""
-    from tats_core.cli.results import read_results
-
+def best(run: Run) -> Best | None:
+    """Return the headline of the run's table, or None where it has none."""
     try:
-        found = read_results(record)
+        table = run.results
     except StoreError:
-        return None  # it was removed; `tats show` says so
-    if found is None:
+        return None  # it was removed; `tats show` reports it
+    if table is None:
         return None
     by_start: dict[str, list[float]] = {}
-    for row in found["rows"]:
-        if row.get("top1") is not None:
-            by_start.setdefault(row["init"], []).append(row["top1"])
+    for row in table["rows"]:
+        top1 = row.get("top1")
+        if isinstance(top1, int | float):
+            by_start.setdefault(str(row["init"]), []).append(top1)
     if by_start:
-        return {"metric": "top1", "value": max(fmean(values) for values in by_start.values())}
-    lift = (found.get("policy") or {}).get("motion_lift")
-    return None if lift is None else {"metric": "motion_lift", "value": lift}
+        return Best("top1", max(fmean(values) for values in by_start.values()))
+    lift = table.get("policy", {}).get("motion_lift")
+    return Best("motion_lift", lift) if isinstance(lift, int | float) else None
 
 
-def _running(record: RunRecord, name: str) -> dict[str, Any]:
+def _running(stage: Stage) -> RunningStage:
     from tats_core.cli.progress import Remaining
     from tats_core.store import logs
 
     remaining, left, newest = Remaining(), None, None
-    for newest in logs.recent_progress(record, record.stages[name]):
+    for newest in logs.recent_progress(stage):
         left = remaining.seconds(newest)
-    place = {key: newest[key] for key in ("step", "steps")} if newest else {"step": None, "steps": None}
-    if newest and left is not None:
+    if newest is None:
+        return RunningStage(stage.record.name, None, None, None)
+    if left is not None:
         left = max(0.0, left - (time.time() - newest["time"]))
-    return {"stage": name, **place, "eta": left}
+    return RunningStage(stage.record.name, newest["step"], newest["steps"], left)
 
 
-def _last_sign(record: RunRecord) -> float:
-    """Return when a run that died, or a stage of it, wrote something for the last time."""
-    from tats_core.store import logs
-
-    written = [record.folder / "run.json"]
-    for stage in record.stages.values():
-        place = logs.folder(record, stage) if stage.status == "running" else None
-        if place is not None:
-            written += [place / "events.jsonl", *place.glob("log/*")]
-    return max(path.stat().st_mtime for path in written if path.exists())
+def _last_written(run: Run) -> float:
+    """Return when a run that died, or a stage of it, last wrote something."""
+    paths = [run.record.folder / "run.json"]
+    for stage in run.stages.values():
+        if stage.record.status == "running" and stage.folder is not None:
+            paths += [stage.folder / "events.jsonl", *stage.folder.glob("log/*")]
+    return max(path.stat().st_mtime for path in paths if path.exists())
 
 
-def _print(rows: list[dict[str, Any]], total: int, pipeline: str | None, home: Path) -> None:
-    from tats_core.cli import shown
-    from tats_core.cli.options import command_line
-
+def _print(rows: Sequence[Overview], total: int, pipeline: str | None, home: Path) -> None:
     if not rows:
-        again = command_line(["run", "pipeline", pipeline or "demo"], home)
-        of = f" of '{pipeline}'" if pipeline else ""
-        typer.echo(f"no run{of} in {home} yet; start one with: {again}")
+        start = command_line(["run", "pipeline", pipeline or "demo"], home)
+        of_pipeline = f" of '{pipeline}'" if pipeline else ""
+        typer.echo(f"no run{of_pipeline} in {home} yet; start one with: {start}")
         return
-    now = time.time()
-    columns = ("run", "state", "stages", "at", "ETA", "age", "took", "best")
-    shown.table(
-        columns, [_cells(one, now) for one in rows], right=("stages", "ETA", "age", "took"), fold=("at",)
+    printing.table(
+        ("run", "state", "stages", "at", "ETA", "age", "took", "best"),
+        [_cells(row, time.time()) for row in rows],
+        right=("stages", "ETA", "age", "took"),
+        fold=("at",),
     )
     if total > len(rows):
-        typer.echo(f"\n{len(rows)} of {total} runs; more with --limit N or --all")
+        typer.echo(f"\n{len(rows)} of {total} runs; list more with --limit N or --all")
 
 
-def _cells(one: dict[str, Any], now: float) -> list[str]:
-    from tats_core.cli import shown
-    from tats_core.cli.progress import duration
-
-    at = [_place(stage) for stage in one["running"]] or one["failed"][:2]
-    result = one["best"]
+def _cells(row: Overview, now: float) -> list[str]:
+    at = [_progress(stage) for stage in row.running] or row.failed[:2]
     return [
-        shown.plain(one["id"]),
-        shown.state(one["state"]),
-        f"{one['done']}/{one['stages']}",
-        shown.plain(", ".join(at) or shown.DASH),
-        shown.DASH if one["eta"] is None else duration(one["eta"]),
-        shown.age(now - one["started"]),
-        shown.age(one["seconds"]),
-        shown.DASH if result is None else _best(result),
+        printing.plain(row.id),
+        printing.state(row.state),
+        f"{row.done}/{row.stages}",
+        printing.plain(", ".join(at) or printing.DASH),
+        printing.DASH if row.eta is None else printing.duration(row.eta),
+        printing.age(now - row.started),
+        printing.age(row.seconds),
+        printing.DASH if row.best is None else _headline(row.best),
     ]
 
 
-def _place(stage: dict[str, Any]) -> str:
-    if not stage["steps"]:
-        return str(stage["stage"])
-    return f"{stage['stage']} {100 * stage['step'] // stage['steps']}%"
+def _progress(stage: RunningStage) -> str:
+    return f"{stage.stage} {100 * (stage.step or 0) // stage.steps}%" if stage.steps else stage.stage
 
 
-def _best(result: dict[str, Any]) -> str:
-    if result["metric"] == "top1":
-        return f"{result['value']:.1f} top-1"
-    return f"{result['value']:.2f} lift"
+def _headline(result: Best) -> str:
+    return f"{result.value:.1f} top-1" if result.metric == "top1" else f"{result.value:.2f} lift"

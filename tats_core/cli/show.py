@@ -1,4 +1,4 @@
-"""`tats show`: one run, and where its numbers come from."""
+"""`tats show`: a run, and where its numbers come from."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tats_core.cli.options import DEFAULT_HOME, AnyRun, Home, command_line, complete_stage
+from tats_core.cli import printing
+from tats_core.cli.options import DEFAULT_HOME, AnyRun, AsJson, Home, command_line, complete_stage
+from tats_core.errors import StoreError
 
 if TYPE_CHECKING:
     from tats_core.store.lineage import Link, Number
-    from tats_core.store.run import RunRecord
+    from tats_core.store.run import Run, RunRecord
 
 SCHEMA = 1
 
@@ -32,31 +35,33 @@ def show(
             autocompletion=complete_stage,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+    as_json: AsJson = False,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Show a run, and walk from its numbers back to checkpoints, configuration, code and data.
+    """Show a run and trace its numbers to their sources.
 
-    All is read from the project folder and held against the digests that were written down there. With WHAT
-    the weights are read too; without, of files beyond 1 MB only the size is compared.
+    The sources are checkpoints, configuration, code and data. Files are checked against the digests in their
+    manifests. With WHAT the weights are checked too; without it, of files above 1 MB only the size is
+    checked.
     """
     from tats_core.store import history, lineage
+    from tats_core.store.run import Run
 
-    record = history.find(run, home.expanduser().absolute())
-    number = None if what is None else lineage.find_number(record, what)
-    ends = [number.report, number.source] if number else [what] if what else _last_stages(record)
-    links = lineage.chain(record, ends, whole=what is not None)
+    opened = Run(history.find(run, home.expanduser().absolute()))
+    number = None if what is None else lineage.find_number(opened, what)
+    ends = [number.report, number.source] if number else [what] if what else _last_stages(opened.record)
+    links = lineage.chain(opened, ends, whole=what is not None)
     if number:
         links = _without_others(links, number)
     if as_json:
-        typer.echo(json.dumps(_as_json(record, number, links, whole=what is None), indent=2))
+        _print_json(opened, number, links, everything=what is None)
         return
     if what is None:
-        _print_run(record)
-        _print_numbers(record)
+        _print_run(opened.record)
+        _print_numbers(opened)
     elif number:
         _print_number(number)
-    _print_chain(record, links, whole=what is not None)
+    _print_chain(opened.record, links, whole=what is not None)
 
 
 def _last_stages(record: RunRecord) -> list[str]:
@@ -65,53 +70,42 @@ def _last_stages(record: RunRecord) -> list[str]:
 
 
 def _without_others(links: list[Link], number: Number) -> list[Link]:
-    """Return the report and what the number's own stage was made from: the report reads much else."""
-    by_name = {link.stage: link for link in links}
+    """Return the report and what the number's stage was made from: the report reads much more."""
     wanted = {number.report, number.source}
     for link in links:  # each comes before what it was made from
         if link.stage in wanted and link.stage != number.report:
             wanted.update(link.needs)
-    return [link for name, link in by_name.items() if name in wanted]
+    return [link for link in links if link.stage in wanted]
 
 
-# --- JSON ------------------------------------------------------------------------------------------------
+def _print_json(run: Run, number: Number | None, links: list[Link], *, everything: bool) -> None:
+    from tats_core.cli.runs import overview
 
-
-def _as_json(record: RunRecord, number: Number | None, links: list[Link], *, whole: bool) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from tats_core.cli.runs import describe
-
-    shown: dict[str, Any] = {"schema": SCHEMA, "run": describe(record) | _facts(record)}
-    if whole:
-        shown["stages"] = [asdict(stage) for stage in record.stages.values()]
-        shown["numbers"] = [one.to_json() for one in _numbers(record)[0]]
-    if number:
-        shown["number"] = number.to_json()
-    return shown | {"chain": [asdict(link) for link in links]}
-
-
-def _facts(record: RunRecord) -> dict[str, Any]:
-    from tats_core.cli import shown
-
-    return {
+    record = run.record
+    facts = {
         "folder": str(record.folder),
         "source": record.source,
         "overrides": record.overrides,
-        "command": shown.again(record),
+        "command": printing.resume_command(record),
         "git_commit": record.git_commit,
         "tracking_uri": record.tracking_uri,
         "tracking_run": record.tracking_run,
     }
+    shown: dict[str, object] = {"schema": SCHEMA, "run": asdict(overview(run)) | facts}
+    if everything:
+        shown["stages"] = [asdict(stage) for stage in record.stages.values()]
+        shown["numbers"] = [asdict(entry) for entry in _numbers(run)[0]]
+    if number:
+        shown["number"] = asdict(number)
+    typer.echo(json.dumps(shown | {"chain": [asdict(link) for link in links]}, indent=2))
 
 
-def _numbers(record: RunRecord) -> tuple[list[Number], str]:
+def _numbers(run: Run) -> tuple[list[Number], str]:
     """Return the numbers of the final table, or none and why there are none."""
-    from tats_core.errors import StoreError
     from tats_core.store import lineage
 
     try:
-        return list(lineage.numbers(record).values()), ""
+        return list(lineage.numbers(run).values()), ""
     except StoreError as error:
         return [], str(error)
 
@@ -120,64 +114,56 @@ def _numbers(record: RunRecord) -> tuple[list[Number], str]:
 
 
 def _print_run(record: RunRecord) -> None:
-    from tats_core.cli import shown
-
-    state = record.state
     title = f": {record.title}" if record.title else ""
-    shown.say(f"[bold]{shown.plain(record.id)}[/]{shown.plain(title)}")
-    ended = f" after {shown.age(record.finished - record.started)}" if record.finished else ""
+    printing.line(f"[bold]{printing.plain(record.id)}[/]{printing.plain(title)}")
+    ended = f" after {printing.age(record.finished - record.started)}" if record.finished else ""
+    error = f": {printing.plain(record.error)}" if record.error else ""
     facts = {
-        "state": shown.state(state) + ended + (f": {shown.plain(record.error)}" if record.error else ""),
-        "started": f"{shown.clock(record.started)}, {shown.age(time.time() - record.started)} ago",
-        "command": shown.plain(shown.again(record)),
-        "code": f"commit {record.git_commit}" if record.git_commit else "no git checkout",
-        "folder": shown.plain(record.folder),
+        "state": printing.state(record.state) + ended + error,
+        "started": f"{printing.clock(record.started)}, {printing.age(time.time() - record.started)} ago",
+        "command": printing.plain(printing.resume_command(record)),
+        "code": f"commit {record.git_commit}" if record.git_commit else "not run from a git checkout",
+        "folder": printing.plain(record.folder),
     }
     for name, text in facts.items():
-        shown.say(f"{name:<8} {text}")
+        printing.line(f"{name:<8} {text}")
     typer.echo("")
-    _print_stages(record)
-
-
-def _print_stages(record: RunRecord) -> None:
-    from tats_core.cli import shown
-    from tats_core.cli.progress import duration
-
     rows = [
         [
-            shown.plain(stage.name),
-            shown.state(shown.stage_state(record, stage)),
-            duration(stage.seconds) if stage.seconds else shown.DASH,
-            str(stage.attempts or shown.DASH),
-            (stage.key or shown.DASH)[:12],
-            shown.plain(stage.error or stage.reason),
+            printing.plain(stage.name),
+            printing.state(printing.stage_state(record, stage)),
+            printing.duration(stage.seconds) if stage.seconds else printing.DASH,
+            str(stage.attempts or printing.DASH),
+            (stage.key or printing.DASH)[:12],
+            printing.plain(stage.error or stage.reason),
         ]
         for stage in record.stages.values()
     ]
-    shown.table(
-        ("stage", "state", "time", "attempts", "key", "why"), rows, right=("time", "attempts"), fold=("why",)
-    )
+    columns = ("stage", "state", "time", "attempts", "key", "why")
+    printing.table(columns, rows, right=("time", "attempts"), fold=("why",))
     typer.echo(f"\nOutputs are in {Path(record.home) / 'stages'}, each in the folder KIND-KEY.")
 
 
-def _print_numbers(record: RunRecord) -> None:
-    from tats_core.cli import shown
-    from tats_core.report.tables import METRICS
+def _print_numbers(run: Run) -> None:
+    from tats_core.report.metrics import RESULTS
 
-    found, why = _numbers(record)
+    numbers, why = _numbers(run)
     typer.echo("")
-    if not found:
+    if not numbers:
         typer.echo(why[:1].upper() + why[1:] + ".")
         return
-    shown.say("[bold]Numbers of the final table[/]")
-    headline = [one for one in found if one.metric in METRICS or one.name.endswith("/motion_lift")]
-    rows = [[shown.plain(one.name), _value(one), shown.plain(one.source)] for one in headline]
-    shown.table(("number", "value", "measured by"), rows)
-    first = headline[0] if headline else found[0]
-    alone = command_line(["show", record.id, first.name], Path(record.home))
-    typer.echo(f"\n{len(found)} numbers in all; one of them alone, with its weights checked: {alone}")
-    for fault in dict.fromkeys(fault for one in found for fault in one.faults):
-        shown.say(f"[bold red]does not fit:[/] {shown.plain(fault)}")
+    printing.line("[bold]Numbers of the final table[/]")
+    headline = [
+        number for number in numbers if number.metric in RESULTS or number.name.endswith("/motion_lift")
+    ]
+    rows = [
+        [printing.plain(number.name), _value(number), printing.plain(number.source)] for number in headline
+    ]
+    printing.table(("number", "value", "measured by"), rows)
+    example = (headline or numbers)[0].name
+    command = command_line(["show", run.record.id, example], Path(run.record.home))
+    typer.echo(f"\n{len(numbers)} numbers in all; to trace one and check its weights: {command}")
+    _print_faults([fault for number in numbers for fault in number.faults], indent=0)
 
 
 def _value(number: Number) -> str:
@@ -188,23 +174,18 @@ def _value(number: Number) -> str:
 
 
 def _print_number(number: Number) -> None:
-    from tats_core.cli import shown
-
-    shown.say(f"[bold]{shown.plain(number.name)} = {_value(number)}[/]")
-    shown.say(shown.plain(f"  stands in    {number.file}, {number.place}"))
-    shown.say(shown.plain(f"  measured by  {number.source}: {number.source_file}, {number.metric}"))
-    for fault in number.faults:
-        shown.say(f"  [bold red]does not fit:[/] {shown.plain(fault)}")
+    printing.line(f"[bold]{printing.plain(number.name)} = {_value(number)}[/]")
+    printing.line(printing.plain(f"  stands in    {number.file}, {number.place}"))
+    printing.line(printing.plain(f"  measured by  {number.source}: {number.source_file}, {number.metric}"))
+    _print_faults(number.faults, indent=2)
 
 
 # --- the chain -------------------------------------------------------------------------------------------
 
 
 def _print_chain(record: RunRecord, links: Sequence[Link], *, whole: bool) -> None:
-    from tats_core.cli import shown
-
     typer.echo("")
-    shown.say("[bold]Made from[/] (each stage ← what it was made from)")
+    printing.line("[bold]Made from[/] (each stage ← what it was made from)")
     shared = _shared(links)
     _print_settings("everywhere", shared)
     levels: dict[str, list[Link]] = {}
@@ -212,8 +193,12 @@ def _print_chain(record: RunRecord, links: Sequence[Link], *, whole: bool) -> No
         levels.setdefault(link.base, []).append(link)
     for depth, (base, level) in enumerate(levels.items()):
         kind = "" if base == level[0].kind else f" ({level[0].kind})"
-        shown.say(f"\n{'← ' if depth else '  '}[bold]{shown.plain(base)}[/]{kind}")
-        common = _common([link.settings for link in level])
+        printing.line(f"\n{'← ' if depth else '  '}[bold]{printing.plain(base)}[/]{kind}")
+        common = dict(
+            setting
+            for setting in level[0].settings.items()
+            if all(setting in link.settings.items() for link in level)
+        )
         _print_settings("set", {key: value for key, value in common.items() if key not in shared})
         if whole:
             for link in level:
@@ -226,123 +211,94 @@ def _print_chain(record: RunRecord, links: Sequence[Link], *, whole: bool) -> No
 
 def _print_level(record: RunRecord, level: Sequence[Link]) -> None:
     """Print one line a stage, and what made them above if that is the same for all."""
-    from tats_core.cli import shown
-
     makers = {_maker(record, link) for link in level if link.run}
     if len(makers) == 1:
-        shown.say(f"    made  by {makers.pop()}")
+        printing.line(f"    made  by {makers.pop()}")
     wide = max(len(link.stage) for link in level)
     for link in level:
-        files = ", ".join(f"{Path(kept.path).name} {kept.sha256[:12]}" for kept in link.files)
-        words = [f"{link.stage:<{wide}}", (link.key or shown.DASH)[:12], shown.clock(link.made)]
-        shown.say(f"    {shown.plain('  '.join(words))}  [dim]{shown.plain(files)}[/]")
+        files = ", ".join(f"{Path(file.path).name} {file.sha256[:12]}" for file in link.files)
+        words = [f"{link.stage:<{wide}}", (link.key or printing.DASH)[:12], printing.clock(link.made)]
+        printing.line(f"    {printing.plain('  '.join(words))}  [dim]{printing.plain(files)}[/]")
         if len(makers) > 1 and link.run:
-            shown.say(f"    {'':<{wide}}  by {_maker(record, link)}")
-        _print_faults(link)
+            printing.line(f"    {'':<{wide}}  by {_maker(record, link)}")
+        _print_faults(link.faults)
 
 
 def _print_link(record: RunRecord, link: Link) -> None:
     """Print all that is known of one stage."""
-    from tats_core.cli import shown
-
-    shown.say(f"    stage {shown.plain(link.stage)}, key {link.key or shown.DASH}")
+    printing.line(f"    stage {printing.plain(link.stage)}, key {link.key or printing.DASH}")
     if link.made is not None:
-        shown.say(f"    made  {shown.clock(link.made)} by {_maker(record, link)}")
-        shown.say(f"    in    {shown.plain(link.folder)}")
-    for kept in link.files:
-        name = Path(kept.path).name
-        shown.say(f"    file  {shown.plain(name)} ({_bytes(kept.size)})  sha256 {kept.sha256}")
-    _print_faults(link)
+        printing.line(f"    made  {printing.clock(link.made)} by {_maker(record, link)}")
+        printing.line(f"    in    {printing.plain(link.folder)}")
+    for file in link.files:
+        name = printing.plain(Path(file.path).name)
+        printing.line(f"    file  {name} ({printing.size(file.size)})  sha256 {file.sha256}")
+    _print_faults(link.faults)
 
 
 def _print_data(level: Sequence[Link], used: set[str]) -> None:
-    from tats_core.cli import shown
+    for entry in (entry for link in level for entry in link.data if entry.benchmark in used):
+        words = f"{entry.benchmark} {entry.split}: {entry.videos} videos, {entry.classes} classes, digest"
+        root = printing.plain(entry.root)
+        printing.line(f"    data  {printing.plain(words)} {entry.digest[:12]}, in {root}")
 
-    for one in (one for link in level for one in link.data if one.benchmark in used):
-        told = f"{one.benchmark} {one.split}: {one.videos} videos, {one.classes} classes, digest"
-        shown.say(f"    data  {shown.plain(told)} {one.digest[:12]}, in {shown.plain(one.root)}")
 
-
-def _print_faults(link: Link) -> None:
-    from tats_core.cli import shown
-
-    for fault in link.faults:
-        shown.say(f"    [bold red]does not fit:[/] {shown.plain(fault)}")
+def _print_faults(faults: Sequence[str], indent: int = 4) -> None:
+    for fault in dict.fromkeys(faults):
+        printing.line(f"{'':{indent}}[bold red]does not match:[/] {printing.plain(fault)}")
 
 
 def _print_verdict(links: Sequence[Link], *, whole: bool) -> None:
-    from tats_core.cli import shown
-
     typer.echo("")
     faults = sum(len(link.faults) for link in links)
     if faults:
-        thing = "1 thing does" if faults == 1 else f"{faults} things do"
-        shown.say(f"[bold red]{thing} not fit what was written down, see above.[/]")
+        things = "1 thing does" if faults == 1 else f"{faults} things do"
+        printing.line(f"[bold red]{things} not match the records, see above.[/]")
         return
     sizes = "" if whole else ", sizes"
     digests = "the digests of all files named" if whole else "the digests of files up to 1 MB"
-    shown.say(f"[green]Verified:[/] keys, inputs{sizes} and {digests} fit what was written down.")
+    printing.line(f"[green]Verified:[/] keys, inputs{sizes} and {digests} match the records.")
 
 
 def _maker(record: RunRecord, link: Link) -> str:
-    from tats_core.cli import shown
-
-    other = "" if link.run == record.id else f" (reused from {_origin(link, record)})"
-    commit = f"commit {link.commit[:12]}" if link.commit else "commit unknown"
-    return shown.plain(f"{link.run}{other}, {commit}, code {(link.code or '')[:12]}")
-
-
-def _origin(link: Link, record: RunRecord) -> str:
     stage = "" if link.origin == link.stage else f"{link.origin} of "
-    return f"{stage}that run" if link.pipeline == record.pipeline else f"{stage}pipeline {link.pipeline}"
+    origin = "that run" if link.pipeline == record.pipeline else f"pipeline {link.pipeline}"
+    other = "" if link.run == record.id else f" (reused from {stage}{origin})"
+    commit = f"commit {link.commit[:12]}" if link.commit else "commit unknown"
+    return printing.plain(f"{link.run}{other}, {commit}, code {(link.code or '')[:12]}")
 
 
-def _print_settings(title: str, settings: Mapping[str, Any]) -> None:
-    from tats_core.cli import shown
-
+def _print_settings(title: str, settings: Mapping[str, object]) -> None:
     if not settings:
         return
-    words = [f"{key} {_brief(value)}" for key, value in settings.items()]
+    words = [f"{key} {_text(value)}" for key, value in settings.items()]
     start = f"    {title:<4}  "
     wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else 110
     text = " · ".join(word.replace(" ", "\0") for word in words)
     for line in textwrap.wrap(text, wide, initial_indent=start, subsequent_indent=" " * len(start)):
-        shown.say(f"[dim]{shown.plain(line.replace(chr(0), ' '))}[/]")
+        printing.line(f"[dim]{printing.plain(line.replace(chr(0), ' '))}[/]")
 
 
-def _brief(value: Any) -> str:
+def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _common(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    first, *rest = each
-    return {
-        key: value for key, value in first.items() if all(key in one and one[key] == value for one in rest)
-    }
-
-
-def _shared(links: Sequence[Link]) -> dict[str, Any]:
+def _shared(links: Sequence[Link]) -> dict[str, object]:
     """Return what several stages set, and all of those that set it alike: the pipeline's defaults."""
     bases: dict[str, set[str]] = {}
-    values: dict[str, set[str]] = {}
-    found: dict[str, Any] = {}
+    values: dict[str, dict[str, object]] = {}
     for link in links:
         for key, value in link.settings.items():
             bases.setdefault(key, set()).add(link.base)
-            values.setdefault(key, set()).add(_brief(value))
-            found[key] = value
-    return {key: found[key] for key in found if len(bases[key]) > 1 and len(values[key]) == 1}
+            values.setdefault(key, {})[_text(value)] = value
+    return {
+        key: next(iter(of_key.values()))
+        for key, of_key in values.items()
+        if len(bases[key]) > 1 and len(of_key) == 1
+    }
 
 
 def _used_data(links: Sequence[Link]) -> set[str]:
     """Return the data sets that the shown stages read; all of them where no stage names one."""
     named = {str(link.settings["benchmark"]) for link in links if "benchmark" in link.settings}
-    return named or {one.benchmark for link in links for one in link.data}
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
+    return named or {entry.benchmark for link in links for entry in link.data}

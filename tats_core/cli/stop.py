@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tats_core.cli import printing
 from tats_core.cli.options import DEFAULT_HOME, AnyRun, Home
 from tats_core.cli.submit import ClusterAddress, stop_job
 from tats_core.errors import SpecError
@@ -20,21 +21,21 @@ _INTERRUPTED = 130
 
 def stop(
     run: AnyRun,
-    now: Annotated[bool, typer.Option("--now", help="At once, without waiting for checkpoints.")] = False,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has stopped.")] = True,
+    now: Annotated[bool, typer.Option("--now", help="Stop at once, without a checkpoint.")] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the run has stopped.")] = True,
     address: ClusterAddress = None,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Stop a run at its next checkpoints, from any terminal or machine that shares the project folder.
+    """Stop a run at its next checkpoint.
 
-    What is done is kept, and the line that goes on with it is printed.
+    This works from any terminal or machine that shares the project folder. Finished stages and checkpoints
+    stay, and the command that resumes the run is printed.
     """
     if address is not None:
         if now:
             raise SpecError("--address: a job stops at its next checkpoints; leave out --now")
         stop_job(address, run, wait)
         return
-    from tats_core.cli import shown
     from tats_core.store import history
 
     record = history.find(run, home.expanduser().absolute())
@@ -42,40 +43,29 @@ def stop(
         typer.echo(_not_running(record))
         return
     record.ask_to_stop(now=now)
-    at = [stage.name for stage in record.stages.values() if stage.status == "running"]
-    where = f" ({', '.join(at)})" if at else ""
-    typer.echo(f"{record.id} is asked to stop {'at once' if now else 'at its next checkpoints'}{where}")
+    running = [stage.name for stage in record.stages.values() if stage.status == "running"]
+    stages = f" ({', '.join(running)})" if running else ""
+    typer.echo(f"{record.id} is asked to stop {'at once' if now else 'at its next checkpoints'}{stages}")
     if not wait:
-        typer.echo(f"Go on later with: {shown.again(record)}")
+        typer.echo(f"Resume later with: {printing.resume_command(record)}")
         return
     try:
-        ended = _until_it_ends(record)
+        while record.is_alive():
+            time.sleep(_TICK)
     except KeyboardInterrupt:
-        typer.echo(f"It goes on stopping. Go on later with: {shown.again(record)}")
+        typer.echo(f"The run is still stopping. Resume later with: {printing.resume_command(record)}")
         raise typer.Exit(_INTERRUPTED) from None
-    typer.echo(_ended(ended))
+    typer.echo(_stopped(type(record).load(record.folder)))
 
 
-def _until_it_ends(record: RunRecord) -> RunRecord:
-    from tats_core.store.run import RunRecord
-
-    while record.is_alive():
-        time.sleep(_TICK)
-    return RunRecord.load(record.folder)
-
-
-def _ended(record: RunRecord) -> str:
-    from tats_core.cli import shown
-
+def _stopped(record: RunRecord) -> str:
     if record.state == "finished":
-        return f"{record.id} finished before it could be stopped; there is nothing to go on with"
+        return f"{record.id} finished before it could be stopped; there is nothing to resume"
     how = "died" if record.state == "died" else f"has {record.state}"
-    return f"{record.id} {how}; what is done is kept. Go on with: {shown.again(record)}"
+    return f"{record.id} {how}; finished work is saved. Resume with: {printing.resume_command(record)}"
 
 
 def _not_running(record: RunRecord) -> str:
-    from tats_core.cli import shown
-
-    ended = f" {shown.age(time.time() - record.finished)} ago" if record.finished else ""
-    goes_on = "" if record.state == "finished" else f"; go on with: {shown.again(record)}"
-    return f"{record.id} does not run: it {record.state}{ended}{goes_on}"
+    ended = f" {printing.age(time.time() - record.finished)} ago" if record.finished else ""
+    resume = "" if record.state == "finished" else f"; resume with: {printing.resume_command(record)}"
+    return f"{record.id} is not running: it {record.state}{ended}{resume}"

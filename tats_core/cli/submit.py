@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
+from tats_core.cli import printing
 from tats_core.cli.options import complete_pipeline, complete_sweep, write_file
 from tats_core.errors import RunError, SpecError
 
@@ -107,17 +108,16 @@ def submit(
 
 def jobs(address: Annotated[str, typer.Option("--address", metavar="URL", help=_URL)]) -> None:
     """List what was submitted to a cluster, newest first."""
-    from tats_core.cli import shown
     from tats_core.cluster.jobs import CHECK, Cluster
 
     cluster = Cluster(address)
     rows = []
     for job in cluster.jobs():
-        age = f"{shown.age(time.time() - job.started)} ago" if job.started else shown.DASH
+        age = f"{printing.age(time.time() - job.started)} ago" if job.started else printing.DASH
         if not job.id.startswith(CHECK):
-            rows.append([shown.plain(job.id), job.status.lower(), age, shown.plain(job.command)])
+            rows.append([printing.plain(job.id), job.status.lower(), age, printing.plain(job.command)])
     if rows:
-        shown.table(("job", "state", "started", "command"), rows, fold=("command",))
+        printing.table(("job", "state", "started", "command"), rows, fold=("command",))
     else:
         typer.echo(f"Nothing was submitted to {cluster.address} yet")
 

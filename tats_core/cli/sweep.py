@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tats_core.cli import printing
 from tats_core.cli.options import DEFAULT_HOME, Home, SweepName, command_line
 from tats_core.cli.sweep_tables import print_files
 from tats_core.errors import ResourceError, RunError, SpecError
@@ -165,8 +166,6 @@ def _conclude(sweep: Sweep, outcome: Outcome, again: str, home: Path, as_json: b
 
 
 def _headline(progress: Progress, objective: Metric) -> str:
-    from tats_core.cli.progress import duration
-
     parts = [f"{len(progress.ended)} of {progress.total} trials, {len(progress.running)} running"]
     ended = progress.ended.values()
     values = [result.metrics[objective.name] for result in ended if objective.name in result.metrics]
@@ -175,7 +174,7 @@ def _headline(progress: Progress, objective: Metric) -> str:
         parts.append(f"best {objective.shown} {best:.{objective.digits}f}")
     left = progress.remaining()
     if left is not None:
-        parts.append(f"about {duration(left)} left")
+        parts.append(f"about {printing.duration(left)} left")
     return ", ".join(parts)
 
 

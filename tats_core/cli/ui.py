@@ -20,23 +20,28 @@ _START_SECONDS = 60.0
 
 
 def ui(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Where the page is served.")] = 5000,
-    host: Annotated[str, typer.Option(help="Listen beyond this machine with another address.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port of the web page.")] = 5000,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; 0.0.0.0 lets other machines connect.")
+    ] = "127.0.0.1",
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Serve MLflow's page on this project's runs until Ctrl-C."""
+    """Show the runs of this project in MLflow's web page.
+
+    The page is served until Ctrl-C.
+    """
     from tats_core import tracking
 
     home = home.expanduser().absolute()
     uri = tracking.tracking_uri(home)
     if uri.startswith(("http://", "https://")):
-        typer.echo(f"The runs are kept by a tracking server: open {uri}")
+        typer.echo(f"The runs are on an MLflow server: open {uri}")
         return
     if not os.environ.get("MLFLOW_TRACKING_URI") and not (home / "mlflow.db").exists():
-        again = command_line(["run", "pipeline", "demo"], home)
-        raise RunError(f"nothing has run in {home} yet, so there is nothing to show; start with: {again}")
+        start = command_line(["run", "pipeline", "demo"], home)
+        raise RunError(f"nothing has run in {home} yet, so there is nothing to show; start with: {start}")
     if _answers(host, port):
-        raise ResourceError(f"port {port} of {host} is in use; give another one with --port")
+        raise ResourceError(f"port {port} of {host} is in use; give another port with --port")
     tracking.connect(home, uri)  # brings a database of an older MLflow up to date
     log = home / "ui.log"
     # `kill` ends the page as Ctrl-C does; by itself it would leave the server behind.
@@ -57,7 +62,7 @@ def _start(uri: str, home: Path, host: str, port: int, log: Path) -> subprocess.
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", uri]
     command += ["--artifacts-destination", (home / "mlflow-artifacts").as_uri()]
     command += ["--host", host, "--port", str(port)]
-    # Without this, seven more processes wait for jobs (scoring of language models) that we never give them.
+    # Otherwise seven more processes wait for jobs (scoring of language models) that never come.
     environment = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -1,4 +1,4 @@
-"""`tats visualise`: what a pre-trained model sees of videos."""
+"""`tats visualise`: pictures of what a pre-trained model does with videos."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tats_core.cli.options import DEFAULT_HOME, Home, ModelStage, RunName, writing
+from tats_core.cli.options import DEFAULT_HOME, Home, ModelStage, RunName, TestOf, writing
 from tats_core.errors import VideoError
 
 
@@ -16,19 +16,18 @@ def visualise(
     videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Video files.")],
     out: Annotated[Path, typer.Option("--out", help="The folder for the pictures.")] = Path("pictures"),
     clips: Annotated[
-        int, typer.Option("--clips", min=1, help="Clips of each video, evenly spread; one: the middle.")
+        int,
+        typer.Option("--clips", min=1, help="Clips per video, evenly spread; 1 is the middle of the video."),
     ] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sampler's draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampler.")] = 0,
     stage: ModelStage = None,
-    benchmark: Annotated[
-        str | None,
-        typer.Option(help="Take clips as in this data set's test; needed only where the model does not say."),
-    ] = None,
+    benchmark: TestOf = None,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Draw videos with visible tokens, policy, value, prediction and error, by a pre-trained model.
+    """Draw what a pre-trained model does with videos.
 
-    Each video gets a grid of frames (.png) and an animation (.gif).
+    The pictures have visible tokens, policy, value, prediction and error. Each clip becomes a grid of frames
+    (.png) and an animation (.gif).
     """
     from tats_core.store import models
     from tats_core.training.visualise import Visualiser

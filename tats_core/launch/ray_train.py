@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 import ray.train
@@ -290,7 +290,7 @@ def _trainer(
         outcomes, policy
     )(
         _work,
-        train_loop_config=task,
+        train_loop_config={**task},
         torch_config=TorchConfig(backend="nccl") if gpu else Gloo(),  # type: ignore[arg-type]
         scaling_config=scaling,
         run_config=RunConfig(
@@ -366,11 +366,11 @@ def _pass_on_stop(stop: threading.Event, ended: threading.Event, outcomes: Outco
             return
 
 
-def _work(task: Task) -> None:
+def _work(task: dict[str, Any]) -> None:
     """Do the task in a worker of Ray Train."""
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
-    launched.work(task, lambda: _world(rank, size), rank, _CERTAIN)
+    launched.work(cast("Task", task), lambda: _world(rank, size), rank, _CERTAIN)
 
 
 def _world(rank: int, size: int) -> World:

@@ -15,11 +15,12 @@ def stage_key(instance: Instance, inputs: Iterable[tuple[Instance, str]], pipeli
     """Return the key of `instance`, given each instance it reads with its output's digest.
 
     The names of stages and pipelines are not in it: two pipelines that do the same work share it. Only a
-    stage that gathers is about its pipeline, and needs the axes of its inputs to tell them apart.
+    stage that gathers is about its pipeline: it tells its inputs apart by their axes and names them as the
+    sources of its numbers.
     """
     read = [
         {"kind": source.kind.name, "digest": digest}
-        | ({"axes": dict(source.axes)} if instance.kind.gathers else {})
+        | ({"axes": dict(source.axes), "stage": source.name} if instance.kind.gathers else {})
         for source, digest in inputs
     ]
     return StageKey({**own_components(instance, pipeline), "inputs": sorted(read, key=canonical)})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tats_core.pipeline.plan import Plan
-from tats_core.store.run import RunRecord, StageConfig, StageRecord
+from tats_core.store.run import Run, RunRecord, StageConfig, StageRecord
 from tats_core.tracking import Tracker
 from tats_core.training.events import Event
 
@@ -103,7 +103,7 @@ class Tracking(Observer):
 
     def started(self, plan: Plan, record: RunRecord) -> None:
         """Log the resolved pipeline."""
-        self._configs = record.configs()
+        self._configs = Run(record).configs
         stages = {
             stage.name: {"kind": stage.kind, "needs": stage.needs, **self._configs[stage.name]["all"]}
             for stage in record.stages.values()

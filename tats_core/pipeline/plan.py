@@ -130,7 +130,7 @@ class Decider:
         changes = self.changes(instance, key.components)
         if changes is None:
             return Decision("run", "has no output yet", key, folder)
-        reason = "; ".join(diff.told(changes)) or "its output is gone"
+        reason = "; ".join(diff.in_words(changes)) or "its output is gone"
         return Decision("run", reason, key, folder, changes=changes)
 
     def changes(self, instance: Instance, components: Mapping[str, object]) -> tuple[Change, ...] | None:
@@ -209,5 +209,5 @@ def _item(
     # Its inputs are still to be made; what else changed is known already.
     changes = decider.changes(instance, own_components(instance, decider.pipeline.name)) or ()
     forced = ["forced"] if instance.name in decider.choice.forced else []
-    reason = "; ".join([*forced, *diff.told(changes)])
+    reason = "; ".join([*forced, *diff.in_words(changes)])
     return replace(about, action="run", reason=reason, after=missing, changes=changes)

@@ -382,7 +382,7 @@ class _Run:
         source = None
         if stage.status == "cached":
             origin = self.store.origin(folder)
-            source = origin["run"], origin["stage"]
+            source = origin.run, origin.stage
         self._stage_ended(stage, source)
 
     def _stage_ended(self, stage: StageRecord, source: tuple[str, str] | None) -> None:

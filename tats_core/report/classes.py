@@ -5,28 +5,24 @@ Axes: C classes, K bins; `confusion_CC` counts clips, a row for each true class,
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Counts: TypeAlias = NDArray[np.int64]
+from tats_core.report.table import Table
 
-PER_CLASS = ("class", "clips", "top1", "most_confused_with", "confused_clips")
-"""Columns of the table of classes; `top1` in percent, empty for a class without clips."""
+Counts: TypeAlias = NDArray[np.int64]
 
 
 class Pair(NamedTuple):
-    """A class whose clips are taken for another's."""
+    """A class whose clips are taken for another's; `of` counts the true class's clips."""
 
     true: int
     predicted: int
     clips: int
     of: int
-    """Clips of the true class."""
 
 
 def per_class(confusion_CC: Counts, classes: Sequence[str]) -> str:
@@ -34,21 +30,23 @@ def per_class(confusion_CC: Counts, classes: Sequence[str]) -> str:
 
     Of two classes that it is taken for equally often, the first is named; none where all are found.
     """
-    lines: list[Sequence[Any]] = [PER_CLASS]
-    for place, name in enumerate(classes):
-        clips, found = int(confusion_CC[place].sum()), int(confusion_CC[place, place])
-        wrong_C = confusion_CC[place].copy()
-        wrong_C[place] = 0
-        other, often = int(wrong_C.argmax()), int(wrong_C.max())
-        top1 = f"{100 * found / clips:.2f}" if clips else ""
-        lines.append((name, clips, top1, *((classes[other], often) if often else ("", 0))))
-    return _csv(lines)
+    clips_C, wrong_CC = confusion_CC.sum(1), confusion_CC * ~np.eye(len(classes), dtype=bool)
+    lines = []
+    for index, name in enumerate(classes):
+        clips, other, confused = (
+            int(clips_C[index]),
+            int(wrong_CC[index].argmax()),
+            int(wrong_CC[index].max()),
+        )
+        top1 = f"{100 * int(confusion_CC[index, index]) / clips:.2f}" if clips else ""
+        lines.append([name, clips, top1, classes[other] if confused else "", confused])
+    return Table.of(("class", "clips", "top1", "most_confused_with", "confused_clips"), lines).csv()
 
 
 def matrix(confusion_CC: Counts, classes: Sequence[str]) -> str:
     """Return the matrix with its classes' names: a line for each true class, a column for each predicted."""
-    rows = ([name, *row.tolist()] for name, row in zip(classes, confusion_CC, strict=True))
-    return _csv([["true / predicted", *classes], *rows])
+    lines = [[name, *row] for name, row in zip(classes, confusion_CC.tolist(), strict=True)]
+    return Table.of(["true / predicted", *classes], lines).csv()
 
 
 def calibration(clips_K: Sequence[float], confidence_K: Sequence[float], accuracy_K: Sequence[float]) -> str:
@@ -56,29 +54,19 @@ def calibration(clips_K: Sequence[float], confidence_K: Sequence[float], accurac
 
     `confidence` and `accuracy` of a bin without clips are empty.
     """
-    bins = len(clips_K)
-    lines: list[Sequence[Any]] = [("above", "up_to", "clips", "confidence", "accuracy")]
-    for place, (clips, confidence, accuracy) in enumerate(
-        zip(clips_K, confidence_K, accuracy_K, strict=True)
-    ):
-        edges = (f"{100 * place / bins:.2f}", f"{100 * (place + 1) / bins:.2f}")
-        means = (f"{confidence:.2f}", f"{accuracy:.2f}") if clips else ("", "")
-        lines.append((*edges, int(clips), *means))
-    return _csv(lines)
+    edges = np.linspace(0, 100, len(clips_K) + 1)
+    lines = [
+        [f"{low:.2f}", f"{high:.2f}", int(clips), *(f"{mean:.2f}" if clips else "" for mean in means)]
+        for low, high, clips, *means in zip(edges, edges[1:], clips_K, confidence_K, accuracy_K, strict=False)
+    ]
+    return Table.of(("above", "up_to", "clips", "confidence", "accuracy"), lines).csv()
 
 
 def most_confused(confusion_CC: Counts, count: int) -> list[Pair]:
     """Return the `count` pairs of classes that most clips confuse, the most first; or fewer."""
-    wrong_CC = confusion_CC.copy()
-    np.fill_diagonal(wrong_CC, 0)
+    wrong_CC = confusion_CC * ~np.eye(len(confusion_CC), dtype=bool)
     # Stable, so that pairs of equal counts come in the order of their classes.
     order = np.argsort(-wrong_CC, axis=None, kind="stable")[:count]
     places = zip(*(axis.tolist() for axis in np.unravel_index(order, wrong_CC.shape)), strict=True)
     pairs = [Pair(i, j, int(wrong_CC[i, j]), int(confusion_CC[i].sum())) for i, j in places]
     return [pair for pair in pairs if pair.clips]
-
-
-def _csv(lines: Iterable[Sequence[Any]]) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(lines)
-    return out.getvalue()

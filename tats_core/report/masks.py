@@ -103,18 +103,18 @@ def mask_grid(picture: Picture, *, title: str, remark: str = "") -> Image.Image:
     """
     rows = _rows(picture)
     frames = len(picture.frames_THWC)
-    shown = np.unique(np.linspace(0, frames - 1, min(frames, _SHOWN_FRAMES)).round().astype(int))
+    columns = np.unique(np.linspace(0, frames - 1, min(frames, _SHOWN_FRAMES)).round().astype(int))
     scale = _enlargement(picture.frames_THWC)
     height, width = (scale * side for side in picture.frames_THWC.shape[1:3])
-    grid = _canvas(_LABELS + len(shown) * (width + _GAP), _TOP + len(rows) * (height + _GAP), title, remark)
+    grid = _canvas(_LABELS + len(columns) * (width + _GAP), _TOP + len(rows) * (height + _GAP), title, remark)
     draw = ImageDraw.Draw(grid)
-    for column, frame in enumerate(shown):
+    for column, frame in enumerate(columns):
         x = _LABELS + column * (width + _GAP)
         draw.text((x + 1, _TOP - 17), f"frame {frame}", fill=_GREY, font=_font(11))
     for line, row in enumerate(rows):
         y = _TOP + line * (height + _GAP)
         _describe(draw, grid, row, y + height // 2)
-        for column, frame in enumerate(shown):
+        for column, frame in enumerate(columns):
             tile = _enlarged(row.pixels_THWC[frame], scale)
             grid.paste(tile, (_LABELS + column * (width + _GAP), y))
     return grid
@@ -141,10 +141,10 @@ def mask_gif(picture: Picture, path: Path, *, title: str, remark: str = "", mill
     palette = _palette(rows)
     pictures = []
     for frame in range(len(picture.frames_THWC)):
-        one = still.copy()
+        canvas = still.copy()
         for column, row in enumerate(rows):
-            one.paste(_enlarged(row.pixels_THWC[frame], scale), (column * (width + _GAP), _TOP))
-        pictures.append(one.quantize(palette=palette, dither=Image.Dither.NONE))
+            canvas.paste(_enlarged(row.pixels_THWC[frame], scale), (column * (width + _GAP), _TOP))
+        pictures.append(canvas.quantize(palette=palette, dither=Image.Dither.NONE))
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
 
@@ -162,12 +162,12 @@ def _palette(rows: Sequence[_Row]) -> Image.Image:
     ]
     letters = np.linspace(0, 255, _GIF_GREYS).round()
     greys_X = np.array([*letters, _HIDDEN, _NOTHING], np.uint8)
-    kept_XC = np.concatenate([*steps, np.repeat(greys_X[:, None], 3, axis=1)])
-    shown = [row.pixels_THWC.reshape(1, -1, 3) for row in rows if row.scale is None]
-    own = Image.fromarray(np.concatenate(shown, axis=1)).quantize(256 - len(kept_XC)).getpalette()
-    assert own is not None, "a quantised picture has a palette"
+    fixed_XC = np.concatenate([*steps, np.repeat(greys_X[:, None], 3, axis=1)])
+    videos = [row.pixels_THWC.reshape(1, -1, 3) for row in rows if row.scale is None]
+    rest = Image.fromarray(np.concatenate(videos, axis=1)).quantize(256 - len(fixed_XC)).getpalette()
+    assert rest is not None, "a quantised picture has a palette"
     palette = Image.new("P", (1, 1))
-    palette.putpalette([*kept_XC.flatten().tolist(), *own])
+    palette.putpalette([*fixed_XC.flatten().tolist(), *rest])
     return palette
 
 

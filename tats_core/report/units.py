@@ -1,8 +1,42 @@
-"""Times as people write them."""
+"""Numbers, times and names as people read them."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+DASH: Final = "–"
+"""Stands where nothing was measured."""
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """Return `value` with `digits` decimals, or a dash where nothing was measured."""
+    return DASH if value is None else f"{value:.{digits}f}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Return the ends of an interval as `35.6–54.8`."""
+    return DASH if low is None or high is None else f"{low:.1f}–{high:.1f}"
+
+
+def short(value: float) -> str:
+    """Return a number with three significant digits: `0.523`, `12.5`, `1,200`, `4e-5`."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    if abs(value) < 0.001:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{float(f'{value:.3g}'):g}"
+
+
+def value_text(value: Any) -> str:
+    """Return a configured value as tables show it."""
+    if value is None:
+        return DASH
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def duration(seconds: float) -> str:
@@ -20,6 +54,19 @@ def duration(seconds: float) -> str:
     raise AssertionError(whole)
 
 
-def moment(when: float) -> str:
+def moment(when: float | None) -> str:
     """Return seconds since the epoch as `2026-11-25 10:53 UTC`."""
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(when))
+    return DASH if when is None else time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(when))
+
+
+def short_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Return dotted key → as few of its last words as tell it from the other keys."""
+    names = {}
+    for key in keys:
+        parts = key.split(".")
+        for count in range(1, len(parts) + 1):
+            name = ".".join(parts[-count:])
+            if sum(other.endswith("." + name) or other == name for other in keys) == 1:
+                break
+        names[key] = name
+    return names

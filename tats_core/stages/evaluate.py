@@ -20,8 +20,8 @@ from tats_core.data.loaders import eval_views
 from tats_core.data.manifest import Manifest
 from tats_core.errors import SpecError
 from tats_core.files import write_json
+from tats_core.report import charts
 from tats_core.report import classes as by_class
-from tats_core.report import figures as charts
 from tats_core.specs import NotIdentity
 from tats_core.stages.base import StageContext, StageKind
 from tats_core.stages.common import (
@@ -73,7 +73,7 @@ class Evaluate(StageKind[EvaluateStage]):
     version = 2
     Config = EvaluateStage
     # Its tables of classes are output; how its pictures are drawn is not.
-    code = ("tats_core.report.classes",)
+    code = ("tats_core.report.classes", "tats_core.report.table")
     reports = frozenset(
         {
             "chance",
@@ -194,7 +194,7 @@ def describe_classes(
     counts = confusion_CC.numpy()
     (out / "per_class.csv").write_text(by_class.per_class(counts, classes), encoding="utf-8")
     (out / "confusion.csv").write_text(by_class.matrix(counts, classes), encoding="utf-8")
-    charts.confusion_matrix(counts, classes, title).savefig(out / "confusion.png")
+    charts.confusion(counts, classes, title).savefig(out / "confusion.png")
     for name in ("per_class.csv", "confusion.csv", "confusion.png"):
         events.file(1, "classes", name)
 

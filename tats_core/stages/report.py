@@ -8,14 +8,18 @@ from typing import Any
 from pydantic import Field
 
 from tats_core.files import write_json
-from tats_core.report import figures, paper, tables
+from tats_core.report import charts
+from tats_core.report import results as tables
 from tats_core.specs import StrictModel
 from tats_core.stages.base import Input, StageContext, StageKind, read_result
 
 Row = dict[str, Any]
+Sources = dict[str, dict[str, str]]
+"""Metric → `{"stage": full name of the stage, "file": file in its folder}`."""
 
-_PICTURE_TYPES = ("png", "svg")
+RESULT = "result.json"
 
+_FORMS = {"md": tables.markdown, "csv": tables.csv, "tex": tables.latex, "html": tables.html}
 
 # In this order: what the fine-tuning took (seconds, memory) stands for the row.
 _ROW_KINDS = ("finetune", "evaluate", "probe")
@@ -32,14 +36,15 @@ class Report(StageKind[ReportConfig]):
 
     A row is one benchmark and one start (pre-trained or from scratch), and one value of each further axis
     of the pipeline's matrices. `policy` is what the pre-training left behind; where there were several, it
-    is the first one's, and `policies` holds all.
+    is the first one's, and `policies` holds all. `sources` is parallel to the rows and `policy_sources` to
+    the pre-trainings: for each number, the stage and the file in its folder that it comes from.
     """
 
     name = "report"
-    version = 2
+    version = 3
     Config = ReportConfig
     gathers = True
-    code = ("tats_core.report.tables", "tats_core.report.paper", "tats_core.report.figures")
+    code = tuple(f"tats_core.report.{name}" for name in ("results", "metrics", "units", "table", "charts"))
 
     def reads(self, config: ReportConfig) -> tuple[str, ...]:
         """Return the kinds that leave a result."""
@@ -47,44 +52,52 @@ class Report(StageKind[ReportConfig]):
 
     def run(self, config: ReportConfig, ctx: StageContext) -> None:
         """Join the results and write them."""
-        policies = [{**output.axes, **read_result(output.path)} for output in ctx.inputs("pretrain")]
+        rows, sources = join(stage for kind in _ROW_KINDS for stage in ctx.inputs(kind))
+        trained = [(stage, read_result(stage.path)) for stage in ctx.inputs("pretrain")]
+        policies = [{**stage.axes, **result} for stage, result in trained]
         results: dict[str, Any] = {
             "pipeline": ctx.pipeline,
-            "rows": join([one for kind in _ROW_KINDS for one in ctx.inputs(kind)]),
+            "rows": rows,
             "policy": policies[0] if policies else {},
+            **({"policies": policies} if len(policies) > 1 else {}),
+            "sources": sources,
+            "policy_sources": [_sources(stage, result) for stage, result in trained],
         }
-        if len(policies) > 1:
-            results["policies"] = policies
         write_json(ctx.out / "results.json", results)
-        for suffix, written in (
-            ("md", tables.markdown),
-            ("csv", tables.comma_separated),
-            ("tex", paper.as_latex),
-            ("html", paper.as_html),
-        ):
+        for suffix, written in _FORMS.items():
             (ctx.out / f"results.{suffix}").write_text(written(results), encoding="utf-8")
-        charted = [row for row in results["rows"] if row.get("top1") is not None]
+        charted = [row for row in rows if row.get("top1") is not None]
         if config.chart and charted:
-            chart = figures.results_chart(charted)
-            for kind in _PICTURE_TYPES:
-                chart.savefig(ctx.out / f"results.{kind}")
+            chart = charts.results(charted)
+            for suffix in ("png", "svg"):
+                chart.savefig(ctx.out / f"results.{suffix}")
             ctx.events.file(0, "results", "results.png")
 
 
-def join(inputs: Iterable[Input]) -> list[Row]:
+def join(inputs: Iterable[Input]) -> tuple[list[Row], list[Sources]]:
     """Return one row for each combination of axes, with the results of all stages that have it.
 
-    The first wins where two stages name a number alike (`seconds`, `labels`).
+    The first wins where two stages name a number alike (`seconds`, `labels`). Beside the rows stand the
+    sources of their numbers.
     """
-    rows: dict[tuple[tuple[str, str], ...], Row] = {}
-    for one in inputs:
-        result = read_result(one.path)
+    rows: dict[frozenset[tuple[str, str]], tuple[Row, Sources]] = {}
+    for stage in inputs:
+        result = read_result(stage.path)
         # A stage with one benchmark only has no such axis, but says so in its result.
-        named: dict[str, str] = {key: str(result[key]) for key in ("benchmark", "init") if key in result}
-        place = {**one.axes, **named}
-        row = rows.setdefault(tuple(sorted(place.items())), {})
-        row |= {key: value for key, value in {**place, **result}.items() if key not in row}
-    return list(rows.values())
+        labels = dict(stage.axes)
+        labels |= {key: str(result[key]) for key in ("benchmark", "init") if key in result}
+        row, sources = rows.setdefault(frozenset(labels.items()), ({**labels}, {}))
+        new = {key: value for key, value in result.items() if key not in row}
+        row |= new
+        sources |= _sources(stage, new)
+    return [row for row, _ in rows.values()], [sources for _, sources in rows.values()]
+
+
+def _sources(stage: Input, result: Row) -> Sources:
+    numbers = (
+        key for key, value in result.items() if not isinstance(value, bool) and isinstance(value, int | float)
+    )
+    return {key: {"stage": stage.name, "file": RESULT} for key in numbers}
 
 
 KIND = Report()

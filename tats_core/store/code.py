@@ -1,7 +1,7 @@
-"""The digest of the code that a stage depends on: what it does, not how it is laid out.
+"""The digest of the code that a stage depends on.
 
-A module counts as its syntax tree without docstrings; comments and formatting are not in a syntax tree.
-With it counts every module of tats_core that it imports, wherever in the file and however indirectly.
+A module's digest is that of its syntax tree without docstrings, so comments and formatting do not change it.
+A stage depends on its module and on every module of tats_core that this imports, directly or not.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 PACKAGE = "tats_core"
 _ROOT = Path(__file__).resolve().parents[1]
 
-# What these say or record cannot change an output: messages, the reading of a configuration (which is in the
-# key as it was read), what the machine has, logs, states to go on from, the engine around the stages.
+# These cannot change an output: messages, the reading of a configuration (the key holds it as it was read),
+# what the machine has, logs, checkpoints, the engine around the stages.
 _NEUTRAL = (
     "tats_core.errors",
     "tats_core.files",
@@ -32,8 +32,8 @@ _NEUTRAL = (
     "tats_core.store",
     "tats_core.tracking",
 )
-# Nor can these, which draw and lay out what is known already, save for a kind whose output that is: it names
-# them in its `code`. A long training must not run again for another colour.
+# Nor can these, which only draw: a long training must not run again for another colour. A stage kind whose
+# output is a drawing names them in its `code`.
 _DRAWN = ("tats_core.report", "tats_core.training.pictures")
 _STAGES = "tats_core.stages."
 
@@ -42,17 +42,17 @@ _STAGES = "tats_core.stages."
 def digests(modules: tuple[str, ...]) -> Mapping[str, str]:
     """Return module → digest (16 hex digits) for `modules` and all they import from tats_core."""
     named = set(modules)
-    found: dict[str, str] = {}
+    known: dict[str, str] = {}
     waiting = [(part, part in named) for module in named for part in list(_with_packages(module)) or [module]]
     while waiting:
         module, as_output = waiting.pop()
         drawn = _within(module, _DRAWN)
-        if module in found or _neutral(module) or (drawn and not as_output):
+        if module in known or _neutral(module) or (drawn and not as_output):
             continue
         digest, imported = _parsed(module)
-        found[module] = digest
-        waiting.extend((one, drawn) for one in imported)
-    return dict(sorted(found.items()))
+        known[module] = digest
+        waiting.extend((name, drawn) for name in imported)
+    return dict(sorted(known.items()))
 
 
 def _neutral(module: str) -> bool:
@@ -63,19 +63,19 @@ def _neutral(module: str) -> bool:
 
 
 def _within(module: str, packages: Iterable[str]) -> bool:
-    return any(module == one or module.startswith(one + ".") for one in packages)
+    return any(module == package or module.startswith(package + ".") for package in packages)
 
 
 def changed(known: Mapping[str, str]) -> list[str]:
-    """Return the modules whose code on disk is no longer what `digests` found in this process.
+    """Return the modules whose code on disk is no longer what `digests` read in this process.
 
-    Who starts a worker now starts it with another code than the key says.
+    A worker that starts now would run other code than the key says.
     """
     return [module for module, digest in known.items() if _digest_now(module) != digest]
 
 
 def _digest_now(module: str) -> str:
-    path = _place(module)
+    path = _path(module)
     try:
         text = path.read_bytes()
         return _parsed(module)[0] if text == _text(module) else digest_of(ast.parse(text))
@@ -85,17 +85,17 @@ def _digest_now(module: str) -> str:
 
 @cache
 def _text(module: str) -> bytes:
-    return _place(module).read_bytes()
+    return _path(module).read_bytes()
 
 
-def _place(module: str) -> Path:
+def _path(module: str) -> Path:
     # A stage kind may live outside of the package; of what it imports, only tats_core counts.
     return _file(module) or Path(sys.modules[module].__file__ or "")
 
 
 @cache
 def _parsed(module: str) -> tuple[str, tuple[str, ...]]:
-    path = _place(module)
+    path = _path(module)
     tree = ast.parse(_text(module), filename=str(path))
     imported = tuple(sorted(set(_imports(tree, module, path.name == "__init__.py"))))
     return digest_of(tree), imported
@@ -106,7 +106,7 @@ def digest_of(tree: ast.Module) -> str:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             # Every string that stands alone: a docstring, or the one under a field that explains it.
-            node.body = [one for one in node.body if not _is_text(one)] or [ast.Pass()]
+            node.body = [statement for statement in node.body if not _is_text(statement)] or [ast.Pass()]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 
 
@@ -147,8 +147,8 @@ def _file(module: str) -> Path | None:
     first, *rest = module.split(".")
     if first != PACKAGE:
         return None
-    place = _ROOT.joinpath(*rest)
-    for path in (place.with_suffix(".py") if rest else place / "__init__.py", place / "__init__.py"):
+    base = _ROOT.joinpath(*rest)
+    for path in (base.with_suffix(".py") if rest else base / "__init__.py", base / "__init__.py"):
         if path.is_file():
             return path
     return None

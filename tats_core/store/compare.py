@@ -1,25 +1,20 @@
 """What differs between runs: configuration, code, data, and results.
 
-Each difference holds one value a run, in the order of the runs; None where a run has none.
+Each difference holds one value for each run, in the order of the runs; None where a run has none.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
 
 from tats_core.errors import SpecError, StoreError, did_you_mean
-from tats_core.report.tables import METRICS
-from tats_core.store import lineage, logs
+from tats_core.report.metrics import RESULTS
+from tats_core.specs import flatten
+from tats_core.store import lineage
 from tats_core.store.lineage import Number
-from tats_core.store.outputs import StageStore
-from tats_core.store.run import RunRecord
-from tats_core.training.events import read_events
-
-Kept = TypeVar("Kept")
+from tats_core.store.run import Points, Run
 
 
 @dataclass(frozen=True)
@@ -27,7 +22,7 @@ class Difference:
     """`name` is dotted by stage (`pretrain.sampler.mask_ratio`)."""
 
     name: str
-    values: tuple[Any, ...]
+    values: tuple[object, ...]
 
 
 @dataclass(frozen=True)
@@ -35,7 +30,7 @@ class Measured:
     """A number of one run; `difference` is to the first run's, in points, with its 95% interval.
 
     The interval is Newcombe's: made of the two numbers' own (Wilson) intervals, for independent samples.
-    Two runs are tested on the same clips, so the true one is rather narrower.
+    Two runs are tested on the same clips, so the true interval is somewhat narrower.
     """
 
     value: float
@@ -54,93 +49,98 @@ class Result:
     runs: tuple[Measured | None, ...]
 
 
-def configuration(records: Sequence[RunRecord]) -> list[Difference]:
-    """Return the keys that differ. What is alike in all instances of a stage is said once, for the stage.
+def configuration(runs: Sequence[Run]) -> list[Difference]:
+    """Return the keys that differ; a key that differs alike in all instances of a stage, once for the stage.
 
     Raises:
         StoreError: a run's configurations cannot be read.
     """
-    found = [
-        {name: lineage.settings(one["all"]) for name, one in record.configs().items()} for record in records
-    ]
-    instances = _ordered(found)
-    base = {name: stage.stage for record in records for name, stage in record.stages.items()}
-    differing: dict[tuple[str, str], dict[str, tuple[Any, ...]]] = {}
-    for name in instances:
-        there = [one.get(name) for one in found]
-        if None in there:
-            continue  # said below, once
-        for key in _ordered([one for one in there if one is not None]):
-            values = tuple(one.get(key) for one in there if one is not None)
-            differing.setdefault((base[name], key), {})[name] = values
-    said = []
-    for (stage, key), each in differing.items():
-        if len(set(map(repr, each.values()))) == 1:
-            said.append(Difference(f"{stage}.{key}", next(iter(each.values()))))
-        else:
-            said += [Difference(f"{name}.{key}", values) for name, values in each.items()]
-    return [*_stages(found, instances), *(one for one in said if not _alike(one.values))]
-
-
-def code(records: Sequence[RunRecord]) -> list[Difference]:
-    """Return commits and modules that differ; a module counts where the stages that it made are done."""
-    commits = Difference("commit", tuple(record.git_commit for record in records))
-    made: list[dict[str, str]] = []
-    for record in records:
-        made.append({})
-        for stage in record.stages.values():
-            components = _components(record, stage.name)
-            for module, digest in (components or {}).get("code", {}).items():
-                made[-1][module] = digest
-    modules = [
-        Difference(module, tuple(one.get(module) for one in made))
-        for module in sorted(_ordered(made))
-        if all(module in one for one in made)
-    ]
-    return [one for one in (commits, *modules) if not _alike(one.values)]
-
-
-def data(records: Sequence[RunRecord]) -> list[Difference]:
-    """Return the data stages whose outputs differ, by digest."""
-    names = [
-        name for name in _ordered([one.stages for one in records])
-        if any(name in one.stages and one.stages[name].kind == "data" for one in records)
+    for run in runs:
+        if not run.configs:
+            raise StoreError(f"the configurations of the run {run.record.id} were not saved with it")
+    configs = [
+        {name: flatten(config["all"]) for name, config in run.configs.items()} for run in runs
     ]  # fmt: skip
-    found = [Difference(name, tuple(_output(record, name) for record in records)) for name in names]
-    return [one for one in found if not _alike([value for value in one.values if value is not None])]
+    base = {name: stage.record.stage for run in runs for name, stage in run.stages.items()}
+    by_key: dict[tuple[str, str], dict[str, tuple[object, ...]]] = {}
+    missing = []
+    for name in _union(configs):
+        of_runs = [config[name] for config in configs if name in config]
+        if len(of_runs) < len(runs):
+            missing.append(Difference(name, tuple("there" if name in config else None for config in configs)))
+            continue
+        for key in _union(of_runs):
+            values = tuple(config.get(key) for config in of_runs)
+            by_key.setdefault((base[name], key), {})[name] = values
+    keys = []
+    for (stage, key), instances in by_key.items():
+        if len(set(map(repr, instances.values()))) == 1:
+            keys.append(Difference(f"{stage}.{key}", next(iter(instances.values()))))
+        else:
+            keys += [Difference(f"{name}.{key}", values) for name, values in instances.items()]
+    return [*missing, *_differing(keys)]
 
 
-def results(records: Sequence[RunRecord], metric: str | None = None) -> list[Result]:
+def code(runs: Sequence[Run]) -> list[Difference]:
+    """Return commits and modules that differ; a module counts where all runs have a stage made with it."""
+    commits = Difference("commit", tuple(run.record.git_commit for run in runs))
+    made = [
+        {module: digest for name in run.stages for module, digest in _code(run, name).items()} for run in runs
+    ]
+    modules = [
+        Difference(module, tuple(digests[module] for digests in made))
+        for module in sorted(_union(made))
+        if all(module in digests for digests in made)
+    ]
+    return _differing([commits, *modules])
+
+
+def data(runs: Sequence[Run]) -> list[Difference]:
+    """Return the data stages whose outputs differ, by digest."""
+    differences = []
+    for name in _union(run.stages for run in runs):
+        stages = [run.stages.get(name) for run in runs]
+        if any(stage is not None and stage.record.kind == "data" for stage in stages):
+            digests = tuple(_digest(run, name) for run in runs)
+            if len(set(digests) - {None}) > 1:
+                differences.append(Difference(name, digests))
+    return differences
+
+
+def results(runs: Sequence[Run], metric: str | None = None) -> list[Result]:
     """Return the numbers of the runs' tables side by side; a run without a table has none.
 
     Args:
-        metric: this one of each row (`top1`); None: the table's columns and the policy's motion lift.
+        metric: this number of each row (`top1`); None: the table's columns and the policy's motion lift.
 
     Raises:
         SpecError: no run has such a number; names the nearest.
     """
-    tables = [_table(record) for record in records]
-    names = [name for name in _ordered(tables) if _wanted(name, metric)]
+    tables = [_table(run) for run in runs]
+    names = [name for name in _union(tables) if _is_wanted(name, metric)]
     if metric is not None and not names and any(tables):
         known = {name.rsplit("/", 1)[1] for table in tables for name in table}
         raise SpecError(f"--metric {metric}: the tables have no such number{did_you_mean(metric, known)}")
     return [Result(name, _side_by_side([table.get(name) for table in tables])) for name in names]
 
 
-def curves(records: Sequence[RunRecord], metric: str) -> dict[str, list[dict[int, float] | None]]:
-    """Return stage → one curve a run (step → value) of `metric`, for the stages that any run has it of.
+def curves(runs: Sequence[Run], metric: str) -> dict[str, list[Points | None]]:
+    """Return stage → one curve for each run of `metric`, for the stages that have it in any run.
 
     Raises:
         SpecError: no stage of any run has such a curve; names the nearest.
     """
-    known: set[str] = set()
-    found: dict[str, list[dict[int, float] | None]] = {}
-    for name in _ordered([record.stages for record in records]):
-        each = [_curves(record, name) for record in records]
-        known.update(*each)
-        if any(metric in one for one in each):
-            found[name] = [one.get(metric) for one in each]
+    of_stage = {
+        name: [run.stages[name].curves if name in run.stages else {} for run in runs]
+        for name in _union(run.stages for run in runs)
+    }
+    found = {
+        name: [curves.get(metric) for curves in of_runs]
+        for name, of_runs in of_stage.items()
+        if any(metric in curves for curves in of_runs)
+    }
     if not found:
+        known = {name for of_runs in of_stage.values() for curves in of_runs for name in curves}
         raise SpecError(
             f"--metric {metric}: no stage of these runs has such a curve{did_you_mean(metric, known)}"
         )
@@ -157,78 +157,52 @@ def difference(first: Number, other: Number) -> tuple[float, float | None, float
     return moved, low, high
 
 
-def _side_by_side(found: Sequence[Number | None]) -> tuple[Measured | None, ...]:
-    first = found[0]
-    shown: list[Measured | None] = []
-    for place, one in enumerate(found):
-        if one is None:
-            shown.append(None)
-        elif place == 0 or first is None:
-            shown.append(Measured(one.value, one.low, one.high))
+def _side_by_side(numbers: Sequence[Number | None]) -> tuple[Measured | None, ...]:
+    first, *others = numbers
+    measured = [None if first is None else Measured(first.value, first.low, first.high)]
+    for number in others:
+        if number is None:
+            measured.append(None)
         else:
-            shown.append(Measured(one.value, one.low, one.high, *difference(first, one)))
-    return tuple(shown)
+            moved = difference(first, number) if first else ()
+            measured.append(Measured(number.value, number.low, number.high, *moved))
+    return tuple(measured)
 
 
-def _wanted(name: str, metric: str | None) -> bool:
+def _is_wanted(name: str, metric: str | None) -> bool:
     last = name.rsplit("/", 1)[1]
     if metric is not None:
         return last == metric
     if name.startswith("policy/"):
         return last in ("motion_lift", "entropy_share")
-    return last in METRICS
+    return last in RESULTS
 
 
-def _table(record: RunRecord) -> dict[str, Number]:
+def _table(run: Run) -> dict[str, Number]:
     try:
-        return lineage.numbers(record)
+        return lineage.numbers(run)
     except StoreError:
-        return {}  # the comparison shows dashes; the run's state tells why
+        return {}  # the comparison shows dashes; `tats show` names the reason
 
 
-def _stages(found: Sequence[Mapping[str, Any]], instances: Sequence[str]) -> list[Difference]:
-    there = [Difference(name, tuple("there" if name in one else None for one in found)) for name in instances]
-    return [one for one in there if not _alike(one.values)]
-
-
-def _curves(record: RunRecord, name: str) -> dict[str, dict[int, float]]:
-    stage = record.stages.get(name)
-    place = logs.folder(record, stage) if stage else None
-    if place is None:
-        return {}
-    found: dict[str, dict[int, float]] = {}
-    for _, event in read_events(place / "events.jsonl"):
-        if event["kind"] == "metrics":
-            for metric, value in event["values"].items():
-                found.setdefault(metric, {})[event["step"]] = value  # after a resume, the later one
-    return found
-
-
-def _components(record: RunRecord, name: str) -> Mapping[str, Any] | None:
-    origin = _kept(record, name, lambda store, folder: store.origin(folder))
-    return origin["components"] if origin else None
-
-
-def _output(record: RunRecord, name: str) -> str | None:
-    stage = record.stages.get(name)
-    if stage is not None and stage.digest is not None:
-        return stage.digest
-    return _kept(record, name, lambda store, folder: store.output_digest(folder))
-
-
-def _kept(record: RunRecord, name: str, read: Callable[[StageStore, Path], Kept]) -> Kept | None:
-    stage = record.stages.get(name)
-    if stage is None or not stage.done or stage.folder is None:
-        return None
+def _code(run: Run, name: str) -> dict[str, str]:
+    stage = run.stages[name]
     try:
-        return read(StageStore(Path(record.home)), Path(stage.folder))
-    except (OSError, ValueError, KeyError):
-        return None  # it was removed; `tats show` says so
+        return stage.origin.code if stage.record.done and stage.origin else {}
+    except StoreError:
+        return {}  # `tats show` reports it
 
 
-def _ordered(each: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(key for one in each for key in one))
+def _digest(run: Run, name: str) -> str | None:
+    try:
+        return run.stages[name].digest if name in run.stages else None
+    except StoreError:
+        return None  # `tats show` reports it
 
 
-def _alike(values: Sequence[Any]) -> bool:
-    return all(value == values[0] for value in values[1:])
+def _union(mappings: Iterable[Iterable[str]]) -> list[str]:
+    return list(dict.fromkeys(key for mapping in mappings for key in mapping))
+
+
+def _differing(differences: Sequence[Difference]) -> list[Difference]:
+    return [entry for entry in differences if any(value != entry.values[0] for value in entry.values[1:])]

@@ -1,13 +1,12 @@
-"""What a run runs on: versions, machine, command, and the code as it lies in the checkout.
+"""What a run runs on: versions, machine, command, and how the code differs from its commit.
 
-Kept beside the run's record, for its page and for the tracking server.
+It is saved beside the run's record, for its page and for the tracking server.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.metadata
-import json
 import os
 import platform
 import shlex
@@ -16,15 +15,16 @@ import sys
 from pathlib import Path
 
 from tats_core import __version__
-from tats_core.files import write_json
+from tats_core.files import write_json, write_text
 from tats_core.machine import available_cpus
+from tats_core.store.layout import ENVIRONMENT
 from tats_core.store.run import RunRecord
 
-FILE = "environment.json"
+FILE = ENVIRONMENT
 PATCH = "changes.patch"
 
 _PACKAGES = ("torch", "timm", "ray", "mlflow", "pydantic", "numpy", "av", "decord")
-# What changes how a run behaves. Their values may be shown; a password or token is in none of them.
+# They change how a run behaves. None of them holds a password or token, so their values may be shown.
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "RAY_ADDRESS", "TATS_DATA", "TATS_HOME")
 _PATCH_BYTES = 1 << 20
 
@@ -33,22 +33,15 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 
 def save(record: RunRecord) -> None:
     """Write the environment, and how the checkout differs from its commit, into the run's folder."""
-    write_json(record.folder / FILE, describe())
+    write_json(record.folder / ENVIRONMENT, describe())
     patch = changes()
     if patch:
-        (record.folder / PATCH).write_text(patch, encoding="utf-8")
-
-
-def load(record: RunRecord) -> dict[str, str]:
-    """Return what `save` wrote, or nothing of a run from before it was kept."""
-    path = record.folder / FILE
-    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
+        write_text(record.folder / PATCH, patch)
 
 
 def describe() -> dict[str, str]:
     """Return versions, machine and command, by name; none of the packages is imported for it."""
-    found = {
+    described = {
         "tats": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -60,11 +53,11 @@ def describe() -> dict[str, str]:
     }
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            described[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    found |= {name: os.environ[name] for name in _VARIABLES if name in os.environ}
-    return found | {"git": "changed since its commit"} if changes() else found
+    described |= {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    return described | {"git": "changed since its commit"} if changes() else described
 
 
 def git_commit() -> str | None:
@@ -74,11 +67,11 @@ def git_commit() -> str | None:
 
 @functools.cache
 def changes() -> str:
-    """Return how the checkout differs from its commit, as a patch of at most a mebibyte."""
+    """Return how the checkout differs from its commit, as a patch of at most 1 MiB."""
     patch = _git("diff", "HEAD")
     if len(patch) <= _PATCH_BYTES:
         return patch
-    return patch[:_PATCH_BYTES] + "\n(cut here: the difference is larger than a mebibyte)\n"
+    return patch[:_PATCH_BYTES] + "\n(cut here: the difference is larger than 1 MiB)\n"
 
 
 def _git(*words: str) -> str:
@@ -86,10 +79,10 @@ def _git(*words: str) -> str:
         return ""
     command = ["git", "-C", str(_CHECKOUT), *words]
     try:
-        asked = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    except FileNotFoundError:  # a checkout without git
+        git = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    except FileNotFoundError:  # git is not installed
         return ""
-    return asked.stdout if asked.returncode == 0 else ""
+    return git.stdout if git.returncode == 0 else ""
 
 
 def _program() -> str:
@@ -108,5 +101,5 @@ def _processor() -> str:
 
 def _gpus() -> list[str]:
     names = Path("/proc/driver/nvidia/gpus").glob("*/information")
-    found = [line for path in names for line in path.read_text(encoding="utf-8").splitlines()]
-    return [line.partition(":")[2].strip() for line in found if line.startswith("Model")]
+    lines = [line for path in names for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line.partition(":")[2].strip() for line in lines if line.startswith("Model")]

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 Component = Literal["config", "code", "inputs", "external", "kind"]
 
-_LISTED = 4  # a change of one base module may reach thirty others; the first ones tell enough
+_LISTED = 4  # a change of one base module may reach thirty others; a few names are enough
 
 
 @dataclass(frozen=True)
 class Change:
-    """One difference. `old` or `new` is None where there was or is no such thing.
+    """One difference. `old` or `new` is None where there was or is no such key, module or input.
 
     `name` is the dotted key of a configuration, a module, the kind of an input, or a data set.
     """
@@ -27,38 +27,41 @@ class Change:
 
 
 def between(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Change, ...]:
-    """Return what differs between the components of two keys; the most telling comes first.
+    """Return what differs between the components of two keys, the most informative first.
 
-    Components that `new` lacks are not compared: before its inputs are there, a stage has none.
+    Components that `new` lacks are not compared: a stage has no inputs before they are made.
     """
-    found: list[Change] = []
+    changes: list[Change] = []
     if "config" in new:
-        found += _differences("config", old["config"], new["config"])
+        changes += _differences("config", old["config"], new["config"])
     if "code" in new:
-        found += _differences("code", old["code"], new["code"], nested=False)
+        changes += _differences("code", old["code"], new["code"], nested=False)
     if "inputs" in new:
-        found += _inputs(old["inputs"], new["inputs"])
+        changes += _inputs(old["inputs"], new["inputs"])
     if "external" in new:
-        found += _differences("external", old["external"], new["external"], nested=False)
+        changes += _differences("external", old["external"], new["external"], nested=False)
     if "kind" in new and old["kind"] != new["kind"]:
-        found.append(Change("kind", "kind", old["kind"], new["kind"]))
-    return tuple(found)
+        changes.append(Change("kind", "kind", old["kind"], new["kind"]))
+    return tuple(changes)
 
 
-def told(changes: Iterable[Change]) -> list[str]:
-    """Return the changes in words: each key of the configuration, and the others by component."""
-    of: dict[Component, list[Change]] = {}
-    for one in changes:
-        of.setdefault(one.component, []).append(one)
-    said = [f"{one.name}: {_brief(one.old)} → {_brief(one.new)}" for one in of.get("config", ())]
+def in_words(changes: Iterable[Change]) -> list[str]:
+    """Return a phrase for each changed key of the configuration, and one for each other component."""
+    by_component: dict[Component, list[Change]] = {}
+    for change in changes:
+        by_component.setdefault(change.component, []).append(change)
+    phrases = [
+        f"{change.name}: {_brief(change.old)} → {_brief(change.new)}"
+        for change in by_component.get("config", ())
+    ]
     for component, words in (
         ("code", "code changed"),
         ("inputs", "inputs changed"),
         ("external", "data changed on disk"),
     ):
-        if component in of:
-            said.append(f"{words}: {_listed(of[component])}")
-    return said + [f"{one.old} → {one.new}" for one in of.get("kind", ())]
+        if component in by_component:
+            phrases.append(f"{words}: {_listed(by_component[component])}")
+    return phrases + [f"{change.old} → {change.new}" for change in by_component.get("kind", ())]
 
 
 def _differences(
@@ -69,39 +72,37 @@ def _differences(
     nested: bool = True,
 ) -> Iterator[Change]:
     for key in [*old, *(key for key in new if key not in old)]:
-        was, now = old.get(key), new.get(key)
-        if nested and isinstance(was, Mapping) and isinstance(now, Mapping):
-            yield from _differences(component, was, now, f"{prefix}{key}.")
-        elif was != now:
-            yield Change(component, prefix + key, was, now)
+        before, after = old.get(key), new.get(key)
+        if nested and isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _differences(component, before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield Change(component, prefix + key, before, after)
 
 
 def _inputs(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> Iterator[Change]:
-    """Pair what was read with what is read by their names; those that are alike cancel out."""
-    was, now = _by_name(old), _by_name(new)
-    for name in [*now, *(name for name in was if name not in now)]:
-        before, after = was.get(name, []), now.get(name, [])
-        gone = [one for one in before if one not in after]
-        come = [one for one in after if one not in before]
-        for one, other in zip_longest(gone, come):
-            yield Change("inputs", name, one, other)
+    """Pair the inputs of both keys by their names; equal digests cancel out."""
+    old_digests, new_digests = _by_name(old), _by_name(new)
+    for name in [*new_digests, *(name for name in old_digests if name not in new_digests)]:
+        before, after = old_digests.get(name, []), new_digests.get(name, [])
+        removed = [digest for digest in before if digest not in after]
+        added = [digest for digest in after if digest not in before]
+        for pair in zip_longest(removed, added):
+            yield Change("inputs", name, *pair)
 
 
 def _by_name(inputs: list[dict[str, Any]]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for one in inputs:
-        found.setdefault(_input(one), []).append(one["digest"])
-    return found
-
-
-def _input(one: Mapping[str, Any]) -> str:
-    axes = one.get("axes")
-    return f"{one['kind']}[{','.join(axes.values())}]" if axes else str(one["kind"])
+    digests: dict[str, list[str]] = {}
+    for entry in inputs:
+        axes = entry.get("axes")
+        name = f"{entry['kind']}[{','.join(axes.values())}]" if axes else str(entry["kind"])
+        digests.setdefault(name, []).append(entry["digest"])
+    return digests
 
 
 def _listed(changes: list[Change]) -> str:
     names = [
-        one.name + (" (new)" if one.old is None else " (gone)" if one.new is None else "") for one in changes
+        change.name + (" (new)" if change.old is None else " (gone)" if change.new is None else "")
+        for change in changes
     ]
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more

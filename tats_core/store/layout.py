@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+# In a run's folder.
+RUN = "run.json"
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+
+# In a stage's folder.
 MANIFEST = "manifest.json"
 KEY = "key.json"
 ATTEMPT = "attempt.json"
 EVENTS = "events.jsonl"
+RESULT = "result.json"
+RESULTS = "results.json"
 
 CHECKPOINTS = "checkpoints"
 RAY = "ray"

@@ -1,7 +1,8 @@
 """Where a number comes from: report ← evaluation ← fine-tuning ← pre-training ← data.
 
-All of it is read from the project folder: the run's record, and the keys and manifests of the stages'
-outputs. What no longer fits what is written there is said, at the link where it breaks.
+All of it is read from the project folder: the run's record, the sources that the report stage wrote beside
+its numbers, and the keys and manifests of the stages' outputs. What does not match them any more is a fault
+of the link where it breaks.
 """
 
 from __future__ import annotations
@@ -9,28 +10,28 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import JsonValue
 
 from tats_core.data.manifest import Manifest
 from tats_core.errors import DataError, SpecError, StoreError, did_you_mean
 from tats_core.files import digest
-from tats_core.store.layout import MANIFEST
-from tats_core.store.outputs import StageKey, StageStore
-from tats_core.store.run import RunRecord, StageConfig, StageRecord
+from tats_core.specs import flatten
+from tats_core.store.layout import RESULTS
+from tats_core.store.outputs import FileEntry, StageKey
+from tats_core.store.run import Row, Run, RunRecord, Source, Stage
 
-# What a reader of a chain wants to see of an output: weights and results, not pictures.
-_SHOWN = ("model.safetensors", "sampler.safetensors", "result.json", "results.json")
-
-# As the report joins them: of two stages that name a number alike, the first one's counts.
-_MEASURED = ("finetune", "evaluate", "probe")
+# The files of an output that a chain names: weights and results, not pictures.
+_NAMED = ("model.safetensors", "sampler.safetensors", "result.json", "results.json")
 
 
 @dataclass(frozen=True)
-class KeptFile:
-    """One file of an output, with the size and sha256 that were written down when it was committed."""
+class OutputFile:
+    """One file of an output, with the size and sha256 that its manifest has."""
 
     path: str
     size: int
@@ -55,7 +56,7 @@ class Link:
     """One stage of a chain, and who made its output. `made` is in seconds since the epoch.
 
     `run`, `pipeline` and `origin` (a stage's name there) are those that did the work, which may be others
-    than the ones that are shown; `commit` and `code` are the code it was made with.
+    than the ones asked about; `commit` and `code` are the code that it was made with.
     """
 
     stage: str
@@ -73,7 +74,7 @@ class Link:
     commit: str | None = None
     code: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    files: list[KeptFile] = field(default_factory=list)
+    files: list[OutputFile] = field(default_factory=list)
     data: list[DataSet] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
@@ -96,52 +97,57 @@ class Number:
     source_file: str
     low: float | None = None
     high: float | None = None
-    clips: int | None = None
+    clips: float | None = None
     faults: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self) | {"faults": list(self.faults)}
 
-
-def numbers(record: RunRecord) -> dict[str, Number]:
+def numbers(run: Run) -> dict[str, Number]:
     """Return every number of the run's final table by its name, in the table's order.
 
     Raises:
-        StoreError: the run has no table (yet), or it cannot be read.
+        StoreError: the run has no table (yet), it cannot be read, or it does not record its sources.
     """
-    reports = [one for one in record.stages.values() if one.kind == "report"]
-    done = [one for one in reports if one.done]
-    if not done:
+    table = run.results
+    if table is None:
+        reports = [stage.record for stage in run.stages.values() if stage.record.kind == "report"]
         why = f"its report stage is {reports[-1].status}" if reports else "it has no report stage"
-        raise StoreError(f"the run {record.id} has no table of results: {why}")
-    report = done[-1]
-    path = Path(str(report.folder)) / "results.json"
-    table = _read(path)
-    inputs = [record.stages[name] for name in report.needs if record.stages[name].folder]
-    found = [*_of_rows(report, path, table, inputs), *_of_policies(report, path, table, inputs)]
-    return {one.name: one for one in found}
+        raise StoreError(f"the run {run.record.id} has no table of results: {why}")
+    rows, sources = table["rows"], table.get("sources", [])
+    policies = table.get("policies") or ([table["policy"]] if table.get("policy") else [])
+    policy_sources = table.get("policy_sources", [])
+    known = {source["stage"] for each in (*sources, *policy_sources) for source in each.values()}
+    if (len(rows), len(policies)) != (len(sources), len(policy_sources)) or not known <= run.stages.keys():
+        raise StoreError(
+            f"the run {run.record.id} did not record where the numbers of its table come from; "
+            f"run the pipeline {run.record.pipeline} again"
+        )
+    entries = [(f"rows[{index}]", "", *pair) for index, pair in enumerate(zip(rows, sources, strict=True))]
+    several = len(policies) > 1
+    for index, pair in enumerate(zip(policies, policy_sources, strict=True)):
+        entries.append((f"policies[{index}]" if several else "policy", "policy", *pair))
+    found = [number for entry in entries for number in _entry(run, *entry, several)]
+    return {number.name: number for number in found}
 
 
-def find_number(record: RunRecord, name: str) -> Number | None:
+def find_number(run: Run, name: str) -> Number | None:
     """Return the number called `name`, or None where `name` is a stage of the run instead.
 
     Raises:
-        SpecError: neither a number nor a stage is called so; names the nearest.
+        SpecError: neither a number nor a stage has this name; names the nearest.
     """
-    if name in record.stages:
+    if name in run.stages:
         return None
-    known = numbers(record)
+    known = numbers(run)
     if name in known:
         return known[name]
-    near = did_you_mean(name, [*known, *record.stages])
+    near = did_you_mean(name, [*known, *run.stages])
     if near.startswith("; valid") and known:  # hundreds of them
-        like = next((one for one in known if one.endswith("/top1")), next(iter(known)))
-        near = f"; a number is named like '{like}'"
-    raise SpecError(f"the run {record.id} has no number and no stage named '{name}'{near}")
+        example = next((number for number in known if number.endswith("/top1")), next(iter(known)))
+        near = f"; a number is named like '{example}'"
+    raise SpecError(f"the run {run.record.id} has no number and no stage named '{name}'{near}")
 
 
-def chain(record: RunRecord, ends: list[str], *, whole: bool) -> list[Link]:
+def chain(run: Run, ends: Collection[str], *, whole: bool) -> list[Link]:
     """Return the stages `ends` and all that they were made from, each before what it was made from.
 
     Args:
@@ -149,219 +155,127 @@ def chain(record: RunRecord, ends: list[str], *, whole: bool) -> list[Link]:
             of larger ones the size is compared.
     """
     wanted = set(ends)
-    for one in reversed(list(record.stages.values())):  # in plan order, so a stage comes after its needs
-        if one.name in wanted:
-            wanted.update(one.needs)
-    store = StageStore(Path(record.home))
-    configs = _configs(record)
-    links = {
-        one.name: _link(record, one, store, configs.get(one.name), whole)
-        for one in reversed(list(record.stages.values()))
-        if one.name in wanted
-    }
-    for link in links.values():
-        _check_inputs(link, links, store)
+    links: dict[str, Link] = {}
+    for stage in reversed(run.stages.values()):  # the reverse of plan order: a stage before its needs
+        if stage.record.name in wanted:
+            wanted.update(stage.record.needs)
+            links[stage.record.name] = _link(run, stage, whole)
+    for name, link in links.items():
+        origin = run.stages[name].origin if link.digest is not None else None
+        for need in link.needs if origin else ():
+            digest = links[need].digest
+            if digest is not None and origin and digest not in origin.inputs:
+                link.faults.append(
+                    f"it was made from another output of {need} than the one that is there now"
+                )
     return list(links.values())
 
 
-def settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a configuration with dotted keys: `{"sampler": {"mask_ratio": 0.9}}` → `sampler.mask_ratio`."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= settings(value, f"{prefix}{key}.")
+def _entry(
+    run: Run, place: str, prefix: str, row: Row, sources: Mapping[str, Source], several: bool
+) -> Iterator[Number]:
+    """Yield the numbers of one row of the table, or of one pre-training."""
+    report = run.done("report")[-1].record
+    for metric, source in sources.items():
+        value, stage = _number(row.get(metric)), run.stages[source["stage"]]
+        if value is None:
+            continue
+        axes = stage.record.axes
+        if prefix:
+            labels = [prefix, *(axes.values() if several else ())]
         else:
-            flat[prefix + key] = value
-    return flat
+            rest = [text for axis, text in axes.items() if axis not in ("benchmark", "init")]
+            labels = [str(row["benchmark"]), str(row["init"]), *rest]
+        path = Path(str(stage.record.folder)) / source["file"]
+        now = (stage.result or {}).get(metric)
+        faults = (f"{path} says {now} now, and the table {value}",) if now != value else ()
+        low, high, clips = (
+            _number(row.get(key)) if metric == "top1" else None for key in ("low", "high", "clips")
+        )
+        yield Number(
+            "/".join([*labels, metric]), value, metric, report.name,
+            str(Path(str(report.folder)) / RESULTS), f"{place}.{metric}", source["stage"], str(path),
+            low, high, clips, faults,
+        )  # fmt: skip
 
 
-# --- numbers ---------------------------------------------------------------------------------------------
+def _number(value: JsonValue) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-@dataclass
-class _Row:
-    """What the report joined into one row: its place in the table, and what was measured for it."""
-
-    place: dict[str, str]
-    measured: list[tuple[StageRecord, Path, dict[str, Any]]]
-
-    @property
-    def name(self) -> str:
-        rest = [value for axis, value in self.place.items() if axis not in ("benchmark", "init")]
-        return "/".join([self.place["benchmark"], self.place["init"], *rest])
-
-
-def _joined(inputs: list[StageRecord]) -> list[_Row]:
-    rows: dict[tuple[tuple[str, str], ...], _Row] = {}
-    for kind in _MEASURED:
-        for one in inputs:
-            if one.kind != kind:
-                continue
-            path = Path(str(one.folder)) / "result.json"
-            result = _read(path)
-            named: dict[str, str] = {key: str(result[key]) for key in ("benchmark", "init") if key in result}
-            place = {**one.axes, **named}
-            row = rows.setdefault(tuple(sorted(place.items())), _Row(place, []))
-            row.measured.append((one, path, result))
-    return list(rows.values())
-
-
-def _of_rows(
-    report: StageRecord, path: Path, table: Mapping[str, Any], inputs: list[StageRecord]
-) -> Iterator[Number]:
-    for index, (row, shown) in enumerate(zip(_joined(inputs), table["rows"], strict=False)):
-        for metric, value in shown.items():
-            if metric in row.place or isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            source = next((one for one in row.measured if metric in one[2]), None)
-            if source is None:
-                continue
-            ends = (shown.get("low"), shown.get("high"), shown.get("clips")) if metric == "top1" else ()
-            yield _number(
-                f"{row.name}/{metric}", report, path, f"rows[{index}]", metric, value, source, *ends
-            )
-
-
-def _of_policies(
-    report: StageRecord, path: Path, table: Mapping[str, Any], inputs: list[StageRecord]
-) -> Iterator[Number]:
-    trained = [one for one in inputs if one.kind == "pretrain"]
-    several = table.get("policies") or [table.get("policy") or {}]
-    for index, (one, shown) in enumerate(zip(trained, several, strict=False)):
-        place = f"policies[{index}]" if len(several) > 1 else "policy"
-        label = "/".join(["policy", *(one.axes.values() if len(several) > 1 else ())])
-        kept = Path(str(one.folder)) / "result.json"
-        source = (one, kept, _read(kept))
-        for metric, value in shown.items():
-            if metric not in one.axes and not isinstance(value, bool) and isinstance(value, int | float):
-                yield _number(f"{label}/{metric}", report, path, place, metric, value, source)
-
-
-def _number(
-    name: str,
-    report: StageRecord,
-    path: Path,
-    place: str,
-    metric: str,
-    value: float,
-    source: tuple[StageRecord, Path, dict[str, Any]],
-    low: float | None = None,
-    high: float | None = None,
-    clips: int | None = None,
-) -> Number:
-    stage, kept, result = source
-    now = result.get(metric)
-    faults = (f"{kept} says {now} now, and the table {value}",) if now != value else ()
-    return Number(
-        name, value, metric, report.name, str(path), f"{place}.{metric}", stage.name, str(kept),
-        low, high, clips, faults,
-    )  # fmt: skip
-
-
-# --- the chain -------------------------------------------------------------------------------------------
-
-
-def _link(
-    record: RunRecord, one: StageRecord, store: StageStore, config: StageConfig | None, whole: bool
-) -> Link:
-    link = Link(one.name, one.stage, one.kind, list(one.needs), one.status, one.key, one.folder)
-    link.settings = settings(config["set"]) if config else {}
-    if not one.done or one.folder is None:
-        link.faults.append(f"it is {one.status}, there is no output yet")
+def _link(run: Run, stage: Stage, whole: bool) -> Link:
+    record, config = stage.record, run.configs.get(stage.record.name)
+    link = Link(
+        record.name, record.stage, record.kind, list(record.needs), record.status, record.key, record.folder
+    )
+    link.settings = flatten(config["set"]) if config else {}
+    if not record.done or record.folder is None:
+        link.faults.append(f"it is {record.status}, there is no output yet")
         return link
-    folder = Path(one.folder)
-    fault = store.fault(folder)
+    folder = Path(record.folder)
+    fault = stage.store.fault(folder)
     if fault is not None:
         link.faults.append(fault or f"its output is gone from {folder}")
     try:
-        origin, files = store.origin(folder), _read(folder / MANIFEST)["files"]
-        link.digest = store.output_digest(folder)
-    except (OSError, ValueError, KeyError, StoreError):
-        return link  # the fault says it
-    link.run, link.pipeline, link.origin = origin["run"], origin["pipeline"], origin["stage"]
-    link.made = origin["time"]
-    link.code = _digest(origin["components"]["code"])
-    link.commit = _commit(record, origin["run"], link)
+        origin, manifest = stage.origin, stage.manifest
+    except StoreError:
+        return link  # it is the fault
+    if origin is None or manifest is None:
+        return link
+    link.run, link.pipeline, link.origin, link.made = origin.run, origin.pipeline, origin.stage, origin.time
+    link.digest = manifest.digest
+    link.code = hashlib.sha256(json.dumps(origin.code, sort_keys=True).encode()).hexdigest()
+    link.commit = _commit(run, origin.run, link)
     link.files = [
-        KeptFile(str(folder / name), entry["size"], entry["sha256"])
-        for name, entry in files.items()
-        if name in _SHOWN
+        OutputFile(str(folder / name), entry.size, entry.sha256)
+        for name, entry in manifest.files.items()
+        if name in _NAMED
     ]
-    _check_identity(link, one, StageKey(origin["components"]).digest)
-    if whole and not link.faults:
-        link.faults += [
-            f"{kept.path} has another content"
-            for kept in link.files
-            if digest(Path(kept.path)) != kept.sha256
-        ]
-    if one.kind == "data":
-        link.data = _data_sets(folder, files, link)
-    return link
-
-
-def _check_identity(link: Link, one: StageRecord, key: str) -> None:
-    if key != one.key:
+    if StageKey(origin.components).digest != record.key:
         link.faults.append("its output was made under another key than this run's")
-    elif one.digest is not None and one.digest != link.digest:
+    elif record.digest is not None and record.digest != link.digest:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(link.made))
         link.faults.append(
             f"its output was made anew by {link.run} at {when} and differs from the one of this run"
         )
+    if whole and not link.faults:
+        link.faults += [
+            f"{file.path} has another content"
+            for file in link.files
+            if digest(Path(file.path)) != file.sha256
+        ]
+    if record.kind == "data":
+        link.data = _data_sets(folder, manifest.files, link)
+    return link
 
 
-def _check_inputs(link: Link, links: Mapping[str, Link], store: StageStore) -> None:
-    if link.digest is None or link.folder is None:
-        return
-    read = {one["digest"] for one in store.origin(Path(link.folder))["components"]["inputs"]}
-    for need in link.needs:
-        below = links[need].digest
-        if below is not None and below not in read:
-            link.faults.append(f"it was made from another output of {need} than the one that is there now")
-
-
-def _commit(record: RunRecord, run: str, link: Link) -> str | None:
+def _commit(run: Run, maker: str, link: Link) -> str | None:
     try:
-        return RunRecord.load(Path(record.home) / "runs" / run).git_commit
+        return RunRecord.load(Path(run.record.home) / "runs" / maker).git_commit
     except StoreError:
-        link.faults.append(f"the record of {run}, which made it, is gone; its commit is not known")
+        link.faults.append(f"the record of {maker}, which made it, is gone; its commit is not known")
         return None
 
 
-def _data_sets(folder: Path, files: Mapping[str, Any], link: Link) -> list[DataSet]:
-    found = []
+def _data_sets(folder: Path, files: Mapping[str, FileEntry], link: Link) -> list[DataSet]:
+    sets = []
     for name in files:
         if not name.endswith((".train.json", ".test.json")) or "/" in name:
             continue
         try:
-            one = Manifest.load(folder / name)
+            manifest = Manifest.load(folder / name)
         except DataError as error:
             link.faults.append(str(error))
             continue
-        found.append(
+        sets.append(
             DataSet(
-                one.benchmark,
-                one.split,
-                len(one),
-                len(one.classes),
-                str(one.root),
-                one.digest(),
+                manifest.benchmark,
+                manifest.split,
+                len(manifest),
+                len(manifest.classes),
+                str(manifest.root),
+                manifest.digest(),
                 str(folder / name),
             )
         )
-    return found
-
-
-def _configs(record: RunRecord) -> Mapping[str, StageConfig]:
-    return record.configs() if record.has_configs else {}
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: cannot be read ({error}); run the pipeline again") from error
-    return found
+    return sets

@@ -1,4 +1,4 @@
-"""Which trained model a person means: a pipeline's name, a run's id, or a folder."""
+"""The trained model that a name stands for: a pipeline's name, a run's id, or a folder."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from typing import Final, Literal
 
 from tats_core.errors import SpecError, StoreError, WeightsError, did_you_mean
 from tats_core.store import history
-from tats_core.store.run import RunRecord, StageRecord
+from tats_core.store.layout import RUN
+from tats_core.store.run import RunRecord
 from tats_core.training import weights
 
 ModelKind = Literal["pretrain", "finetune"]
 
-_CALLED: Final[dict[ModelKind, str]] = {"pretrain": "pre-trained", "finetune": "fine-tuned"}
+_ADJECTIVE: Final[dict[ModelKind, str]] = {"pretrain": "pre-trained", "finetune": "fine-tuned"}
 
 MLFLOW_DATA: Final = Path("data", "model")
-"""Where the weights lie in a folder that was exported for MLflow."""
+"""The weights' folder in a model that was exported for MLflow."""
 
 
 def find_model(run: str, home: Path, kind: ModelKind, stage: str | None = None) -> Path:
-    """Return the folder of one trained model of `kind` (`model.safetensors` with `model.json`).
+    """Return the folder of a trained model of `kind` (`model.safetensors` with `model.json`).
 
     Args:
         run: a pipeline (its newest finished run), a run's id or its beginning, `latest`, a run's folder, or
@@ -31,72 +32,70 @@ def find_model(run: str, home: Path, kind: ModelKind, stage: str | None = None) 
             run has several.
 
     Raises:
-        SpecError: nothing is called `run` or `stage`, or several models fit; lists them.
+        SpecError: nothing has the name `run` or `stage`, or several models fit; lists them.
         WeightsError: the folder holds no model of this kind.
-        StoreError: the run is there, but its model is not (any more).
+        StoreError: the run has no such model yet, or it is gone.
     """
-    return find_one(run, home, (kind,), stage)[0]
+    return find_model_of(run, home, (kind,), stage)[0]
 
 
-def find_one(
+def find_model_of(
     run: str, home: Path, kinds: Sequence[ModelKind], stage: str | None = None
 ) -> tuple[Path, ModelKind]:
-    """Return the folder and kind of one trained model of any of `kinds`; else as `find_model`."""
+    """Return the folder and kind of a trained model of any of `kinds`; otherwise as `find_model`."""
     folder = Path(run).expanduser()
-    if folder.is_dir() and not (folder / "run.json").exists():
+    if folder.is_dir() and not (folder / RUN).exists():
         if stage is not None:
-            raise SpecError(f"--stage {stage}: {run} is a folder of one model; leave out --stage")
+            raise SpecError(f"--stage {stage}: {run} is the folder of a single model; leave out --stage")
         return _in_folder(folder.absolute(), kinds)
     return _of_run(history.find_finished(run, home.absolute()), kinds, stage)
 
 
 def _of_run(record: RunRecord, kinds: Sequence[ModelKind], stage: str | None) -> tuple[Path, ModelKind]:
-    called = " or ".join(_CALLED[kind] for kind in kinds)
-    trained = [one for one in record.stages.values() if one.kind in kinds]
+    adjective = " or ".join(_ADJECTIVE[kind] for kind in kinds)
+    trained = [candidate for candidate in record.stages.values() if candidate.kind in kinds]
     if not trained:
         raise SpecError(
-            f"the run {record.id} has no {called} model: none of its stages is of kind {kinds[0]}"
+            f"the run {record.id} has no {adjective} model: none of its stages is of kind {kinds[0]}"
         )
-    chosen = [one for one in trained if stage in (None, one.name, one.stage)]
+    chosen = [candidate for candidate in trained if stage in (None, candidate.name, candidate.stage)]
     if not chosen:
-        near = did_you_mean(str(stage), {name for one in trained for name in (one.name, one.stage)})
-        raise SpecError(f"--stage {stage}: no stage of the run {record.id} that trains is called so{near}")
-    # Two instances with one key share one output.
-    found = {_folder(one): one for one in chosen if one.done}
-    if not found:
-        raise StoreError(f"{chosen[0].name} of the run {record.id} has not finished: there is no model yet")
-    if len(found) > 1:
-        names = [one.name for one in found.values()]
+        known = {name for candidate in trained for name in (candidate.name, candidate.stage)}
         raise SpecError(
-            f"the run {record.id} has {len(found)} {called} models: {', '.join(names)}; "
+            f"--stage {stage}: the run {record.id} trains no stage of this name"
+            f"{did_you_mean(str(stage), known)}"
+        )
+    # Two instances with the same key share an output.
+    models = {Path(str(candidate.folder)): candidate for candidate in chosen if candidate.done}
+    if not models:
+        raise StoreError(f"{chosen[0].name} of the run {record.id} has not finished: there is no model yet")
+    if len(models) > 1:
+        names = [candidate.name for candidate in models.values()]
+        raise SpecError(
+            f"the run {record.id} has {len(models)} {adjective} models: {', '.join(names)}; "
             f"choose one with --stage '{names[0]}'"
         )
-    ((folder, one),) = found.items()
+    ((folder, trained_stage),) = models.items()
     if not (folder / "model.safetensors").is_file():
         raise StoreError(
-            f"{folder}: the model of {one.name} is gone; run the pipeline {record.pipeline} again"
+            f"{folder}: the model of {trained_stage.name} is gone; run the pipeline {record.pipeline} again"
         )
-    return folder, "pretrain" if one.kind == "pretrain" else "finetune"
-
-
-def _folder(one: StageRecord) -> Path:
-    assert one.folder is not None, f"{one.name} is done without a folder"
-    return Path(one.folder)
+    return folder, "pretrain" if trained_stage.kind == "pretrain" else "finetune"
 
 
 def _in_folder(folder: Path, kinds: Sequence[ModelKind]) -> tuple[Path, ModelKind]:
-    place = folder / MLFLOW_DATA if (folder / "MLmodel").is_file() else folder
-    if (place / "model.json").is_file():
-        kind: ModelKind = "finetune" if "classes" in weights.describe(place) else "pretrain"
-    elif (place / "config.json").is_file() and "finetune" in kinds:
-        kind = "finetune"  # Hugging Face's; what it holds is known when it is read
+    model = folder / MLFLOW_DATA if (folder / "MLmodel").is_file() else folder
+    if (model / "model.json").is_file():
+        kind: ModelKind = "finetune" if "classes" in weights.describe(model) else "pretrain"
+    elif (model / "config.json").is_file() and "finetune" in kinds:
+        kind = "finetune"  # Hugging Face's; its content is checked when it is read
     else:
         raise WeightsError(
-            f"{folder}: holds no model of ours (model.safetensors with model.json); name a pipeline, "
-            "a run, a stage's folder or an exported one"
+            f"{folder}: holds no model of TATS (model.safetensors with model.json); name a pipeline, a run, "
+            "the folder of a stage, or the folder of an exported model"
         )
     if kind not in kinds:
         raise WeightsError(
-            f"{folder}: its model is {_CALLED[kind]}, and a {_CALLED[kinds[0]]} one is needed here"
+            f"{folder}: its model is {_ADJECTIVE[kind]}, but a {_ADJECTIVE[kinds[0]]} model is needed here"
         )
-    return place, kind
+    return model, kind

@@ -1,12 +1,12 @@
 """Stage keys and the store of committed outputs.
 
-A stage key is the sha256 of five components, each of which is kept in `key.json` so that a plan can say
-which one changed: the kind and its version, the resolved configuration, the code, the digests of the
-inputs, and what is read from outside.
+A stage key is the sha256 of five components, which `key.json` holds so that a plan can name the one that
+changed: the kind and its version, the resolved configuration, the code, the digests of the inputs, and what
+is read from outside the project folder.
 
-An output appears whole or not at all: the stage works in `stages/<kind>-<key12>.partial/`, and a commit
-writes the manifest (files, sizes, digests), then renames the folder. A commit counts only while its
-manifest still fits the files.
+An output appears complete or not at all: the stage works in `stages/<kind>-<key12>.partial/`, and a commit
+writes the manifest (files, sizes, digests), then renames the folder. An output is usable only while its
+files match its manifest.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tats_core.errors import StoreError
-from tats_core.files import digest, sync, write_json
+from tats_core.files import digest, read_json, read_json_if_there, sync, write_json
 from tats_core.store.layout import ATTEMPT, EVENTS, KEY, MANIFEST, SCRATCH
 
-# Files up to this size are read again at every hit; of larger ones only the size is compared, so that a
-# look at the store does not cost minutes. Their digest was taken once, at the commit.
+# Files up to this size are read again at every cache hit; of larger ones only the size is compared, so that
+# checking an output does not take minutes. Their digest was taken once, at the commit.
 VERIFIED_BYTES = 1 << 20
 
-# What a stage says about its work is not its output: it holds times, and nothing reads it as an input.
+# Events and logs are not part of the output's digest: they hold times, and no stage reads them as an input.
 _NOT_OUTPUT = (EVENTS, "log/")
 
 _SCRATCH = tuple(f"{name}/" for name in SCRATCH)
@@ -57,7 +57,49 @@ class StageKey:
         return self.digest[:12]
 
 
-def canonical(value: Any) -> bytes:
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of an output as its manifest lists it."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The `manifest.json` of a committed output: its digest, and its files by name."""
+
+    digest: str
+    files: dict[str, FileEntry]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The `key.json` of a committed output: which stage of which run made it, when, and its key."""
+
+    pipeline: str
+    stage: str
+    run: str
+    time: float
+    components: dict[str, Any]
+
+    @property
+    def code(self) -> dict[str, str]:
+        """Module → digest of the code that made it."""
+        return dict(self.components.get("code", {}))
+
+    @property
+    def inputs(self) -> set[str]:
+        """The digests of the outputs that it was made from."""
+        return {entry["digest"] for entry in self.components.get("inputs", ())}
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    forced: bool
+
+
+def canonical(value: object) -> bytes:
     """Return the JSON text of `value` that digests are taken of."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
@@ -70,7 +112,7 @@ class StageStore:
         self._digests: dict[tuple[int, ...], str] = {}
 
     def folder(self, kind: str, key: StageKey | str) -> Path:
-        """Return where the output of `key` (or of the key with this digest) is, once committed."""
+        """Return the folder of the output of `key` (or of the key with this digest), once committed."""
         return self.root / f"{kind}-{key[:12] if isinstance(key, str) else key.short}"
 
     def fault(self, folder: Path, key: StageKey | None = None) -> str | None:
@@ -78,64 +120,74 @@ class StageStore:
         if not folder.is_dir():
             return ""
         try:
-            files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-            stored = StageKey(json.loads((folder / KEY).read_text(encoding="utf-8"))["components"])
-        except (OSError, ValueError, KeyError) as error:
+            files = self.manifest(folder).files
+            stored = StageKey(self.origin(folder).components)
+        except StoreError as error:
             return f"its manifest cannot be read ({error})"
         if key is not None and stored.digest != key.digest:
             return "it was made under another key"
         for name, entry in files.items():
             path = os.path.join(folder, name)  # noqa: PTH118 (thousands of files)
             try:
-                found = os.stat(path)  # noqa: PTH116
+                status = os.stat(path)  # noqa: PTH116
             except (FileNotFoundError, NotADirectoryError):
                 return f"{name} is gone"
-            if not stat.S_ISREG(found.st_mode):
+            if not stat.S_ISREG(status.st_mode):
                 return f"{name} is gone"
-            if found.st_size != entry["size"]:
+            if status.st_size != entry.size:
                 return f"{name} has another size"
-            if entry["size"] <= VERIFIED_BYTES and self._digest(path, found) != entry["sha256"]:
+            if entry.size <= VERIFIED_BYTES and self._digest(path, status) != entry.sha256:
                 return f"{name} has another content"
         return None
 
-    def _digest(self, path: str, found: os.stat_result) -> str:
-        """Return a file's digest; what has not changed since this process read it is not read again."""
-        version = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    def _digest(self, path: str, status: os.stat_result) -> str:
+        """Return a file's digest; an unchanged file is read once by this process."""
+        version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         if version not in self._digests:
             self._digests[version] = digest(Path(path))
         return self._digests[version]
 
-    def output_digest(self, folder: Path) -> str:
-        """Return the digest of a committed output, as the keys of its readers contain it."""
-        digest: str = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["digest"]
-        return digest
+    def manifest(self, folder: Path) -> Manifest:
+        """Return the manifest of a committed output.
 
-    def origin(self, folder: Path) -> dict[str, Any]:
-        """Return the `key.json` of a committed output: components, stage, pipeline, run, time."""
-        stored: dict[str, Any] = json.loads((folder / KEY).read_text(encoding="utf-8"))
-        return stored
+        Raises:
+            StoreError: it cannot be read.
+        """
+        return read_json(folder / MANIFEST, Manifest, "the manifest of an output")
+
+    def output_digest(self, folder: Path) -> str:
+        """Return the digest of a committed output, as the keys of the stages that read it contain it."""
+        return self.manifest(folder).digest
+
+    def origin(self, folder: Path) -> Origin:
+        """Return where a committed output comes from.
+
+        Raises:
+            StoreError: its `key.json` cannot be read.
+        """
+        return read_json(folder / KEY, Origin, "the key of an output")
 
     def history(self, kind: str) -> dict[tuple[str, str], Mapping[str, Any]]:
         """Return (pipeline, stage) → components of its newest output, for all stages of `kind`."""
-        newest: dict[tuple[str, str], dict[str, Any]] = {}
+        newest: dict[tuple[str, str], Origin] = {}
         for path in self.root.glob(f"{kind}-*/{KEY}"):
             if path.parent.suffix:  # .partial, .old: not committed
                 continue
             try:
-                stored = self.origin(path.parent)
-            except (OSError, ValueError):
-                continue  # removed meanwhile, or damaged, which `fault` tells where it matters
-            known = newest.get((stored["pipeline"], stored["stage"]))
-            if known is None or stored["time"] > known["time"]:
-                newest[stored["pipeline"], stored["stage"]] = stored
-        return {name: stored["components"] for name, stored in newest.items()}
+                origin = self.origin(path.parent)
+            except StoreError:
+                continue  # removed meanwhile, or corrupt, which `fault` reports where it matters
+            known = newest.get((origin.pipeline, origin.stage))
+            if known is None or origin.time > known.time:
+                newest[origin.pipeline, origin.stage] = origin
+        return {name: origin.components for name, origin in newest.items()}
 
     @contextmanager
     def lock(self, folder: Path, wait: Callable[[str], None]) -> Iterator[None]:
-        """Hold the right to make the output `folder`; ends with this process, however it ends.
+        """Hold the right to make the output `folder`; the kernel releases it when this process ends.
 
         Args:
-            wait: called about five times a second while another process holds it, with that process's
+            wait: called about five times a second while another process holds the lock, with that process's
                 id; it may raise to give up.
         """
         locks = self.root / ".locks"
@@ -156,13 +208,13 @@ class StageStore:
 
     @contextmanager
     def deciding(self) -> Iterator[None]:
-        """Reuse outputs in here, and leave in the run's record which: nothing is collected meanwhile."""
+        """Hold off garbage collection while a run chooses outputs to reuse and records them."""
         with self._collection(fcntl.LOCK_SH):
             yield
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Take outputs away in here: no run decides meanwhile what to reuse."""
+        """Hold off the choice of outputs to reuse while garbage collection moves outputs away."""
         with self._collection(fcntl.LOCK_EX):
             yield
 
@@ -176,9 +228,9 @@ class StageStore:
             yield
 
     def begin(self, folder: Path, *, fresh: bool) -> Path:
-        """Return the work folder for the output `folder`: an earlier attempt's, unless `fresh`.
+        """Return the work folder for the output `folder`: that of an earlier attempt, unless `fresh`.
 
-        All that an attempt leaves is in there, states to go on from too.
+        It holds everything that an attempt leaves, checkpoints too.
         """
         partial = self.partial(folder)
         if fresh and partial.exists():
@@ -194,17 +246,14 @@ class StageStore:
         return folder.with_name(folder.name + ".partial")
 
     def current(self, folder: Path) -> Path:
-        """Return where the files of the output `folder` are now: in its work folder while there is one."""
+        """Return the folder with the newest files of the output `folder`: its work folder if it has one."""
         partial = self.partial(folder)
         return partial if partial.exists() else folder
 
     def unfinished(self, folder: Path) -> Literal["forced", "begun"] | None:
-        """Say whether an attempt at `folder` was cut off, and whether it had been forced."""
-        try:
-            attempt = json.loads((self.partial(folder) / ATTEMPT).read_text(encoding="utf-8"))
-        except OSError:
-            return None
-        return "forced" if attempt["forced"] else "begun"
+        """Return whether an attempt at `folder` was interrupted, and whether it had been forced."""
+        attempt = read_json_if_there(self.partial(folder) / ATTEMPT, _Attempt, "the mark of an attempt")
+        return None if attempt is None else "forced" if attempt.forced else "begun"
 
     def commit(
         self,
@@ -214,7 +263,7 @@ class StageStore:
         origin: Mapping[str, Any],
         identities: Mapping[str, str],
     ) -> None:
-        """Turn a finished work folder into the output `folder`; an earlier one there is replaced.
+        """Turn a finished work folder into the output `folder`; an earlier output there is replaced.
 
         Args:
             origin: the pipeline, stage and run that made it.
@@ -230,7 +279,7 @@ class StageStore:
         else:
             partial.rename(folder)
         sync(self.root)
-        # Only now: a kill before the rename goes on from the states that are in there, forced or not.
+        # Only now: after a kill before the rename, the next attempt resumes from its checkpoints.
         (folder / ATTEMPT).unlink(missing_ok=True)
         for name in SCRATCH:
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -246,9 +295,8 @@ def _manifest(folder: Path, identities: Mapping[str, str]) -> dict[str, Any]:
             continue
         size = path.stat().st_size
         if size > VERIFIED_BYTES:
-            # A power cut could leave it short or empty, and a hit would look at its size alone.
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            # After a power cut it could be short, and a cache hit compares only its size.
+            sync(path)
         files[name] = {"size": size, "sha256": digest(path)}
     output = {
         name: identities.get(name, entry["sha256"])
@@ -262,7 +310,7 @@ def make_folder(folder: Path) -> None:
     """Create `folder` and those above it.
 
     Raises:
-        StoreError: the place cannot be written.
+        StoreError: it cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

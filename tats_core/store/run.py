@@ -1,35 +1,43 @@
-"""What is known about one pipeline run: the plan before it, and the record kept while it goes on.
+"""A pipeline run on disk: its record, which the engine writes, and the reader of everything in it.
 
-The record is `TATS_HOME/runs/<run id>/run.json`, replaced whole at every change, so that a reader (or
-the next run after a power cut) never sees half of one.
+The record is `TATS_HOME/runs/<run id>/run.json`, replaced whole at every change, so that a reader (or the
+next run after a power cut) never sees half of it. `Run.open(folder)` reads a run: its record, the
+configurations, the environment, the table of results and, of each stage, what its output holds.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypeVar
+
+from pydantic import ConfigDict, JsonValue
+from typing_extensions import TypedDict
 
 from tats_core.errors import StoreError
-from tats_core.files import write_json
+from tats_core.files import read_json, read_json_if_there, write_json
+from tats_core.store.layout import CONFIG, ENVIRONMENT, EVENTS, KEY, MANIFEST, RESULT, RESULTS, RUN
+from tats_core.store.outputs import Manifest, Origin, StageStore
+from tats_core.training.events import read_events
 
 StageStatus = Literal["waiting", "running", "finished", "cached", "failed", "stopped", "skipped"]
 RunStatus = Literal["running", "finished", "failed", "stopped"]
 RunState = Literal["running", "finished", "failed", "stopped", "died"]
+Form = TypeVar("Form")
 
 SCHEMA = 1
 
-# Beside `run.json`: what its process holds locked, what asks it to stop, and the configurations.
-_ALIVE, _PLEASE_STOP, _STOP_NOW, _CONFIG = "alive.lock", "please-stop", "stop-now", "config.json"
+# Beside `run.json`: the file that the run's process holds locked, and the two that ask it to stop.
+_ALIVE, _PLEASE_STOP, _STOP_NOW = "alive.lock", "please-stop", "stop-now"
 
 
 @dataclass
 class StageRecord:
-    """One stage of one run. Times are seconds since the epoch; `seconds` is this run's share of work."""
+    """One stage of one run. Times are seconds since the epoch; `seconds` is this run's share of the work."""
 
     name: str
     stage: str
@@ -47,11 +55,11 @@ class StageRecord:
     error: str | None = None
     tracking_run: str | None = None
     digest: str | None = None
-    """Of its output, as this run left or found it."""
+    """Of its output when this run made or reused it."""
     said_from: int = 0
-    """Bytes of the stage's event file that earlier runs had written when this one began to work on it."""
+    """Bytes of the stage's event file that earlier runs had written when this run began to work on it."""
     said_to: int | None = None
-    """And where its own events end; None while they do not, or where it did no work."""
+    """Where this run's events end in that file; None while the stage runs, or where it did no work."""
 
     @property
     def done(self) -> bool:
@@ -95,16 +103,21 @@ class RunRecord:
         return Path(self.home) / "runs" / self.id
 
     @property
+    def complete(self) -> bool:
+        """True where the run finished with all its stages."""
+        return self.status == "finished" and all(stage.done for stage in self.stages.values())
+
+    @property
     def state(self) -> RunState:
-        """`status`, or "died" where the record says "running" and no process is left that runs it."""
+        """`status`, or "died" where the record says "running" and no process runs it."""
         if self.status != "running" or self.is_alive():
             return self.status
-        # It may have ended between the reading of this record and the look at its lock.
+        # It may have ended after this record was read and before its lock was tried.
         status = RunRecord.load(self.folder).status
         return "died" if status == "running" else status
 
     def is_alive(self) -> bool:
-        """Say whether a process runs this run now, on whatever machine that shares the project folder."""
+        """Return whether a process runs this run, on any machine that shares the project folder."""
         try:
             with (self.folder / _ALIVE).open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -116,14 +129,14 @@ class RunRecord:
 
     @contextmanager
     def alive(self) -> Iterator[None]:
-        """Be alive: the kernel ends it with this process, however that ends."""
+        """Hold the run's lock: the kernel releases it when this process ends, however it ends."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / _ALIVE).open("wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def ask_to_stop(self, *, now: bool = False) -> None:
-        """Ask whoever runs this run to stop at the next checkpoints, or `now`: as Ctrl-C once and twice."""
+        """Ask the process of this run to stop at the next checkpoints, or `now`: as Ctrl-C once and twice."""
         path = self.folder / (_STOP_NOW if now else _PLEASE_STOP)
         try:
             path.touch()
@@ -131,7 +144,7 @@ class RunRecord:
             raise StoreError(f"{path}: cannot be written ({error.strerror})") from error
 
     def asked_to_stop(self) -> Literal["stop", "now"] | None:
-        """Say what `ask_to_stop` left."""
+        """Return how `ask_to_stop` was called, or None if it was not."""
         if (self.folder / _STOP_NOW).exists():
             return "now"
         return "stop" if (self.folder / _PLEASE_STOP).exists() else None
@@ -139,48 +152,189 @@ class RunRecord:
     def outputs(self, kind: str) -> list[Path]:
         """Return the output folders of the finished or reused stages of `kind`, in plan order."""
         return [
-            Path(one.folder) for one in self.stages.values() if one.kind == kind and one.done and one.folder
+            Path(stage.folder)
+            for stage in self.stages.values()
+            if stage.kind == kind and stage.done and stage.folder
         ]
 
     def save_configs(self, configs: Mapping[str, StageConfig]) -> None:
         """Write the stages' configurations, by stage."""
-        write_json(self.folder / _CONFIG, configs)
-
-    @property
-    def has_configs(self) -> bool:
-        """False of a run from before configurations were kept beside the record."""
-        return (self.folder / _CONFIG).exists()
-
-    def configs(self) -> dict[str, StageConfig]:
-        """Return the stages' configurations, by stage.
-
-        Raises:
-            StoreError: they are not there, or cannot be understood.
-        """
-        path = self.folder / _CONFIG
-        try:
-            found: dict[str, StageConfig] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{path}: the run's configurations cannot be read ({error})") from error
-        return found
+        write_json(self.folder / CONFIG, configs)
 
     def save(self) -> None:
         """Write `run.json` whole."""
-        write_json(self.folder / "run.json", asdict(self))
+        write_json(self.folder / RUN, asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> RunRecord:
-        """Read the record kept in `folder`.
+        """Read the record in `folder`.
 
         Raises:
-            StoreError: it is not there, or cannot be understood.
+            StoreError: it does not exist, or is not the record of a run.
         """
-        path = folder / "run.json"
+        return read_json(folder / RUN, cls, "the record of a run")
+
+
+# --- the reader ------------------------------------------------------------------------------------------
+
+Row = dict[str, JsonValue]
+"""Metric, or name of an axis → value."""
+
+Points = dict[int, float]
+"""A curve: step → value."""
+
+
+class Source(TypedDict):
+    """Where a number of the table comes from: a stage, and a file in its output."""
+
+    stage: str
+    file: str
+
+
+class Results(TypedDict):
+    """The `results.json` of a report stage; other keys are passed on as they are.
+
+    `sources` is parallel to `rows`, `policy_sources` to `policies`; runs of older versions have neither.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    pipeline: NotRequired[str]
+    rows: list[Row]
+    policy: NotRequired[Row]
+    policies: NotRequired[list[Row]]
+    sources: NotRequired[list[dict[str, Source]]]
+    policy_sources: NotRequired[list[dict[str, Source]]]
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A picture or table that a stage wrote at a step; `key` groups those of one subject over the steps."""
+
+    step: int
+    key: str
+    path: Path
+
+
+class Stage:
+    """One stage of a run with what its folder holds; each file is read when it is asked for, and once.
+
+    What does not exist is None or empty; a corrupt file is a StoreError.
+    """
+
+    def __init__(self, record: StageRecord, store: StageStore) -> None:
+        self.record = record
+        self.store = store
+
+    @property
+    def folder(self) -> Path | None:
+        """Its output, or its work folder while it is at work; None before it has begun. It may be gone."""
+        if self.record.done and self.record.folder:
+            return Path(self.record.folder)
+        if self.record.key is None:
+            return None
+        return self.store.current(self.store.folder(self.record.kind, self.record.key))
+
+    @cached_property
+    def manifest(self) -> Manifest | None:
+        """The files of its output, with their digests."""
+        return self._read(MANIFEST, Manifest, "the manifest of an output")
+
+    @cached_property
+    def origin(self) -> Origin | None:
+        """The run that made its output, and the key that it has."""
+        return self._read(KEY, Origin, "the key of an output")
+
+    @cached_property
+    def result(self) -> Row | None:
+        """The numbers that it measured, and the labels that go with them (`result.json`)."""
+        return self._read(RESULT, Row, "the result of a stage")
+
+    @property
+    def digest(self) -> str | None:
+        """The digest of its output as this run left it, or as it is now where the run did not record it."""
+        if self.record.digest is not None:
+            return self.record.digest
+        return self.manifest.digest if self.record.done and self.manifest else None
+
+    @cached_property
+    def curves(self) -> dict[str, Points]:
+        """Metric → curve over the optimiser steps; of a step that was done twice, the later value."""
+        curves: dict[str, Points] = {}
+        for event in self._events:
+            if event["kind"] == "metrics":
+                for metric, value in event["values"].items():
+                    curves.setdefault(metric, {})[event["step"]] = value
+        return curves
+
+    @cached_property
+    def files(self) -> list[WrittenFile]:
+        """The pictures and tables in its folder, in the order in which it wrote them."""
+        folder = self.folder
+        return [
+            WrittenFile(event["step"], event["key"], folder / event["path"])
+            for event in self._events
+            if event["kind"] == "file" and folder is not None
+        ]
+
+    @cached_property
+    def _events(self) -> list[dict[str, Any]]:
+        return [] if self.folder is None else [event for _, event in read_events(self.folder / EVENTS)]
+
+    def _read(self, name: str, form: type[Form], what: str) -> Form | None:
+        return None if self.folder is None else read_json_if_there(self.folder / name, form, what)
+
+
+class Run:
+    """Everything that is on disk of one run. Its record is as it was when it was opened."""
+
+    def __init__(self, record: RunRecord) -> None:
+        self.record = record
+        store = StageStore(Path(record.home))
+        self.stages = {name: Stage(stage, store) for name, stage in record.stages.items()}
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Read the record in `folder`; everything else is read when it is asked for.
+
+        Raises:
+            StoreError: there is no record, or it is corrupt.
+        """
+        return cls(RunRecord.load(folder))
+
+    def done(self, kind: str) -> list[Stage]:
+        """Return the stages of `kind` that finished or were reused, in plan order."""
+        return [stage for stage in self.stages.values() if stage.record.kind == kind and stage.record.done]
+
+    @cached_property
+    def configs(self) -> dict[str, StageConfig]:
+        """Stage → its configuration; empty of a run from before they were saved.
+
+        Raises:
+            StoreError: they cannot be read.
+        """
+        path = self.record.folder / CONFIG
+        form = dict[str, StageConfig]
+        return read_json_if_there(path, form, "the configurations of a run's stages") or {}
+
+    @cached_property
+    def environment(self) -> dict[str, str]:
+        """Versions, machine and command, by name; empty of a run from before they were saved."""
+        path = self.record.folder / ENVIRONMENT
+        return read_json_if_there(path, dict[str, str], "the environment of a run") or {}
+
+    @cached_property
+    def results(self) -> Results | None:
+        """The final table, as the last report stage wrote it; None if no report stage is done.
+
+        Raises:
+            StoreError: the report stage is done, and its table cannot be read.
+        """
+        reports = self.done("report")
+        if not reports:
+            return None
+        path = Path(str(reports[-1].record.folder)) / RESULTS
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-            raw["stages"] = {name: StageRecord(**one) for name, one in raw["stages"].items()}
-            return cls(**raw)
-        except OSError as error:
-            raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{path}: is not the record of a run ({error})") from error
+            return read_json(path, Results, "a table of results")
+        except StoreError as error:
+            raise StoreError(f"{error}; run the pipeline again") from error

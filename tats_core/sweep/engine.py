@@ -23,6 +23,7 @@ from tats_core.pipeline.observers import Observer
 from tats_core.store.outputs import make_folder
 from tats_core.sweep import page, spec, summary, trial
 from tats_core.sweep.progress import Progress, SweepUI
+from tats_core.sweep.results import results
 from tats_core.sweep.search import Points
 from tats_core.sweep.spec import Sweep, differences
 from tats_core.sweep.summary import Summary
@@ -100,7 +101,7 @@ def run(sweep: Sweep, home: Path, *, resume: bool, ui: SweepUI, stage_ui: Observ
     folder = trial.newest(home, sweep.name) if resume else None
     if folder is not None:
         check_same(sweep, folder)
-        ended = trial.results(folder)
+        ended = results(folder)
         if _complete(Points(sweep, folder), {result.id: result for result in ended}):
             done = Summary.of(sweep, ended, summary.busy_of(folder))
             done.write(folder)  # a kill may have come between the last trial and this
@@ -117,9 +118,9 @@ def run(sweep: Sweep, home: Path, *, resume: bool, ui: SweepUI, stage_ui: Observ
         spec.save(sweep, folder)
     ray_train.connect()
     if sweep.common and not _run_common_stages(sweep, home, stage_ui):
-        return Outcome(folder, Summary.of(sweep, trial.results(folder), None), True)
+        return Outcome(folder, Summary.of(sweep, results(folder), None), True)
     progress = Progress(sweep.count, width, time.time())
-    progress.ended = {result.id: result for result in trial.results(folder)}
+    progress.ended = {result.id: result for result in results(folder)}
     progress.before = len(progress.ended)
     from tats_core.sweep.tuning import Recorder  # Tune is slow to import
 

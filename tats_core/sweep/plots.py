@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tats_core.report import sweep_figures as figures
-from tats_core.report.sweep_figures import Curve, Look, Named, Series
-from tats_core.report.sweeps import Row, short
-from tats_core.report.tables import DASH
-from tats_core.store import logs
-from tats_core.store.run import RunRecord
+from tats_core.files import write_bytes
+from tats_core.report import charts
+from tats_core.report.charts import Curve, Named, Series
+from tats_core.report.sweeps import Row
+from tats_core.report.units import DASH, short_keys
+from tats_core.store.run import Run
 from tats_core.sweep.space import Range
 from tats_core.sweep.spec import Sweep
 from tats_core.sweep.trial import TrialResult
-from tats_core.training.events import read_events
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,195 +28,168 @@ _PANELS = 6  # of learning curves
 
 @dataclass(frozen=True)
 class Plot:
-    """A chart: its file's name, what it shows, and how it is drawn."""
+    """A chart: its file's name, what it shows, and the figure."""
 
     name: str
     caption: str
-    draw: Callable[[Look], Figure]
+    figure: Figure
 
-    def png(self, *, dark: bool = False) -> bytes:
-        """Return it as a picture of 256 colours, a third of the size."""
-        from PIL import Image
 
-        drawn, out = io.BytesIO(), io.BytesIO()
-        self.draw(Look(dark=dark)).savefig(drawn, format="png")
-        with Image.open(drawn) as picture:
-            few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        few.save(out, "PNG", dpi=(figures.DPI, figures.DPI))
-        return out.getvalue()
+class Missing(Exception):  # noqa: N818 (it is no error)
+    """Why a chart is not drawn."""
 
 
 @dataclass(frozen=True)
-class Plots:
-    """The charts of a sweep, and a sentence for each that it has not."""
+class Outcome:
+    """What a sweep has found so far, as its charts need it."""
 
-    there: list[Plot]
-    missing: list[str]
+    sweep: Sweep
+    folder: Path
+    rows: Sequence[Row]
+    """Those that have any value."""
+    trials: Sequence[TrialResult]
+    keys: Sequence[Named]
+    """Keys of the space that have more than one value."""
 
-    def write(self, folder: Path) -> None:
-        """Write all as PNG files below a sweep's folder, in the light colours."""
-        place = folder / FOLDER
-        place.mkdir(exist_ok=True)
-        for one in self.there:
-            beside = place / f"{one.name}.png.tmp"
-            beside.write_bytes(one.png())
-            beside.replace(place / f"{one.name}.png")
+    @property
+    def metrics(self) -> list[Named]:
+        """The metrics that any point has."""
+        measured = (
+            metric for metric in self.sweep.metrics if any(metric.name in row.values for row in self.rows)
+        )
+        return [Named(metric.name, metric.shown, metric.mode) for metric in measured]
 
+    @property
+    def objective(self) -> Named:
+        """The metric that is searched for."""
+        metric = self.sweep.objectives[0]
+        return Named(metric.name, metric.shown, metric.mode)
 
-def of(sweep: Sweep, folder: Path, rows: Sequence[Row], trials: Sequence[TrialResult]) -> Plots:
-    """Return the charts of what a sweep has found so far."""
-    plots = Plots([], [])
-    known = [row for row in rows if row.values]
-    keys = _varied(sweep, rows)
-    _against(sweep, keys, known, plots)
-    _learning(sweep, keys, folder, trials, plots)
-    _parallel(sweep, keys, known, plots)
-    _importance(sweep, keys, trials, plots)
-    _pareto(sweep, keys, known, plots)
-    return plots
-
-
-def _varied(sweep: Sweep, rows: Sequence[Row]) -> list[Named]:
-    """Return the keys of the space that have more than one value."""
-    names = short(list(sweep.space.values))
-    many = [key for key in names if len({repr(row.point[key]) for row in rows if key in row.point}) > 1]
-    return [Named(key, names[key]) for key in many]
-
-
-def _first(sweep: Sweep, keys: Sequence[Named], *, numeric: bool) -> Named | None:
-    for key in keys:
-        values = sweep.space.values[key.key]
-        if isinstance(values, Range):
-            continue
-        if all(isinstance(one, int | float) and not isinstance(one, bool) for one in values) is numeric:
-            return key
-    return None
-
-
-def _series(sweep: Sweep, keys: Sequence[Named]) -> Series | None:
-    """Return the first key whose values are words, where each can have a style of its own."""
-    found = _first(sweep, keys, numeric=False)
-    values = sweep.space.values[found.key] if found else ()
-    if found is None or isinstance(values, Range) or len(values) > figures.STYLES:
+    def first_key(self, *, numeric: bool) -> Named | None:
+        """Return the first key whose listed values are all numbers, or the first whose are not."""
+        for key in self.keys:
+            values = self.sweep.space.values[key.key]
+            if not isinstance(values, Range) and numeric is all(
+                isinstance(value, int | float) and not isinstance(value, bool) for value in values
+            ):
+                return key
         return None
-    return Series(found.key, found.title, tuple(values))
+
+    @property
+    def series(self) -> Series | None:
+        """The first key whose values are words, where each can have a style of its own."""
+        key = self.first_key(numeric=False)
+        values = self.sweep.space.values[key.key] if key else ()
+        if key is None or isinstance(values, Range) or len(values) > charts.SERIES:
+            return None
+        return Series(key.key, key.title, tuple(values))
 
 
-def _metrics(sweep: Sweep, rows: Sequence[Row]) -> list[Named]:
-    return [
-        Named(one.name, one.shown, one.mode)
-        for one in sweep.metrics
-        if any(one.name in row.values for row in rows)
-    ]
+def of(
+    sweep: Sweep, folder: Path, rows: Sequence[Row], trials: Sequence[TrialResult]
+) -> tuple[list[Plot], list[str]]:
+    """Return the charts of what a sweep has found so far, and a sentence for each that it has not."""
+    names = short_keys(list(sweep.space.values))
+    many = [key for key in names if len({repr(row.point[key]) for row in rows if key in row.point}) > 1]
+    known = [row for row in rows if row.values]
+    outcome = Outcome(sweep, folder, known, trials, [Named(key, names[key]) for key in many])
+    plots, missing = [], []
+    for draw in (_against, _learning, _parallel, _importance, _pareto):
+        try:
+            plots += draw(outcome)
+        except Missing as why:
+            missing.append(str(why))
+    return plots, missing
 
 
-def _objective(sweep: Sweep) -> Named:
-    one = sweep.objectives[0]
-    return Named(one.name, one.shown, one.mode)
+def write(plots: Sequence[Plot], folder: Path) -> None:
+    """Write charts as PNG files below a sweep's folder, in the light colours."""
+    for plot in plots:
+        write_bytes(folder / FOLDER / f"{plot.name}.png", charts.png(plot.figure))
 
 
-def _against(sweep: Sweep, keys: Sequence[Named], rows: Sequence[Row], plots: Plots) -> None:
-    x, series = _first(sweep, keys, numeric=True), _series(sweep, keys)
-    metrics = _metrics(sweep, rows)
+def _against(outcome: Outcome) -> list[Plot]:
+    x, series, metrics = outcome.first_key(numeric=True), outcome.series, outcome.metrics
     if x is None or not metrics:
-        plots.missing.append("Metrics against a key: no key of the grid has several numbers as its values.")
-        return
-    places = [(row.point.get(x.key), row.point.get(series.key) if series else None) for row in rows]
-    if len(set(places)) < len(places):
+        raise Missing("Metrics against a key: no key of the grid has several numbers as its values.")
+    points = [(row.point.get(x.key), row.point.get(series.key) if series else None) for row in outcome.rows]
+    if len(set(points)) < len(points):
         drawn = f"{x.title} and {series.title}" if series else x.title
-        plots.missing.append(f"Metrics against {x.title}: points differ in more than {drawn}.")
-        return
-    beside = f", by {series.title}" if series else ""
-    caption = f"Each metric against {x.title}{beside}: mean over seeds with its 95% interval (Student's t)."
-    plots.there.append(Plot("metrics", caption, lambda look: figures.against(rows, x, series, metrics, look)))
+        raise Missing(f"Metrics against {x.title}: points differ in more than {drawn}.")
+    by = f", by {series.title}" if series else ""
+    caption = f"Each metric against {x.title}{by}: mean over seeds with its 95% interval (Student's t)."
+    return [Plot("metrics", caption, charts.against(outcome.rows, x, series, metrics))]
 
 
-def _learning(
-    sweep: Sweep, keys: Sequence[Named], folder: Path, trials: Sequence[TrialResult], plots: Plots
-) -> None:
-    series = _series(sweep, keys)
+def _learning(outcome: Outcome) -> list[Plot]:
+    series = outcome.series
     panels: dict[str, list[Curve]] = {}
-    for trial in trials:
-        for name, points in curves(folder / "trials" / trial.id).items():
+    for trial in outcome.trials:
+        for name, points in curves(outcome.folder / "trials" / trial.id).items():
             if len(points) > 1:
                 value = trial.point.get(series.key) if series else None
                 panels.setdefault(name, []).append(Curve(value, list(points), list(points.values())))
-    numbers = [sweep.scheduler.metric, *(name for name in panels if name.endswith(".loss"))]
-    numbers += [one.name for one in sweep.metrics]
-    shown = [name for name in dict.fromkeys(numbers) if name in panels][:_PANELS]
-    if not shown:
-        plots.missing.append("Learning curves: no trial told of a number more than once.")
-        return
-    drawn = {name: panels[name] for name in shown}
+    wanted = [outcome.sweep.scheduler.metric, *(name for name in panels if name.endswith(".loss"))]
+    wanted += [metric.name for metric in outcome.sweep.metrics]
+    drawn = {name: panels[name] for name in wanted if name in panels}
+    if not drawn:
+        raise Missing("Learning curves: no trial told of a number more than once.")
+    drawn = {name: drawn[name] for name in list(drawn)[:_PANELS]}
     caption = f"Learning curves of the trials{f', by {series.title}' if series else ''}."
-    plots.there.append(Plot("curves", caption, lambda look: figures.learning(drawn, series, look)))
+    return [Plot("curves", caption, charts.learning(drawn, series.values if series else (None,)))]
 
 
 def curves(folder: Path) -> dict[str, dict[int, float]]:
-    """Return `stage.number` → step → value, of what the stages of a trial told that are not the sweep's own.
+    """Return `stage.metric` → step → value of a trial's stages, those of the sweep's own run left out.
 
     Args:
         folder: the trial's, `runs/<sweep's run>/trials/<id>`.
     """
     if not (folder / "run.json").exists():
         return {}
-    record = RunRecord.load(folder)
-    found: dict[str, dict[int, float]] = {}
-    for stage in record.stages.values():
-        place = logs.folder(record, stage)
-        for _, event in read_events(place / "events.jsonl") if place else ():
-            if event["kind"] == "metrics":
-                for key, value in event["values"].items():
-                    found.setdefault(f"{stage.stage}.{key}", {})[event["step"]] = value
-    return found
+    points: dict[str, dict[int, float]] = {}
+    for stage in Run.open(folder).stages.values():
+        for metric, curve in stage.curves.items():
+            points.setdefault(f"{stage.record.stage}.{metric}", {}).update(curve)
+    return points
 
 
-def _parallel(sweep: Sweep, keys: Sequence[Named], rows: Sequence[Row], plots: Plots) -> None:
-    best = _objective(sweep)
-    metrics = _metrics(sweep, rows)
-    measured = [row for row in rows if all(one.key in row.values for one in metrics)]
-    if len(keys) < 2 or len(measured) < 3 or best.key not in [one.key for one in metrics]:
-        plots.missing.append("Parallel coordinates: they need two keys and three measured points.")
-        return
+def _parallel(outcome: Outcome) -> list[Plot]:
+    metrics, best = outcome.metrics, outcome.objective
+    measured = [row for row in outcome.rows if all(metric.key in row.values for metric in metrics)]
+    if len(outcome.keys) < 2 or len(measured) < 3 or best.key not in [metric.key for metric in metrics]:
+        raise Missing("Parallel coordinates: they need two keys and three measured points.")
     caption = (
         f"Each line is one point (mean over seeds), coloured by {best.title}; {DASH}: the key means"
         " nothing there."
     )
-    plots.there.append(
-        Plot("parallel", caption, lambda look: figures.parallel(rows, keys, metrics, best, look))
-    )
+    return [Plot("parallel", caption, charts.parallel(outcome.rows, outcome.keys, metrics, best))]
 
 
-def _importance(sweep: Sweep, keys: Sequence[Named], trials: Sequence[TrialResult], plots: Plots) -> None:
-    if sweep.searcher.kind == "pbt":
-        plots.missing.append("Importance of the keys: a population changes them while it trains.")
-        return
-    best = _objective(sweep)
-    done = [one for one in trials if one.status == "finished" and best.key in one.metrics]
-    common = [key for key in keys if all(key.key in one.point for one in done)]
+def _importance(outcome: Outcome) -> list[Plot]:
+    if outcome.sweep.searcher.kind == "pbt":
+        raise Missing("Importance of the keys: a population changes them while it trains.")
+    best = outcome.objective
+    done = [trial for trial in outcome.trials if trial.status == "finished" and best.key in trial.metrics]
+    common = {key.key: key.title for key in outcome.keys if all(key.key in trial.point for trial in done)}
     needed = _TRIALS_A_KEY * len(common)
     if len(common) < 2:
-        plots.missing.append("Importance of the keys: fewer than two keys mean something at every point.")
-        return
+        raise Missing("Importance of the keys: fewer than two keys mean something at every point.")
     if len(done) < needed:
-        plots.missing.append(
+        raise Missing(
             f"Importance of the keys: {len(done)} finished trials say too little about {len(common)} keys"
             f" (asked for here: {needed})."
         )
-        return
-    found = importance({key.key: sweep.space.values[key.key] for key in common}, done, best)
-    if not found:
-        plots.missing.append(f"Importance of the keys: {best.title} is the same in all trials.")
-        return
-    titles = {key.key: key.title for key in common}
-    shares = {titles[key]: share for key, share in found.items()}
-    others = [key.title for key in keys if key not in common]
-    rest = f" Left out, as they mean something only at some points: {', '.join(others)}." if others else ""
+    shares = importance({key: outcome.sweep.space.values[key] for key in common}, done, best)
+    if not shares:
+        raise Missing(f"Importance of the keys: {best.title} is the same in all trials.")
+    others = ", ".join(key.title for key in outcome.keys if key.key not in common)
+    rest = f" Left out, as they mean something only at some points: {others}." if others else ""
     caption = (
         f"How much of the variance of {best.title} that the keys explain is each one's (fANOVA over"
         f" {len(done)} trials; its shares add up to 100%, whatever seeds do beside).{rest}"
     )
-    plots.there.append(Plot("importance", caption, lambda look: figures.importance(shares, look)))
+    return [Plot("importance", caption, charts.importance({common[key]: shares[key] for key in shares}))]
 
 
 def importance(space: Mapping[str, Any], trials: Sequence[TrialResult], metric: Named) -> dict[str, float]:
@@ -229,35 +200,30 @@ def importance(space: Mapping[str, Any], trials: Sequence[TrialResult], metric: 
 
     from tats_core.sweep import search
 
-    values = [one.metrics[metric.key] for one in trials]
+    values = [trial.metrics[metric.key] for trial in trials]
     if len(set(values)) == 1:
         return {}
     study = optuna.create_study(direction="minimize" if metric.mode == "min" else "maximize")
-    distributions = {key: search.distribution(one) for key, one in space.items()}
-    # A choice among values by its place: one feature of the forest, which can part any of the places. A
+    distributions = {key: search.distribution(domain) for key, domain in space.items()}
+    # A choice among values by its position: one feature of the forest, which can part any of the positions. A
     # feature for each value, as Optuna takes them, costs minutes where there are fifty.
-    choices = {
-        key: one.choices for key, one in distributions.items() if isinstance(one, CategoricalDistribution)
-    }
+    choices = {key: d.choices for key, d in distributions.items() if isinstance(d, CategoricalDistribution)}
     distributions |= {key: IntDistribution(0, len(among) - 1) for key, among in choices.items()}
-    for one, value in zip(trials, values, strict=True):
+    for trial, value in zip(trials, values, strict=True):
         params = {
-            key: choices[key].index(one.point[key]) if key in choices else one.point[key] for key in space
+            key: choices[key].index(trial.point[key]) if key in choices else trial.point[key] for key in space
         }
         study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))
     return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
 
 
-def _pareto(sweep: Sweep, keys: Sequence[Named], rows: Sequence[Row], plots: Plots) -> None:
-    judged = [one for one in _metrics(sweep, rows) if one.mode]
+def _pareto(outcome: Outcome) -> list[Plot]:
+    judged = [metric for metric in outcome.metrics if metric.mode]
     if len(judged) < 2:
-        return
+        return []
     first, second = judged[:2]
-    series = _series(sweep, keys)
     caption = (
         f"{first.title} against {second.title}: filled points are the Pareto front, which no other beats in"
         " both; bars are 95% intervals over seeds."
     )
-    plots.there.append(
-        Plot("pareto", caption, lambda look: figures.pareto(rows, first, second, series, look))
-    )
+    return [Plot("pareto", caption, charts.pareto(outcome.rows, first, second, outcome.series))]

@@ -26,7 +26,7 @@ from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import spec as pipelines
 from tats_core.pipeline.graph import Graph
 from tats_core.pipeline.spec import Pipeline, Scalar
-from tats_core.report.sweeps import short, value_text
+from tats_core.report.units import short_keys, value_text
 from tats_core.specs import NotIdentity, StrictModel
 from tats_core.stages import KINDS
 from tats_core.sweep.space import Constraint, Point, Range, Space
@@ -232,7 +232,7 @@ class Sweep(StrictModel):
 
     def label(self, trial: Trial) -> str:
         """Return a trial's values in few words: `mask_ratio=0.9 kind=tats seed=1`."""
-        names = short(self.keys)
+        names = short_keys(self.keys)
         values = [f"{names[key]}={value_text(value)}" for key, value in trial.point.items()]
         return " ".join([*values, *([] if trial.seed is None else [f"seed={trial.seed}"])])
 

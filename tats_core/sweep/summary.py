@@ -17,7 +17,9 @@ from tats_core import specs
 from tats_core.errors import StoreError
 from tats_core.files import write_json
 from tats_core.pipeline import spec as pipelines
-from tats_core.report import sweeps as tables
+from tats_core.report import sweeps
+from tats_core.report.table import Table
+from tats_core.report.units import short_keys, value_text
 from tats_core.sweep.spec import Sweep, plain
 from tats_core.sweep.trial import TrialResult
 
@@ -47,14 +49,14 @@ class Summary:
         return cls(sweep, sorted(trials, key=lambda one: place.get(one.id, len(place))), busy)
 
     @cached_property
-    def rows(self) -> list[tables.Row]:
+    def rows(self) -> list[sweeps.Row]:
         """The table: one row a point, of a grid in its order, else the best first; a population's newest."""
         plain = [asdict(one) for one in self._judged]
-        found = tables.rows(plain, [one.name for one in self.sweep.metrics], self.sweep.baseline)
+        found = sweeps.rows(plain, [one.name for one in self.sweep.metrics], self.sweep.baseline)
         objective = self.sweep.objectives[0]
         if self.sweep.searcher.kind == "grid":
             return found
-        return tables.ranked(found, objective.name, objective.mode or "max")
+        return sweeps.ranked(found, objective.name, objective.mode or "max")
 
     @property
     def _judged(self) -> list[TrialResult]:
@@ -66,15 +68,15 @@ class Summary:
         return [one for one in self.trials if one.point[until] == newest]
 
     @property
-    def columns(self) -> list[tables.Column]:
+    def columns(self) -> list[sweeps.Column]:
         """The metrics in the table."""
         return [(one.name, one.shown, one.digits) for one in self.sweep.metrics]
 
     @property
-    def best(self) -> tables.Row | None:
+    def best(self) -> sweeps.Row | None:
         """The point with the best mean of the first objective."""
         objective = self.sweep.objectives[0]
-        return tables.best(self.rows, objective.name, objective.mode or "max")
+        return sweeps.best(self.rows, objective.name, objective.mode or "max")
 
     @property
     def best_text(self) -> str:
@@ -82,8 +84,8 @@ class Summary:
         top, objective = self.best, self.sweep.objectives[0]
         if top is None:
             return ""
-        names = tables.short(self.sweep.keys)
-        values = " ".join(f"{names[key]}={tables.value_text(value)}" for key, value in top.point.items())
+        names = short_keys(self.sweep.keys)
+        values = " ".join(f"{names[key]}={value_text(value)}" for key, value in top.point.items())
         return f"best {objective.shown}: {top.values[objective.name].text(objective.digits)} with {values}"
 
     @property
@@ -104,9 +106,12 @@ class Summary:
         counted = ((same[0], len(same)) for same in alike.values())
         return sorted(counted, key=lambda cause: cause[1], reverse=True)
 
+    def _table(self, rows: Sequence[sweeps.Row]) -> Table:
+        return sweeps.table(rows, self.columns, self.sweep.objectives[0].name)
+
     def text(self) -> str:
         """Return the table for a terminal, which point is the best, and what the search took."""
-        lines = [tables.text(self.rows[:ROWS], self.columns, self.sweep.objectives[0].name), ""]
+        lines = [self._table(self.rows[:ROWS]).text(right=False), ""]
         if len(self.rows) > ROWS:
             lines.insert(1, f"and {len(self.rows) - ROWS} more points")
         counts = Counter(one.status for one in self.trials)
@@ -133,18 +138,18 @@ class Summary:
 
     def markdown(self) -> str:
         """Return the table as GitHub Markdown, with the best point."""
-        table = tables.markdown(self.rows, self.columns, self.sweep.objectives[0].name)
+        table = self._table(self.rows).markdown()
         return f"## {self.sweep.name}\n\n{table}\n{self.best_text}\n"
 
     def comma_separated(self) -> str:
         """Return the table as CSV, unrounded."""
-        return tables.comma_separated(self.rows, self.columns)
+        return sweeps.csv(self.rows, self.columns)
 
     def latex(self) -> str:
         """Return the table as LaTeX."""
         title = (self.sweep.title or self.sweep.name).rstrip(".") + "."
         objective = self.sweep.objectives[0].name
-        return tables.latex(self.rows, self.columns, objective, name=self.sweep.name, caption=title)
+        return sweeps.latex(self.rows, self.columns, objective, name=self.sweep.name, caption=title)
 
     def write(self, folder: Path) -> None:
         """Write `results.json`, `results.txt`, `results.csv` and `best.yaml`."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tats_core.errors import StoreError
-from tats_core.report import tables
+from tats_core.report import metrics
 from tats_core.specs import flatten
 from tats_core.store import environment
 from tats_core.store.journal import Operation, Spool
@@ -389,7 +389,7 @@ class Sender:
                     self.client.log_artifact(run_id, str(path), artifact_path="results")
         rows = results["rows"]
         if rows:
-            known = [key for key in tables.COLUMNS if any(key in row for row in rows)]
+            known = [key for key in metrics.EXPORTED if any(key in row for row in rows)]
             order = [*known, *(key for key in rows[0] if key not in known)]
             # As `log_table` writes it, which would add to a table that MLflow has already.
             table = {"columns": order, "data": [[row.get(key) for key in order] for row in rows]}
@@ -398,8 +398,8 @@ class Sender:
             self.client.set_tag(parent.id, "mlflow.loggedArtifacts", entry)
         values = numbers(results.get("policy", {}), "policy/")
         for row in rows:
-            metrics = {key: row.get(key) for key in tables.METRICS}
-            values |= numbers(metrics, f"{row['benchmark']}/{row['init']}/")
+            measured = {key: row.get(key) for key in metrics.RESULTS}
+            values |= numbers(measured, f"{row['benchmark']}/{row['init']}/")
         self._take_metrics(_PARENT, values, _now())
 
     def _end_run(self, operation: Operation) -> None:

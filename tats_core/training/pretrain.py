@@ -383,7 +383,8 @@ def pretrain(
             if at.step % config.log_every == 0 or at.step == steps:
                 events.metrics(at.step, world.mean(at.metrics))
                 latest = at.metrics | at.health
-                shown = {name: latest[name] for name in ("loss", "motion_lift") if name in latest}
+                names = ("loss", "motion_lift")
+                shown: dict[str, float] = {name: latest[name] for name in names if name in latest}
                 events.progress(
                     step=at.step, steps=steps, epoch=at.epoch + 1, epochs=config.last_epoch, shown=shown
                 )

@@ -92,7 +92,8 @@ def test_a_wrong_command_line_exits_with_2_and_names_the_nearest(
 def test_a_home_of_nobody_is_said_in_a_sentence(tats: Callable[..., Any]) -> None:
     ended = tats("runs", "--home", "~nosuchuser/runs")
     assert ended.code == 2
-    assert ended.err == "tats: --home ~nosuchuser/runs: '~' stands for no folder here; give the whole path\n"
+    sentence = "'~' cannot be expanded to a folder here; give the full path"
+    assert ended.err == f"tats: --home ~nosuchuser/runs: {sentence}\n"
 
 
 def test_a_pipeline_named_without_the_word_pipeline_is_understood(
@@ -102,7 +103,7 @@ def test_a_pipeline_named_without_the_word_pipeline_is_understood(
     (tmp_path / "pipelines" / "mine.yaml").write_text("name: mine\nstages: {}")
     ended = tats("run", "mine")
     assert ended.code == 2
-    assert ended.err == "tats: 'tats run mine' lacks a word; did you mean 'tats run pipeline mine'?\n"
+    assert ended.err == "tats: 'tats run mine' is incomplete; did you mean 'tats run pipeline mine'?\n"
 
 
 def test_list_shows_names_and_titles_in_columns(tats: Callable[..., Any], tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_a_project_folder_that_cannot_be_made_fails_the_command(
     assert ended.code == 1
     assert "MISSING  store" in ended.out
     assert "--home or TATS_HOME" in ended.out
-    assert ended.err == "tats: 1 needed thing is missing\n"
+    assert ended.err == "tats: 1 requirement is missing\n"
 
 
 def test_nothing_is_left_behind_in_the_project_folder(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tats_core.cli.gc import size
+from tats_core.cli.printing import size
 from tats_core.store.outputs import StageKey, StageStore
 
 
@@ -34,7 +34,7 @@ def test_without_apply_it_shows_what_can_go_and_deletes_nothing(
 
 
 def test_with_apply_it_is_gone_and_the_next_has_nothing_to_do(tats: Callable[..., Any], orphan: Path) -> None:
-    assert "1 folder gone" in tats("gc", "--apply").out
+    assert "1 folder deleted" in tats("gc", "--apply").out
     assert not orphan.exists()
     assert tats("gc").out == "Nothing can go; 0 runs and 0 B of what they use stay.\n"
 

@@ -20,7 +20,7 @@ def test_of_ten_thousand_runs_only_those_shown_are_opened(tats, kept, monkeypatc
     monkeypatch.setattr(RunRecord, "load", lambda folder: opened.append(folder) or load(folder))
     out = tats("runs", "--limit", "2").out
     assert opened == [newest.folder, older]
-    assert "2 of 10000 runs; more with --limit N or --all" in out
+    assert "2 of 10000 runs; list more with --limit N or --all" in out
 
 
 def test_a_record_that_cannot_be_read_hides_no_other_run(tats, kept):
@@ -30,7 +30,7 @@ def test_a_record_that_cannot_be_read_hides_no_other_run(tats, kept):
     assert ended.code == 2
     assert whole.id in ended.out
     assert f"{broken.folder / 'run.json'}: is not the record of a run" in ended.err
-    assert "more with" not in ended.out
+    assert "list more with" not in ended.out
 
 
 def test_the_log_of_a_stage_that_died_says_so(tats, kept):

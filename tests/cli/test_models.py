@@ -110,7 +110,7 @@ def test_several_models_are_a_sentence_with_how_to_choose(
         (("mine", "none.mp4", "--stage", "finetune[ssv2]"), "none.mp4: there is no such file"),
         (
             (".tats/stages/pretrain-0", "clip.mp4"),
-            "its model is pre-trained, and a fine-tuned one is needed here",
+            "its model is pre-trained, but a fine-tuned model is needed here",
         ),
         (("mni", "clip.mp4"), "'mni' is no run in "),
         (("mine", "text.mp4", "--stage", "finetune[ssv2]"), "text.mp4"),
@@ -160,7 +160,7 @@ def test_weights_says_what_a_checkpoint_holds_and_how_to_start_from_it(
         "clip       tubelet 2, patch 4, frames 2, size 8",
         "classes    6",
         "understood 18 tensors",
-        f"Start from it with the key 'encoder: {home.parent / 'hf'}' of a finetune or probe stage, "
+        f"Initialise from it with the key 'encoder: {home.parent / 'hf'}' of a finetune or probe stage, "
         "or with 'start:' of a pretrain stage.",
     ]
     said = json.loads(tats("weights", "hf", "--json").out)
@@ -185,7 +185,7 @@ def test_weights_names_what_it_does_not_know(tats: Callable[..., Any], home: Pat
     lines = tats("weights", "ada.pth").out.splitlines()
     assert lines[0] == "layout     VideoMAE"
     assert "unexpected 1 tensors: encoder.pos_embed_probs" in lines
-    assert any("heads leaves no trace" in line for line in lines)
+    assert any("do not determine the number of heads" in line for line in lines)
     done = tats("weights", "none.pth")
     assert (done.code, done.out) == (2, "")
     assert "none.pth: the checkpoint cannot be read (no such file or folder)" in done.err

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tats_core.cli.progress import LiveUI, PlainUI, Remaining, describe, duration, numbers
+from tats_core.cli.printing import duration, numbers, params
+from tats_core.cli.progress import LiveUI, PlainUI, Remaining
 from tats_core.pipeline.plan import Plan, PlanItem
 from tats_core.store.run import RunRecord, StageRecord
 
@@ -73,7 +74,7 @@ def test_visible_and_tokens_are_said_together_and_everything_else_by_its_name() 
         "device": "cpu",
     }
     assert (
-        describe(values) == "51 visible of 512 tokens, global batch 2,048, learning rate 0.000781, device cpu"
+        params(values) == "51 visible of 512 tokens, global batch 2,048, learning rate 0.000781, device cpu"
     )
 
 

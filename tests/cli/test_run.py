@@ -89,7 +89,7 @@ def test_a_finished_run_ends_with_its_table_its_legend_and_where_to_look_next(
     shown = tats("run", "pipeline", "mine").out
     assert "ssv2       pretrained   50.0  40.0–60.0" in shown
     assert "What each number means" in shown
-    assert shown.splitlines()[-4] == "Where to look next"
+    assert shown.splitlines()[-4] == "Next"
     assert "tats ui" in shown
     assert "tats results mine" in shown
 
@@ -103,7 +103,7 @@ def test_a_stopped_run_exits_with_130_and_the_line_that_goes_on(
     assert result.code == 130
     # What was forced has begun: going on must not force it again.
     line = "tats run pipeline mine --set 'data.title=a b' --only data"
-    assert result.out == f"Stopped; what is done is kept. Go on with: {line}\n"
+    assert result.out == f"Stopped; finished work is saved. Resume with: {line}\n"
 
 
 def test_a_failed_run_exits_with_1_its_reason_and_the_line_that_goes_on(
@@ -113,7 +113,8 @@ def test_a_failed_run_exits_with_1_its_reason_and_the_line_that_goes_on(
     result = tats("run", "pipeline", "mine", "--home", "there")
     assert result.code == 1
     assert result.err.startswith(
-        "tats: pretrain: the disk is full; what is done is kept, go on with: tats run pipeline mine --home "
+        "tats: pretrain: the disk is full; finished work is saved, "
+        "resume with: tats run pipeline mine --home "
     )
 
 
@@ -164,7 +165,9 @@ def test_results_before_any_run_says_how_to_make_one(
     result = tats("results", "mine")
     assert (result.code, result.out) == (2, "")
     home = tmp_path / ".tats"
-    assert result.err == f"tats: no finished run of 'mine' in {home}; make one with: tats run pipeline mine\n"
+    assert (
+        result.err == f"tats: no finished run of 'mine' in {home}; start one with: tats run pipeline mine\n"
+    )
 
 
 def test_a_table_that_was_deleted_is_said_in_a_sentence(

@@ -68,7 +68,7 @@ def test_a_port_in_use_is_said_before_anything_starts(tats: Callable[..., Any], 
         port = taken.getsockname()[1]
         ended = tats("ui", "--port", str(port))
     assert ended.code == 2
-    assert ended.err == f"tats: port {port} of 127.0.0.1 is in use; give another one with --port\n"
+    assert ended.err == f"tats: port {port} of 127.0.0.1 is in use; give another port with --port\n"
 
 
 def test_with_a_tracking_server_its_address_is_named(
@@ -77,5 +77,5 @@ def test_with_a_tracking_server_its_address_is_named(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://runs.example.org")
     ended = tats("ui")
     assert (ended.code, ended.out) == (
-        0, "The runs are kept by a tracking server: open https://runs.example.org\n"
+        0, "The runs are on an MLflow server: open https://runs.example.org\n"
     )  # fmt: skip

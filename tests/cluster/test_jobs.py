@@ -169,7 +169,7 @@ def test_a_sweep_that_was_stopped_resumes_with_the_trials_that_are_left(site):
 
     stopped = site.tats("stop", "tries")
     assert f"{job} has stopped; submit it again to resume" in stopped.stdout, stopped.stdout + stopped.stderr
-    assert "Stopped; what is done is kept" in site.tats("logs", job).stdout
+    assert "Stopped; finished work is saved" in site.tats("logs", job).stdout
 
     (site.folder / "go").touch()
     second = site.submit_sweep("tries")

@@ -304,7 +304,7 @@ def test_what_is_set_wins_over_the_benchmark() -> None:
 
 
 def test_options_that_contradict_each_other_are_refused_with_a_sentence() -> None:
-    with pytest.raises(SpecError, match="cache keeps videos in the training process"):
+    with pytest.raises(SpecError, match="cache holds videos in the training process"):
         validate(ClipOptions, {"cache": True, "decode_workers": 2}, "demo.yaml")
     with pytest.raises(SpecError, match="crop_area must be two positive numbers, the smaller first"):
         validate(ClipOptions, {"crop_area": [1.0, 0.5]}, "demo.yaml")

@@ -25,7 +25,7 @@ from .harness import STEP, Lab, same, until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 MOUNTS = os.geteuid() == 0
-GO_ON = "go on with: tats run pipeline"
+RESUME = "resume with: tats run pipeline"
 SAYS_DAMAGED = "the checkpoint step-000000006 is corrupt (state.pt has another content)"
 COMMIT = "tats_core.store.outputs:write_json"
 BAD_INPUT, FAILED, STOPPED = 2, 1, 130
@@ -80,7 +80,7 @@ def it_is_asked_to_end(lab: Lab) -> None:
         time.sleep(0.6)  # the workers look twice a second
     code, said = run.wait()
     assert code == STOPPED, said
-    assert GO_ON.capitalize() in said
+    assert RESUME.capitalize() in said
 
 
 def ctrl_c_is_pressed(lab: Lab) -> None:
@@ -92,7 +92,7 @@ def ctrl_c_is_pressed(lab: Lab) -> None:
     code, said = run.wait()
     assert code == STOPPED, said
     assert "Traceback" not in said
-    assert GO_ON.capitalize() in said
+    assert RESUME.capitalize() in said
 
 
 def ctrl_c_is_pressed_twice(lab: Lab) -> None:
@@ -112,7 +112,7 @@ def a_stage_raises(lab: Lab) -> None:
     code, said = lab.run(faults=twice)
     assert code == FAILED, said
     assert "injected" in one_sentence(said)
-    assert GO_ON in one_sentence(said)
+    assert RESUME in one_sentence(said)
 
 
 def a_storm_of_nans(lab: Lab) -> None:

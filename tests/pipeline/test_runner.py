@@ -19,7 +19,7 @@ from tats_core.pipeline import runner
 from tats_core.stages.base import StageContext
 from tats_core.store import code, history
 from tats_core.store.outputs import StageStore
-from tats_core.store.run import RunRecord
+from tats_core.store.run import Run, RunRecord
 from tests.toys import Grow, NoTracker, RecordingUI
 
 pytestmark = pytest.mark.usefixtures("no_tracker")
@@ -369,7 +369,7 @@ def test_a_run_is_alive_while_it_runs_and_keeps_the_configurations(load, home, m
     assert seen == ["running"]
     assert not record.is_alive()
     assert record.only == ["grow"]
-    kept = record.configs()["grow"]
+    kept = Run(record).configs["grow"]
     assert kept["set"] == {"init": "scratch", "add": 2}
     assert kept["all"] == {
         "benchmark": "none", "init": "scratch", "add": 2, "cpus": 1, "fail": "", "missing": ""

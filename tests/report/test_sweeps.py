@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tats_core.report import sweeps
+from tats_core.report.units import short_keys
 
 
 def trial(value, seed=0, status="finished", **point):
@@ -10,11 +11,11 @@ def trial(value, seed=0, status="finished", **point):
 
 
 def test_the_interval_is_students() -> None:
-    # mean 2, s = 1, t(2) = 4.303: 4.303 / sqrt(3)
+    # mean 2, s = 1, t(2) = 4.30265: 4.30265 / sqrt(3)
     found = sweeps.Estimate.of([1.0, 2.0, 3.0])
     assert found is not None
     assert found.mean == 2
-    assert found.half == pytest.approx(2.4843, abs=1e-4)
+    assert found.half == pytest.approx(2.48414, abs=1e-5)
     assert sweeps.Estimate.of([5.0]) == sweeps.Estimate(5.0, None, 1)
 
 
@@ -47,11 +48,15 @@ def test_the_best_is_by_mean_and_mode() -> None:
 
 
 def test_the_table_names_keys_by_as_few_words_as_tell_them_apart() -> None:
-    assert sweeps.short(["a.sampler.kind", "a.b.lr", "a.c.lr"]) == {
+    assert short_keys(["a.sampler.kind", "a.b.lr", "a.c.lr"]) == {
         "a.sampler.kind": "kind", "a.b.lr": "b.lr", "a.c.lr": "c.lr",
     }  # fmt: skip
     table = sweeps.rows([trial(1.26, 0, **{"s.kind": "tats"})], ["acc"], {})
-    assert sweeps.text(table, [("acc", "top-1", 1)], "acc").splitlines()[2].split() == ["tats", "1", "1.3"]
+    assert sweeps.table(table, [("acc", "top-1", 1)], "acc").text(right=False).splitlines()[2].split() == [
+        "tats",
+        "1",
+        "1.3",
+    ]
 
 
 COLUMNS = [("acc", "top-1", 1)]
@@ -63,7 +68,8 @@ TWO = [
 
 def test_the_table_in_markdown() -> None:
     # Two seeds that are 2 apart: half the interval is 12.706; the gain is 3 with both.
-    assert sweeps.markdown(sweeps.rows(TWO, ["acc"], {"s.kind": "random"}), COLUMNS, "acc").splitlines() == [
+    rows = sweeps.rows(TWO, ["acc"], {"s.kind": "random"})
+    assert sweeps.table(rows, COLUMNS, "acc").markdown().splitlines() == [
         "| kind | seeds | top-1 | top-1 − baseline |",
         "|---|---:|---:|---:|",
         "| random | 2 | 11.0 ± 12.7 | – |",
@@ -72,7 +78,7 @@ def test_the_table_in_markdown() -> None:
 
 
 def test_the_table_in_csv_is_unrounded_and_empty_where_nothing_was_measured() -> None:
-    text = sweeps.comma_separated(sweeps.rows(TWO[:3], ["acc"], {"s.kind": "random"}), COLUMNS)
+    text = sweeps.csv(sweeps.rows(TWO[:3], ["acc"], {"s.kind": "random"}), COLUMNS)
     head, random, other = text.splitlines()
     assert head == "s.kind,seeds,acc,acc.half,acc.gain,acc.gain_half"
     assert random.startswith("random,2,11.0,12.7")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tats_core.report.units import duration, moment
+from tats_core.report.units import duration, moment, short
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,19 @@ def test_a_duration_has_its_two_largest_units(seconds: float, shown: str) -> Non
 
 def test_a_moment_is_told_in_utc() -> None:
     assert moment(0) == "1970-01-01 00:00 UTC"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0"),
+        (0.5234, "0.523"),
+        (12.5, "12.5"),
+        (1234.5, "1,234"),
+        (4e-5, "4e-5"),
+        (-1.25e-7, "-1.2e-7"),
+        (100, "100"),
+    ],
+)
+def test_a_number_is_short(value: float, shown: str) -> None:
+    assert short(value) == shown

@@ -165,6 +165,19 @@ def test_a_report_joins_the_results_of_each_benchmark_and_start(context, tmp_pat
         "entropy_share": 0.5,
         "mask_ratio": 0.9,
     }
+    tuned, tested, probed = (
+        {"stage": f"{kind}[ssv2,pretrained]", "file": "result.json"}
+        for kind in ("finetune", "evaluate", "probe")
+    )
+    (sources, _), (policy_sources,) = results["sources"], results["policy_sources"]
+    assert sources == {
+        **dict.fromkeys(("seconds", "peak_memory_mb"), tuned),
+        **dict.fromkeys(("top1", *measured), tested),
+        **dict.fromkeys(("linear_top1", "knn_top1"), probed),
+    }
+    assert policy_sources == {
+        key: {"stage": "pretrain[]", "file": "result.json"} for key in results["policy"]
+    }
     with (ctx.out / "results.csv").open(newline="") as file:
         assert [row["top1"] for row in csv.DictReader(file)] == ["40.0", "20.0"]
     assert "40.0" in (ctx.out / "results.md").read_text()
@@ -180,10 +193,9 @@ def test_a_further_axis_gives_rows_of_its_own(tmp_path):
         result(tmp_path, "evaluate", {"sampler": sampler}, benchmark="ssv2", init="pretrained", top1=top1)
         for sampler, top1 in (("tats", 40.0), ("random", 30.0))
     ]
-    assert [(row["sampler"], row["top1"]) for row in report.join(inputs)] == [
-        ("tats", 40.0),
-        ("random", 30.0),
-    ]
+    rows, sources = report.join(inputs)
+    assert [(row["sampler"], row["top1"]) for row in rows] == [("tats", 40.0), ("random", 30.0)]
+    assert [source["top1"]["stage"] for source in sources] == ["evaluate[tats]", "evaluate[random]"]
 
 
 def test_a_stage_without_a_result_is_named(tmp_path):

@@ -61,9 +61,9 @@ def test_imports_inside_functions_count():
 
 
 def test_the_engine_and_the_messages_do_not_count():
-    found = code.digests(("tats_core.stages.report", "tats_core.report.tables"))
+    found = code.digests(("tats_core.stages.report", "tats_core.report.results"))
     assert "tats_core.stages.report" in found
-    assert "tats_core.report.tables" in found
+    assert "tats_core.report.results" in found
     assert (
         not {
             "tats_core.errors",
@@ -95,11 +95,11 @@ def test_a_module_that_is_edited_while_this_process_runs_is_known(tmp_path, monk
 
 
 def test_pictures_count_only_where_they_are_the_output():
-    drawn = {"tats_core.report.masks", "tats_core.report.figures", "tats_core.training.pictures"}
+    drawn = {"tats_core.report.masks", "tats_core.report.charts", "tats_core.training.pictures"}
     pretrain = code.digests(("tats_core.stages.pretrain",))
     assert not drawn & pretrain.keys()
     assert "tats_core.training.health" in pretrain
     evaluate = code.digests(("tats_core.stages.evaluate", "tats_core.report.classes"))
     assert "tats_core.report.classes" in evaluate
     assert not drawn & evaluate.keys()
-    assert "tats_core.report.figures" in code.digests(("tats_core.report.figures",))
+    assert "tats_core.report.charts" in code.digests(("tats_core.report.charts",))

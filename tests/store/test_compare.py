@@ -10,24 +10,28 @@ import pytest
 from tats_core.errors import SpecError
 from tats_core.store import compare
 from tats_core.store.compare import Difference
-from tats_core.store.run import StageRecord
+from tats_core.store.run import Run, StageRecord
+
+
+def opened(records):
+    return [Run(record) for record in records]
 
 
 def test_runs_of_one_configuration_differ_in_nothing_but_the_commit(kept):
     pair = [kept.run(1), kept.run(2)]
-    assert compare.configuration(pair) == []
-    assert compare.data(pair) == []
-    assert compare.code(pair) == [Difference("commit", (f"{1:040d}", f"{2:040d}"))]
+    assert compare.configuration(opened(pair)) == []
+    assert compare.data(opened(pair)) == []
+    assert compare.code(opened(pair)) == [Difference("commit", (f"{1:040d}", f"{2:040d}"))]
 
 
 def test_keys_code_and_data_that_differ_are_named(kept):
     runs = [kept.run(1), kept.run(2, epochs=5), kept.run(3, code="beef", seed=1)]
-    assert compare.configuration(runs) == [
+    assert compare.configuration(opened(runs)) == [
         Difference("data.seed", (0, 0, 1)),
         Difference("pretrain.epochs", (3, 5, 3)),
     ]
-    assert [one.name for one in compare.data(runs)] == ["data"]
-    modules = [one for one in compare.code(runs) if one.name != "commit"]
+    assert [one.name for one in compare.data(opened(runs))] == ["data"]
+    modules = [one for one in compare.code(opened(runs)) if one.name != "commit"]
     assert [one.name for one in modules] == ["data", "evaluate", "finetune", "pretrain", "report"]
     assert modules[0].values == ("c0de", "c0de", "beef")
 
@@ -41,7 +45,7 @@ def test_what_is_alike_in_all_instances_is_said_once_and_the_rest_by_instance(ke
             configs[name] = {"all": config, "set": config}
             record.stages[name] = StageRecord(name, "tune", "finetune", {}, [])
         record.save_configs(configs)
-    assert compare.configuration(pair) == [
+    assert compare.configuration(opened(pair)) == [
         Difference("tune.epochs", (2, 4)),
         Difference("tune[b].rate", (1, 3)),
     ]
@@ -49,15 +53,15 @@ def test_what_is_alike_in_all_instances_is_said_once_and_the_rest_by_instance(ke
 
 def test_a_stage_that_one_run_lacks_is_one_line(kept):
     pair = [kept.run(1), kept.run(2)]
-    configs = pair[1].configs()
+    configs = Run(pair[1]).configs
     del configs["evaluate"]
     pair[1].save_configs(configs)
-    assert compare.configuration(pair) == [Difference("evaluate", ("there", None))]
+    assert compare.configuration(opened(pair)) == [Difference("evaluate", ("there", None))]
 
 
 def test_a_difference_of_accuracies_has_newcombes_interval(kept):
     pair = [kept.run(1, top1=50.0), kept.run(2, top1=60.0)]
-    (result,) = compare.results(pair, "top1")
+    (result,) = compare.results(opened(pair), "top1")
     first, second = result.runs
     assert result.name == "ssv2/pretrained/top1"
     assert first is not None
@@ -87,12 +91,12 @@ def test_newcombes_example_is_met():
 def test_a_run_without_a_table_has_no_numbers_and_a_wrong_one_is_told_with_the_nearest(kept):
     pair = [kept.run(1), kept.run(2)]
     pair[0].stages["report"].status = "failed"
-    assert {one.name: [run is None for run in one.runs] for one in compare.results(pair)} == {
+    assert {one.name: [run is None for run in one.runs] for one in compare.results(opened(pair))} == {
         "ssv2/pretrained/top1": [True, False],
         "policy/motion_lift": [True, False],
     }
     with pytest.raises(SpecError, match="--metric tp1: the tables have no such number; did you mean 'top1'"):
-        compare.results(pair, "tp1")
+        compare.results(opened(pair), "tp1")
 
 
 def test_curves_are_read_from_the_events_and_a_replayed_step_counts_once(kept):
@@ -102,6 +106,6 @@ def test_curves_are_read_from_the_events_and_a_replayed_step_counts_once(kept):
             for step, value in ((1, 9.0), (2, loss), (1, loss)):
                 event = {"time": 0.0, "kind": "metrics", "step": step, "values": {"loss": value}}
                 file.write(json.dumps(event) + "\n")
-    assert compare.curves(pair, "loss") == {"pretrain": [{1: 1.0, 2: 1.0}, {1: 2.0, 2: 2.0}]}
+    assert compare.curves(opened(pair), "loss") == {"pretrain": [{1: 1.0, 2: 1.0}, {1: 2.0, 2: 2.0}]}
     with pytest.raises(SpecError, match=r"--metric los: no stage of these runs has such a curve.*'loss'"):
-        compare.curves(pair, "los")
+        compare.curves(opened(pair), "los")

@@ -50,7 +50,7 @@ def test_a_run_is_named_by_pipeline_id_or_its_beginning(home, said, meant):
 
 def test_a_beginning_of_several_names_lists_them(home):
     with pytest.raises(
-        SpecError, match=r"'demo-2026' begins the names of 2 runs \(demo-20260103.*more of it"
+        SpecError, match=r"the ids of 2 runs begin with 'demo-2026' \(demo-20260103.*more of the id"
     ):
         history.find("demo-2026", home)
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from tats_core.store.key_diff import Change, between, told
+from tats_core.store.key_diff import Change, between, in_words
 
 OLD = {
     "kind": "grow/1",
@@ -34,7 +34,7 @@ def test_each_component_is_told_with_what_was_and_what_is():
         Change("external", "ssv2", "e", "f"),
         Change("kind", "kind", "grow/1", "grow/2"),
     )
-    assert told(changes) == [
+    assert in_words(changes) == [
         "model.depth: 2 → 4",
         "only_once: true → none",
         "code changed: b, c (gone), d (new)",
@@ -47,7 +47,7 @@ def test_each_component_is_told_with_what_was_and_what_is():
 def test_of_many_modules_the_first_are_named_and_the_others_counted():
     code = dict.fromkeys("abcdef", "1")
     new = {"code": dict.fromkeys(code, "2")}
-    assert told(between({"code": code}, new)) == ["code changed: a, b, c, d and 2 more"]
+    assert in_words(between({"code": code}, new)) == ["code changed: a, b, c, d and 2 more"]
 
 
 def test_what_is_not_known_yet_is_not_compared():
@@ -58,7 +58,7 @@ def test_gathered_inputs_are_told_by_their_axes_and_equal_ones_cancel_out():
     def inputs(**digests: str) -> dict[str, object]:
         return {"inputs": [{"kind": "grow", "axes": {"x": x}, "digest": d} for x, d in digests.items()]}
 
-    assert told(between(inputs(a="1", b="1"), inputs(a="1", b="2", c="1"))) == [
+    assert in_words(between(inputs(a="1", b="1"), inputs(a="1", b="2", c="1"))) == [
         "inputs changed: grow[b], grow[c] (new)"
     ]
-    assert told(between(inputs(a="1", b="1"), inputs(a="1"))) == ["inputs changed: grow[b] (gone)"]
+    assert in_words(between(inputs(a="1", b="1"), inputs(a="1"))) == ["inputs changed: grow[b] (gone)"]

@@ -11,16 +11,18 @@ import pytest
 
 from tats_core.errors import SpecError, StoreError
 from tats_core.store import lineage
-from tats_core.store.run import StageRecord
+from tats_core.store.run import Run, StageRecord
 
 
 def faults(record, *ends, whole=True):
-    return {link.stage: link.faults for link in lineage.chain(record, list(ends), whole=whole) if link.faults}
+    return {
+        link.stage: link.faults for link in lineage.chain(Run(record), list(ends), whole=whole) if link.faults
+    }
 
 
 def test_a_number_is_found_with_its_interval_its_place_and_the_stage_that_measured_it(kept):
     record = kept.run(1)
-    one = lineage.numbers(record)["ssv2/pretrained/top1"]
+    one = lineage.numbers(Run(record))["ssv2/pretrained/top1"]
     assert (one.value, one.low, one.high, one.clips) == (50.0, 40.0, 58.0, 90)
     assert one.place == "rows[0].top1"
     assert one.file == f"{record.stages['report'].folder}/results.json"
@@ -30,7 +32,7 @@ def test_a_number_is_found_with_its_interval_its_place_and_the_stage_that_measur
 
 
 def test_every_number_has_the_stage_that_measured_it(kept):
-    found = lineage.numbers(kept.run(1))
+    found = lineage.numbers(Run(kept.run(1)))
     assert {name: one.source for name, one in found.items()} == {
         "ssv2/pretrained/seconds": "finetune",
         "ssv2/pretrained/top1": "evaluate",
@@ -45,7 +47,7 @@ def test_every_number_has_the_stage_that_measured_it(kept):
 def test_the_chain_goes_back_to_data_and_names_who_made_what(kept):
     first = kept.run(1)
     record = kept.run(2, reuse=first, epochs=4)
-    links = {link.stage: link for link in lineage.chain(record, ["evaluate"], whole=True)}
+    links = {link.stage: link for link in lineage.chain(Run(record), ["evaluate"], whole=True)}
     assert list(links) == ["evaluate", "finetune", "pretrain", "data"]
     assert all(link.faults == [] for link in links.values())
     assert (links["data"].run, links["data"].commit) == (first.id, first.git_commit)
@@ -104,7 +106,7 @@ def test_a_table_that_no_longer_says_what_was_measured_is_told(kept):
     table = json.loads(path.read_text())
     table["rows"][0]["top1"] = 99.0
     path.write_text(json.dumps(table))
-    (fault,) = lineage.numbers(record)["ssv2/pretrained/top1"].faults
+    (fault,) = lineage.numbers(Run(record))["ssv2/pretrained/top1"].faults
     assert fault.endswith("result.json says 50.0 now, and the table 99.0")
     assert faults(record, "report")["report"] == ["results.json has another content"]
 
@@ -112,23 +114,33 @@ def test_a_table_that_no_longer_says_what_was_measured_is_told(kept):
 def test_a_wrong_name_is_told_with_the_nearest_and_a_stage_is_no_number(kept):
     record = kept.run(1)
     with pytest.raises(SpecError, match="named 'ssv2/pretrained/top'; did you mean 'ssv2/pretrained/top1'"):
-        lineage.find_number(record, "ssv2/pretrained/top")
+        lineage.find_number(Run(record), "ssv2/pretrained/top")
     with pytest.raises(SpecError, match="named 'zzz'; a number is named like 'ssv2/pretrained/top1'"):
-        lineage.find_number(record, "zzz")
-    assert lineage.find_number(record, "pretrain") is None
+        lineage.find_number(Run(record), "zzz")
+    assert lineage.find_number(Run(record), "pretrain") is None
 
 
 def test_a_run_without_a_table_says_why(kept):
     record = kept.run(1)
     record.stages["report"].status = "waiting"
     with pytest.raises(StoreError, match="no table of results: its report stage is waiting"):
-        lineage.numbers(record)
+        lineage.numbers(Run(record))
     del record.stages["report"]
     with pytest.raises(StoreError, match="no table of results: it has no report stage"):
-        lineage.numbers(record)
+        lineage.numbers(Run(record))
 
 
 def test_a_stage_that_has_no_output_yet_is_a_link_that_says_so(kept):
     record = kept.run(1)
     record.stages["evaluate"] = StageRecord("evaluate", "evaluate", "evaluate", {}, ["finetune"], "running")
     assert faults(record, "evaluate") == {"evaluate": ["it is running, there is no output yet"]}
+
+
+def test_a_table_of_an_older_version_that_names_no_sources_is_an_error(kept):
+    record = kept.run(1)
+    path = Path(str(record.stages["report"].folder)) / "results.json"
+    table = json.loads(path.read_text())
+    del table["sources"], table["policy_sources"]
+    path.write_text(json.dumps(table))
+    with pytest.raises(StoreError, match=r"did not record where .* come from; run the pipeline mine again"):
+        lineage.numbers(Run(record))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tats_core.store import logs
-from tats_core.store.logs import StageVoice
-from tats_core.store.run import RunRecord, StageRecord
+from tats_core.store.logs import StageLog
+from tats_core.store.run import Run, RunRecord, StageRecord
 
 KEY = "f" * 64
 
@@ -36,12 +36,14 @@ def note(folder: Path, time: float, text: str) -> None:
         file.write(json.dumps({"time": time, "kind": "note", "text": text}) + "\n")
 
 
-def said(voice: StageVoice, record: RunRecord) -> list[str]:
-    return [one.event["text"] if one.event else f"{one.source}: {one.line}" for one in voice.read(record)]
+def said(voice: StageLog, record: RunRecord) -> list[str]:
+    return [
+        one.event["text"] if one.event else f"{one.source}: {one.line}" for one in voice.read(Run(record))
+    ]
 
 
 def test_each_look_tells_what_is_new_also_after_the_commit_renamed_the_folder(record, partial):
-    voice = StageVoice("train")
+    voice = StageLog("train")
     assert said(voice, record) == []
     note(partial, 101.0, "one")
     (partial / "log" / "worker-0.log").write_text("hello\nhal")
@@ -66,21 +68,23 @@ def test_what_other_runs_said_in_the_same_folder_is_left_out_whatever_their_cloc
     note(partial, 50.0, "this run")
     stage.status, stage.said_to = "stopped", events.stat().st_size
     note(partial, 60.0, "a later attempt")
-    assert said(StageVoice("train"), record) == ["this run"]
+    assert said(StageLog("train"), record) == ["this run"]
 
 
 def test_what_the_run_said_that_made_the_output_again_is_not_this_runs(record, partial):
     note(partial, 101.0, "the newer one")
-    (partial / "key.json").write_text('{"run": "toy-20260103-030405000-ab"}')
+    (partial / "key.json").write_text(
+        '{"run": "toy-2026", "pipeline": "toy", "stage": "train", "time": 1, "components": {}}'
+    )
     stage = record.stages["train"]
     stage.status, stage.folder, stage.said_to = "finished", str(partial), 1000
-    assert said(StageVoice("train"), record) == []
+    assert said(StageLog("train"), record) == []
     stage.status = "cached"
-    assert said(StageVoice("train"), record) == ["the newer one"]
+    assert said(StageLog("train"), record) == ["the newer one"]
 
 
 def test_a_forced_attempt_that_begins_anew_is_read_from_its_start(record, partial):
-    voice = StageVoice("train")
+    voice = StageLog("train")
     note(partial, 101.0, "a long sentence of the first attempt")
     assert len(said(voice, record)) == 1
     (partial / "events.jsonl").unlink()
@@ -93,10 +97,10 @@ def test_one_worker_alone_can_be_heard_and_a_last_line_without_end_is_told_when_
     (partial / "log" / "worker-0.log").write_text("zero\n")
     (partial / "log" / "worker-1.log").write_text("one\nlast")
     (partial / "log" / "stopped").touch()
-    assert logs.workers(record, "train") == [0, 1]
-    assert said(StageVoice("train", 1), record) == ["worker 1: one"]
+    assert logs.workers(Run(record).stages["train"]) == [0, 1]
+    assert said(StageLog("train", 1), record) == ["worker 1: one"]
     record.stages["train"].status = "failed"
-    assert said(StageVoice("train", 1), record) == ["worker 1: one", "worker 1: last"]
+    assert said(StageLog("train", 1), record) == ["worker 1: one", "worker 1: last"]
 
 
 def test_of_a_long_history_only_the_end_is_read_for_the_progress(record, partial, monkeypatch):
@@ -105,16 +109,16 @@ def test_of_a_long_history_only_the_end_is_read_for_the_progress(record, partial
         for step in range(1, 101):
             file.write(json.dumps({"time": 100.0 + step, "kind": "progress", "step": step}) + "\n")
             file.write(json.dumps({"time": 100.0 + step, "kind": "metrics", "values": {}}) + "\n")
-    steps = [event["step"] for event in logs.recent_progress(record, record.stages["train"])]
+    steps = [event["step"] for event in logs.recent_progress(Run(record).stages["train"])]
     assert steps == list(range(steps[0], 101))
     assert 2 <= len(steps) < 10
     os.truncate(partial / "events.jsonl", 0)
-    assert logs.recent_progress(record, record.stages["train"]) == []
+    assert logs.recent_progress(Run(record).stages["train"]) == []
 
 
 def test_a_stage_that_has_not_begun_says_nothing(record):
     stage = record.stages["train"]
     stage.key, stage.status = None, "waiting"
-    assert logs.folder(record, stage) is None
-    assert said(StageVoice("train"), record) == []
-    assert logs.recent_progress(record, stage) == []
+    assert Run(record).stages["train"].folder is None
+    assert said(StageLog("train"), record) == []
+    assert logs.recent_progress(Run(record).stages["train"]) == []

@@ -14,7 +14,7 @@ from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
 from tats_core.store.history import find_finished
-from tats_core.store.models import find_model, find_one
+from tats_core.store.models import find_model, find_model_of
 from tats_core.store.run import RunRecord, StageRecord
 from tats_core.training import weights
 
@@ -105,7 +105,7 @@ def test_several_models_are_listed_with_how_to_choose(home: Path, run: Callable[
         find_model("mine", home, "finetune", "finetune")
     chosen = find_model("mine", home, "finetune", "finetune[b,scratch]")
     assert chosen == Path(record.stages["finetune[b,scratch]"].folder or "")
-    with pytest.raises(SpecError, match=r"is called so; did you mean 'finetune\[b,scratch\]'\?"):
+    with pytest.raises(SpecError, match=r"trains no stage of this name; did you mean 'finetune\[b,s"):
         find_model("mine", home, "finetune", "finetune[b,scrtch]")
 
 
@@ -119,23 +119,23 @@ def test_two_stages_that_share_one_output_are_one_model(home: Path, run: Callabl
 def test_of_any_kind_the_stage_tells_which(home: Path, run: Callable[..., RunRecord]) -> None:
     run("110000", "finetune")
     with pytest.raises(SpecError, match="has 2 fine-tuned or pre-trained models: pretrain, finetune; "):
-        find_one("mine", home, ("finetune", "pretrain"))
-    assert find_one("mine", home, ("finetune", "pretrain"), "pretrain")[1] == "pretrain"
-    assert find_one("mine", home, ("finetune", "pretrain"), "finetune")[1] == "finetune"
+        find_model_of("mine", home, ("finetune", "pretrain"))
+    assert find_model_of("mine", home, ("finetune", "pretrain"), "pretrain")[1] == "pretrain"
+    assert find_model_of("mine", home, ("finetune", "pretrain"), "finetune")[1] == "finetune"
 
 
 def test_a_folder_is_the_model_in_it(home: Path, tmp_path: Path) -> None:
     tuned, pre = _model(tmp_path / "tuned", "finetune"), _model(tmp_path / "pre", "pretrain")
     assert find_model(str(tuned), home, "finetune") == tuned
     assert find_model("pre", home, "pretrain") == pre  # from the working directory
-    assert find_one(str(pre), home, ("finetune", "pretrain")) == (pre, "pretrain")
-    with pytest.raises(WeightsError, match="its model is pre-trained, and a fine-tuned one is needed here"):
+    assert find_model_of(str(pre), home, ("finetune", "pretrain")) == (pre, "pretrain")
+    with pytest.raises(WeightsError, match="its model is pre-trained, but a fine-tuned model is needed here"):
         find_model(str(pre), home, "finetune")
-    with pytest.raises(WeightsError, match="its model is fine-tuned, and a pre-trained one is needed here"):
+    with pytest.raises(WeightsError, match="its model is fine-tuned, but a pre-trained model is needed here"):
         find_model(str(tuned), home, "pretrain")
-    with pytest.raises(SpecError, match="is a folder of one model; leave out --stage"):
+    with pytest.raises(SpecError, match="is the folder of a single model; leave out --stage"):
         find_model(str(tuned), home, "finetune", "finetune")
-    with pytest.raises(WeightsError, match="holds no model of ours"):
+    with pytest.raises(WeightsError, match="holds no model of TATS"):
         find_model(str(tmp_path), home, "finetune")
 
 
@@ -158,7 +158,7 @@ def test_the_beginning_of_an_id_and_the_latest_run_are_found_as_elsewhere(
     latest = run("120000", "finetune", status="failed", finetune="failed")
     assert find_finished(first.id[:-4], home).id == first.id
     assert find_finished("latest", home).id == latest.id
-    with pytest.raises(SpecError, match=r"'mine-2026' begins the names of 2 runs"):
+    with pytest.raises(SpecError, match=r"the ids of 2 runs begin with 'mine-2026'"):
         find_finished("mine-2026", home)
 
 

@@ -43,7 +43,7 @@ def test_a_commit_leaves_the_output_and_nothing_of_the_attempt(store):
     assert sorted(path.name for path in folder.iterdir()) == ["key.json", "manifest.json", "value.txt"]
     assert not store.partial(folder).exists()
     assert store.fault(folder, KEY) is None
-    assert store.origin(folder)["components"] == KEY.components
+    assert store.origin(folder).components == KEY.components
 
 
 def test_an_output_that_is_not_there_has_an_empty_fault(store):

@@ -1,14 +1,19 @@
-"""Who is alive, who has died, and who was asked to stop."""
+"""A run on disk: its record, its state, and the reader of all that is in it."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from tats_core.store.run import RunRecord
+import pytest
+
+from tats_core.errors import StoreError
+from tats_core.files import write_json
+from tats_core.store.run import Run, RunRecord, WrittenFile
 
 _HOLD = """
 import sys, time
@@ -68,3 +73,51 @@ def test_a_request_to_stop_at_once_outdoes_one_to_stop(tmp_path):
     assert record.asked_to_stop() == "stop"
     record.ask_to_stop(now=True)
     assert record.asked_to_stop() == "now"
+
+
+def test_a_run_is_read_with_its_stages_results_curves_configurations_and_environment(kept):
+    record = kept.run(1)
+    pretrain = Path(str(record.stages["pretrain"].folder))
+    with (pretrain / "events.jsonl").open("w") as file:
+        for step, loss in ((1, 9.0), (2, 2.0), (1, 1.0)):
+            file.write(json.dumps({"kind": "metrics", "step": step, "values": {"loss": loss}}) + "\n")
+        file.write(json.dumps({"kind": "file", "step": 2, "key": "masks/a", "path": "a.png"}) + "\n")
+    write_json(record.folder / "environment.json", {"torch": "2.14"})
+    run = Run.open(record.folder)
+    stage = run.stages["pretrain"]
+    assert run.record == record
+    assert stage.folder == pretrain
+    assert stage.result == {"motion_lift": 2.5, "mask_ratio": 0.9, "sampler": "tats"}
+    assert stage.curves == {"loss": {1: 1.0, 2: 2.0}}, "of a step that was done twice, the later value"
+    assert stage.files == [WrittenFile(2, "masks/a", pretrain / "a.png")]
+    assert (stage.origin.run, stage.digest) == (record.id, record.stages["pretrain"].digest)
+    assert run.configs["pretrain"]["set"]["epochs"] == 3
+    assert run.environment == {"torch": "2.14"}
+    assert run.results["rows"][0]["top1"] == 50.0
+
+
+def test_keys_of_later_versions_are_ignored_and_what_is_not_a_record_is_one_sentence(kept):
+    record = kept.run(1)
+    path = record.folder / "run.json"
+    content = json.loads(path.read_text())
+    content["stages"]["data"]["colour"] = content["weather"] = "green"
+    write_json(path, content)
+    assert RunRecord.load(record.folder) == record
+    content["stages"]["data"]["status"] = "asleep"
+    write_json(path, content)
+    with pytest.raises(StoreError, match=r"run.json: is not the record of a run \(stages.data.status: "):
+        Run.open(record.folder)
+
+
+def test_what_a_run_does_not_have_is_none_or_empty(kept):
+    record = kept.run(1)
+    record.stages["report"].status = "waiting"
+    record.stages["report"].key = None
+    (record.folder / "config.json").unlink()
+    run = Run(record)
+    stage = run.stages["report"]
+    assert (run.results, run.configs, run.environment) == (None, {}, {})
+    assert (stage.folder, stage.result, stage.curves, stage.files) == (None, None, {}, [])
+    (Path(str(record.stages["data"].folder)) / "result.json").write_text("[1]")
+    with pytest.raises(StoreError, match=r"result.json: is not the result of a stage"):
+        _ = run.stages["data"].result

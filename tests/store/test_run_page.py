@@ -116,7 +116,7 @@ def test_a_page_has_every_section(record):
         "<code>d1d1d1d1d1d1</code>",
         "toy-0",
         "c0ffee",
-        "tats run pipeline toy --set &#x27;pretrain.note=it",
+        "tats run pipeline toy --set &#39;pretrain.note=it",
     ):
         assert said in text, said
 

@@ -151,7 +151,7 @@ def test_a_server_that_is_away_for_the_whole_run_is_told_later(load, home, ui, s
     (note,) = [text for _, text in ui.of("note") if text.startswith("MLflow: ")]
     assert f"entries could not be sent to {server.uri}" in note
     assert "`tats sync` sends them" in note
-    assert tats_sync(home) == (1, "1 run waits still; try again when the tracking server answers")
+    assert tats_sync(home) == (1, "1 run is not sent yet; try again when the MLflow server answers")
     server.start()
     assert tats_sync(home) == (0, "")
     assert told(server, record.id) == WHOLE

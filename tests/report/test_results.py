@@ -1,4 +1,4 @@
-"""The tables, on rows whose every number is known."""
+"""The tables of results, on rows whose every number is known."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import csv
 import io
 from typing import Any
 
-from tats_core.report import tables
+from tats_core.report import metrics, results
+from tats_core.report.table import latex_text
+from tats_core.report.units import number
 
 
 def row(benchmark: str, init: str, top1: float, **more: Any) -> dict[str, Any]:
@@ -28,7 +30,7 @@ RESULTS = {"pipeline": "demo", "rows": ROWS, "policy": POLICY}
 
 
 def test_the_terminal_table_is_exactly_this() -> None:
-    assert tables.text(RESULTS) == "\n".join(
+    assert results.text(RESULTS) == "\n".join(
         [
             "Fine-tuned",
             "benchmark  start       top-1        95%  top-5  class  ECE  chance  clips",
@@ -57,7 +59,7 @@ def test_the_terminal_table_is_exactly_this() -> None:
 
 
 def test_markdown_puts_pretrained_and_scratch_of_a_benchmark_on_one_line() -> None:
-    lines = tables.markdown(RESULTS).splitlines()
+    lines = results.markdown(RESULTS).splitlines()
     assert lines[0] == "## demo"
     assert (
         "| ssv2 | 50.0 (45.0–55.0) | 30.0 (25.0–35.0) | 90.0 | 90.0 | 48.0 | – | – | 7.5 "
@@ -68,55 +70,55 @@ def test_markdown_puts_pretrained_and_scratch_of_a_benchmark_on_one_line() -> No
 
 
 def test_csv_has_a_line_for_each_row_and_an_empty_field_for_what_was_not_measured() -> None:
-    read = list(csv.DictReader(io.StringIO(tables.comma_separated(RESULTS))))
+    read = list(csv.DictReader(io.StringIO(results.csv(RESULTS))))
     assert [(one["benchmark"], one["init"], one["top1"], one["knn_top1"]) for one in read] == [
         ("ssv2", "pretrained", "50.0", "25.0"),
         ("ssv2", "scratch", "30.0", ""),
         ("ucf101", "pretrained", "60.0", ""),
         ("ucf101", "scratch", "20.0", ""),
     ]
-    assert tuple(read[0]) == tables.COLUMNS
+    assert tuple(read[0]) == metrics.EXPORTED
 
 
 def test_a_mean_is_taken_only_over_benchmarks_that_every_start_was_measured_on() -> None:
     rows = [*ROWS, row("hmdb51", "pretrained", 99.0)]
-    means = tables.mean_of_benchmarks(rows)
+    means = results.mean_of_benchmarks(rows)
     assert means["pretrained"]["top1"] == (50.0 + 60.0) / 2
     assert means["scratch"]["top1"] == (30.0 + 20.0) / 2
 
 
 def test_a_benchmark_measured_twice_keeps_both_rows() -> None:
     rows = [row("ssv2", "pretrained", 50.0, seed=0), row("ssv2", "pretrained", 52.0, seed=1)]
-    assert {name: pair["pretrained"]["top1"] for name, pair in tables.by_benchmark(rows).items()} == {
+    assert {name: pair["pretrained"]["top1"] for name, pair in results.by_benchmark(rows).items()} == {
         "ssv2": 50.0,
         "ssv2 #2": 52.0,
     }
 
 
 def test_one_benchmark_has_no_mean() -> None:
-    assert tables.mean_of_benchmarks(ROWS[:2]) == {}
-    assert "mean" not in tables.text({**RESULTS, "rows": ROWS[:2]})
+    assert results.mean_of_benchmarks(ROWS[:2]) == {}
+    assert "mean" not in results.text({**RESULTS, "rows": ROWS[:2]})
 
 
 def test_a_zero_is_a_number_and_not_a_dash() -> None:
-    assert tables.number(0.0) == "0.0"
-    assert tables.number(None) == "–"
+    assert number(0.0) == "0.0"
+    assert number(None) == "–"
 
 
 def test_without_a_policy_nothing_is_said_about_one() -> None:
-    assert "policy" not in tables.text({**RESULTS, "policy": {}})
-    assert tables.text({**RESULTS, "policy": None}) == tables.text({**RESULTS, "policy": {}})
+    assert "policy" not in results.text({**RESULTS, "policy": {}})
+    assert results.text({**RESULTS, "policy": None}) == results.text({**RESULTS, "policy": {}})
 
 
 def test_a_column_or_a_table_of_which_nothing_was_measured_is_left_out() -> None:
     probed = {"pipeline": "p", "rows": [{"benchmark": "ssv2", "init": "scratch", "attentive_top1": 31.0}]}
-    assert tables.text(probed).splitlines() == [
+    assert results.text(probed).splitlines() == [
         "Frozen encoder",
         "benchmark  start    attentive",
         "─────────  ───────  ─────────",
         "ssv2       scratch       31.0",
     ]
-    assert "| benchmark | attentive pretrained | attentive scratch | chance | clips |" in tables.markdown(
+    assert "| benchmark | attentive pretrained | attentive scratch | chance | clips |" in results.markdown(
         probed
     )
 
@@ -125,20 +127,20 @@ def test_the_widest_table_fits_a_terminal() -> None:
     widest = [
         row(name, init, 95.0, top5=100.0, mean_class_accuracy=100.0, ece=55.5, clips=24777)
         for name in ("kinetics400", "ucf101")
-        for init in tables.INITS
+        for init in results.STARTS
     ]
-    assert max(map(len, tables.text({**RESULTS, "rows": widest}).splitlines())) <= 79
+    assert max(map(len, results.text({**RESULTS, "rows": widest}).splitlines())) <= 79
 
 
 def test_every_column_of_the_table_is_explained_within_79_characters_a_line() -> None:
-    legend = tables.legend()
+    legend = results.legend()
     for word in (
         *("top-1", "95%", "top-5", "class", "ECE", "chance", "clips"),
         *("linear", "kNN", "attentive", "motion lift", "entropy"),
     ):
         assert f"  {word} " in legend
     assert max(map(len, legend.splitlines())) <= 79
-    assert max(map(len, tables.text(RESULTS).splitlines())) <= 79
+    assert max(map(len, results.text(RESULTS).splitlines())) <= 79
 
 
 def pre_training(sampler: str, seed: str, lift: float) -> dict[str, object]:
@@ -152,7 +154,7 @@ ONLY_POLICIES = {"pipeline": "demo", "rows": [], "policy": SEVERAL[0], "policies
 
 
 def test_several_pre_trainings_have_a_line_each_with_the_axes_in_which_they_differ() -> None:
-    assert tables.text(ONLY_POLICIES).splitlines() == [
+    assert results.text(ONLY_POLICIES).splitlines() == [
         "Pre-trainings",
         "sampler   seed  mask ratio  motion lift  entropy",
         "────────  ────  ──────────  ───────────  ───────",
@@ -163,11 +165,11 @@ def test_several_pre_trainings_have_a_line_each_with_the_axes_in_which_they_diff
 
 
 def test_without_rows_the_files_hold_the_pre_trainings() -> None:
-    assert tables.comma_separated(ONLY_POLICIES).splitlines()[:2] == [
+    assert results.csv(ONLY_POLICIES).splitlines()[:2] == [
         "sampler,seed,mask ratio,motion lift,entropy",
         "tats,0,0.90,4.20,0.70",
     ]
-    assert tables.markdown(ONLY_POLICIES).splitlines()[:5] == [
+    assert results.markdown(ONLY_POLICIES).splitlines()[:5] == [
         "## demo",
         "",
         "| sampler | seed | mask ratio | motion lift | entropy |",
@@ -177,4 +179,118 @@ def test_without_rows_the_files_hold_the_pre_trainings() -> None:
 
 
 def test_one_pre_training_has_no_table() -> None:
-    assert tables.policies({**ONLY_POLICIES, "policies": SEVERAL[:1]}) is None
+    assert results.pre_trainings({**ONLY_POLICIES, "policies": SEVERAL[:1]}) is None
+
+
+# --- as a paper prints it ---------------------------------------------------------------------------------
+
+PAPER = {"pipeline": "my_demo", "rows": ROWS, "policy": {}}
+
+
+def test_the_latex_table_is_exactly_this() -> None:
+    lines = results.latex(PAPER).splitlines()
+    assert lines == [
+        r"% needs \usepackage{booktabs}",
+        r"\begin{table}[t]",
+        r"  \centering",
+        r"  \caption{Results of my\_demo, in percent; 95\%: Wilson interval of top-1."
+        r" The best of each benchmark is bold. Test clips: ssv2 96 (chance 12.5), ucf101 96 (chance 12.5).}",
+        r"  \label{tab:my-demo}",
+        r"  \small",
+        r"  \setlength{\tabcolsep}{4pt}",
+        r"  \begin{tabular}{llrrrrrrr}",
+        r"    \toprule",
+        r"    Benchmark & Start & Top-1 & 95\% & Top-5 & Class & ECE & Linear & kNN \\",
+        r"    \midrule",
+        r"    ssv2 & pre-trained & \textbf{50.0} & 45.0--55.0 & \textbf{90.0}"
+        r" & 48.0 & -- & \textbf{40.0} & 25.0 \\",
+        r"     & from scratch & 30.0 & 25.0--35.0 & \textbf{90.0} & -- & 7.5 & 20.0 & -- \\",
+        r"    \midrule",
+        r"    ucf101 & pre-trained & \textbf{60.0} & 55.0--65.0 & \textbf{90.0}"
+        r" & -- & -- & \textbf{42.0} & -- \\",
+        r"     & from scratch & 20.0 & 15.0--25.0 & \textbf{90.0} & -- & -- & 30.0 & -- \\",
+        r"    \midrule",
+        r"    mean & pre-trained & \textbf{55.0} &  & \textbf{90.0} &  &  & \textbf{41.0} &  \\",
+        r"     & from scratch & 25.0 &  & \textbf{90.0} &  &  & 25.0 &  \\",
+        r"    \bottomrule",
+        r"  \end{tabular}",
+        r"\end{table}",
+    ]
+
+
+def test_latex_sees_no_command_in_a_name() -> None:
+    assert latex_text(r"a\b&c%d$e#f_g{h}i~j^k<l>m|n") == (
+        r"a\textbackslash{}b\&c\%d\$e\#f\_g\{h\}i\textasciitilde{}j\textasciicircum{}k\textless{}l\textgreater{}m"
+        r"\textbar{}n"
+    )
+
+
+def test_a_lower_calibration_error_is_the_better_one() -> None:
+    rows = [row("ssv2", "pretrained", 50.0, ece=3.0), row("ssv2", "scratch", 30.0, ece=7.5)]
+    text = results.latex({"pipeline": "demo", "rows": rows})
+    assert r"\textbf{3.0}" in text
+    assert r"\textbf{7.5}" not in text
+
+
+def test_a_number_without_a_rival_is_not_bold_and_equals_both_are() -> None:
+    alone = results.paper({"pipeline": "demo", "rows": [row("ssv2", "pretrained", 50.0)]})
+    assert alone.bold == frozenset()
+    both = results.paper(
+        {"pipeline": "demo", "rows": [row("a", "pretrained", 50.01), row("a", "scratch", 50.04)]}
+    )
+    titles = {both.headings[column] for _, column in both.bold}
+    assert titles == {"top-1", "top-5"}
+    assert len(both.bold) == 4
+
+
+def test_a_further_axis_has_a_column_and_no_mean_over_it() -> None:
+    rows = [
+        row(name, "pretrained", 50.0, sampler=sampler)
+        for name in ("a", "b")
+        for sampler in ("tats", "random")
+    ]
+    table = results.paper({"pipeline": "demo", "rows": rows})
+    assert table.headings[: table.labels] == ["benchmark", "start", "sampler"]
+    assert [row[:3] for row in table.rows] == [
+        [benchmark, "pre-trained", sampler] for benchmark in ("a", "b") for sampler in ("tats", "random")
+    ]
+    assert table.means == 0
+
+
+def test_the_html_table_escapes_names_and_is_pure_ascii() -> None:
+    rows: list[dict[str, Any]] = [row("<b>ü</b>", "pretrained", 50.0)]
+    text = results.html({"pipeline": "demo", "rows": rows})
+    assert "&lt;b&gt;&#252;&lt;/b&gt;" in text
+    assert '<td class="n">45.0&#8211;55.0</td>' in text
+    assert text.isascii()
+
+
+def test_a_pipeline_without_rows_leaves_tables_without_lines() -> None:
+    empty = {"pipeline": "demo", "rows": []}
+    assert "<tbody" not in results.html(empty)
+    assert results.latex(empty).count("&") == 1
+
+
+def test_several_pre_trainings_have_a_table_of_their_own_in_latex_and_in_html() -> None:
+    one = {"sampler": "tats", "mask_ratio": 0.9, "motion_lift": 4.2}
+    several = [{**one, "seed": "0"}, {**one, "seed": "1", "motion_lift": None}]
+    latex = results.latex({**PAPER, "policies": several})
+    assert latex.count(r"\begin{tabular}") == 2
+    assert latex.endswith(
+        r"""  \label{tab:my-demo-pre-trainings}
+  \small
+  \setlength{\tabcolsep}{4pt}
+  \begin{tabular}{llrr}
+    \toprule
+    Sampler & Seed & Mask ratio & Motion lift \\
+    \midrule
+    tats & 0 & 0.90 & 4.20 \\
+     & 1 & 0.90 & -- \\
+    \bottomrule
+  \end{tabular}
+\end{table}
+"""
+    )
+    alone = results.html({"pipeline": "p", "rows": [], "policies": several})
+    assert alone.count("<table") == 1
+    assert '<th scope="rowgroup" rowspan="2">tats</th><td>0</td><td class="n">0.90</td>' in alone

@@ -1,0 +1,172 @@
+"""How commands print: tables, times, numbers, states. Plain text where standard output is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import typer
+
+from tats_core.cli.options import command_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tats_core.store.run import RunRecord, StageRecord
+
+DASH: Final = "–"
+
+_STYLES: Final = {
+    "running": "cyan",
+    "finished": "green",
+    "cached": "dim",
+    "failed": "red",
+    "died": "bold red",
+    "stopped": "yellow",
+    "waiting": "dim",
+    "skipped": "dim",
+}
+# Numbers of a progress event whose names are not words.
+_SHORT: Final = {"motion_lift": "motion lift", "entropy_share": "entropy", "learning_rate": "lr"}
+
+
+def console() -> Console:
+    """Return a console on standard output; a pipe or a file gets plain text that is not cut to a width."""
+    from rich.console import Console  # here: `tats --help` does without it
+
+    terminal = Console(highlight=False)
+    return terminal if terminal.is_terminal else Console(highlight=False, width=10_000)
+
+
+def state(word: str) -> str:
+    """Return the state of a run or a stage as markup."""
+    text = "reused" if word == "cached" else word
+    return f"[{_STYLES[word]}]{text}[/]" if word in _STYLES else text
+
+
+def stage_state(record: RunRecord, stage: StageRecord) -> str:
+    """Return a stage's status; a stage that was running when its run's process ended has died with it."""
+    return "died" if stage.status == "running" and record.state == "died" else stage.status
+
+
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[str] = (),
+    fold: Sequence[str] = (),
+) -> None:
+    """Print rows of markup under their columns.
+
+    Args:
+        right: columns of numbers.
+        fold: columns that take several lines where the terminal is narrow.
+    """
+    from rich.table import Table
+
+    rendered = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        rendered.add_column(
+            column,
+            justify="right" if column in right else "left",
+            no_wrap=column not in fold,
+            overflow="fold" if column in fold else "ellipsis",
+        )
+    for row in rows:
+        rendered.add_row(*row)
+    out = console()
+    with out.capture() as captured:
+        out.print(rendered)
+    for line in captured.get().splitlines():
+        typer.echo(line.rstrip())
+
+
+def line(markup: str) -> None:
+    """Print one line of markup, however long."""
+    console().print(markup, soft_wrap=True)
+
+
+def plain(text: object) -> str:
+    """Return `text` with nothing in it taken for markup."""
+    from rich.markup import escape
+
+    return escape(str(text))
+
+
+def duration(seconds: float) -> str:
+    """Return `seconds` for a reader: `8s`, `4m12s`, `3h05m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def age(seconds: float) -> str:
+    """Return how long ago, for a reader: `8s`, `4m12s`, `3h05m`, `12d`."""
+    return duration(max(0.0, seconds)) if seconds < 2 * 86400 else f"{seconds / 86400:.0f}d"
+
+
+def clock(seconds: float | None) -> str:
+    """Return a time of day with its date: `2026-11-25 10:52:55`."""
+    return DASH if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def size(count: float) -> str:
+    """Return a number of bytes for a reader: `12 B`, `3.4 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.1f} {unit}" if unit != "B" else f"{count} B"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def params(values: Mapping[str, str | int | float | bool]) -> str:
+    """Return what a stage's configuration came down to, as one line.
+
+    `visible_tokens` and `tokens` become "51 visible of 512 tokens"; every other value follows its name.
+    """
+    rest = dict(values)
+    parts = []
+    if "visible_tokens" in rest and "tokens" in rest:
+        parts.append(f"{rest.pop('visible_tokens')} visible of {rest.pop('tokens')} tokens")
+    for key, value in rest.items():
+        text = (
+            f"{value:.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+        )
+        parts.append(f"{key.replace('_', ' ')} {text}")
+    return ", ".join(parts)
+
+
+def numbers(values: Mapping[str, float]) -> str:
+    """Return the numbers of a progress event, three digits each."""
+    return "  ".join(f"{_SHORT.get(key, key.replace('_', ' '))} {value:.3g}" for key, value in values.items())
+
+
+def epoch(event: Mapping[str, Any]) -> list[str]:
+    """Return the epoch of a progress event, if its stage has several."""
+    return [f"epoch {event['epoch']}/{event['epochs']}"] if event["epochs"] > 1 else []
+
+
+def progress(event: Mapping[str, Any], left: float | None = None) -> str:
+    """Return a progress event as one line: epoch, step, numbers and, where it is known, the time left."""
+    parts = [*epoch(event), f"step {event['step']}/{event['steps']}"]
+    if event["shown"]:
+        parts.append(numbers(event["shown"]))
+    if left is not None:
+        parts.append(f"about {duration(left)} left")
+    return ", ".join(parts)
+
+
+def resume_command(record: RunRecord) -> str:
+    """Return the command that resumes a run or repeats it: finished stages are reused."""
+    from tats_core import specs
+
+    name = record.pipeline if record.pipeline in specs.names("pipelines") else record.source
+    words = ["run", "pipeline", name]
+    words += [word for text in record.overrides for word in ("--set", text)]
+    words += [word for stage in record.only for word in ("--only", stage)]
+    return command_line(words, Path(record.home))

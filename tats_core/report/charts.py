@@ -1,0 +1,579 @@
+"""All charts: values in, a matplotlib figure out, in one theme; `svg` and `png` write it.
+
+Axes: C classes, K bins of confidence. Series differ in colour (Okabe and Ito's), dash and marker at once;
+where colour stands for a number, lightness alone orders the numbers.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from markupsafe import Markup, escape
+
+from tats_core.report import theme
+from tats_core.report.classes import Counts, most_confused
+from tats_core.report.results import STARTS, by_benchmark
+from tats_core.report.results import Row as Result
+from tats_core.report.sweeps import Row
+from tats_core.report.units import DASH, short, value_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Importing matplotlib's drawing part takes 0.3 s, which a run that draws nothing does without: the functions
+# that draw import it.
+
+DPI: Final = 140
+SERIES: Final = 6
+"""How many series of a chart have a style of their own."""
+_DASHES: Final[tuple[Any, ...]] = (
+    "-", "--", (0, (1, 1)), "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 3)),
+)  # fmt: skip
+_MARKERS: Final = "os^DvP"
+_COLOURS: Final = ("blue", "orange", "green", "violet", "gold", "red")
+_C: Final = {name: light for name, (light, _) in theme.COLOURS.items()}
+
+_COUNTED_CLASSES = 16  # up to here each cell of a confusion matrix has room for its number
+_NAMED_CLASSES = 110  # and up to here each row for its class's name
+_NAME_LENGTH = 44
+_WORST_PAIRS = 20
+_BUCKETS = 90  # of a long curve, each drawn by its lowest and highest point
+_LOG_SPREAD = 50  # a key whose values span more than this factor stands on a logarithmic axis
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line: steps that rise and a value for each; `series` tells lines apart.
+
+    A `reference` is something to compare with (chance, random sampling): drawn thin and grey.
+    """
+
+    series: Any
+    steps: Sequence[float]
+    values: Sequence[float]
+    reference: bool = False
+
+
+@dataclass(frozen=True)
+class Named:
+    """A key or a metric, what it is called and, of a metric, which is better ("max" or "min")."""
+
+    key: str
+    title: str
+    mode: str | None = None
+
+
+@dataclass(frozen=True)
+class Series:
+    """A key by whose values lines are told apart; a value's position decides its style."""
+
+    key: str
+    title: str
+    values: tuple[Any, ...]
+
+
+# --- writing ---------------------------------------------------------------------------------------------
+
+
+def png(figure: Figure) -> bytes:
+    """Return a figure as a picture of 256 colours, a third of the size."""
+    from PIL import Image
+
+    drawn, out = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png")
+    with Image.open(drawn) as picture:
+        reduced = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    reduced.save(out, "PNG", dpi=(DPI, DPI))
+    return out.getvalue()
+
+
+def svg(figure: Figure, description: str) -> Markup:
+    """Return a figure for a page: its colours are the page's variables, so it is light and dark alike.
+
+    Args:
+        description: what it shows, for those who cannot see it.
+    """
+    import matplotlib as mpl
+
+    out = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": description, "svg.image_inline": True}):
+        figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    text = out.getvalue()
+    # The style would hold for the whole page.
+    rest = r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>|<defs>\s*</defs>|\n\s*"
+    text = re.sub(rest, "", text[text.index("<svg") :], flags=re.DOTALL)
+    unused = r' (?:id="\w+_\d+"|xmlns:xlink="[^"]*"|transform="rotate\(-0 [^"]*")|font-family: [^;]*;'
+    text = re.sub(unused, "", text)
+    text = text.replace("xlink:href", "href")
+    for name, (light, _) in theme.COLOURS.items():
+        text = text.replace(light, f"var(--{name})")
+    words = escape(description)
+    text = text.replace("<svg ", f'<svg role="img" aria-label="{words}" ', 1)
+    return Markup(text.replace(">", f"><title>{words}</title>", 1))
+
+
+# --- results ---------------------------------------------------------------------------------------------
+
+
+def results(rows: Sequence[Result]) -> Figure:
+    """Draw top-1 of each benchmark as bars with 95% intervals, pre-trained beside scratch.
+
+    A dashed line a benchmark is chance, a diamond the linear probe on frozen features.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    figure, (axes,) = _figure(7.0, 4.0, "Top-1 on the test clips, with 95% intervals")
+    grouped = by_benchmark(rows)
+    probe: dict[str, Any] = {**_line("ink", "none"), "marker": "D", "markerfacecolor": _C["paper"]}
+    chance = _line("ink", "--", linewidth=1.2)
+    handles: list[Any] = []
+    for side, (init, colour, hatch) in enumerate((("pretrained", "blue", ""), ("scratch", "orange", "///"))):
+        style: dict[str, Any] = {
+            "facecolor": _C[colour],
+            "hatch": hatch,
+            "edgecolor": _C["paper"],
+            "linewidth": 0,
+        }
+        for index, starts in enumerate(grouped.values()):
+            if init in starts:
+                _bar(axes, index + (side - 0.5) * 0.38, starts[init], style, probe)
+        if any(row["init"] == init for row in rows):
+            handles.append(Patch(**style, label=STARTS[init]))
+    for index, starts in enumerate(grouped.values()):
+        level = next(iter(starts.values())).get("chance")
+        if level is not None:
+            axes.plot([index - 0.46, index + 0.46], [level, level], **chance)
+    for key, label, style_of_key in (("linear_top1", "linear probe", probe), ("chance", "chance", chance)):
+        if any(row.get(key) is not None for row in rows):
+            handles.append(Line2D([], [], **style_of_key, label=label))
+    axes.set_xticks(range(len(grouped)), list(grouped))
+    axes.set_ylabel("percent of clips")
+    axes.set_ylim(0, 100)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def _bar(axes: Axes, x: float, row: Result, style: Mapping[str, Any], probe: Mapping[str, Any]) -> None:
+    axes.bar(x, row["top1"], 0.36, **style)
+    if row.get("low") is not None and row.get("high") is not None:
+        ends = [[row["top1"] - row["low"]], [row["high"] - row["top1"]]]
+        axes.errorbar(x, row["top1"], ends, color=_C["ink"], capsize=4, linewidth=1.3)
+    if row.get("linear_top1") is not None:
+        axes.plot([x], [row["linear_top1"]], **probe)
+
+
+def confusion(confusion_CC: Counts, classes: Sequence[str], title: str) -> Figure:
+    """Draw the share of each true class (row) that was predicted as each class (column).
+
+    Few classes have their numbers in the cells, up to a hundred have their names at the rows and columns;
+    more are numbered, and the pairs that are confused most are listed by name beside the matrix.
+
+    Args:
+        confusion_CC: clips by true and predicted class, as `training.metrics.confusion` counts them.
+    """
+    from matplotlib.colors import PowerNorm
+    from matplotlib.ticker import MaxNLocator
+
+    count, names = len(classes), [_cut(name) for name in classes]
+    named, points = count <= _NAMED_CLASSES, 8 if count <= _COUNTED_CLASSES else 6
+    # In inches: the matrix; names (letters are 0.6 as wide as high) or numbers beside it; the list of pairs.
+    side, beside, pairs = 10.0, 0.6, 4.0
+    if named:
+        side, beside, pairs = max(3.4, 0.155 * count), 0.3 + max(map(len, names)) * 0.6 * points / 72, 0.0
+    widths = (side,) if named else (side, pairs)
+    figure, (axes, *rest) = _figure(
+        side + beside + 1.0 + pairs, side + beside + 0.6, title,
+        columns=len(widths), width_ratios=widths, dpi=120,
+    )  # fmt: skip
+    share_CC = 100 * confusion_CC / confusion_CC.sum(1, keepdims=True).clip(1)
+    # The root of the share: a class that takes 5% of another's clips is to be seen beside a diagonal of 90%.
+    image = axes.imshow(share_CC, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.02, ticks=(0, 5, 10, 25, 50, 75, 100))
+    bar.set_label("percent of the true class's clips", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(True)
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.tick_params(labelsize=points, length=2)
+    if named:
+        axes.set_xticks(range(count), names, rotation=90)
+        axes.set_yticks(range(count), names)
+    else:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+        lines = ["Confused most: true → predicted", ""]
+        for true, predicted, clips, of in most_confused(confusion_CC, _WORST_PAIRS):
+            lines.append(f"{clips} of {of}:  {true} {names[true]}\n     → {predicted} {names[predicted]}")
+        rest[0].axis("off")
+        style: dict[str, Any] = {"va": "top", "linespacing": 1.5, "transform": rest[0].transAxes}
+        rest[0].text(0, 1, "\n".join(lines), fontsize=8, **style)
+    for row, column in np.argwhere(confusion_CC > 0) if count <= _COUNTED_CLASSES else ():
+        colour = "white" if share_CC[row, column] > 30 else "black"
+        words = f"{confusion_CC[row, column]}"
+        axes.text(column, row, words, ha="center", va="center", fontsize=7, color=colour)
+    return figure
+
+
+def reliability(
+    clips_K: Sequence[float], confidence_K: Sequence[float], accuracy_K: Sequence[float], ece: float
+) -> Figure:
+    """Draw how often a model is right when it is how sure, and how often it is so sure.
+
+    Args:
+        clips_K, confidence_K, accuracy_K: of the bins of `training.metrics.calibration`; percent.
+        ece: expected calibration error, percent.
+    """
+    bins = len(clips_K)
+    middle_K, held_K = (np.arange(bins) + 0.5) * 100 / bins, np.array(clips_K) > 0
+    confidence_H, accuracy_H = np.array(confidence_K)[held_K], np.array(accuracy_K)[held_K]
+    title = f"Calibration: expected error {ece:.1f} points"
+    figure, (upper, lower) = _figure(4.6, 5.4, title, rows=2, sharex=True, height_ratios=(3, 1))
+    upper.bar(
+        middle_K[held_K], accuracy_H, 92 / bins, color=_C["blue"], label="right, of the clips in the bin"
+    )
+    dots = _line("orange", "none", marker="o", markeredgecolor=_C["ink"])
+    upper.plot(confidence_H, confidence_H, **dots, label="as sure as the model was")
+    upper.plot([0, 100], [0, 100], **_line("ink", "--", linewidth=1), label="sure and right alike")
+    upper.set(ylabel="percent right", ylim=(0, 100), xlim=(0, 100))
+    upper.legend(frameon=False, fontsize=8, loc="upper left")
+    lower.bar(middle_K, 100 * np.array(clips_K) / max(sum(clips_K), 1), 92 / bins, color=_C["soft"])
+    lower.set(ylabel="percent of clips", xlabel="confidence: probability of the likeliest class, percent")
+    return figure
+
+
+# --- curves ----------------------------------------------------------------------------------------------
+
+
+def learning(
+    panels: Mapping[str, Sequence[Curve]], names: Sequence[Any], *, ylabel: str = "", stacked: bool = False
+) -> Figure:
+    """Draw curves, a panel a title; a curve's style is that of its series among `names`.
+
+    Args:
+        stacked: whether the legend has a line for each name.
+    """
+    figure, every = _panels(len(panels), more=0.4 + 0.2 * len(names) * stacked)
+    for axes, (title, curves) in zip(every, panels.items(), strict=True):
+        _plain(axes, title)
+        axes.set(xlabel="step", ylabel=ylabel)
+        faint = 1.0 if len(curves) <= 6 else 0.65 if len(curves) <= 40 else 0.35
+        for curve in curves:
+            style = _style(names.index(curve.series), linewidth=1.2, markersize=3, alpha=faint)
+            axes.plot(curve.steps, curve.values, **style | ({"marker": ""} if len(curve.steps) > 12 else {}))
+    _legend(figure, names, ncols=1 if stacked else 6)
+    return figure
+
+
+def panel(title: str, curves: Sequence[Curve]) -> Markup:
+    """Return a small chart for a page, so that many can stand side by side.
+
+    The last value of each curve stands above it; the description says how each goes.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.transforms import Affine2D
+
+    curves = [curve for curve in curves if len(curve.values)]
+    ticks = round_ticks([value for curve in curves for value in curve.values])
+    first = min((curve.steps[0] for curve in curves), default=0.0)
+    last = max((curve.steps[-1] for curve in curves), default=1.0)
+    figure = Figure(figsize=(260 / 72, 150 / 72))  # of 72 points, as SVG counts them
+    figure.patch.set_visible(False)
+    # Lines and words of the figure, in points, instead of axes: those take five times as long, 45 ms each.
+    points = Affine2D().scale(1 / 260, 1 / 150) + figure.transFigure
+
+    def line(steps: Iterable[float], values: Iterable[float], **style: Any) -> None:
+        xs = [40 + 212 * (step - first) / ((last - first) or 1) for step in steps]
+        ys = [20 + 106 * (value - ticks[0]) / (ticks[-1] - ticks[0]) for value in values]
+        figure.add_artist(Line2D(xs, ys, transform=points, **style))
+
+    def words(x: float, y: float, text: str, **style: Any) -> None:
+        figure.text(x, y, text, **{"fontsize": 10, "color": _C["soft"], "transform": points, **style})
+
+    for tick in ticks:
+        line((first, last or 1), (tick, tick), color=_C["line"], linewidth=0.8)
+        height = 20 + 106 * (tick - ticks[0]) / (ticks[-1] - ticks[0])
+        words(35, height - 3.5, short(tick), ha="right")
+    words(40, 5, f"step {short(first)}")
+    words(252, 5, short(last), ha="right")
+    words(0, 137, title, fontsize=12, fontweight="bold", color=_C["ink"])
+    measured = [curve for curve in curves if not curve.reference]
+    for curve in curves:
+        if curve.reference:
+            line(curve.steps, curve.values, **_line("soft", (0, (1, 3)), linewidth=1.5))
+    right = 252.0
+    for index, curve in reversed(list(enumerate(measured))):
+        style = _style(index, linewidth=1.8) | ({} if len(curve.values) == 1 else {"marker": ""})
+        line(*zip(*thin(curve.steps, curve.values), strict=True), **style)
+        value = short(curve.values[-1])
+        words(right, 137, value, ha="right", fontsize=12, fontweight="bold", color=style["color"])
+        right -= 7.2 * len(value) + 8
+    ends = [f"{curve.series} {_at(curve, 0)}, {_at(curve, -1)}" for curve in curves]
+    return svg(figure, f"{title}: {'; '.join(ends)}")
+
+
+def _at(curve: Curve, index: int) -> str:
+    return f"{short(curve.values[index])} at step {short(curve.steps[index])}"
+
+
+def thin(steps: Sequence[float], values: Sequence[float]) -> list[tuple[float, float]]:
+    """Return the lowest and the highest point of each stretch of a long curve: no spike is lost."""
+    indices: Iterable[int] = range(len(values))
+    if len(values) > 2 * _BUCKETS:
+        ends = {0, len(values) - 1}
+        for bucket in np.array_split(np.arange(len(values)), _BUCKETS):
+            stretch = np.asarray(values[bucket[0] : bucket[-1] + 1])
+            ends |= {int(bucket[0] + stretch.argmin()), int(bucket[0] + stretch.argmax())}
+        indices = sorted(ends)
+    return [(steps[index], values[index]) for index in indices]
+
+
+def round_ticks(values: Sequence[float]) -> list[float]:
+    """Return two to five round numbers between whose ends all values lie."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    if high == low:
+        low, high = min(low, 0.0), max(high, 0.0) or float(low == 0)
+    rough = (high - low) / 3
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * times for times in (1, 2, 2.5, 5, 10) if power * times >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [index * step for index in range(first, last + 1)]
+
+
+# --- sweeps ----------------------------------------------------------------------------------------------
+
+
+def against(rows: Sequence[Row], x: Named, series: Series | None, metrics: Sequence[Named]) -> Figure:
+    """Draw each metric against a numeric key, one line a value of `series`, with 95% intervals over seeds."""
+    figure, every = _panels(len(metrics))
+    names = series.values if series else (None,)
+    xs = sorted({float(row.point[x.key]) for row in rows if x.key in row.point})
+    for axes, metric in zip(every, metrics, strict=True):
+        _plain(axes, metric.title)
+        axes.set_xlabel(x.title)
+        for index, name in enumerate(names):
+            points = sorted(
+                (float(row.point[x.key]), row.values[metric.key])
+                for row in _of_series(rows, series, name, metric)
+                if x.key in row.point
+            )
+            if points:
+                # Beside one another: intervals on top of one another cannot be told apart.
+                shift = 0.012 * (xs[-1] - xs[0]) * (index - (len(names) - 1) / 2)
+                means, halves = zip(*((value.mean, value.half or 0) for _, value in points), strict=True)
+                at = [position + shift for position, _ in points]
+                axes.errorbar(at, means, halves, capsize=3, elinewidth=1, **_style(index))
+        axes.set_xticks(xs, [value_text(position) for position in xs])
+    _legend(figure, names)
+    return figure
+
+
+def parallel(rows: Sequence[Row], keys: Sequence[Named], metrics: Sequence[Named], best: Named) -> Figure:
+    """Draw one line a point through all its values and metrics, coloured by the metric `best`."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+
+    rows = [row for row in rows if all(metric.key in row.values for metric in metrics)]
+    rows = sorted(rows, key=lambda row: row.values[best.key].mean, reverse=best.mode == "min")  # worst first
+    columns = [_column([row.point.get(key.key, _ABSENT) for row in rows]) for key in keys]
+    columns += [_column([row.values[metric.key].mean for row in rows]) for metric in metrics]
+    figure, (axes,) = _figure(max(6.5, 1.25 * len(columns) + 1), 4.0)
+    objective = [row.values[best.key].mean for row in rows]
+    norm = Normalize(min(objective), max(objective))
+    # Of viridis, what is seen on light paper and on dark.
+    scale = ListedColormap(colormaps["viridis"](np.linspace(0.25, 0.88, 48)))
+    scale = scale.reversed() if best.mode == "min" else scale
+    for index, value in enumerate(objective):
+        heights = [column[index] for column, _ in columns]
+        axes.plot(heights, color=scale(norm(value)), linewidth=1.2, alpha=0.9 if len(rows) <= 30 else 0.6)
+    box = {"facecolor": _C["paper"], "edgecolor": "none", "pad": 0.6, "alpha": 0.9}
+    for index, (_, ticks) in enumerate(columns):
+        axes.axvline(index, color=_C["soft"], linewidth=0.8)
+        for height, words in ticks:
+            axes.annotate(
+                words, (index, height), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8,
+                color=_C["ink"], bbox=box,
+            )  # fmt: skip
+    axes.set_xticks(range(len(columns)), [_broken(named.title) for named in (*keys, *metrics)])
+    axes.tick_params(axis="x", length=0, labelsize=8.5)
+    axes.set(yticks=[], xlim=(-0.1, len(columns) - 0.55))
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(ScalarMappable(norm, scale), ax=axes, pad=0.01, aspect=30)
+    bar.set_label(best.title, color=_C["ink"], fontsize=9)
+    bar.ax.tick_params(labelsize=8, colors=_C["ink"])
+    bar.outline.set_edgecolor(_C["line"])
+    return figure
+
+
+def importance(shares: Mapping[str, float]) -> Figure:
+    """Draw shares of 1 by key as bars, the largest on top."""
+    ordered = dict(sorted(shares.items(), key=lambda item: item[1]))
+    figure, (axes,) = _figure(6.5, 1.0 + 0.34 * len(ordered))
+    axes.grid(visible=False)
+    bars = axes.barh(list(ordered), [100 * share for share in ordered.values()], color=_C["blue"])
+    axes.bar_label(bars, [f"{100 * share:.0f}%" for share in ordered.values()], padding=4, color=_C["ink"])
+    axes.set(xlim=(0, 112), xticks=range(0, 101, 25), xlabel="percent of what the keys explain")
+    return figure
+
+
+def pareto(rows: Sequence[Row], first: Named, second: Named, series: Series | None) -> Figure:
+    """Draw the points by two metrics, and the front: those that no other beats in both."""
+    figure, (axes,) = _figure(6.5, 4.2)
+    names = series.values if series else (None,)
+    ends = front(rows, first, second)
+    # Drawn as steps: between two points of the front lies what is no better than either.
+    edge = sorted((row.values[second.key].mean, row.values[first.key].mean) for row in ends)
+    if len(edge) > 1:
+        after = (second.mode == "min") == (first.mode == "max")
+        axes.step(
+            *zip(*edge, strict=True),
+            where="post" if after else "pre",
+            color=_C["soft"],
+            linewidth=1.2,
+            zorder=1,
+        )
+    for index, name in enumerate(names):
+        style = _style(index, linestyle="none", markersize=7)
+        for row in _of_series(rows, series, name, first, second):
+            x, y = row.values[second.key], row.values[first.key]
+            fill = style["color"] if row in ends else _C["paper"]
+            bars: dict[str, Any] = {"elinewidth": 0.7, "capsize": 2, "markerfacecolor": fill}
+            axes.errorbar(x.mean, y.mean, y.half or 0, x.half or 0, **bars, **style)
+    better = {"max": "more is better", "min": "less is better"}
+    axes.set_xlabel(f"{second.title} ({better[second.mode or 'min']})")
+    axes.set_ylabel(f"{first.title} ({better[first.mode or 'min']})")
+    _legend(figure, names)
+    return figure
+
+
+def front(rows: Sequence[Row], first: Named, second: Named) -> list[Row]:
+    """Return the rows that no other one beats: as good in both metrics and better in one."""
+    known = _of_series(rows, None, None, first, second)
+    signs = {metric.key: 1 if metric.mode == "max" else -1 for metric in (first, second)}
+    scores = [tuple(sign * row.values[key].mean for key, sign in signs.items()) for row in known]
+
+    def is_beaten(score: tuple[float, ...]) -> bool:
+        return any(
+            other != score and all(a >= b for a, b in zip(other, score, strict=True)) for other in scores
+        )
+
+    return [row for row, score in zip(known, scores, strict=True) if not is_beaten(score)]
+
+
+_ABSENT: Final = object()
+"""A key that means nothing at this point: it lies below all values."""
+
+
+def _column(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
+    """Return where values lie on an upright axis from 0 to 1, and what is written where.
+
+    Numbers lie on a scale, anything else side by side.
+    """
+    known = [value for value in values if value is not _ABSENT]
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
+    marked = [float(min(known)), float(max(known))] if numeric else list(known)
+    marked = list(dict.fromkeys(marked))
+    low, high = (marked[0], marked[-1]) if numeric else (0, len(marked) - 1)
+    log = low > 0 and high / low > _LOG_SPREAD
+
+    def height(value: Any) -> float:
+        if value is _ABSENT or low == high:
+            return -0.15 if value is _ABSENT else 0.5
+        position = value if numeric else marked.index(value)
+        return float(math.log(position / low, high / low) if log else (position - low) / (high - low))
+
+    ticks = [(height(value), value_text(value)) for value in marked]
+    gap = [(height(_ABSENT), DASH)] if len(known) < len(values) else []
+    return [height(value) for value in values], [*gap, *ticks]
+
+
+def _of_series(rows: Sequence[Row], series: Series | None, value: Any, *metrics: Named) -> list[Row]:
+    """Return the rows that have all metrics and this value of the series."""
+    measured = [row for row in rows if all(metric.key in row.values for metric in metrics)]
+    return [row for row in measured if series is None or row.point.get(series.key) == value]
+
+
+# --- the theme -------------------------------------------------------------------------------------------
+
+
+def _figure(
+    width: float,
+    height: float,
+    title: str = "",
+    *,
+    rows: int = 1,
+    columns: int = 1,
+    dpi: int = DPI,
+    **more: Any,
+) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    # A Figure of its own instead of pyplot's: no global state, no display, safe in threads.
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained", facecolor=_C["paper"])
+    every: list[Axes] = list(figure.subplots(rows, columns, squeeze=False, **more).flat)
+    for axes in every:
+        _plain(axes, title if axes is every[0] else "", 11)
+    return figure, every
+
+
+def _panels(
+    count: int, width: float = 3.4, height: float = 2.8, more: float = 0.4
+) -> tuple[Figure, list[Axes]]:
+    columns = min(3, count)
+    rows = -(-count // columns)
+    size = (max(6.5, width * columns), height * rows + more)
+    figure, every = _figure(*size, rows=rows, columns=columns)
+    for axes in every[count:]:
+        axes.set_axis_off()
+    return figure, every[:count]
+
+
+def _plain(axes: Axes, title: str = "", size: float = 10) -> None:
+    axes.set_facecolor(_C["paper"])
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["bottom", "left"]].set_color(_C["soft"])
+    axes.grid(axis="y", color=_C["line"], linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_C["ink"], labelsize=8)
+    axes.set_title(title, loc="left", fontsize=size, color=_C["ink"])
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set(color=_C["ink"], fontsize=9)
+
+
+def _line(colour: str, dash: Any, **more: Any) -> dict[str, Any]:
+    return {"color": _C[colour], "linestyle": dash, "markersize": 5, "linewidth": 1.6, **more}
+
+
+def _style(index: int, **more: Any) -> dict[str, Any]:
+    """Return how the series at `index` is drawn, as matplotlib's arguments."""
+    index %= SERIES
+    return {**_line(_COLOURS[index], _DASHES[index], marker=_MARKERS[index]), **more}
+
+
+def _legend(figure: Figure, names: Iterable[Any], ncols: int = 6, **more: Any) -> None:
+    from matplotlib.lines import Line2D
+
+    labels = [name for name in names if name is not None]
+    handles = [Line2D([], [], label=value_text(name), **_style(i, **more)) for i, name in enumerate(labels)]
+    if handles:
+        figure.legend(
+            handles=handles, frameon=False, fontsize=9, loc="outside lower left", labelcolor=_C["ink"],
+            ncols=min(len(handles), ncols), handlelength=3,
+        )  # fmt: skip
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 1] + "…"
+
+
+def _broken(title: str) -> str:
+    return title.replace(".", ".\n").replace("_", "_\n") if len(title) > 14 else title

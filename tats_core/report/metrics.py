@@ -1,0 +1,109 @@
+"""The registry of metrics: each is declared here once, and every table, legend and chart reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that a stage measures, and how it is shown."""
+
+    key: str
+    title: str
+    """Heading of its column."""
+    digits: int = 1
+    unit: str = ""
+    better: Literal["more", "less", ""] = ""
+    curve: str = ""
+    """Title of its chart."""
+    against: str = ""
+    """The metric that its chart compares it with."""
+
+    @property
+    def meaning(self) -> str:
+        """A sentence for the legend; "" of metrics that are not in it."""
+        return _MEANINGS.get(self.key, "")
+
+
+_MEANINGS: Final = {
+    "top1": "share of test clips whose most likely class is the right one, after fine-tuning, in percent.",
+    "interval": "the interval in which the true top-1 lies with 95% confidence (Wilson), given this many"
+    " clips.",
+    "top5": "share of test clips whose right class is among the five most likely.",
+    "mean_class_accuracy": "mean over the classes of the share of their clips that are found: each class"
+    " counts alike.",
+    "ece": "expected calibration error: how far the model's confidence lies from how often it is right,"
+    " in points; 0 is best.",
+    "chance": "what guessing would reach: 100 / number of classes.",
+    "clips": "how many test clips were scored.",
+    "linear_top1": "top-1 of a linear classifier on frozen features: what the encoder knows before"
+    " fine-tuning.",
+    "knn_top1": "top-1 of a nearest-neighbour vote on the same frozen features: no training at all.",
+    "attentive_top1": "top-1 of one trained attention layer over all frozen tokens, with a linear"
+    " classifier.",
+    "init": "the encoder starts from the joint pre-training; scratch: from random weights, with the same"
+    " labels and the same budget.",
+    "motion_lift": "how much more motion the visible tokens hold than an average token; random sampling: 1.",
+    "entropy_share": "how open the policy still is: 1 picks evenly, 0 always picks the same tokens.",
+    "mask_ratio": "share of tokens that the encoder does not see while it is pre-trained.",
+}
+_REGISTRY: Final = (
+    Metric("top1", "top-1", 1, "%", "more"),
+    Metric("interval", "95%", 1, "%"),
+    Metric("top5", "top-5", 1, "%", "more"),
+    Metric("mean_class_accuracy", "class", 1, "%", "more"),
+    Metric("ece", "ECE", 1, "points", "less"),
+    Metric("chance", "chance", 1, "%"),
+    Metric("clips", "clips", 0),
+    Metric("linear_top1", "linear", 1, "%", "more", "linear probe, top-1 %", "probe_chance"),
+    Metric("knn_top1", "kNN", 1, "%", "more", "kNN probe, top-1 %", "probe_chance"),
+    Metric("attentive_top1", "attentive", 1, "%", "more"),
+    Metric("init", "pretrained"),
+    Metric("motion_lift", "motion lift", 2, "", "more", "motion lift", "random_lift"),
+    Metric("entropy_share", "entropy", 2, "", "", "entropy of the policy / log N"),
+    Metric("mask_ratio", "mask ratio", 2),
+    Metric("random_lift", "random", 2, "", "", "random sampling"),
+    Metric("probe_chance", "chance", 1, "%", "", "chance"),
+    Metric("coverage", "coverage", 2),
+    Metric("effective_rank", "rank", 1, "", "more", "effective rank of the features"),
+    Metric("loss", "loss", 3, "", "less", "loss"),
+    Metric("attentive_loss", "loss", 3, "", "less", "loss of the attentive probe"),
+    Metric("train_top1", "top-1", 1, "%", "more", "training top-1, %"),
+    Metric("kl", "KL", 4, "", "", "KL to the old policy"),
+    Metric("clip_fraction", "clipped", 3, "", "", "clipped share of the ratios"),
+    Metric("explained_variance", "explained", 2, "", "more", "explained variance"),
+    Metric("lr", "lr", 6, "", "", "learning rate"),
+    Metric("clips_per_second", "clips/s", 1, "clips/s", "more", "clips per second"),
+    Metric("seconds", "s", 0, "s", "less"),
+    Metric("peak_memory_mb", "MiB", 0, "MiB", "less"),
+)
+METRICS: Final = {metric.key: metric for metric in _REGISTRY}
+LEGEND: Final = {metric.title: metric.meaning for metric in _REGISTRY if metric.meaning}
+"""Heading → meaning."""
+
+TUNED: Final = ("top1", "interval", "top5", "mean_class_accuracy", "ece")
+"""Of a fine-tuned model, as tables order them; `interval` is made of `low` and `high`."""
+FROZEN: Final = ("linear_top1", "knn_top1", "attentive_top1")
+"""Of the frozen encoder."""
+RESULTS: Final = tuple(key for key in (*TUNED, *FROZEN) if key != "interval")
+
+_POLICY: Final = ("mask_ratio", "motion_lift", "random_lift", "entropy_share")
+PRETRAINED: Final = (*_POLICY, "linear_top1", "knn_top1", "seconds", "peak_memory_mb")
+"""Of a pre-training, in tables of several."""
+SAMPLER: Final = (*_POLICY, "coverage", "linear_top1", "knn_top1", "effective_rank", "loss")
+"""Of a pre-training, on a page."""
+
+CURVES: Final = (
+    *("loss", "attentive_loss", "train_top1", "motion_lift", "entropy_share", "kl", "clip_fraction"),
+    *("explained_variance", "linear_top1", "knn_top1", "effective_rank", "lr", "clips_per_second"),
+)
+"""Drawn first, in this order; all others after them by their names."""
+REFERENCES: Final = frozenset(metric.against for metric in _REGISTRY if metric.against)
+
+EXPORTED: Final = (
+    *("benchmark", "init", "top1", "low", "high", "top5", "mean_class_accuracy", "ece", "chance", "clips"),
+    *(*FROZEN, "parameters", "seconds", "peak_memory_mb"),
+)
+"""Columns of the results' CSV."""

@@ -1,0 +1,305 @@
+"""The results of a pipeline as terminal text, Markdown, CSV, LaTeX and HTML.
+
+`results` is what the report stage writes as `results.json`::
+
+    {"pipeline": "demo",
+     "rows":   [{"benchmark": "ssv2", "init": "pretrained", "top1": 45.0, "low": 35.6, "high": 54.8, ...}],
+     "policy": {"motion_lift": 2.8, "random_lift": 1.0, "entropy_share": 0.42, "mask_ratio": 0.9}}
+
+and `policies`, a list of such, where there were several pre-trainings. Accuracies, interval ends and chance
+are percentages. A metric that was not measured is absent or None and shows as a dash, never as a zero.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any, Final
+
+from tats_core.report.metrics import EXPORTED, FROZEN, LEGEND, METRICS, PRETRAINED, RESULTS, TUNED
+from tats_core.report.table import Table, latex_text
+from tats_core.report.units import DASH, interval, number
+
+Row = Mapping[str, Any]
+Results = Mapping[str, Any]
+
+STARTS: Final = {"pretrained": "pre-trained", "scratch": "from scratch"}
+"""What a start of a fine-tuning is called, in the order of tables."""
+
+_BESIDE: Final = ("chance", "clips")
+
+
+def text(results: Results) -> str:
+    """Return the tables for a terminal: at most 79 columns, one line for each benchmark and start.
+
+    The fine-tuned models' first, then the frozen encoders' probes; a table or a column of which nothing was
+    measured is left out.
+    """
+    rows = results["rows"]
+    parts = []
+    for title, keys, beside in (("Fine-tuned", TUNED, _BESIDE), ("Frozen encoder", FROZEN, ())):
+        if _measured(rows, keys):
+            parts += [title, _by_start(rows, _measured(rows, (*keys, *beside))).text(), ""]
+    several = pre_trainings(results)
+    if several is None:
+        return "\n".join([*parts, *_policy_lines(results.get("policy") or {})]).rstrip()
+    return "\n".join([*parts, "Pre-trainings", several.text()])
+
+
+def markdown(results: Results) -> str:
+    """Return the tables as GitHub Markdown: a line for each benchmark, pre-trained and scratch side by side,
+    and a line for each pre-training where there were several.
+    """
+    parts = [f"## {results['pipeline']}\n"]
+    if results["rows"]:
+        parts.append(_side_by_side(results["rows"]).markdown())
+    several = pre_trainings(results)
+    policy = "".join(f"{line}  \n" for line in _policy_lines(results.get("policy") or {}))
+    parts.append(several.markdown() if several else policy)
+    parts.append("".join(f"- **{title}**: {meaning}\n" for title, meaning in LEGEND.items()))
+    return "\n".join(parts)
+
+
+def csv(results: Results) -> str:
+    """Return the rows as CSV, unrounded; of a pipeline without benchmarks its pre-trainings, if several."""
+    several = None if results["rows"] else pre_trainings(results)
+    if several is not None:
+        return several.csv()
+    rows = [row for pair in by_benchmark(results["rows"]).values() for row in pair.values()]
+    return Table.of(EXPORTED, [[row.get(key) for key in EXPORTED] for row in rows]).csv()
+
+
+def html(results: Results) -> str:
+    """Return a `<table>` of the results, and one of the pre-trainings where there were several.
+
+    It is pure ASCII, so that it can be pasted into any page.
+    """
+    text = "\n".join(table.html() for table in _tables(results, _BESIDE))
+    return text.encode("ascii", "xmlcharrefreplace").decode()
+
+
+def latex(results: Results) -> str:
+    r"""Return floating tables for a paper; they need `\usepackage{booktabs}` and nothing else.
+
+    How many clips were tested, and chance, stand in the caption: the columns have to fit on a page.
+    """
+    name = str(results["pipeline"])
+    captions = {
+        "benchmark": f"Results of {latex_text(name)}, in percent; 95\\%: Wilson interval of top-1. "
+        f"The best of each benchmark is bold.{_tested(results['rows'])}",
+        "sampler": f"Pre-trainings of {latex_text(name)}: motion lift (random: of blind drawing), entropy of "
+        "the policy as a share of $\\log N$, probes of the frozen encoder in percent, time and memory.",
+    }
+    parts = []
+    for index, table in enumerate(_tables(results, ())):
+        titled = table.frame.rename(columns=lambda title: title.capitalize() if title.islower() else title)
+        shown = Table(titled, table.labels, table.grouped, table.bold)
+        label = f"{name}-pre-trainings" if index else name
+        setup = ("\\small", "\\setlength{\\tabcolsep}{4pt}")
+        parts.append(shown.latex(captions[table.headings[0]], label, setup))
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
+
+
+def legend() -> str:
+    """Return what each metric of the tables means, for a terminal."""
+    width = max(map(len, LEGEND))
+    return "\n".join(
+        textwrap.indent(
+            textwrap.fill(meaning, 75 - width, break_on_hyphens=False), " " * (width + 4)
+        ).replace(" " * (width + 4), f"  {title:<{width}}  ", 1)
+        for title, meaning in LEGEND.items()
+    )
+
+
+def paper(results: Results, beside: Sequence[str] = _BESIDE) -> Table:
+    """Return a row for each benchmark, start and value of each further axis; the best of each is bold.
+
+    Args:
+        beside: columns that hold no result.
+    """
+    rows: Sequence[Row] = results["rows"]
+    axes = further_axes(rows)
+    keys = _measured(rows, (*TUNED, *FROZEN, *beside))
+    benchmarks = list(dict.fromkeys(str(row["benchmark"]) for row in rows))
+    ordered = sorted(
+        rows, key=lambda row: (benchmarks.index(str(row["benchmark"])), _start_order(row["init"]))
+    )
+    # With a further axis, a mean over benchmarks would mix its values.
+    means = {} if axes else mean_of_benchmarks(rows)
+    averaged: list[Row] = [{"benchmark": "mean", "init": init, **values} for init, values in means.items()]
+    lines, bold = [], set()
+    for index, row in enumerate([*ordered, *averaged]):
+        rivals = [rival for rival in (averaged if index >= len(ordered) else ordered)
+                  if rival["benchmark"] == row["benchmark"]]  # fmt: skip
+        start = STARTS.get(row["init"], row["init"])
+        labels = [str(row["benchmark"]), start, *(str(row.get(axis, DASH)) for axis in axes)]
+        cells = [_cell(row, key) for key in keys]
+        if index >= len(ordered):
+            cells = ["" if cell == DASH else cell for cell in cells]
+        lines.append([*labels, *cells])
+        bold |= {(index, len(labels) + i) for i, key in enumerate(keys) if _is_best(row, rivals, key)}
+    return Table.of(
+        ("benchmark", "start", *axes, *(METRICS[key].title for key in keys)), lines,
+        labels=2 + len(axes), grouped=True, bold=frozenset(bold), means=len(averaged),
+    )  # fmt: skip
+
+
+def pre_trainings(results: Results, keys: Sequence[str] = PRETRAINED) -> Table | None:
+    """Return a row for each pre-training, with the axes in which they differ; None of fewer than two."""
+    policies: Sequence[Row] = results.get("policies") or []
+    if len(policies) < 2:
+        return None
+    axes = dict.fromkeys(
+        key for policy in policies for key, value in policy.items() if isinstance(value, str)
+    )
+    # The sampler and the ratio have columns of their own.
+    alone = ("sampler", "sampler.kind", "sampler.mask_ratio")
+    labels = ["sampler"]
+    labels += [axis for axis in axes if axis not in alone and len({row.get(axis) for row in policies}) > 1]
+    return policy_table(policies, labels, keys)
+
+
+def policy_table(policies: Sequence[Row], labels: Sequence[str], keys: Sequence[str]) -> Table:
+    """Return a row for each pre-training: labels, then those of the metrics `keys` that were measured."""
+    known = _measured(policies, keys)
+    lines = [
+        [*(str(policy.get(label, DASH)) for label in labels), *(_cell(policy, key) for key in known)]
+        for policy in policies
+    ]
+    return Table.of([*labels, *(METRICS[key].title for key in known)], lines, labels=len(labels))
+
+
+def further_axes(rows: Sequence[Row]) -> list[str]:
+    """Return the labels, beside benchmark and start, in which rows differ."""
+    labels = dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, str))
+    varied = [key for key in labels if len({str(row.get(key)) for row in rows}) > 1]
+    return [key for key in varied if key not in ("benchmark", "init")]
+
+
+def by_benchmark(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
+    """Return benchmark → start → row, benchmarks in the order of `rows`, the pre-trained start first.
+
+    Where a pipeline has further axes (a seed), a benchmark and start come more than once: the second time
+    they stand under `ssv2 #2`, and so on, so that no row is lost.
+    """
+    grouped: dict[str, dict[str, Row]] = {}
+    seen: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        pair = (row["benchmark"], row["init"])
+        seen[pair] += 1
+        name = pair[0] if seen[pair] == 1 else f"{pair[0]} #{seen[pair]}"
+        grouped.setdefault(name, {})[pair[1]] = row
+    return {
+        benchmark: dict(sorted(starts.items(), key=lambda start: _start_order(start[0])))
+        for benchmark, starts in grouped.items()
+    }
+
+
+def mean_of_benchmarks(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Return start → metric → unweighted mean over the benchmarks.
+
+    A mean is given only over benchmarks that *all* starts were measured on, so that two means are never
+    compared over different sets; with fewer than two such benchmarks there is nothing to average.
+    """
+    grouped = by_benchmark(rows)
+    inits = list(dict.fromkeys(init for starts in grouped.values() for init in starts))
+    means: dict[str, dict[str, float]] = {}
+    for key in RESULTS:
+        complete = [
+            starts
+            for starts in grouped.values()
+            if all(starts.get(init, {}).get(key) is not None for init in inits)
+        ]
+        if len(complete) > 1:
+            for init in inits:
+                means.setdefault(init, {})[key] = fmean(starts[init][key] for starts in complete)
+    return means
+
+
+def _by_start(rows: Sequence[Row], keys: Sequence[str]) -> Table:
+    """Return a row for each benchmark and start, the benchmark's name only in its first."""
+    lines = []
+    for benchmark, starts in by_benchmark(rows).items():
+        for index, (init, row) in enumerate(starts.items()):
+            lines.append(["" if index else benchmark, init, *(_cell(row, key) for key in keys)])
+    means = mean_of_benchmarks(rows)
+    for index, (init, mean) in enumerate(means.items()):
+        if any(key in mean for key in keys):
+            cells = (_cell(mean, key) if key in RESULTS else "" for key in keys)
+            lines.append(["" if index else "mean", init, *cells])
+    return Table.of(["benchmark", "start", *(METRICS[key].title for key in keys)], lines, labels=2)
+
+
+def _side_by_side(rows: Sequence[Row]) -> Table:
+    keys = _measured(rows, RESULTS)
+    lines = []
+    for benchmark, starts in by_benchmark(rows).items():
+        cells = [_with_interval(starts.get(init, {}), key) for key in keys for init in STARTS]
+        first = next(iter(starts.values()))
+        lines.append([benchmark, *cells, *(_cell(first, key) for key in _BESIDE)])
+    means = mean_of_benchmarks(rows)
+    if means:
+        cells = [_cell(means.get(init, {}), key) for key in keys for init in STARTS]
+        lines.append(["**mean**", *cells, "", ""])
+    titles = [f"{METRICS[key].title} {init}" for key in keys for init in STARTS]
+    return Table.of(["benchmark", *titles, *_BESIDE], lines)
+
+
+def _tables(results: Results, beside: Sequence[str]) -> list[Table]:
+    several = pre_trainings(results)
+    rows = [paper(results, beside)] if results["rows"] or several is None else []
+    if several is None:
+        return rows
+    first = several.frame.columns[0]
+    samplers = list(dict.fromkeys(several.frame[first]))
+    frame = several.frame.sort_values(first, key=lambda names: names.map(samplers.index), kind="stable")
+    return [*rows, Table(frame, several.labels, grouped=True)]
+
+
+def _measured(rows: Sequence[Row], keys: Iterable[str]) -> list[str]:
+    return [key for key in keys if any(_cell(row, key) != DASH for row in rows)]
+
+
+def _cell(row: Row, key: str) -> str:
+    if key == "interval":
+        return interval(row.get("low"), row.get("high"))
+    return number(row.get(key), METRICS[key].digits)
+
+
+def _with_interval(row: Row, key: str) -> str:
+    cell = _cell(row, key)
+    return f"{cell} ({_cell(row, 'interval')})" if key == "top1" and row.get("low") is not None else cell
+
+
+def _start_order(init: str) -> int:
+    return list(STARTS).index(init) if init in STARTS else len(STARTS)
+
+
+def _is_best(row: Row, rivals: Sequence[Row], key: str) -> bool:
+    # As shown: of two numbers that are printed alike, neither is better.
+    values: list[float] = [round(rival[key], 1) for rival in rivals if rival.get(key) is not None]
+    if key not in RESULTS or row.get(key) is None or len(values) < 2:
+        return False
+    return bool(round(row[key], 1) == (min if METRICS[key].better == "less" else max)(values))
+
+
+def _policy_lines(policy: Row) -> list[str]:
+    if not policy:
+        return []
+    cells = {key: _cell(policy, key) for key in PRETRAINED[:4]}
+    return [
+        f"Sampler '{policy.get('sampler', 'tats')}': motion lift {cells['motion_lift']}"
+        f" (random sampling {cells['random_lift']}),",
+        f"entropy {cells['entropy_share']} of log N, at mask ratio {cells['mask_ratio']}",
+    ]
+
+
+def _tested(rows: Sequence[Row]) -> str:
+    tested: dict[str, str] = {}
+    for row in rows:
+        if row.get("clips") is not None:
+            chance = "" if row.get("chance") is None else f" (chance {row['chance']:.1f})"
+            tested.setdefault(latex_text(str(row["benchmark"])), f"{row['clips']}{chance}")
+    return f" Test clips: {', '.join(f'{name} {clips}' for name, clips in tested.items())}." if tested else ""

@@ -1,0 +1,160 @@
+"""One table, written as text, Markdown, CSV, LaTeX and HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Final
+
+import pandas as pd
+from markupsafe import Markup, escape
+
+from tats_core.report.units import DASH
+
+
+@dataclass(frozen=True)
+class Table:
+    """A data frame whose cells are written as they are, `None` as a dash; columns are named by headings."""
+
+    frame: pd.DataFrame
+    labels: int = 1
+    """How many columns, from the left, hold words; the others are numbers."""
+    grouped: bool = False
+    """Rows that follow one another with the same first cell belong together (LaTeX, HTML)."""
+    bold: frozenset[tuple[int, int]] = frozenset()
+    """Positions (row, column) of cells in bold (LaTeX, HTML)."""
+    means: int = 0
+    """How many rows at the end are means over the rows above (HTML)."""
+
+    @classmethod
+    def of(cls, headings: Sequence[str], rows: Iterable[Sequence[Any]], **options: Any) -> Table:
+        """Return the table with these headings and rows; `options` are the class's other fields."""
+        return cls(pd.DataFrame(list(rows), columns=list(headings), dtype=object), **options)
+
+    @property
+    def headings(self) -> list[str]:
+        """The columns' names."""
+        return [str(name) for name in self.frame.columns]
+
+    @property
+    def rows(self) -> list[list[Any]]:
+        """The cells, row by row."""
+        return [[DASH if cell is None else cell for cell in row] for row in self.frame.to_numpy().tolist()]
+
+    def text(self, *, right: bool = True) -> str:
+        """Return the table for a terminal; with `right`, numbers are aligned at their right end."""
+        lines = [self.headings, *([str(cell) for cell in row] for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        lines.insert(1, ["─" * width for width in widths])
+        sides = ["<" if index < self.labels or not right else ">" for index in range(len(widths))]
+        return "\n".join(
+            "  ".join(
+                f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths, strict=True)
+            ).rstrip()
+            for line in lines
+        )
+
+    def markdown(self) -> str:
+        """Return the table as GitHub Markdown."""
+        rule = "|" + "---|" * self.labels + "---:|" * (len(self.headings) - self.labels)
+        head, *body = (
+            "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |"
+            for row in (self.headings, *self.rows)
+        )
+        return "\n".join([head, rule, *body]) + "\n"
+
+    def csv(self) -> str:
+        """Return the table as CSV; what was not measured is an empty field."""
+        return self.frame.replace(DASH, "").to_csv(index=False, lineterminator="\n")
+
+    def latex(self, caption: str, name: str, setup: Sequence[str] = ("\\small",)) -> str:
+        r"""Return a floating table for a paper; it needs `\usepackage{booktabs}` and nothing else.
+
+        Args:
+            caption: LaTeX already.
+            name: the label, in which what is neither letter nor digit becomes a dash.
+        """
+        form = "l" * self.labels + "r" * (len(self.headings) - self.labels)
+        label = "".join(letter if letter.isalnum() else "-" for letter in name)
+        groups = [
+            [self._latex_row(index, first) for index, first in group] for group in self._groups(latex=True)
+        ]
+        body = "\n    \\midrule\n".join("\n".join(group) for group in groups)
+        lines = [
+            "\\begin{table}[t]",
+            "  \\centering",
+            f"  \\caption{{{caption}}}",
+            f"  \\label{{tab:{label}}}",
+            *(f"  {command}" for command in setup),
+            f"  \\begin{{tabular}}{{{form}}}",
+            "    \\toprule",
+            f"    {' & '.join(map(latex_text, self.headings))} \\\\",
+            "    \\midrule",
+            body,
+            "    \\bottomrule",
+            "  \\end{tabular}",
+            "\\end{table}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def html(self) -> Markup:
+        """Return a `<table>`."""
+        lean = ["" if index < self.labels else ' class="n"' for index in range(len(self.headings))]
+        head = "".join(
+            f'<th scope="col"{side}>{escape(title)}</th>'
+            for side, title in zip(lean, self.headings, strict=True)
+        )
+        bodies = []
+        for group in self._groups():
+            rows = "\n".join(
+                self._html_row(index, len(group) if first else 0, lean) for index, first in group
+            )
+            means = ' class="mean"' if group[0][0] >= len(self.frame) - self.means else ""
+            bodies.append(f"<tbody{means}>\n{rows}\n</tbody>")
+        style = ' class="results"' if self.grouped else ""
+        body = "\n".join(bodies)
+        return Markup(f"<table{style}>\n<thead><tr>{head}</tr></thead>\n{body}\n</table>\n")
+
+    def _groups(self, *, latex: bool = False) -> list[list[tuple[int, bool]]]:
+        """Return groups of rows, each row as its index and whether its first cell is written."""
+        if not self.grouped:
+            group = [(index, True) for index in range(len(self.frame))]
+            return [group] if group or latex else []
+        first_cells = self.frame.iloc[:, 0].tolist()
+        grouped = groupby(range(len(first_cells)), key=first_cells.__getitem__)
+        groups = [[(index, position == 0) for position, index in enumerate(group)] for _, group in grouped]
+        return groups or ([[]] if latex else [])
+
+    def _latex_row(self, index: int, first: bool) -> str:
+        cells = [latex_text(str(cell)) for cell in self.rows[index]]
+        cells = [
+            f"\\textbf{{{cell}}}" if (index, column) in self.bold else cell
+            for column, cell in enumerate(cells)
+        ]
+        return "    " + " & ".join(cells if first else ["", *cells[1:]]) + " \\\\"
+
+    def _html_row(self, index: int, span: int, lean: Sequence[str]) -> str:
+        first, *cells = (
+            f"<b>{escape(cell)}</b>" if (index, column) in self.bold else str(escape(cell))
+            for column, cell in enumerate(self.rows[index])
+        )
+        scope = f'scope="rowgroup" rowspan="{span}"' if self.grouped else 'scope="row"'
+        head = f"<th {scope}>{first}</th>" if span else ""
+        body = "".join(f"<td{side}>{cell}</td>" for side, cell in zip(lean[1:], cells, strict=True))
+        return f"<tr>{head}{body}</tr>"
+
+
+_LATEX: Final = str.maketrans(
+    {
+        "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+        "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+        "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''",
+        "–": "--", "±": r"$\pm$", "−": "$-$", "\n": " ",
+    }
+)  # fmt: skip
+
+
+def latex_text(words: str) -> str:
+    """Return text in which LaTeX sees no command."""
+    return words.translate(_LATEX)
