@@ -1,6 +1,6 @@
 """TATS in one file: a masked video autoencoder, and a sampler that learns by PPO which tokens to show it.
 
-    python examples/tats_minimal.py     a minute or two on 2 cores; needs PyTorch alone, draws its own clips
+    python examples/tats_minimal.py        a minute on 2 cores; needs PyTorch alone, draws its own clips
 
 Method: arXiv 2505.08561. It stands on VideoMAE (2203.12602: the autoencoder), Motionformer (2106.05392:
 trajectory attention), AdaMAE (2211.09120: reconstruction error as reward) and PPO (1707.06347). `tats_core`
