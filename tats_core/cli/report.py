@@ -92,7 +92,7 @@ def _written_sweep(folder: Path, form: ReportFormat) -> str:
     summary = page.read(folder)
     writers: dict[ReportFormat, Any] = {
         ReportFormat.md: summary.markdown,
-        ReportFormat.csv: summary.comma_separated,
+        ReportFormat.csv: summary.csv,
         ReportFormat.latex: summary.latex,
         ReportFormat.json: lambda: json.dumps({"run": folder.name, **summary.values()}, indent=2) + "\n",
     }

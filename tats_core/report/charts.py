@@ -11,11 +11,13 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from markupsafe import Markup, escape
 
+from tats_core.files import replacing
 from tats_core.report import theme
 from tats_core.report.classes import Counts, most_confused
 from tats_core.report.results import STARTS, by_benchmark
@@ -80,6 +82,12 @@ class Series:
 
 
 # --- writing ---------------------------------------------------------------------------------------------
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure in the format that the suffix of `path` names."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:])
 
 
 def png(figure: Figure) -> bytes:

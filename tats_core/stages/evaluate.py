@@ -19,7 +19,7 @@ from torch import Tensor
 from tats_core.data.loaders import eval_views
 from tats_core.data.manifest import Manifest
 from tats_core.errors import SpecError
-from tats_core.files import write_json
+from tats_core.files import replacing, write_json, write_text
 from tats_core.report import charts
 from tats_core.report import classes as by_class
 from tats_core.specs import NotIdentity
@@ -179,9 +179,8 @@ def write_scores(out: Path, scores_BC: Tensor, label_B: Tensor, manifest: Manife
     ids = [video.id for video in manifest.videos]
     # One entry: several are written in an order of chance, and the same scores would be other bytes.
     named = {"names": json.dumps({"ids": ids, "classes": manifest.classes})}
-    beside = out / "scores.safetensors.tmp"
-    save_file({"scores": scores_BC.half(), "label": label_B}, beside, named)
-    beside.replace(out / "scores.safetensors")
+    with replacing(out / "scores.safetensors") as temporary:
+        save_file({"scores": scores_BC.half(), "label": label_B}, temporary, named)
     rows = zip(manifest.videos, label_B.tolist(), scores_BC.argmax(1).tolist(), strict=True)
     predictions = [{"id": video.id, "label": label, "predicted": best} for video, label, best in rows]
     write_json(out / "predictions.json", predictions)
@@ -192,9 +191,9 @@ def describe_classes(
 ) -> None:
     """Write how often each class is recognised and what it is confused with: two tables and a picture."""
     counts = confusion_CC.numpy()
-    (out / "per_class.csv").write_text(by_class.per_class(counts, classes), encoding="utf-8")
-    (out / "confusion.csv").write_text(by_class.matrix(counts, classes), encoding="utf-8")
-    charts.confusion(counts, classes, title).savefig(out / "confusion.png")
+    write_text(out / "per_class.csv", by_class.per_class(counts, classes))
+    write_text(out / "confusion.csv", by_class.matrix(counts, classes))
+    charts.save(charts.confusion(counts, classes, title), out / "confusion.png")
     for name in ("per_class.csv", "confusion.csv", "confusion.png"):
         events.file(1, "classes", name)
 
@@ -203,9 +202,9 @@ def describe_calibration(out: Path, calibration: metrics.Calibration, events: Ev
     """Write how sure the model is and how often it is right: a table and a picture."""
     bins = (calibration.clips_K, calibration.confidence_K, calibration.accuracy_K)
     clips_K, confidence_K, accuracy_K = (values_K.tolist() for values_K in bins)
-    table = by_class.calibration(clips_K, confidence_K, accuracy_K)
-    (out / "calibration.csv").write_text(table, encoding="utf-8")
-    charts.reliability(clips_K, confidence_K, accuracy_K, calibration.ece).savefig(out / "calibration.png")
+    write_text(out / "calibration.csv", by_class.calibration(clips_K, confidence_K, accuracy_K))
+    chart = charts.reliability(clips_K, confidence_K, accuracy_K, calibration.ece)
+    charts.save(chart, out / "calibration.png")
     for name in ("calibration.csv", "calibration.png"):
         events.file(1, "calibration", name)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from tats_core.files import write_json
+from tats_core.files import write_json, write_text
 from tats_core.report import charts
 from tats_core.report import results as tables
 from tats_core.specs import StrictModel
@@ -65,12 +65,12 @@ class Report(StageKind[ReportConfig]):
         }
         write_json(ctx.out / "results.json", results)
         for suffix, written in _FORMS.items():
-            (ctx.out / f"results.{suffix}").write_text(written(results), encoding="utf-8")
+            write_text(ctx.out / f"results.{suffix}", written(results))
         charted = [row for row in rows if row.get("top1") is not None]
         if config.chart and charted:
             chart = charts.results(charted)
             for suffix in ("png", "svg"):
-                chart.savefig(ctx.out / f"results.{suffix}")
+                charts.save(chart, ctx.out / f"results.{suffix}")
             ctx.events.file(0, "results", "results.png")
 
 

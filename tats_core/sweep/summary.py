@@ -15,7 +15,7 @@ import yaml
 
 from tats_core import specs
 from tats_core.errors import StoreError
-from tats_core.files import write_json
+from tats_core.files import write_json, write_text
 from tats_core.pipeline import spec as pipelines
 from tats_core.report import sweeps
 from tats_core.report.table import Table
@@ -141,7 +141,7 @@ class Summary:
         table = self._table(self.rows).markdown()
         return f"## {self.sweep.name}\n\n{table}\n{self.best_text}\n"
 
-    def comma_separated(self) -> str:
+    def csv(self) -> str:
         """Return the table as CSV, unrounded."""
         return sweeps.csv(self.rows, self.columns)
 
@@ -154,12 +154,12 @@ class Summary:
     def write(self, folder: Path) -> None:
         """Write `results.json`, `results.txt`, `results.csv` and `best.yaml`."""
         write_json(folder / _RESULTS, self.values())
-        (folder / "results.txt").write_text(self.text() + "\n", encoding="utf-8")
-        (folder / "results.csv").write_text(self.comma_separated(), encoding="utf-8")
+        write_text(folder / "results.txt", self.text() + "\n")
+        write_text(folder / "results.csv", self.csv())
         if self.best is not None:
-            settings = next(one.settings for one in self.trials if one.point == self.best.point)
+            settings = next(trial.settings for trial in self.trials if trial.point == self.best.point)
             unseeded = {key: value for key, value in settings.items() if key not in self.sweep.seeds.keys}
-            (folder / BEST).write_text(best_pipeline(self.sweep, unseeded), encoding="utf-8")
+            write_text(folder / BEST, best_pipeline(self.sweep, unseeded))
 
 
 def busy_of(folder: Path) -> float | None:

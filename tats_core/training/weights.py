@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tats_core.errors import WeightsError
-from tats_core.files import write_json
+from tats_core.files import replacing, write_json
 from tats_core.models import checkpoints_io
 from tats_core.models.checkpoints_io import Match
 from tats_core.models.classifier import VideoClassifier
@@ -26,9 +26,8 @@ from tats_core.training.optim import fresh_weights
 def save(folder: Path, module: nn.Module, described: Mapping[str, Any], name: str = "model") -> None:
     """Write `<name>.safetensors` and `<name>.json`; each is complete or absent."""
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
-    beside = folder / f"{name}.safetensors.tmp"
-    save_file(tensors, beside, checkpoints_io.METADATA)
-    beside.replace(folder / f"{name}.safetensors")
+    with replacing(folder / f"{name}.safetensors") as temporary:
+        save_file(tensors, temporary, checkpoints_io.METADATA)
     plain = {
         key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
         for key, value in described.items()
