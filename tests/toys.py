@@ -99,7 +99,7 @@ class Sum(StageKind[SumConfig]):
         return ("grow",)
 
     def run(self, config: SumConfig, ctx: StageContext) -> None:
-        values = {one.name: int((one.path / "value.txt").read_text()) for one in ctx.inputs("grow")}
+        values = {output.name: int((output.path / "value.txt").read_text()) for output in ctx.inputs("grow")}
         (ctx.out / "values.json").write_text(json.dumps(values))
 
 

@@ -43,7 +43,7 @@ OnError = Literal["stop", "continue"]
 Ended = Literal["finished", "failed", "stopped"]
 
 _PARTING = 1.0  # seconds that stages have to end what they started, when all is to end at once
-_TICK = 0.25  # seconds between two looks at the events of the running stages
+_TICK = 0.25  # seconds between two readings of the running stages' events
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ class _Run:
             answers=self.answers,
             launch=self.launch,
         )
-        stage.said_from = work.said_before
+        stage.said_from = work.bytes_before
         self.running[instance.name] = work
         self._started(work)
         self.pool.take(instance)
@@ -331,7 +331,7 @@ class _Run:
         try:
             lines = list(read_events(file, start))
         except FileNotFoundError:
-            return  # the commit renamed the folder just now; the next look finds it
+            return  # the commit is renaming the folder; the next reading finds it
         if not lines:
             return
         work.offset = lines[-1][0]
@@ -341,7 +341,7 @@ class _Run:
             work.offset,
             all=tuple(event for _, event in lines),
             # What an earlier run wrote is for the curves; people have seen it.
-            new=tuple(event for end, event in lines if end > work.said_before),
+            new=tuple(event for end, event in lines if end > work.bytes_before),
         )
         for observer in self.observers:
             observer.events(work.name, events)

@@ -89,7 +89,7 @@ def load(name: str, sets: Sequence[str] = ()) -> Pipeline:
         SpecError: no such pipeline, or something in the file or in an override is not valid.
     """
     path = specs.find("pipelines", name)
-    where = shown(path)
+    where = display_path(path)
     raw = read(path)
     for text in sets:
         raw = _override(raw, *specs.parse_override(text), f"--set {text}")
@@ -115,7 +115,7 @@ def read(path: Path) -> dict[str, Any]:
     *variants, base = lineage(path)
     raw = specs.read(base)
     for file in reversed(variants):
-        where = shown(file)
+        where = display_path(file)
         variant = specs.validate(_Variant, specs.read(file), where)
         for key, value in variant.set.items():
             raw = _override(raw, key.split("."), value, f"{where}: set: {key}")
@@ -133,7 +133,7 @@ def lineage(path: Path) -> list[Path]:
     """
     files = [path]
     while "like" in (raw := specs.read(files[-1])):
-        where = shown(files[-1])
+        where = display_path(files[-1])
         variant = specs.validate(_Variant, raw, where)
         _check_name(variant.name, files[-1])
         if variant.like not in (menu := specs.names("pipelines")):
@@ -149,7 +149,7 @@ def lineage(path: Path) -> list[Path]:
 
 def _check_name(name: object, path: Path) -> None:
     if name is not None and name != path.stem:
-        raise SpecError(f"{shown(path)}: name is '{name}', but the file's name calls it '{path.stem}'")
+        raise SpecError(f"{display_path(path)}: name is '{name}', but the file's name calls it '{path.stem}'")
 
 
 class _Variant(StrictModel):
@@ -212,7 +212,7 @@ def label(value: Scalar) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """Return how a file is named in messages: as seen from the working directory, where it lies below."""
     try:
         return str(path.resolve().relative_to(Path.cwd().resolve()))

@@ -59,8 +59,8 @@ class StageWork(threading.Thread):
         self.offset = 0
         """Bytes of the event file that the main thread has read."""
         # A forced stage begins a file of its own.
-        self.said_before = 0 if decision.fresh else _size(store.partial(decision.folder) / EVENTS)
-        """Bytes of it that earlier runs have written."""
+        self.bytes_before = 0 if decision.fresh else _size(store.partial(decision.folder) / EVENTS)
+        """Bytes of the event file that earlier runs wrote."""
         self._store = store
         self._inputs = inputs
         self._origin = origin

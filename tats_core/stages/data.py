@@ -68,14 +68,14 @@ class Data(StageKind[DataConfig]):
 
     def preflight(self, config: DataConfig, ctx: Preflight) -> list[str]:
         """Return one sentence for each data set that is missing."""
-        return [] if config.generate else [str(error) for _, error in _lost(config)]
+        return [] if config.generate else [str(error) for _, error in _missing(config)]
 
     def external(self, config: DataConfig) -> Mapping[str, str]:
         """Return each data set's path and a digest of its lists and folders (not of its videos)."""
         if config.generate:
             return {}
-        lost = {name for name, _ in _lost(config)}
-        return {name: "" if name in lost else _fingerprint(_place(config, name)) for name in config.names}
+        missing = {name for name, _ in _missing(config)}
+        return {name: "" if name in missing else _fingerprint(_folder(config, name)) for name in config.names}
 
     def identities(self, folder: Path) -> Mapping[str, str]:
         """Return the manifests' own digests, which do not move with the data set."""
@@ -87,7 +87,7 @@ class Data(StageKind[DataConfig]):
         if config.generate is not None:
             folders = generate(ctx.out, config.generate, lambda *progress: _show(ctx, *progress))
         else:
-            folders = {name: _place(config, name) for name in config.names}
+            folders = {name: _folder(config, name) for name in config.names}
         for name, folder in folders.items():
             for split in get_args(Split):
                 ctx.check_stop()
@@ -109,14 +109,14 @@ def _described(manifest: Manifest) -> str:
     return text + (f"; {manifest.absent} listed videos are not on disk" if manifest.absent else "")
 
 
-def _place(config: DataConfig, name: str) -> Path:
+def _folder(config: DataConfig, name: str) -> Path:
     return benchmarks.locate(name, config.root)
 
 
-def _lost(config: DataConfig) -> Iterator[tuple[str, DataError]]:
+def _missing(config: DataConfig) -> Iterator[tuple[str, DataError]]:
     for name in config.names:
         try:
-            _place(config, name)
+            _folder(config, name)
         except DataError as error:
             yield name, error
 
@@ -125,15 +125,15 @@ def _manifests(folder: Path) -> list[Path]:
     return [path for split in get_args(Split) for path in sorted(folder.glob(f"*.{split}.json"))]
 
 
-def _fingerprint(place: Path) -> str:
+def _fingerprint(folder: Path) -> str:
     """Return a digest that changes when a list or the content of a folder does.
 
-    A folder's time of change tells that files came or went, so that 240,000 videos need not be asked.
+    A folder's time of change shows that files came or went; 240,000 videos need not be opened.
     """
-    seen = hashlib.sha256(os.fsencode(place))
-    for path, changed in sorted(_changes(os.fspath(place), 0)):
-        seen.update(os.fsencode(path) + f"\0{changed}\n".encode())
-    return seen.hexdigest()
+    combined = hashlib.sha256(os.fsencode(folder))
+    for path, changed in sorted(_changes(os.fspath(folder), 0)):
+        combined.update(os.fsencode(path) + f"\0{changed}\n".encode())
+    return combined.hexdigest()
 
 
 def _changes(folder: str, depth: int) -> Iterator[tuple[str, int]]:

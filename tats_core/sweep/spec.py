@@ -286,7 +286,7 @@ def load(
         SpecError: something in the file, an override or the space is not valid; names file and key.
     """
     path = specs.find("sweeps", name)
-    source = pipelines.shown(path)
+    source = pipelines.display_path(path)
     raw = _override(specs.read(path), sets)
     options = {"samples": samples, "max_concurrent": max_concurrent}
     raw |= {key: value for key, value in options.items() if value is not None}
