@@ -1,4 +1,4 @@
-"""Stage kinds that take no time, and a user interface and a tracker that remember what they were told."""
+"""Stage kinds that take no time, a display that records its calls, and a tracker that does nothing."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Sum(StageKind[SumConfig]):
 
 
 class RecordingUI(Display):
-    """Keeps every call as (what, name, more)."""
+    """Records every call as (what, name, more)."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str, Any]] = []

@@ -1,4 +1,4 @@
-"""The data sets of a pipeline: generated, or found on disk. Leaves a manifest for each split.
+"""The data sets of a pipeline, generated or on disk. Writes a manifest for each split.
 
 The videos of real data sets stay where they are; generated ones lie in the stage's folder.
 """
@@ -29,7 +29,9 @@ _LISTS = (".json", ".csv", ".txt", ".tsv")
 class DataConfig(StrictModel):
     """Where the videos come from."""
 
-    generate: GenerateConfig | None = Field(None, description="make small benchmarks instead of reading")
+    generate: GenerateConfig | None = Field(
+        None, description="generate small benchmarks instead of reading real ones"
+    )
     root: Annotated[str | None, NotIdentity] = Field(
         None, description="folder that holds one folder for each data set"
     )
@@ -63,7 +65,7 @@ class Data(StageKind[DataConfig]):
     Config = DataConfig
 
     def spare(self, config: DataConfig) -> int:
-        """Generating is spread over all the CPUs of the machine that the run is on."""
+        """Generating uses all CPUs of this machine."""
         return available_cpus() - 1 if config.generate else 0
 
     def preflight(self, config: DataConfig, ctx: Preflight) -> list[str]:
@@ -143,11 +145,11 @@ def _changes(folder: str, depth: int) -> Iterator[tuple[str, int]]:
     try:
         entries = list(os.scandir(folder))
     except PermissionError:
-        return  # such as lost+found; a folder that is needed is missed where its lists are read
+        return  # such as lost+found; reading the lists reports a folder that is needed
     for entry in entries:
         if entry.is_dir():
             yield from _changes(entry.path, depth + 1)
-        elif entry.name.endswith(_LISTS) and entry.is_file():  # not a link that leads nowhere
+        elif entry.name.endswith(_LISTS) and entry.is_file():  # not a broken link
             yield entry.path, entry.stat().st_mtime_ns
 
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tats_core.data.manifest import Manifest
-from tats_core.errors import SpecError, StageError, Stopped
+from tats_core.errors import SpecError, StageError, Stopped, StoreError
 from tats_core.files import write_json
 from tats_core.specs import identity, validate
 from tats_core.stages import KINDS, base, command, data, evaluate, probe, report
@@ -199,7 +199,7 @@ def test_a_further_axis_gives_rows_of_its_own(tmp_path):
 
 
 def test_a_stage_without_a_result_is_named(tmp_path):
-    with pytest.raises(StageError, match=r"result.json: is not a readable result"):
+    with pytest.raises(StoreError, match=r"result.json: cannot be read"):
         base.read_result(tmp_path)
 
 

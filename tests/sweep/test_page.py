@@ -41,8 +41,8 @@ def test_what_was_run_is_read_from_its_folder_with_its_overrides(swept):
     assert spec.load(str(folder / "demo_ratio.yaml")).identity() == sweep.identity(), "it can be run again"
 
 
-def test_a_sweep_of_which_nobody_knows_what_it_was_is_named(tmp_path):
-    with pytest.raises(StoreError, match=r"demo_ratio\.yaml: is not there"):
+def test_a_run_without_the_file_of_its_sweep_is_named(tmp_path):
+    with pytest.raises(StoreError, match=r"demo_ratio\.yaml: does not exist"):
         spec.as_run(tmp_path / "demo_ratio-20260102-100000000-aaaa")
 
 

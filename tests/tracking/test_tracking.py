@@ -266,7 +266,7 @@ def test_quotes_in_the_names_of_pipelines_and_axes_are_told(load, home, client):
 
 
 def test_what_the_server_refuses_does_not_hold_up_the_end_of_a_run(load, home, client, monkeypatch):
-    monkeypatch.setattr(sender, "_quoted", lambda value: f"'{value}'")  # as if both quotes were in it
+    monkeypatch.setattr(server, "quoted", lambda value: f"'{value}'")  # as if both quotes were in it
     start = time.monotonic()
     record = runner.run(load("stages: {make: {kind: make}}", name="one's"), home)
     assert time.monotonic() - start < tracker._DATABASE_SECONDS / 2
