@@ -1,4 +1,4 @@
-"""A pipeline as people write it: one YAML file, its overrides, and the checks that need no stage kind.
+"""A pipeline as its YAML file describes it, with overrides and the checks that need no stage kind.
 
 ::
 
@@ -126,7 +126,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def lineage(path: Path) -> list[Path]:
-    """Return a pipeline's file, the file of the pipeline that it is like, and so on to one that is complete.
+    """Return a pipeline's file, the file of the pipeline that it is like, and so on to a complete file.
 
     Raises:
         SpecError: as `read`.
@@ -208,12 +208,12 @@ def _stage(name: str, entry: Mapping[str, object], where: str) -> Stage:
 
 
 def label(value: Scalar) -> str:
-    """Return how a matrix value is written in the names of stages (as in YAML: `true`, not `True`)."""
+    """Return a matrix value as the names of stages show it (as in YAML: `true`, not `True`)."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def display_path(path: Path) -> str:
-    """Return how a file is named in messages: as seen from the working directory, where it lies below."""
+    """Return a path for messages: relative to the working directory, if it is below it."""
     try:
         return str(path.resolve().relative_to(Path.cwd().resolve()))
     except ValueError:

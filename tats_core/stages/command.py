@@ -116,7 +116,7 @@ def _digest(path: Path) -> str:
 
 
 def _end_leftovers(out: str) -> None:
-    """Kill processes left by a killed driver or by the program itself: they would write into the same folder."""
+    """Kill processes that a killed driver or the program left: they would write into the same folder."""
     left = []
     for process in psutil.process_iter():
         # A process may end meanwhile, or belong to another user.

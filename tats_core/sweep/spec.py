@@ -217,7 +217,7 @@ class Sweep(StrictModel):
         return [self.space.draw(chance) for _ in range(drawn)]
 
     def examples(self) -> list[Point]:
-        """Return points to check in place of all: those known before the start, or the corners of the space."""
+        """Return points to check: those known before the start, or the corners of the space."""
         return self.points() or list(self.space.corners())
 
     @property
@@ -374,7 +374,7 @@ def as_sets(overrides: Mapping[str, Any]) -> list[str]:
     return [f"{key}={yaml_text(value)}" for key, value in overrides.items()]
 
 
-# --- checks: each yields problems, of which the first is raised ------- --------------------------------------
+# --- checks: each yields problems, of which the first is raised -------------------------------------------
 
 
 def _refuse(source: str, problems: Iterable[str]) -> None:

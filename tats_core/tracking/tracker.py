@@ -232,7 +232,7 @@ def sync(home: Path, *, but: str | None = None, log: Callable[[str], None] = lam
 
     Args:
         but: a run that sends its own journal.
-        log: takes a sentence about a run that was sent, an entry that was refused, or a run that cannot be sent now.
+        log: takes a sentence about each run that was sent or cannot be sent, and each refused entry.
     """
     left = 0
     home = home.absolute()
