@@ -91,7 +91,7 @@ class Evaluate(StageKind[EvaluateStage]):
     )
 
     def reads(self, config: EvaluateStage) -> tuple[str, ...]:
-        """It reads the manifests and the model."""
+        """Return the kinds with the manifests and the model."""
         return ("data", "finetune")
 
     def cpus(self, config: EvaluateStage) -> int:
@@ -177,7 +177,7 @@ def write_scores(out: Path, scores_BC: Tensor, label_B: Tensor, manifest: Manife
     before the rounding) and `label`; its metadata has `names`, as JSON: the videos' `ids` and the `classes`.
     """
     ids = [video.id for video in manifest.videos]
-    # One entry: several are written in an order of chance, and the same scores would be other bytes.
+    # One entry: several are written in random order, so equal scores would have different bytes.
     named = {"names": json.dumps({"ids": ids, "classes": manifest.classes})}
     with replacing(out / "scores.safetensors") as temporary:
         save_file({"scores": scores_BC.half(), "label": label_B}, temporary, named)
@@ -210,7 +210,7 @@ def describe_calibration(out: Path, calibration: metrics.Calibration, events: Ev
 
 
 def gather_uneven(world: World, *tensors: Tensor) -> list[Tensor]:
-    """Join tensors of all workers along axis 0 where their lengths differ by at most a little."""
+    """Join tensors of all workers along axis 0; their lengths may differ a little."""
     if world.size == 1:
         return list(tensors)
     lengths = world.gather(torch.tensor([len(tensors[0])], device=world.device)).tolist()

@@ -106,7 +106,7 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
     )
     with dump_on_failure(trainer, manifest, out, world):
         results = finetune(trainer, loader, events=events, store=store)
-    unreadable = world.union(loader.unreadable)  # each worker met those of its own shares only
+    unreadable = world.union(loader.unreadable)  # each worker knows only those of its share
     note_unreadable(unreadable, events)
     if world.is_first:
         described = {

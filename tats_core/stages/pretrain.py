@@ -94,11 +94,11 @@ class Pretrain(TrainedKind[PretrainStage]):
     }
 
     def reads(self, config: PretrainStage) -> tuple[str, ...]:
-        """It reads the manifests."""
+        """Return the kind with the manifests."""
         return ("data",)
 
     def preflight(self, config: PretrainStage, ctx: Preflight) -> list[str]:
-        """A checkpoint to start from must be there and fit, its decoder too."""
+        """A checkpoint to start from must exist and fit, its decoder too."""
         faults = checkpoint_input.faults("start", config.start, config.model, config.clip, config.mae)
         return faults + super().preflight(config, ctx)
 
@@ -107,7 +107,7 @@ class Pretrain(TrainedKind[PretrainStage]):
         return checkpoint_input.digest("start", config.start)
 
     def run(self, config: PretrainStage, ctx: StageContext) -> None:
-        """Train, from where the first epochs of the same training ended if they are in the store."""
+        """Train; if the store has the first epochs of the same training, from where they end."""
         shorter = (config.beginning(until) for until in range(config.last_epoch - 1, 0, -1))
         before = next((output for first in shorter if (output := ctx.output_of(first))), None)
         start = checkpoint_input.path_of(config.start) if config.start else None

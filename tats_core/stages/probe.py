@@ -120,7 +120,7 @@ def pooled_probes(
     """Linear and kNN probe of the mean-pooled tokens of one central clip a video, and their rank."""
     halves: list[tuple[Tensor, Tensor]] = []
     with evaluating(model), world.autocast(config.precision):
-        # Of the training videos some may be broken, as in every training; the test is on all of its own.
+        # Some training videos may be unreadable, as in every training; the test needs all of its videos.
         unreadable: dict[str, str] = {}
         for manifest, skipped in zip(manifests, (unreadable, None), strict=True):
             features, labels = [], []
@@ -166,7 +166,7 @@ def attentive_probe(
 
     def training_tokens(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in loader.epoch(epoch):
-            # The clips of a video stand side by side.
+            # The clips of a video are adjacent.
             video_BCTHW = batch.normalised(world.device)
             views_BVCTHW = video_BCTHW.view(-1, attentive.clips, *video_BCTHW.shape[1:])
             tokens_BND = tokens_of(encoder, views_BVCTHW, config.precision, world)

@@ -57,7 +57,7 @@ def test_a_command_gets_the_event_in_its_environment_and_as_json(record, tmp_pat
     )
 
 
-def test_an_error_that_no_variable_can_hold_is_told_all_the_same(record, tmp_path):
+def test_an_error_that_no_variable_can_hold_is_in_the_json(record, tmp_path):
     error = "a\0b" + 200_000 * "c"
     command = f'echo "$TATS_ERROR" | cut -c1-4 > {tmp_path}/error; cat > {tmp_path}/json'
     hooks.call(command, hooks.message(record, "failed", "", error))
@@ -65,7 +65,7 @@ def test_an_error_that_no_variable_can_hold_is_told_all_the_same(record, tmp_pat
     assert json.loads((tmp_path / "json").read_text())["error"] == error
 
 
-def test_a_command_that_fails_is_a_note_with_what_it_said_last(record):
+def test_a_command_that_fails_is_a_note_with_its_last_line(record):
     (note,) = notified(Hook(command="echo no mail >&2; exit 3"), record)
     assert note.endswith("'echo no mail >&2; exit 3' ended with code 3: no mail")
 

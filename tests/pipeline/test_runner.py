@@ -134,7 +134,7 @@ def test_force_runs_a_stage_again_and_from_also_what_follows(load, home):
     assert statuses(record)["sum"] == "cached", "the forced stage gave the same output"
 
 
-def test_a_forced_stage_that_was_cut_off_goes_on_without_force(load, home, monkeypatch):
+def test_a_forced_stage_that_was_interrupted_resumes_without_force(load, home, monkeypatch):
     runner.run(load(TOY), home)
     monkeypatch.setattr(Grow, "hook", staticmethod(_break))
     assert runner.run(load(TOY), home, force=["grow[a,scratch]"]).status == "failed"
@@ -208,7 +208,7 @@ stages:
     assert record.status == "failed"
 
 
-def test_a_retry_goes_on_in_the_same_folder(load, home, ui):
+def test_a_retry_resumes_in_the_same_folder(load, home, ui):
     text = "stages: {make: {kind: make}, grow: {kind: grow, needs: make, fail: once, retries: 1}}"
     record = runner.run(load(text), home, ui=ui)
     assert record.status == "finished"
@@ -217,7 +217,7 @@ def test_a_retry_goes_on_in_the_same_folder(load, home, ui):
     assert (record.outputs("grow")[0] / "tried").exists()
 
 
-def test_a_failed_stage_goes_on_in_its_folder_in_the_next_run(load, home):
+def test_a_failed_stage_resumes_in_its_folder_in_the_next_run(load, home):
     text = "stages: {make: {kind: make}, grow: {kind: grow, needs: make, fail: once}}"
     assert runner.run(load(text), home).status == "failed"
     plan = runner.plan(load(text), home)
@@ -258,7 +258,7 @@ def test_a_stage_that_calls_exit_fails_and_does_not_hold_up_the_run(load, home, 
 
 
 @pytest.mark.parametrize(("spare", "side_by_side"), [(0, 2), (1, 1), (9, 1)])
-def test_stages_run_side_by_side_within_the_cpus_there_are(load, home, monkeypatch, spare, side_by_side):
+def test_stages_run_side_by_side_within_the_available_cpus(load, home, monkeypatch, spare, side_by_side):
     # One that can use more than it needs has all there are to itself.
     monkeypatch.setattr(Grow, "spare", lambda *_: spare)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
@@ -294,7 +294,7 @@ def test_what_is_too_large_or_missing_is_reported_before_anything_starts(load, h
     assert not home.exists()
 
 
-def test_the_first_interrupt_stops_gracefully_and_the_next_run_goes_on(load, home, ui, monkeypatch):
+def test_the_first_interrupt_stops_gracefully_and_the_next_run_resumes(load, home, ui, monkeypatch):
     def hook(ctx: StageContext) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         assert ctx.stop.wait(10)
@@ -427,7 +427,7 @@ def test_runs_of_machines_in_different_time_zones_are_in_the_order_of_their_star
     assert history.ids(home) == ids[::-1]
 
 
-def test_what_an_earlier_attempt_said_is_not_shown_again(load, home, ui):
+def test_the_events_of_an_earlier_attempt_are_not_displayed_again(load, home, ui):
     text = "stages: {make: {kind: make}, grow: {kind: grow, needs: make, fail: always}}"
     runner.run(load(text), home)
     (partial,) = home.glob("stages/grow-*.partial")
@@ -436,7 +436,7 @@ def test_what_an_earlier_attempt_said_is_not_shown_again(load, home, ui):
     assert ("grow", "old") not in ui.of("note")
 
 
-def test_an_output_that_was_removed_is_told_so(load, home):
+def test_the_plan_says_that_an_output_was_removed(load, home):
     record = runner.run(load(TOY), home)
     shutil.rmtree(record.outputs("make")[0])
     assert runner.plan(load(TOY), home).items[0].reason == "has no output yet"

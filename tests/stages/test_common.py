@@ -99,7 +99,7 @@ def test_the_loader_reads_the_clip_that_the_model_sees() -> None:
     assert (options.frames, options.size, options.stride) == (8, 48, 3)
 
 
-def test_a_loader_told_of_another_clip_is_refused() -> None:
+def test_a_loader_with_another_clip_is_refused() -> None:
     assert clip_options(CLIP, ClipOptions.model_validate({"frames": 8})).frames == 8
     with pytest.raises(SpecError, match=r"data.size contradicts clip.size"):
         clip_options(CLIP, ClipOptions.model_validate({"size": 224}))

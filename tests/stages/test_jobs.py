@@ -191,7 +191,7 @@ def test_an_attentive_probe_leaves_the_encoder_as_it_was_and_repeats_itself(
     assert results[0]["attentive_top1"] == results[1]["attentive_top1"]
 
 
-def test_a_killed_attentive_probe_goes_on_to_the_same_result(data: Path, tmp_path: Path) -> None:
+def test_a_killed_attentive_probe_resumes_to_the_same_result(data: Path, tmp_path: Path) -> None:
     class Killed(CheckpointStore):
         def save(self, state: Any, **more: Any) -> None:
             super().save(state, **more)

@@ -240,7 +240,7 @@ def test_data_that_is_elsewhere_is_read_in_place_and_has_the_same_identity(conte
     assert data.KIND.identities(tmp_path / "real") == generated
 
 
-def test_missing_data_sets_are_told_one_sentence_each_and_do_not_hinder_a_plan(tmp_path):
+def test_each_missing_data_set_is_a_sentence_and_does_not_hinder_a_plan(tmp_path):
     config = data.DataConfig(root=str(tmp_path), benchmarks=("ssv2", "hmdb51"))
     sentences = data.KIND.preflight(config, Preflight("data", {}, tmp_path))
     assert len(sentences) == 2
@@ -273,7 +273,7 @@ def test_a_change_in_a_list_or_a_folder_of_a_data_set_is_seen(tmp_path):
         ({"generate": {"clips": 4}}, "data.generate has no key 'clips'"),
     ],
 )
-def test_a_wrong_data_stage_is_told(config, sentence):
+def test_a_wrong_data_stage_is_refused(config, sentence):
     with pytest.raises(SpecError) as error:
         validate(data.DataConfig, config, "toy.yaml", prefix="data")
     assert sentence in str(error.value)
@@ -323,7 +323,7 @@ def test_a_probe_or_a_test_takes_a_worker_with_a_gpu_where_it_is_given_one_and_n
     assert resources == {"workers": 1, "fewer": (), "gpu": True, "max_failures": 1}
 
 
-def test_a_job_in_this_process_stops_after_a_state_if_asked_and_goes_on_from_it(context):
+def test_a_job_in_this_process_stops_after_a_checkpoint_if_asked_and_resumes(context):
     def save(job, world, events, store):
         assert store.begin(CheckpointConfig()) == expected
         store.save({"epoch": 1}, step=1, metrics={})

@@ -80,7 +80,7 @@ def test_two_metrics_with_a_mode_have_a_front(swept):
     assert charts(sweep, folder)[0][-1].name == "pareto"
 
 
-def test_what_cannot_be_drawn_is_said(swept):
+def test_a_chart_that_cannot_be_drawn_is_replaced_by_a_reason(swept):
     one_point = (f"space.{RATIO}=[0.9]", f"space.{KIND}=[tats]", "seeds.values=[0]", "baseline={}")
     sweep, folder = swept.sweep(*one_point, losses=False)
     drawn, missing = charts(sweep, folder)
@@ -202,7 +202,7 @@ def test_report_writes_a_sweep_in_every_form(swept, tats, form, expected):
     assert expected in tats("report", "demo_ratio", "--format", form)
 
 
-def test_a_trial_is_kept_whole(tmp_path):
+def test_the_record_of_a_trial_is_complete(tmp_path):
     trial = TrialResult("abc", "finished", {RATIO: 0.9}, 1, {TOP1: 2.0}, epochs=3, seconds=1.5)
     trial.save(tmp_path)
     assert TrialResult.load(tmp_path) == trial

@@ -177,7 +177,7 @@ def test_a_resumed_stage_has_the_whole_curve_in_its_new_run(load, home, client, 
     assert [point.step for point in history] == [1, 2, 3, 4]
 
 
-def test_pictures_params_results_and_checkpoints_are_kept(load, home, client, monkeypatch):
+def test_pictures_params_results_and_checkpoints_are_logged(load, home, client, monkeypatch):
     def hook(ctx: StageContext) -> None:
         (ctx.out / "pictures").mkdir()
         for step in (10, 20):
@@ -205,7 +205,7 @@ def test_pictures_params_results_and_checkpoints_are_kept(load, home, client, mo
     assert "config.json" in {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
 
 
-def test_a_file_is_found_though_the_commit_moves_it_between_the_look_and_the_reading(tmp_path):
+def test_a_file_is_found_though_the_commit_moves_it_between_the_check_and_the_reading(tmp_path):
     work, committed = tmp_path / "grow.partial", tmp_path / "grow"
     work.mkdir()
     (work / "table.csv").write_text("a,b")
@@ -259,7 +259,7 @@ def test_a_run_whose_journal_another_process_sends_just_then_has_its_turn(load, 
     assert children(client, record).keys() == {"make"}
 
 
-def test_quotes_in_the_names_of_pipelines_and_axes_are_told(load, home, client):
+def test_names_of_pipelines_and_axes_may_hold_quotes(load, home, client):
     text = "stages: {make: {kind: make, matrix: {shape.preset: [it's, 'a\"b']}}}"
     record = runner.run(load(text, name="one's"), home)
     assert children(client, record).keys() == {"make[it's]", 'make[a"b]'}
@@ -340,7 +340,7 @@ def test_a_folder_whose_name_would_cut_off_the_databases_is_refused(tmp_path):
         ("sqlite:////srv/me@home/mlflow.db", "sqlite:////srv/me@home/mlflow.db"),
     ],
 )
-def test_a_password_is_not_shown_and_all_else_is(uri, printed):
+def test_an_address_is_printed_without_its_password(uri, printed):
     assert without_password(uri) == printed
 
 

@@ -142,7 +142,7 @@ WHOLE = {
 
 
 @pytest.mark.usefixtures("talking")
-def test_a_server_that_is_away_for_the_whole_run_is_told_later(load, home, ui, server, tats_sync):
+def test_a_server_that_is_away_for_the_whole_run_gets_it_later(load, home, ui, server, tats_sync):
     server.kill()
     began = time.monotonic()
     record = runner.run(load(GROW), home, ui=ui)
@@ -262,7 +262,7 @@ def test_two_that_send_the_same_at_once_tell_it_once(load, home, server):
 
 
 @pytest.mark.usefixtures("talking")
-def test_what_the_server_will_never_take_is_kept_told_and_passed_over(load, home, ui, server, monkeypatch):
+def test_an_entry_that_the_server_refuses_is_saved_noted_and_skipped(load, home, ui, server, monkeypatch):
     def hook(ctx: StageContext) -> None:
         speak(ctx)
         ctx.events.file(5, "table", "never-written.csv")
