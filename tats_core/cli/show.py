@@ -69,7 +69,7 @@ def _last_stages(record: RunRecord) -> list[str]:
 
 
 def _without_others(links: list[Link], number: Number) -> list[Link]:
-    """Keep the report and what the number's stage was made from: the report reads much more."""
+    """Return only the report and what the number's stage was made from: the report reads much more."""
     wanted = {number.report, number.source}
     for link in links:  # each comes before what it was made from
         if link.stage in wanted and link.stage != number.report:

@@ -125,7 +125,7 @@ def _plan(sweep: Sweep, as_json: bool) -> str:
         identity, every = sweep.identity(), getattr(sweep.searcher, "every", None)
         how = "points, each proposed by Optuna when its turn comes"
         if every:
-            how = f"members; each generation trains {every} epochs and starts from the previous generation"
+            how = f"members, trained in generations of {every} epochs, each from the previous"
         lines.append(f"  {sweep.samples} {how}, among")
         lines += [f"       {key}: {_among(values)}" for key, values in identity["space"].items()]
         for pattern, condition in identity["where"].items():

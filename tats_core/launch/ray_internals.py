@@ -1,6 +1,6 @@
 """Every private name of Ray that TATS uses, and what is built on it.
 
-An upgrade of Ray may remove any of them without notice: `NAMES` says what each is for, and
+An upgrade of Ray may remove any of them without notice: `NAMES` says what breaks without each, and
 `tests/launch/test_ray_internals.py` fails if the installed Ray lacks any. They are imported where they are
 used: at the top they would also import Ray Data in every worker.
 """
