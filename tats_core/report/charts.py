@@ -62,6 +62,12 @@ class Curve:
     values: Sequence[float]
     reference: bool = False
 
+    @classmethod
+    def of(cls, series: Any, points: Mapping[int, float], *, reference: bool = False) -> Curve:
+        """Return the curve through `points`, step → value."""
+        steps = sorted(points)
+        return cls(series, steps, [points[step] for step in steps], reference)
+
 
 @dataclass(frozen=True)
 class Named:
@@ -478,7 +484,7 @@ def front(rows: Sequence[Row], first: Named, second: Named) -> list[Row]:
 
 
 _ABSENT: Final = object()
-"""A key that means nothing at this point: it lies below all values."""
+"""Stands for a key that has no effect at this point; it is drawn below all values."""
 
 
 def _column(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:

@@ -86,7 +86,7 @@ def test_an_output_that_was_made_from_another_input_is_told(kept):
     record, other = kept.run(1), kept.run(2, seed=1)
     record.stages["data"] = other.stages["data"]
     assert faults(record, "finetune")["pretrain"] == [
-        "it was made from another output of data than the one that is there now"
+        "it was made from another output of data than the present one"
     ]
 
 
@@ -107,7 +107,7 @@ def test_a_table_that_no_longer_says_what_was_measured_is_told(kept):
     table["rows"][0]["top1"] = 99.0
     path.write_text(json.dumps(table))
     (fault,) = lineage.numbers(Run(record))["ssv2/pretrained/top1"].faults
-    assert fault.endswith("result.json says 50.0 now, and the table 99.0")
+    assert fault.endswith("result.json has 50.0, and the table 99.0")
     assert faults(record, "report")["report"] == ["results.json has another content"]
 
 
