@@ -1,4 +1,4 @@
-"""What differs between two stage keys, component by component: why a stage runs although it ran before."""
+"""The differences between two stage keys, by component: why a stage runs although it ran before."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 Component = Literal["config", "code", "inputs", "external", "kind"]
 
-_LISTED = 4  # a change of one base module may reach thirty others; a few names are enough
+_LISTED = 4  # names; a change of a base module may reach thirty others
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ class LogEntry:
 
 @dataclass
 class StageLog:
-    """Reads a stage's log from where it stopped, through retries and the renaming at the commit.
+    """Reads what is new in a stage's log, across retries and the renaming at the commit.
 
-    Events that other runs wrote for the same stage are left out: by their offsets in the file, since the
-    clocks of driver and workers may differ.
+    Events that other runs wrote for the same stage are left out, by their offsets in the file: the clocks of
+    driver and workers may differ.
     """
 
     name: str
@@ -60,7 +60,7 @@ class StageLog:
                 self._offsets[path.name] = offset
                 yield LogEntry(self.name, event)
         except FileNotFoundError:
-            return  # the commit has just renamed the folder; the next call reads it there
+            return  # the commit has just renamed the folder, which the next call reads
 
     def _lines(self, path: Path, *, growing: bool) -> Iterator[str]:
         try:
@@ -76,7 +76,7 @@ class StageLog:
 
     def _offset(self, path: Path) -> int:
         offset = self._offsets.get(path.name, 0)
-        if offset and path.stat().st_size < offset:  # a forced attempt started from nothing
+        if offset and path.stat().st_size < offset:  # a forced attempt began a new file
             offset = self._offsets[path.name] = 0
         return offset
 

@@ -37,7 +37,7 @@ def read(folder: Path) -> Summary:
     """Return the summary of what the sweep in `folder` has measured so far.
 
     Raises:
-        StoreError: one of its files cannot be understood.
+        StoreError: one of its files cannot be read.
     """
     return Summary.of(as_run(folder), results(folder), busy_of(folder))
 

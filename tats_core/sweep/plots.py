@@ -157,8 +157,8 @@ def _parallel(outcome: Outcome) -> list[Plot]:
     if len(outcome.keys) < 2 or len(measured) < 3 or best.key not in [metric.key for metric in metrics]:
         raise Missing("Parallel coordinates: they need two keys and three measured points.")
     caption = (
-        f"Each line is one point (mean over seeds), coloured by {best.title}; {DASH}: the key has"
-        " no effect there."
+        f"Each line is one point (mean over seeds), coloured by {best.title}; {DASH}: the key means"
+        " nothing there."
     )
     return [Plot("parallel", caption, charts.parallel(outcome.rows, outcome.keys, metrics, best))]
 
@@ -171,7 +171,7 @@ def _importance(outcome: Outcome) -> list[Plot]:
     common = {key.key: key.title for key in outcome.keys if all(key.key in trial.point for trial in done)}
     needed = _TRIALS_A_KEY * len(common)
     if len(common) < 2:
-        raise Missing("Importance of the keys: fewer than two keys have an effect at every point.")
+        raise Missing("Importance of the keys: fewer than two keys mean something at every point.")
     if len(done) < needed:
         raise Missing(
             f"Importance of the keys: {len(done)} finished trials say too little about {len(common)} keys"
@@ -181,7 +181,7 @@ def _importance(outcome: Outcome) -> list[Plot]:
     if not shares:
         raise Missing(f"Importance of the keys: {best.title} is the same in all trials.")
     others = ", ".join(key.title for key in outcome.keys if key.key not in common)
-    rest = f" Left out, as they have an effect only at some points: {others}." if others else ""
+    rest = f" Left out, as they mean something only at some points: {others}." if others else ""
     caption = (
         f"Each key's share of the variance of {best.title} that the keys explain (fANOVA over {len(done)}"
         f" trials; the shares add up to 100%, without the variance over seeds).{rest}"
