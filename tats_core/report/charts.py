@@ -56,13 +56,13 @@ class Curve:
     A `reference` is something to compare with (chance, random sampling): drawn thin and grey.
     """
 
-    series: Any
+    series: object
     steps: Sequence[float]
     values: Sequence[float]
     reference: bool = False
 
     @classmethod
-    def of(cls, series: Any, points: Mapping[int, float], *, reference: bool = False) -> Curve:
+    def of(cls, series: object, points: Mapping[int, float], *, reference: bool = False) -> Curve:
         """Return the curve through `points`, step → value."""
         steps = sorted(points)
         return cls(series, steps, [points[step] for step in steps], reference)
@@ -83,7 +83,7 @@ class Series:
 
     key: str
     title: str
-    values: tuple[Any, ...]
+    values: tuple[object, ...]
 
 
 # --- writing ---------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ def reliability(
 
 
 def learning(
-    panels: Mapping[str, Sequence[Curve]], names: Sequence[Any], *, ylabel: str = "", stacked: bool = False
+    panels: Mapping[str, Sequence[Curve]], names: Sequence[object], *, ylabel: str = "", stacked: bool = False
 ) -> Figure:
     """Draw curves, a panel a title; a curve's style is that of its series among `names`.
 
@@ -509,7 +509,7 @@ def _column(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]
     return [height(value) for value in values], [*gap, *ticks]
 
 
-def _of_series(rows: Sequence[Row], series: Series | None, value: Any, *metrics: Named) -> list[Row]:
+def _of_series(rows: Sequence[Row], series: Series | None, value: object, *metrics: Named) -> list[Row]:
     """Return the rows that have all metrics and this value of the series."""
     measured = [row for row in rows if all(metric.key in row.values for metric in metrics)]
     return [row for row in measured if series is None or row.point.get(series.key) == value]
@@ -572,7 +572,7 @@ def _style(index: int, **more: Any) -> dict[str, Any]:
     return {**_line(_COLOURS[index], _DASHES[index], marker=_MARKERS[index]), **more}
 
 
-def _legend(figure: Figure, names: Iterable[Any], ncols: int = 6, **more: Any) -> None:
+def _legend(figure: Figure, names: Iterable[object], ncols: int = 6, **more: Any) -> None:
     from matplotlib.lines import Line2D
 
     labels = [name for name in names if name is not None]

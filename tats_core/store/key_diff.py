@@ -22,8 +22,8 @@ class Change:
 
     component: Component
     name: str
-    old: Any
-    new: Any
+    old: object
+    new: object
 
 
 def between(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Change, ...]:
@@ -108,6 +108,6 @@ def _listed(changes: list[Change]) -> str:
     return ", ".join(names[:_LISTED]) + more
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 40 else text[:37] + "..."

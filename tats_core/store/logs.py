@@ -6,11 +6,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tats_core.store.layout import EVENTS
 from tats_core.store.run import Run, Stage
-from tats_core.training.events import read_events
+from tats_core.training.events import Event, read_events
 
 _TAIL_BYTES = 1 << 18  # enough for dozens of progress events, and read at once
 
@@ -20,7 +19,7 @@ class LogEntry:
     """An event of a stage, or a line that a process printed: `source` is "worker 0", "command", …"""
 
     stage: str
-    event: dict[str, Any] | None = None
+    event: Event | None = None
     source: str = ""
     line: str = ""
 
@@ -87,7 +86,7 @@ def workers(stage: Stage) -> list[int]:
     return sorted(int(path.stem.removeprefix("worker-")) for path in paths)
 
 
-def recent_progress(stage: Stage) -> list[dict[str, Any]]:
+def recent_progress(stage: Stage) -> list[Event]:
     """Return the newest progress events of a running stage, oldest first; reads the end of the file only."""
     if stage.folder is None:
         return []

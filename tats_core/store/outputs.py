@@ -21,7 +21,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -256,7 +256,7 @@ class StageStore:
         partial: Path,
         folder: Path,
         key: StageKey,
-        origin: Mapping[str, Any],
+        origin: Mapping[str, str],
         identities: Mapping[str, str],
     ) -> None:
         """Turn a finished work folder into the output `folder`; an earlier output there is replaced.
@@ -266,7 +266,7 @@ class StageStore:
             identities: see `StageKind.identities`.
         """
         write_json(partial / KEY, {**origin, "time": time.time(), "components": key.components})
-        write_json(partial / MANIFEST, _manifest(partial, identities))
+        write_json(partial / MANIFEST, asdict(_manifest(partial, identities)))
         if folder.exists():
             replaced = folder.with_name(f"{folder.name}.old-{uuid.uuid4().hex[:8]}")
             folder.rename(replaced)
@@ -281,8 +281,8 @@ class StageStore:
             shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _manifest(folder: Path, identities: Mapping[str, str]) -> dict[str, Any]:
-    files: dict[str, dict[str, Any]] = {}
+def _manifest(folder: Path, identities: Mapping[str, str]) -> Manifest:
+    files: dict[str, FileEntry] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if not path.is_file() or name in (MANIFEST, KEY, ATTEMPT) or name.endswith(".tmp"):
@@ -292,13 +292,13 @@ def _manifest(folder: Path, identities: Mapping[str, str]) -> dict[str, Any]:
         size = path.stat().st_size
         if size > VERIFIED_BYTES:
             sync(path)  # a power cut must not change its content: a cache hit compares only its size
-        files[name] = {"size": size, "sha256": digest(path)}
+        files[name] = FileEntry(size, digest(path))
     output = {
-        name: identities.get(name, entry["sha256"])
+        name: identities.get(name, entry.sha256)
         for name, entry in files.items()
         if not name.startswith(_NOT_OUTPUT)
     }
-    return {"digest": hashlib.sha256(canonical(output)).hexdigest(), "files": files}
+    return Manifest(hashlib.sha256(canonical(output)).hexdigest(), files)
 
 
 def make_folder(folder: Path) -> None:

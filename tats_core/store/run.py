@@ -22,7 +22,7 @@ from tats_core.errors import StoreError
 from tats_core.files import read_json, read_json_if_there, write_json
 from tats_core.store.layout import CONFIG, ENVIRONMENT, EVENTS, KEY, MANIFEST, RESULT, RESULTS, RUN
 from tats_core.store.outputs import Manifest, Origin, StageStore
-from tats_core.training.events import read_events
+from tats_core.training.events import Event, read_events
 
 StageStatus = Literal["waiting", "running", "finished", "cached", "failed", "stopped", "skipped"]
 RunStatus = Literal["running", "finished", "failed", "stopped"]
@@ -278,7 +278,7 @@ class Stage:
         ]
 
     @cached_property
-    def _events(self) -> list[dict[str, Any]]:
+    def _events(self) -> list[Event]:
         return [] if self.folder is None else [event for _, event in read_events(self.folder / EVENTS)]
 
     def _read(self, name: str, form: type[Form], what: str) -> Form | None:

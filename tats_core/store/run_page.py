@@ -148,7 +148,11 @@ def _results(report: Mapping[str, Any], stages: Sequence[Stage]) -> dict[str, An
         "marks": {style: words for style, words in _MARKS.items() if style in styles},
         "policies": results.policy_table(policies, labels, SAMPLER) if policies else None,
         "meanings": LEGEND.items(),
-        "classes": [_classes(stage) for stage in stages if _has_classes(stage)],
+        "classes": [
+            _classes(_label(stage.record), stage.folder)
+            for stage in stages
+            if stage.folder is not None and (stage.folder / "per_class.csv").exists()
+        ],
     }
 
 
@@ -165,15 +169,10 @@ def _track(row: Row, axes: Sequence[str]) -> Track:
     return Track(label, marks, f"{row['top1']:.1f}%")
 
 
-def _has_classes(stage: Stage) -> bool:
-    return stage.folder is not None and (stage.folder / "per_class.csv").exists()
-
-
-def _classes(stage: Stage) -> dict[str, Any]:
+def _classes(label: str, folder: Path) -> dict[str, Any]:
     import pandas as pd
 
-    assert stage.folder is not None
-    frame = pd.read_csv(stage.folder / "per_class.csv", dtype=str, keep_default_na=False)
+    frame = pd.read_csv(folder / "per_class.csv", dtype=str, keep_default_na=False)
     note = ""
     if len(frame) > _CLASSES_SHOWN:
         note = f"The {_CLASSES_SHOWN} of {len(frame)} classes with the lowest top-1."
@@ -183,16 +182,16 @@ def _classes(stage: Stage) -> dict[str, Any]:
         "class": "class", "most_confused_with": "most confused with", "confused_clips": "such clips",
         "clips": "clips", "top1": "top-1, %",
     }  # fmt: skip
-    counts = pd.read_csv(stage.folder / "confusion.csv", index_col=0, keep_default_na=False)
+    counts = pd.read_csv(folder / "confusion.csv", index_col=0, keep_default_na=False)
     parts = {
-        "label": _label(stage.record),
+        "label": label,
         "table": Table(frame[list(titles)].rename(columns=titles), 2),
         "note": note,
     }
     parts |= {"corner": counts.index.name, "names": list(counts.columns), "picture": None}
-    if len(counts) > _CLASSES_COUNTED and (stage.folder / "confusion.png").exists():
-        alt = f"{_label(stage.record)}: share of each true class that was predicted as each class"
-        data, width, height = page.reduced(stage.folder / "confusion.png")
+    if len(counts) > _CLASSES_COUNTED and (folder / "confusion.png").exists():
+        alt = f"{label}: share of each true class that was predicted as each class"
+        data, width, height = page.reduced(folder / "confusion.png")
         parts["picture"] = page.picture(data, alt, width, height)
     counted = counts if len(counts) <= _CLASSES_COUNTED else counts.iloc[:0]
     return {**parts, "counts": [(str(name), row.tolist()) for name, row in counted.iterrows()]}
@@ -359,11 +358,11 @@ def _configuration(run: Run) -> list[dict[str, Any]]:
     return list(parts.values())
 
 
-def _words(values: Mapping[str, Any]) -> dict[str, str]:
+def _words(values: Mapping[str, object]) -> dict[str, str]:
     return {key: _value(value) for key, value in values.items()}
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(_value, value)) or "none"
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -30,8 +30,6 @@ FILE: Final = "report.html"
 
 _KEYS_IN_A_TILE = 3
 
-Pairs = list[tuple[str, Any]]
-
 
 def read(folder: Path) -> Summary:
     """Return the summary of what the sweep in `folder` has measured so far.
@@ -87,7 +85,7 @@ def _render(summary: Summary, folder: Path, drawn: Sequence[Plot], missing: Sequ
     )
 
 
-def _tiles(summary: Summary, record: RunRecord) -> Iterator[tuple[str, Any, str]]:
+def _tiles(summary: Summary, record: RunRecord) -> Iterator[tuple[str, object, str]]:
     top, objective = summary.best, summary.sweep.objectives[0]
     if top is not None:
         names = short_keys(summary.sweep.keys)
@@ -125,7 +123,7 @@ def _trials(summary: Summary) -> Table:
     return Table.of(headings, rows, labels=len(keys) + 3)
 
 
-def _fixed(sweep: Sweep) -> Iterator[tuple[str, Any]]:
+def _fixed(sweep: Sweep) -> Iterator[tuple[str, object]]:
     for pattern, condition in sweep.space.where.items():
         yield f"{pattern}, only where", _equations({key: list(values) for key, values in condition.items()})
     for constraint in sweep.space.constraints:
@@ -147,5 +145,5 @@ def _values(values: Any) -> str:
     return f"{ends[0]:g} to {ends[1]:g} ({kind})"
 
 
-def _equations(values: Mapping[str, Any]) -> str:
+def _equations(values: Mapping[str, object]) -> str:
     return ", ".join(f"{key} = {value}" for key, value in values.items())
