@@ -38,7 +38,7 @@ class Table:
         return [str(name) for name in self.frame.columns]
 
     @property
-    def rows(self) -> list[list[object]]:
+    def rows(self) -> list[Sequence[object]]:
         """The cells, row by row."""
         return [[DASH if cell is None else cell for cell in row] for row in self.frame.to_numpy().tolist()]
 
