@@ -86,12 +86,12 @@ class Visualiser:
                 continue
             files: list[Path] = []
             generator = torch.Generator().manual_seed(seed)
-            for place, clip_1CTHW in enumerate(torch.split(video_BCTHW, 1), start=1):
+            for number, clip_1CTHW in enumerate(torch.split(video_BCTHW, 1), start=1):
                 with evaluating(self.mae, self.sampler):
                     (picture,) = pictures.reconstructions(self.mae, self.sampler, clip_1CTHW, generator)
-                of_clip = f", clip {place} of {n_clips}" if n_clips > 1 else ""
+                of_clip = f", clip {number} of {n_clips}" if n_clips > 1 else ""
                 visible, tokens = self.sampler.visible, self.sampler.tokens
-                clip_name = f"{name}-clip{place}" if n_clips > 1 else name
+                clip_name = f"{name}-clip{number}" if n_clips > 1 else name
                 files += pictures.write(
                     picture,
                     out / clip_name,
@@ -104,7 +104,7 @@ class Visualiser:
 def _another(name: str, taken: set[str]) -> str:
     """Return `name`, numbered where videos of two folders have the same one."""
     numbered = (f"{name}-{number}" for number in count(2))
-    return next(one for one in chain([name], numbered) if one not in taken)
+    return next(candidate for candidate in chain([name], numbered) if candidate not in taken)
 
 
 def load_sampler(folder: Path, mae: VideoMAE) -> Sampler:

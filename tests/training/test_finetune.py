@@ -46,8 +46,8 @@ def _run(
     return trainer, finetune(trainer, loader, events=events, store=CheckpointStore(folder))
 
 
-def assert_equal(one: nn.Module, other: nn.Module) -> None:
-    for (name, tensor), its in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+def assert_equal(actual: nn.Module, expected: nn.Module) -> None:
+    for (name, tensor), its in zip(actual.state_dict().items(), expected.state_dict().values(), strict=True):
         assert torch.equal(tensor, its), name
 
 
@@ -68,8 +68,8 @@ def test_a_resumed_run_ends_in_the_same_bits(
     assert_equal(straight.finished, resumed.finished)
     moments, resumed_moments = (x.guarded.optimizer.state_dict()["state"] for x in (straight, resumed))
     assert all(
-        torch.equal(value, resumed_moments[place][name])
-        for place, state in moments.items()
+        torch.equal(value, resumed_moments[index][name])
+        for index, state in moments.items()
         for name, value in state.items()
     )
 
@@ -158,7 +158,7 @@ def in_double() -> Iterator[None]:
 def test_a_batch_in_parts_makes_the_step_of_the_whole_batch(
     tiny: dict[str, Any], clips: Any, changes: dict[str, Any], parts: int
 ) -> None:
-    found = []
+    results = []
     for accumulate in (1, parts):
         recipe = _recipe(tiny, **changes, head_scale=1.0, batch_size=6, accumulate=accumulate)
         trainer = FinetuneTrainer(recipe, 3, World())
@@ -167,12 +167,12 @@ def test_a_batch_in_parts_makes_the_step_of_the_whole_batch(
             trainer.step(video_BCTHW.double(), label_B, step, lr=1e-3)
             for step, (video_BCTHW, label_B, _) in enumerate(clips(steps=5, batch=6).epoch(0))
         ]
-        found.append((figures, trainer.model.state_dict()))
-    (figures, whole), (part_figures, in_parts) = found
+        results.append((figures, trainer.model.state_dict()))
+    (figures, whole), (part_figures, in_parts) = results
     for name, tensor in whole.items():
         assert (in_parts[name] - tensor).abs().max().item() <= 1e-6, name
-    for one, other in zip(figures, part_figures, strict=True):
-        assert other == pytest.approx(one, rel=1e-5)
+    for metrics_of_whole, metrics_of_parts in zip(figures, part_figures, strict=True):
+        assert metrics_of_parts == pytest.approx(metrics_of_whole, rel=1e-5)
 
 
 def test_parts_that_would_not_be_equal_or_would_change_the_step_are_refused(tiny: dict[str, Any]) -> None:
@@ -198,11 +198,11 @@ def test_the_target_of_a_cut_clip_is_the_exact_share_of_its_pixels(tiny: dict[st
     shares = set()
     for step in range(20):
         mixed_BCTHW, target_BC = trainer.mixed(clean_BCTHW.clone(), label_B, step)
-        for place in range(4):
-            own = (mixed_BCTHW[place] == place).float().mean().item()
-            assert target_BC[place, place].item() == pytest.approx(own, abs=1e-6)
-            assert target_BC[place, 3 - place].item() == pytest.approx(1 - own, abs=1e-6)
-        shares.add(round(own, 3))
+        for clip in range(4):
+            share = (mixed_BCTHW[clip] == clip).float().mean().item()
+            assert target_BC[clip, clip].item() == pytest.approx(share, abs=1e-6)
+            assert target_BC[clip, 3 - clip].item() == pytest.approx(1 - share, abs=1e-6)
+        shares.add(round(share, 3))
     assert len(shares) > 5
 
 
@@ -271,10 +271,10 @@ def test_a_skipped_step_does_not_reach_the_figures_of_its_epoch(
     events = EventLog(tmp_path / "events.jsonl")
     trainer, figures = _run(_recipe(tiny, epochs=1), OnceBroken(), tmp_path / "states", events)
     assert trainer.guarded.skipped == 1
-    told = [
+    logged = [
         event["values"] for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "metrics"
     ]
-    losses = [values["loss"] for values in told if "loss" in values]
+    losses = [values["loss"] for values in logged if "loss" in values]
     assert len(losses) == 2
     assert figures["loss"] == pytest.approx(sum(losses) / 2)
 
@@ -283,7 +283,7 @@ def test_in_bfloat16_the_loss_is_nearly_the_same_and_weights_and_gradients_stay_
     tiny: dict[str, Any], clips: Any
 ) -> None:
     (video_BCTHW, label_B, _), *_ = clips().epoch(0)
-    found = []
+    results = []
     for precision in ("fp32", "bf16"):
         recipe = _recipe(tiny, **PLAIN, head_scale=1.0, precision=precision)
         trainer = FinetuneTrainer(recipe, 3, World())
@@ -292,13 +292,13 @@ def test_in_bfloat16_the_loss_is_nearly_the_same_and_weights_and_gradients_stay_
         trainer.model.encoder.blocks[0].attn.qkv.register_forward_hook(
             lambda module, given, made, seen=seen: seen.append(made.dtype)
         )
-        found.append(trainer.step(video_BCTHW, label_B, 0, lr=1e-3))
+        results.append(trainer.step(video_BCTHW, label_B, 0, lr=1e-3))
         assert seen == [torch.bfloat16 if precision == "bf16" else torch.float32]
         for parameter in trainer.model.parameters():
             assert parameter.dtype == torch.float32
             assert parameter.grad is not None
             assert parameter.grad.dtype == torch.float32
-    exact, rough = (figures["loss"] for figures in found)
+    exact, rough = (figures["loss"] for figures in results)
     # bfloat16 keeps 8 bits: a few thousandths.
     assert 0 < abs(exact - rough) < 0.02
 

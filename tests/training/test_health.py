@@ -137,7 +137,7 @@ def test_pictures_are_written_and_told_of(tmp_path: Path) -> None:
     _check(tmp_path, EventLog(tmp_path / "events.jsonl"))(_mae(), Corner(32, 0.875), 7)
     files = [event for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "file"]
     assert [event["step"] for event in files] == [7] * 8
-    assert {event["key"] for event in files} == {f"masks/clip{place}" for place in range(4)}
+    assert {event["key"] for event in files} == {f"masks/clip{clip}" for clip in range(4)}
     for event in files:
         with Image.open(tmp_path / event["path"]) as picture:
             assert getattr(picture, "n_frames", 1) == (4 if event["path"].endswith("gif") else 1)

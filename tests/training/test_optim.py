@@ -219,13 +219,13 @@ def _averaged(config: AverageConfig, weights: list[float]) -> list[float]:
     with torch.no_grad():
         model.weight.fill_(weights[0])
     average = config.build(model)
-    found = []
+    averages = []
     for weight in weights[1:]:
         with torch.no_grad():
             model.weight.fill_(weight)
         average.update_parameters(model)
-        found.append(average.module.weight.item())
-    return found
+        averages.append(average.module.weight.item())
+    return averages
 
 
 def test_an_average_keeps_its_decay_of_the_old_and_takes_the_rest_of_the_new() -> None:
@@ -260,5 +260,5 @@ def test_models_built_side_by_side_have_the_weights_of_models_built_alone() -> N
     alone = [build(seed) for seed in range(6)]
     with ThreadPoolExecutor(6) as threads:
         together = list(threads.map(build, range(6)))
-    for one, other in zip(alone, together, strict=True):
-        assert torch.equal(one, other)
+    for first, second in zip(alone, together, strict=True):
+        assert torch.equal(first, second)

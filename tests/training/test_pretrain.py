@@ -45,7 +45,7 @@ def _recipe(tiny: dict[str, Any], sampler: dict[str, Any], **changes: Any) -> Pr
     )
 
 
-def _look(mae: VideoMAE, sampler: Sampler, step: int) -> dict[str, float]:
+def _health(mae: VideoMAE, sampler: Sampler, step: int) -> dict[str, float]:
     return {"looked_at": float(step)}
 
 
@@ -54,19 +54,19 @@ def _run(
 ) -> tuple[JointTrainer, dict[str, float]]:
     trainer = JointTrainer(recipe, World())
     events = events or EventLog(None)
-    return trainer, pretrain(trainer, loader, events=events, store=CheckpointStore(folder), health=_look)
+    return trainer, pretrain(trainer, loader, events=events, store=CheckpointStore(folder), health=_health)
 
 
 def _flat(state: Any, name: str = "") -> dict[str, Any]:
     if isinstance(state, dict):
         return {k: v for key in state for k, v in _flat(state[key], f"{name}.{key}").items()}
     if isinstance(state, (list, tuple)):
-        return {k: v for place, one in enumerate(state) for k, v in _flat(one, f"{name}.{place}").items()}
+        return {k: v for index, item in enumerate(state) for k, v in _flat(item, f"{name}.{index}").items()}
     return {name: state}
 
 
-def _assert_same(one: Any, other: Any) -> None:
-    flat, flat_other = _flat(one), _flat(other)
+def _assert_same(actual: Any, other: Any) -> None:
+    flat, flat_other = _flat(actual), _flat(other)
     assert flat.keys() == flat_other.keys()
     for name, value in flat.items():
         same = (
@@ -131,7 +131,7 @@ def test_a_schedule_straight_through_and_in_parts_ends_in_the_same_bits(
         clips(),
         events=EventLog(None),
         store=CheckpointStore(tmp_path / "a"),
-        health=_look,
+        health=_health,
         after=state,
     )
     loader = clips(fail_at_step=killed_at)
@@ -139,7 +139,7 @@ def test_a_schedule_straight_through_and_in_parts_ends_in_the_same_bits(
     parts = {
         "events": EventLog(None),
         "store": CheckpointStore(tmp_path / "b"),
-        "health": _look,
+        "health": _health,
         "before": state,
     }
     if killed_at is not None:
@@ -156,7 +156,7 @@ def test_a_schedule_straight_through_and_in_parts_ends_in_the_same_bits(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"schedule": [{"epoch": 1, "ppo": {"clipp": 0.1}}]}, "schedule's ppo.clipp at epoch 1"),
         ({"schedule": [{"epoch": 1, "ppo": {"clip": 1.5}}]}, "schedule's ppo.clip at epoch 1"),
@@ -166,9 +166,9 @@ def test_a_schedule_straight_through_and_in_parts_ends_in_the_same_bits(
     ],
 )
 def test_a_schedule_that_cannot_be_followed_is_refused(
-    changes: dict[str, Any], said: str, tiny: dict[str, Any]
+    changes: dict[str, Any], message: str, tiny: dict[str, Any]
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         _recipe(tiny, SAMPLERS["tats"], **changes)
 
 
@@ -201,10 +201,10 @@ def test_the_same_seed_trains_the_same_model_and_another_one_does_not(
     tiny: dict[str, Any], clips: Any, tmp_path: Path
 ) -> None:
     states = [
-        _run(_recipe(tiny, SAMPLERS["tats"], epochs=1, seed=seed), clips(), tmp_path / str(place))[
+        _run(_recipe(tiny, SAMPLERS["tats"], epochs=1, seed=seed), clips(), tmp_path / str(run))[
             0
         ].state_dict()
-        for place, seed in enumerate((0, 0, 1))
+        for run, seed in enumerate((0, 0, 1))
     ]
     _assert_same(states[0], states[1])
     assert not torch.equal(states[0]["mae"]["mask_token"], states[2]["mae"]["mask_token"])
@@ -302,12 +302,14 @@ def test_a_skipped_step_of_the_sampler_is_counted_and_told(
         lambda drawn, learner: update(replace(drawn, reward_BM=drawn.reward_BM * math.nan), learner),
     )
     events = EventLog(tmp_path / "events.jsonl")
-    pretrain(trainer, clips(steps=2), events=events, store=CheckpointStore(tmp_path / "states"), health=_look)
-    told = [
+    pretrain(
+        trainer, clips(steps=2), events=events, store=CheckpointStore(tmp_path / "states"), health=_health
+    )
+    logged = [
         event["values"] for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "metrics"
     ]
     # Each of two updates has two passes of two mini-batches.
-    assert [values["skipped_steps"] for values in told if "skipped_steps" in values] == [8]
+    assert [values["skipped_steps"] for values in logged if "skipped_steps" in values] == [8]
     assert trainer.mae_step.skipped == 0
 
 
@@ -328,9 +330,9 @@ def test_an_accumulated_step_is_the_step_of_the_large_batch(
                     assert other[name] == pytest.approx(figures[0][name], abs=1e-5), (step, name)
     finally:
         torch.set_default_dtype(torch.float32)
-    one, *others = (dict(t.mae.state_dict()) | dict(t.sampler.state_dict()) for t in trainers)
+    first, *others = (dict(t.mae.state_dict()) | dict(t.sampler.state_dict()) for t in trainers)
     for other in others:
-        for name, tensor in one.items():
+        for name, tensor in first.items():
             torch.testing.assert_close(
                 other[name], tensor, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
             )
@@ -381,10 +383,10 @@ def test_the_model_is_looked_at_as_often_as_asked_and_at_the_end(
         tmp_path,
         EventLog(tmp_path / "events.jsonl"),
     )
-    told = [
+    logged = [
         event["values"] for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "metrics"
     ]
-    assert [values["looked_at"] for values in told if "looked_at" in values] == looks
+    assert [values["looked_at"] for values in logged if "looked_at" in values] == looks
     assert figures["looked_at"] == 12
 
 
@@ -422,7 +424,7 @@ def test_a_storm_of_nans_changes_no_weight_and_ends_training_with_a_sentence(
     trainer = JointTrainer(recipe, World())
     before = {name: tensor.clone() for name, tensor in trainer.mae.state_dict().items()}
     with pytest.raises(TrainingError, match="20 steps in a row had a non-finite gradient"):
-        pretrain(trainer, Broken(), events=EventLog(None), store=CheckpointStore(tmp_path), health=_look)
+        pretrain(trainer, Broken(), events=EventLog(None), store=CheckpointStore(tmp_path), health=_health)
     _assert_same(before, dict(trainer.mae.state_dict()))
     assert trainer.last_index_B is not None
 

@@ -35,8 +35,8 @@ def test_a_saved_model_comes_back_as_it_was(tmp_path: Path) -> None:
     mae = _saved(tmp_path)
     other = VideoMAE(_vit(), MAE, CLIP)
     weights.load(tmp_path, other)
-    for (name, one), two in zip(mae.state_dict().items(), other.state_dict().values(), strict=True):
-        assert torch.equal(one, two), name
+    for (name, saved), loaded in zip(mae.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(saved, loaded), name
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
 
 
@@ -55,9 +55,9 @@ def test_a_classifier_takes_the_pre_trained_encoder_without_its_final_norm(tmp_p
     assert match.missing == ()
     assert match.unexpected == ("norm.bias", "norm.weight")
     expected = {k: v for k, v in mae.encoder.state_dict().items() if not k.startswith("norm.")}
-    found = model.encoder.state_dict()
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    loaded = model.encoder.state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 
 def test_weights_of_another_depth_are_refused_with_a_name(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_weights_of_another_depth_are_refused_with_a_name(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [
         (VideoMAE(_vit(depth=3), MAE, CLIP), r"missing 12 \(such as encoder.blocks.2.attn.proj.bias\)$"),
         (VideoMAE(_vit(depth=1), MAE, CLIP), r"unexpected 12 \(such as encoder.blocks.1.attn.proj.bias\)$"),
@@ -85,10 +85,10 @@ def test_weights_of_another_depth_are_refused_with_a_name(tmp_path: Path) -> Non
     ids=["depth", "no place", "width"],
 )
 def test_a_whole_model_that_does_not_fit_is_refused_with_a_name(
-    tmp_path: Path, other: VideoMAE, said: str
+    tmp_path: Path, other: VideoMAE, message: str
 ) -> None:
     _saved(tmp_path)
-    with pytest.raises(WeightsError, match=said):
+    with pytest.raises(WeightsError, match=message):
         weights.load(tmp_path, other)
 
 
@@ -102,8 +102,8 @@ def test_a_pre_training_starts_from_encoder_and_decoder(tmp_path: Path) -> None:
     mae, other = _saved(tmp_path), VideoMAE(_vit(), MAE, CLIP)
     match = weights.start_mae(other, tmp_path)
     assert (match.missing, match.unexpected) == ((), ())
-    for (name, one), two in zip(mae.state_dict().items(), other.state_dict().values(), strict=True):
-        assert torch.equal(one, two), name
+    for (name, saved), loaded in zip(mae.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(saved, loaded), name
 
 
 def test_a_pre_training_from_a_classifier_starts_with_its_encoder_alone(tmp_path: Path) -> None:
@@ -249,8 +249,8 @@ def test_a_classifier_of_hugging_face_is_rebuilt_with_its_classes_or_numbers(
     (tmp_path / "config.json").write_text(json.dumps(config))
     model, classes = weights.load_classifier(tmp_path)
     assert classes == (["a", "b", "c"] if named else ["class 0", "class 1", "class 2"])
-    for (name, one), two in zip(source.state_dict().items(), model.state_dict().values(), strict=True):
-        assert torch.equal(one, two), name
+    for (name, saved), loaded in zip(source.state_dict().items(), model.state_dict().values(), strict=True):
+        assert torch.equal(saved, loaded), name
 
 
 def test_a_pre_trained_model_of_hugging_face_has_no_classes_either(tmp_path: Path) -> None:
