@@ -70,7 +70,7 @@ def load_encoder(encoder: VideoViT, path: Path) -> Match:
     return checkpoints_io.load_encoder(encoder, checkpoints_io.read(path))
 
 
-def start_mae(mae: VideoMAE, path: Path) -> Match:
+def initialise_mae(mae: VideoMAE, path: Path) -> Match:
     """Initialise a pre-training from a model: encoder and decoder where it has both, else the encoder alone.
 
     Returns:

@@ -100,7 +100,7 @@ def test_a_model_without_an_encoder_is_not_a_pre_training(tmp_path: Path) -> Non
 
 def test_a_pre_training_starts_from_encoder_and_decoder(tmp_path: Path) -> None:
     mae, other = _saved(tmp_path), VideoMAE(_vit(), MAE, CLIP)
-    match = weights.start_mae(other, tmp_path)
+    match = weights.initialise_mae(other, tmp_path)
     assert (match.missing, match.unexpected) == ((), ())
     for (name, saved), loaded in zip(mae.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(saved, loaded), name
@@ -112,7 +112,7 @@ def test_a_pre_training_from_a_classifier_starts_with_its_encoder_alone(tmp_path
         tmp_path, source, {"model": _vit(), "clip": CLIP, "classes": ["a", "b"], "head_norm": "layer"}
     )
     token = other.mask_token.clone()
-    match = weights.start_mae(other, tmp_path)
+    match = weights.initialise_mae(other, tmp_path)
     assert {"mask_token", "encoder.norm.weight", "to_pixels.bias"} < set(match.missing)
     assert not [name for name in match.missing if name.startswith("encoder.blocks.")]
     assert torch.equal(other.encoder.embedding.weight, source.encoder.embedding.weight)
@@ -178,7 +178,10 @@ def test_a_model_saved_in_another_format_is_refused_in_a_sentence(
         "same numbers would mean something else; train it again (run its pipeline), or use the version "
         "that saved it"
     )
-    for load in (weights.load_mae, lambda folder: weights.start_mae(VideoMAE(_vit(), MAE, CLIP), folder)):
+    for load in (
+        weights.load_mae,
+        lambda folder: weights.initialise_mae(VideoMAE(_vit(), MAE, CLIP), folder),
+    ):
         with pytest.raises(WeightsError, match=rf"mae/{re.escape(sentence)}$"):
             load(tmp_path / "mae")
     for load in (weights.load_classifier, lambda folder: weights.load_encoder(classifier.encoder, folder)):
@@ -190,7 +193,7 @@ def test_our_tensors_in_a_file_that_tells_no_format_are_refused(tmp_path: Path) 
     mae = VideoMAE(_vit(), MAE, CLIP)
     torch.save(mae.state_dict(), tmp_path / "ours.pth")
     with pytest.raises(WeightsError, match=r"ours.pth: is a model of TATS saved without a format"):
-        weights.start_mae(mae, tmp_path / "ours.pth")
+        weights.initialise_mae(mae, tmp_path / "ours.pth")
 
 
 def test_half_a_file_of_weights_is_refused(tmp_path: Path) -> None:
