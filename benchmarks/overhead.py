@@ -4,10 +4,10 @@ python benchmarks/overhead.py                  the short cases, one line each
 python benchmarks/overhead.py plan_500         one of them
 python benchmarks/overhead.py pretrain [N]     the demo's pre-training (N epochs), with and without
 python benchmarks/overhead.py cached HOME      the demo again where it is finished already, in the folder HOME
-python benchmarks/overhead.py sweep [N]        N trials of a command that does nothing, found by Optuna
+python benchmarks/overhead.py sweep [N]        N trials of a command that does nothing, chosen by Optuna
 
 Each short case runs several times. The first round has read no code and no configuration before; the median
-is that of the rounds after it. The others say what they measure.
+is that of the rounds after it. The other cases print what they measure.
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ def _fill(home: Path, pipeline: Pipeline) -> None:
         (folder / KEY).write_text(json.dumps({**origin, "components": key.components}, indent=2))
         (folder / MANIFEST).write_text(json.dumps({"digest": key.digest, "files": {}}))
         digests[instance.name] = key.digest
-    for known in (code.digests, code._parsed, code._file):
-        known.cache_clear()
+    for cached_function in (code.digests, code._parsed, code._file):
+        cached_function.cache_clear()
 
 
 @contextmanager
 def plan_500() -> Iterator[Callable[[], object]]:
-    """A plan of 500 stages, all of which are there."""
+    """A plan of 500 stages, all of which have outputs."""
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         _fill(home, _five_hundred(home))
@@ -95,7 +95,7 @@ def plan_500_changed() -> Iterator[Callable[[], object]]:
 
 @contextmanager
 def runs_10000() -> Iterator[Callable[[], object]]:
-    """`tats runs` as a process of its own, where 10,000 runs were recorded."""
+    """`tats runs` as a separate process, where 10,000 runs were recorded."""
     with tempfile.TemporaryDirectory() as name:
         stages = {
             stage: StageRecord(stage, "s", "command", {}, [], "finished", seconds=9.0)

@@ -77,10 +77,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Shares of a step by group of operators.")
     parser.add_argument("--model", choices=PRESETS, default=PAPER.model)
     parser.add_argument("--steps", type=int, default=3)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.manual_seed(0)
     keep_freed_memory()
-    percent = {name: shares(CASES[name](Scale(model=asked.model)), asked.steps) for name in COLUMNS}
+    percent = {name: shares(CASES[name](Scale(model=options.model)), options.steps) for name in COLUMNS}
     print("| % of the step | " + " | ".join(COLUMNS) + " |")
     print("|---|" + "---:|" * len(COLUMNS))
     for group in (*GROUPS, REST):

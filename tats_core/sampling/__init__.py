@@ -57,7 +57,7 @@ class SamplerConfig(StrictModel):
         return SAMPLERS[self.kind].build(self, site)
 
     def objective(self, seed: int) -> Objective | None:
-        """How it learns; None where there is nothing to learn."""
+        """The objective of this kind; None for a sampler that does not learn."""
         objective = SAMPLERS[self.kind].objective
         return objective(self, seed) if objective else None
 
@@ -73,7 +73,7 @@ class SamplerSite(StrictModel):
 
 @dataclass(frozen=True)
 class Kind:
-    """What makes a sampler, and what makes the objective of one that learns (from its seed)."""
+    """Builds a sampler and, for a sampler that learns, its objective (from a seed)."""
 
     build: Callable[[SamplerConfig, SamplerSite], Sampler]
     objective: Callable[[SamplerConfig, int], Objective] | None = None

@@ -80,7 +80,7 @@ class HealthCheck:
     def features(self, mae: VideoMAE) -> dict[str, float]:
         """Effective rank and variance between clips of the mean-pooled features; linear and kNN probe.
 
-        Videos without labels are good for pre-training, but a probe cannot learn from them.
+        Without labels, the probes are left out.
         """
         held = self.held_out
         train_BD = self.world.gather(self._pooled(mae, held.train_BCTHW))

@@ -46,12 +46,11 @@ def reconstructions(
     reconstruction = mae(patches_BNP, rollout.visible_BK, rollout.masked_BM)
     _, *seen = mae.target(take(patches_BNP, rollout.visible_BK))
     mean_BXC, scale_BXC = (x_BKC.mean(1, keepdim=True) for x_BKC in seen)
-    guess_BMP = reconstruction.prediction_BMP * per_pixel(scale_BXC, clip.pixels) + per_pixel(
-        mean_BXC, clip.pixels
-    )
+    scale_BXP, mean_BXP = (per_pixel(x_BXC, clip.pixels) for x_BXC in (scale_BXC, mean_BXC))
+    guess_BMP = reconstruction.prediction_BMP * scale_BXP + mean_BXP
     true_BNP = patchify(transforms.to_display(video_BCTHW), clip)
-    place_BMP = rollout.masked_BM.unsqueeze(-1).expand_as(guess_BMP)
-    prediction_BNP = true_BNP.scatter(1, place_BMP, guess_BMP.clamp(0, 1))
+    index_BMP = rollout.masked_BM.unsqueeze(-1).expand_as(guess_BMP)
+    prediction_BNP = true_BNP.scatter(1, index_BMP, guess_BMP.clamp(0, 1))
     error_BN = (prediction_BNP - true_BNP).abs().mean(-1).masked_fill(rollout.visible_BN, torch.nan)
     maps = {"visible_THW": rollout.visible_BN, "error_THW": error_BN}
     if rollout.policy is not None:

@@ -197,7 +197,7 @@ def test_the_motion_of_a_view_fits_the_view_pixel_for_pixel(tiny: dict[str, Mani
     assert change_BTHW[moving_BTHW].mean() > 4 * change_BTHW[~moving_BTHW].mean()
 
 
-def test_a_set_without_ground_truth_says_so(tiny: dict[str, Manifest]) -> None:
+def test_a_set_without_ground_truth_is_refused(tiny: dict[str, Manifest]) -> None:
     with pytest.raises(DataError, match="no ground truth of motion for video 'nobody'"):
         load_motion(tiny["ssv2"], "nobody")
 

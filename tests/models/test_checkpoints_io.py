@@ -251,7 +251,7 @@ def test_a_bare_encoder_of_hugging_face_is_read_without_its_prefix(tmp_path: Pat
     _assert_same(source.encoder, target.encoder)
 
 
-def test_other_heads_are_refused_where_the_file_beside_the_weights_tells_them(tmp_path: Path) -> None:
+def test_other_heads_are_refused_where_the_file_beside_the_weights_declares_them(tmp_path: Path) -> None:
     tensors, config = checkpoints_io.to_hugging_face(_mae())
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4}))

@@ -290,7 +290,7 @@ def test_the_controller_keeps_a_policy_from_collapsing_that_would_without_it() -
 
 
 def _count_clips(config: PPOConfig, memory: list[Transition], kl: float = 0.0) -> tuple[list[int], float]:
-    """Run an update that changes nothing; returns the size of each mini-batch and the steps told."""
+    """Run an update that changes nothing; returns the size of each mini-batch and the number of steps."""
     sizes: list[int] = []
 
     def policy(tokens_BND: Tensor) -> Policy:

@@ -49,7 +49,7 @@ def test_the_newest_state_comes_back_with_its_kinds_of_values(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("best", "remaining"), [(None, [4, 5]), ("linear_top1", [2, 4, 5]), ("not_a_figure", [4, 5])]
+    ("best", "remaining"), [(None, [4, 5]), ("linear_top1", [2, 4, 5]), ("not_a_metric", [4, 5])]
 )
 def test_the_newest_and_the_best_stay(tmp_path: Path, best: str | None, remaining: list[int]) -> None:
     store = _begun(tmp_path, CheckpointConfig(keep=2, best=best))
@@ -59,7 +59,7 @@ def test_the_newest_and_the_best_stay(tmp_path: Path, best: str | None, remainin
     assert store.best() == (tmp_path / "step-000000002" if best == "linear_top1" else None)
 
 
-def test_the_best_state_is_the_one_that_was_measured_not_a_later_one_that_still_carries_its_figure(
+def test_the_best_state_is_the_one_that_was_measured_not_a_later_one_that_still_carries_its_metric(
     tmp_path: Path,
 ) -> None:
     store = _begun(tmp_path, CheckpointConfig(keep=1, best="linear_top1"))
@@ -187,7 +187,7 @@ def test_a_wish_to_stop_is_answered_with_a_state_at_once(
     assert _steps(tmp_path) == [2]
 
 
-def test_work_that_keeps_no_states_ends_at_its_next_item(
+def test_work_without_checkpoints_ends_at_its_next_item(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint, "_STOP_SECONDS", 0)
@@ -235,7 +235,7 @@ def test_a_state_holds_no_code(tmp_path: Path) -> None:
         CheckpointStore(tmp_path).begin(EVERY)
 
 
-def test_the_manifest_names_step_workers_and_figures(tmp_path: Path) -> None:
+def test_the_manifest_names_step_workers_and_metrics(tmp_path: Path) -> None:
     _begun(tmp_path).save({"rank": {"a": 1}}, step=3, metrics={"loss": 0.5})
     manifest = json.loads((tmp_path / "step-000000003" / "manifest.json").read_text())
     assert (manifest["step"], manifest["workers"], manifest["figures"]) == (3, 1, {"loss": 0.5})

@@ -165,7 +165,7 @@ def test_the_same_seed_gives_the_same_attentive_probe_bit_for_bit() -> None:
     assert not torch.equal(probe.head.weight, other.head.weight)
 
 
-def test_a_killed_attentive_probe_goes_on_and_ends_bit_for_bit_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_a_killed_attentive_probe_resumes_and_ends_bit_for_bit_as_if_it_had_not_been(tmp_path: Path) -> None:
     class Killed(CheckpointStore):
         def save(self, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float]) -> None:
             super().save(state, step=step, metrics=metrics)

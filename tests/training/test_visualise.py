@@ -81,7 +81,7 @@ def test_several_clips_cover_the_video_and_have_pictures_of_their_own(folder: Pa
     assert sorted(names) == sorted(file.name for file in (tmp_path / "out").iterdir())
 
 
-def test_an_unreadable_video_is_told_and_the_others_are_drawn(folder: Path, tmp_path: Path) -> None:
+def test_an_unreadable_video_is_reported_and_the_others_are_drawn(folder: Path, tmp_path: Path) -> None:
     whole = write_video(tmp_path / "a.mkv")
     (tmp_path / "broken.mkv").write_bytes(b"not a video")
     videos = [tmp_path / "broken.mkv", tmp_path / "nowhere.mkv", whole]

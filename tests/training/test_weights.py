@@ -149,7 +149,7 @@ def test_a_description_without_an_encoder_is_refused(tmp_path: Path) -> None:
         weights.load_classifier(tmp_path)
 
 
-def test_a_folder_without_a_model_is_said_to_be_one(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     model = VideoMAE(_vit(), MAE, CLIP)
     with pytest.raises(WeightsError, match=r"model.safetensors"):
         weights.load(tmp_path, model)
@@ -189,7 +189,7 @@ def test_a_model_saved_in_another_format_is_refused_in_a_sentence(
             load(tmp_path / "classifier")
 
 
-def test_our_tensors_in_a_file_that_tells_no_format_are_refused(tmp_path: Path) -> None:
+def test_our_tensors_in_a_file_without_a_format_are_refused(tmp_path: Path) -> None:
     mae = VideoMAE(_vit(), MAE, CLIP)
     torch.save(mae.state_dict(), tmp_path / "ours.pth")
     with pytest.raises(WeightsError, match=r"ours.pth: is a model of TATS saved without a format"):

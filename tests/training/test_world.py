@@ -126,8 +126,8 @@ def test_two_workers_take_twenty_joint_steps_as_one_with_the_whole_batch(both: l
                 difference = (worker["joint"][part][name] - tensor).abs().max().item()
                 assert difference < 1e-5, f"{part}.{name}: {difference}"
     shared = ("reward_mean", "reward_std", "policy_loss", "entropy_share", "kl", "entropy_weight")
-    for step, expected in enumerate(alone["figures"]):
-        ranks = [worker["joint"]["figures"][step] for worker in both]
+    for step, expected in enumerate(alone["metrics"]):
+        ranks = [worker["joint"]["metrics"][step] for worker in both]
         # The loss is each worker's own; what the sampler learns from is pooled.
         assert sum(rank["loss"] for rank in ranks) / 2 == pytest.approx(expected["loss"], abs=1e-5)
         for name in shared:
@@ -138,16 +138,16 @@ def test_two_workers_take_twenty_joint_steps_as_one_with_the_whole_batch(both: l
 def test_the_loss_of_a_pre_training_is_that_of_all_workers(
     both: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    alone = _load_worker().figures(World(), tmp_path)
+    alone = _load_worker().pretrain_metrics(World(), tmp_path)
     for worker in both:
-        assert worker["figures"] == pytest.approx(alone, rel=1e-5)
+        assert worker["metrics"] == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.slow
-def test_a_training_goes_on_with_fewer_or_more_workers_as_one_undisturbed(
+def test_a_training_resumes_with_fewer_or_more_workers_as_one_undisturbed(
     both: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    # Two workers stopped after six of twelve steps and one went on, and the other way round. The sampler had
+    # Two workers stopped after six of twelve steps and one resumed, and the other way round. The sampler had
     # learnt from the first four, and remembered two.
     worker, out = _load_worker(), both[0]["out"]
     undisturbed = worker.elastic(World(), tmp_path / "undisturbed")
@@ -179,7 +179,7 @@ def test_two_workers_keep_states_together_and_stop_together(both: list[dict[str,
         states = worker["states"]
         assert states["fresh"] is None
         assert states["due"] == [False, True]
-        assert states["wanted"], "one of them heard that a person wants to stop"
+        assert states["wanted"], "one of them saw the request to stop"
         assert states["stopped"]
         assert states["state"] == {"shared": 0, "rank": {"own": 10 + rank}}
         assert states["items"] == ([0, 1, 2, 3, 4] if rank == 0 else [])

@@ -265,7 +265,7 @@ def test_an_unknown_data_set_gets_the_nearest_name() -> None:
 
 
 @pytest.mark.parametrize("name", list(BENCHMARKS))
-def test_an_empty_folder_is_told_what_belongs_there(tmp_path: Path, name: str) -> None:
+def test_an_empty_folder_is_refused_with_the_expected_layout(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=f"{name}: no .* in .*expected layout: "):
         BENCHMARKS[name].read(tmp_path, "train")
 

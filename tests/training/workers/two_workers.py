@@ -54,9 +54,9 @@ def joint(world: World, steps: int) -> dict[str, Any]:
     # In double precision: Adam makes a step of full size out of a gradient that is nothing but rounding.
     torch.set_default_dtype(torch.float64)
     trainer = JointTrainer(PretrainConfig.model_validate({**TINY, "sampler": SAMPLER, "mae": MAE}), world)
-    figures = [trainer.step(_clips(world, step)[0].double(), lr=1e-3) for step in range(steps)]
+    metrics = [trainer.step(_clips(world, step)[0].double(), lr=1e-3) for step in range(steps)]
     torch.set_default_dtype(torch.float32)
-    return {"figures": figures, "mae": trainer.mae.state_dict(), "sampler": trainer.sampler.state_dict()}
+    return {"metrics": metrics, "mae": trainer.mae.state_dict(), "sampler": trainer.sampler.state_dict()}
 
 
 class Prepared(NamedTuple):
@@ -84,7 +84,7 @@ class Loader:
             yield Prepared(video_BCTHW, label_B, torch.arange(len(label_B)))
 
 
-def figures(world: World, folder: Path) -> dict[str, float]:
+def pretrain_metrics(world: World, folder: Path) -> dict[str, float]:
     """What a whole pre-training returns."""
     recipe = PretrainConfig.model_validate({**TINY, "sampler": SAMPLER, "mae": MAE, "epochs": 1})
     store, events = CheckpointStore(folder, world), EventLog(None)
@@ -128,7 +128,7 @@ def states(world: World, folder: Path) -> dict[str, Any]:
     """What each of two ranks sees of a store that both use."""
     checkpoint._STOP_SECONDS = 0
     wishes = [False]
-    # Only rank 1 hears of the wish to stop: both must do the same.
+    # Only rank 1 sees the request to stop: both must do the same.
     config = CheckpointConfig(epochs=2, minutes=None)
     store = CheckpointStore(folder, world, stop=lambda: wishes[0] and world.rank == 1)
     results: dict[str, Any] = {"fresh": store.begin(config), "due": [store.due(1), store.due(2, epochs=2)]}
@@ -206,7 +206,7 @@ def main(rank: int, rendezvous: str, out: str) -> None:
         "classifier": {name: classifier(world, **changes) for name, changes in RECIPES.items()},
         "exchanges": exchanges(world),
         "states": states(world, Path(out) / "states"),
-        "figures": figures(world, Path(out) / "pretrain"),
+        "metrics": pretrain_metrics(world, Path(out) / "pretrain"),
         "joint": joint(world, steps=20),
     }
     elastic(world, Path(out) / "shrunk", steps=6)
