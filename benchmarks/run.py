@@ -148,7 +148,7 @@ def machine(scale: Scale) -> dict[str, Any]:
 
 
 def table(measured: dict[str, float]) -> str:
-    """The ratios as text, with what they should rpoint."""
+    """The ratios as text, with what they should reach."""
     lines = [f"{'ratio':<54}{'measured':>9}  goal"]
     lines += [f"{name:<54}{value:>9.2f}  {GOALS.get(name, '')}" for name, value in measured.items()]
     return "\n".join(line.rstrip() for line in lines)

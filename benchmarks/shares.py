@@ -27,7 +27,7 @@ COLUMNS = (
     "attention",
 )
 
-# The first group whose words stand in an operator's name has it.
+# An operator belongs to the first group with a word that its name contains.
 GROUPS = {
     "attention": ("scaled_dot_product", "flash_attention"),
     "matrix products": ("mm", "linear", "matmul", "einsum", "conv"),

@@ -153,7 +153,7 @@ def read(path: Path) -> Raw:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise SpecError(f"{path}, line {line}: {error.problem}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date
         raise SpecError(f"{path}: is not YAML ({str(error).splitlines()[0]})") from error
     except RecursionError as error:
         raise SpecError(f"{path}: is nested too deeply") from error

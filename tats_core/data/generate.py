@@ -142,7 +142,7 @@ def generate(
     """Make the data sets of `config` as folders `out/<benchmark>`; clips that exist are not made again.
 
     Args:
-        progress: called now and then; if it raises an exception, the work stops and a later call completes it.
+        progress: called now and then; if it raises, the work stops and a later call completes it.
         workers: processes, by default as many as CPUs; 1 makes the clips in this process.
 
     Returns:

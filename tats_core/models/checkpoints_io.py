@@ -123,7 +123,7 @@ class Foreign:
     unknown: tuple[str, ...]
     """Names in the file that we have no tensor for, such as AdaMAE's sampler."""
     declared: Mapping[str, int | str]
-    """What only the description beside the weights tells: heads, positions, frames, size."""
+    """What only the description beside the weights has: heads, positions, frames, size."""
     classes: tuple[str, ...] = ()
     """Names of a classifier's classes, where the description beside the weights has them."""
 
@@ -291,7 +291,7 @@ def refuse_other_format(file: Path) -> None:
         )
 
 
-def _load(file: Path) -> Any:
+def _load(file: Path) -> object:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
@@ -351,7 +351,7 @@ def _refuse_learned_positions(tensors: Mapping[str, Tensor], file: Path) -> None
             )
 
 
-def _unwrapped(loaded: Any, file: Path) -> dict[str, Tensor]:
+def _unwrapped(loaded: object, file: Path) -> dict[str, Tensor]:
     while isinstance(loaded, Mapping) and not any(isinstance(x, Tensor) for x in loaded.values()):
         inside = [loaded[name] for name in _WRAPPINGS if isinstance(loaded.get(name), Mapping)]
         if not inside:
@@ -561,7 +561,7 @@ def configs_of_hugging_face(config: Mapping[str, Any]) -> tuple[ViTConfig, ClipC
     return vit, ClipConfig(**{ours: config[key] for ours, key in _CLIP_KEYS.items()})
 
 
-def preprocessor_of(clip: ClipConfig) -> dict[str, Any]:
+def preprocessor_of(clip: ClipConfig) -> dict[str, object]:
     """Return the `preprocessor_config.json` with which Hugging Face's model sees the clips of our test."""
     return {
         "image_processor_type": "VideoMAEImageProcessor",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from pydantic import Field, model_validator
 
@@ -46,7 +46,7 @@ class SamplerConfig(StrictModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _known_kind(cls, raw: Any) -> Any:
+    def _known_kind(cls, raw: object) -> object:
         kind = raw.get("kind", "tats") if isinstance(raw, dict) else None
         if kind is not None and kind not in SAMPLERS:
             raise ValueError(f"no sampler '{kind}'{did_you_mean(str(kind), SAMPLERS)}")

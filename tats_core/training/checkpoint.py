@@ -127,7 +127,7 @@ class CheckpointStore:
         # Clocks and views of a shared folder differ, and all ranks must save at the same step.
         return self.world.any(old or self._wants_to_stop())
 
-    def save(self, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float]) -> None:
+    def save(self, state: Mapping[str, object], *, step: int, metrics: Mapping[str, float]) -> None:
         """Save `state` as it is on rank 0 and `state["rank"]` of every rank; remove the oldest beyond `keep`.
 
         Raises:
@@ -137,17 +137,15 @@ class CheckpointStore:
         self.wait()
         target = self._step_folder(step)
         # Rank 0 draws a new name each time: partial files of an earlier attempt never mix with these.
-        temporary = target.with_name(f"{target.name}-{self.world.from_first(secrets.randbits(32)):08x}.tmp")
-        self._guarded(temporary, lambda: self._write_rank(temporary, state))
+        draft = target.with_name(f"{target.name}-{self.world.from_first(secrets.randbits(32)):08x}.tmp")
+        self._guarded(draft, lambda: self._write_rank(draft, state))
         self._raise_failure()
         if self.world.is_first:
             shared = {key: value for key, value in state.items() if key != "rank"}
             if self._background:
                 shared = _on_cpu(shared)
-            commit = partial(self._commit, temporary, target, shared, step, metrics)
-            self._writing = threading.Thread(
-                target=self._guarded, args=(temporary, commit), name="checkpoint"
-            )
+            commit = partial(self._commit, draft, target, shared, step, metrics)
+            self._writing = threading.Thread(target=self._guarded, args=(draft, commit), name="checkpoint")
             self._writing.start()
         stopping = self.world.any(self._wants_to_stop())
         if stopping or not self._background:
@@ -218,33 +216,28 @@ class CheckpointStore:
 
     # --- writing -------------------------------------------------------------------------------------
 
-    def _write_rank(self, temporary: Path, state: Mapping[str, Any]) -> None:
-        temporary.mkdir(parents=True, exist_ok=True)
+    def _write_rank(self, draft: Path, state: Mapping[str, object]) -> None:
+        draft.mkdir(parents=True, exist_ok=True)
         if "rank" in state:
-            digest = _save(state["rank"], temporary / f"rank-{self.world.rank}.pt")
-            (temporary / f"rank-{self.world.rank}.digest").write_text(digest, encoding="ascii")
+            digest = _save(state["rank"], draft / f"rank-{self.world.rank}.pt")
+            (draft / f"rank-{self.world.rank}.digest").write_text(digest, encoding="ascii")
 
     def _commit(
-        self,
-        temporary: Path,
-        target: Path,
-        shared: Mapping[str, Any],
-        step: int,
-        metrics: Mapping[str, float],
+        self, draft: Path, target: Path, shared: Mapping[str, object], step: int, metrics: Mapping[str, float]
     ) -> None:
-        digests = {"state.pt": _save(shared, temporary / "state.pt")}
-        for path in sorted(temporary.glob("*.digest")):
+        digests = {"state.pt": _save(shared, draft / "state.pt")}
+        for path in sorted(draft.glob("*.digest")):
             digests[path.stem + ".pt"] = path.read_text(encoding="ascii")
             path.unlink()
         files = {
-            name: {"size": (temporary / name).stat().st_size, "sha256": digest}
+            name: {"size": (draft / name).stat().st_size, "sha256": digest}
             for name, digest in digests.items()
         }
         manifest = {"step": step, "workers": self.world.size, "figures": dict(metrics), "files": files}
-        write_json(temporary / MANIFEST, manifest)
+        write_json(draft / MANIFEST, manifest)
         if target.exists():  # a training that went back to an earlier checkpoint repeats its steps
             shutil.rmtree(target)
-        temporary.rename(target)
+        draft.rename(target)
         sync(self.folder)
         self._prune()
 
@@ -255,7 +248,7 @@ class CheckpointStore:
             folder.rename(removed)
             shutil.rmtree(removed)
 
-    def _guarded(self, temporary: Path, write: Callable[[], None]) -> None:
+    def _guarded(self, draft: Path, write: Callable[[], None]) -> None:
         """Call `write`; its failure is raised where all ranks are together."""
         try:
             write()
@@ -266,7 +259,7 @@ class CheckpointStore:
                 "and run again: it resumes from the checkpoint before"
             )
             # A full disk needs room to record the error. Another rank may be writing here, or have failed.
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(draft, ignore_errors=True)
 
     def _raise_failure(self) -> None:
         if self.world.any(self._failure is not None):
@@ -288,7 +281,7 @@ class _Digesting:
         self.file.flush()
 
 
-def _save(state: Any, path: Path) -> str:
+def _save(state: object, path: Path) -> str:
     """Write `state` to `path`, down to the disk; return its sha256."""
     digesting = _Digesting(path)
     with digesting.file as file:

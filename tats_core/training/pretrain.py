@@ -231,7 +231,7 @@ class JointTrainer:
         self.mae_step.set_lr(lr)
         stepped = self.mae_step.step()
 
-        metrics: dict[str, Any] = {
+        metrics: dict[str, float | Tensor] = {
             "loss": errors["normalized"].mean(),
             "lr": lr,
             "grad_norm": self.mae_step.last_norm,

@@ -72,7 +72,7 @@ class Visualiser:
         """Write the pictures of each video into `out`; yield their files, or why they could not be drawn.
 
         Args:
-            n_clips: of each video, with pictures of their own.
+            n_clips: of each video; each clip has its own pictures.
             seed: of the sampler's draws; the same for each video, so that the others do not matter.
         """
         names: set[str] = set()

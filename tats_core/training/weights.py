@@ -23,7 +23,7 @@ from tats_core.models.vit import VideoViT, ViTConfig
 from tats_core.training.optim import fresh_weights
 
 
-def save(folder: Path, module: nn.Module, described: Mapping[str, Any], name: str = "model") -> None:
+def save(folder: Path, module: nn.Module, described: Mapping[str, object], name: str = "model") -> None:
     """Write `<name>.safetensors` and `<name>.json`; each is complete or absent."""
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
     with replacing(folder / f"{name}.safetensors") as temporary:
@@ -139,7 +139,7 @@ def load_classifier(folder: Path) -> tuple[VideoClassifier, list[str]]:
     return model, classes
 
 
-def _encoder_of(described: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, ClipConfig]:
+def _encoder_of(described: Mapping[str, object], folder: Path) -> tuple[ViTConfig, ClipConfig]:
     try:
         return ViTConfig.model_validate(described["model"]), ClipConfig.model_validate(described["clip"])
     except (KeyError, ValidationError) as error:

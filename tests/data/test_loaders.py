@@ -197,7 +197,7 @@ def test_rand_augment_sees_the_whole_frame_before_it_is_cut(
     monkeypatch.setattr(transforms, "rand_augment", top_half_white)
     options = ClipOptions(frames=4, size=16, crop="centre", rand_augment="rand-m7-n4-mstd0.5-inc1")
     video_BCTHW, *_ = next(loader(tiny["ucf101"], options).epoch(0))
-    # All of the frame is kept, halved: 8 white rows, 8 black ones, the two at the edge apart.
+    # The complete frame, halved: 8 white rows, 8 black ones, the two at the edge apart.
     assert video_BCTHW[..., :7, :].min() == 255
     assert video_BCTHW[..., 9:, :].max() == 0
 
@@ -250,7 +250,7 @@ def test_a_video_that_cannot_be_read_is_named_and_the_next_one_stands_in(
     assert label_B.tolist() == [manifest.videos[index].label for index in index_B.tolist()]
     assert set(train.unreadable) == {str(tmp_path / "broken7.avi"), str(tmp_path / "broken8.avi")}
     assert "Invalid data" in train.unreadable[str(tmp_path / "broken7.avi")]
-    # A stand-in is a clip of its own, not the same one three times.
+    # Each replacement is another clip, not the same clip three times.
     standing_in = video_BCTHW[index_B == 9]
     assert not torch.equal(standing_in[0], standing_in[1])
     train.close()

@@ -174,7 +174,7 @@ def test_reading_a_thousand_clips_leaks_no_memory(films: dict[str, Path], kind: 
         return int(process.memory_info().rss)
 
     after_some = read(200)
-    # One film decoded is 4 MB: were a thousandth of each read kept, this would be the limit.
+    # One film decoded is 4 MB: if a thousandth of each read leaked, this would be the limit.
     assert read(1000) - after_some < 4 * 2**20
 
 

@@ -54,7 +54,7 @@ def test_the_clipped_objective_of_each_case(
     ("value", "old", "target", "clip", "expected"),
     [
         (2.0, 1.0, 0.0, None, 4.0),
-        # Moved away from the target by 1, kept 0.5 from the old one: 1.5, and the worse error counts.
+        # Moved away from the target by 1, held 0.5 from the old value: 1.5, and the worse error counts.
         (2.0, 1.0, 0.0, 0.5, 4.0),
         # On the target, but by a larger move than allowed: as if it stood at 1.5, half way.
         (3.0, 1.0, 3.0, 0.5, 2.25),

@@ -93,7 +93,7 @@ def test_videomaes_tube_shows_the_multiple_of_8_slices_nearest_to_the_rule(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         visible = [TubeSampler(1568, ratio, 8).visible for ratio in (0.75, 0.85, 0.9, 0.95)]
-    # The rule's 392 is one; 235, 157 and 78 lie nearest to 232, 160 and 80, and each change is said.
+    # The rule's 392 is one; 235, 157 and 78 lie nearest to 232, 160 and 80, and each change is logged.
     assert visible == [392, 232, 160, 80]
     assert [r.getMessage() for r in caplog.records] == [
         f"tube masking shows {visible} tokens, the multiple of 8 slices nearest to {wanted}"
@@ -108,12 +108,12 @@ def test_a_tube_shows_the_same_places_in_every_slice() -> None:
     assert visible_BFS[:, 0].any(0).all()
 
 
-def test_frames_are_shown_whole_but_for_the_last_one() -> None:
+def test_frames_are_visible_completely_but_for_the_last() -> None:
     # 24 of 36 tokens: two slices of 9 and 6 tokens of a third.
     visible_BFS = FrameSampler(N, 1 / 3, F).act(_tokens(50), _seeded()).visible_BN.view(50, F, S)
     visible_BF = visible_BFS.sum(2)
     assert visible_BF.sort(1).values.unique(dim=0).tolist() == [[0, 6, 9, 9]]
-    # Every slice is at some time whole, partly shown and hidden; the partly shown places vary.
+    # Every slice is in some draw complete, partly visible and hidden; the visible part varies.
     assert all(set(column) == {0, 6, 9} for column in visible_BF.T.tolist())
     assert len(visible_BFS[visible_BF == 6].unique(dim=0)) > 10
 

@@ -63,7 +63,7 @@ def test_the_best_state_is_the_one_that_was_measured_not_a_later_one_that_still_
     tmp_path: Path,
 ) -> None:
     store = _begun(tmp_path, CheckpointConfig(keep=1, best="linear_top1"))
-    # The look after step 2 is the newest one until that after step 4.
+    # The health check after step 2 is the newest until the check after step 4.
     for step, top1 in enumerate((10.0, 40.0, 40.0, 20.0, 20.0), start=1):
         store.save({"step": step}, step=step, metrics={"linear_top1": top1})
     assert _steps(tmp_path) == [2, 5]

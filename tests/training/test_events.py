@@ -42,11 +42,11 @@ def test_a_reader_continues_where_it_stopped(tmp_path: Path) -> None:
 
 def test_half_a_last_line_waits_until_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "e"
-    EventLog(path).note("whole")
+    EventLog(path).note("complete")
     with path.open("a") as file:
         file.write('{"kind": "note", "te')
     ((offset, event),) = read_events(path)
-    assert event["text"] == "whole"
+    assert event["text"] == "complete"
     with path.open("a") as file:
         file.write('xt": "late"}\n')
     assert [event["text"] for _, event in read_events(path, offset)] == ["late"]

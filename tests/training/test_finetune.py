@@ -128,7 +128,7 @@ def test_mixing_keeps_a_clips_frames_together(tiny: dict[str, Any], monkeypatch:
     monkeypatch.setattr(
         trainer.model, "forward", lambda video: (seen.append(video.clone()), forward(video))[1]
     )
-    # Clip b is filled with b: after cutmix each pixel tells which clip it came from.
+    # Clip b is filled with b: after cutmix each pixel names the clip it came from.
     video_BCTHW = torch.arange(4.0).view(4, 1, 1, 1, 1).expand(4, 3, 4, 16, 16).clone()
     for step in range(5):
         trainer.step(video_BCTHW.clone(), torch.tensor([0, 1, 2, 0]), step, lr=0.0)

@@ -1,4 +1,4 @@
-"""Classes of single files, against the test that a whole data set goes through."""
+"""Classes of single files, against the test of a complete data set."""
 
 from __future__ import annotations
 

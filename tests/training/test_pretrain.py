@@ -254,12 +254,12 @@ def test_the_warm_up_of_the_sampler_may_end_within_an_epoch(
 
 
 @pytest.mark.parametrize(
-    ("sampler", "warming_up", "looks"), [("random", False, 0), ("tats", True, 0), ("tats", False, 1)]
+    ("sampler", "warming_up", "passes"), [("random", False, 0), ("tats", True, 0), ("tats", False, 1)]
 )
 def test_all_tokens_are_embedded_only_for_a_sampler_that_reads_them(
     sampler: str,
     warming_up: bool,
-    looks: int,
+    passes: int,
     tiny: dict[str, Any],
     clips: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -272,7 +272,7 @@ def test_all_tokens_are_embedded_only_for_a_sampler_that_reads_them(
     )
     (video_BCTHW, _, _), *_ = clips().epoch(0)
     trainer.step(video_BCTHW, lr=1e-3, warming_up=warming_up)
-    assert len(seen) == looks
+    assert len(seen) == passes
 
 
 def test_rewards_are_standardised_and_their_moments_logged(tiny: dict[str, Any]) -> None:
@@ -373,9 +373,9 @@ def test_a_broken_batch_is_skipped_and_does_not_reach_the_weights(tiny: dict[str
     assert torch.equal(trainer.mae.mask_token, before)
 
 
-@pytest.mark.parametrize(("every", "looks"), [(None, [12]), (3, [0, 9, 12]), (4, [0, 12])])
+@pytest.mark.parametrize(("every", "checks"), [(None, [12]), (3, [0, 9, 12]), (4, [0, 12])])
 def test_health_is_checked_as_often_as_asked_and_at_the_end(
-    every: int | None, looks: list[int], tiny: dict[str, Any], clips: Any, tmp_path: Path
+    every: int | None, checks: list[int], tiny: dict[str, Any], clips: Any, tmp_path: Path
 ) -> None:
     _, metrics = _run(
         _recipe(tiny, SAMPLERS["random"], health_every=every),
@@ -386,7 +386,7 @@ def test_health_is_checked_as_often_as_asked_and_at_the_end(
     logged = [
         event["values"] for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "metrics"
     ]
-    assert [values["checked_at"] for values in logged if "checked_at" in values] == looks
+    assert [values["checked_at"] for values in logged if "checked_at" in values] == checks
     assert metrics["checked_at"] == 12
 
 
@@ -406,8 +406,8 @@ def test_the_log_has_every_step_the_health_metrics_and_the_end(
     rates = [e["values"]["lr"] for e in points]
     assert rates[:4] == pytest.approx([s * (5e-2 - 1e-6) / 64 / 3 + 1e-6 / 64 for s in range(4)])
     # Health before the first step, every second epoch and at the end.
-    looked = [(e["step"], e["values"]["checked_at"]) for e in events if "checked_at" in e.get("values", {})]
-    assert looked == [(0, 0.0), (6, 6.0), (9, 9.0)]
+    checked = [(e["step"], e["values"]["checked_at"]) for e in events if "checked_at" in e.get("values", {})]
+    assert checked == [(0, 0.0), (6, 6.0), (9, 9.0)]
     last = [e for e in events if e["kind"] == "progress"][-1]
     assert (last["step"], last["steps"], last["epoch"], last["epochs"]) == (9, 9, 3, 3)
 

@@ -172,7 +172,7 @@ def test_a_killed_attentive_probe_resumes_and_ends_bit_for_bit_as_if_it_had_not_
             if state["epoch"] == 2:
                 raise KeyboardInterrupt
 
-    whole = _fit(epochs=5)
+    uninterrupted = _fit(epochs=5)
     with pytest.raises(KeyboardInterrupt):
         _fit(epochs=5, store=Killed(tmp_path))
     resumed = _fit(epochs=5, events=EventLog(tmp_path / "events.jsonl"), store=CheckpointStore(tmp_path))
@@ -180,7 +180,7 @@ def test_a_killed_attentive_probe_resumes_and_ends_bit_for_bit_as_if_it_had_not_
     assert [event["text"] for event in events if event["kind"] == "note"] == ["resumed after epoch 2 of 5"]
     assert [event["epoch"] for event in events if event["kind"] == "progress"] == [3, 4, 5]
     other = resumed.state_dict()
-    assert all(torch.equal(tensor, other[name]) for name, tensor in whole.state_dict().items())
+    assert all(torch.equal(tensor, other[name]) for name, tensor in uninterrupted.state_dict().items())
 
 
 def test_the_attention_is_the_softmax_of_query_and_keys_over_the_tokens() -> None:

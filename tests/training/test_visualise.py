@@ -62,7 +62,7 @@ def test_the_clip_is_the_middle_of_the_video_and_its_central_square(folder: Path
     grey_TC = (video_BCTHW[0, :, :, 8, 8].T * deviation + mean) * 255
     # 4 frames at a stride of 2 span 7 of 20: the middle start is 6.5, rounded to even.
     assert grey_TC.round().tolist() == [[grey] * 3 for grey in (60, 80, 100, 120)]
-    # The black edge is cut off: 16 of 24 columns from the fifth on.
+    # The black edge is cropped: 16 of 24 columns from the fifth on.
     assert torch.equal(video_BCTHW[..., 0], video_BCTHW[..., 8])
 
 
@@ -82,9 +82,9 @@ def test_several_clips_cover_the_video_and_have_pictures_of_their_own(folder: Pa
 
 
 def test_an_unreadable_video_is_reported_and_the_others_are_drawn(folder: Path, tmp_path: Path) -> None:
-    whole = write_video(tmp_path / "a.mkv")
+    readable = write_video(tmp_path / "a.mkv")
     (tmp_path / "broken.mkv").write_bytes(b"not a video")
-    videos = [tmp_path / "broken.mkv", tmp_path / "nowhere.mkv", whole]
+    videos = [tmp_path / "broken.mkv", tmp_path / "nowhere.mkv", readable]
     broken, missing, drawn = Visualiser.load(folder).draw(videos, tmp_path / "out")
     assert isinstance(broken, VideoError)
     assert isinstance(missing, VideoError)

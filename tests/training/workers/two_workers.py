@@ -85,7 +85,7 @@ class Loader:
 
 
 def pretrain_metrics(world: World, folder: Path) -> dict[str, float]:
-    """What a whole pre-training returns."""
+    """What a pre-training returns at its end."""
     recipe = PretrainConfig.model_validate({**TINY, "sampler": SAMPLER, "mae": MAE, "epochs": 1})
     store, events = CheckpointStore(folder, world), EventLog(None)
     return pretrain(JointTrainer(recipe, world), Loader(world), events=events, store=store, health=_health)
