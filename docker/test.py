@@ -9,7 +9,7 @@ through the published ports. Needs Linux, and Docker or root.
 
 Environment variables, all optional:
     TATS_DOCKER_BASE      image to build on; default: Python's, or this machine's Debian without a registry
-    TATS_POSTGRES_IMAGE   database; default: the official one, or one made of Debian's package
+    TATS_POSTGRES_IMAGE   database; default: the official image, or an image built from Debian's package
     TATS_DOCKER_PIP_CONF  pip's configuration during the build (an index of your own)
     TATS_DOCKER_CA        certificates during the build, which pip reads as /run/secrets/ca.pem
 """
@@ -106,7 +106,7 @@ def _command_lines() -> str:
     """Return the command lines of all processes, which everybody on this machine can read."""
     lines = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it has ended since
+        with contextlib.suppress(OSError):  # the process has ended meanwhile
             lines.append(path.read_text(errors="replace").replace("\0", " "))
     return "\n".join(lines)
 
@@ -127,7 +127,7 @@ def check_refusals(guide: Guide) -> None:
     wrong = ("--env", f"RAY_AUTH_TOKEN={WRONG}", "--env", "RAY_AUTH_TOKEN_PATH=")
     done = guide.compose("run", "--rm", *wrong, "tats", "jobs", *AT_HEAD, check=False)
     refused = done.returncode == 2 and "refuses the token" in done.stderr
-    expect(refused, "and tats says so in one line", done.stdout + done.stderr)
+    expect(refused, "and tats reports it in one line", done.stdout + done.stderr)
 
 
 def check_table(guide: Guide, output: str, began: float) -> None:

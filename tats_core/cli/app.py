@@ -121,6 +121,6 @@ def main() -> None:
     try:
         app(prog_name="tats")
     except TatsError as error:
-        for line in str(error).splitlines():  # one for each thing that is missing
+        for line in str(error).splitlines():  # a line for each problem
             typer.echo(f"tats: {line}", err=True)
         sys.exit(error.exit_code)

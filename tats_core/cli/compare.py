@@ -57,7 +57,7 @@ def compare(
     opened = [Run(history.find(run, home.expanduser().absolute())) for run in runs]
     _check(opened)
     drawn = None if plot is None else _draw(opened, metric or _CURVE, plot)
-    # With --plot, --metric names a curve, which need not be a number of the tables.
+    # With --plot, --metric names a curve, which the tables may not have.
     results = compare.results(opened, None if plot else metric)
     parts = {
         "configuration": compare.configuration(opened),
@@ -80,9 +80,9 @@ def _check(runs: Sequence[Run]) -> None:
         )
     if len(ids) > len(_LETTERS):
         raise SpecError(f"{len(ids)} runs are named; at most {len(_LETTERS)} can be compared")
-    for run in ids:
-        if ids.count(run) > 1:
-            raise SpecError(f"the run {run} is named twice; name another run to compare it with")
+    for run_id in ids:
+        if ids.count(run_id) > 1:
+            raise SpecError(f"the run {run_id} is named twice; name another run to compare it with")
 
 
 def _draw(runs: Sequence[Run], metric: str, path: Path) -> str:
@@ -140,7 +140,7 @@ def _print(runs: Sequence[Run], parts: dict[str, list[Difference]], results: Seq
         if not part:
             printing.line(f"[bold]{title.capitalize()}[/] is the same")
             continue
-        printing.line(f"[bold]{title.capitalize()} that differs[/]")
+        printing.line(f"[bold]Differences in {title}[/]")
         rows = [
             [printing.plain(difference.name), *(_value(title, value) for value in difference.values)]
             for difference in part

@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 
 def generate(
-    out: Annotated[Path, typer.Option(help="Folder for the data sets; made if it is not there.")],
+    out: Annotated[Path, typer.Option(help="Folder for the data sets; created if missing.")],
     preset: Annotated[str | None, typer.Option(help="Scene to start from: demo, crowded, …, hard.")] = None,
     clips_per_class: Annotated[int | None, typer.Option(help="Training clips of each class.")] = None,
     test_clips_per_class: Annotated[int | None, typer.Option(help="Test clips of each class.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Everything random comes from it.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any other knob (scene.noise=0.05); repeatable."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting (scene.noise=0.05); repeatable."),
     ] = None,
 ) -> None:
-    """Write four small video data sets, their class decided by motion alone, in the real ones' layouts."""
+    """Write four small video data sets in the layouts of the real ones; only motion decides the class."""
     from tats_core import specs
     from tats_core.data import generate as engine
 
@@ -54,7 +54,7 @@ def generate(
 
 
 class _Counter:
-    """Shows how many clips are done: a bar in a terminal, elsewhere a line for every tenth of them."""
+    """Shows how many clips are done: a bar in a terminal, elsewhere a line for each tenth of them."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
@@ -85,7 +85,8 @@ class _Counter:
 
 def check(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Data sets; default: all that are set.")
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Data sets; default: all that are configured."),
     ] = None,
     root: Annotated[
         Path | None, typer.Option(help="Folder that holds them; default: TATS_DATA, TATS_DATA_<NAME>.")
@@ -94,7 +95,7 @@ def check(
         int, typer.Option(min=0, help="Videos of each split to decode from start to end, evenly spread.")
     ] = 8,
 ) -> None:
-    """Read the lists of data sets, compare them with the official counts, and decode some videos."""
+    """Compare the video lists of data sets with the official counts, and decode some videos."""
     from tats_core.data import benchmarks
 
     problems: list[str] = []
@@ -103,7 +104,7 @@ def check(
         try:
             folder = benchmarks.locate(benchmark.name, root)
         except DataError as error:
-            # Without names, a set that is not here is no problem: not everyone has all four.
+            # Without names, an absent data set is no problem: few people have all four.
             if names:
                 problems.append(str(error))
             continue
@@ -112,8 +113,8 @@ def check(
         problems += _check_benchmark(benchmark, folder, decode)
     if not checked and not problems:
         raise DataError(
-            "no data set is set; give --root, or set TATS_DATA to the folder that holds "
-            f"{', '.join(benchmarks.BENCHMARKS)}, or TATS_DATA_<NAME> for one of them"
+            "no data set is configured; give --root, or set TATS_DATA to the folder that holds "
+            f"{', '.join(benchmarks.BENCHMARKS)}, or TATS_DATA_<NAME> for a single data set"
         )
     for problem in problems:
         typer.echo(f"tats: {problem}", err=True)

@@ -28,20 +28,20 @@ class Check:
 
     name: str
     ok: bool
-    found: str
+    text: str
     advice: str = ""
 
 
 def doctor(home: Home = DEFAULT_HOME) -> None:
     """Check that this machine has what TATS needs.
 
-    Checks Python, torch, device, video readers, Ray, MLflow and the project folder; the exit code is 1 if one
-    of them is missing.
+    Checks Python, torch, device, video readers, Ray, MLflow and the project folder; the exit code is 1 if
+    anything is missing.
     """
     missing = 0
     for check in checks(home.expanduser().absolute()):
         missing += not check.ok
-        typer.echo(f"{'ok     ' if check.ok else 'MISSING'}  {check.name:<9}  {check.found}")
+        typer.echo(f"{'ok     ' if check.ok else 'MISSING'}  {check.name:<9}  {check.text}")
         if check.advice:
             typer.echo(f"{'':18}  {check.advice}")
     if missing:
@@ -50,7 +50,7 @@ def doctor(home: Home = DEFAULT_HOME) -> None:
 
 
 def checks(home: Path) -> Iterator[Check]:
-    """Yield one check after the other; each imports only what it checks."""
+    """Run the checks in order; each imports only what it checks."""
     yield python(sys.version_info[:3])
     for name, check in (
         ("torch", _torch),
@@ -66,10 +66,10 @@ def checks(home: Path) -> Iterator[Check]:
 
 def python(version: tuple[int, int, int]) -> Check:
     """Check the interpreter's version."""
-    found = ".".join(map(str, version))
+    number = ".".join(map(str, version))
     if version < _MINIMUM_PYTHON:
-        return Check("Python", False, found, "TATS needs Python 3.11 or newer")
-    return Check("Python", True, f"{found} on {platform.system()} {platform.machine()}")
+        return Check("Python", False, number, "TATS needs Python 3.11 or newer")
+    return Check("Python", True, f"{number} on {platform.system()} {platform.machine()}")
 
 
 def store(home: Path) -> Check:
@@ -91,7 +91,7 @@ def store(home: Path) -> Check:
 
 
 def _guarded(name: str, check: Callable[[], Check]) -> Check:
-    """Turn "not installed" and "does not load" into a line of the report."""
+    """Report a package that is not installed or does not load as a failed check."""
     try:
         return check()
     except (ImportError, importlib.metadata.PackageNotFoundError, OSError) as error:

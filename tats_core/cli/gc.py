@@ -35,8 +35,8 @@ def gc(
 ) -> None:
     """List or delete folders that no run needs.
 
-    Without --keep and --older-than every run is kept, and only what no run uses can go. The newest finished
-    run of each pipeline is always kept.
+    Without --keep and --older-than all runs stay, and only what no run uses is deleted. The newest finished
+    run of each pipeline always stays.
     """
     from tats_core.store.gc import Policy, collect, find
     from tats_core.store.journal import pending
@@ -50,7 +50,9 @@ def gc(
     _print(findings, home, apply)
     unsent = len(pending(home))
     if unsent:
-        typer.echo(f"{many(unsent, 'run')} not sent to MLflow yet, which stay until `tats sync` sends them")
+        typer.echo(
+            f"Not yet sent to MLflow: {many(unsent, 'run')}; their folders stay until `tats sync` sends them"
+        )
 
 
 def _aliased(home: Path) -> Mapping[Path, str]:
@@ -63,11 +65,9 @@ def _aliased(home: Path) -> Mapping[Path, str]:
 
 
 def _print(findings: Findings, home: Path, applied: bool) -> None:
-    stays = (
-        f"{many(findings.kept_runs, 'run')} and {printing.size(findings.kept_bytes)} of what they use stay"
-    )
+    stays = f"{many(findings.kept_runs, 'run')} and the {printing.size(findings.kept_bytes)} they use stay"
     if not findings.waste:
-        typer.echo(f"Nothing can go; {stays}.")
+        typer.echo(f"Nothing to delete; {stays}.")
         return
     now = time.time()
     rows = [
@@ -80,5 +80,5 @@ def _print(findings: Findings, home: Path, applied: bool) -> None:
         for waste in findings.waste
     ]
     printing.table(("size", "age", "folder", "why"), rows, right=("size", "age"), fold=("folder", "why"))
-    what = "deleted" if applied else "can go (nothing was deleted; --apply does it)"
+    what = "deleted" if applied else "can be deleted (nothing was deleted; --apply does it)"
     typer.echo(f"{printing.size(findings.size)} in {many(len(findings.waste), 'folder')} {what}; {stays}.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tats_core.cli import printing
-from tats_core.cli.options import DEFAULT_HOME, AnyRun, Home, complete_stage
+from tats_core.cli.options import DEFAULT_HOME, INTERRUPTED, AnyRun, Home, complete_stage
 from tats_core.cli.submit import ClusterAddress, print_logs
 from tats_core.errors import SpecError, did_you_mean
 
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from tats_core.store.logs import LogEntry, StageLog
     from tats_core.store.run import Run, StageRecord
 
-_TICK = 0.5  # seconds between two reads of what is new
-_INTERRUPTED = 130
+_TICK = 0.5  # seconds between two reads of the log
 
 
 def logs(
@@ -66,7 +65,7 @@ def logs(
             for line in log.new():
                 typer.echo(line)
     except KeyboardInterrupt:
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
     typer.echo(f"{opened.record.id} {log.run.record.state}")
 
 
@@ -84,12 +83,12 @@ def _check_worker(run: Run, names: list[str], worker: int) -> None:
 
     known = sorted({number for name in names for number in logs.workers(run.stages[name])})
     if worker not in known:
-        hint = f"there are {', '.join(map(str, known))}" if known else "no worker printed anything"
-        raise SpecError(f"--worker {worker}: {run.record.id} has no output of such a worker; {hint}")
+        hint = f"it has {', '.join(map(str, known))}" if known else "no worker printed anything"
+        raise SpecError(f"--worker {worker}: {run.record.id} has no output of this worker; {hint}")
 
 
 class _RunLog:
-    """Turns what is new into lines, in the order in which the stages started."""
+    """Formats new log entries as lines, in the order in which the stages started."""
 
     def __init__(self, run: Run, names: list[str], worker: int | None) -> None:
         from tats_core.store.logs import StageLog
@@ -98,7 +97,7 @@ class _RunLog:
         self.running = run.record.state == "running"
         self._logs: dict[str, StageLog] = {name: StageLog(name, worker) for name in names}
         self._printed: dict[str, str] = {}
-        """Stage → the last status that was printed."""
+        """Stage → the status printed last."""
         self._only_worker = worker is not None
 
     def update(self) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ExportFormat(StrEnum):
-    """The form of the exported folder."""
+    """The format of the exported folder."""
 
     hf = "hf"
     safetensors = "safetensors"
@@ -82,7 +82,7 @@ def predict(
 
 def weights(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A checkpoint, or a folder that holds one.")
+        Path, typer.Argument(metavar="FILE", help="A checkpoint file, or a folder with a checkpoint.")
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -109,12 +109,12 @@ def report(weights: Foreign, checkpoint: Path) -> str:
     """Return what `tats weights` prints."""
     size = weights.size
     shape = [f"{what} {size[what]}" for what in ("width", "depth", "heads", "mlp") if what in size]
-    cut = [f"{what} {size[what]}" for what in ("tubelet", "patch", "frames", "size") if what in size]
+    clip = [f"{what} {size[what]}" for what in ("tubelet", "patch", "frames", "size") if what in size]
     lines = [
         f"layout     {weights.layout}",
         f"kind       {weights.kind}",
         f"encoder    {', '.join(shape)}; positions {size.get('positions', 'unknown')}",
-        f"clip       {', '.join(cut)}",
+        f"clip       {', '.join(clip)}",
     ]
     if weights.kind == "fine-tuned":
         lines.append(f"classes    {len(weights.tensors['head.weight'])}")

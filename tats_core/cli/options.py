@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 DEFAULT_HOME = Path(".tats")
 
+INTERRUPTED = 130
+"""The exit code that a shell expects after Ctrl-C."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 TestOf = Annotated[
     str | None,
@@ -31,7 +34,7 @@ TestOf = Annotated[
 def _expanded(home: Path) -> Path:
     try:
         return home.expanduser()
-    except RuntimeError as error:  # no such user, or one without a home
+    except RuntimeError as error:  # the user is unknown, or has no home folder
         raise StoreError(
             f"--home {home}: '~' cannot be expanded to a folder here; give the full path"
         ) from error
@@ -142,6 +145,11 @@ def command_line(words: Iterable[str], home: Path) -> str:
     if home.absolute() != Path(os.environ.get("TATS_HOME", DEFAULT_HOME)).absolute():
         line += ["--home", str(home)]
     return shlex.join(line)
+
+
+def repeated(option: str, values: Iterable[str] | None) -> list[str]:
+    """Return `option` before each of the values, as a command line repeats it."""
+    return [word for value in values or () for word in (option, value)]
 
 
 def many(count: int, what: str) -> str:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import typer
 
-from tats_core.cli.options import command_line
+from tats_core.cli.options import command_line, repeated
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from tats_core.store.run import RunRecord, StageRecord
+    from tats_core.training.events import Event
 
 DASH: Final = "–"
 
@@ -124,7 +125,7 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def params(values: Mapping[str, str | int | float | bool]) -> str:
+def params(values: Mapping[str, object]) -> str:
     """Return what a stage's configuration came down to, as one line.
 
     `visible_tokens` and `tokens` become "51 visible of 512 tokens"; every other value follows its name.
@@ -134,10 +135,8 @@ def params(values: Mapping[str, str | int | float | bool]) -> str:
     if "visible_tokens" in rest and "tokens" in rest:
         parts.append(f"{rest.pop('visible_tokens')} visible of {rest.pop('tokens')} tokens")
     for key, value in rest.items():
-        text = (
-            f"{value:.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
-        )
-        parts.append(f"{key.replace('_', ' ')} {text}")
+        form = ".3g" if isinstance(value, float) else "," if isinstance(value, int) else ""
+        parts.append(f"{key.replace('_', ' ')} {value:{form}}")
     return ", ".join(parts)
 
 
@@ -146,12 +145,12 @@ def numbers(values: Mapping[str, float]) -> str:
     return "  ".join(f"{_SHORT.get(key, key.replace('_', ' '))} {value:.3g}" for key, value in values.items())
 
 
-def epoch(event: Mapping[str, Any]) -> list[str]:
+def epoch(event: Event) -> list[str]:
     """Return the epoch of a progress event, if its stage has several."""
     return [f"epoch {event['epoch']}/{event['epochs']}"] if event["epochs"] > 1 else []
 
 
-def progress(event: Mapping[str, Any], left: float | None = None) -> str:
+def progress(event: Event, left: float | None = None) -> str:
     """Return a progress event as one line: epoch, step, numbers and, where it is known, the time left."""
     parts = [*epoch(event), f"step {event['step']}/{event['steps']}"]
     if event["shown"]:
@@ -166,7 +165,5 @@ def resume_command(record: RunRecord) -> str:
     from tats_core import specs
 
     name = record.pipeline if record.pipeline in specs.names("pipelines") else record.source
-    words = ["run", "pipeline", name]
-    words += [word for text in record.overrides for word in ("--set", text)]
-    words += [word for stage in record.only for word in ("--only", stage)]
-    return command_line(words, Path(record.home))
+    words = [*repeated("--set", record.overrides), *repeated("--only", record.only)]
+    return command_line(["run", "pipeline", name, *words], Path(record.home))

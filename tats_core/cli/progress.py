@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from tats_core.pipeline.plan import Plan
     from tats_core.store.run import RunRecord, StageRecord
+    from tats_core.training.events import Event
 
 JSON_SCHEMA = 1  # raised when a key of docs/json.md goes or changes its meaning; keys may be added
 
@@ -35,7 +36,7 @@ class Remaining:
     def __init__(self) -> None:
         self._first: tuple[float, int] | None = None
 
-    def seconds(self, event: Mapping[str, Any]) -> float | None:
+    def seconds(self, event: Event) -> float | None:
         """Return the estimate in seconds; None before the second step.
 
         The first event only sets the start: steps before a resume took no time of this run.
@@ -90,11 +91,11 @@ class PlainUI(Display):
         self._printed.pop(stage.name, None)
         self._line(f"{stage.name}: started")
 
-    def params(self, name: str, values: Mapping[str, Any]) -> None:
+    def params(self, name: str, values: Mapping[str, object]) -> None:
         """Print what the configuration came down to."""
         self._line(f"{name}: {printing.params(values)}", "dim")
 
-    def progress(self, name: str, event: Mapping[str, Any]) -> None:
+    def progress(self, name: str, event: Event) -> None:
         """Print step, epoch, numbers and remaining time, if a line is due."""
         left = self._remaining.setdefault(name, Remaining()).seconds(event)
         now = self._clock()
@@ -154,7 +155,7 @@ class LiveUI(PlainUI):
         self._remaining[stage.name] = Remaining()
         self._tasks[stage.name] = self._progress.add_task(escape(stage.name), total=None, status="starting")
 
-    def progress(self, name: str, event: Mapping[str, Any]) -> None:
+    def progress(self, name: str, event: Event) -> None:
         """Move the stage's bar."""
         left = self._remaining.setdefault(name, Remaining()).seconds(event)
         parts = printing.epoch(event)
@@ -226,11 +227,11 @@ class JsonUI(Display):
         """Print which attempt starts."""
         self._print("stage_started", {"stage": stage.name, "attempt": stage.attempts, "key": stage.key})
 
-    def params(self, name: str, values: Mapping[str, Any]) -> None:
+    def params(self, name: str, values: Mapping[str, object]) -> None:
         """Print what the configuration came down to."""
         self._print("params", {"stage": name, "values": dict(values)})
 
-    def progress(self, name: str, event: Mapping[str, Any]) -> None:
+    def progress(self, name: str, event: Event) -> None:
         """Print every progress event."""
         keys = ("step", "steps", "epoch", "epochs", "shown")
         self._print("progress", {"stage": name, **{key: event[key] for key in keys}})
@@ -241,7 +242,8 @@ class JsonUI(Display):
 
     def stage_finished(self, name: str, seconds: float, cached: bool) -> None:
         """Print the folder of the output."""
-        stage = self._stage(name)
+        assert self._record is not None
+        stage = self._record.stages[name]
         about = {"stage": name, "cached": cached, "seconds": seconds}
         self._print("stage_finished", about | {"folder": stage.folder, "key": stage.key})
 
@@ -272,11 +274,7 @@ class JsonUI(Display):
     def close(self) -> None:
         """Nothing is open."""
 
-    def _stage(self, name: str) -> StageRecord:
-        assert self._record is not None
-        return self._record.stages[name]
-
-    def _print(self, event: str, values: Mapping[str, Any]) -> None:
+    def _print(self, event: str, values: Mapping[str, object]) -> None:
         line = {"schema": JSON_SCHEMA, "event": event, "time": time.time(), **values}
         self._write(json.dumps(line))
 
@@ -288,6 +286,6 @@ def ending(record: RunRecord) -> str:
     return f"{record.pipeline} {record.status} after {took}: {done} of {len(record.stages)} stages are done"
 
 
-def for_terminal() -> PlainUI | LiveUI:
+def for_terminal() -> PlainUI:
     """Return the display for standard output: a terminal, or a file or pipe."""
     return LiveUI() if sys.stdout.isatty() else PlainUI()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +15,7 @@ from tats_core.cli.options import DEFAULT_HOME, Home, complete_pipeline, write_f
 from tats_core.errors import RunError, SpecError
 
 if TYPE_CHECKING:
-    from tats_core.store.run import RunRecord
+    from tats_core.store.run import Results, RunRecord
 
 
 class ReportFormat(StrEnum):
@@ -56,7 +57,7 @@ def report(
     record = history.find_finished(str(sweep or run), home)
     if form is ReportFormat.html and out is None and sys.stdout.isatty():
         raise SpecError("a page cannot be shown in a terminal; give a file with --out FILE.html")
-    text = _written(record, form) if sweep is None else _written_sweep(sweep, form)
+    text = _run_text(record, form) if sweep is None else _sweep_text(sweep, form)
     if out is None:
         typer.echo(text, nl=False)
         return
@@ -64,7 +65,7 @@ def report(
     typer.echo(f"{out}: the results of {record.id}, as {form.value}")
 
 
-def _written(record: RunRecord, form: ReportFormat) -> str:
+def _run_text(record: RunRecord, form: ReportFormat) -> str:
     if form is ReportFormat.html:
         from tats_core.store import run_page
 
@@ -75,25 +76,25 @@ def _written(record: RunRecord, form: ReportFormat) -> str:
     table = Run(record).results
     if table is None:
         raise RunError(f"the run {record.id} has no finished report stage, so there is no table to write")
-    writers: dict[ReportFormat, Any] = {
+    writers: dict[ReportFormat, Callable[[Results], str]] = {
         ReportFormat.md: tables.markdown,
         ReportFormat.csv: tables.csv,
         ReportFormat.latex: tables.latex,
         ReportFormat.json: lambda results: json.dumps({"run": record.id, **results}, indent=2) + "\n",
     }
-    return str(writers[form](table))
+    return writers[form](table)
 
 
-def _written_sweep(folder: Path, form: ReportFormat) -> str:
+def _sweep_text(folder: Path, form: ReportFormat) -> str:
     from tats_core.sweep import page
 
     if form is ReportFormat.html:
         return page.build(folder)
     summary = page.read(folder)
-    writers: dict[ReportFormat, Any] = {
+    writers: dict[ReportFormat, Callable[[], str]] = {
         ReportFormat.md: summary.markdown,
         ReportFormat.csv: summary.csv,
         ReportFormat.latex: summary.latex,
         ReportFormat.json: lambda: json.dumps({"run": folder.name, **summary.values()}, indent=2) + "\n",
     }
-    return str(writers[form]())
+    return writers[form]()

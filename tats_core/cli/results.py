@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,15 +11,18 @@ from tats_core.cli.options import DEFAULT_HOME, AsJson, Home, complete_pipeline
 from tats_core.cli.sweep_tables import print_sweep, sweep_folder
 from tats_core.errors import RunError, SpecError
 
+if TYPE_CHECKING:
+    from tats_core.store.run import Results
+
 
 def list_pipelines() -> None:
     """List the pipelines and sweeps that can be run by name."""
     from tats_core import specs
 
-    known, sweeps = specs.names("pipelines"), specs.names("sweeps")
-    width = max(map(len, [*known, *sweeps]), default=0)
-    errors: list[str] = []  # a file that cannot be read hides no other
-    for title, menu in (("", known), ("\nSweeps (tats sweep NAME)", sweeps)):
+    pipelines, sweeps = specs.names("pipelines"), specs.names("sweeps")
+    width = max(map(len, [*pipelines, *sweeps]), default=0)
+    errors: list[str] = []  # an unreadable file must not hide the others
+    for title, menu in (("", pipelines), ("\nSweeps (tats sweep NAME)", sweeps)):
         if title and menu:
             typer.echo(title)
         for name, path in menu.items():
@@ -29,7 +31,7 @@ def list_pipelines() -> None:
             except SpecError as error:
                 typer.echo(name)
                 errors.append(str(error))
-    if not known:
+    if not pipelines:
         folders = " and ".join(label for label, _ in specs.folders("pipelines"))
         typer.echo(f"no pipeline found in {folders}")
     if errors:
@@ -67,7 +69,7 @@ def results(
         print_results(table)
 
 
-def print_results(table: Mapping[str, Any]) -> None:
+def print_results(table: Results) -> None:
     """Print the table and the meaning of each number."""
     from tats_core.report import results as tables
 

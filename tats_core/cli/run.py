@@ -10,22 +10,27 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from tats_core.cli.options import DEFAULT_HOME, Home, PipelineName, command_line, write_file
+from tats_core.cli.options import (
+    DEFAULT_HOME,
+    INTERRUPTED,
+    Home,
+    PipelineName,
+    command_line,
+    repeated,
+    write_file,
+)
 from tats_core.errors import RunError, SpecError, TatsError
 
 if TYPE_CHECKING:
-    from tats_core.cli.progress import JsonUI, LiveUI, PlainUI
     from tats_core.pipeline.plan import Plan
     from tats_core.store.run import RunRecord
-
-STOPPED = 130  # the exit code that a shell expects after Ctrl-C
 
 
 class OnError(StrEnum):
     """Whether the other stages run after a failure."""
 
     stop = "stop"
-    go_on = "continue"
+    proceed = "continue"
 
 
 def pipeline(
@@ -85,9 +90,8 @@ def pipeline(
 
     home = home.expanduser().absolute()
     # Without --force and --from: the stages that they started resume and need not start again.
-    words = ["run", "pipeline", name, *(word for text in sets or [] for word in ("--set", text))]
-    words += [word for stage in only or [] for word in ("--only", stage)]
-    resume = command_line(words, home)
+    words = [*repeated("--set", sets), *repeated("--only", only)]
+    resume = command_line(["run", "pipeline", name, *words], home)
     ui = progress.JsonUI(resume) if as_json else progress.for_terminal()
     choice: Choice = {"force": force or (), "only": only or (), "from_stage": from_stage}
     try:
@@ -96,12 +100,14 @@ def pipeline(
             loaded = replace(loaded, notify=(*loaded.notify, spec.Hook(command=notify)))
         if show_plan or graph is not None:
             if graph is not None:
-                check_graph_file(graph)
+                _check_graph_file(graph)
             plan = runner.plan(loaded, home, **choice)
             if graph is not None:
-                write_graph(plan, graph)
-            if show_plan:
-                _show_plan(plan, ui)
+                _write_graph(plan, graph)
+            if show_plan and isinstance(ui, progress.JsonUI):
+                ui.plan(plan)
+            elif show_plan:
+                _print_plan(plan)
             return
         record = runner.run(loaded, home, **choice, on_error=on_error.value, ui=ui)
     except TatsError as error:
@@ -113,11 +119,11 @@ def pipeline(
         ui.close()
         text = f"Stopped at once; checkpoints and finished stages are saved. Resume with: {resume}"
         typer.echo(text, err=as_json)
-        raise typer.Exit(STOPPED) from None
+        raise typer.Exit(INTERRUPTED) from None
     finally:
         ui.close()
     if as_json:
-        raise typer.Exit({"finished": 0, "stopped": STOPPED}.get(record.status, RunError.exit_code))
+        raise typer.Exit({"finished": 0, "stopped": INTERRUPTED}.get(record.status, RunError.exit_code))
     _conclude(record, name, home, resume)
 
 
@@ -129,17 +135,7 @@ class Choice(TypedDict):
     from_stage: str | None
 
 
-def _show_plan(plan: Plan, ui: PlainUI | LiveUI | JsonUI) -> None:
-    from tats_core.cli.progress import JsonUI
-
-    if isinstance(ui, JsonUI):
-        ui.plan(plan)
-    else:
-        print_plan(plan)
-
-
-def print_plan(plan: Plan) -> None:
-    """Print the plan as a tree, as wide as the terminal."""
+def _print_plan(plan: Plan) -> None:
     from rich.console import Console
 
     from tats_core.cli.plan import plan_tree
@@ -149,18 +145,12 @@ def print_plan(plan: Plan) -> None:
         console.print(part)
 
 
-def check_graph_file(file: str) -> None:
-    """Check that the graph can be written in the format of this file's ending.
-
-    Raises:
-        SpecError: another ending.
-    """
+def _check_graph_file(file: str) -> None:
     if file != "-" and Path(file).suffix not in (".svg", ".mmd"):
         raise SpecError(f"--graph {file}: must end in .svg (a drawing) or .mmd (Mermaid), or be - (Mermaid)")
 
 
-def write_graph(plan: Plan, file: str) -> None:
-    """Draw the plan in the format of the file's ending; `-` prints Mermaid."""
+def _write_graph(plan: Plan, file: str) -> None:
     from tats_core.report import graph
 
     nodes = graph.fold(
@@ -183,7 +173,7 @@ def _conclude(record: RunRecord, name: str, home: Path, resume: str) -> None:
 
     if record.status == "stopped":
         typer.echo(f"Stopped; finished work is saved. Resume with: {resume}")
-        raise typer.Exit(STOPPED)
+        raise typer.Exit(INTERRUPTED)
     if record.status == "failed":
         raise RunError(f"{record.error or 'a stage failed'}; finished work is saved, resume with: {resume}")
     table = Run(record).results

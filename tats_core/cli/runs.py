@@ -25,7 +25,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class RunningStage:
-    """A stage at work: `eta` is the seconds that it still takes, None while that is not known."""
+    """A running stage; `eta` is the estimated seconds until its end, None while there is no estimate."""
 
     stage: str
     step: int | None
@@ -84,7 +84,7 @@ def runs(
 
     home = home.expanduser().absolute()
     wanted = None if pipeline is None else history.check_pipeline(pipeline, home)
-    corrupt: list[str] = []  # a record that cannot be read hides no other run
+    corrupt: list[str] = []  # an unreadable record must not hide the other runs
     records = history.records(home, wanted, corrupt)
     # Records are read lazily: only the runs that are listed are opened.
     rows = [overview(Run(record)) for record in (records if everything else itertools.islice(records, limit))]
@@ -129,16 +129,16 @@ def best(run: Run) -> Best | None:
     try:
         table = run.results
     except StoreError:
-        return None  # it was removed; `tats show` reports it
+        return None  # the table was removed; `tats show` reports it
     if table is None:
         return None
-    by_start: dict[str, list[float]] = {}
+    by_init: dict[str, list[float]] = {}
     for row in table["rows"]:
         top1 = row.get("top1")
         if isinstance(top1, int | float):
-            by_start.setdefault(str(row["init"]), []).append(top1)
-    if by_start:
-        return Best("top1", max(fmean(values) for values in by_start.values()))
+            by_init.setdefault(str(row["init"]), []).append(top1)
+    if by_init:
+        return Best("top1", max(fmean(values) for values in by_init.values()))
     lift = table.get("policy", {}).get("motion_lift")
     return Best("motion_lift", lift) if isinstance(lift, int | float) else None
 

@@ -41,8 +41,7 @@ def show(
     """Show a run and trace its numbers to their sources.
 
     The sources are checkpoints, configuration, code and data. Files are checked against the digests in their
-    manifests. With WHAT the weights are checked too; without it, of files above 1 MB only the size is
-    checked.
+    manifests. With WHAT the weights are checked too; without WHAT, only the size of files above 1 MB is.
     """
     from tats_core.store import history, lineage
     from tats_core.store.run import Run
@@ -70,7 +69,7 @@ def _last_stages(record: RunRecord) -> list[str]:
 
 
 def _without_others(links: list[Link], number: Number) -> list[Link]:
-    """Return the report and what the number's stage was made from: the report reads much more."""
+    """Return only the report and what the number's stage was made from: the report reads much more."""
     wanted = {number.report, number.source}
     for link in links:  # each comes before what it was made from
         if link.stage in wanted and link.stage != number.report:
@@ -91,13 +90,13 @@ def _print_json(run: Run, number: Number | None, links: list[Link], *, everythin
         "tracking_uri": record.tracking_uri,
         "tracking_run": record.tracking_run,
     }
-    shown: dict[str, object] = {"schema": SCHEMA, "run": asdict(overview(run)) | facts}
+    document: dict[str, object] = {"schema": SCHEMA, "run": asdict(overview(run)) | facts}
     if everything:
-        shown["stages"] = [asdict(stage) for stage in record.stages.values()]
-        shown["numbers"] = [asdict(entry) for entry in _numbers(run)[0]]
+        document["stages"] = [asdict(stage) for stage in record.stages.values()]
+        document["numbers"] = [asdict(entry) for entry in _numbers(run)[0]]
     if number:
-        shown["number"] = asdict(number)
-    typer.echo(json.dumps(shown | {"chain": [asdict(link) for link in links]}, indent=2))
+        document["number"] = asdict(number)
+    typer.echo(json.dumps(document | {"chain": [asdict(link) for link in links]}, indent=2))
 
 
 def _numbers(run: Run) -> tuple[list[Number], str]:
@@ -210,22 +209,22 @@ def _print_chain(record: RunRecord, links: Sequence[Link], *, whole: bool) -> No
 
 
 def _print_level(record: RunRecord, level: Sequence[Link]) -> None:
-    """Print one line a stage, and what made them above if that is the same for all."""
+    """Print a line for each stage, and the run that made them first if it is the same for all."""
     makers = {_maker(record, link) for link in level if link.run}
     if len(makers) == 1:
         printing.line(f"    made  by {makers.pop()}")
-    wide = max(len(link.stage) for link in level)
+    width = max(len(link.stage) for link in level)
     for link in level:
         files = ", ".join(f"{Path(file.path).name} {file.sha256[:12]}" for file in link.files)
-        words = [f"{link.stage:<{wide}}", (link.key or printing.DASH)[:12], printing.clock(link.made)]
+        words = [f"{link.stage:<{width}}", (link.key or printing.DASH)[:12], printing.clock(link.made)]
         printing.line(f"    {printing.plain('  '.join(words))}  [dim]{printing.plain(files)}[/]")
         if len(makers) > 1 and link.run:
-            printing.line(f"    {'':<{wide}}  by {_maker(record, link)}")
+            printing.line(f"    {'':<{width}}  by {_maker(record, link)}")
         _print_faults(link.faults)
 
 
 def _print_link(record: RunRecord, link: Link) -> None:
-    """Print all that is known of one stage."""
+    """Print everything known about a stage."""
     printing.line(f"    stage {printing.plain(link.stage)}, key {link.key or printing.DASH}")
     if link.made is not None:
         printing.line(f"    made  {printing.clock(link.made)} by {_maker(record, link)}")
@@ -273,9 +272,9 @@ def _print_settings(title: str, settings: Mapping[str, object]) -> None:
         return
     words = [f"{key} {_text(value)}" for key, value in settings.items()]
     start = f"    {title:<4}  "
-    wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else 110
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 110
     text = " · ".join(word.replace(" ", "\0") for word in words)
-    for line in textwrap.wrap(text, wide, initial_indent=start, subsequent_indent=" " * len(start)):
+    for line in textwrap.wrap(text, width, initial_indent=start, subsequent_indent=" " * len(start)):
         printing.line(f"[dim]{printing.plain(line.replace(chr(0), ' '))}[/]")
 
 
@@ -284,7 +283,7 @@ def _text(value: object) -> str:
 
 
 def _shared(links: Sequence[Link]) -> dict[str, object]:
-    """Return what several stages set, and all of those that set it alike: the pipeline's defaults."""
+    """Return the settings that several stages have and that are the same in all: the pipeline's defaults."""
     bases: dict[str, set[str]] = {}
     values: dict[str, dict[str, object]] = {}
     for link in links:
@@ -299,6 +298,6 @@ def _shared(links: Sequence[Link]) -> dict[str, object]:
 
 
 def _used_data(links: Sequence[Link]) -> set[str]:
-    """Return the data sets that the shown stages read; all of them where no stage names one."""
+    """Return the data sets that the stages read; all data sets where no stage names any."""
     named = {str(link.settings["benchmark"]) for link in links if "benchmark" in link.settings}
     return named or {entry.benchmark for link in links for entry in link.data}

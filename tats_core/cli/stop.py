@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tats_core.cli import printing
-from tats_core.cli.options import DEFAULT_HOME, AnyRun, Home
+from tats_core.cli.options import DEFAULT_HOME, INTERRUPTED, AnyRun, Home
 from tats_core.cli.submit import ClusterAddress, stop_job
 from tats_core.errors import SpecError
 
 if TYPE_CHECKING:
     from tats_core.store.run import RunRecord
 
-_TICK = 0.25
-_INTERRUPTED = 130
+_TICK = 0.25  # seconds
 
 
 def stop(
@@ -54,7 +53,7 @@ def stop(
             time.sleep(_TICK)
     except KeyboardInterrupt:
         typer.echo(f"The run is still stopping. Resume later with: {printing.resume_command(record)}")
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
     typer.echo(_stopped(type(record).load(record.folder)))
 
 

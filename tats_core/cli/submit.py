@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 import typer
 
 from tats_core.cli import printing
-from tats_core.cli.options import complete_pipeline, complete_sweep, write_file
+from tats_core.cli.options import INTERRUPTED, complete_pipeline, complete_sweep, write_file
 from tats_core.errors import RunError, SpecError
 
 if TYPE_CHECKING:
     from tats_core.cluster.jobs import Cluster
 
 Result = TypeVar("Result")
-
-_INTERRUPTED = 130
 
 _URL = "The cluster's dashboard, as in http://head:8265."
 
@@ -65,7 +63,8 @@ def submit(
         typer.Option(metavar="FILE", help="With --render: claims, secrets, machines (docker/kuberay.yaml)."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="With --render: write there instead of printing.")
+        Path | None,
+        typer.Option(metavar="FILE", help="With --render: write to this file instead of printing."),
     ] = None,
 ) -> None:
     """Run a pipeline or a sweep on a Ray cluster.
@@ -135,7 +134,7 @@ def print_logs(address: str, name: str, follow: bool) -> None:
 
 
 def stop_job(address: str, name: str, wait: bool) -> None:
-    """Stop a job at its next checkpoints."""
+    """Ask a job to stop at its next checkpoints; with `wait`, wait until it has ended."""
     from tats_core.cluster.jobs import Cluster
 
     cluster = Cluster(address)
@@ -163,7 +162,7 @@ def follow_job(cluster: Cluster, job_id: str) -> None:
     ended = _interruptible(lambda: cluster.follow(job_id, lambda text: typer.echo(text, nl=False)), farewell)
     if ended.status == "STOPPED":
         typer.echo(f"{job_id} was stopped; finished work is saved, submit it again to resume")
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)
     if ended.status == "FAILED":
         raise RunError(f"{job_id} failed; finished work is saved, submit it again to resume")
 
@@ -173,4 +172,4 @@ def _interruptible(wait: Callable[[], Result], farewell: str) -> Result:
         return wait()
     except KeyboardInterrupt:
         typer.echo(f"\n{farewell}")
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None

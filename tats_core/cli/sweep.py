@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tats_core.cli import printing
-from tats_core.cli.options import DEFAULT_HOME, Home, SweepName, command_line
+from tats_core.cli.options import DEFAULT_HOME, INTERRUPTED, Home, SweepName, command_line, repeated
 from tats_core.cli.sweep_tables import print_files
 from tats_core.errors import ResourceError, RunError, SpecError
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tats_core.sweep.progress import Progress
     from tats_core.sweep.spec import Metric, Sweep
 
-_STOPPED = 130
 _EVERY_SECONDS = 10.0
 
 
@@ -35,10 +34,12 @@ def sweep(
         typer.Option("--set", metavar="KEY=VALUE", help="Change a stage's key or the sweep's; repeatable."),
     ] = None,
     show_plan: Annotated[bool, typer.Option("--plan", help="Print what would be tried, then stop.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume the newest run of it.")] = False,
-    continues: Annotated[
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the newest run of this sweep.")] = False,
+    resume_or_start: Annotated[
         bool,
-        typer.Option("--continue", help="Resume the newest run if it is the same sweep, else start anew."),
+        typer.Option(
+            "--continue", help="Resume the newest run if it is of this same sweep, else start a new one."
+        ),
     ] = False,
     samples: Annotated[int | None, typer.Option(min=1, help="How many points are tried.")] = None,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time, at most.")] = None,
@@ -55,21 +56,21 @@ def sweep(
         typer.echo(_plan(loaded, as_json))
         return
     ui = QuietUI() if as_json else LiveUI() if sys.stdout.isatty() else PlainUI()
-    resume = resume or (continues and _was_begun(loaded, home))
+    resume = resume or (resume_or_start and _can_resume(loaded, home))
     stages = progress.for_terminal()
     try:
         with _stopped_by_sigterm():
             outcome = engine.run(loaded, home, resume=resume, ui=ui, stage_ui=None if as_json else stages)
     finally:
         stages.close()
-    words = ["sweep", name, *(word for text in sets or [] for word in ("--set", text))]
+    words = ["sweep", name, *repeated("--set", sets)]
     for option, value in (("--samples", samples), ("--max-concurrent", max_concurrent)):
         words += [option, str(value)] if value is not None else []
     _conclude(loaded, outcome, command_line([*words, "--resume"], home), home, as_json)
 
 
-def _was_begun(sweep: Sweep, home: Path) -> bool:
-    """Tell whether the newest run is of this very sweep, and has trials that a resume could run."""
+def _can_resume(sweep: Sweep, home: Path) -> bool:
+    """Return whether the newest run is of this same sweep and has trials left to run."""
     from tats_core.store.run import RunRecord
     from tats_core.sweep import engine, trial
 
@@ -80,13 +81,13 @@ def _was_begun(sweep: Sweep, home: Path) -> bool:
         engine.check_same(sweep, folder)
     except SpecError:
         return False
-    # Where all trials failed, none is left to resume: they are tried anew.
+    # Where all trials failed, none is left to resume: a new run tries them again.
     return not (folder / "run.json").exists() or RunRecord.load(folder).status != "failed"
 
 
 @contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
-    """Do at SIGTERM, by which a cluster's job is stopped, what is done at Ctrl-C."""
+    """Handle SIGTERM, by which a cluster stops a job, like Ctrl-C."""
 
     def handle(number: int, frame: types.FrameType | None) -> None:
         signal.alarm(0)  # set by Ray's handler, it would abort the process while the trials are stopped
@@ -122,8 +123,9 @@ def _plan(sweep: Sweep, as_json: bool) -> str:
         lines.append(f"  {number:>3}  " + "  ".join(f"{key}={value}" for key, value in point.items()))
     if not points:
         identity, every = sweep.identity(), getattr(sweep.searcher, "every", None)
-        how = f"members, {every} epochs after {every}, each generation from the one before"
-        how = how if every else "points, each found by Optuna when its turn comes"
+        how = "points, each proposed by Optuna when its turn comes"
+        if every:
+            how = f"members, trained in generations of {every} epochs, each from the previous"
         lines.append(f"  {sweep.samples} {how}, among")
         lines += [f"       {key}: {_among(values)}" for key, values in identity["space"].items()]
         for pattern, condition in identity["where"].items():
@@ -155,8 +157,8 @@ def _conclude(sweep: Sweep, outcome: Outcome, again: str, home: Path, as_json: b
         print_files(outcome.folder)
         typer.echo(f"this table again         {command_line(['results', sweep.name], home)}")
     if outcome.stopped:
-        typer.echo(f"Stopped; what is done is kept. Resume with: {again}", err=as_json)
-        raise typer.Exit(_STOPPED)
+        typer.echo(f"Stopped; finished work is saved. Resume with: {again}", err=as_json)
+        raise typer.Exit(INTERRUPTED)
     for cause, count in summary.causes:
         typer.echo(f"{count} of {len(summary.trials)} trials failed: {cause}", err=True)
     if summary.causes and sum(count for _, count in summary.causes) == len(summary.trials):
@@ -193,17 +195,17 @@ class QuietUI:
 
 
 class PlainUI(QuietUI):
-    """A line whenever a trial has ended, and one every ten seconds."""
+    """Prints a line whenever a trial has ended, and every ten seconds."""
 
     def started(self, sweep: Sweep, progress: Progress) -> None:
-        """Print what begins."""
+        """Print the number of trials."""
         self.sweep, self.ended, self.printed = sweep, len(progress.ended), time.monotonic()
         typer.echo(f"{sweep.name}: {progress.total} trials, {progress.slots} at a time")
         if progress.before:
             typer.echo(f"{progress.before} of them had ended before")
 
     def changed(self, progress: Progress) -> None:
-        """Print how far it is."""
+        """Print the progress, if a line is due."""
         if len(progress.ended) == self.ended and time.monotonic() - self.printed < _EVERY_SECONDS:
             return
         self.ended, self.printed = len(progress.ended), time.monotonic()
@@ -211,7 +213,7 @@ class PlainUI(QuietUI):
 
 
 class LiveUI(QuietUI):
-    """A table of the running trials that is drawn in place."""
+    """Draws a table of the running trials in place."""
 
     def __init__(self) -> None:
         from rich.live import Live
@@ -225,7 +227,7 @@ class LiveUI(QuietUI):
         self.live.start()
 
     def changed(self, progress: Progress) -> None:
-        """Draw anew."""
+        """Redraw the table."""
         from rich.table import Table
 
         table = Table(title=_headline(progress, self.sweep.objectives[0]), title_justify="left")
@@ -236,5 +238,5 @@ class LiveUI(QuietUI):
         self.live.update(table)
 
     def close(self) -> None:
-        """Give the terminal back."""
+        """Restore the terminal."""
         self.live.stop()

@@ -12,10 +12,10 @@ from tats_core.errors import RunError, StoreError
 
 
 def sweep_folder(run: str, home: Path) -> Path | None:
-    """Return the folder of the sweep that `run` names (its newest run, or by a run's id or folder).
+    """Return the folder of the sweep run that `run` names: a sweep (its newest run), or a run's id or folder.
 
     Raises:
-        StoreError: a sweep is called so, and has not run.
+        StoreError: there is a sweep of this name, but it has not run.
     """
     from tats_core import specs
     from tats_core.sweep import trial
@@ -31,7 +31,7 @@ def sweep_folder(run: str, home: Path) -> Path | None:
 
 
 def print_sweep(folder: Path, as_json: bool) -> None:
-    """Print the table of a sweep, as it was run, and where its page is.
+    """Print the table of a sweep's run, and where its page is.
 
     Raises:
         RunError: none of its trials has ended.
@@ -52,6 +52,6 @@ def print_files(folder: Path) -> None:
     """Print where the page and the best pipeline of a sweep are."""
     from tats_core.sweep import page, summary
 
-    for words, name in (("charts and all trials", page.FILE), ("the best as a pipeline", summary.BEST)):
+    for title, name in (("charts and all trials", page.FILE), ("the best as a pipeline", summary.BEST)):
         if (folder / name).exists():
-            typer.echo(f"{words:<23}  {folder / name}")
+            typer.echo(f"{title:<23}  {folder / name}")

@@ -9,7 +9,7 @@ from tats_core.errors import RunError
 
 
 def sync(home: Home = DEFAULT_HOME) -> None:
-    """Send to MLflow what it missed while it could not be reached."""
+    """Send to MLflow what it missed while it was unreachable."""
     from tats_core import tracking
     from tats_core.store.journal import pending
 

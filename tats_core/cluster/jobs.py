@@ -38,7 +38,7 @@ from tats_core.errors import ResourceError, SpecError, did_you_mean
 Outcome = Literal["started", "runs already", "succeeded already"]
 
 CHECK = "check-"
-"""How the ids of preflight jobs begin."""
+"""Prefix of the ids of preflight jobs."""
 
 # From SIGTERM to SIGKILL. On SIGTERM a run saves a checkpoint after the next step, and then ends.
 _STOP_SECONDS = 600
@@ -46,11 +46,11 @@ _CHECK_SECONDS = 300
 _TICK = 0.5
 
 ENVIRONMENT: Mapping[str, str] = {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS), "PYTHONUNBUFFERED": "1"}
-"""Of a job's command."""
+"""Environment variables of a job's command."""
 
 
 class Job(NamedTuple):
-    """One attempt at one submission, as the cluster knows it."""
+    """An attempt at a submission, as the cluster knows it."""
 
     id: str
     status: JobStatus
@@ -88,7 +88,7 @@ class Cluster:
                     f"--address {address}: {name} is set to {os.environ[name]} and Ray would go there; "
                     f"unset {name}"
                 )
-        # They log each uploaded package.
+        # These loggers report each uploaded package.
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
             logging.getLogger(name).setLevel(logging.WARNING)
         with self._connection():
@@ -96,7 +96,7 @@ class Cluster:
 
     @contextmanager
     def _connection(self) -> Iterator[None]:
-        """Turn every failure of a connection into one sentence."""
+        """Raise each failure of the connection as a ResourceError."""
         try:
             yield
         except AuthenticationError as error:
@@ -133,7 +133,7 @@ class Cluster:
         """Return the job of this id, or the newest one whose id begins with `name`.
 
         Raises:
-            SpecError: there is none.
+            SpecError: the cluster has no such job.
         """
         jobs = {job.id: job for job in self.jobs()}
         if job := jobs.get(name) or next((jobs[job_id] for job_id in jobs if job_id.startswith(name)), None):
@@ -151,7 +151,7 @@ class Cluster:
             check: run the preflight before something is started.
 
         Raises:
-            ResourceError: the preflight failed; one line for each problem.
+            ResourceError: the preflight failed; a line for each problem.
         """
         prefix = f"{submission.identity(home)}-a"
         jobs = (job for job in self.jobs() if re.fullmatch(re.escape(prefix) + "[0-9]+", job.id))
@@ -170,14 +170,14 @@ class Cluster:
         except ResourceError:
             if all(job.id != job_id for job in self.jobs()):
                 raise
-            return self.find(job_id), "runs already"  # somebody else submitted the same a moment ago
+            return self.find(job_id), "runs already"  # somebody else has just submitted the same
         return self.find(job_id), "started"
 
     def check(self, submission: Submission, *, home: str | None = None) -> None:
         """Check the cluster from inside: versions, resources, data, project folder, tracking server.
 
         Raises:
-            ResourceError: one line for each problem.
+            ResourceError: the check failed; a line for each problem.
         """
         job_id = f"{CHECK}{secrets.token_hex(6)}"
         versions = json.dumps(preflight.versions())
@@ -202,7 +202,7 @@ class Cluster:
         )
 
     def follow(self, job_id: str, echo: Callable[[str], None]) -> Job:
-        """Pass on what a job prints until it ends; return how it ended."""
+        """Pass the output of a job to `echo` until the job ends; return the ended job."""
 
         async def tail() -> None:
             async for text in self._client.tail_job_logs(job_id):

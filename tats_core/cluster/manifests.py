@@ -39,7 +39,7 @@ _POD_CPUS = 16  # of a pod without GPUs, at most
 
 _Label = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 
-# How each cloud marks machines that it may take away: (label and value, whether it is a taint too).
+# How each cloud marks machines that it may take away: label, value, whether the label is also a taint.
 _SPOT: Mapping[str, tuple[str, str, bool]] = {
     "gke": ("cloud.google.com/gke-spot", "true", True),
     "eks": ("eks.amazonaws.com/capacityType", "SPOT", False),
@@ -48,7 +48,7 @@ _SPOT: Mapping[str, tuple[str, str, bool]] = {
 
 
 class Toleration(StrictModel):
-    """A taint that pods may be placed in spite of."""
+    """A taint that pods tolerate."""
 
     key: str
     operator: Literal["Exists", "Equal"] = "Exists"
@@ -74,13 +74,15 @@ class Workers(Placement):
     """The pods that train."""
 
     gpus: int = Field(8, ge=1, description="of one machine; pods get no more than the stages need")
-    cpus: int | None = Field(None, ge=1, description="of one pod; null: what trains and decodes there")
+    cpus: int | None = Field(
+        None, ge=1, description="of one pod; null: one for each process that trains or decodes in it"
+    )
     memory: int | None = Field(None, ge=1, description="GiB of one pod; null: 4 for each CPU")
     shm: int | None = Field(None, ge=1, description="GiB of it for /dev/shm; null: a quarter")
     spot: Literal["gke", "eks", "aks"] | None = Field(None, description="only on spot machines of this cloud")
 
     def placement(self, gpus: int) -> Placement:
-        """Return where pods with so many GPUs run: spot machines and machines with GPUs ask for more."""
+        """Return the placement of pods with `gpus` GPUs; GPUs and spot machines need tolerations."""
         selector, tolerations = dict(self.node_selector), list(self.tolerations)
         if self.spot is not None:
             label, value, tainted = _SPOT[self.spot]
@@ -95,14 +97,14 @@ class Workers(Placement):
 class Settings(StrictModel):
     """What a lab chooses about its Kubernetes cluster, once."""
 
-    namespace: _Label | None = Field(None, description="null: the one that kubectl uses")
+    namespace: _Label | None = Field(None, description="null: kubectl's default")
     cluster_name: _Label = Field("tats", description="of a cluster that stays")
     home_claim: _Label = Field("tats-home", description="ReadWriteMany claim: the project folder")
     data_claim: _Label | None = Field(None, description="claim with the data sets; mounted as TATS_DATA")
     tracking_uri: str | None = Field(None, description="MLflow's server; null: a file in the project folder")
     tracking_secret: _Label | None = Field(None, description="Secret with its 'username' and 'password'")
     pull_secret: _Label | None = Field(None, description="Secret for the image's registry")
-    user: int = Field(1000, ge=1, description="user and group of all processes: the image's own")
+    user: int = Field(1000, ge=1, description="user and group of all processes, as in the image")
     retries: int = Field(3, ge=0, description="new clusters for a job whose head died")
     deadline_hours: float = Field(168, gt=0, description="a job is ended after so long")
     keep_minutes: float = Field(10, ge=0, description="a job's cluster stays so long after its end")
@@ -123,7 +125,7 @@ def settings(path: Path | None) -> Settings:
     """Read the settings from a YAML file, or return the defaults.
 
     Raises:
-        SpecError: something in it is not valid; names file and key.
+        SpecError: a setting is not valid; names file and key.
     """
     return Settings() if path is None else specs.validate(Settings, specs.read(path), str(path))
 
@@ -132,7 +134,7 @@ def check_image(image: str) -> str:
     """Return `image` if it always names the same image.
 
     Raises:
-        SpecError: no tag, or one that moves.
+        SpecError: the image has no tag, or a tag that moves.
     """
     name, _, digest = image.partition("@")
     tag = name.rpartition("/")[2].partition(":")[2]
@@ -148,14 +150,14 @@ def check_image(image: str) -> str:
 
 def size(stages: Iterable[Instance], workers: Workers) -> Size:
     """Return the pods on which the largest stage fits."""
-    # Of CPU stages and of GPU stages: what the largest needs, and what it can use.
+    # What the largest CPU stage and the largest GPU stage need, and what they can use.
     needed, useful, decoders = {"cpu": 0, "gpu": 0}, {"cpu": 0, "gpu": 0}, 0
     for stage in stages:
         gpus = stage.kind.gpus(stage.config)
         device = "gpu" if gpus else "cpu"
         least = gpus or stage.kind.cpus(stage.config)
         needed[device] = max(needed[device], least)
-        # Stages that do not train may use more as well, but of the head.
+        # Stages that do not train can use more as well, but run on the head.
         spare = stage.kind.spare(stage.config) if isinstance(stage.config, Trained) else 0
         useful[device] = max(useful[device], least + spare)
         if gpus:
@@ -211,7 +213,7 @@ def render(
 
 
 def _quote(value: object, style: str = '"') -> Markup:
-    """Return a value as YAML, each text in quotes; what is YAML already stays."""
+    """Return a value as YAML, each text in quotes; values that are YAML already stay."""
     if isinstance(value, Markup):
         return value
     if isinstance(value, int):
@@ -228,7 +230,7 @@ def _quote(value: object, style: str = '"') -> Markup:
 
 
 def _block(text: str) -> Markup:
-    """Return text of several lines as literal lines, where YAML can hold it so."""
+    """Return text of several lines as a literal block, where YAML can express it."""
     lines = text.splitlines()
     literal = "\n".join(lines) + "\n" == text and lines[-1:] != [""]
     return _quote(text, "|" if literal else '"')
@@ -239,7 +241,7 @@ def _bare(text: str) -> Markup:
     return Markup(text) if re.fullmatch(r"[a-z0-9. -]+", text) else _quote(text)
 
 
-# Each {{ value }} passes through `_quote`: no text becomes YAML of its own.
+# Each {{ value }} passes through `_quote`: no text is read as YAML.
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,

@@ -1,8 +1,8 @@
-"""Checks a cluster from inside before it gets a long job; `Cluster.submit` runs it there as a short job.
+"""Checks a cluster from inside before a long job; `Cluster.submit` runs it as a short job on the cluster.
 
     python -m tats_core.cluster.preflight '{"tats": "0.1.0", …}' pipeline|sweep NAME [OPTION]… [--home FOLDER]
 
-Each problem is one line on standard output, behind `PROBLEM`; with any, the exit code is 2.
+Each problem is a line on standard output that starts with `PROBLEM`; the exit code is then 2.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Load = Callable[[], Submission]
 
 
 class Node(TypedDict):
-    """What is used of Ray's description of one machine."""
+    """The used keys of Ray's description of a machine."""
 
     NodeID: str
     NodeManagerAddress: str
@@ -67,8 +67,8 @@ def check(load: Load, home: Path, expected: Mapping[str, str]) -> list[str]:
     except OSError as error:
         return [*problems, f"{home}: the head cannot write there ({error.strerror})"]
     try:
-        problems += _ask(nodes, _check_machine, load, home, folder, dict(expected))
-        problems += _ask(nodes, _check_shared, folder, sorted(node["NodeID"] for node in nodes))
+        problems += _on_each(nodes, _check_machine, load, home, folder, dict(expected))
+        problems += _on_each(nodes, _check_shared, folder, sorted(node["NodeID"] for node in nodes))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return problems + server_problems(os.environ)
@@ -133,12 +133,12 @@ def _nodes() -> list[Node]:
     return cast("list[Node]", ray.nodes())  # type: ignore[no-untyped-call]
 
 
-def _ask(nodes: Sequence[Node], question: Callable[..., list[str]], *arguments: object) -> list[str]:
-    """Call `question` on each machine; return each problem once, with the machines that have it."""
+def _on_each(nodes: Sequence[Node], check: Callable[..., list[str]], *arguments: object) -> list[str]:
+    """Call `check` on each machine; return each problem once, with the machines that have it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    remote = ray.remote(num_cpus=0, max_retries=0)(question)
+    remote = ray.remote(num_cpus=0, max_retries=0)(check)
     pinned = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     answers = [remote.options(scheduling_strategy=strategy).remote(*arguments) for strategy in pinned]
     machines: dict[str, set[str]] = {}
@@ -155,7 +155,7 @@ def _ask(nodes: Sequence[Node], question: Callable[..., list[str]], *arguments: 
 
 
 def _check_machine(load: Load, home: Path, folder: Path, expected: dict[str, str]) -> list[str]:
-    """Check this machine, and leave a file of its name in the project folder."""
+    """Check this machine, and create a file named after it in `folder`."""
     import ray
 
     node_id = ray.get_runtime_context().get_node_id()
@@ -168,7 +168,7 @@ def _check_machine(load: Load, home: Path, folder: Path, expected: dict[str, str
             f"{home} is not the project folder that the head sees, or read-only ({error.strerror})"
         )
     if other_code:
-        return problems  # the rest would say the same again in other words
+        return problems  # the other checks would report the same mismatch in other words
     stages = load().stages
     (node,) = (node for node in _nodes() if node["NodeID"] == node_id)
     if node["Resources"].get("GPU") and any(stage.kind.gpus(stage.config) for stage in stages):
@@ -188,7 +188,7 @@ def _check_shared(folder: Path, nodes: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """Check the cluster as the arguments say, and end with the exit code."""
+    """Run the checks that the command line asks for, and exit with their code."""
     parser = argparse.ArgumentParser()
     parser.add_argument("expected", type=json.loads)
     parser.add_argument("kind", choices=get_args(submission.Kind))

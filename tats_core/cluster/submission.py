@@ -1,4 +1,4 @@
-"""What a cluster is given to run: a pipeline or a sweep, and the files that travel with it.
+"""A submission to a cluster: a pipeline or a sweep, and the files that travel with it.
 
 The machine that submits and the preflight inside the cluster read the same description; the preflight finds
 the files in its working directory.
@@ -36,15 +36,15 @@ class Submission:
     files: Mapping[str, Path]
     """Path below the job's working directory → file here."""
     stages: tuple[Instance, ...]
-    """Every stage that may run, each configuration once."""
+    """Every stage that may run; each configuration once."""
     facts: Mapping[str, object]
-    """What distinguishes it from other submissions, as plain values."""
+    """What distinguishes this submission from others, as plain values."""
 
     def identity(self, home: str | None = None) -> str:
         """Return `<name>-<key12>`: the same for the same work in the same project folder of the cluster.
 
-        As in a stage's key, what changes only the speed does not count. Neither do the data sets: they are
-        the cluster's, and need not be visible here.
+        As in a stage's key, settings that change only the speed do not count. Neither do the data sets: they
+        are the cluster's, and need not be visible here.
         """
         text = json.dumps({"home": home, self.kind: self.facts}, sort_keys=True, separators=(",", ":"))
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
@@ -68,10 +68,10 @@ def load(
     samples: int | None = None,
     max_concurrent: int | None = None,
 ) -> Submission:
-    """Read what is to run, and check all of it that can be checked here.
+    """Read the pipeline or sweep, and check everything that can be checked on this machine.
 
     Raises:
-        SpecError: something in a file or an option is not valid.
+        SpecError: a file or an option is not valid.
     """
     options = [word for text in sets for word in ("--set", text)]
     for option, value in (("--samples", samples), ("--max-concurrent", max_concurrent)):
@@ -86,7 +86,7 @@ def load(
 def _pipeline(name: str, sets: Sequence[str], options: list[str]) -> Submission:
     pipeline = pipelines.load(name, sets)
     stages = graph.build(pipeline).instances.values()
-    # The cluster may have a pipeline of this name; the one that runs there is the one that is meant here.
+    # The cluster may have another pipeline of this name; the file that travels is the one that runs.
     files = _travelling(specs.find("pipelines", name))
     return Submission("pipeline", pipeline.name, tuple(options), files, tuple(stages), _facts(stages))
 
@@ -109,7 +109,7 @@ def _sweep(sweep: sweeps.Sweep, options: list[str], name: str) -> Submission:
 
 
 def _travelling(path: Path) -> dict[str, Path]:
-    """Return a pipeline's file and those of the pipelines that it is like, by their paths on the cluster."""
+    """Return path on the cluster → file, of a pipeline and of the pipelines that it is a variant of."""
     return {f"pipelines/{file.stem}.yaml": file for file in pipelines.lineage(path)}
 
 

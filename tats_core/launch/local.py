@@ -1,7 +1,7 @@
-"""A training with one CPU worker, in a process of its own, without a cluster.
+"""Training with one CPU worker, in a process of its own, without a cluster.
 
-The worker is forked from a server that has torch imported already, so that it starts at once, and the memory
-it takes is its own and not that of the trial before it.
+The worker is forked from a server that has already imported torch: it starts at once, and does not inherit
+the memory of the trial before it.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def fit(
     """Call `function(job, world, events, store)` in one process and wait for it; see `ray_train.fit`.
 
     Raises:
-        TatsError: what the worker raised.
-        StageError: it died more than `max_failures` times, or raised what would come again.
+        TatsError: the worker raised it.
+        StageError: the worker died more than `max_failures` times, or raised another error.
         Stopped: `stop` was set.
     """
-    assert workers == 1, "more workers than one need Ray Train"
-    assert not gpu, "a GPU is Ray's to give"
+    assert workers == 1, "several workers need Ray Train"
+    assert not gpu, "only Ray assigns GPUs"
     out = out.absolute()
     outcomes = Outcomes(out)
     for _ in range(max_failures + 1):
@@ -82,10 +82,10 @@ def _attempt(task: Task, outcomes: Outcomes, stop: threading.Event) -> int:
 
 def _work(task: Task) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent decides
     try:
-        launched.work(task, _world, 0, certain=(Exception,))
-    except Exception:  # noqa: BLE001, it is recorded, and raised by the parent
+        launched.work(task, _world, 0, permanent=(Exception,))
+    except Exception:  # noqa: BLE001, the parent raises what was recorded
         os._exit(1)
     os._exit(0)
 

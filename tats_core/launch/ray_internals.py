@@ -1,8 +1,8 @@
 """Every private name of Ray that TATS uses, and what is built on it.
 
-An upgrade of Ray may take any of them away without notice: `NAMES` says what is lost then, and
-`tests/launch/test_ray_internals.py` says which of them the installed Ray lacks. So they are imported where
-they are used; at the top, they would also bring Ray Data into every worker.
+An upgrade of Ray may remove any of them without notice: `NAMES` says what breaks without each, and
+`tests/launch/test_ray_internals.py` fails if the installed Ray lacks any. They are imported where they are
+used: at the top they would also import Ray Data in every worker.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _TRAIN: Final = "ray.train.v2._internal"
 _SCALING: Final = f"{_TRAIN}.execution.scaling_policy"
 _NO_TOKEN = "other users of the machine can use a local cluster: Ray reads its token only when imported"
-_NO_POLICY = "a mistake is tried max_failures times more before its stage fails"
-_NO_ELASTIC = "min_workers takes any number of workers, and gives work up in the middle of a step"
+_NO_POLICY = "a permanent error is retried max_failures times before its stage fails"
+_NO_ELASTIC = "min_workers allows any number of workers, and resizing loses the steps since a checkpoint"
 
 NAMES: Final[Mapping[str, str]] = {
     "ray._raylet:Config.initialize": _NO_TOKEN,
@@ -43,29 +43,29 @@ NAMES: Final[Mapping[str, str]] = {
 }
 """`"module:attribute"` → what breaks without it."""
 
-# Without one of these a local cluster cannot work.
+# A local cluster needs both.
 _SERVERS = ("gcs_server", "raylet")
 
 ROOM_SECONDS = 900
-"""How long a machine of a cluster may stay away before its workers are given up."""
-# So long Ray may take to see that a machine is gone. Workers that are asked of it before would be waited for.
+"""How long workers may wait for a machine of the cluster before the training fails."""
+# Ray may take so long to notice that a machine is gone; until then it would wait for workers on it.
 _SETTLE_SECONDS = 30.0
 
 
 def read_environment() -> None:
-    """Make Ray read its environment anew; it did when it was imported."""
+    """Make Ray read its environment again; it does so only when it is imported."""
     from ray._raylet import Config  # type: ignore[attr-defined]
 
     Config.initialize("")
 
 
 def local_head() -> Any:
-    """Return Ray's record of the servers that this process started, or None on a cluster of others."""
+    """Return Ray's record of the servers that this process started; None where it only joined a cluster."""
     return ray._private.worker._global_node
 
 
 def end_if_dead(head: Any) -> str | None:
-    """Return which server of the local cluster `head` died, after ending the others; None while all live."""
+    """Return the server of the local cluster `head` that died, after ending the others; None if all live."""
     dead = [name for name, _ in head.dead_processes() if name in _SERVERS]
     if not dead:
         return None
@@ -75,11 +75,10 @@ def end_if_dead(head: Any) -> str | None:
 
 
 def failure_policy(config: FailureConfig, outcomes: Outcomes) -> Any:
-    """Return Ray's policy of replacing lost workers, as often as the stage allows, with a rule of ours.
+    """Return Ray's policy of replacing lost workers, which does not retry permanent errors.
 
-    What would come again is not tried again: Ray restarts the workers after any exception, which takes
-    seconds and ends in the same sentence. An exception that may be no more than what a worker sees when
-    another one dies gets a second chance.
+    Ray restarts the workers after any exception, which takes seconds and fails again with the same message.
+    An exception that may only be the consequence of another worker's death is retried once.
     """
     from ray.train.v2._internal.exceptions import (
         WorkerHealthCheckFailedError,
@@ -107,16 +106,16 @@ def failure_policy(config: FailureConfig, outcomes: Outcomes) -> Any:
 
 
 def last_line(error: BaseException) -> str:
-    """Return the last line of an error's text, which of Ray's errors is the sentence."""
+    """Return the last line of an error's text, which in Ray's errors is the message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
 
 def trainer_class(outcomes: Outcomes, scaling_policy: Any) -> type[TorchTrainer]:
-    """Return Ray's trainer with our rules for failures and, unless it is None, for the number of workers."""
+    """Return Ray's trainer with our failure policy and, if given, another scaling policy."""
     from ray.train.torch import TorchTrainer
 
-    ray_trainer: Any = TorchTrainer  # its types are those of the first Ray Train, which it no longer is
+    ray_trainer: Any = TorchTrainer  # its type annotations are still those of Ray Train V1
 
     class Trainer(ray_trainer):  # type: ignore[misc]
         def _initialize_and_run_controller(self, **parts: Any) -> Any:
@@ -131,11 +130,11 @@ def trainer_class(outcomes: Outcomes, scaling_policy: Any) -> type[TorchTrainer]
 def elastic_policy(
     scaling: ScalingConfig, sizes: tuple[int, ...], checkpoints: Path, outcomes: Outcomes
 ) -> Any:
-    """Return Ray's policy of taking as many workers as there is room for, with rules of ours.
+    """Return Ray's policy of using as many workers as there is room for, with three more rules.
 
-    There are only as many as share the step evenly. Those that run are given up for more, or for others, only
-    right after a checkpoint: what was done since would be done again. The wait for room has an end, and
-    heeds a request to stop.
+    The number of workers is one of `sizes`, which divide a step evenly. Running workers are replaced by
+    more, or by others, only right after a checkpoint, so that no step is repeated. The wait for room has a
+    limit, and ends at a request to stop.
     """
     from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
 
@@ -150,10 +149,10 @@ def elastic_policy(
             self.waits_since: float | None = None
 
         def _count_possible_workers(self, reserved_resources: Any) -> int:
-            # Ray lists its machines every twenty seconds: a dead one may still be among them.
+            # Ray updates its list of machines every twenty seconds: it may include dead ones.
             alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
             room = super()._count_possible_workers(
-                {node: held for node, held in reserved_resources.items() if node in alive}
+                {node: resources for node, resources in reserved_resources.items() if node in alive}
             )
             return max((size for size in sizes if size <= room), default=0)
 

@@ -1,7 +1,7 @@
-"""Data-parallel work on Ray Train (V2): starts workers, and starts them again when some are lost.
+"""Data-parallel work on Ray Train (V2): starts workers, and restarts them when some are lost.
 
-The driver takes no CPU of the cluster, each worker one (or one GPU). Nothing of Ray reaches the training
-loop: it gets a `World`, an `EventLog` and a `CheckpointStore`.
+The driver occupies no CPU of the cluster, each worker one CPU or GPU. The training loop knows nothing of
+Ray: it gets a `World`, an `EventLog` and a `CheckpointStore`.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from tats_core.training.world import World
 
 _STARTED = threading.Lock()
-# The same for this process's lifetime: Ray uses the first that it reads for each cluster that it starts.
+# One token for the lifetime of this process: Ray uses the first that it reads for every cluster it starts.
 _TOKEN = secrets.token_hex(32)
 _CONTROLLER_FAILURES = 2
 
-# What would come again after a restart: the user's mistakes, and our bugs.
-_CERTAIN = (
+# Errors that a restart would only repeat: the user's mistakes, and our bugs.
+_PERMANENT = (
     TatsError,
     AssertionError,
     AttributeError,
@@ -70,18 +70,18 @@ def fit(
     Args:
         entry: "module:function".
         job: plain values for the function.
-        fewer: numbers of workers that do as well where there is no room for all. When there is more room,
-            they start again from a new checkpoint, as many as then fit.
-        name: of this training among those of the stage; it resumes from the newest checkpoint of this name.
-        out: the stage's work folder, shared by all machines: events, under `log/` what each worker prints,
+        fewer: smaller numbers of workers, for when there is no room for all. When there is more room, as
+            many as then fit restart from the next checkpoint.
+        name: of this training within the stage; it resumes from the newest checkpoint of this name.
+        out: the stage's work folder, shared by all machines: events, under `log/` the output of each worker,
             under `checkpoints/` the checkpoints.
         max_failures: how often dead workers are replaced before the stage fails.
-        stop: when set, the workers save a checkpoint after their next step, and leave.
+        stop: when set, the workers save a checkpoint after their next step and exit.
 
     Raises:
-        TatsError: what a worker raised.
-        StageError: workers died too often, or raised what would come again; names the worker's log.
-        ResourceError: the cluster is smaller than what is asked for.
+        TatsError: a worker raised it.
+        StageError: workers died too often, or raised a permanent error; names the log folder.
+        ResourceError: the cluster is too small.
         Stopped: `stop` was set.
     """
     out = out.absolute()
@@ -113,7 +113,7 @@ def _fit(
     task = launched.task_of(entry, job, out, name)
     trainer = _trainer(task, outcomes, sizes=sizes, gpu=gpu, storage=out / RAY, max_failures=max_failures)
     ended = threading.Event()
-    watch = threading.Thread(target=_pass_on_stop, args=(stop, ended, outcomes), daemon=True)
+    watch = threading.Thread(target=_forward_stop, args=(stop, ended, outcomes), daemon=True)
     watch.start()
     try:
         _run(trainer, head)
@@ -141,13 +141,13 @@ def connect() -> None:
             return
         address = os.environ.get("RAY_ADDRESS")
         if not address and "RAY_AUTH_MODE" not in os.environ:
-            # Left alone, Ray would write a token into the home folder. One that lives as long as this
+            # By default, Ray would write a token into the home folder. A token that lives as long as this
             # process keeps other users of the machine out just as well.
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_TOKEN)
             ray_internals.read_environment()
-        _in_a_thread_that_stays(
+        _run_in_permanent_thread(
             lambda: ray.init(
-                # "local": else it would join whatever cluster someone else has started on this machine.
+                # "local": else Ray would join a cluster that somebody else has started on this machine.
                 address=address or "local",
                 include_dashboard=None if address else False,
                 log_to_driver=False,
@@ -158,18 +158,18 @@ def connect() -> None:
         atexit.register(ray.shutdown)
 
 
-def _in_a_thread_that_stays(work: Callable[[], Any]) -> None:
+def _run_in_permanent_thread(work: Callable[[], object]) -> None:
     """Run `work` in a thread that lives as long as this process.
 
     Ray asks the kernel to kill its servers when their parent dies, and for the kernel the parent is the
-    *thread* that started them: a stage's thread would take the cluster along when the stage ends.
+    *thread* that started them: the cluster would die with the stage whose thread started it.
     """
     answer: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
     def stay() -> None:
         try:
             work()
-        except BaseException as error:  # noqa: BLE001, it is raised by the caller
+        except BaseException as error:  # noqa: BLE001, the caller raises it
             answer.put(error)
             return
         answer.put(None)
@@ -184,26 +184,26 @@ def _in_a_thread_that_stays(work: Callable[[], Any]) -> None:
 def _environment() -> dict[str, str]:
     wanted = {
         "RAY_USAGE_STATS_ENABLED": "0",
-        # The controller looks at its workers this often; at the default 2 s, the end of a short training
-        # waits a second for it.
+        # How often the controller polls its workers; at the default 2 s, the end of a short training is
+        # noticed a second late.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
-        # Metrics go to Prometheus, which a laptop does not have.
+        # Ray's metrics go to Prometheus, which a laptop does not have.
         "RAY_TRAIN_METRICS_ENABLED": "0",
-        # What workers print goes into the stage's folder, as they print it.
+        # The output of workers goes to the stage's folder unchanged.
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-        # Ray would run its workers at niceness 15: beside any busy process, a start took minutes.
+        # Ray would run workers at niceness 15: beside a busy process, their start took minutes.
         "RAY_worker_niceness": "0",
     }
     if os.environ.get("RAY_ADDRESS"):
         wanted["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(ROOM_SECONDS // (_CONTROLLER_FAILURES + 1))
     else:
-        # One process less for each training. On this machine nobody announces a preemption.
+        # One process less for each training: nobody preempts this machine.
         wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
 def _check_resources(workers: int, gpu: bool) -> None:
-    # Ray would wait for what will never come.
+    # Ray would wait for them forever.
     resource = "GPU" if gpu else "CPU"
     available = capacity()[gpu]
     if available < workers:
@@ -224,7 +224,7 @@ class Gloo(BackendConfig):
 
     @property
     def backend_cls(self) -> type[Backend]:
-        """What Ray Train calls around the training."""
+        """The class whose hooks Ray Train calls around the training."""
         return _GlooBackend
 
 
@@ -286,18 +286,17 @@ def _trainer(
     policy = None
     if len(sizes) > 1:
         policy = ray_internals.elastic_policy(scaling, sizes, Path(task["checkpoints"]), outcomes)
-    return ray_internals.trainer_class(
-        outcomes, policy
-    )(
+    trainer = ray_internals.trainer_class(outcomes, policy)
+    return trainer(
         _work,
         train_loop_config={**task},
         torch_config=TorchConfig(backend="nccl") if gpu else Gloo(),  # type: ignore[arg-type]
         scaling_config=scaling,
         run_config=RunConfig(
-            # Ray would resume a name that it knows by its own records; ours are in `checkpoints/`.
+            # A known name would make Ray resume from its own records; ours are in `checkpoints/`.
             name=uuid.uuid4().hex[:12],
             storage_path=str(storage),
-            # The default is to try for ever.
+            # The default is to retry forever.
             failure_config=FailureConfig(  # type: ignore[call-arg]
                 max_failures=max_failures, controller_failure_limit=_CONTROLLER_FAILURES
             ),
@@ -310,17 +309,17 @@ class _HeadLost(Exception):  # noqa: N818 (it never leaves this module)
 
 
 def _run(trainer: TorchTrainer, head: Any) -> None:
-    """Call `trainer.fit()`, and leave it when the local cluster dies.
+    """Call `trainer.fit()`, and abandon it when the local cluster dies.
 
-    Without a head Ray would wait for a minute, then end this process without a word of ours.
+    Without a head Ray would wait for a minute, then end this process without an error of ours.
     """
     ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
-    # In a thread of its own: in the main thread `fit` would also leave its handler of Ctrl-C behind.
+    # In a thread of its own: in the main thread `fit` would also leave its Ctrl-C handler installed.
     def work() -> None:
         try:
             trainer.fit()
-        except BaseException as error:  # noqa: BLE001, it is raised by the caller
+        except BaseException as error:  # noqa: BLE001, the caller raises it
             ended.put(error)
         else:
             ended.put(None)
@@ -359,7 +358,7 @@ def _reason(error: Exception) -> str:
     return f"worker {rank} failed: {ray_internals.last_line(first)}"
 
 
-def _pass_on_stop(stop: threading.Event, ended: threading.Event, outcomes: Outcomes) -> None:
+def _forward_stop(stop: threading.Event, ended: threading.Event, outcomes: Outcomes) -> None:
     while not ended.wait(0.2):
         if stop.is_set():
             outcomes.please_stop.touch()
@@ -370,7 +369,7 @@ def _work(task: dict[str, Any]) -> None:
     """Do the task in a worker of Ray Train."""
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
-    launched.work(cast("Task", task), lambda: _world(rank, size), rank, _CERTAIN)
+    launched.work(cast("Task", task), lambda: _world(rank, size), rank, _PERMANENT)
 
 
 def _world(rank: int, size: int) -> World:

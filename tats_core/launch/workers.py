@@ -1,4 +1,4 @@
-"""What a worker does, whoever started it, and the files by which driver and workers say how it ends.
+"""What a worker does, whatever launched it, and the files in which it and the driver record the outcome.
 
 Modules that import torch are imported inside the functions that run in a worker.
 """
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from tats_core.training.world import World
 
 LOG = "log"
-"""Folder in a stage's work folder: what each worker prints, and how the training ends."""
+"""Folder in a stage's work folder: the output of each worker, and how the training ended."""
 
 
 class Task(TypedDict):
-    """What a worker is given. It travels to the worker's machine, so it holds plain values only."""
+    """A worker's task. It travels to the worker's machine, so it holds plain values only."""
 
     entry: str
     """`"module:function"`; the function is called with (job, world, events, store)."""
@@ -51,7 +51,7 @@ def task_of(entry: str, job: Mapping[str, Any], out: Path, name: str) -> Task:
 
 
 class Outcomes:
-    """Files in the stage's folder, which driver and workers share even where they share no machine."""
+    """Files in the stage's folder, which driver and workers share even on different machines."""
 
     def __init__(self, out: Path) -> None:
         self.folder = out / LOG
@@ -59,23 +59,23 @@ class Outcomes:
         self.stopped = self.folder / "stopped"
 
     def clear(self) -> None:
-        """Forget how an earlier attempt ended."""
+        """Delete the outcome of an earlier attempt."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in (self.please_stop, self.stopped, *self.failures()):
             path.unlink(missing_ok=True)
 
     def failures(self) -> list[Path]:
-        """Return the files of the workers that failed for good."""
+        """Return the files of the workers that recorded a permanent error."""
         return sorted(self.folder.glob("failure-*.json"))
 
     def record_failure(self, rank: int, error: Exception) -> None:
-        """Write down an error that would come again after a restart."""
-        known = type(error).__name__ if isinstance(error, TatsError) else None
-        failure = Failure(type=known, text=str(error) if known else f"{type(error).__name__}: {error}")
+        """Record an error that a restart would only repeat."""
+        name = type(error).__name__ if isinstance(error, TatsError) else None
+        failure = Failure(type=name, text=str(error) if name else f"{type(error).__name__}: {error}")
         write_json(self.folder / f"failure-{rank}.json", failure)
 
     def check(self) -> None:
-        """Raise what a worker recorded, or Stopped where one stopped because it was asked to.
+        """Raise what a worker recorded, or Stopped where a worker stopped on request.
 
         Raises:
             TatsError: a worker raised it.
@@ -91,16 +91,16 @@ class Outcomes:
 
 
 def work(
-    task: Task, make_world: Callable[[], World], rank: int, certain: tuple[type[Exception], ...]
+    task: Task, make_world: Callable[[], World], rank: int, permanent: tuple[type[Exception], ...]
 ) -> None:
-    """Do the task as worker `rank`; all that this process prints goes to `log/worker-<rank>.log`.
+    """Do the task as worker `rank`; the output of this process goes to `log/worker-<rank>.log`.
 
     Args:
         make_world: called once the output is redirected, since it imports torch.
-        certain: errors that would come again after a restart; they are recorded.
+        permanent: errors that a restart would only repeat; they are recorded.
 
     Raises:
-        Exception: what the task raised, save Stopped, which is recorded.
+        Exception: the task raised it; only Stopped is recorded instead.
     """
     out = Path(task["out"])
     outcomes = Outcomes(out)
@@ -112,7 +112,7 @@ def work(
             outcomes.stopped.touch()
     except Exception as error:
         traceback.print_exc()
-        if isinstance(error, certain):
+        if isinstance(error, permanent):
             outcomes.record_failure(rank, error)
         raise
     finally:
@@ -137,13 +137,13 @@ def _run(task: Task, world: World, outcomes: Outcomes, rank: int) -> None:
 def _only_process(lock: Path) -> Iterator[None]:
     """Wait until this rank's process of an earlier attempt has ended.
 
-    After a kill of the driver it may live on for a moment, and would write into the same files.
+    When the driver is killed, that process may survive for a moment and would write to the same files.
     """
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("waits until this worker's process of an earlier attempt has ended", flush=True)  # noqa: T201
+            print("waiting until this worker's process of an earlier attempt has ended", flush=True)  # noqa: T201
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

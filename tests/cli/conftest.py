@@ -21,9 +21,6 @@ class Ended:
     err: str
 
 
-Tats = Callable[..., Ended]
-
-
 @pytest.fixture
 def tats(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -6,9 +6,6 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,7 +14,7 @@ from tats_core import __version__
 HEAVY = ("torch", "ray", "mlflow", "numpy", "matplotlib", "pandas", "timm", "av")
 
 
-def test_help_imports_no_heavy_package_and_takes_less_than_half_a_second() -> None:
+def test_help_imports_no_heavy_package_and_takes_less_than_half_a_second():
     code = (
         "import sys\nfrom tats_core.cli.app import main\nsys.argv = ['tats', '--help']\n"
         "try: main()\nexcept SystemExit: pass\n"
@@ -27,42 +24,28 @@ def test_help_imports_no_heavy_package_and_takes_less_than_half_a_second() -> No
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.stdout.splitlines()[-1] == "[]"
-    # Time of the CPU, not of the clock: what else the machine does is not what is measured.
+    # CPU time, not wall time: the other load of the machine must not count.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
-def test_the_package_runs_as_a_module() -> None:
+def test_the_package_runs_as_a_module():
     command = [sys.executable, "-m", "tats_core", "--version"]
     assert (
         subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"tats {__version__}\n"
     )
 
 
-def test_help_names_every_command_with_a_sentence(tats: Callable[..., Any]) -> None:
-    shown = tats("--help").out
-    lines = [line.split(maxsplit=1) for line in shown.split("Commands:")[1].splitlines() if line.strip()]
+def test_help_names_every_command_with_a_sentence(tats):
+    listed = tats("--help").out.split("Commands:")[1]
+    lines = [line.split(maxsplit=1) for line in listed.splitlines() if line.strip()]
     assert [line[0] for line in lines] == [
-        *(
-            "run",
-            "sweep",
-            "submit",
-            "jobs",
-            "list",
-            "runs",
-            "show",
-            "logs",
-            "stop",
-            "results",
-            "compare",
-            "report",
-            "ui",
-        ),
-        *("visualise", "predict", "export", "weights", "data", "doctor", "sync", "gc"),
-    ]
+        "run", "sweep", "submit", "jobs", "list", "runs", "show", "logs", "stop", "results", "compare",
+        "report", "ui", "visualise", "predict", "export", "weights", "data", "doctor", "sync", "gc",
+    ]  # fmt: skip
     assert all(len(line) == 2 for line in lines)
 
 
-def test_an_error_of_ours_is_one_sentence_without_a_traceback(tats: Callable[..., Any]) -> None:
+def test_an_error_is_one_sentence_without_a_traceback(tats):
     ended = tats("run", "pipeline", "ful_ssv2")
     assert ended.code == 2
     assert ended.err.startswith("tats: no pipeline named 'ful_ssv2' (looked in ./pipelines and ")
@@ -71,7 +54,7 @@ def test_an_error_of_ours_is_one_sentence_without_a_traceback(tats: Callable[...
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "sentence"),
     [
         (["resluts"], "Did you mean 'results'?"),
         (["data", "generat"], "Did you mean 'generate'?"),
@@ -81,24 +64,20 @@ def test_an_error_of_ours_is_one_sentence_without_a_traceback(tats: Callable[...
         (["ui", "--port", "0"], "greater than or equal to 1"),
     ],
 )
-def test_a_wrong_command_line_exits_with_2_and_names_the_nearest(
-    tats: Callable[..., Any], words: list[str], said: str
-) -> None:
+def test_a_wrong_command_line_exits_with_2_and_names_the_nearest(tats, words, sentence):
     ended = tats(*words)
     assert ended.code == 2
-    assert said in ended.err
+    assert sentence in ended.err
 
 
-def test_a_home_of_nobody_is_said_in_a_sentence(tats: Callable[..., Any]) -> None:
+def test_the_home_folder_of_an_unknown_user_is_refused_in_one_sentence(tats):
     ended = tats("runs", "--home", "~nosuchuser/runs")
     assert ended.code == 2
     sentence = "'~' cannot be expanded to a folder here; give the full path"
     assert ended.err == f"tats: --home ~nosuchuser/runs: {sentence}\n"
 
 
-def test_a_pipeline_named_without_the_word_pipeline_is_understood(
-    tats: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_a_pipeline_named_without_the_word_pipeline_is_understood(tats, tmp_path):
     (tmp_path / "pipelines").mkdir()
     (tmp_path / "pipelines" / "mine.yaml").write_text("name: mine\nstages: {}")
     ended = tats("run", "mine")
@@ -106,7 +85,7 @@ def test_a_pipeline_named_without_the_word_pipeline_is_understood(
     assert ended.err == "tats: 'tats run mine' is incomplete; did you mean 'tats run pipeline mine'?\n"
 
 
-def test_list_shows_names_and_titles_in_columns(tats: Callable[..., Any], tmp_path: Path) -> None:
+def test_list_shows_names_and_titles_in_columns(tats, tmp_path):
     (tmp_path / "pipelines").mkdir()
     (tmp_path / "pipelines" / "a_name_longer_than_any.yaml").write_text("title: The long one.")
     ended = tats("list")
@@ -116,7 +95,7 @@ def test_list_shows_names_and_titles_in_columns(tats: Callable[..., Any], tmp_pa
     assert any(line.startswith("full_ssv2               ") for line in lines)
 
 
-def test_a_broken_file_hides_no_other_from_the_list(tats: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_broken_file_hides_no_other_file_from_the_list(tats, tmp_path):
     (tmp_path / "pipelines").mkdir()
     (tmp_path / "pipelines" / "a_broken.yaml").write_text("title: [")
     ended = tats("list")
@@ -127,7 +106,7 @@ def test_a_broken_file_hides_no_other_from_the_list(tats: Callable[..., Any], tm
     assert ended.err.startswith(f"tats: {tmp_path / 'pipelines' / 'a_broken.yaml'}, line 1: ")
 
 
-def test_a_terminal_that_lacks_letters_shows_the_rest(tmp_path: Path) -> None:
+def test_a_terminal_that_lacks_letters_shows_the_rest(tmp_path):
     (tmp_path / "Über.yaml").write_text("stages: {a: {kind: command, run: 'true'}}")
     command = [sys.executable, "-m", "tats_core", "run", "pipeline", "Über.yaml", "--plan"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}

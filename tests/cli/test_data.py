@@ -25,9 +25,7 @@ def made(tats: Callable[..., Any], tmp_path: Path) -> Path:
     return tmp_path / "made"
 
 
-def test_a_generated_set_is_read_whole_by_check(
-    tats: Callable[..., Any], made: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_check_reads_a_generated_set_completely(tats, made, monkeypatch):
     monkeypatch.setenv("TATS_DATA", str(made))
     ended = tats("data", "check", "--decode", "2")
     assert ended.code == 0, ended.err
@@ -40,12 +38,12 @@ def test_a_generated_set_is_read_whole_by_check(
     assert [line.split(":")[0].strip() for line in lines if "official" in line][2:4] == ["train 2", "test 2"]
 
 
-def test_generating_again_reuses_everything(tats: Callable[..., Any], made: Path) -> None:
+def test_generating_again_reuses_everything(tats, made):
     ended = tats("data", "generate", "--out", "made", *FEW)
     assert ended.out.splitlines()[0].endswith("(reused)")
 
 
-def test_another_setting_in_the_same_folder_is_refused(tats: Callable[..., Any], made: Path) -> None:
+def test_another_setting_in_the_same_folder_is_refused(tats, made):
     ended = tats("data", "generate", "--out", "made", *FEW, "--seed", "7")
     assert ended.code == 2
     assert ended.err.startswith("tats: made holds a set of other settings")
@@ -59,15 +57,13 @@ def test_another_setting_in_the_same_folder_is_refused(tats: Callable[..., Any],
         (("--clips-per-class", "0"), "clips_per_class: input should be greater than or equal to 1 (it is 0)"),
     ],
 )
-def test_a_wrong_option_is_told_by_its_name(
-    tats: Callable[..., Any], words: tuple[str, str], sentence: str
-) -> None:
+def test_a_wrong_option_is_reported_by_its_name(tats, words, sentence):
     ended = tats("data", "generate", "--out", "made", *words)
     assert ended.code == 2
     assert ended.err.startswith(f"tats: data generate: {sentence}")
 
 
-def test_a_video_that_cannot_be_decoded_fails_the_check_by_name(tats: Callable[..., Any], made: Path) -> None:
+def test_a_video_that_cannot_be_decoded_fails_the_check_and_is_named(tats, made):
     for path in made.rglob("*.avi"):
         path.write_bytes(b"not a video")
     ended = tats("data", "check", "ucf101", "--root", str(made), "--decode", "1")
@@ -76,7 +72,7 @@ def test_a_video_that_cannot_be_decoded_fails_the_check_by_name(tats: Callable[.
     assert ".avi: cannot be read" in ended.err
 
 
-def test_a_place_for_the_sets_that_is_a_file_is_told(tats: Callable[..., Any], tmp_path: Path) -> None:
+def test_an_output_folder_that_is_a_file_is_refused(tats, tmp_path):
     (tmp_path / "taken").touch()
     ended = tats("data", "generate", "--out", "taken", "--clips-per-class", "1")
     assert ended.code == 2
@@ -84,27 +80,25 @@ def test_a_place_for_the_sets_that_is_a_file_is_told(tats: Callable[..., Any], t
     assert ended.err.count("\n") == 1
 
 
-def test_a_wrong_knob_is_named_with_the_nearest(tats: Callable[..., Any]) -> None:
+def test_a_wrong_setting_is_reported_with_the_nearest_name(tats):
     ended = tats("data", "generate", "--out", "x", "--set", "scene.nois=0.1")
     assert ended.code == 2
     assert ended.err == "tats: data generate: scene has no key 'nois'; did you mean 'noise'?\n"
 
 
-def test_a_set_that_was_asked_for_and_is_nowhere_fails_with_where_it_was_looked_for(
-    tats: Callable[..., Any],
-) -> None:
+def test_a_named_set_that_is_missing_fails_with_the_variable_that_locates_it(tats):
     ended = tats("data", "check", "ssv2")
     assert ended.code == 1
     assert "TATS_DATA_SSV2 is not set" in ended.err
 
 
-def test_without_names_and_without_any_set_check_says_how_to_set_one(tats: Callable[..., Any]) -> None:
+def test_without_names_and_without_any_set_check_says_how_to_configure_a_set(tats):
     ended = tats("data", "check")
     assert ended.code == 2
     assert "TATS_DATA" in ended.err
 
 
-def test_an_unknown_data_set_is_refused_with_the_nearest(tats: Callable[..., Any]) -> None:
+def test_an_unknown_data_set_is_refused_with_the_nearest(tats):
     ended = tats("data", "check", "ufc101")
     assert ended.code == 2
     assert ended.err == "tats: no data set named 'ufc101'; did you mean 'ucf101'?\n"

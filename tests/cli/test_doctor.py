@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from tats_core.cli import doctor
 from tats_core.launch import ray_train
 
 
-def test_a_whole_machine_passes_and_says_what_it_has(tats: Callable[..., Any]) -> None:
+def test_a_complete_machine_passes_with_a_line_for_each_check(tats):
     ended = tats("doctor")
     assert ended.code == 0, ended.out
     names = [line.split()[1] for line in ended.out.splitlines() if line.startswith("ok ")]
     assert names == ["Python", "torch", "device", "readers", "Ray", "MLflow", "store", "data"]
 
 
-def test_an_old_python_is_missing_with_what_to_do() -> None:
+def test_an_old_python_is_missing_with_what_to_do():
     check = doctor.python((3, 10, 9))
-    assert (check.ok, check.found) == (False, "3.10.9")
+    assert (check.ok, check.text) == (False, "3.10.9")
     assert "3.11" in check.advice
     assert doctor.python((3, 11, 0)).ok
 
 
-def test_a_project_folder_that_cannot_be_made_fails_the_command(
-    tats: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_a_project_folder_that_cannot_be_created_fails_the_command(tats, tmp_path):
     (tmp_path / "file").write_text("")
     ended = tats("doctor", "--home", str(tmp_path / "file" / "home"))
     assert ended.code == 1
@@ -37,30 +31,30 @@ def test_a_project_folder_that_cannot_be_made_fails_the_command(
     assert ended.err == "tats: 1 requirement is missing\n"
 
 
-def test_nothing_is_left_behind_in_the_project_folder(tmp_path: Path) -> None:
+def test_nothing_is_left_behind_in_the_project_folder(tmp_path):
     assert doctor.store(tmp_path).ok
     assert doctor.store(tmp_path / "not" / "there" / "yet").ok
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_package_that_does_not_load_is_missing_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def look() -> doctor.Check:
+def test_a_package_that_does_not_load_is_missing_with_the_reason(monkeypatch):
+    def check_torch() -> doctor.Check:
         raise OSError("libtorch.so: cannot open shared object file")
 
-    check = doctor._guarded("torch", look)
+    check = doctor._guarded("torch", check_torch)
     assert not check.ok
-    assert "libtorch.so" in check.found
+    assert "libtorch.so" in check.text
     assert "pip install" in check.advice
 
 
-def test_data_sets_that_are_set_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configured_data_sets_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("TATS_DATA_UCF101", str(tmp_path))
     (check,) = doctor._data_sets()
-    assert check.found == f"ucf101 in {tmp_path}"
+    assert check.text == f"ucf101 in {tmp_path}"
 
 
 @pytest.mark.parametrize("error", [ConnectionError("nobody there"), RuntimeError("versions differ")])
-def test_a_cluster_that_does_not_answer_is_missing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_a_cluster_that_does_not_answer_is_missing(monkeypatch, error):
     def capacity() -> tuple[int, int]:
         raise error
 
@@ -68,5 +62,5 @@ def test_a_cluster_that_does_not_answer_is_missing(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ray_train, "capacity", capacity)
     check = doctor._ray()
     assert not check.ok
-    assert f"the cluster at ray.example.org:6379 does not answer ({error})" in check.found
+    assert f"the cluster at ray.example.org:6379 does not answer ({error})" in check.text
     assert "unset RAY_ADDRESS" in check.advice

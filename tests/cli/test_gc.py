@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,27 +19,23 @@ def orphan(tmp_path: Path) -> Path:
     return folder
 
 
-def test_without_apply_it_shows_what_can_go_and_deletes_nothing(
-    tats: Callable[..., Any], orphan: Path
-) -> None:
-    shown = tats("gc")
-    assert shown.code == 0
-    assert f"stages/{orphan.name}" in shown.out
-    assert "no run uses it" in shown.out
-    assert "nothing was deleted; --apply does it" in shown.out
-    assert all(len(line) <= 80 for line in shown.out.splitlines()[:-1])
+def test_without_apply_it_lists_what_can_be_deleted_and_deletes_nothing(tats, orphan):
+    listed = tats("gc")
+    assert listed.code == 0
+    assert f"stages/{orphan.name}" in listed.out
+    assert "no run uses it" in listed.out
+    assert "nothing was deleted; --apply does it" in listed.out
+    assert all(len(line) <= 80 for line in listed.out.splitlines()[:-1])
     assert orphan.exists()
 
 
-def test_with_apply_it_is_gone_and_the_next_has_nothing_to_do(tats: Callable[..., Any], orphan: Path) -> None:
+def test_with_apply_it_deletes_and_the_next_call_has_nothing_to_do(tats, orphan):
     assert "1 folder deleted" in tats("gc", "--apply").out
     assert not orphan.exists()
-    assert tats("gc").out == "Nothing can go; 0 runs and 0 B of what they use stay.\n"
+    assert tats("gc").out == "Nothing to delete; 0 runs and the 0 B they use stay.\n"
 
 
-def test_without_a_tracking_server_it_deletes_nothing(
-    tats: Callable[..., Any], orphan: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_tracking_server_it_deletes_nothing(tats, orphan, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     refused = tats("gc", "--apply")
@@ -54,12 +48,12 @@ def test_without_a_tracking_server_it_deletes_nothing(
     assert not orphan.exists()
 
 
-def test_where_there_is_no_project_folder_it_says_so(tats: Callable[..., Any]) -> None:
+def test_a_missing_project_folder_is_reported(tats):
     refused = tats("gc")
     assert refused.code == 2
     assert "there is no project folder" in refused.err
 
 
-@pytest.mark.parametrize(("count", "shown"), [(0, "0 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB")])
-def test_a_size_is_short(count: int, shown: str) -> None:
-    assert size(count) == shown
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB")])
+def test_a_size_is_short(count, text):
+    assert size(count) == text

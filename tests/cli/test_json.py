@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 from unittest.mock import MagicMock
@@ -26,7 +25,7 @@ class TalkConfig(StrictModel):
 
 
 class Talk(StageKind[TalkConfig]):
-    """Tells everything that a stage can tell."""
+    """Logs every kind of event."""
 
     name = "talk"
     Config = TalkConfig
@@ -48,7 +47,7 @@ def menu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "Tracker", MagicMock())
     (tmp_path / "pipelines").mkdir()
     (tmp_path / "pipelines" / "mine.yaml").write_text(
-        "stages: {one: {kind: talk}, two: {kind: talk, needs: one, matrix: {words: [2, 3]}}}"
+        "stages: {first: {kind: talk}, second: {kind: talk, needs: first, matrix: {words: [2, 3]}}}"
     )
 
 
@@ -59,13 +58,13 @@ def documented() -> dict[str, set[str]]:
 
 
 def lines(text: str) -> list[dict[str, Any]]:
-    """Return the objects of an output of which every line must be one; NaN is no JSON."""
+    """Return the JSON objects of an output, one in each line; NaN is not allowed."""
     return [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
 
 
-def test_every_event_of_a_run_has_the_documented_keys(tats: Callable[..., Any]) -> None:
+def test_every_event_of_a_run_has_the_documented_keys(tats):
     finished = tats("run", "pipeline", "mine", "--json")
-    failed = tats("run", "pipeline", "mine", "--set", "one.words=5", "--set", "two.fail=true", "--json")
+    failed = tats("run", "pipeline", "mine", "--set", "first.words=5", "--set", "second.fail=true", "--json")
     wrong = tats("run", "pipeline", "nine", "--json")
     assert (finished.code, failed.code, wrong.code) == (0, 1, 2)
     assert (finished.err, failed.err, wrong.err) == ("", "", "")
@@ -77,38 +76,38 @@ def test_every_event_of_a_run_has_the_documented_keys(tats: Callable[..., Any]) 
     assert {line["event"] for line in seen} == keys.keys()
 
 
-def test_a_run_tells_its_plan_its_stages_and_its_end(tats: Callable[..., Any]) -> None:
-    told = lines(tats("run", "pipeline", "mine", "--json").out)
-    assert [line["event"] for line in told[:3]] == ["plan", "run_started", "stage_started"]
-    assert [(one["name"], one["action"], one["after"]) for one in told[0]["stages"]] == [
-        ("one", "run", []),
-        ("two[2]", "run", ["one"]),
-        ("two[3]", "run", ["one"]),
+def test_a_run_prints_its_plan_its_stages_and_its_end(tats):
+    printed = lines(tats("run", "pipeline", "mine", "--json").out)
+    assert [line["event"] for line in printed[:3]] == ["plan", "run_started", "stage_started"]
+    assert [(stage["name"], stage["action"], stage["after"]) for stage in printed[0]["stages"]] == [
+        ("first", "run", []),
+        ("second[2]", "run", ["first"]),
+        ("second[3]", "run", ["first"]),
     ]
-    (progress,) = [line for line in told if line["event"] == "progress" and line["stage"] == "one"]
+    (progress,) = [line for line in printed if line["event"] == "progress" and line["stage"] == "first"]
     assert progress["shown"] == {"loss": 0.5}
-    ends = [line for line in told if line["event"] == "stage_finished"]
+    ends = [line for line in printed if line["event"] == "stage_finished"]
     assert all(Path(line["folder"], "words.txt").exists() and not line["cached"] for line in ends)
-    assert told[-1]["stages"] == {"one": "finished", "two[2]": "finished", "two[3]": "finished"}
-    assert (told[-1]["status"], told[-1]["resume"]) == ("finished", None)
+    assert printed[-1]["stages"] == {"first": "finished", "second[2]": "finished", "second[3]": "finished"}
+    assert (printed[-1]["status"], printed[-1]["resume"]) == ("finished", None)
     again = lines(tats("run", "pipeline", "mine", "--json").out)
     assert [line["cached"] for line in again if line["event"] == "stage_finished"] == [True] * 3
 
 
-def test_a_failed_run_tells_why_and_what_goes_on_with_it(tats: Callable[..., Any]) -> None:
-    ended = lines(tats("run", "pipeline", "mine", "--set", "two.fail=true", "--json").out)[-1]
-    assert (ended["status"], ended["error"]) == ("failed", "two[2]: it broke")
-    assert ended["resume"] == "tats run pipeline mine --set two.fail=true"
+def test_a_failed_run_ends_with_its_error_and_the_command_that_resumes_it(tats):
+    ended = lines(tats("run", "pipeline", "mine", "--set", "second.fail=true", "--json").out)[-1]
+    assert (ended["status"], ended["error"]) == ("failed", "second[2]: it broke")
+    assert ended["resume"] == "tats run pipeline mine --set second.fail=true"
 
 
-def test_a_plan_alone_tells_what_changed_and_runs_nothing(tats: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_plan_alone_names_the_changes_and_runs_nothing(tats, tmp_path):
     tats("run", "pipeline", "mine")
     before = sorted((tmp_path / ".tats" / "stages").iterdir())
-    (plan,) = lines(tats("run", "pipeline", "mine", "--plan", "--json", "--set", "one.words=4").out)
+    (plan,) = lines(tats("run", "pipeline", "mine", "--plan", "--json", "--set", "first.words=4").out)
     assert plan["stages"][0]["changes"] == [{"component": "config", "name": "words", "old": 1, "new": 4}]
     assert sorted((tmp_path / ".tats" / "stages").iterdir()) == before
 
 
-def test_what_is_wrong_is_one_object(tats: Callable[..., Any]) -> None:
-    (error,) = lines(tats("run", "pipeline", "mine", "--json", "--set", "one.wards=4").out)
-    assert error["message"] == "pipelines/mine.yaml: one has no key 'wards'; did you mean 'words'?"
+def test_an_error_is_one_object(tats):
+    (error,) = lines(tats("run", "pipeline", "mine", "--json", "--set", "first.wards=4").out)
+    assert error["message"] == "pipelines/mine.yaml: first has no key 'wards'; did you mean 'words'?"

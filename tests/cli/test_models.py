@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -63,14 +61,14 @@ def video(tmp_path: Path) -> Path:
     path = tmp_path / "clip.mp4"
     with av.open(path, "w") as container:
         stream = container.add_stream("libx264", rate=10, width=32, height=32, pix_fmt="yuv420p")
-        for place in range(6):
-            pixels = np.full((32, 32, 3), 40 * place, np.uint8)
+        for index in range(6):
+            pixels = np.full((32, 32, 3), 40 * index, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
         container.mux(stream.encode())
     return path
 
 
-def test_predict_prints_five_classes_of_each_video(tats: Callable[..., Any], home: Path, video: Path) -> None:
+def test_predict_prints_five_classes_of_each_video(tats, home, video):
     done = tats("predict", "mine", str(video), str(video), "--stage", "finetune[ssv2]")
     assert (done.code, done.err) == (0, "")
     lines = done.out.splitlines()
@@ -81,21 +79,19 @@ def test_predict_prints_five_classes_of_each_video(tats: Callable[..., Any], hom
     assert {line.split("%  ")[1] for line in lines[1:6]} < set(CLASSES)
 
 
-def test_predict_prints_json_for_scripts(tats: Callable[..., Any], home: Path, video: Path) -> None:
+def test_predict_prints_json_for_scripts(tats, home, video):
     done = tats("predict", "mine", str(video), "--stage", "finetune[ssv2]", "--json")
-    said = json.loads(done.out)
-    assert said["model"] == str(home / "stages" / "finetune-1")
-    (one,) = said["videos"]
-    assert one["video"] == str(video)
-    assert len(one["classes"]) == 5
-    best = one["classes"][0]
+    printed = json.loads(done.out)
+    assert printed["model"] == str(home / "stages" / "finetune-1")
+    (prediction,) = printed["videos"]
+    assert prediction["video"] == str(video)
+    assert len(prediction["classes"]) == 5
+    best = prediction["classes"][0]
     assert CLASSES[best["label"]] == best["name"]
     assert 1 / 6 < best["probability"] < 1
 
 
-def test_several_models_are_a_sentence_with_how_to_choose(
-    tats: Callable[..., Any], home: Path, video: Path
-) -> None:
+def test_several_models_are_one_sentence_with_how_to_choose(tats, home, video):
     done = tats("predict", "mine", str(video))
     assert (done.code, done.out) == (2, "")
     assert done.err == (
@@ -105,7 +101,7 @@ def test_several_models_are_a_sentence_with_how_to_choose(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "sentence"),
     [
         (("mine", "none.mp4", "--stage", "finetune[ssv2]"), "none.mp4: there is no such file"),
         (
@@ -116,19 +112,15 @@ def test_several_models_are_a_sentence_with_how_to_choose(
         (("mine", "text.mp4", "--stage", "finetune[ssv2]"), "text.mp4"),
     ],
 )
-def test_what_predict_cannot_do_is_a_sentence(
-    tats: Callable[..., Any], home: Path, video: Path, words: tuple[str, ...], said: str
-) -> None:
+def test_what_predict_cannot_do_is_a_sentence(tats, home, video, words, sentence):
     (home.parent / "text.mp4").write_text("hello")
     done = tats("predict", *words)
     assert (done.code, done.out) == (2, "")
-    assert said in done.err
+    assert sentence in done.err
     assert len(done.err.splitlines()) == 1
 
 
-def test_an_exported_model_predicts_what_the_run_predicts(
-    tats: Callable[..., Any], home: Path, video: Path
-) -> None:
+def test_an_exported_model_predicts_what_the_run_predicts(tats, home, video):
     expected = tats("predict", "mine", str(video), "--stage", "finetune[ssv2]").out
     for form in ("hf", "safetensors"):
         done = tats("export", "mine", "--stage", "finetune[ssv2]", "--format", form, "--out", form)
@@ -138,7 +130,7 @@ def test_an_exported_model_predicts_what_the_run_predicts(
         assert tats("predict", form, str(video)).out == expected
 
 
-def test_a_pre_training_is_exported_by_its_stage(tats: Callable[..., Any], home: Path) -> None:
+def test_a_pre_training_is_exported_by_its_stage(tats, home):
     done = tats("export", "mine", "--stage", "pretrain", "--format", "hf", "--out", "hf")
     assert done.code == 0, done.err
     config = json.loads((home.parent / "hf" / "config.json").read_text())
@@ -148,9 +140,7 @@ def test_a_pre_training_is_exported_by_its_stage(tats: Callable[..., Any], home:
     assert "is there already; give --out a new folder" in again.err
 
 
-def test_weights_says_what_a_checkpoint_holds_and_how_to_start_from_it(
-    tats: Callable[..., Any], home: Path
-) -> None:
+def test_weights_describes_a_checkpoint_and_how_to_initialise_from_it(tats, home):
     tats("export", "mine", "--stage", "finetune[ssv2]", "--format", "hf", "--out", "hf")
     done = tats("weights", "hf")
     assert done.out.splitlines() == [
@@ -163,16 +153,12 @@ def test_weights_says_what_a_checkpoint_holds_and_how_to_start_from_it(
         f"Initialise from it with the key 'encoder: {home.parent / 'hf'}' of a finetune or probe stage, "
         "or with 'start:' of a pretrain stage.",
     ]
-    said = json.loads(tats("weights", "hf", "--json").out)
-    assert (said["layout"], said["kind"], said["heads"], said["unknown"]) == (
-        "Hugging Face",
-        "fine-tuned",
-        2,
-        [],
-    )
+    printed = json.loads(tats("weights", "hf", "--json").out)
+    values = [printed[key] for key in ("layout", "kind", "heads", "unknown")]
+    assert values == ["Hugging Face", "fine-tuned", 2, []]
 
 
-def test_weights_names_what_it_does_not_know(tats: Callable[..., Any], home: Path) -> None:
+def test_weights_names_the_tensors_that_it_does_not_know(tats, home):
     model = VideoMAE(VIT, MAE, CLIP)
     torch.save(
         {

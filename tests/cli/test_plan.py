@@ -20,7 +20,7 @@ def item(
     return PlanItem(name, stage, stage, axes, needs, action, reason, **more)
 
 
-def shown(*items: PlanItem) -> list[str]:
+def rows(*items: PlanItem) -> list[str]:
     """Return the lines of the tree, without the summary."""
     out = io.StringIO()
     console = Console(file=out, width=80)
@@ -41,15 +41,15 @@ REUSED: dict[str, Any] = {"action": "reuse", "reason": "unchanged"}
 AFTER: dict[str, Any] = {"after": ("pretrain",)}
 
 
-def test_a_matrix_with_one_fate_is_one_line() -> None:
-    tree = shown(
+def test_a_matrix_with_one_fate_is_one_line():
+    tree = rows(
         item("pretrain", **REUSED), *finetunes(("a", "pretrained", REUSED), ("b", "pretrained", REUSED))
     )
     assert tree == ["pretrain  reused", "└── finetune × 2  reused"]
 
 
-def test_a_part_of_a_matrix_is_named_by_the_axis_that_sets_it_apart() -> None:
-    tree = shown(
+def test_a_part_of_a_matrix_is_named_by_the_axis_that_sets_it_apart():
+    tree = rows(
         item("pretrain", reason="epochs: 3 → 4"),
         *finetunes(
             *((b, i, AFTER if i == "pretrained" else REUSED) for b in "ab" for i in ("pretrained", "scratch"))
@@ -63,10 +63,10 @@ def test_a_part_of_a_matrix_is_named_by_the_axis_that_sets_it_apart() -> None:
     ]
 
 
-def test_single_members_are_named_and_many_are_the_others() -> None:
-    damaged = {"reason": "its output is corrupt"}
-    fates = [(b, i, damaged if (b, i) in (("a", "x"), ("b", "y")) else REUSED) for b in "abc" for i in "xy"]
-    assert shown(item("pretrain", **REUSED), *finetunes(*fates)) == [
+def test_single_members_are_named_and_many_are_the_others():
+    corrupt = {"reason": "its output is corrupt"}
+    fates = [(b, i, corrupt if (b, i) in (("a", "x"), ("b", "y")) else REUSED) for b in "abc" for i in "xy"]
+    assert rows(item("pretrain", **REUSED), *finetunes(*fates)) == [
         "pretrain  reused",
         "└── finetune × 6",
         "    ├── 2 run: its output is corrupt  [a,x; b,y]",
@@ -74,8 +74,8 @@ def test_single_members_are_named_and_many_are_the_others() -> None:
     ]
 
 
-def test_a_stage_stands_below_the_last_that_it_needs_and_waits_for_the_nearest_alone() -> None:
-    tree = shown(
+def test_a_stage_stands_below_the_last_that_it_needs_and_waits_for_the_nearest_alone():
+    tree = rows(
         item("data", reason="has no output yet"),
         item("pretrain", ("data",), after=("data",)),
         item("probe", ("data", "pretrain"), after=("data", "pretrain")),
@@ -89,25 +89,25 @@ def test_a_stage_stands_below_the_last_that_it_needs_and_waits_for_the_nearest_a
     ]
 
 
-def test_a_long_reason_is_wrapped_within_the_tree() -> None:
-    tree = shown(
+def test_a_long_reason_is_wrapped_within_the_tree():
+    tree = rows(
         item("data", **REUSED), item("pretrain", ("data",), reason="code changed: " + "module, " * 12)
     )
     assert all(len(line) <= 80 for line in tree)
     assert len(tree) == 3
 
 
-def test_a_chain_of_five_hundred_stages_stays_within_80_columns() -> None:
+def test_a_chain_of_five_hundred_stages_stays_within_80_columns():
     chain = [
         item(f"s{i}", (f"s{i - 1}",) if i else (), after=(f"s{i - 1}",) if i else ()) for i in range(500)
     ]
-    tree = shown(*chain)
+    tree = rows(*chain)
     assert len(tree) == 500
     assert max(map(len, tree)) <= 80
     assert tree[-1].endswith("s499  run: after s498")
 
 
-def test_the_summary_counts_and_says_how_long_it_took_before() -> None:
+def test_the_summary_counts_and_says_how_long_it_took_before():
     items = (
         item("a", seconds=60.0),
         item("b", seconds=12.0),

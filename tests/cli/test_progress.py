@@ -38,19 +38,19 @@ def stage(name: str) -> StageRecord:
     return StageRecord(name, name, "pretrain", {}, [], status="running")
 
 
-def event(step: int, at: float, **shown: float) -> dict[str, Any]:
+def event(step: int, at: float, **numbers: float) -> dict[str, Any]:
     """Return a progress event of a stage of 100 steps in 10 epochs."""
-    return {"time": at, "step": step, "steps": 100, "epoch": step // 10, "epochs": 10, "shown": shown}
+    return {"time": at, "step": step, "steps": 100, "epoch": step // 10, "epochs": 10, "shown": numbers}
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown"), [(0.4, "0s"), (59.4, "59s"), (59.6, "1m00s"), (252, "4m12s"), (11100, "3h05m")]
+    ("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (59.6, "1m00s"), (252, "4m12s"), (11100, "3h05m")]
 )
-def test_a_duration_is_short(seconds: float, shown: str) -> None:
-    assert duration(seconds) == shown
+def test_a_duration_is_short(seconds, text):
+    assert duration(seconds) == text
 
 
-def test_what_is_left_is_estimated_from_the_steps_of_this_run_alone() -> None:
+def test_the_remaining_time_is_estimated_from_the_steps_of_this_run_alone():
     left = Remaining()
     # Resumed at step 60: those 60 steps took no time of this run.
     assert left.seconds(event(60, at=500)) is None
@@ -59,13 +59,13 @@ def test_what_is_left_is_estimated_from_the_steps_of_this_run_alone() -> None:
     assert left.seconds(event(100, at=600)) == 0
 
 
-def test_two_events_of_the_same_step_estimate_nothing() -> None:
+def test_two_events_of_the_same_step_estimate_nothing():
     left = Remaining()
     left.seconds(event(0, at=500))
     assert left.seconds(event(0, at=510)) is None
 
 
-def test_visible_and_tokens_are_said_together_and_everything_else_by_its_name() -> None:
+def test_visible_and_tokens_are_printed_together_and_every_other_value_after_its_name():
     values = {
         "global_batch": 2048,
         "learning_rate": 0.00078125,
@@ -78,11 +78,11 @@ def test_visible_and_tokens_are_said_together_and_everything_else_by_its_name() 
     )
 
 
-def test_numbers_have_three_digits_and_readable_names() -> None:
+def test_numbers_have_three_digits_and_readable_names():
     assert numbers({"loss": 0.52341, "motion_lift": 2.0}) == "loss 0.523  motion lift 2"
 
 
-def test_plain_lines_of_a_run_are_exactly_these() -> None:
+def test_plain_lines_of_a_run_are_exactly_these():
     lines: list[str] = []
     now = [0.0]
     ui = PlainUI(lines.append, every=10, clock=lambda: now[0])
@@ -116,7 +116,7 @@ def test_plain_lines_of_a_run_are_exactly_these() -> None:
     ]
 
 
-def test_each_stage_has_its_own_pause_between_lines() -> None:
+def test_each_stage_has_its_own_interval_between_lines():
     lines: list[str] = []
     ui = PlainUI(lines.append, every=10, clock=lambda: 0.0)
     for name in ("a", "b", "a", "b"):
@@ -124,7 +124,7 @@ def test_each_stage_has_its_own_pause_between_lines() -> None:
     assert [line[0] for line in lines] == ["a", "b"]
 
 
-def test_the_live_display_shows_the_running_stage_and_leaves_finished_ones_as_lines() -> None:
+def test_the_live_display_shows_the_running_stage_and_leaves_finished_ones_as_lines():
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=120, color_system=None)
     ui = LiveUI(console)

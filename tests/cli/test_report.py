@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -31,7 +29,7 @@ def run(tmp_path: Path) -> RunRecord:
 
 
 @pytest.mark.parametrize(
-    ("form", "said"),
+    ("form", "text"),
     [
         ("md", "| ssv2 | 50.0 (40.0–60.0) |"),
         ("csv", "ssv2,pretrained,50.0,40.0,60.0"),
@@ -40,13 +38,13 @@ def run(tmp_path: Path) -> RunRecord:
         ("json", f'"run": "{RUN}"'),
     ],
 )
-def test_each_form_says_the_same(tats: Callable[..., Any], run: RunRecord, form: str, said: str) -> None:
+def test_every_format_holds_the_results(tats, run, form, text):
     ended = tats("report", "mine", "--format", form)
     assert (ended.code, ended.err) == (0, "")
-    assert said in ended.out
+    assert text in ended.out
 
 
-def test_a_file_holds_what_the_screen_would(tats: Callable[..., Any], run: RunRecord, tmp_path: Path) -> None:
+def test_a_file_gets_what_is_printed_without_out(tats, run, tmp_path):
     screen = tats("report", RUN, "--format", "json").out
     assert json.loads(screen)["rows"] == ROWS
     assert (
@@ -56,15 +54,13 @@ def test_a_file_holds_what_the_screen_would(tats: Callable[..., Any], run: RunRe
     assert (tmp_path / "r.json").read_text() == screen
 
 
-def test_a_place_that_cannot_be_written_is_one_sentence(tats: Callable[..., Any], run: RunRecord) -> None:
+def test_a_path_that_cannot_be_written_is_one_sentence(tats, run):
     ended = tats("report", "mine", "--out", "no/such/folder/r.md")
     assert ended.code == 2
     assert ended.err.endswith("no/such/folder/r.md: cannot be written (No such file or directory)\n")
 
 
-def test_a_run_without_a_report_stage_has_no_table_but_a_page(
-    tats: Callable[..., Any], run: RunRecord
-) -> None:
+def test_a_run_without_a_report_stage_has_no_table_but_a_page(tats, run):
     run.stages = {}
     run.save()
     ended = tats("report", RUN)

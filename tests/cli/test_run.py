@@ -1,9 +1,8 @@
-"""`tats run pipeline` around a runner that only says how it was called."""
+"""`tats run pipeline` around a runner that only records its arguments."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ def ended(home: Path, status: Any, error: str | None = None) -> RunRecord:
 
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """Replace `runner.run`; the returned dict says how it was called and what it shall return."""
+    """Replace `runner.run`; the returned dict holds its arguments and sets what it returns."""
     seen: dict[str, Any] = {"status": "finished", "error": None}
 
     def run(pipeline: Any, home: Path, **options: Any) -> RunRecord:
@@ -51,66 +50,50 @@ def called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     return seen
 
 
-def test_every_option_reaches_the_runner(
-    tats: Callable[..., Any], menu: Path, called: dict[str, Any], tmp_path: Path
-) -> None:
+def test_every_option_reaches_the_runner(tats, menu, called, tmp_path):
     words = "--set data.seed=1 --set data.generate=x --from data --only data --force data --on-error continue"
-    assert tats("run", "pipeline", "mine", *words.split(), "--home", "there").code == 0
+    assert tats("run", "pipeline", "mine", *words.split(), "--home", "elsewhere").code == 0
     assert called["pipeline"].overrides == ("data.seed=1", "data.generate=x")
     assert (called["from_stage"], called["only"], called["force"]) == ("data", ["data"], ["data"])
     assert called["on_error"] == "continue"
-    assert called["home"] == tmp_path / "there"
+    assert called["home"] == tmp_path / "elsewhere"
 
 
-def test_without_options_nothing_is_forced_and_the_home_is_absolute(
-    tats: Callable[..., Any], menu: Path, called: dict[str, Any], tmp_path: Path
-) -> None:
+def test_without_options_nothing_is_forced_and_the_home_is_absolute(tats, menu, called, tmp_path):
     tats("run", "pipeline", "mine")
     assert (called["from_stage"], called["only"], called["force"]) == (None, (), ())
     assert called["on_error"] == "stop"
     assert called["home"] == tmp_path / ".tats"
 
 
-def test_the_home_may_come_from_the_environment(
-    tats: Callable[..., Any],
-    menu: Path,
-    called: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_home_may_come_from_the_environment(tats, menu, called, tmp_path, monkeypatch):
     monkeypatch.setenv("TATS_HOME", str(tmp_path / "elsewhere"))
     tats("run", "pipeline", "mine")
     assert called["home"] == tmp_path / "elsewhere"
 
 
-def test_a_finished_run_ends_with_its_table_its_legend_and_where_to_look_next(
-    tats: Callable[..., Any], menu: Path, called: dict[str, Any]
-) -> None:
-    shown = tats("run", "pipeline", "mine").out
-    assert "ssv2       pretrained   50.0  40.0–60.0" in shown
-    assert "What each number means" in shown
-    assert shown.splitlines()[-4] == "Next"
-    assert "tats ui" in shown
-    assert "tats results mine" in shown
+def test_a_finished_run_ends_with_its_table_its_legend_and_the_next_commands(tats, menu, called):
+    output = tats("run", "pipeline", "mine").out
+    assert "ssv2       pretrained   50.0  40.0–60.0" in output
+    assert "What each number means" in output
+    assert output.splitlines()[-4] == "Next"
+    assert "tats ui" in output
+    assert "tats results mine" in output
 
 
-def test_a_stopped_run_exits_with_130_and_the_line_that_goes_on(
-    tats: Callable[..., Any], menu: Path, called: dict[str, Any]
-) -> None:
+def test_a_stopped_run_exits_with_130_and_the_command_that_resumes_it(tats, menu, called):
     called["status"] = "stopped"
     words = ("--set", "data.title=a b", "--force", "data", "--only", "data")
     result = tats("run", "pipeline", "mine", *words)
     assert result.code == 130
-    # What was forced has begun: going on must not force it again.
+    # The forced stage has begun: resuming must not force it again.
     line = "tats run pipeline mine --set 'data.title=a b' --only data"
     assert result.out == f"Stopped; finished work is saved. Resume with: {line}\n"
 
 
-def test_a_failed_run_exits_with_1_its_reason_and_the_line_that_goes_on(
-    tats: Callable[..., Any], menu: Path, called: dict[str, Any]
-) -> None:
+def test_a_failed_run_exits_with_1_its_error_and_the_command_that_resumes_it(tats, menu, called):
     called.update(status="failed", error="pretrain: the disk is full")
-    result = tats("run", "pipeline", "mine", "--home", "there")
+    result = tats("run", "pipeline", "mine", "--home", "elsewhere")
     assert result.code == 1
     assert result.err.startswith(
         "tats: pretrain: the disk is full; finished work is saved, "
@@ -118,9 +101,7 @@ def test_a_failed_run_exits_with_1_its_reason_and_the_line_that_goes_on(
     )
 
 
-def test_what_is_wrong_before_the_start_exits_with_2(
-    tats: Callable[..., Any], menu: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_before_the_start_exits_with_2(tats, menu, monkeypatch):
     def run(*_: Any, **__: Any) -> RunRecord:
         raise ResourceError("pretrain wants 8 CPUs, and there are 2; give --set pretrain.workers=2")
 
@@ -130,9 +111,7 @@ def test_what_is_wrong_before_the_start_exits_with_2(
     assert result.err == "tats: pretrain wants 8 CPUs, and there are 2; give --set pretrain.workers=2\n"
 
 
-def test_a_plan_is_a_tree_and_runs_nothing(
-    tats: Callable[..., Any], menu: Path, called: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plan_is_a_tree_and_runs_nothing(tats, menu, called, monkeypatch):
     items = (
         PlanItem("data", "data", "data", {}, (), "reuse", "unchanged"),
         PlanItem("finetune[a]", "finetune", "finetune", {"x": "a"}, ("data",), "run", "epochs: 3 → 4"),
@@ -147,9 +126,7 @@ def test_a_plan_is_a_tree_and_runs_nothing(
     assert "home" not in called
 
 
-def test_results_prints_the_newest_finished_run(
-    tats: Callable[..., Any], menu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_prints_the_newest_finished_run(tats, menu, tmp_path, monkeypatch):
     record = ended(tmp_path / ".tats", "finished")
     monkeypatch.setattr(history, "newest_finished", lambda home, name: record)
     assert "ssv2       pretrained   50.0" in tats("results", "mine").out
@@ -158,9 +135,7 @@ def test_results_prints_the_newest_finished_run(
     }  # fmt: skip
 
 
-def test_results_before_any_run_says_how_to_make_one(
-    tats: Callable[..., Any], menu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_before_any_run_says_how_to_start_a_run(tats, menu, tmp_path, monkeypatch):
     monkeypatch.setattr(history, "newest_finished", lambda home, name: None)
     result = tats("results", "mine")
     assert (result.code, result.out) == (2, "")
@@ -170,9 +145,7 @@ def test_results_before_any_run_says_how_to_make_one(
     )
 
 
-def test_a_table_that_was_deleted_is_said_in_a_sentence(
-    tats: Callable[..., Any], menu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_deleted_table_is_one_sentence(tats, menu, tmp_path, monkeypatch):
     record = ended(tmp_path / ".tats", "finished")
     (record.outputs("report")[0] / "results.json").unlink()
     monkeypatch.setattr(history, "newest_finished", lambda home, name: record)
@@ -191,13 +164,7 @@ GRAPH = Plan(
 )
 
 
-def test_the_graph_is_drawn_as_the_ending_says(
-    tats: Callable[..., Any],
-    menu: Path,
-    called: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_file_ending_decides_how_the_graph_is_drawn(tats, menu, called, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "plan", lambda *_, **__: GRAPH)
     text = (
         'flowchart TD\n    s0[("data<br>reused")]\n    s1["tune<br>finetune · to run"]\n'
@@ -211,7 +178,7 @@ def test_the_graph_is_drawn_as_the_ending_says(
     assert "home" not in called
 
 
-def test_a_graph_with_another_ending_is_one_sentence(tats: Callable[..., Any], menu: Path) -> None:
+def test_a_graph_with_another_ending_is_one_sentence(tats, menu):
     ended = tats("run", "pipeline", "mine", "--graph", "g.png")
     assert ended.code == 2
     assert (

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -25,7 +23,7 @@ def menu(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [("pipeline", "mine"), ("sweep", "tries")])
-def test_a_manifest_is_written_to_the_given_file(tats: Callable[..., Any], menu: None, tmp_path: Path, words):
+def test_a_manifest_is_written_to_the_given_file(tats, menu, tmp_path, words):
     done = tats("submit", *words, "--render", "kuberay", "--image", "lab/tats:1.0", "--out", "job.yaml")
     assert (done.code, done.err) == (0, "")
     kinds = [manifest["kind"] for manifest in yaml.safe_load_all((tmp_path / "job.yaml").read_text())]
@@ -44,7 +42,7 @@ def test_a_manifest_is_written_to_the_given_file(tats: Callable[..., Any], menu:
         (("--address", "http://head:8265", "--image", "lab/tats:1"), "--image belongs to --render"),
     ],
 )
-def test_options_that_exclude_each_other_are_refused(tats: Callable[..., Any], menu: None, words, sentence):
+def test_options_that_exclude_each_other_are_refused(tats, menu, words, sentence):
     done = tats("submit", "pipeline", "mine", *words)
     assert done.code == 2
     assert sentence in done.err

@@ -1,9 +1,8 @@
-"""`tats sweep` around an engine that only says how it was called."""
+"""`tats sweep` around an engine that only records its arguments."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ SWEEP = "{pipeline: mine, space: {work.env.X: ['1', '2']}, metrics: [{name: work
 
 @pytest.fixture
 def resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
-    """Put a sweep beside the working directory and replace `engine.run`; says whether it was to resume."""
+    """Write a pipeline and a sweep, and replace `engine.run`; the dict records its argument `resume`."""
     for menu, name, text in (("pipelines", "mine", PIPELINE), ("sweeps", "tries", SWEEP)):
         (tmp_path / menu).mkdir()
         (tmp_path / menu / f"{name}.yaml").write_text(text)
@@ -33,8 +32,8 @@ def resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
     return seen
 
 
-def leave(home: Path, status: str, sets: tuple[str, ...] = ()) -> None:
-    """Leave a run of the sweep behind that ended so."""
+def record(home: Path, status: str, sets: tuple[str, ...] = ()) -> None:
+    """Record a run of the sweep that ended with `status`."""
     folder = home / "runs" / RUN
     folder.mkdir(parents=True)
     (folder / "sweep.json").write_text(json.dumps(spec.load("tries", sets).identity()))
@@ -44,19 +43,15 @@ def leave(home: Path, status: str, sets: tuple[str, ...] = ()) -> None:
 @pytest.mark.parametrize(
     ("status", "expected"), [("stopped", True), ("running", True), ("finished", True), ("failed", False)]
 )
-def test_continue_goes_on_with_what_can_still_come_to_something(
-    tats: Callable[..., Any], resumed: dict[str, bool], tmp_path: Path, status: str, expected: bool
-):
-    leave(tmp_path / ".tats", status)
+def test_continue_resumes_unless_all_trials_failed(tats, resumed, tmp_path, status, expected):
+    record(tmp_path / ".tats", status)
     tats("sweep", "tries", "--continue")
     assert resumed == {"resume": expected}
 
 
-def test_continue_starts_anew_where_nothing_or_another_sweep_was_begun(
-    tats: Callable[..., Any], resumed: dict[str, bool], tmp_path: Path
-):
+def test_continue_starts_a_new_run_where_none_or_another_sweep_was_begun(tats, resumed, tmp_path):
     tats("sweep", "tries", "--continue")
     assert resumed == {"resume": False}
-    leave(tmp_path / ".tats", "stopped", sets=("space.work.env.X=['3']",))
+    record(tmp_path / ".tats", "stopped", sets=("space.work.env.X=['3']",))
     tats("sweep", "tries", "--continue")
     assert resumed == {"resume": False}

@@ -9,9 +9,6 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,9 +24,7 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
-def test_the_page_serves_the_runs_of_the_project_and_ends_with_the_command(
-    tmp_path: Path, free_port: int
-) -> None:
+def test_the_page_serves_the_runs_of_the_project_and_ends_with_the_command(tmp_path, free_port):
     client = tracking.connect(tmp_path, tracking.tracking_uri(tmp_path))
     client.create_experiment("mine", artifact_location=(tmp_path / "mlflow-artifacts").as_uri())
     command = [sys.executable, "-m", "tats_core", "ui", "--home", str(tmp_path), "--port", str(free_port)]
@@ -40,8 +35,8 @@ def test_the_page_serves_the_runs_of_the_project_and_ends_with_the_command(
     assert page.stdout.readline() == f"MLflow shows the runs of {tmp_path} at {address} (Ctrl-C ends it)\n"
     search = f"{address}/api/2.0/mlflow/experiments/search?max_results=10"
     with urllib.request.urlopen(search) as answer:
-        names = {one["name"] for one in json.load(answer)["experiments"]}
-    page.send_signal(signal.SIGTERM)  # the same path as Ctrl-C
+        names = {experiment["name"] for experiment in json.load(answer)["experiments"]}
+    page.send_signal(signal.SIGTERM)  # handled like Ctrl-C
     assert page.wait(30) == 0
     page.stdout.close()
     assert "mine" in names
@@ -49,7 +44,7 @@ def test_the_page_serves_the_runs_of_the_project_and_ends_with_the_command(
         assert probe.connect_ex(("127.0.0.1", free_port)) != 0
 
 
-def test_before_the_first_run_there_is_nothing_to_show(tats: Callable[..., Any], tmp_path: Path) -> None:
+def test_before_the_first_run_there_is_nothing_to_show(tats, tmp_path):
     ended = tats("ui")
     assert ended.code == 1
     home = tmp_path / ".tats"
@@ -59,7 +54,7 @@ def test_before_the_first_run_there_is_nothing_to_show(tats: Callable[..., Any],
     )
 
 
-def test_a_port_in_use_is_said_before_anything_starts(tats: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_port_in_use_is_refused_before_anything_starts(tats, tmp_path):
     (tmp_path / ".tats").mkdir()
     (tmp_path / ".tats" / "mlflow.db").touch()
     with socket.socket() as taken:
@@ -71,9 +66,7 @@ def test_a_port_in_use_is_said_before_anything_starts(tats: Callable[..., Any], 
     assert ended.err == f"tats: port {port} of 127.0.0.1 is in use; give another port with --port\n"
 
 
-def test_with_a_tracking_server_its_address_is_named(
-    tats: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_a_tracking_server_its_address_is_named(tats, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://runs.example.org")
     ended = tats("ui")
     assert (ended.code, ended.out) == (

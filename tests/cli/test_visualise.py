@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,50 +14,48 @@ from tats_core.training.visualise import Visualiser
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the command asks for; a video called `broken` cannot be read."""
-    said: list[Any] = []
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the command calls; a video named `broken` cannot be read."""
+    recorded: list[Any] = []
 
     def find(*words: Any) -> Path:
-        said.append(words)
+        recorded.append(words)
         return Path("model")
 
     class Fake:
         def draw(self, videos: list[Path], out: Path, **more: Any) -> Iterator[Any]:
-            said.append((videos, out, more))
+            recorded.append((videos, out, more))
             for video in videos:
                 broken = video.stem == "broken"
                 yield VideoError(f"{video}: cannot be read") if broken else (out / f"{video.stem}.png",)
 
     monkeypatch.setattr(models, "find_model", find)
     monkeypatch.setattr(
-        Visualiser, "load", lambda folder, benchmark: said.append((folder, benchmark)) or Fake()
+        Visualiser, "load", lambda folder, benchmark: recorded.append((folder, benchmark)) or Fake()
     )
-    return said
+    return recorded
 
 
-def test_the_files_are_named_one_a_line(tats: Callable[..., Any], asked: list[Any]) -> None:
-    ended = tats("visualise", "demo", "a.mp4", "b.mp4", "--out", "there", "--seed", "3", "--clips", "2")
-    assert (ended.code, ended.out, ended.err) == (0, "there/a.png\nthere/b.png\n", "")
-    assert asked == [
+def test_each_file_is_printed_on_a_line(tats, calls):
+    ended = tats("visualise", "demo", "a.mp4", "b.mp4", "--out", "drawn", "--seed", "3", "--clips", "2")
+    assert (ended.code, ended.out, ended.err) == (0, "drawn/a.png\ndrawn/b.png\n", "")
+    assert calls == [
         ("demo", Path(".tats"), "pretrain", None),
         (Path("model"), None),
-        ([Path("a.mp4"), Path("b.mp4")], Path("there"), {"n_clips": 2, "seed": 3}),
+        ([Path("a.mp4"), Path("b.mp4")], Path("drawn"), {"n_clips": 2, "seed": 3}),
     ]
 
 
-def test_an_unreadable_video_is_one_sentence_and_exit_code_2(
-    tats: Callable[..., Any], asked: list[Any]
-) -> None:
+def test_an_unreadable_video_is_one_sentence_and_exit_code_2(tats, calls):
     ended = tats("visualise", "demo", "broken.mp4", "b.mp4", "--stage", "pretrain", "--benchmark", "ssv2")
     assert ended.code == 2
     assert ended.out == "pictures/b.png\n"
     assert ended.err == "tats: broken.mp4: cannot be read\n"
-    assert asked[0] == ("demo", Path(".tats"), "pretrain", "pretrain")
-    assert asked[1] == (Path("model"), "ssv2")
+    assert calls[0] == ("demo", Path(".tats"), "pretrain", "pretrain")
+    assert calls[1] == (Path("model"), "ssv2")
 
 
-def test_a_run_that_nobody_knows_is_refused(tats: Callable[..., Any]) -> None:
+def test_an_unknown_run_is_refused(tats):
     ended = tats("visualise", "demoo", "a.mp4")
     assert ended.code == 2
     assert "did you mean 'demo'" in ended.err

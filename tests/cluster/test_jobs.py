@@ -43,11 +43,11 @@ class Site:
         """Write a sweep over X = 1, 2, 3 of a pipeline that `run`s and reports X as its score."""
         score = '; echo "{\\"score\\": $X}" > $TATS_OUT/result.json'
         stage = {"kind": "command", "run": run + score, "cpus": cpus, "env": {"X": "0"}}
-        tried = {"pipeline": f"of_{name}", "space": {"work.env.X": ["1", "2", "3"]}}
-        tried["metrics"] = [{"name": "work.score", "mode": "max"}]
+        sweep = {"pipeline": f"of_{name}", "space": {"work.env.X": ["1", "2", "3"]}}
+        sweep["metrics"] = [{"name": "work.score", "mode": "max"}]
         for menu, file, content in (
             ("pipelines", f"of_{name}", {"stages": {"work": stage}}),
-            ("sweeps", name, tried),
+            ("sweeps", name, sweep),
         ):
             (self.folder / menu).mkdir(exist_ok=True)
             (self.folder / menu / f"{file}.yaml").write_text(json.dumps(content), encoding="utf-8")
@@ -89,7 +89,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def started(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
-    """Return `(job, what happened to it)` as the first line says."""
+    """Return the job and its outcome, as the first line gives them."""
     match = re.match(r"(\S+) (started|runs already|succeeded already) on http", done.stdout)
     assert match, done.stdout + done.stderr
     return match[1], match[2]
@@ -103,7 +103,7 @@ def wait_for(holds: Callable[[], bool], site: Site, job: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_pipeline_runs_there_and_submitting_it_again_does_nothing(site):
+def test_a_pipeline_runs_on_the_cluster_and_submitting_it_again_does_nothing(site):
     site.write("once", "echo done >> $TATS_OUT/output; echo x >> ../../../count")
     first = site.submit("once")
     assert first.returncode == 0, first.stdout + first.stderr
@@ -125,7 +125,7 @@ def test_a_pipeline_runs_there_and_submitting_it_again_does_nothing(site):
 
 
 @pytest.mark.slow
-def test_a_job_that_failed_gets_its_next_attempt(site):
+def test_a_failed_job_gets_its_next_attempt(site):
     site.write("second", f"test -e {site.folder}/fixed && touch $TATS_OUT/output")
     first = site.submit("second", "--no-check")
     assert first.returncode == 1
@@ -137,7 +137,7 @@ def test_a_job_that_failed_gets_its_next_attempt(site):
 
 
 @pytest.mark.slow
-def test_what_runs_is_attached_to_and_stops_when_asked(site):
+def test_a_running_job_is_attached_to_and_stops_on_request(site):
     site.write("long", f"touch {site.folder}/began; sleep 600")
     job, outcome = started(site.submit("long", "--no-check", "--no-follow"))
     assert outcome == "started"
@@ -159,7 +159,7 @@ def test_more_than_the_cluster_has_is_refused_before_anything_starts(site):
 
 
 @pytest.mark.slow
-def test_a_sweep_that_was_stopped_resumes_with_the_trials_that_are_left(site):
+def test_a_stopped_sweep_resumes_with_its_remaining_trials(site):
     site.write_sweep("tries", f"test $X != 3 || test -e {site.folder}/go || sleep 600")
     job, outcome = started(site.submit_sweep("tries", "--no-follow"))
     assert re.fullmatch(r"tries-[0-9a-f]{12}-a1", job)
@@ -200,7 +200,7 @@ def test_a_wrong_token_is_one_sentence(site):
 
 
 @pytest.mark.parametrize("address", ["head:8265", "ray://head:10001", "http://head:8265/jobs", "http:// "])
-def test_what_is_no_address_of_a_dashboard_is_refused(address):
+def test_an_address_that_is_no_dashboard_is_refused(address):
     with pytest.raises(SpecError, match="must look like http://head:8265"):
         jobs.Cluster(address)
 
@@ -211,6 +211,6 @@ def test_an_address_in_the_environment_that_ray_would_prefer_is_refused(monkeypa
         jobs.Cluster("http://head:8265")
 
 
-def test_where_nothing_answers_is_one_sentence():
+def test_an_address_that_does_not_answer_is_one_sentence():
     with pytest.raises(ResourceError, match="no Ray dashboard answers there"):
         jobs.Cluster("http://127.0.0.1:1")

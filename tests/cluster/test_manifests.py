@@ -111,7 +111,7 @@ def crd(kind: str) -> Any:
 @pytest.mark.parametrize(
     ("kind", "name"), [("pipeline", "demo"), ("pipeline", "full_ssv2"), ("sweep", "ppo")]
 )
-def test_what_is_rendered_fits_the_schema(kind, name, settings, target):
+def test_the_manifests_match_the_schema(kind, name, settings, target):
     manifest = rendered(submission.load(kind, name), settings, target)[-1]
     assert manifest["kind"] == {"kuberay": "RayJob", "raycluster": "RayCluster"}[target]
     jsonschema.validate(manifest, schema_of(FIELDS[manifest["kind"]]))
@@ -150,14 +150,11 @@ def test_an_unknown_field_and_a_wrong_type_are_refused(write):
             jsonschema.validate({**manifest, "spec": {**manifest["spec"], **wrong}}, schema)
 
 
-def test_a_job_ends_is_tried_again_and_leaves_no_cluster_behind(write):
+def test_a_job_has_a_deadline_is_retried_and_leaves_no_cluster_behind(write):
     spec = rendered(write())[-1]["spec"]
     assert spec["shutdownAfterJobFinishes"] is True
-    assert (spec["backoffLimit"], spec["ttlSecondsAfterFinished"], spec["activeDeadlineSeconds"]) == (
-        5,
-        60,
-        7200,
-    )
+    limits = [spec[key] for key in ("backoffLimit", "ttlSecondsAfterFinished", "activeDeadlineSeconds")]
+    assert limits == [5, 60, 7200]
 
 
 def test_the_name_suits_kubernetes_and_is_that_of_the_submission(write):
@@ -193,7 +190,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("target", ["kuberay", "raycluster"])
 @pytest.mark.parametrize("text", HOSTILE)
-def test_no_text_becomes_yaml_of_its_own(write, text, target):
+def test_no_text_is_read_as_yaml(write, text, target):
     def settings(text: str) -> Settings:
         toleration = manifests.Toleration(key=text, value=text)
         workers = manifests.Workers(node_selector={text: text}, tolerations=(toleration,))
@@ -203,13 +200,9 @@ def test_no_text_becomes_yaml_of_its_own(write, text, target):
     def swap(value: Any) -> Any:
         if isinstance(value, dict):
             return {swap(key): swap(below) for key, below in value.items()}
-        return (
-            [swap(below) for below in value]
-            if isinstance(value, list)
-            else text
-            if value == "harmless"
-            else value
-        )
+        if isinstance(value, list):
+            return [swap(below) for below in value]
+        return text if value == "harmless" else value
 
     submitted, home = write(env={"X": text}), f"/srv/tats/{text}"
     manifest = rendered(submitted, settings(text), target, home)
@@ -310,7 +303,7 @@ def test_a_gpu_comes_with_the_cpus_that_decode_for_it():
     )
 
 
-def test_where_fewer_workers_do_the_cluster_grows_from_their_machines_to_all():
+def test_with_min_workers_the_cluster_grows_from_their_machines_to_all():
     fewest = [f"{stage}.min_workers=8" for stage in ("pretrain", "finetune_ssv2", "finetune_k400")]
     submitted = submission.load("pipeline", "full_ssv2", fewest)
     manifest = rendered(submitted)[-1]
@@ -329,19 +322,19 @@ def test_where_fewer_workers_do_the_cluster_grows_from_their_machines_to_all():
 @pytest.mark.parametrize(
     "image", ["tats", "tats:latest", "registry.example:5000/tats", "ghcr.io/lab/tats:latest"]
 )
-def test_an_image_that_moves_is_refused(image):
+def test_an_image_without_a_fixed_tag_is_refused(image):
     with pytest.raises(SpecError, match="name a tag other than 'latest'"):
         manifests.check_image(image)
 
 
 @pytest.mark.parametrize("image", ["", "tats:", "a b:1", f"tats@sha256:{'0' * 63}", "x/"])
-def test_what_names_no_image_is_refused(image):
+def test_an_invalid_image_name_is_refused(image):
     with pytest.raises(SpecError, match="is not the name of an image"):
         manifests.check_image(image)
 
 
 @pytest.mark.parametrize("image", ["tats:1.0", "registry.example:5000/lab/tats:2026-11", PINNED])
-def test_an_image_that_stays_is_taken(image):
+def test_a_pinned_image_is_accepted(image):
     assert manifests.check_image(image) == image
 
 

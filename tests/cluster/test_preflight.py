@@ -14,7 +14,7 @@ from tats_core.pipeline import graph, spec
 
 
 class Server(BaseHTTPRequestHandler):
-    """Knows one user; refuses everybody else."""
+    """Knows one user and refuses everybody else."""
 
     def do_GET(self) -> None:
         known = self.headers["Authorization"] == "Basic bWU6c2VjcmV0"  # me:secret
@@ -23,7 +23,7 @@ class Server(BaseHTTPRequestHandler):
         self.wfile.write(self.path.encode())
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -36,14 +36,14 @@ def server() -> Iterator[str]:
         thread.join()
 
 
-def test_a_server_that_lets_in_is_no_problem_and_a_wrong_password_is(server):
+def test_a_wrong_password_is_a_problem_and_the_right_one_is_not(server):
     settings = {"MLFLOW_TRACKING_URI": server, "MLFLOW_TRACKING_USERNAME": "me"}
     assert preflight.server_problems({**settings, "MLFLOW_TRACKING_PASSWORD": "secret"}) == []
     (sentence,) = preflight.server_problems({**settings, "MLFLOW_TRACKING_PASSWORD": "guess"})
     assert sentence.startswith(f"the tracking server {server} answers 401; set MLFLOW_TRACKING_USERNAME")
 
 
-def test_a_server_that_is_not_there_is_named():
+def test_a_server_that_does_not_answer_is_named():
     (sentence,) = preflight.server_problems({"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"})
     assert sentence.startswith("the tracking server http://127.0.0.1:1 does not answer the cluster")
 

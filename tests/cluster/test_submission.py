@@ -1,4 +1,4 @@
-"""What a cluster is given to run: identity, files, command."""
+"""A submission's identity, files and command."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def sweep(sets: Sequence[str] = (), *, samples: int | None = None, at_a_time: in
     return submission.load("sweep", "tries", sets, samples=samples, max_concurrent=at_a_time).identity()
 
 
-def test_the_identity_is_of_the_work_and_not_of_its_cpus():
+def test_the_identity_depends_on_the_work_and_not_on_its_cpus():
     first = pipeline()
     assert re.fullmatch("mine-[0-9a-f]{12}", first)
     assert pipeline(["work.cpus=2"]) == first
     assert pipeline(["work.run=echo"]) != first
-    assert pipeline(home="/elsewhere") != first, "what is done here is not done there"
+    assert pipeline(home="/elsewhere") != first, "work in one project folder is not done in another"
     write(PIPELINE.replace("work:", "other:"), SWEEP.replace("work.", "other."))
     assert pipeline() != first
 
 
-def test_a_sweep_is_another_one_when_its_values_or_its_pipeline_change():
+def test_a_sweeps_identity_changes_with_its_values_and_its_pipeline():
     first = sweep()
     assert re.fullmatch("tries-[0-9a-f]{12}", first)
     assert sweep(at_a_time=1) == first

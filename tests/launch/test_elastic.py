@@ -1,4 +1,4 @@
-"""Machines that leave a cluster in mid-training, and others that come."""
+"""Machines that leave and join a cluster during a training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIVES, DEAD = ({"NodeID": name, "Alive": alive} for name, alive in (("lives", Tr
 
 @pytest.fixture
 def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Ray's policy with our rules, for 2, 3 or 6 workers."""
+    """Our elastic policy, for 2, 3 or 6 workers."""
     from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
     from ray.train.v2.api.config import ScalingConfig
 
@@ -37,12 +37,12 @@ def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(("cpus", "workers"), [(9, 6), (5, 3), (2, 2)])
-def test_as_many_start_as_share_the_step_evenly_on_machines_that_live(policy, cpus, workers):
+def test_as_many_workers_start_as_divide_a_step_evenly_on_live_machines(policy, cpus, workers):
     policy.reserved = {"lives": {"CPU": cpus}, "dead": {"CPU": 9}}
     assert policy.make_decision_for_non_running_worker_group().num_workers == workers
 
 
-def test_those_that_run_are_given_up_for_more_only_after_a_state_was_kept(policy, tmp_path):
+def test_running_workers_are_replaced_by_more_only_after_a_checkpoint(policy, tmp_path):
     policy.reserved = {"lives": {"CPU": 6}}
     running = SimpleNamespace(num_workers=3, start_time=0.0)
     assert type(policy.make_decision_for_running_worker_group(running, None)).__name__ == "NoopDecision"
@@ -51,7 +51,7 @@ def test_those_that_run_are_given_up_for_more_only_after_a_state_was_kept(policy
     assert type(policy.make_decision_for_running_worker_group(running, None)).__name__ == "NoopDecision"
 
 
-def test_the_wait_for_room_has_an_end_and_heeds_the_wish_to_stop(policy, tmp_path, monkeypatch):
+def test_the_wait_for_room_has_a_limit_and_ends_at_a_request_to_stop(policy, tmp_path, monkeypatch):
     policy.reserved = {"lives": {"CPU": 1}}
     assert type(policy.make_decision_for_non_running_worker_group()).__name__ == "NoopDecision"
     monkeypatch.setattr(ray_internals, "ROOM_SECONDS", -60)
@@ -71,7 +71,7 @@ SCRIPT = Path(__file__).parent / "processes" / "come_and_go.py"
 @pytest.mark.parametrize(
     ("fewest", "starts"), [(1, [2, 1, 2]), pytest.param(2, [2, 2], marks=pytest.mark.faults)]
 )
-def test_a_training_outlives_its_machines(tmp_path, fewest, starts):
+def test_a_training_survives_the_loss_of_its_machines(tmp_path, fewest, starts):
     path = os.pathsep.join([str(SCRIPT.parents[3]), str(SCRIPT.parent)])
     settings = {
         "PYTHONPATH": path,
@@ -83,6 +83,6 @@ def test_a_training_outlives_its_machines(tmp_path, fewest, starts):
         env={**os.environ, **settings}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert said["starts"] == starts, "with one worker where one may do, else only when there are two again"
-    assert said["total"] == pytest.approx(said["steps"]), "no step was lost or counted twice"
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert outcome["starts"] == starts, "with a single worker if allowed, else only with two again"
+    assert outcome["total"] == pytest.approx(outcome["steps"]), "no step was lost or counted twice"

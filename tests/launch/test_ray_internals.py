@@ -12,7 +12,7 @@ PRIVATE = re.compile(r"ray\._private\.worker|ray\._raylet|ray\.train\.v2\._inter
 
 
 def lacking(names: Mapping[str, str]) -> str:
-    """Say in one sentence which of the names are gone, and what is lost without each."""
+    """Return a sentence with the names that do not exist, and what is lost without each."""
     return "; ".join(f"without {name}: {loss}" for name, loss in names.items() if not exists(name))
 
 
@@ -31,7 +31,7 @@ def test_the_installed_ray_has_every_private_name_that_is_used():
     assert lacking(NAMES) == ""
 
 
-def test_a_name_that_is_gone_is_said_with_what_it_costs():
+def test_a_missing_name_is_reported_with_what_is_lost():
     names = {"ray.no_such_module:x": "a", "ray:no_such_name": "b", "ray:init": "c"}
     assert lacking(names) == "without ray.no_such_module:x: a; without ray:no_such_name: b"
 

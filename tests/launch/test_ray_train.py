@@ -35,7 +35,7 @@ STEPS = 4
 def local_ray() -> Iterator[None]:
     import ray
 
-    ray.shutdown()  # another test's: its workers could not import ours
+    ray.shutdown()  # started by another test: its workers could not import this one's jobs
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent / "jobs"), prepend=os.pathsep)
         yield
@@ -43,7 +43,7 @@ def local_ray() -> Iterator[None]:
 
 
 def expected(steps: int, workers: int) -> float:
-    """Return the sum that the workers should come to, drawn as they do."""
+    """Return the sum of the numbers that the workers draw."""
     generators = [torch.Generator().manual_seed(rank) for rank in range(workers)]
     total = torch.zeros(1)
     for _ in range(steps):
@@ -67,11 +67,11 @@ def fit(
 
 
 def starts(out: Path) -> list[str]:
-    """Return what was noted at each start of the workers."""
+    """Return the note of each start of the workers."""
     return [event["text"] for _, event in read_events(out / "events.jsonl") if event["kind"] == "note"]
 
 
-def test_two_workers_add_up_and_report_as_one(tmp_path):
+def test_two_workers_add_up_and_only_rank_0_reports(tmp_path):
     before = signal.getsignal(signal.SIGINT)
     fit(tmp_path)
     total, steps, size = (tmp_path / "total").read_text().split()
@@ -79,8 +79,8 @@ def test_two_workers_add_up_and_report_as_one(tmp_path):
     events = [event for _, event in read_events(tmp_path / "events.jsonl")]
     assert [event["step"] for event in events if event["kind"] == "metrics"] == [1, 2, 3, 4]
     assert signal.getsignal(signal.SIGINT) is before, "a later Ctrl-C would be swallowed"
-    kept = sorted(path.name for path in (tmp_path / "checkpoints" / "fit").iterdir())
-    assert kept == ["step-000000003", "step-000000004"], "the last two states are kept"
+    checkpoints = sorted(path.name for path in (tmp_path / "checkpoints" / "fit").iterdir())
+    assert checkpoints == ["step-000000003", "step-000000004"], "the last two checkpoints stay"
     assert not Path.home().joinpath(".ray", "auth_token").exists() or "RAY_AUTH_TOKEN" in os.environ
 
 
@@ -91,7 +91,7 @@ def test_a_killed_worker_is_replaced_and_the_sum_is_that_of_an_undisturbed_run(t
     assert starts(tmp_path) == ["starts after step 0", "starts after step 2"]
 
 
-def test_an_error_of_ours_comes_back_as_itself_and_is_not_tried_again(tmp_path):
+def test_a_tats_error_is_raised_unchanged_and_not_retried(tmp_path):
     with pytest.raises(TrainingError, match=r"^the loss is not finite$"):
         fit(tmp_path, raise_at=2)
     assert "TrainingError" in (tmp_path / "log" / "worker-0.log").read_text()
@@ -101,7 +101,7 @@ def test_an_error_of_ours_comes_back_as_itself_and_is_not_tried_again(tmp_path):
     assert starts(tmp_path) == ["starts after step 0"]
 
 
-def test_what_is_raised_twice_alike_is_not_tried_a_third_time(tmp_path):
+def test_an_error_that_is_raised_twice_is_not_retried_again(tmp_path):
     with pytest.raises(
         StageError, match=r"^worker \d failed: no memory; what the workers printed is in .*log$"
     ):
@@ -109,7 +109,7 @@ def test_what_is_raised_twice_alike_is_not_tried_a_third_time(tmp_path):
     assert starts(tmp_path) == ["starts after step 0"] * 2
 
 
-def test_workers_that_keep_dying_fail_with_the_place_of_their_log(tmp_path):
+def test_workers_that_keep_dying_fail_with_the_path_of_their_log(tmp_path):
     with pytest.raises(StageError, match="log"):
         ray_train.fit(
             "os:_exit",  # called with the job as exit code: no worker survives it
@@ -123,15 +123,15 @@ def test_workers_that_keep_dying_fail_with_the_place_of_their_log(tmp_path):
         )
 
 
-def test_a_stop_leaves_after_the_next_state_and_the_next_fit_goes_on_exactly(tmp_path):
+def test_a_stop_saves_a_checkpoint_from_which_the_next_fit_resumes_exactly(tmp_path):
     stop = threading.Event()
 
-    def person() -> None:
+    def user() -> None:
         while not (tmp_path / "ask").exists():
             time.sleep(0.05)
         stop.set()
 
-    threading.Thread(target=person, daemon=True).start()
+    threading.Thread(target=user, daemon=True).start()
     with pytest.raises(Stopped):
         fit(tmp_path, stop=stop, ask_at=2)
     assert not (tmp_path / "total").exists()
@@ -154,7 +154,7 @@ def decide(policy: Any, **failures: Exception) -> str:
     return policy.make_decision(WorkerGroupError("two workers failed", by_rank)).value
 
 
-def test_a_lost_worker_is_replaced_however_alike_the_losses_and_what_the_others_say_of_it(tmp_path):
+def test_a_lost_worker_is_replaced_even_if_losses_and_errors_of_its_peers_repeat(tmp_path):
     from ray.train import FailureConfig
     from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
@@ -164,15 +164,15 @@ def test_a_lost_worker_is_replaced_however_alike_the_losses_and_what_the_others_
     assert [decide(policy, lost=lost, other=peer) for _ in range(4)] == ["RETRY"] * 3 + ["RAISE"]
 
 
-def test_other_errors_in_turn_are_tried_as_often_as_allowed(tmp_path):
+def test_different_errors_in_turn_are_retried_as_often_as_allowed(tmp_path):
     from ray.train import FailureConfig
 
     policy = ray_internals.failure_policy(FailureConfig(max_failures=5), Outcomes(tmp_path))
-    said = [decide(policy, one=RuntimeError(text)) for text in ("a", "b", "a", "a")]
-    assert said == ["RETRY", "RETRY", "RETRY", "RAISE"]
+    decisions = [decide(policy, error=RuntimeError(text)) for text in ("a", "b", "a", "a")]
+    assert decisions == ["RETRY", "RETRY", "RETRY", "RAISE"]
 
 
-def test_a_worker_that_waits_for_the_one_before_it_says_so_in_its_log(tmp_path, capsys):
+def test_a_worker_that_waits_for_its_predecessor_reports_it_in_its_log(tmp_path, capsys):
     with ThreadPoolExecutor() as other, (tmp_path / "worker-0.lock").open("w") as earlier:
         fcntl.flock(earlier, fcntl.LOCK_EX)
 
@@ -181,21 +181,19 @@ def test_a_worker_that_waits_for_the_one_before_it_says_so_in_its_log(tmp_path, 
                 return "works"
 
         later = other.submit(work)
-        said = ""
-        while not said:
-            said = capsys.readouterr().out
+        printed = ""
+        while not printed:
+            printed = capsys.readouterr().out
         assert not later.done()
         fcntl.flock(earlier, fcntl.LOCK_UN)
         assert later.result(10) == "works"
-    assert said == "waits until this worker's process of an earlier attempt has ended\n"
+    assert printed == "waiting until this worker's process of an earlier attempt has ended\n"
 
 
-def test_without_an_address_a_cluster_that_someone_else_started_here_is_not_joined(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: list[str] = []
+def test_without_an_address_a_cluster_that_somebody_else_started_is_not_joined(monkeypatch):
+    addresses: list[str] = []
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray_train.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray_train.ray, "init", lambda **how: asked.append(how["address"]))
+    monkeypatch.setattr(ray_train.ray, "init", lambda **options: addresses.append(options["address"]))
     ray_train.connect()
-    assert asked == ["local"]
+    assert addresses == ["local"]

@@ -51,7 +51,7 @@ def test_epochs_are_counted_against_those_of_whole_trials(swept):
     sweep, folder = swept.sweep(changes=lambda trial: stopped if trial.point[KIND] == "random" else {})
     result = summary(sweep, folder, busy=0.876)
     assert result.epochs == (9 * 2 + 18 * 5, 27 * 5)
-    assert "9 trials stopped early\n108 epochs of the 135 of whole trials (80%)\n" in result.text()
+    assert "9 trials stopped early\n108 epochs of the 135 of complete trials (80%)\n" in result.text()
     assert result.text().endswith("88% of the time after Ray's start was spent in training steps")
 
 

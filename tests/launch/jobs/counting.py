@@ -1,4 +1,4 @@
-"""What the workers of `test_ray_train.py` do: a sum over steps that shows any step lost or done twice."""
+"""What the workers of `test_ray_train.py` do: a sum over steps that reveals any step lost or repeated."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def count(job, world, events, store):
         rank = {"generator": generator.get_state()}
         store.save({"step": step, "total": total, "rank": rank}, step=step, metrics={"total": total.item()})
         if job.get("ask_at") == step:
-            # Stands for the person: the driver sets its event when it sees this file.
+            # Stands for the user: the test sets the stop event when it sees this file.
             Path(job["out"], "ask").touch()
             time.sleep(3)
     if world.is_first:

@@ -1,8 +1,8 @@
-"""A training on a cluster of two machines, of which one leaves in the middle and another one comes.
+"""A training on a cluster of two machines, of which one leaves midway and is replaced by another.
 
     come_and_go.py OUT FEWEST
 
-The last line that it prints says how many workers there were, in order, and the sum that they came to.
+The last line that it prints holds the number of workers after each start, the steps and their sum.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TOGETHER = 3
 
 
 def work(job: dict[str, Any], world: Any, events: Any, store: Any) -> None:
-    """Add 1 a step, over all workers; end where two workers have done some steps after the one came back."""
+    """Add 1 a step, over all workers; end when two workers have done some steps after the replacement."""
     import ray
     import torch
 
@@ -37,7 +37,7 @@ def work(job: dict[str, Any], world: Any, events: Any, store: Any) -> None:
         time.sleep(0.1)
         store.save({"step": step, "total": total, "starts": starts, "rank": {}}, step=step, metrics={})
     if world.is_first:
-        Path(job["out"], "said").write_text(json.dumps({"starts": starts, "steps": step, "total": total}))
+        Path(job["out"], "outcome").write_text(json.dumps({"starts": starts, "steps": step, "total": total}))
 
 
 def main(out: Path, fewest: int) -> None:
@@ -65,9 +65,9 @@ def main(out: Path, fewest: int) -> None:
         while training.is_alive() and not holds():
             time.sleep(0.1)
 
-    def told(what: str) -> bool:
+    def logged(text: str) -> bool:
         path = out / "events.jsonl"
-        return path.exists() and what in path.read_text()
+        return path.exists() and text in path.read_text()
 
     training = threading.Thread(target=fit)
     training.start()
@@ -75,7 +75,7 @@ def main(out: Path, fewest: int) -> None:
     worker = int((out / leaves.node_id).read_text())
     cluster.remove_node(leaves, allow_graceful=False)
     until(lambda: not psutil.pid_exists(worker))
-    until(lambda: fewest == 2 or told("1 workers from step"))
+    until(lambda: fewest == 2 or logged("1 workers from step"))
     cluster.add_node(num_cpus=1)
     (out / "came").touch()
     training.join()
@@ -83,7 +83,7 @@ def main(out: Path, fewest: int) -> None:
     cluster.shutdown()
     if failed:
         raise failed[0]
-    print((out / "said").read_text(), flush=True)  # noqa: T201 (the test reads it)
+    print((out / "outcome").read_text(), flush=True)  # noqa: T201 (the test reads it)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `tats runs`, `logs` and `compare` print of runs that are kept."""
+"""What `tats runs`, `logs` and `compare` print about finished runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tats_core.store.run import RunRecord
 
 
-def test_of_ten_thousand_runs_only_those_shown_are_opened(tats, kept, monkeypatch):
+def test_of_ten_thousand_runs_only_the_listed_ones_are_opened(tats, kept, monkeypatch):
     newest = kept.run(23)
     for number in range(9_999):
         (kept.home / "runs" / f"mine-20250102-{number:09d}-ab").mkdir()
@@ -23,17 +23,17 @@ def test_of_ten_thousand_runs_only_those_shown_are_opened(tats, kept, monkeypatc
     assert "2 of 10000 runs; list more with --limit N or --all" in out
 
 
-def test_a_record_that_cannot_be_read_hides_no_other_run(tats, kept):
-    whole, broken = kept.run(1), kept.run(2)
+def test_an_unreadable_record_hides_no_other_run(tats, kept):
+    readable, broken = kept.run(1), kept.run(2)
     (broken.folder / "run.json").write_text("{")
     ended = tats("runs")
     assert ended.code == 2
-    assert whole.id in ended.out
+    assert readable.id in ended.out
     assert f"{broken.folder / 'run.json'}: is not the record of a run" in ended.err
     assert "list more with" not in ended.out
 
 
-def test_the_log_of_a_stage_that_died_says_so(tats, kept):
+def test_the_log_of_a_dead_stage_ends_with_died(tats, kept):
     record = kept.run(1)
     record.status = record.stages["report"].status = "running"
     record.save()
@@ -48,17 +48,15 @@ def test_a_comparison_of_five_runs_fits_into_120_columns(tats, kept):
 def test_a_difference_stands_over_its_interval(tats, kept):
     first, second = kept.run(1), kept.run(2, top1=60.0)
     lines = tats("compare", first.id, second.id).out.splitlines()
-    at = next(place for place, line in enumerate(lines) if line.startswith("ssv2/pretrained/top1"))
-    assert lines[at].split() == ["ssv2/pretrained/top1", "50.0", "60.0", "+10.0"]
-    assert lines[at + 1].split() == ["40.0–58.0", "50.0–68.0"]
-    assert lines[at + 2].strip() == "-2.8 to +22.8"
+    row = next(number for number, line in enumerate(lines) if line.startswith("ssv2/pretrained/top1"))
+    assert lines[row].split() == ["ssv2/pretrained/top1", "50.0", "60.0", "+10.0"]
+    assert lines[row + 1].split() == ["40.0–58.0", "50.0–68.0"]
+    assert lines[row + 2].strip() == "-2.8 to +22.8"
 
 
 @pytest.mark.parametrize("words", [("compare", "{a}", "{b}", "--plot"), ("report", "{a}", "--out")])
-@pytest.mark.parametrize("place", ["folder.png", "nowhere/a.png"])
-def test_a_place_that_cannot_be_written_is_told_and_nothing_is_left_beside_it(
-    tats, kept, tmp_path, words, place
-):
+@pytest.mark.parametrize("path", ["folder.png", "nowhere/a.png"])
+def test_a_path_that_cannot_be_written_is_reported_and_leaves_no_file(tats, kept, tmp_path, words, path):
     (tmp_path / "folder.png").mkdir()
     ids = {"a": kept.run(1).id, "b": kept.run(2).id}
     for name in ids.values():
@@ -66,7 +64,7 @@ def test_a_place_that_cannot_be_written_is_told_and_nothing_is_left_beside_it(
         (output / "events.jsonl").write_text(
             '{"time": 1, "kind": "metrics", "step": 1, "values": {"loss": 1}}\n'
         )
-    done = tats(*(word.format(**ids) for word in words), place)
+    done = tats(*(word.format(**ids) for word in words), path)
     assert done.code == 2
-    assert done.err.startswith(f"tats: {words[-1]} {tmp_path / place}: cannot be written (")
-    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
+    assert done.err.startswith(f"tats: {words[-1]} {tmp_path / path}: cannot be written (")
+    assert list(tmp_path.glob("*.tmp")) == []
