@@ -26,7 +26,7 @@ from tats_core.training.world import World
 
 @dataclass(frozen=True)
 class Scale:
-    """At what size: the paper's unless said otherwise."""
+    """Sizes of a case; the defaults are the paper's."""
 
     model: str = "vit_base"
     frames: int = 16

@@ -1,7 +1,7 @@
 """How things are measured here: in turn, in one process, as ratios.
 
 Machines drift: another tenant, heat, a clock. So the cases of one comparison run A B A B ..., each round
-gives one ratio, and the median of the ratios is what is reported. Memory is the peak of a process of its own.
+gives one ratio, and the median of the ratios is what is reported. Memory is the peak of a separate process.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Step = Callable[[], object]
 def seconds_in_turn(cases: dict[str, Step], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
     """Run all cases in turn, `rounds` times after `warm_up` that do not count; seconds of each step."""
     taken: dict[str, list[float]] = {name: [] for name in cases}
-    for place in range(warm_up + rounds):
+    for round_index in range(warm_up + rounds):
         for name, step in cases.items():
             began = time.perf_counter()
             step()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            if place >= warm_up:
+            if round_index >= warm_up:
                 taken[name].append(time.perf_counter() - began)
     return taken
 
@@ -54,7 +54,7 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, side: int = 2048, seco
 
 
 def peak_mib(case: str, *arguments: str) -> float:
-    """Peak memory that `case` adds to a process, MiB, over three steps in a process of its own."""
+    """Peak memory that `case` adds to a process, MiB, over three steps in a separate process."""
     command = [sys.executable, str(Path(__file__).parent / "run.py"), "--peak", case, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -4,10 +4,10 @@ python benchmarks/overhead.py                  the short cases, one line each
 python benchmarks/overhead.py plan_500         one of them
 python benchmarks/overhead.py pretrain [N]     the demo's pre-training (N epochs), with and without
 python benchmarks/overhead.py cached HOME      the demo again where it is finished already, in the folder HOME
-python benchmarks/overhead.py sweep [N]        N trials of a command that does nothing, found by Optuna
+python benchmarks/overhead.py sweep [N]        N trials of a command that does nothing, chosen by Optuna
 
 Each short case runs several times. The first round has read no code and no configuration before; the median
-is that of the rounds after it. The others say what they measure.
+is that of the rounds after it. The other cases print what they measure.
 """
 
 from __future__ import annotations
@@ -61,21 +61,23 @@ def _fill(home: Path, pipeline: Pipeline) -> None:
     """Leave outputs under `home` as if every stage had run, without running any."""
     store, digests = StageStore(home), dict[str, str]()
     instances = graph.build(pipeline).instances
-    for one in instances.values():
-        key = stage_key(one, [(instances[need], digests[need]) for need in one.needs], pipeline.name)
-        folder = store.folder(one.kind.name, key)
+    for instance in instances.values():
+        key = stage_key(
+            instance, [(instances[need], digests[need]) for need in instance.needs], pipeline.name
+        )
+        folder = store.folder(instance.kind.name, key)
         folder.mkdir(parents=True, exist_ok=True)
-        origin = {"pipeline": pipeline.name, "stage": one.name, "run": "none", "time": time.time()}
+        origin = {"pipeline": pipeline.name, "stage": instance.name, "run": "none", "time": time.time()}
         (folder / KEY).write_text(json.dumps({**origin, "components": key.components}, indent=2))
         (folder / MANIFEST).write_text(json.dumps({"digest": key.digest, "files": {}}))
-        digests[one.name] = key.digest
-    for known in (code.digests, code._parsed, code._file):
-        known.cache_clear()
+        digests[instance.name] = key.digest
+    for cached_function in (code.digests, code._parsed, code._file):
+        cached_function.cache_clear()
 
 
 @contextmanager
 def plan_500() -> Iterator[Callable[[], object]]:
-    """A plan of 500 stages, all of which are there."""
+    """A plan of 500 stages, all of which have outputs."""
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         _fill(home, _five_hundred(home))
@@ -93,11 +95,11 @@ def plan_500_changed() -> Iterator[Callable[[], object]]:
 
 @contextmanager
 def runs_10000() -> Iterator[Callable[[], object]]:
-    """`tats runs` as a process of its own, where 10,000 runs were recorded."""
+    """`tats runs` as a separate process, where 10,000 runs were recorded."""
     with tempfile.TemporaryDirectory() as name:
         stages = {
             stage: StageRecord(stage, "s", "command", {}, [], "finished", seconds=9.0)
-            for stage in (f"stage-{place}" for place in range(27))
+            for stage in (f"stage-{number}" for number in range(27))
         }
         for second in range(10_000):
             stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(1.7e9 + 60 * second)) + "000"
@@ -123,8 +125,8 @@ def pretrain(epochs: int) -> None:
         runner.run(spec.load("demo"), home, only=("data",))
         ray_train.connect()
         seconds = {"alone": 0.0, "stage": 0.0}
-        for place in range(2):  # in turn, so that a machine that slows down slows both
-            pipeline = spec.load("demo", (*cut, f"pretrain.seed={place}"))
+        for round_index in range(2):  # in turn, so that a machine that slows down slows both
+            pipeline = spec.load("demo", (*cut, f"pretrain.seed={round_index}"))
             instance = graph.build(pipeline).instances["pretrain"]
             data = runner.run(pipeline, home, only=("data",)).outputs("data")[0]
             jobs: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
@@ -132,7 +134,7 @@ def pretrain(epochs: int) -> None:
             def note(entry: str, job: dict[str, Any], **where: Any) -> None:
                 jobs.append((entry, job, where))  # noqa: B023 (used up within the round)
 
-            out = home / f"alone-{place}"
+            out = home / f"alone-{round_index}"
             context = StageContext(
                 "pretrain", {}, "demo", "", out, home, (Input("data", "data", {}, data),),
                 EventLog(None), note, threading.Event(),
@@ -183,7 +185,7 @@ def sweep(trials: int) -> None:
     from tats_core.sweep import spec as sweeps
     from tats_core.sweep.progress import Progress
 
-    values = [str(one) for one in range(10, 60)]
+    values = [str(number) for number in range(10, 60)]
     ended: list[tuple[float, float]] = []  # seconds, MiB
 
     class Watching:
@@ -209,7 +211,7 @@ def sweep(trials: int) -> None:
         path.write_text(yaml.safe_dump(described), encoding="utf-8")
         loaded = sweeps.load(str(path), samples=trials, max_concurrent=1)
         outcome = engine.run(loaded, Path(name) / "home", resume=False, ui=Watching())
-        assert all(one.status == "finished" for one in outcome.trials)
+        assert all(trial.status == "finished" for trial in outcome.trials)
     quarter = trials // 4
     for what, (first, last) in {"first": (1, quarter), "last": (trials - quarter, trials)}.items():
         taken = (ended[last][0] - ended[first][0]) / (last - first)

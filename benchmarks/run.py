@@ -1,7 +1,7 @@
 """`make bench`: speed and memory against public peers, as ratios measured in one run.
 
-Steps are timed twice: with the C allocator as it comes (`…_default_allocator`), and told to keep freed
-memory, as our workers tell it, for the peers alike. Attention alone is timed both ways too; all peaks are
+Steps are timed twice: with the default C allocator (`…_default_allocator`), and with freed memory kept for
+reuse, as our workers do it, for the peers alike. Attention alone is timed both ways too; all peaks are
 with the default.
 
 python benchmarks/run.py                        all of it; writes benchmarks/results/
@@ -122,10 +122,10 @@ def growth(scale: Scale, rounds: int) -> list[dict[str, Any]]:
     scales += [replace(single, model=model) for model in ("vit_small", "vit_large")]
     scales += [replace(single, mask_ratio=mask_ratio) for mask_ratio in (0.85, 0.90)]
     rows = []
-    for each in scales:
-        taken = seconds_in_turn({"joint": CASES["joint"](each)}, rounds, 1)
-        row = {"model": each.model, "tokens": each.clip.tokens, "mask_ratio": each.mask_ratio}
-        row |= {"seconds": statistics.median(taken["joint"]), "peak_mib": peak_mib("joint", *each.options())}
+    for point in scales:
+        taken = seconds_in_turn({"joint": CASES["joint"](point)}, rounds, 1)
+        row = {"model": point.model, "tokens": point.clip.tokens, "mask_ratio": point.mask_ratio}
+        row |= {"seconds": statistics.median(taken["joint"]), "peak_mib": peak_mib("joint", *point.options())}
         rows.append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
     return rows

@@ -27,7 +27,7 @@ COLUMNS = (
     "attention",
 )
 
-# The first group whose words stand in an operator's name has it.
+# An operator belongs to the first group with a word that its name contains.
 GROUPS = {
     "attention": ("scaled_dot_product", "flash_attention"),
     "matrix products": ("mm", "linear", "matmul", "einsum", "conv"),
@@ -77,10 +77,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Shares of a step by group of operators.")
     parser.add_argument("--model", choices=PRESETS, default=PAPER.model)
     parser.add_argument("--steps", type=int, default=3)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.manual_seed(0)
     keep_freed_memory()
-    percent = {name: shares(CASES[name](Scale(model=asked.model)), asked.steps) for name in COLUMNS}
+    percent = {name: shares(CASES[name](Scale(model=options.model)), options.steps) for name in COLUMNS}
     print("| % of the step | " + " | ".join(COLUMNS) + " |")
     print("|---|" + "---:|" * len(COLUMNS))
     for group in (*GROUPS, REST):

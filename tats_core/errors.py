@@ -33,7 +33,7 @@ class SpecError(TatsError):
 
 
 class DataError(TatsError):
-    """A data set is missing or its layout is not the expected one; says where it looked."""
+    """A data set is missing or its layout is not the expected one; names the folders searched."""
 
 
 class VideoError(DataError):

@@ -86,7 +86,7 @@ def find(menu: Menu, name: str) -> Path:
     """Return the file of `name`; `name` may also be a path that ends in `.yaml`.
 
     Raises:
-        SpecError: nothing of that name; says where it looked and which name is nearest.
+        SpecError: no such name; names the folders searched and the nearest name.
     """
     if name.endswith((".yaml", ".yml")):
         if Path(name).is_file():
@@ -95,8 +95,8 @@ def find(menu: Menu, name: str) -> Path:
     known = names(menu)
     if name in known:
         return known[name]
-    looked = " and ".join(label for label, _ in folders(menu))
-    raise SpecError(f"no {menu[:-1]} named '{name}' (looked in {looked}){did_you_mean(name, known)}")
+    searched = " and ".join(label for label, _ in folders(menu))
+    raise SpecError(f"no {menu[:-1]} named '{name}' (looked in {searched}){did_you_mean(name, known)}")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -153,7 +153,7 @@ def read(path: Path) -> Raw:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise SpecError(f"{path}, line {line}: {error.problem}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date
         raise SpecError(f"{path}: is not YAML ({str(error).splitlines()[0]})") from error
     except RecursionError as error:
         raise SpecError(f"{path}: is nested too deeply") from error
@@ -227,7 +227,7 @@ def validate(model: type[Model], raw: Mapping[str, object], where: str, prefix: 
         raise SpecError(f"{where}: {_sentence(model, first, prefix)}") from error
 
 
-# What pydantic says in Python's words.
+# Pydantic's messages that use Python's words, in those of YAML.
 _IN_YAML = {
     "dict_type": "be a mapping of keys",
     "model_type": "be a mapping of keys",

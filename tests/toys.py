@@ -1,4 +1,4 @@
-"""Stage kinds that take no time, and a user interface and a tracker that remember what they were told."""
+"""Stage kinds that take no time, a display that records its calls, and a tracker that does nothing."""
 
 from __future__ import annotations
 
@@ -99,12 +99,12 @@ class Sum(StageKind[SumConfig]):
         return ("grow",)
 
     def run(self, config: SumConfig, ctx: StageContext) -> None:
-        values = {one.name: int((one.path / "value.txt").read_text()) for one in ctx.inputs("grow")}
+        values = {output.name: int((output.path / "value.txt").read_text()) for output in ctx.inputs("grow")}
         (ctx.out / "values.json").write_text(json.dumps(values))
 
 
 class RecordingUI(Display):
-    """Keeps every call as (what, name, more)."""
+    """Records every call as (what, name, more)."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str, Any]] = []

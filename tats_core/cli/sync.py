@@ -17,7 +17,7 @@ def sync(home: Home = DEFAULT_HOME) -> None:
     if not pending(home):
         typer.echo(f"Nothing to send: MLflow has everything that is in {home}.")
         return
-    left = tracking.sync(home, say=typer.echo)
+    left = tracking.sync(home, log=typer.echo)
     if left:
         still = "is" if left == 1 else "are"
         raise RunError(f"{many(left, 'run')} {still} not sent yet; try again when the MLflow server answers")

@@ -142,7 +142,7 @@ def generate(
     """Make the data sets of `config` as folders `out/<benchmark>`; clips that exist are not made again.
 
     Args:
-        progress: called now and then; an exception that it raises stops the work, to be completed later.
+        progress: called now and then; if it raises, the work stops and a later call completes it.
         workers: processes, by default as many as CPUs; 1 makes the clips in this process.
 
     Returns:
@@ -211,7 +211,7 @@ def _made(out: Path, config: GenerateConfig, todo: list[_Clip], workers: int) ->
     with ProcessPoolExecutor(
         workers,
         mp_context=context,
-        # Ctrl-C is for this process, which ends the pool; else each one would print a traceback.
+        # Ctrl-C is for this process, which ends the pool; else each worker would print a traceback.
         initializer=signal.signal,
         initargs=(signal.SIGINT, signal.SIG_IGN),
     ) as pool:
@@ -227,7 +227,7 @@ def _made(out: Path, config: GenerateConfig, todo: list[_Clip], workers: int) ->
 
 
 def _make(out: Path, config: GenerateConfig, clips: Sequence[_Clip]) -> None:
-    """Render and encode clips; a video appears last, so where it is, its ground truth is too."""
+    """Render and encode clips; the video is written last, so a video on disk has its ground truth."""
     for clip in clips:
         root = out / clip.benchmark
         class_number = VOCABULARIES[clip.benchmark].index(clip.motion)

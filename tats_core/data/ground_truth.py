@@ -29,7 +29,7 @@ def load_motion(manifest: Manifest, video_id: str) -> NDArray[np.bool_]:
     """Return `motion_THW` of a video, True where the moving sprite is.
 
     Raises:
-        DataError: there is no ground truth for it.
+        DataError: no ground truth for it.
     """
     path = motion_path(manifest.root, video_id)
     try:
@@ -49,7 +49,7 @@ def motion_clips(manifest: Manifest, options: ClipOptions, indices: Sequence[int
     They are the views that `eval_views(manifest, options, clips=1, crops=1)` yields, pixel for pixel.
 
     Raises:
-        DataError: there is no ground truth for one of them.
+        DataError: no ground truth for a video.
     """
     rules = clip_rules(options, benchmarks.find(manifest.benchmark), "finetune")
     views = []

@@ -111,10 +111,10 @@ def clip_rules(options: ClipOptions, benchmark: Benchmark, purpose: Purpose) -> 
 
 
 def steps_per_epoch(n_videos: int, batch_size: int, world_size: int = 1) -> int:
-    """Return the number of whole batches of `batch_size` that each of `world_size` workers gets.
+    """Return the number of full batches of `batch_size` that each of `world_size` workers gets.
 
     Raises:
-        DataError: not even one.
+        DataError: the videos do not fill a batch.
     """
     steps = n_videos // (batch_size * world_size)
     if not steps:
@@ -125,7 +125,7 @@ def steps_per_epoch(n_videos: int, batch_size: int, world_size: int = 1) -> int:
     return steps
 
 
-# What a random stream is for: two purposes must never share a stream, whatever their other keys.
+# Purposes of a random stream, the first part of its key: two purposes never share a stream.
 _ORDER: Final = 1
 _CLIP: Final = 2
 
@@ -139,9 +139,9 @@ _Request = tuple[int, tuple[int, ...]]
 
 
 class _Answer(NamedTuple):
-    """A batch, or the error in its place: torch would wrap one that is raised in a traceback.
+    """A batch or an error, which torch would wrap in a traceback if it were raised.
 
-    Named tuples all the way down, whose tensors torch moves to page-locked memory by itself.
+    A named tuple of named tuples: torch moves their tensors to page-locked memory by itself.
     """
 
     outcome: Batch | TatsError
@@ -165,18 +165,16 @@ class _Clips(Dataset[_Answer]):
         """Make the batch of a request."""
 
     def __getitem__(self, request: _Request) -> _Answer:
-        outcome: Batch | TatsError
         try:
-            outcome = self.batch(*request)
+            return _Answer(self.batch(*request), dict(self.unreadable))
         except TatsError as error:
-            outcome = error
-        return _Answer(outcome, dict(self.unreadable))
+            return _Answer(error, dict(self.unreadable))
 
     def readable(self, video: int, read: Callable[[int, int], Result]) -> tuple[int, Result]:
         """Return `(index, read(index, attempt))` of `video`, or of the next one that can be read.
 
         Raises:
-            VideoError: it cannot be read, and no other may stand in.
+            VideoError: it cannot be read, and no other may replace it.
             DataError: more videos are unreadable than `max_unreadable` allows.
         """
         n_videos = len(self.manifest)
@@ -242,7 +240,7 @@ def _pool(clips: _Clips, requests: list[_Request]) -> DataLoader[_Answer]:
         # are 150 MB, 8 videos of 30 views 580 MB.
         prefetch_factor=1,
         pin_memory=torch.cuda.is_available(),
-        # A plain fork copies the locks of a launcher's threads as they are, and may wait for ever.
+        # A plain fork copies locks that other threads of the launcher hold, and may wait for ever.
         multiprocessing_context="forkserver",
     )
 
@@ -251,7 +249,7 @@ def _batches(answers: Iterable[_Answer], clips: _Clips, unreadable: dict[str, st
     for answer in answers:
         if unreadable is not None:
             unreadable.update(answer.unreadable)
-            # Each decoding process knows its own failures only: the limit is on all of them together.
+            # A decoding process knows its own failures only; the limit is on those of all processes.
             _check_unreadable(unreadable, clips.options.max_unreadable, len(clips.manifest))
         if isinstance(answer.outcome, TatsError):
             raise answer.outcome
@@ -377,7 +375,7 @@ class TrainLoader:
         """
         order = _rng(_ORDER, self._clips.seed, epoch).permutation(len(self.manifest))
         share = order[self._rank :: self._world_size].tolist()
-        # In place: the decoding processes persist, and get what the list holds now.
+        # In place: the decoding processes persist and read the same list.
         self._requests[:] = [
             (epoch, tuple(share[step * self.batch_size : (step + 1) * self.batch_size]))
             for step in range(first_step, self.steps)
@@ -421,7 +419,7 @@ class _TestViews(_Clips):
             indices_VT = clips.view_indices(
                 n_frames, options.frames, rules.sampling, rules.stride, self.n_clips
             )
-            # Views overlap; a frame that stands in several is decoded and resized once.
+            # Views overlap; a frame of several views is decoded and resized once.
             needed, inverse = np.unique(indices_VT, return_inverse=True)
             inverse_VT[:] = inverse.reshape(indices_VT.shape)
             return needed

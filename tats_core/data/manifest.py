@@ -1,4 +1,4 @@
-"""The videos of one split of a data set: what a stage hands to the next, as a JSON file."""
+"""The videos of one split of a data set, which stages pass on as a JSON file."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Manifest:
     videos: tuple[VideoRecord, ...]
     absent: int = 0
     decoded: Path | None = None
-    """Where the frames of all videos are (`data.decoded`), beside the manifest's own file."""
+    """File of the decoded frames of all videos (`data.decoded`), beside the manifest's file."""
 
     def __post_init__(self) -> None:
         if not self.videos:
@@ -165,7 +165,7 @@ class Manifest:
         return replace(self, videos=tuple(video for video in self.videos if video.id in chosen))
 
     def spread(self, count: int) -> Manifest:
-        """Return `count` videos at equal distances in the list: every class has its share, sorted or not."""
+        """Return `count` videos at equal distances in the list, so that every class has its share."""
         if count >= len(self.videos):
             return self
         videos = tuple(self.videos[step * len(self.videos) // count] for step in range(count))

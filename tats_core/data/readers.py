@@ -1,7 +1,7 @@
 """Frames of a video file, exactly as a sequential decode gives them.
 
-Two readers stand behind one function. decord jumps to the frames that are wanted, which is fast for long
-videos, but it is wrong without an error for some streams. Seen with decord 0.6.0 against a sequential
+Two readers have one interface. decord jumps to the wanted frames, which is fast for long videos, but for
+some streams it returns wrong frames without an error. Seen with decord 0.6.0 against a sequential
 decode (tests/data/test_readers.py has a case of each):
 
 * MPEG-4 with B-frames in avi: most frames are not the ones asked for;
@@ -56,7 +56,7 @@ _KEEP_BYTES: Final = 512 * 2**20  # of decoded frames (YUV), while PyAV's reader
 
 
 def count_frames(path: str | Path, time_limit: float = TIME_LIMIT) -> int:
-    """Return the number of frames that a sequential decode gives; the header's number is not believed.
+    """Return the number of frames that a sequential decode gives; the header's number is not trusted.
 
     Raises:
         VideoError: the file cannot be read within `time_limit` seconds.
@@ -179,11 +179,11 @@ def _decord_read(path: str, choose: Choose) -> Frames:
     try:
         video = decord.VideoReader(path, num_threads=1)
         wanted_T = choose(len(video))
-        needed, place_T = np.unique(wanted_T, return_inverse=True)
+        needed, inverse_T = np.unique(wanted_T, return_inverse=True)
         frames: Frames = video.get_batch(needed.tolist()).asnumpy()
     except (decord.DECORDError, RuntimeError, UnicodeError) as error:
         raise VideoError(f"{path}: decord cannot read it ({str(error).splitlines()[0]})") from error
-    return frames if np.array_equal(needed, wanted_T) else frames[place_T]
+    return frames if np.array_equal(needed, wanted_T) else frames[inverse_T]
 
 
 # ---------------------------------------------------------------------------------------------- choice
@@ -221,7 +221,7 @@ def _auto(path: str, choose: Choose, time_limit: float) -> Frames:
         try:
             return _decord(path, choose, min(time_limit, _DECORD_LIMIT))
         except VideoError:
-            # If PyAV cannot read the file either, its reason is what the caller hears.
+            # If PyAV cannot read the file either, the caller gets PyAV's reason.
             _decord_failed.add(path)
     return _pyav(path, choose, time_limit)
 

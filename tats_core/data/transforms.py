@@ -1,7 +1,7 @@
 """From decoded frames to the pixels of a clip: crop, resize, flip, colour, erase.
 
-What is random is drawn first, from a `numpy.random.Generator`, into plain values (a box, a matrix); what
-is done to pixels is then deterministic.
+What is random is drawn first, from a `numpy.random.Generator`, into plain values (a box, a matrix); the
+operations on pixels are then deterministic.
 
 Axes: B clips, C colours (RGB), T frames, H × W pixels. Decoded frames are uint8 and end in C, the layout
 of the decoders, for which torch's antialiased resize is several times faster than in float.
@@ -145,7 +145,7 @@ def draw_erased(size: int, probability: float, rng: np.random.Generator) -> Box 
     if rng.random() >= probability:
         return None
     box = random_resized_box(size, size, (0.02, 1 / 3), (0.3, 1 / 0.3), rng)
-    # A draw without a fitting box ends in the whole frame; better to erase nothing then.
+    # A draw without a fitting box returns the whole frame; then nothing is erased.
     return None if box.height == size else box
 
 

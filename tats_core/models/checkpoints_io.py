@@ -1,11 +1,12 @@
-"""Weights of other code bases: VideoMAE's and AdaMAE's files, Hugging Face's VideoMAE, in and out.
+"""Checkpoints of other code bases: reads VideoMAE's, AdaMAE's and Hugging Face's, writes Hugging Face's.
 
-Three differences matter beside names. Theirs have no key bias (ours: zero inwards; outwards it is left out,
-since it adds the same to all scores of a query and drops out of the softmax). Rows of their prediction head
-are ordered (t, p, p, c), ours (c, t, p, p). Their positions are the `joint` table and not in the file.
+Beside names, three things differ. Other models have no key bias: it is zero when they are read, and left out
+when they are written, since it adds the same to all scores of a query and drops out of the softmax. The rows
+of their prediction head are ordered (t, p, p, c), ours (c, t, p, p). Their positions are the `joint` table,
+which is not in the file.
 
-The epsilon of norms is 1e-6 here as in VideoMAE's own code, whatever a `config.json` says (the port's default
-is 1e-12).
+The epsilon of norms is 1e-6 as in VideoMAE's code, whatever a `config.json` says (Hugging Face's default is
+1e-12).
 
 Axes: D width, P pixel values a token.
 """
@@ -35,13 +36,13 @@ from tats_core.models.tokens import ClipConfig, positions
 from tats_core.models.vit import VideoViT, ViTConfig
 
 FORMAT: Final = "2"
-"""Of the tensors that we save; to be raised when what they mean changes, though names and shapes do not.
+"""Of the tensors that we save; raise it when their meaning changes though names and shapes do not.
 
-Files of before it was counted have none: there the pixels of a token had another order.
+The first files have no format: in them, the pixels of a token have another order.
 """
 METADATA: Final = {"tats": FORMAT}
-"""In the header of a safetensors file of ours. One entry: several are written in an order of chance, and the
-same weights would be other bytes, which makes everything that reads them run again."""
+"""The header of our safetensors files. A single entry: several are written in random order, and other bytes
+of the same weights would make every stage that reads them run again."""
 
 _WRAPPINGS: Final = ("model", "module", "state_dict", "model_state_dict")
 _PREFIXES: Final = ("module.", "_orig_mod.", "backbone.", "model.")
@@ -75,7 +76,7 @@ _OFFICIAL: Final = (
     ("head.", "head."),
     *_SHARED,
 )
-"""How a name begins: theirs, ours."""
+"""How a tensor's name begins: theirs, ours."""
 _LAYERS: Final = (
     (".layernorm_before.", ".norm1."),
     (".layernorm_after.", ".norm2."),
@@ -84,19 +85,28 @@ _LAYERS: Final = (
     (".intermediate.dense.", ".mlp.fc1."),
     (".output.dense.", ".mlp.fc2."),
 )
-"""Layers of a block: Hugging Face's, ours. In this order, since some are parts of others both ways."""
+"""Layers of a block: Hugging Face's, ours. The order matters: some names contain others, both ways."""
+_CLIP_KEYS: Final = {
+    "size": "image_size",
+    "patch": "patch_size",
+    "frames": "num_frames",
+    "tubelet": "tubelet_size",
+}
+_VIT_KEYS: Final = {"width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads"}
+"""Our keys of a clip and an encoder, and those of Hugging Face's `config.json`."""
+_ATTENTION: Final = ("query", "key", "value")
 _BLOCKS: Final = "encoder.blocks."
 _OF_BLOCK: Final = frozenset(
     f"{layer}.{part}"
     for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "norm1", "norm2")
     for part in ("weight", "bias")
 )
-"""Tensors of a block. One more, such as a layer scale, would be another function of the same weights."""
+"""Tensors of a block. With another one, such as a layer scale, the block would compute something else."""
 
 _PREFIXED: Final = re.compile(rf"^({'|'.join(map(re.escape, _PREFIXES))})+")
 _UNREADABLE: Final = (
     *(OSError, SafetensorError, RuntimeError, EOFError, struct.error),
-    # What the unpickler stumbles over in a file that is no pickle at all.
+    # What the unpickler raises on a file that is no pickle.
     *(LookupError, ValueError, TypeError, AttributeError, AssertionError),
 )
 _TABLES: Final = re.compile(r"(^|\.)(pos_embed|position_embeddings|decoder_pos_embed)$")
@@ -111,11 +121,11 @@ class Foreign:
     """`TATS`, `Hugging Face` or `VideoMAE`."""
     tensors: Mapping[str, Tensor]
     unknown: tuple[str, ...]
-    """Names in the file that mean nothing to us, such as AdaMAE's sampler."""
+    """Names in the file that we have no tensor for, such as AdaMAE's sampler."""
     declared: Mapping[str, int | str]
-    """What the file beside the weights says and they cannot: heads, positions, frames, size."""
+    """What only the description beside the weights has: heads, positions, frames, size."""
     classes: tuple[str, ...] = ()
-    """Names of a classifier's classes, where the file beside the weights has them."""
+    """Names of a classifier's classes, where the description beside the weights has them."""
 
     @property
     def kind(self) -> str:
@@ -126,9 +136,9 @@ class Foreign:
 
     @property
     def size(self) -> dict[str, int | str]:
-        """Width, depth, MLP width, tubelet and patch of its encoder, and what is declared of heads and clip.
+        """Width, depth, MLP width, tubelet and patch of its encoder, and what is declared.
 
-        Heads leave no trace in the weights; VideoMAE's files declare nothing.
+        The number of heads does not show in the weights, and VideoMAE's files declare nothing.
         """
         kernel = self.tensors["encoder.embedding.weight"].shape
         return {
@@ -141,7 +151,7 @@ class Foreign:
         }
 
     def misfit(self, vit: ViTConfig, clip: ClipConfig) -> str | None:
-        """Return one sentence on why its encoder cannot be that of `vit` and `clip`, or None if it can.
+        """Return a sentence on how its encoder differs from `vit` and `clip`, or None if it fits.
 
         Frames and size may differ: positions are fixed codes, not weights.
         """
@@ -160,17 +170,16 @@ class Foreign:
         return self._difference("encoder", wanted, self.size, "model and clip")
 
     def misfit_of_decoder(self, mae: MAEConfig) -> str | None:
-        """Return one sentence on why its decoder cannot be that of `mae`, or None if it can.
+        """Return a sentence on how its decoder differs from `mae`, or None if it fits.
 
-        A decoder's heads are known only where they are declared.
+        Heads are compared only where they are declared.
         """
         size: dict[str, int | str] = {
+            **self.declared,
             "decoder_width": self.tensors["mask_token"].shape[-1],
             "decoder_depth": self._depth("decoder."),
             "global_token": "global_to_decoder.weight" in self.tensors,
         }
-        if "decoder_heads" in self.declared:
-            size["decoder_heads"] = self.declared["decoder_heads"]
         keys = ("decoder_width", "decoder_depth", "decoder_heads", "global_token")
         return self._difference("decoder", {key: getattr(mae, key) for key in keys}, size, "mae")
 
@@ -187,24 +196,23 @@ class Foreign:
         return f"{self.path}: its {part} has another {', '.join(differ).lower()}; set {settings} alike"
 
     def _depth(self, blocks: str) -> int:
-        return len(
-            {name.removeprefix(blocks).split(".")[0] for name in self.tensors if name.startswith(blocks)}
-        )
+        names = [name.removeprefix(blocks) for name in self.tensors if name.startswith(blocks)]
+        return len({name.split(".")[0] for name in names})
 
 
 @dataclass(frozen=True)
 class Match:
-    """What of a checkpoint was loaded into a module."""
+    """What was loaded from a checkpoint into a module."""
 
     layout: str
     matched: tuple[str, ...]
     missing: tuple[str, ...]
-    """Of the module, not in the file: they keep their initial values."""
+    """Tensors of the module that the file does not have; they keep their initial values."""
     unexpected: tuple[str, ...]
-    """In the file, not of the module."""
+    """Tensors of the file that the module does not have."""
 
     def sentence(self) -> str:
-        """One line for a log."""
+        """Return a line for a log."""
         parts = [f"{len(self.matched)} tensors matched ({self.layout} layout)"]
         for what, names in (("missing", self.missing), ("unexpected", self.unexpected)):
             if names:
@@ -216,12 +224,12 @@ def read(path: Path) -> Foreign:
     """Read a checkpoint file, or a folder that holds one, of any of the known layouts and wrappings.
 
     Raises:
-        WeightsError: it cannot be read, would run code when unpickled, holds no video encoder, or one that
-            another version of TATS saved.
+        WeightsError: it cannot be read, would run code when unpickled, holds no video encoder, or was saved
+            by another version of TATS.
     """
-    file = files(path)[0]
+    file, *descriptions = files(path)
     tensors = _unwrapped(_load(file), file)
-    declared, classes = _declared(files(path)[1:])
+    declared, classes = _declared(descriptions)
     if "encoder.embedding.weight" in tensors:
         refuse_other_format(file)
         return Foreign(path, "TATS", tensors, (), declared, classes)
@@ -243,19 +251,18 @@ def read(path: Path) -> Foreign:
 
 
 def files(path: Path) -> list[Path]:
-    """Return the files that `read` would read: the weights, then what is declared beside them.
+    """Return the files that `read` reads: the weights, then the descriptions beside them.
 
     Raises:
-        WeightsError: there are none.
+        WeightsError: `path` does not exist or holds no weights.
     """
     file = path
     if path.is_dir():
-        weights = [path / name for name in _FILES if (path / name).is_file()]
-        if not weights:
+        file = next((path / name for name in _FILES if (path / name).is_file()), path)
+        if file == path:
             raise WeightsError(
                 f"{path}: holds neither {_FILES[0]} nor {_FILES[1]}; name the checkpoint's file"
             )
-        file = weights[0]
     if not file.is_file():
         raise WeightsError(f"{path}: the checkpoint cannot be read (no such file or folder)")
     beside = [file.with_name(name) for name in _DECLARING] if file.name in _FILES else []
@@ -263,10 +270,10 @@ def files(path: Path) -> list[Path]:
 
 
 def refuse_other_format(file: Path) -> None:
-    """Make sure that tensors under our names mean what ours do.
+    """Check that a file of ours was saved in the format that this version reads.
 
     Raises:
-        WeightsError: another version of TATS saved them, or the file does not tell or cannot be read.
+        WeightsError: another version of TATS saved it, it does not name its format, or it cannot be read.
     """
     format_of = None
     if file.suffix == ".safetensors":
@@ -284,11 +291,11 @@ def refuse_other_format(file: Path) -> None:
         )
 
 
-def _load(file: Path) -> Any:
+def _load(file: Path) -> object:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        # VideoMAE's own files keep the command line's arguments: a Namespace is a bag of plain values.
+        # VideoMAE's files hold the arguments of its command line: a Namespace has plain values only.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -302,34 +309,33 @@ def _load(file: Path) -> Any:
 
 
 def _declared(descriptions: list[Path]) -> tuple[dict[str, int | str], tuple[str, ...]]:
-    """Return what `model.json` (ours) or `config.json` (Hugging Face's) beside the weights declares."""
-    for beside in descriptions:
-        declares = _declared_here if beside.name == "model.json" else _declared_hf
-        try:
-            return declares(json.loads(beside.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WeightsError(f"{beside}: does not describe a video encoder ({error})") from error
-    return {}, ()
-
-
-def _declared_here(described: Mapping[str, Any]) -> tuple[dict[str, int | str], tuple[str, ...]]:
-    vit, clip = (
-        ViTConfig.model_validate(described["model"]),
-        ClipConfig.model_validate(described["clip"]),
-    )
-    sizes: dict[str, int | str] = {"heads": vit.heads, "positions": vit.positions}
-    if "mae" in described:
-        sizes["decoder_heads"] = described["mae"]["decoder_heads"]
-    return {**sizes, "frames": clip.frames, "size": clip.size}, tuple(described.get("classes", ()))
-
-
-def _declared_hf(config: Mapping[str, Any]) -> tuple[dict[str, int | str], tuple[str, ...]]:
-    vit, clip = configs_of_hugging_face(config)
-    names = {int(label): str(name) for label, name in config.get("id2label", {}).items()}
-    sizes: dict[str, int | str] = {"heads": vit.heads, "frames": clip.frames, "size": clip.size}
-    if "decoder_num_attention_heads" in config:
-        sizes["decoder_heads"] = config["decoder_num_attention_heads"]
-    return sizes, tuple(names[label] for label in sorted(names))
+    """Return what `model.json` (ours) or `config.json` (Hugging Face's) declares, and the class names."""
+    if not descriptions:
+        return {}, ()
+    path = descriptions[0]
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        if path.name == "model.json":
+            vit = ViTConfig.model_validate(described["model"])
+            clip = ClipConfig.model_validate(described["clip"])
+            heads = described["mae"]["decoder_heads"] if "mae" in described else None
+            classes = described.get("classes", ())
+        else:
+            vit, clip = configs_of_hugging_face(described)
+            heads = described.get("decoder_num_attention_heads")
+            labels = described.get("id2label", {})
+            classes = [str(labels[label]) for label in sorted(labels, key=int)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path}: does not describe a video encoder ({error})") from error
+    sizes: dict[str, int | str] = {
+        "heads": vit.heads,
+        "positions": vit.positions,
+        "frames": clip.frames,
+        "size": clip.size,
+    }
+    if heads is not None:
+        sizes["decoder_heads"] = heads
+    return sizes, tuple(classes)
 
 
 def _refuse_learned_positions(tensors: Mapping[str, Tensor], file: Path) -> None:
@@ -340,12 +346,12 @@ def _refuse_learned_positions(tensors: Mapping[str, Tensor], file: Path) -> None
         fixed_ND = positions(ClipConfig(frames=n, size=1, tubelet=1, patch=1), width, "joint")
         if not torch.allclose(table[0].float(), fixed_ND, atol=1e-3):
             raise WeightsError(
-                f"{file}: its positions ({name}) are not VideoMAE's fixed table, and learned ones have no "
-                "place here"
+                f"{file}: its positions ({name}) are not VideoMAE's fixed table, and learned positions "
+                "cannot be loaded"
             )
 
 
-def _unwrapped(loaded: Any, file: Path) -> dict[str, Tensor]:
+def _unwrapped(loaded: object, file: Path) -> dict[str, Tensor]:
     while isinstance(loaded, Mapping) and not any(isinstance(x, Tensor) for x in loaded.values()):
         inside = [loaded[name] for name in _WRAPPINGS if isinstance(loaded.get(name), Mapping)]
         if not inside:
@@ -359,9 +365,7 @@ def _unwrapped(loaded: Any, file: Path) -> dict[str, Tensor]:
             continue
         short = _PREFIXED.sub("", str(name))
         if short in tensors:
-            raise WeightsError(
-                f"{file}: holds two models ({short} stands in it twice); save one of them alone"
-            )
+            raise WeightsError(f"{file}: holds two models ({short} is in it twice); save one of them alone")
         tensors[short] = value
     return tensors
 
@@ -369,7 +373,7 @@ def _unwrapped(loaded: Any, file: Path) -> dict[str, Tensor]:
 def _renamed(
     tensors: Mapping[str, Tensor], beginnings: tuple[tuple[str, str], ...]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Return tensors under our names (layers of a block in either way), and the names that have none."""
+    """Return the tensors under our names, and the names that we have no tensor for."""
     named: dict[str, Tensor] = {}
     unknown: list[str] = []
     for name, tensor in tensors.items():
@@ -385,27 +389,25 @@ def _renamed(
 
 
 def _joined_attention(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Queries, keys and values that stand apart become one tensor; a bias that is missing is zero."""
+    """Join separate queries, keys and values in one tensor; a missing bias is zero."""
     joined = dict(named)
-    parts = ("query", "key", "value")
     for name in [name for name in named if name.endswith(".attn.query.weight")]:
         attention = name.removesuffix("query.weight")
-        joined[f"{attention}qkv.weight"] = torch.cat(
-            [joined.pop(f"{attention}{part}.weight") for part in parts]
-        )
+        weights = [joined.pop(f"{attention}{part}.weight") for part in _ATTENTION]
+        joined[f"{attention}qkv.weight"] = torch.cat(weights)
     for name in [name for name in joined if name.endswith(".attn.qkv.weight")]:
         attention = name.removesuffix("qkv.weight")
         zero_D = torch.zeros_like(joined[name][: len(joined[name]) // 3, 0])
         biases = [
             joined.pop(f"{attention}{part}.bias", joined.pop(f"{attention}{part[0]}_bias", zero_D))
-            for part in parts
+            for part in _ATTENTION
         ]
         joined.setdefault(f"{attention}qkv.bias", torch.cat(biases))
     return joined
 
 
 def channels_first(rows_PX: Tensor) -> Tensor:
-    """Rows of VideoMAE's prediction head, ordered (t, p, p, c), in our order (c, t, p, p)."""
+    """Bring rows of VideoMAE's prediction head from the order (t, p, p, c) to ours, (c, t, p, p)."""
     return rows_PX.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -415,10 +417,10 @@ def channels_last(rows_PX: Tensor) -> Tensor:
 
 
 def load_encoder(encoder: VideoViT, foreign: Foreign) -> Match:
-    """Put the encoder of a checkpoint into `encoder`; all but its final norm must be there and fit.
+    """Load the encoder of a checkpoint into `encoder`; only its final norm may be missing.
 
     Raises:
-        WeightsError: the encoder is of another size; says in what they differ.
+        WeightsError: a tensor is missing, or the encoder is of another size; says how they differ.
     """
     _refuse_misfit(encoder, foreign)
     tensors = {n.removeprefix("encoder."): t for n, t in foreign.tensors.items() if n.startswith("encoder.")}
@@ -426,7 +428,7 @@ def load_encoder(encoder: VideoViT, foreign: Foreign) -> Match:
 
 
 def load_classifier(model: VideoClassifier, foreign: Foreign) -> Match:
-    """Put a fine-tuned checkpoint into `model`.
+    """Load a fine-tuned checkpoint into `model`.
 
     Raises:
         WeightsError: it is not fine-tuned, or does not fit.
@@ -434,11 +436,11 @@ def load_classifier(model: VideoClassifier, foreign: Foreign) -> Match:
     if foreign.kind != "fine-tuned":
         raise WeightsError(f"{foreign.path}: is {foreign.kind} and has no classes; name a fine-tuned model")
     _refuse_misfit(model.encoder, foreign)
-    return _fill(model, foreign.tensors, foreign, optional=())
+    return _fill(model, foreign.tensors, foreign)
 
 
 def load_mae(model: VideoMAE, foreign: Foreign) -> Match:
-    """Put a pre-trained checkpoint, encoder and decoder, into `model`.
+    """Load a pre-trained checkpoint, encoder and decoder, into `model`.
 
     Raises:
         WeightsError: it has no decoder, or does not fit.
@@ -446,25 +448,23 @@ def load_mae(model: VideoMAE, foreign: Foreign) -> Match:
     if foreign.kind != "pre-trained":
         raise WeightsError(f"{foreign.path}: is {foreign.kind} and has no decoder; name a pre-trained model")
     _refuse_misfit(model.encoder, foreign)
-    misfit = foreign.misfit_of_decoder(model.config)
-    if misfit:
+    if misfit := foreign.misfit_of_decoder(model.config):
         raise WeightsError(misfit)
-    return _fill(model, foreign.tensors, foreign, optional=())
+    return _fill(model, foreign.tensors, foreign)
 
 
 def _refuse_misfit(encoder: VideoViT, foreign: Foreign) -> None:
-    misfit = foreign.misfit(encoder.config, encoder.clip)
-    if misfit:
+    if misfit := foreign.misfit(encoder.config, encoder.clip):
         raise WeightsError(misfit)
 
 
 def _fill(
-    module: torch.nn.Module, tensors: Mapping[str, Tensor], foreign: Foreign, optional: tuple[str, ...]
+    module: torch.nn.Module, tensors: Mapping[str, Tensor], foreign: Foreign, optional: tuple[str, ...] = ()
 ) -> Match:
     wanted = module.state_dict()
     matched = sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].shape == tensors[n].shape)
     missing = sorted(wanted.keys() - set(matched))
-    needed = [name for name in missing if not name.startswith(optional)] if optional else missing
+    needed = [name for name in missing if not name.startswith(optional)]
     if needed:
         first = f"has shape {tuple(tensors[needed[0]].shape)}" if needed[0] in tensors else "is missing"
         raise WeightsError(
@@ -479,13 +479,13 @@ def _fill(
 def to_hugging_face(
     model: VideoMAE | VideoClassifier, classes: list[str] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and `config.json` of Hugging Face's VideoMAEForPreTraining or VideoMAEForVideoClassification.
+    """Return tensors and `config.json` of Hugging Face's model for pre-training or classification.
 
-    The port's norms before its two heads have an epsilon of 1e-5, the published code's and ours 1e-6: what
-    they make of a vector with variance v shrinks by a share of 4.5e-6 / v.
+    Its norms before the two heads have an epsilon of 1e-5, VideoMAE's code and ours 1e-6: their result for a
+    vector with variance v is smaller by a share of 4.5e-6 / v.
 
     Raises:
-        WeightsError: the model has what theirs cannot hold; names the key.
+        WeightsError: a setting of the model does not exist there; names the key.
     """
     encoder = model.encoder
     vit, clip = encoder.config, encoder.clip
@@ -503,24 +503,18 @@ def to_hugging_face(
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         if name.endswith(("attn.qkv.bias", "attn.qkv.weight")):
-            at = _hf_name(name.rsplit("attn.", 1)[0])
-            kind = name.rsplit(".", 1)[1]
-            for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+            block, kind = _hf_name(name.rsplit("attn.", 1)[0]), name.rsplit(".", 1)[1]
+            for part, rows in zip(_ATTENTION, tensor.chunk(3), strict=True):
                 if (part, kind) != ("key", "bias"):
-                    tensors[f"{at}attention.attention.{part}.{kind}"] = piece.clone()
+                    tensors[f"{block}attention.attention.{part}.{kind}"] = rows.clone()
         else:
-            turned = channels_last(tensor) if name.startswith("to_pixels.") else tensor
-            tensors[_hf_name(name)] = turned.detach().clone().contiguous()
+            theirs = channels_last(tensor) if name.startswith("to_pixels.") else tensor
+            tensors[_hf_name(name)] = theirs.detach().clone().contiguous()
     config: dict[str, Any] = {
         "model_type": "videomae",
-        "image_size": clip.size,
-        "patch_size": clip.patch,
-        "num_frames": clip.frames,
-        "tubelet_size": clip.tubelet,
+        **{key: getattr(clip, ours) for ours, key in _CLIP_KEYS.items()},
         "num_channels": 3,
-        "hidden_size": vit.width,
-        "num_hidden_layers": vit.depth,
-        "num_attention_heads": vit.heads,
+        **{key: getattr(vit, ours) for ours, key in _VIT_KEYS.items()},
         "intermediate_size": int(vit.width * vit.mlp_ratio),
         "layer_norm_eps": 1e-6,
         "qkv_bias": True,
@@ -547,7 +541,7 @@ def to_hugging_face(
 
 
 def configs_of_hugging_face(config: Mapping[str, Any]) -> tuple[ViTConfig, ClipConfig]:
-    """Encoder and clip that a `config.json` of Hugging Face's VideoMAE describes.
+    """Return the encoder and the clip that a `config.json` of Hugging Face's VideoMAE describes.
 
     Raises:
         ValueError: it describes another model.
@@ -560,23 +554,15 @@ def configs_of_hugging_face(config: Mapping[str, Any]) -> tuple[ViTConfig, ClipC
     width, mlp = config["hidden_size"], config["intermediate_size"]
     ratio = mlp / width
     vit = ViTConfig(
-        width=width,
-        depth=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
+        **{ours: config[key] for ours, key in _VIT_KEYS.items()},
         mlp_ratio=ratio if int(width * ratio) == mlp else (mlp + 0.5) / width,  # it is rounded down again
         positions="joint",
     )
-    clip = ClipConfig(
-        frames=config["num_frames"],
-        size=config["image_size"],
-        tubelet=config["tubelet_size"],
-        patch=config["patch_size"],
-    )
-    return vit, clip
+    return vit, ClipConfig(**{ours: config[key] for ours, key in _CLIP_KEYS.items()})
 
 
-def preprocessor_of(clip: ClipConfig) -> dict[str, Any]:
-    """`preprocessor_config.json` that gives Hugging Face's model the clips that ours sees in a test."""
+def preprocessor_of(clip: ClipConfig) -> dict[str, object]:
+    """Return the `preprocessor_config.json` with which Hugging Face's model sees the clips of our test."""
     return {
         "image_processor_type": "VideoMAEImageProcessor",
         "do_resize": True,

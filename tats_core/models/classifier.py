@@ -19,9 +19,9 @@ HeadNorm = Literal["layer", "batch"]
 class VideoClassifier(nn.Module):
     """All tokens through the encoder, mean, norm, dropout, linear (VideoMAE's fine-tuning model).
 
-    `head_norm="layer"` is VideoMAE's. `"batch"` (no affine) takes out what all clips share: at small
-    scale the pooled features of two clips differ by little beside their common mean, and a layer norm,
-    which sees one clip at a time, leaves the head to find that little.
+    `head_norm="layer"` is VideoMAE's. `"batch"` (no affine) subtracts what all clips share: at small scale
+    the pooled features of clips differ by little from their common mean, which a layer norm, computed
+    clip by clip, does not remove.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class VideoClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = VideoViT(vit, clip, drop_path)
-        # Mean pooling has a norm of its own; the encoder's, trained for single tokens, steps aside.
+        # Mean pooling has its own norm; the encoder's, trained for single tokens, is removed.
         self.encoder.norm = nn.Identity()  # type: ignore[assignment]
         self.head_norm: nn.Module = (
             nn.LayerNorm(vit.width, eps=1e-6)

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from tats_core import imagenet
 from tats_core.models.tokens import ClipConfig, positions
-from tats_core.models.vit import VideoViT, ViTConfig, blocks, initialise, run_blocks, start_blocks, take
+from tats_core.models.vit import VideoViT, ViTConfig, blocks, initialise, initialise_blocks, run_blocks, take
 from tats_core.specs import StrictModel
 
 
@@ -60,7 +60,7 @@ class Reconstruction:
     prediction_BMP: Tensor
     target_BMP: Tensor
     scale_BMC: Tensor
-    """Times it, an error in the target's space is one in pixels of [0, 1]."""
+    """Factor from an error in the target's space to an error in pixels of [0, 1]."""
     tubelet: int
     motion_weight: float = 1.0
 
@@ -96,8 +96,8 @@ class Reconstruction:
 class _SquaredError(torch.autograd.Function):
     """Mean squared error of each channel: prediction and target `[B, M, P]` to `[B, M, C]`.
 
-    At ViT-B these are the largest tensors of a step; autograd's way (difference, square, mean, and back)
-    would allocate and pass over five of their size, this one over one.
+    At ViT-B these are the largest tensors of a step. Autograd (difference, square, mean, and back) would
+    allocate and pass over five tensors of this size; here it is one.
     """
 
     @staticmethod
@@ -112,7 +112,7 @@ class _SquaredError(torch.autograd.Function):
     def backward(ctx: Any, grad_BMC: Tensor) -> tuple[Tensor, None]:
         (difference_XQ,) = ctx.saved_tensors
         factor_X1 = grad_BMC.reshape(-1, 1) * (2 / difference_XQ.shape[1])
-        # In place: nothing else reads it, and a second backward is refused by its version.
+        # In place: nothing else reads it, and torch refuses a second backward, since its version has changed.
         return difference_XQ.mul_(factor_X1).view(*grad_BMC.shape[:2], -1), None
 
 
@@ -133,7 +133,7 @@ class VideoMAE(nn.Module):
         self.decoder = blocks(width, mae.decoder_depth, mae.decoder_heads, vit.mlp_ratio, 0.0)
         self.decoder_norm = nn.LayerNorm(width, eps=1e-6)
         self.to_pixels = nn.Linear(width, clip.pixels)
-        start_blocks(self.decoder, vit)
+        initialise_blocks(self.decoder, vit)
         for module in (self.to_decoder, self.to_pixels):
             module.apply(initialise)
         nn.init.normal_(self.mask_token, std=0.02)

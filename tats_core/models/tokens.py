@@ -57,9 +57,9 @@ class ClipConfig(StrictModel):
 def patchify(video_BCTHW: Tensor, clip: ClipConfig) -> Tensor:
     """Cut clips into tokens of pixels `[B, N, P]`; P is ordered (c, t, p, p), as in a convolution's kernel.
 
-    VideoMAE's own order is (t, p, p, c). Ours copies whole rows of p pixels, needs no turning of the
-    embedding's weight, and has each channel's values side by side for the target's mean and deviation;
-    `checkpoints_io` turns the rows of VideoMAE's prediction head.
+    VideoMAE's order is (t, p, p, c). Ours copies whole rows of p pixels, fits the embedding's weight as it
+    is, and has each channel's values side by side for the target's mean and deviation; `checkpoints_io`
+    reorders the rows of VideoMAE's prediction head.
     """
     b, c = video_BCTHW.shape[:2]
     t, p, f, s = clip.tubelet, clip.patch, clip.slices, clip.side
@@ -113,7 +113,7 @@ def positions(clip: ClipConfig, width: int, kind: Literal["separable", "joint"])
     """Fixed sine-cosine positions `[N, D]`.
 
     `joint` is VideoMAE's table: one code over the token's number 0..N-1. `separable` joins codes of slice,
-    row and column, so the same position at another time has most of its code in common.
+    row and column, so tokens at the same position in two slices share most of their code.
     """
     if kind == "joint":
         return _sine_cosine(torch.arange(clip.tokens), width).float()

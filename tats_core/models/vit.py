@@ -83,7 +83,7 @@ def blocks(width: int, depth: int, heads: int, mlp_ratio: float, drop_path: floa
 
 
 def run_blocks(blocks: nn.ModuleList, tokens_BMD: Tensor, recompute: bool) -> Tensor:
-    """Put tokens through the blocks; with `recompute`, backward computes their insides again."""
+    """Run tokens through the blocks; with `recompute`, backward computes activations again to save memory."""
     for block in blocks:
         tokens_BMD = checkpoint(block, tokens_BMD, use_reentrant=False) if recompute else block(tokens_BMD)
     return tokens_BMD
@@ -100,7 +100,7 @@ def initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def start_blocks(blocks: nn.ModuleList, config: ViTConfig) -> None:
+def initialise_blocks(blocks: nn.ModuleList, config: ViTConfig) -> None:
     """Initialise transformer blocks as `config` says."""
     blocks.apply(initialise)
     if config.attention_init == "mimetic":
@@ -150,7 +150,7 @@ class VideoViT(nn.Module):
         self.register_buffer("position_ND", positions(clip, config.width, config.positions), persistent=False)
         self.blocks = blocks(config.width, config.depth, config.heads, config.mlp_ratio, drop_path)
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
-        start_blocks(self.blocks, config)
+        initialise_blocks(self.blocks, config)
 
     def tokenize(self, patches_BNP: Tensor) -> Tensor:
         """Embed all tokens and add their positions: `[B, N, P]` to `[B, N, D]`."""

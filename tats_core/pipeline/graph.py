@@ -1,4 +1,4 @@
-"""From stages as written to stages as run: matrices expanded, configurations checked, edges drawn.
+"""Builds the graph of a pipeline: expands matrices, checks configurations, draws edges.
 
 A stage becomes one *instance* for each row of its axes. Its axes are its own matrix and those of the
 stages it needs, joined: rows must agree where two share an axis. So `evaluate`, without a matrix, follows
@@ -29,7 +29,7 @@ Kind = StageKind[Any]
 
 @dataclass(frozen=True)
 class Instance:
-    """One stage as it will run; `needs` names the instances whose outputs it reads, in plan order."""
+    """A stage as it runs; `needs` names the instances whose outputs it reads, in plan order."""
 
     name: str
     stage: str
@@ -47,10 +47,10 @@ class Graph:
     instances: Mapping[str, Instance]
 
     def select(self, names: Iterable[str], option: str) -> set[str]:
-        """Return the instances meant by `names`: a stage's (all of its matrix) or an instance's own.
+        """Return the instances meant by `names`: a stage's (all of its matrix) or an instance's name.
 
         Raises:
-            SpecError: nothing is called so.
+            SpecError: no stage has such a name.
         """
         chosen: set[str] = set()
         for name in names:
@@ -62,7 +62,7 @@ class Graph:
         return chosen
 
     def followers(self, names: Iterable[str]) -> set[str]:
-        """Return the instances that read an output of `names`, however indirectly, and `names` themselves."""
+        """Return `names` and the instances that read an output of theirs, directly or not."""
         reached = set(names)
         for instance in self.instances.values():
             if reached.intersection(instance.needs):
@@ -191,7 +191,7 @@ def _config(pipeline: Pipeline, stage: Stage, kind: Kind, row: Row, inherited: s
     raw = _over(raw, stage.config)
     for axis in stage.matrix:
         if axis in inherited and axis not in fields:
-            continue  # the matrix only picks among the instances of what the stage needs
+            continue  # the matrix only selects instances of what the stage needs
         raw = specs.override(raw, axis.split("."), row[axis])
     config: StrictModel = specs.validate(kind.Config, raw, pipeline.where, prefix=stage.name)
     return config

@@ -1,7 +1,7 @@
 """The commands that a pipeline's `notify` calls when a run ends or a stage fails.
 
-Hooks run one after another in a thread of their own: a slow one delays the next, never the run. One that
-fails becomes a note.
+Hooks run one after another in a separate thread: a slow hook delays the next hook, never the run. A failure
+is shown as a note.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Notifier(Observer):
         self.close(DELIVER_SECONDS)
 
     def aborted(self, record: RunRecord) -> None:
-        """Call the hooks of the run's end; somebody who pressed Ctrl-C twice does not wait long."""
+        """Call the hooks of the run's end; after a second Ctrl-C, wait only briefly."""
         self.run_ended(record)
         self.close(_HASTE_SECONDS)
 
@@ -110,16 +110,16 @@ def message(record: RunRecord, event: Event, stage: str, error: str | None) -> M
 
 
 def call(command: str, message: Message) -> None:
-    """Run a command to its end, with a message in its environment and, as JSON, on its standard input.
+    """Run a command, with a message in its environment and, as JSON, on its standard input.
 
     Raises:
         RunError: it cannot be started, takes too long, or fails.
     """
-    # A variable takes neither everything nor any length; the JSON has all of it.
+    # A variable cannot hold every character or any length; the JSON has everything.
     environment = os.environ | {
         f"TATS_{name.upper()}": str(message[name]).replace("\0", " ")[:_VARIABLE] for name in _VARIABLES
     }
-    # Into a file, not a pipe: what the command leaves running would keep a pipe open.
+    # Into a file, not a pipe: processes that the command leaves running would keep a pipe open.
     with tempfile.TemporaryFile() as printed:
         try:
             process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Who watches a run: one interface for the terminal, tracking, hooks, the run's page and a sweep's trials."""
+"""The observers of a run: the terminal, tracking, hooks, the run's page, a sweep's trials."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tats_core.training.events import Event
 
 @dataclass(frozen=True)
 class Events:
-    """What was appended to a stage's event file: whole lines from byte `start` to byte `end` of `file`."""
+    """What was appended to a stage's event file: complete lines from byte `start` to byte `end` of `file`."""
 
     file: Path
     start: int
     end: int
     all: tuple[Event, ...]
     new: tuple[Event, ...]
-    """Those of this run; before them come those that earlier runs of an unfinished stage wrote."""
+    """Those of this run; earlier runs of an unfinished stage wrote the others."""
 
 
 class Observer:
@@ -32,7 +32,7 @@ class Observer:
     """
 
     def started(self, plan: Plan, record: RunRecord) -> None:
-        """The plan stands and preflight passed; nothing has run yet."""
+        """The plan is made and preflight passed; nothing has run yet."""
 
     def stage_started(self, stage: StageRecord, folders: tuple[Path, ...]) -> None:
         """A stage begins, or begins again (a retry); its files are in the first of `folders` that exists."""
@@ -41,7 +41,7 @@ class Observer:
         """A stage wrote something."""
 
     def note(self, stage: str, text: str) -> None:
-        """A sentence for people; `stage` is "" where it is about the whole run."""
+        """A sentence to display; `stage` is "" if it is about the run."""
 
     def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
         """A stage ended, or is reused; `source` is the run and the stage that made a reused output."""
@@ -50,20 +50,20 @@ class Observer:
         """All stages have ended; `record` says how."""
 
     def deliver(self) -> None:
-        """Wait until what this observer passes on has arrived, for as long as that makes sense."""
+        """Wait until what this observer sends has arrived, but not for ever."""
 
     def finished(self, record: RunRecord) -> None:
         """The record is complete."""
 
     def aborted(self, record: RunRecord) -> None:
-        """An error of our own, or a second Ctrl-C, ends the run now."""
+        """An internal error, or a second Ctrl-C, ends the run at once."""
 
 
 class Display(Observer):
-    """An observer that shows a run to people: what earlier runs wrote is left out."""
+    """An observer that displays a run, without the events of earlier runs."""
 
     def params(self, name: str, values: Mapping[str, object]) -> None:
-        """What a stage's configuration came down to: effective batch, learning rate, K visible of N."""
+        """Values derived from a stage's configuration: effective batch, learning rate, K visible of N."""
 
     def progress(self, name: str, event: Event) -> None:
         """`event` has step, steps, epoch, epochs (int), shown (name → number) and time."""
@@ -85,7 +85,7 @@ class Display(Observer):
                 self.params(stage, event["values"])
 
     def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
-        """Show how the stage ended; that it was stopped, the end of the run says."""
+        """Show how the stage ended; that it was stopped is shown at the end of the run."""
         if stage.done:
             self.stage_finished(stage.name, stage.seconds, stage.status == "cached")
         elif stage.status == "failed":
@@ -93,7 +93,7 @@ class Display(Observer):
 
 
 class Tracking(Observer):
-    """Writes what happens into the journal of MLflow's `tracker`."""
+    """Writes events into the journal of MLflow's `tracker`."""
 
     def __init__(self, tracker: Tracker, record: RunRecord) -> None:
         self._tracker = tracker
@@ -128,7 +128,7 @@ class Tracking(Observer):
         self._tracker.stage_started(stage, config["all"], config["set"], folders, data, digests)
 
     def events(self, stage: str, events: Events) -> None:
-        """Note how far the stage's event file was read."""
+        """Log how far the stage's event file was read."""
         self._tracker.events(stage, events.file, events.start, events.end, events.all)
 
     def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
@@ -138,7 +138,7 @@ class Tracking(Observer):
         self._tracker.stage_ended(stage, source)
 
     def run_ended(self, record: RunRecord) -> None:
-        """Log the end; the run's page lies on disk."""
+        """Log the end; the run's page is on disk."""
         self._tracker.run_ended()
 
     def deliver(self) -> None:

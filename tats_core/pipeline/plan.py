@@ -20,7 +20,7 @@ from tats_core.store.run import SCHEMA
 
 Action = Literal["run", "reuse", "skip"]
 
-_RECENT_RUNS = 10  # searched for how long a stage took; in the newest ones it may have been reused
+_RECENT_RUNS = 10  # searched for the duration of a stage, which the newest runs may have reused
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the command line asks for, as instances."""
+    """The options of the command line, as instances."""
 
     wanted: frozenset[str]
     forced: frozenset[str]
@@ -97,13 +97,13 @@ class Decision:
     key: StageKey
     folder: Path
     fresh: bool = False
-    """An earlier attempt is not resumed."""
+    """Do not resume an earlier attempt."""
     changes: tuple[Change, ...] = ()
-    """What differs from the newest output of this stage of this pipeline, if it runs for that."""
+    """What differs from the newest output of this stage of this pipeline, if that is why it runs."""
 
 
 class Decider:
-    """Decides about one stage at a time."""
+    """Decides about stages, one at a time."""
 
     def __init__(self, pipeline: Pipeline, graph: Graph, store: StageStore, choice: Choice) -> None:
         self.pipeline = pipeline
@@ -136,7 +136,7 @@ class Decider:
     def changes(self, instance: Instance, components: Mapping[str, object]) -> tuple[Change, ...] | None:
         """Return what differs from the newest output of this stage; None where it has none."""
         kind = instance.kind.name
-        if kind not in self._history:  # read once: it does not grow by what this run makes
+        if kind not in self._history:  # read once: without the outputs of this run
             self._history[kind] = self.store.history(kind)
         before = self._history[kind].get((self.pipeline.name, instance.name))
         return None if before is None else diff.between(before, components)
@@ -146,7 +146,7 @@ def make(decider: Decider) -> Plan:
     """Return what a run would do, as far as it can be known before.
 
     Raises:
-        SpecError: `--only` names a stage that needs the output of one that has none.
+        SpecError: `--only` names a stage whose need has no output.
     """
     items: dict[str, PlanItem] = {}
     digests: dict[str, str] = {}

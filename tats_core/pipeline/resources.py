@@ -1,4 +1,4 @@
-"""CPUs and GPUs: what there is, what the stages of a run hold, and what is free."""
+"""CPUs and GPUs: how many exist, how many the stages of a run hold, how many are free."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tats_core.pipeline.graph import Instance
 
 @dataclass(frozen=True)
 class Resources:
-    """A number of CPUs and one of GPUs."""
+    """A number of CPUs and a number of GPUs."""
 
     cpus: int
     gpus: int
 
 
 class Pool:
-    """What a run may use; each running stage holds a part of it."""
+    """The resources of a run; each running stage holds a share."""
 
     def __init__(self, total: Resources) -> None:
         self.total = total
@@ -35,15 +35,15 @@ class Pool:
         )
 
     def take(self, instance: Instance) -> None:
-        """Give a stage its share, even where less is free: what works already is not stopped for it."""
+        """Give a stage its share, even if less is free: a running stage is never stopped for another."""
         self._held[instance.name] = self._share(instance)
 
     def release(self, name: str) -> None:
-        """Take back what a stage holds, if it holds anything."""
+        """Take back the share of a stage, if it has one."""
         self._held.pop(name, None)
 
     def _share(self, instance: Instance) -> Resources:
-        """All that a stage can use, or all there is."""
+        """Return all that a stage can use, or all that exists."""
         spare = instance.kind.spare(instance.config)
 
         def most(least: int, total: int) -> int:
@@ -54,10 +54,10 @@ class Pool:
 
 
 def available(instances: Sequence[Instance]) -> Resources:
-    """Return what there is for stages that are to run.
+    """Return the resources for stages that are to run.
 
     Raises:
-        ResourceError: one of them needs more; says how to ask for less.
+        ResourceError: a stage needs more than exists; the message says how to ask for less.
     """
     total = capacity(any(instance.kind.gpus(instance.config) for instance in instances))
     for instance in instances:
@@ -77,7 +77,7 @@ def available(instances: Sequence[Instance]) -> Resources:
 
 
 def capacity(wants_gpu: bool) -> Resources:
-    """Return what this machine has, or the Ray cluster; CPUs of this machine are counted without a Ray."""
+    """Return what this machine has, or the Ray cluster; without GPUs or a cluster, Ray is not started."""
     if not wants_gpu and not os.environ.get("RAY_ADDRESS"):
         return Resources(available_cpus(), 0)
     from tats_core.launch import ray_train

@@ -42,13 +42,13 @@ __all__ = ["Host", "Plan", "PlanItem", "RunRecord", "StageRecord", "plan", "run"
 OnError = Literal["stop", "continue"]
 Ended = Literal["finished", "failed", "stopped"]
 
-_PARTING = 1.0  # seconds that stages have to end what they started, when all is to end at once
-_TICK = 0.25  # seconds between two looks at the events of the running stages
+_PARTING = 1.0  # seconds that stages get to end when a second Ctrl-C ends the run at once
+_TICK = 0.25  # seconds between two readings of the running stages' events
 
 
 @dataclass(frozen=True)
 class Host:
-    """What the larger work that a run is a part of provides (a sweep, for a trial).
+    """What a sweep provides for the run of a trial.
 
     `run_id` is the run's folder below `runs/`, `observer` stands for tracking, `launch` for Ray Train, and
     `stop` ends the run.
@@ -68,7 +68,7 @@ def plan(
     only: Sequence[str] = (),
     from_stage: str | None = None,
 ) -> Plan:
-    """Say what `run` with the same arguments would do, and why; starts and changes nothing.
+    """Return what `run` with the same arguments would do, and why; starts and changes nothing.
 
     A stage is named as in the file (`finetune`: all of its matrix) or in full (`finetune[ssv2,scratch]`).
 
@@ -117,7 +117,7 @@ def run(
     try:
         return _Run(decider, record, pool, on_error, ui, host).execute(todo)
     except BrokenPipeError:
-        raise  # the reader of what is printed has left; the storage is in order
+        raise  # the reader of the output has closed it; the storage works
     except OSError as error:
         raise StoreError(
             f"{error.filename or home}: cannot be used ({error.strerror or error}); mend the storage or set "
@@ -134,8 +134,8 @@ def _decider(
 
 def _preflight(graph: Graph, todo: Plan, home: Path) -> resources.Resources:
     instances = [graph.instances[item.name] for item in todo.items if item.action == "run"]
-    # What is missing first: no data set is worse than too small a machine, and is known without Ray.
-    missing: dict[str, None] = {}  # an ordered set: many stages may miss the same data set
+    # Missing inputs first: they are known without Ray.
+    missing: dict[str, None] = {}  # an ordered set: stages may miss the same data set
     for instance in instances:
         context = Preflight(instance.name, instance.axes, home)
         missing.update(dict.fromkeys(instance.kind.preflight(instance.config, context)))
@@ -146,7 +146,7 @@ def _preflight(graph: Graph, todo: Plan, home: Path) -> resources.Resources:
 
 def _new_record(pipeline: Pipeline, home: Path, todo: Plan, only: Sequence[str]) -> RunRecord:
     now = time.time()
-    # In UTC: ids sort by time, whatever the zones of the machines that share a project folder.
+    # In UTC, so that ids sort by time on machines in several time zones.
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now)) + f"{int(now * 1000) % 1000:03d}"
     return RunRecord(
         id=f"{pipeline.name}-{stamp}-{secrets.token_hex(2)}",
@@ -176,10 +176,10 @@ class _Page(Observer):
         self._run = run
 
     def run_ended(self, record: RunRecord) -> None:
-        """Write it; that it cannot be written must not fail a run."""
+        """Write the page; a failure to write it does not fail the run."""
         try:
             run_page.write(record)
-        except Exception as error:  # noqa: BLE001 (whatever is wrong with it)
+        except Exception as error:  # noqa: BLE001 (any error of the page)
             self._run.note("", f"the run's page was not written: {type(error).__name__}: {error}")
 
 
@@ -209,7 +209,7 @@ class _Run:
             decider.pipeline.notify, record, lambda text: self.answers.put(Answer("", "note", text))
         )
         displays = [ui] if ui else []
-        # In the order in which they are called: the end of a run is tracked with its page.
+        # In the order in which they are called: tracking logs the page.
         self.observers: list[Observer]
         if host:
             self.observers = [host.observer, *displays, hooks]
@@ -238,7 +238,7 @@ class _Run:
             return self.record
 
     def note(self, stage: str, text: str) -> None:
-        """Pass a sentence on to people; `stage` is "" where it is about the whole run."""
+        """Show a sentence; `stage` is "" if it is about the run."""
         for observer in self.observers:
             observer.note(stage, text)
 
@@ -266,7 +266,7 @@ class _Run:
                 if stage.status != "waiting" or self.stop.is_set():
                     continue
                 if any(status in ("failed", "skipped", "stopped") for status in needs):
-                    self._leave_out(instance.name, "what it needs is not there")
+                    self._leave_out(instance.name, "its inputs are missing")
                 elif all(need in self.digests for need in instance.needs):
                     self._start(instance, stage)
 
@@ -297,7 +297,7 @@ class _Run:
             answers=self.answers,
             launch=self.launch,
         )
-        stage.said_from = work.said_before
+        stage.said_from = work.bytes_before
         self.running[instance.name] = work
         self._started(work)
         self.pool.take(instance)
@@ -318,7 +318,7 @@ class _Run:
         stage.status, stage.reason = "skipped", reason
 
     def _now(self) -> float:
-        """The time, by a clock that nobody sets: a duration stays right when the machine's clock jumps."""
+        """The time by a monotonic clock: durations stay right when the machine's clock jumps."""
         return self.record.started + time.monotonic() - self.began
 
     # --- following -----------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ class _Run:
         try:
             lines = list(read_events(file, start))
         except FileNotFoundError:
-            return  # the commit renamed the folder just now; the next look finds it
+            return  # the commit is renaming the folder; the next reading finds it
         if not lines:
             return
         work.offset = lines[-1][0]
@@ -340,8 +340,8 @@ class _Run:
             start,
             work.offset,
             all=tuple(event for _, event in lines),
-            # What an earlier run wrote is for the curves; people have seen it.
-            new=tuple(event for end, event in lines if end > work.said_before),
+            # Events of an earlier run are for the curves only; they were displayed then.
+            new=tuple(event for end, event in lines if end > work.bytes_before),
         )
         for observer in self.observers:
             observer.events(work.name, events)
@@ -415,7 +415,7 @@ class _Run:
             stage = record.stages[name]
             stage.status, stage.finished, stage.said_to = record.status, record.finished, work.offset
             stage.seconds = record.finished - (stage.started or record.finished)
-        with suppress(OSError):  # a full disk: this error, and no later one, is what to report
+        with suppress(OSError):  # a full disk: the first error is the one to report
             record.save()
         for observer in self.observers:
             observer.aborted(record)
@@ -461,12 +461,12 @@ def _signals(stop: threading.Event) -> Iterator[None]:
         return
 
     def handle(number: int, frame: types.FrameType | None) -> None:
-        # Ray's handler of SIGTERM comes before this one, and has set an alarm that would abort the
-        # process three seconds later, in the middle of what we stop for.
+        # Ray's handler of SIGTERM runs before this one and sets an alarm that would abort the process three
+        # seconds later, before the checkpoints are saved.
         signal.alarm(0)
         if stop.is_set():
             raise KeyboardInterrupt
-        stop.set()  # all else is done by the loop: a handler may interrupt anything
+        stop.set()  # the loop does all else: a handler may interrupt anything
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

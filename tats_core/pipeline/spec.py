@@ -1,4 +1,4 @@
-"""A pipeline as people write it: one YAML file, its overrides, and the checks that need no stage kind.
+"""A pipeline as its YAML file describes it, with overrides and the checks that need no stage kind.
 
 ::
 
@@ -89,7 +89,7 @@ def load(name: str, sets: Sequence[str] = ()) -> Pipeline:
         SpecError: no such pipeline, or something in the file or in an override is not valid.
     """
     path = specs.find("pipelines", name)
-    where = shown(path)
+    where = display_path(path)
     raw = read(path)
     for text in sets:
         raw = _override(raw, *specs.parse_override(text), f"--set {text}")
@@ -115,7 +115,7 @@ def read(path: Path) -> dict[str, Any]:
     *variants, base = lineage(path)
     raw = specs.read(base)
     for file in reversed(variants):
-        where = shown(file)
+        where = display_path(file)
         variant = specs.validate(_Variant, specs.read(file), where)
         for key, value in variant.set.items():
             raw = _override(raw, key.split("."), value, f"{where}: set: {key}")
@@ -126,14 +126,14 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def lineage(path: Path) -> list[Path]:
-    """Return a pipeline's file, the file of the pipeline that it is like, and so on to one that is complete.
+    """Return a pipeline's file, the file of the pipeline that it is like, and so on to a complete file.
 
     Raises:
         SpecError: as `read`.
     """
     files = [path]
     while "like" in (raw := specs.read(files[-1])):
-        where = shown(files[-1])
+        where = display_path(files[-1])
         variant = specs.validate(_Variant, raw, where)
         _check_name(variant.name, files[-1])
         if variant.like not in (menu := specs.names("pipelines")):
@@ -149,7 +149,7 @@ def lineage(path: Path) -> list[Path]:
 
 def _check_name(name: object, path: Path) -> None:
     if name is not None and name != path.stem:
-        raise SpecError(f"{shown(path)}: name is '{name}', but the file's name calls it '{path.stem}'")
+        raise SpecError(f"{display_path(path)}: name is '{name}', but the file's name calls it '{path.stem}'")
 
 
 class _Variant(StrictModel):
@@ -208,12 +208,12 @@ def _stage(name: str, entry: Mapping[str, object], where: str) -> Stage:
 
 
 def label(value: Scalar) -> str:
-    """Return how a matrix value is written in the names of stages (as in YAML: `true`, not `True`)."""
+    """Return a matrix value as the names of stages show it (as in YAML: `true`, not `True`)."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def shown(path: Path) -> str:
-    """Return how a file is named in messages: as seen from the working directory, where it lies below."""
+def display_path(path: Path) -> str:
+    """Return a path for messages: relative to the working directory, if it is below it."""
     try:
         return str(path.resolve().relative_to(Path.cwd().resolve()))
     except ValueError:

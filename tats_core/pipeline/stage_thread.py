@@ -29,7 +29,7 @@ Launch = Callable[..., None]
 class Answer:
     """What a stage's thread reports: how it ended, that it tries "again" and why, or a "note".
 
-    "waits" is a note too: another process makes its output. "works" follows if it did not finish.
+    "waits" is a note too: another process makes its output. "works" follows if that process did not finish.
     """
 
     name: str
@@ -58,9 +58,9 @@ class StageWork(threading.Thread):
         self.decision = decision
         self.offset = 0
         """Bytes of the event file that the main thread has read."""
-        # A forced stage begins a file of its own.
-        self.said_before = 0 if decision.fresh else _size(store.partial(decision.folder) / EVENTS)
-        """Bytes of it that earlier runs have written."""
+        # A forced stage starts a new file.
+        self.bytes_before = 0 if decision.fresh else _size(store.partial(decision.folder) / EVENTS)
+        """Bytes of the event file that earlier runs wrote."""
         self._store = store
         self._inputs = inputs
         self._origin = origin
@@ -71,7 +71,7 @@ class StageWork(threading.Thread):
         self._fresh = decision.fresh
         self._waited = False
         self._readable = False
-        """The event file is this attempt's, one that it resumes, or of another process that it waits for."""
+        """The event file is of this attempt, of one that it resumes, or of the process that it waits for."""
 
     @property
     def events(self) -> Path | None:
@@ -101,7 +101,7 @@ class StageWork(threading.Thread):
         except OSError as error:
             text = f"{error.filename or self._home}: {error.strerror or error}"
             return Answer(self.name, "failed", str(StoreError(text))), False
-        except BaseException as error:  # noqa: BLE001 (a bug, or an exit: the main thread shall not wait for ever)
+        except BaseException as error:  # noqa: BLE001 (a bug, or an exit: the main thread must get an answer)
             return Answer(self.name, "failed", self._save_traceback(error)), False
 
     def _work(self) -> Answer:
@@ -109,12 +109,12 @@ class StageWork(threading.Thread):
         forced = self._fresh or self._store.unfinished(folder) == "forced"
         if (self._waited or not forced) and self._store.fault(folder, key) is None:
             self._readable = True
-            return Answer(self.name, "cached")  # another process made it since it was decided to run
+            return Answer(self.name, "cached")  # another process made it since the decision
         if self._waited:
             self._waited = False
             self._answers.put(Answer(self.name, "works"))
         edited = code.changed(key.components["code"])
-        if edited:  # its output would stand under the key of the code as it was
+        if edited:  # its output would have the key of the old code
             raise TatsError(
                 f"the code of {', '.join(edited)} was changed since this run began; start it again: "
                 "what is done is kept"
@@ -164,7 +164,7 @@ class StageWork(threading.Thread):
                 from tats_core.launch import ray_train
 
                 launch = ray_train.fit
-            # A stage that fits twice resumes each by its place in the order.
+            # By number, so that a stage that fits twice resumes each of the two.
             launch(
                 entry,
                 job,

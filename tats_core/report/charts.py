@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Importing matplotlib's drawing part takes 0.3 s, which a run that draws nothing does without: the functions
-# that draw import it.
+# The functions that draw import matplotlib, which takes 0.3 s: a run without charts does without.
 
 DPI: Final = 140
 SERIES: Final = 6
@@ -42,8 +41,8 @@ _MARKERS: Final = "os^DvP"
 _COLOURS: Final = ("blue", "orange", "green", "violet", "gold", "red")
 _C: Final = {name: light for name, (light, _) in theme.COLOURS.items()}
 
-_COUNTED_CLASSES = 16  # up to here each cell of a confusion matrix has room for its number
-_NAMED_CLASSES = 110  # and up to here each row for its class's name
+_COUNTED_CLASSES = 16  # with more, a cell of a confusion matrix has no room for its number
+_NAMED_CLASSES = 110  # with more, a row has no room for its class's name
 _NAME_LENGTH = 44
 _WORST_PAIRS = 20
 _BUCKETS = 90  # of a long curve, each drawn by its lowest and highest point
@@ -57,15 +56,21 @@ class Curve:
     A `reference` is something to compare with (chance, random sampling): drawn thin and grey.
     """
 
-    series: Any
+    series: object
     steps: Sequence[float]
     values: Sequence[float]
     reference: bool = False
 
+    @classmethod
+    def of(cls, series: object, points: Mapping[int, float], *, reference: bool = False) -> Curve:
+        """Return the curve through `points`, step → value."""
+        steps = sorted(points)
+        return cls(series, steps, [points[step] for step in steps], reference)
+
 
 @dataclass(frozen=True)
 class Named:
-    """A key or a metric, what it is called and, of a metric, which is better ("max" or "min")."""
+    """A key or a metric with its title; `mode` says which values of a metric are better ("max" or "min")."""
 
     key: str
     title: str
@@ -78,7 +83,7 @@ class Series:
 
     key: str
     title: str
-    values: tuple[Any, ...]
+    values: tuple[object, ...]
 
 
 # --- writing ---------------------------------------------------------------------------------------------
@@ -114,7 +119,7 @@ def svg(figure: Figure, description: str) -> Markup:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": description, "svg.image_inline": True}):
         figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = out.getvalue()
-    # The style would hold for the whole page.
+    # Its style element would apply to the whole page.
     rest = r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>|<defs>\s*</defs>|\n\s*"
     text = re.sub(rest, "", text[text.index("<svg") :], flags=re.DOTALL)
     unused = r' (?:id="\w+_\d+"|xmlns:xlink="[^"]*"|transform="rotate\(-0 [^"]*")|font-family: [^;]*;'
@@ -202,7 +207,7 @@ def confusion(confusion_CC: Counts, classes: Sequence[str], title: str) -> Figur
         columns=len(widths), width_ratios=widths, dpi=120,
     )  # fmt: skip
     share_CC = 100 * confusion_CC / confusion_CC.sum(1, keepdims=True).clip(1)
-    # The root of the share: a class that takes 5% of another's clips is to be seen beside a diagonal of 90%.
+    # The root of the share makes a confusion of 5% visible beside a diagonal of 90%.
     image = axes.imshow(share_CC, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
     bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.02, ticks=(0, 5, 10, 25, 50, 75, 100))
     bar.set_label("percent of the true class's clips", fontsize=8)
@@ -261,15 +266,15 @@ def reliability(
 
 
 def learning(
-    panels: Mapping[str, Sequence[Curve]], names: Sequence[Any], *, ylabel: str = "", stacked: bool = False
+    panels: Mapping[str, Sequence[Curve]], names: Sequence[object], *, ylabel: str = "", stacked: bool = False
 ) -> Figure:
     """Draw curves, a panel a title; a curve's style is that of its series among `names`.
 
     Args:
         stacked: whether the legend has a line for each name.
     """
-    figure, every = _panels(len(panels), more=0.4 + 0.2 * len(names) * stacked)
-    for axes, (title, curves) in zip(every, panels.items(), strict=True):
+    figure, all_axes = _panels(len(panels), more=0.4 + 0.2 * len(names) * stacked)
+    for axes, (title, curves) in zip(all_axes, panels.items(), strict=True):
         _plain(axes, title)
         axes.set(xlabel="step", ylabel=ylabel)
         faint = 1.0 if len(curves) <= 6 else 0.65 if len(curves) <= 40 else 0.35
@@ -361,10 +366,10 @@ def round_ticks(values: Sequence[float]) -> list[float]:
 
 def against(rows: Sequence[Row], x: Named, series: Series | None, metrics: Sequence[Named]) -> Figure:
     """Draw each metric against a numeric key, one line a value of `series`, with 95% intervals over seeds."""
-    figure, every = _panels(len(metrics))
+    figure, all_axes = _panels(len(metrics))
     names = series.values if series else (None,)
     xs = sorted({float(row.point[x.key]) for row in rows if x.key in row.point})
-    for axes, metric in zip(every, metrics, strict=True):
+    for axes, metric in zip(all_axes, metrics, strict=True):
         _plain(axes, metric.title)
         axes.set_xlabel(x.title)
         for index, name in enumerate(names):
@@ -374,7 +379,7 @@ def against(rows: Sequence[Row], x: Named, series: Series | None, metrics: Seque
                 if x.key in row.point
             )
             if points:
-                # Beside one another: intervals on top of one another cannot be told apart.
+                # Shifted sideways, since overlapping intervals cannot be told apart.
                 shift = 0.012 * (xs[-1] - xs[0]) * (index - (len(names) - 1) / 2)
                 means, halves = zip(*((value.mean, value.half or 0) for _, value in points), strict=True)
                 at = [position + shift for position, _ in points]
@@ -397,7 +402,7 @@ def parallel(rows: Sequence[Row], keys: Sequence[Named], metrics: Sequence[Named
     figure, (axes,) = _figure(max(6.5, 1.25 * len(columns) + 1), 4.0)
     objective = [row.values[best.key].mean for row in rows]
     norm = Normalize(min(objective), max(objective))
-    # Of viridis, what is seen on light paper and on dark.
+    # The part of viridis that is visible on light and on dark paper.
     scale = ListedColormap(colormaps["viridis"](np.linspace(0.25, 0.88, 48)))
     scale = scale.reversed() if best.mode == "min" else scale
     for index, value in enumerate(objective):
@@ -438,7 +443,7 @@ def pareto(rows: Sequence[Row], first: Named, second: Named, series: Series | No
     figure, (axes,) = _figure(6.5, 4.2)
     names = series.values if series else (None,)
     ends = front(rows, first, second)
-    # Drawn as steps: between two points of the front lies what is no better than either.
+    # Steps, since a point between two points of the front is no better than either.
     edge = sorted((row.values[second.key].mean, row.values[first.key].mean) for row in ends)
     if len(edge) > 1:
         after = (second.mode == "min") == (first.mode == "max")
@@ -464,7 +469,7 @@ def pareto(rows: Sequence[Row], first: Named, second: Named, series: Series | No
 
 
 def front(rows: Sequence[Row], first: Named, second: Named) -> list[Row]:
-    """Return the rows that no other one beats: as good in both metrics and better in one."""
+    """Return the rows that no other row beats: as good in both metrics and better in one."""
     known = _of_series(rows, None, None, first, second)
     signs = {metric.key: 1 if metric.mode == "max" else -1 for metric in (first, second)}
     scores = [tuple(sign * row.values[key].mean for key, sign in signs.items()) for row in known]
@@ -478,7 +483,7 @@ def front(rows: Sequence[Row], first: Named, second: Named) -> list[Row]:
 
 
 _ABSENT: Final = object()
-"""A key that means nothing at this point: it lies below all values."""
+"""Stands for a key that means nothing at this point; it is drawn below all values."""
 
 
 def _column(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
@@ -504,7 +509,7 @@ def _column(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]
     return [height(value) for value in values], [*gap, *ticks]
 
 
-def _of_series(rows: Sequence[Row], series: Series | None, value: Any, *metrics: Named) -> list[Row]:
+def _of_series(rows: Sequence[Row], series: Series | None, value: object, *metrics: Named) -> list[Row]:
     """Return the rows that have all metrics and this value of the series."""
     measured = [row for row in rows if all(metric.key in row.values for metric in metrics)]
     return [row for row in measured if series is None or row.point.get(series.key) == value]
@@ -527,10 +532,10 @@ def _figure(
 
     # A Figure of its own instead of pyplot's: no global state, no display, safe in threads.
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained", facecolor=_C["paper"])
-    every: list[Axes] = list(figure.subplots(rows, columns, squeeze=False, **more).flat)
-    for axes in every:
-        _plain(axes, title if axes is every[0] else "", 11)
-    return figure, every
+    all_axes: list[Axes] = list(figure.subplots(rows, columns, squeeze=False, **more).flat)
+    for axes in all_axes:
+        _plain(axes, title if axes is all_axes[0] else "", 11)
+    return figure, all_axes
 
 
 def _panels(
@@ -539,10 +544,10 @@ def _panels(
     columns = min(3, count)
     rows = -(-count // columns)
     size = (max(6.5, width * columns), height * rows + more)
-    figure, every = _figure(*size, rows=rows, columns=columns)
-    for axes in every[count:]:
+    figure, all_axes = _figure(*size, rows=rows, columns=columns)
+    for axes in all_axes[count:]:
         axes.set_axis_off()
-    return figure, every[:count]
+    return figure, all_axes[:count]
 
 
 def _plain(axes: Axes, title: str = "", size: float = 10) -> None:
@@ -567,7 +572,7 @@ def _style(index: int, **more: Any) -> dict[str, Any]:
     return {**_line(_COLOURS[index], _DASHES[index], marker=_MARKERS[index]), **more}
 
 
-def _legend(figure: Figure, names: Iterable[Any], ncols: int = 6, **more: Any) -> None:
+def _legend(figure: Figure, names: Iterable[object], ncols: int = 6, **more: Any) -> None:
     from matplotlib.lines import Line2D
 
     labels = [name for name in names if name is not None]

@@ -1,4 +1,4 @@
-"""What a test says beside its one number, by class and by confidence: tables as CSV text.
+"""The results of a test by class and by confidence: tables as CSV text.
 
 Axes: C classes, K bins; `confusion_CC` counts clips, a row for each true class, a column for each predicted.
 """
@@ -17,7 +17,7 @@ Counts: TypeAlias = NDArray[np.int64]
 
 
 class Pair(NamedTuple):
-    """A class whose clips are taken for another's; `of` counts the true class's clips."""
+    """A class whose clips are predicted as another; `of` counts the true class's clips."""
 
     true: int
     predicted: int
@@ -26,9 +26,9 @@ class Pair(NamedTuple):
 
 
 def per_class(confusion_CC: Counts, classes: Sequence[str]) -> str:
-    """Return one line a class: its clips, how many percent of them are found, and what it is taken for.
+    """Return one line a class: its clips, their top-1 in percent, and the class it is confused with most.
 
-    Of two classes that it is taken for equally often, the first is named; none where all are found.
+    Of two classes that it is confused with equally often, the first is named.
     """
     clips_C, wrong_CC = confusion_CC.sum(1), confusion_CC * ~np.eye(len(classes), dtype=bool)
     lines = []
@@ -50,7 +50,7 @@ def matrix(confusion_CC: Counts, classes: Sequence[str]) -> str:
 
 
 def calibration(clips_K: Sequence[float], confidence_K: Sequence[float], accuracy_K: Sequence[float]) -> str:
-    """Return one line a bin of confidence: its edges, its clips, how sure and how often right; percent.
+    """Return one line a bin of confidence: its edges, clips, mean confidence and accuracy, in percent.
 
     `confidence` and `accuracy` of a bin without clips are empty.
     """
@@ -67,6 +67,6 @@ def most_confused(confusion_CC: Counts, count: int) -> list[Pair]:
     wrong_CC = confusion_CC * ~np.eye(len(confusion_CC), dtype=bool)
     # Stable, so that pairs of equal counts come in the order of their classes.
     order = np.argsort(-wrong_CC, axis=None, kind="stable")[:count]
-    places = zip(*(axis.tolist() for axis in np.unravel_index(order, wrong_CC.shape)), strict=True)
-    pairs = [Pair(i, j, int(wrong_CC[i, j]), int(confusion_CC[i].sum())) for i, j in places]
+    cells = zip(*(axis.tolist() for axis in np.unravel_index(order, wrong_CC.shape)), strict=True)
+    pairs = [Pair(i, j, int(wrong_CC[i, j]), int(confusion_CC[i].sum())) for i, j in cells]
     return [pair for pair in pairs if pair.clips]

@@ -19,14 +19,14 @@ from typing import Final, NamedTuple
 from tats_core.report import theme
 from tats_core.report.units import duration
 
-_FEW = 3  # instances of a stage that are drawn one by one …
-_BOXES = 10  # … if the whole drawing has no more boxes than this
+_FEW = 3  # instances of a stage that are drawn one by one, unless the drawing would then have more than
+_BOXES = 10
 
 _BOX_HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 58, 26, 44, 14
 _LETTER, _PADDING, _NARROWEST = 7.7, 46, 136
 _LONGEST = 34  # letters of a name; the rest is cut
 _SWEEPS = 8
-_STACK = 8  # how far the hindmost of a stack stands out
+_STACK = 8  # offset of the last box of a stack
 
 _FIRST: Final = ("failed", "stopped", "running", "run", "finished", "waiting", "skipped", "skip")
 """Of several states in one stack, the first of these decides how it is drawn."""
@@ -58,7 +58,7 @@ class Node:
 
     @property
     def subtitle(self) -> str:
-        """The line under the name, whole."""
+        """The line under the name, not cut."""
         return " · ".join(part for part in (self.kind if self.kind != self.name else "", self.detail) if part)
 
     @property
@@ -99,7 +99,7 @@ class Layout(NamedTuple):
 
 
 def fold(instances: Iterable[Instance]) -> list[Node]:
-    """Return the boxes for these instances: a stage with many is one stack, one with few is drawn whole."""
+    """Return the boxes for these instances: those of a stage with many of them form a stack."""
     stages: dict[str, list[Instance]] = {}
     for instance in instances:
         stages.setdefault(instance.stage, []).append(instance)
@@ -107,9 +107,9 @@ def fold(instances: Iterable[Instance]) -> list[Node]:
     if sum(len(members) if len(members) <= few else 1 for members in stages.values()) > _BOXES:
         few = 1
     groups = {
-        name: members
-        for stage, every in stages.items()
-        for name, members in ([(i.name, [i]) for i in every] if len(every) <= few else [(stage, every)])
+        name: group
+        for stage, members in stages.items()
+        for name, group in ([(i.name, [i]) for i in members] if len(members) <= few else [(stage, members)])
     }
     box = {instance.name: name for name, members in groups.items() for instance in members}
     nodes = []
@@ -232,7 +232,7 @@ def svg(nodes: Sequence[Node], *, title: str, standalone: bool = False) -> str:
 
     Args:
         title: what it shows, for those who cannot see it.
-        standalone: a file of its own, with style and background; else for a page with the same style.
+        standalone: with style and background, for a file; otherwise for a page that has the style.
     """
     layout = arrange(nodes)
     stacked = {node.name for node in nodes if node.count > 1}

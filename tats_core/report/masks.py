@@ -75,14 +75,14 @@ class _Scale:
         return pixels_XC
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Return `(place from 0 to 1, text)` of the numbers under the scale."""
+        """Return `(position from 0 to 1, text)` of the numbers under the scale."""
         ends = [(0.0, _short(self.low)), (1.0, _short(self.high))]
         return [ends[0], (0.5, "0"), ends[1]] if self.low < 0 else ends
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One way to look at the clip; `pixels_THWC` has the video's size."""
+    """A view of the clip; `pixels_THWC` has the video's size."""
 
     label: str
     remarks: tuple[str, ...]
@@ -128,7 +128,7 @@ def mask_gif(picture: Picture, path: Path, *, title: str, remark: str = "", mill
     rows = _rows(picture)
     scale = _enlargement(picture.frames_THWC)
     height, width = (scale * side for side in picture.frames_THWC.shape[1:3])
-    # What does not move is drawn once.
+    # The static parts are drawn once.
     still = _canvas(len(rows) * (width + _GAP) - _GAP, _TOP + height + 34, title, remark)
     draw = ImageDraw.Draw(still)
     for column, row in enumerate(rows):
@@ -152,8 +152,8 @@ def mask_gif(picture: Picture, path: Path, *, title: str, remark: str = "", mill
 def _palette(rows: Sequence[_Row]) -> Image.Image:
     """Return the 256 colours of an animation: steps of each scale, greys, and the rest for the video's own.
 
-    Left to itself, Pillow takes another palette for every frame, in which the video leaves the scales some
-    ten colours that change from frame to frame.
+    Pillow would choose a palette for each frame, in which the scales have about ten colours that change from
+    frame to frame.
     """
     steps = [
         row.scale.paint(np.linspace(row.scale.low, row.scale.high, _GIF_STEPS))

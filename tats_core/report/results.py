@@ -95,10 +95,10 @@ def latex(results: Results) -> str:
     parts = []
     for index, table in enumerate(_tables(results, ())):
         titled = table.frame.rename(columns=lambda title: title.capitalize() if title.islower() else title)
-        shown = Table(titled, table.labels, table.grouped, table.bold)
+        capitalised = Table(titled, table.labels, table.grouped, table.bold)
         label = f"{name}-pre-trainings" if index else name
         setup = ("\\small", "\\setlength{\\tabcolsep}{4pt}")
-        parts.append(shown.latex(captions[table.headings[0]], label, setup))
+        parts.append(capitalised.latex(captions[table.headings[0]], label, setup))
     return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
 
 
@@ -154,10 +154,12 @@ def pre_trainings(results: Results, keys: Sequence[str] = PRETRAINED) -> Table |
     axes = dict.fromkeys(
         key for policy in policies for key, value in policy.items() if isinstance(value, str)
     )
-    # The sampler and the ratio have columns of their own.
-    alone = ("sampler", "sampler.kind", "sampler.mask_ratio")
+    # The sampler and the mask ratio have columns already.
+    in_columns = ("sampler", "sampler.kind", "sampler.mask_ratio")
     labels = ["sampler"]
-    labels += [axis for axis in axes if axis not in alone and len({row.get(axis) for row in policies}) > 1]
+    labels += [
+        axis for axis in axes if axis not in in_columns and len({row.get(axis) for row in policies}) > 1
+    ]
     return policy_table(policies, labels, keys)
 
 
@@ -181,8 +183,8 @@ def further_axes(rows: Sequence[Row]) -> list[str]:
 def by_benchmark(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
     """Return benchmark → start → row, benchmarks in the order of `rows`, the pre-trained start first.
 
-    Where a pipeline has further axes (a seed), a benchmark and start come more than once: the second time
-    they stand under `ssv2 #2`, and so on, so that no row is lost.
+    With further axes (a seed), a benchmark and start occur more than once: the second row is under `ssv2 #2`,
+    and so on.
     """
     grouped: dict[str, dict[str, Row]] = {}
     seen: Counter[tuple[str, str]] = Counter()
@@ -278,7 +280,7 @@ def _start_order(init: str) -> int:
 
 
 def _is_best(row: Row, rivals: Sequence[Row], key: str) -> bool:
-    # As shown: of two numbers that are printed alike, neither is better.
+    # Rounded as printed: of two numbers that are printed alike, neither is better.
     values: list[float] = [round(rival[key], 1) for rival in rivals if rival.get(key) is not None]
     if key not in RESULTS or row.get(key) is None or len(values) < 2:
         return False

@@ -28,7 +28,7 @@ class Table:
     """How many rows at the end are means over the rows above (HTML)."""
 
     @classmethod
-    def of(cls, headings: Sequence[str], rows: Iterable[Sequence[Any]], **options: Any) -> Table:
+    def of(cls, headings: Sequence[str], rows: Iterable[Sequence[object]], **options: Any) -> Table:
         """Return the table with these headings and rows; `options` are the class's other fields."""
         return cls(pd.DataFrame(list(rows), columns=list(headings), dtype=object), **options)
 
@@ -38,7 +38,7 @@ class Table:
         return [str(name) for name in self.frame.columns]
 
     @property
-    def rows(self) -> list[list[Any]]:
+    def rows(self) -> list[Sequence[object]]:
         """The cells, row by row."""
         return [[DASH if cell is None else cell for cell in row] for row in self.frame.to_numpy().tolist()]
 

@@ -1,7 +1,7 @@
-"""Colours and line styles of pages and drawings, light and dark, in one place.
+"""The colours of pages and drawings, light and dark, in one place.
 
-The series' colours are Okabe and Ito's, which colour-blind readers tell apart; each goes with a dash, a
-shape or a word besides. Drawings have classes that start with `t-`, styled by `drawing_css`.
+They are Okabe and Ito's, which colour-blind readers tell apart; each comes with a dash, a shape or a word.
+Drawings have classes that start with `t-`, styled by `drawing_css`.
 """
 
 from __future__ import annotations
@@ -41,26 +41,13 @@ _KINDS: Final = {
     "command": ("soft", "card"),
 }
 
-SERIES: Final = 4
-"""How many series of one chart have a style of their own; further ones begin again."""
-
 _DRAWING: Final = """
 .t-paper{fill:$paper}
 .t-text{fill:$ink}
 .t-soft{fill:$soft}
 .t-bad{fill:$red}
-.t-grid{stroke:$line;fill:none}
 .t-edge{stroke:$soft;fill:none}
 .t-head{fill:$soft}
-.t-ref{stroke:$soft;stroke-dasharray:1 3;fill:none}
-.t-s0{stroke:$blue;fill:none}
-.t-s1{stroke:$orange;stroke-dasharray:6 3;fill:none}
-.t-s2{stroke:$green;stroke-dasharray:2 3;fill:none}
-.t-s3{stroke:$violet;stroke-dasharray:8 3 2 3;fill:none}
-.t-d0{fill:$blue}
-.t-d1{fill:$orange}
-.t-d2{fill:$green}
-.t-d3{fill:$violet}
 .t-other{fill:$card;stroke:$soft}
 """
 

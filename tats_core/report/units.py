@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 DASH: Final = "–"
 """Stands where nothing was measured."""
@@ -32,7 +32,7 @@ def short(value: float) -> str:
     return f"{float(f'{value:.3g}'):g}"
 
 
-def value_text(value: Any) -> str:
+def value_text(value: object) -> str:
     """Return a configured value as tables show it."""
     if value is None:
         return DASH

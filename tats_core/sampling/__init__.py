@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from pydantic import Field, model_validator
 
@@ -46,7 +46,7 @@ class SamplerConfig(StrictModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _known_kind(cls, raw: Any) -> Any:
+    def _known_kind(cls, raw: object) -> object:
         kind = raw.get("kind", "tats") if isinstance(raw, dict) else None
         if kind is not None and kind not in SAMPLERS:
             raise ValueError(f"no sampler '{kind}'{did_you_mean(str(kind), SAMPLERS)}")
@@ -57,7 +57,7 @@ class SamplerConfig(StrictModel):
         return SAMPLERS[self.kind].build(self, site)
 
     def objective(self, seed: int) -> Objective | None:
-        """How it learns; None where there is nothing to learn."""
+        """The objective of this kind; None for a sampler that does not learn."""
         objective = SAMPLERS[self.kind].objective
         return objective(self, seed) if objective else None
 
@@ -73,7 +73,7 @@ class SamplerSite(StrictModel):
 
 @dataclass(frozen=True)
 class Kind:
-    """What makes a sampler, and what makes the objective of one that learns (from its seed)."""
+    """Builds a sampler and, for a sampler that learns, its objective (from a seed)."""
 
     build: Callable[[SamplerConfig, SamplerSite], Sampler]
     objective: Callable[[SamplerConfig, int], Objective] | None = None

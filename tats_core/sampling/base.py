@@ -17,7 +17,7 @@ from tats_core.sampling.plackett_luce import Noise, complement, gumbel_top_k, vi
 
 @dataclass(frozen=True)
 class Policy:
-    """A sampler's opinion of each clip's tokens; softmax over N of the logits is the policy pi."""
+    """A sampler's scores of each clip's tokens; softmax over N of the logits is the policy pi."""
 
     logits_BN: Tensor
     value_BN: Tensor
@@ -35,7 +35,7 @@ class Policy:
 
     @property
     def entropy_B(self) -> Tensor:
-        """H(pi), nats; log N for a policy that is blind."""
+        """H(pi), nats; log N for a uniform policy."""
         log_probs_BN = self.log_probs_BN
         return -(log_probs_BN.exp() * log_probs_BN).sum(1)
 

@@ -72,7 +72,7 @@ def surrogate(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
 
 
 def value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip: float | None) -> Tensor:
-    """Mean squared error of the value; with `clip`, the worse of it and of a value kept near the old one."""
+    """Mean squared error of the value; with `clip`, the worse of it and of a value held near the old one."""
     error = (value - target).square()
     if clip is not None:
         near = old_value + (value - old_value).clamp(-clip, clip)
@@ -133,7 +133,7 @@ def ppo_loss(
             "policy_loss": policy_loss,
             "value_loss": critic_loss,
             "entropy_share": entropy_share,
-            # Exact, since all of both policies is at hand. The masked tokens are no sample of the old one.
+            # Exact: both policies are known in full. The masked tokens are no sample of the old policy.
             "kl": (old_log_BN.exp() * (old_log_BN - new_log_BN)).sum(1).mean(),
             "clip_fraction": ((ratio_BA - 1).abs() > config.clip).float().mean(),
             "ratio_max": ratio_BA.max(),
@@ -146,12 +146,12 @@ def ppo_loss(
 class EntropyController:
     """Holds the policy's entropy at a target by moving the weight of the entropy bonus.
 
-    Multiplicative steps on the weight: it must be able to grow from nearly nothing to whatever holds.
+    Multiplicative steps on the weight: it must be able to grow from nearly nothing to whatever is needed.
     """
 
     def __init__(self, weight: float, target_share: float | None, rate: float = 0.1) -> None:
         self.weight, self.target_share, self.rate = weight, target_share, rate
-        # A fresh policy is blind and needs no bonus; it must not have to be earned back from nothing.
+        # A new policy is uniform and needs no bonus, but the weight must be able to grow back quickly.
         self.lowest = max(weight / 10, 1e-3)
 
     def update(self, entropy_share: float) -> None:
@@ -247,7 +247,7 @@ class PPO(Objective):
 
     @property
     def first_pass_is_the_draw(self) -> bool:
-        """Where the memory is one draw and the first mini-batch is all of it."""
+        """True where the memory is one draw and a mini-batch is all of it."""
         return self.config.rollout_length == self.config.minibatches == 1
 
     def configure(self, config: PPOConfig, *, restart: bool) -> None:

@@ -6,7 +6,6 @@ the graph, the cache, MLflow or Ray: those are around it, and reach it through `
 
 from __future__ import annotations
 
-import json
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from tats_core.errors import StageError, Stopped
+from pydantic import JsonValue
+
+from tats_core.errors import Stopped
+from tats_core.files import read_json
 from tats_core.specs import StrictModel
+from tats_core.store.layout import RESULT
 from tats_core.training.events import EventLog
 
 C = TypeVar("C", bound=StrictModel)
@@ -57,10 +60,10 @@ class Fit(Protocol):
 class StageContext:
     """A running stage's surroundings.
 
-    `name`, `axes` and `pipeline` are labels for people: an output must depend on the configuration and the
-    inputs alone, because another stage with the same key may reuse it. (In the key of a stage that gathers
-    are the pipeline's name and its inputs' axes, so it may use those.) `out` is the stage's folder; all that
-    is left there becomes its output. After a kill, the stage runs again with the same `out`.
+    `name`, `axes` and `pipeline` are labels: an output must depend on the configuration and the inputs
+    alone, because another stage with the same key may reuse it. (The key of a stage that gathers holds the
+    pipeline's name and its inputs' axes, so it may use those.) `out` is the stage's folder; all that is left
+    there becomes its output. After a kill, the stage runs again with the same `out`.
     """
 
     name: str
@@ -108,12 +111,12 @@ class StageKind(ABC, Generic[C]):
         name: as in YAML.
         version: raised when the form of the output changes; part of the stage key.
         Config: the keys of a stage of this kind, beside the engine's. A field that cannot change the output
-            (resources, caches), or that `external` stands for, is marked `NotIdentity`.
+            (resources, caches), or whose content is in `external`, is marked `NotIdentity`.
         gathers: reads all instances of what it needs, instead of those that agree with its own axes.
         waits_for_needs: reads all that it directly needs, of whatever kind.
-        waited_for: whatever directly needs it, reads it, of whatever kind.
+        waited_for: every stage that directly needs it reads it, of whatever kind.
         follows: axes that fill the field of the same name here when a stage that this one needs has them.
-        reports: the numbers of its `result.json`, which a sweep may compare; None where only a run can tell.
+        reports: the numbers of its `result.json`, which a sweep may compare; None if known only after a run.
         curves: the numbers that its events hold after an epoch, by which a sweep may stop a trial early.
         code: modules whose code, with all they import from tats_core, can change the output. The kind's
             own module is always among them.
@@ -138,11 +141,11 @@ class StageKind(ABC, Generic[C]):
         return ()
 
     def cpus(self, config: C) -> int:
-        """Return how many CPUs the stage keeps busy, at least."""
+        """Return how many CPUs the stage uses at least."""
         return 1
 
     def gpus(self, config: C) -> int:
-        """Return how many GPUs the stage keeps busy, at least."""
+        """Return how many GPUs the stage uses at least."""
         return 0
 
     def spare(self, config: C) -> int:
@@ -158,9 +161,9 @@ class StageKind(ABC, Generic[C]):
         return {}
 
     def identities(self, folder: Path) -> Mapping[str, str]:
-        """Return file name → what stands for its content in the output's digest, where that is not its bytes.
+        """Return file name → text that replaces its bytes in the output's digest.
 
-        For a file that holds what cannot matter to its readers, such as the path of a data set.
+        For a file with content that cannot matter to its readers, such as the path of a data set.
         """
         return {}
 
@@ -174,15 +177,10 @@ class StageKind(ABC, Generic[C]):
         """
 
 
-def read_result(folder: Path) -> dict[str, Any]:
+def read_result(folder: Path) -> dict[str, JsonValue]:
     """Return the `result.json` of a stage.
 
     Raises:
-        StageError: the stage left none.
+        StoreError: the stage left none.
     """
-    path = folder / "result.json"
-    try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StageError(f"{path}: is not a readable result ({error})") from error
-    return result
+    return read_json(folder / RESULT, dict[str, JsonValue], "the result of a stage")

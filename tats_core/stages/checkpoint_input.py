@@ -14,7 +14,7 @@ from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
 
 State = tuple[tuple[Path, int, int], ...]
-"""Files with size and time of change, by which they are known again: a checkpoint may have gigabytes."""
+"""Files with size and time of change, which stand for their content: a checkpoint may have gigabytes."""
 
 
 def path_of(named: str) -> Path:

@@ -1,4 +1,4 @@
-"""Runs a program of yours as a stage: it writes its output into the folder that TATS_OUT names."""
+"""Runs any program as a stage: it writes its output into the folder that TATS_OUT names."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class CommandConfig(StrictModel):
         Field(min_length=1, description="one line for the shell, or a list: the program and its arguments"),
     ]
     env: dict[str, str] = Field(default_factory=dict, description="added to the environment")
-    cpus: Annotated[int, NotIdentity] = Field(1, ge=0, description="CPUs that it keeps busy")
-    gpus: Annotated[int, NotIdentity] = Field(0, ge=0, description="GPUs that it keeps busy")
+    cpus: Annotated[int, NotIdentity] = Field(1, ge=0, description="CPUs that it uses")
+    gpus: Annotated[int, NotIdentity] = Field(0, ge=0, description="GPUs that it uses")
 
 
 class Command(StageKind[CommandConfig]):
     """The program gets TATS_OUT (its folder) and TATS_INPUTS: JSON, a list of name, kind, axes, path.
 
-    What it prints goes to `log/command.log`. Exit code 0 means that the folder holds its output; what it
-    leaves running is ended.
-    A file that the command names counts with its content: it runs again when its script has changed.
+    What it prints goes to `log/command.log`. Exit code 0 means that the folder holds its output; processes
+    that it leaves running are killed. The content of a file that the command names is part of the key: the
+    stage runs again when its script has changed.
     """
 
     name = "command"
@@ -62,8 +62,8 @@ class Command(StageKind[CommandConfig]):
         return config.gpus
 
     def external(self, config: CommandConfig) -> Mapping[str, str]:
-        """Return the digest of each file that the command names, as a script is."""
-        # Not Path.is_file: a word may be too long for a name of a file.
+        """Return the digest of each file that the command names, such as a script."""
+        # Not Path.is_file: a word may be too long for a file name.
         return {word: _digest(Path(word)) for word in _words(config.run) if os.path.isfile(word)}  # noqa: PTH113
 
     def run(self, config: CommandConfig, ctx: StageContext) -> None:
@@ -88,12 +88,12 @@ class Command(StageKind[CommandConfig]):
                     stdin=subprocess.DEVNULL,
                     stdout=printed,
                     stderr=subprocess.STDOUT,
-                    start_new_session=True,  # a Ctrl-C in the terminal is ours to pass on
+                    start_new_session=True,  # a Ctrl-C in the terminal is passed on by `_wait`
                 )
             except OSError as error:
                 raise StageError(f"'{config.run[0]}' cannot be started ({error.strerror})") from error
             code = _wait(process, ctx)
-        _end_leftovers(ours["TATS_OUT"])  # it would write into an output that counts already
+        _end_leftovers(ours["TATS_OUT"])  # it would write into a committed output
         if code != 0:
             raise StageError(f"the command ended with code {code}; what it printed is in {log}")
 
@@ -108,7 +108,7 @@ def _words(run: Sequence[str]) -> Sequence[str]:
 
 
 def _digest(path: Path) -> str:
-    # A plan must not read a data set that the command names: of a large file, size and time of change count.
+    # A plan must not read a data set that the command names: size and time of change stand for a large file.
     status = path.stat()
     if status.st_size > _READ_BYTES:
         return f"{status.st_size} bytes, changed {status.st_mtime_ns}"
@@ -116,10 +116,10 @@ def _digest(path: Path) -> str:
 
 
 def _end_leftovers(out: str) -> None:
-    """Kill what a killed driver, or the program itself, left running: two would write into one folder."""
+    """Kill processes that a killed driver or the program left: they would write into the same folder."""
     left = []
     for process in psutil.process_iter():
-        # Those that ended meanwhile and those of other users are not ours.
+        # A process may end meanwhile, or belong to another user.
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             if process.environ().get("TATS_OUT") == out:
                 process.kill()
@@ -136,14 +136,14 @@ def _wait(process: subprocess.Popen[bytes], ctx: StageContext) -> int:
     while True:
         try:
             code = process.wait(_POLL_SECONDS)
-            # Stopping a job of Ray stops all its processes at once, this one perhaps first.
+            # Stopping a Ray job stops all its processes at once, perhaps this one first.
             if code == -signal.SIGTERM and ctx.stop.wait(_POLL_SECONDS):
                 raise Stopped
             return code
         except subprocess.TimeoutExpired:
             if ctx.stop.is_set():
                 break
-    # The whole group: a shell does not pass a signal on to what it started.
+    # The process group: a shell does not pass a signal on to its children.
     os.killpg(process.pid, signal.SIGTERM)
     try:
         process.wait(_GRACE_SECONDS)

@@ -1,4 +1,4 @@
-"""What the stages that train or test a model have in common: configuration, workers, labels, results."""
+"""Shared by the stages that train or test a model: configuration, workers, labels, results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tats_core.models.vit import VideoViT, ViTConfig
 from tats_core.specs import NotIdentity, StrictModel
 from tats_core.stages import checkpoint_input
 from tats_core.stages.base import Preflight, StageContext, StageKind
-from tats_core.store.layout import CHECKPOINTS
+from tats_core.store.layout import CHECKPOINTS, RESULT
 from tats_core.training import weights
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog
@@ -34,7 +34,7 @@ Init = Literal["pretrained", "scratch"]
 
 
 class Placed(StrictModel):
-    """Which videos, and where the work is done."""
+    """Which videos a stage uses, and on what hardware."""
 
     benchmark: str = Field(description="whose videos")
     data: ClipOptions = Field(default_factory=ClipOptions, description="how clips are cut out of videos")
@@ -57,7 +57,7 @@ Config = TypeVar("Config", bound=Placed)
 
 
 class Job(StrictModel, Generic[Config]):
-    """What a worker is given: the stage's configuration, and where to read and write."""
+    """The input of a worker: the stage's configuration, and where to read and write."""
 
     config: Config
     inputs: dict[str, str] = Field(default_factory=dict, description="folder of each input, by its role")
@@ -85,7 +85,7 @@ def run_workers(
 
     Args:
         inputs: folders by role; those that are None are left out.
-        fewer: numbers of workers that do as well, see `Fit`.
+        fewer: other numbers of workers that work, see `Fit`.
 
     Raises:
         Stopped: the user asked to stop; the newest checkpoint remains, if the entry saves any.
@@ -157,7 +157,7 @@ TrainedConfig = TypeVar("TrainedConfig", bound=Trained)
 
 
 class TrainedKind(StageKind[TrainedConfig]):
-    """What pre-training and fine-tuning share: they run on as many workers as their configuration says."""
+    """Pre-training and fine-tuning: they run on `config.workers` workers."""
 
     def cpus(self, config: TrainedConfig) -> int:
         """One a worker."""
@@ -198,7 +198,7 @@ class Initialised(Placed):
 
     @property
     def external_encoder(self) -> str | None:
-        """The checkpoint from outside the pipeline that is read, if any."""
+        """The checkpoint from outside the pipeline, if it is used."""
         return self.encoder if self.init == "pretrained" else None
 
 
@@ -206,14 +206,14 @@ EncoderConfig = TypeVar("EncoderConfig", bound=Initialised)
 
 
 class EncoderKind(StageKind[EncoderConfig]):
-    """What fine-tuning and probing share: whose encoder they read."""
+    """Fine-tuning and probing: they read an encoder."""
 
     def reads(self, config: EncoderConfig) -> tuple[str, ...]:
         """From scratch, or from a checkpoint, it does not wait for a pre-training."""
         return ("data", "pretrain") if config.init == "pretrained" and not config.encoder else ("data",)
 
     def preflight(self, config: EncoderConfig, ctx: Preflight) -> list[str]:
-        """A checkpoint must be there and fit."""
+        """A checkpoint must exist and fit."""
         faults = checkpoint_input.faults("encoder", config.external_encoder, config.model, config.clip)
         return faults + super().preflight(config, ctx)
 
@@ -238,7 +238,7 @@ def load_encoder(encoder: VideoViT, path: str | None, events: EventLog) -> dict[
         return {}
     match = weights.load_encoder(encoder, Path(path))
     if match.layout == "TATS":
-        return {}  # our own names: there is nothing to report
+        return {}  # our own layout: nothing to report
     events.note(f"encoder from {path}: {match.sentence()}")
     return {"encoder": match.sentence()}
 
@@ -271,13 +271,13 @@ def labelled(manifest: Manifest, per_class: int | None = None, seed: int = 0) ->
 
 
 def note_unreadable(unreadable: Mapping[str, str], events: EventLog) -> None:
-    """Name the videos that were skipped, given by path with the reason."""
+    """Log the videos that were skipped, given as path → reason."""
     for path, reason in unreadable.items():
         events.note(f"skipped a video that cannot be read: {path}: {reason}")
 
 
 class Dumpable(Protocol):
-    """What training leaves behind when it fails."""
+    """A trainer whose state can be saved when it fails."""
 
     last_index_B: Tensor | None
     """Indices of the last batch's videos in the manifest."""
@@ -289,7 +289,7 @@ class Dumpable(Protocol):
 
 @contextmanager
 def dump_on_failure(trainer: Dumpable, manifest: Manifest, out: Path, world: World) -> Iterator[None]:
-    """Where training fails, leave its state and its last videos for a person to look at.
+    """Where training fails, save its state and the paths of its last videos, to be examined.
 
     Raises:
         TrainingError: the one that was raised inside, with the folder of the dump.
@@ -307,5 +307,5 @@ def dump_on_failure(trainer: Dumpable, manifest: Manifest, out: Path, world: Wor
 
 
 def write_result(out: Path, result: Mapping[str, Any]) -> None:
-    """Write what the stage found, for reports and sweeps."""
-    write_json(out / "result.json", dict(result))
+    """Write the stage's metrics, for reports and sweeps."""
+    write_json(out / RESULT, dict(result))

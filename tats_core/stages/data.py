@@ -1,4 +1,4 @@
-"""The data sets of a pipeline: generated, or found on disk. Leaves a manifest for each split.
+"""The data sets of a pipeline, generated or on disk. Writes a manifest for each split.
 
 The videos of real data sets stay where they are; generated ones lie in the stage's folder.
 """
@@ -29,7 +29,9 @@ _LISTS = (".json", ".csv", ".txt", ".tsv")
 class DataConfig(StrictModel):
     """Where the videos come from."""
 
-    generate: GenerateConfig | None = Field(None, description="make small benchmarks instead of reading")
+    generate: GenerateConfig | None = Field(
+        None, description="generate small benchmarks instead of reading real ones"
+    )
     root: Annotated[str | None, NotIdentity] = Field(
         None, description="folder that holds one folder for each data set"
     )
@@ -63,19 +65,19 @@ class Data(StageKind[DataConfig]):
     Config = DataConfig
 
     def spare(self, config: DataConfig) -> int:
-        """Generating is spread over all the CPUs of the machine that the run is on."""
+        """Generating uses all CPUs of this machine."""
         return available_cpus() - 1 if config.generate else 0
 
     def preflight(self, config: DataConfig, ctx: Preflight) -> list[str]:
         """Return one sentence for each data set that is missing."""
-        return [] if config.generate else [str(error) for _, error in _lost(config)]
+        return [] if config.generate else [str(error) for _, error in _missing(config)]
 
     def external(self, config: DataConfig) -> Mapping[str, str]:
         """Return each data set's path and a digest of its lists and folders (not of its videos)."""
         if config.generate:
             return {}
-        lost = {name for name, _ in _lost(config)}
-        return {name: "" if name in lost else _fingerprint(_place(config, name)) for name in config.names}
+        missing = {name for name, _ in _missing(config)}
+        return {name: "" if name in missing else _fingerprint(_folder(config, name)) for name in config.names}
 
     def identities(self, folder: Path) -> Mapping[str, str]:
         """Return the manifests' own digests, which do not move with the data set."""
@@ -87,7 +89,7 @@ class Data(StageKind[DataConfig]):
         if config.generate is not None:
             folders = generate(ctx.out, config.generate, lambda *progress: _show(ctx, *progress))
         else:
-            folders = {name: _place(config, name) for name in config.names}
+            folders = {name: _folder(config, name) for name in config.names}
         for name, folder in folders.items():
             for split in get_args(Split):
                 ctx.check_stop()
@@ -109,14 +111,14 @@ def _described(manifest: Manifest) -> str:
     return text + (f"; {manifest.absent} listed videos are not on disk" if manifest.absent else "")
 
 
-def _place(config: DataConfig, name: str) -> Path:
+def _folder(config: DataConfig, name: str) -> Path:
     return benchmarks.locate(name, config.root)
 
 
-def _lost(config: DataConfig) -> Iterator[tuple[str, DataError]]:
+def _missing(config: DataConfig) -> Iterator[tuple[str, DataError]]:
     for name in config.names:
         try:
-            _place(config, name)
+            _folder(config, name)
         except DataError as error:
             yield name, error
 
@@ -125,15 +127,15 @@ def _manifests(folder: Path) -> list[Path]:
     return [path for split in get_args(Split) for path in sorted(folder.glob(f"*.{split}.json"))]
 
 
-def _fingerprint(place: Path) -> str:
+def _fingerprint(folder: Path) -> str:
     """Return a digest that changes when a list or the content of a folder does.
 
-    A folder's time of change tells that files came or went, so that 240,000 videos need not be asked.
+    A folder's time of change shows that files came or went; 240,000 videos need not be opened.
     """
-    seen = hashlib.sha256(os.fsencode(place))
-    for path, changed in sorted(_changes(os.fspath(place), 0)):
-        seen.update(os.fsencode(path) + f"\0{changed}\n".encode())
-    return seen.hexdigest()
+    combined = hashlib.sha256(os.fsencode(folder))
+    for path, changed in sorted(_changes(os.fspath(folder), 0)):
+        combined.update(os.fsencode(path) + f"\0{changed}\n".encode())
+    return combined.hexdigest()
 
 
 def _changes(folder: str, depth: int) -> Iterator[tuple[str, int]]:
@@ -143,11 +145,11 @@ def _changes(folder: str, depth: int) -> Iterator[tuple[str, int]]:
     try:
         entries = list(os.scandir(folder))
     except PermissionError:
-        return  # such as lost+found; a folder that is needed is missed where its lists are read
+        return  # such as lost+found; reading the lists reports a folder that is needed
     for entry in entries:
         if entry.is_dir():
             yield from _changes(entry.path, depth + 1)
-        elif entry.name.endswith(_LISTS) and entry.is_file():  # not a link that leads nowhere
+        elif entry.name.endswith(_LISTS) and entry.is_file():  # not a broken link
             yield entry.path, entry.stat().st_mtime_ns
 
 

@@ -191,7 +191,7 @@ def load_start(mae: VideoMAE, path: str | None, events: EventLog) -> dict[str, s
     """
     if path is None:
         return {}
-    match = weights.start_mae(mae, Path(path))
+    match = weights.initialise_mae(mae, Path(path))
     events.note(f"start from {path}: {match.sentence()}")
     return {"start": match.sentence()}
 

@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from tats_core.files import write_json, write_text
 from tats_core.report import charts
 from tats_core.report import results as tables
 from tats_core.specs import StrictModel
 from tats_core.stages.base import Input, StageContext, StageKind, read_result
+from tats_core.store.layout import RESULT
 
-Row = dict[str, Any]
+Row = dict[str, JsonValue]
 Sources = dict[str, dict[str, str]]
 """Metric → `{"stage": full name of the stage, "file": file in its folder}`."""
 
-RESULT = "result.json"
-
 _FORMS = {"md": tables.markdown, "csv": tables.csv, "tex": tables.latex, "html": tables.html}
 
-# In this order: what the fine-tuning took (seconds, memory) stands for the row.
+# In this order: seconds and memory of a row are those of the fine-tuning.
 _ROW_KINDS = ("finetune", "evaluate", "probe")
 
 
@@ -77,13 +76,13 @@ class Report(StageKind[ReportConfig]):
 def join(inputs: Iterable[Input]) -> tuple[list[Row], list[Sources]]:
     """Return one row for each combination of axes, with the results of all stages that have it.
 
-    The first wins where two stages name a number alike (`seconds`, `labels`). Beside the rows stand the
-    sources of their numbers.
+    Where two stages report the same metric (`seconds`, `labels`), the first counts. The second list holds the
+    sources of each row's numbers.
     """
     rows: dict[frozenset[tuple[str, str]], tuple[Row, Sources]] = {}
     for stage in inputs:
         result = read_result(stage.path)
-        # A stage with one benchmark only has no such axis, but says so in its result.
+        # A stage with a single benchmark has no such axis; its result names the benchmark.
         labels = dict(stage.axes)
         labels |= {key: str(result[key]) for key in ("benchmark", "init") if key in result}
         row, sources = rows.setdefault(frozenset(labels.items()), ({**labels}, {}))

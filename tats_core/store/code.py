@@ -16,8 +16,8 @@ from pathlib import Path
 PACKAGE = "tats_core"
 _ROOT = Path(__file__).resolve().parents[1]
 
-# These cannot change an output: messages, the reading of a configuration (the key holds it as it was read),
-# what the machine has, logs, checkpoints, the engine around the stages.
+# These cannot change an output: messages, the reading of a configuration (the key holds its result), the
+# machine's description, logs, checkpoints, the engine around the stages.
 _NEUTRAL = (
     "tats_core.errors",
     "tats_core.files",
@@ -32,8 +32,8 @@ _NEUTRAL = (
     "tats_core.store",
     "tats_core.tracking",
 )
-# Nor can these, which only draw: a long training must not run again for another colour. A stage kind whose
-# output is a drawing names them in its `code`.
+# These only draw: a long training must not run again for another colour. A stage kind whose output is a
+# drawing names them in its `code`.
 _DRAWN = ("tats_core.report", "tats_core.training.pictures")
 _STAGES = "tats_core.stages."
 
@@ -105,7 +105,7 @@ def digest_of(tree: ast.Module) -> str:
     """Return the digest of a module's syntax tree; the tree loses its docstrings."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            # Every string that stands alone: a docstring, or the one under a field that explains it.
+            # Every string that is a statement: a docstring, or the explanation under a field.
             node.body = [statement for statement in node.body if not _is_text(statement)] or [ast.Pass()]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 

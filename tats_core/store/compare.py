@@ -1,4 +1,4 @@
-"""What differs between runs: configuration, code, data, and results.
+"""The differences between runs: configuration, code, data, and results.
 
 Each difference holds one value for each run, in the order of the runs; None where a run has none.
 """
@@ -134,17 +134,17 @@ def curves(runs: Sequence[Run], metric: str) -> dict[str, list[Points | None]]:
         name: [run.stages[name].curves if name in run.stages else {} for run in runs]
         for name in _union(run.stages for run in runs)
     }
-    found = {
+    measured = {
         name: [curves.get(metric) for curves in of_runs]
         for name, of_runs in of_stage.items()
         if any(metric in curves for curves in of_runs)
     }
-    if not found:
+    if not measured:
         known = {name for of_runs in of_stage.values() for curves in of_runs for name in curves}
         raise SpecError(
             f"--metric {metric}: no stage of these runs has such a curve{did_you_mean(metric, known)}"
         )
-    return found
+    return measured
 
 
 def difference(first: Number, other: Number) -> tuple[float, float | None, float | None]:

@@ -1,4 +1,4 @@
-"""What a run runs on: versions, machine, command, and how the code differs from its commit.
+"""The environment of a run: versions, machine, command, and how the code differs from its commit.
 
 It is saved beside the run's record, for its page and for the tracking server.
 """

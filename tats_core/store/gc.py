@@ -1,15 +1,14 @@
-"""What takes space in a project folder and can go.
+"""Garbage collection: the folders of a project folder that nothing needs.
 
-A *kept* run is one whose record stays. What a kept run names, in its record or in a configuration, stays too:
-its outputs, and the work folder of a stage that it did not finish, from which the next run would resume. So
-does what a process holds locked, everything of a run that made a model with an alias in MLflow's registry,
-and everything of a run that is not sent to MLflow yet (`tats sync`).
+The record of a *kept* run stays. What a kept run names, in its record or in a configuration, stays too: its
+outputs, and the work folder of a stage that it did not finish, from which the next run would resume. So does
+what a process holds locked, everything of a run that made a model with an alias in MLflow's registry, and
+everything of a run that is not sent to MLflow yet (`tats sync`).
 
 By default every run is kept, and only leftovers go: outputs and work folders that no run names, and folders
 that a commit or an interrupted collection was about to remove.
 
-A collection waits while a run chooses outputs to reuse (`StageStore.deciding`), and that run records them
-before it lets go.
+A collection waits while a run chooses outputs to reuse and records them (`StageStore.deciding`).
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import re
 import shutil
 import time
 import uuid
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ Kind = Literal["output", "work folder", "run record", "leftover"]
 
 DAY = 24 * 3600.0
 
-# The names that the engine gives; folders with other names are not touched.
+# The names that the engine gives; other folders are not touched.
 _OUTPUT = re.compile(r"\w[\w-]*-[0-9a-f]{12}")
 _OLD = re.compile(r".+\.old-[0-9a-f]{8}")
 
@@ -103,7 +103,7 @@ def collect(home: Path, policy: Policy, aliased: Mapping[Path, str]) -> Findings
     """Remove what can go, and return what was removed; what has come into use meanwhile stays.
 
     All folders are renamed first, while no run chooses what to reuse: an interrupted collection leaves
-    complete folders, or such as the next collection removes.
+    complete folders, and renamed ones that the next collection removes.
 
     Raises:
         StoreError: something cannot be removed.
@@ -146,25 +146,21 @@ def _survey(home: Path, policy: Policy, aliased: Mapping[Path, str], now: float)
     protected = {name for path in aliased for name in path.parts if _OUTPUT.fullmatch(name)}
     runs = [_Run(record, _names(store, record)) for record in history.records(home)]
     wanted = _makers(store, protected) | {spool.run for spool in pending(home)}
-    kept = _kept([run.record for run in runs], policy, wanted, now)
+    kept = _kept_ids([run.record for run in runs], policy, wanted, now)
     known = frozenset[str]().union(*(run.names for run in runs))
     used = protected.union(*(run.names for run in runs if run.record.id in kept))
     folders = list(_outputs(store, known, used))
-    folders += [
-        (home / "runs" / run.record.id, "run record", "not among those kept")
-        for run in runs
-        if run.record.id not in kept
-    ]
-    folders += [
-        (path, "leftover", "half removed") for path in _folders(home / "runs") if _OLD.fullmatch(path.name)
-    ]
+    going = [run.record.id for run in runs if run.record.id not in kept]
+    folders += [(home / "runs" / name, "run record", "not among those kept") for name in going]
+    half_removed = [path for path in _folders(home / "runs") if _OLD.fullmatch(path.name)]
+    folders += [(path, "leftover", "half removed") for path in half_removed]
     return folders, len(kept)
 
 
 def _names(store: StageStore, record: RunRecord) -> frozenset[str]:
     names = {store.folder(stage.kind, stage.key).name for stage in record.stages.values() if stage.key}
-    # An output named in a configuration counts too (weights that a run is initialised from), and so do the
-    # records of a sweep's trials.
+    # A configuration may name an output (weights that a run is initialised from), and a sweep has the records
+    # of its trials.
     for file in (*record.folder.glob("*.json"), *record.folder.glob(f"trials/*/{RUN}")):
         names |= set(_OUTPUT.findall(file.read_text(encoding="utf-8")))
     return frozenset(names)
@@ -177,30 +173,25 @@ def _makers(store: StageStore, names: Collection[str]) -> set[str]:
         try:
             makers.add(store.origin(store.root / name).run)
         except StoreError:
-            continue  # no such output, or a corrupt one: it stays in any case, by its name
+            continue  # the output is gone, or corrupt, and stays by its name
     return makers
 
 
-def _kept(records: Sequence[RunRecord], policy: Policy, wanted: Collection[str], now: float) -> set[str]:
-    """Return the ids of the runs that stay; `records` come the newest first."""
-    kept: set[str] = set()
-    count: dict[str, int] = {}
-    finished: set[str] = set()
+def _kept_ids(records: Sequence[RunRecord], policy: Policy, wanted: Collection[str], now: float) -> set[str]:
+    """Return the ids of the kept runs; `records` come the newest first."""
+    newest_complete = {record.pipeline: record.id for record in reversed(records) if record.complete}
+    ids = {*wanted, *newest_complete.values()}
+    count: Counter[str] = Counter()
     for record in records:
-        count[record.pipeline] = count.get(record.pipeline, 0) + 1
-        newest_finished = record.complete and record.pipeline not in finished
-        if record.complete:
-            finished.add(record.pipeline)
+        count[record.pipeline] += 1
         if (
             (policy.newest is None and policy.days is None)
             or (policy.newest is not None and count[record.pipeline] <= policy.newest)
             or (policy.days is not None and now - record.started <= policy.days * DAY)
-            or newest_finished
-            or record.id in wanted
             or record.is_alive()
         ):
-            kept.add(record.id)
-    return kept
+            ids.add(record.id)
+    return ids & {record.id for record in records}
 
 
 def _outputs(store: StageStore, known: Collection[str], used: Collection[str]) -> Iterator[_Folder]:
@@ -234,13 +225,13 @@ def _measure(folder: Path) -> tuple[int, float]:
             try:
                 status = os.lstat(path)
             except FileNotFoundError:
-                continue  # a run writes here
+                continue  # a run works in the folder
             size += status.st_size if path != parent else 0
             changed = max(changed, status.st_mtime)
     return size, changed
 
 
-class _Busy(Exception):  # noqa: N818 (nothing went wrong)
+class _Busy(Exception):  # noqa: N818 (it is not an error)
     pass
 
 
@@ -263,7 +254,7 @@ def _set_aside(store: StageStore, waste: Waste) -> Path | None:
     try:
         with store.lock(store.root / output[0], give_up):
             if not waste.path.exists():
-                return None  # it was committed meanwhile
+                return None  # committed meanwhile
             waste.path.rename(aside)
     except _Busy:
         return None

@@ -46,14 +46,14 @@ def records(home: Path, pipeline: str | None = None, corrupt: list[str] | None =
     """Yield the records of all runs (of `pipeline`), the newest first; each is read when it is asked for.
 
     Args:
-        corrupt: gets a sentence about each record that cannot be read, which is then passed over.
+        corrupt: receives a sentence about each record that cannot be read, which is then skipped.
 
     Raises:
         StoreError: a record cannot be read, and `corrupt` is None.
     """
     for run in ids(home, pipeline):
         folder = home.absolute() / "runs" / run
-        if not (folder / RUN).exists():  # a run that has just started has none yet
+        if not (folder / RUN).exists():  # the run has just started
             continue
         try:
             yield RunRecord.load(folder)

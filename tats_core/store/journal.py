@@ -1,13 +1,13 @@
-"""What is to be sent to MLflow about a run, on disk, until it is sent.
+"""The journal of a run: what is to be sent to MLflow, on disk until it is sent.
 
 ``runs/<run id>/tracking/`` holds ``journal.jsonl`` (one operation a line, only appended to), ``sent.json``
-(how far it was sent, and under which ids of MLflow) and ``rejected.jsonl`` (what the server will never take).
-A file of the run's name in ``.to-send/`` of the project folder marks a run of which something is left.
+(how far it was sent, and under which ids of MLflow) and ``rejected.jsonl`` (what the server refused for
+good). A file of the run's name in ``.to-send/`` of the project folder marks a run that is not completely
+sent.
 
-What a stage writes into its event file is not written again: the journal says up to which byte the run has
-read it, and ``events-<n>.jsonl`` is a hard link to that file. So it outlives the commit, which moves the
-stage's folder, and a `--force` or `tats gc`, which remove it; and what a later run appends to the file of a
-stage that it resumes is not taken for this run's.
+A stage's events are not copied: ``events-<n>.jsonl`` is a hard link to its event file, and the journal
+records up to which byte they are this run's, since a later run that resumes the stage appends to the file.
+The link outlives the commit, which moves the stage's folder, and `--force` and `tats gc`, which remove it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Sent:
     """Stage → id of its MLflow run; "" is the pipeline's own."""
     ended: bool = False
     failures: int = 0
-    """How often the next operation failed while the server did answer other questions."""
+    """How often the next operation failed although the server answered other requests."""
 
     @property
     def cursor(self) -> Cursor:
@@ -72,7 +72,7 @@ class Spool:
         self._mark = home / _TO_SEND / run
 
     def begin(self) -> None:
-        """Make the folder, and mark that something is to be sent."""
+        """Create the folder, and mark the run as not sent."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._mark.parent.mkdir(parents=True, exist_ok=True)
         self._mark.touch()
@@ -95,7 +95,7 @@ class Spool:
         return True
 
     def read(self, start: Cursor = START) -> Iterator[tuple[Cursor, Operation]]:
-        """Yield `(position after it, operation)` for each one from `start` on; events come one by one."""
+        """Yield `(position after it, operation)` from `start` on; each event is an operation."""
         before = start.journal
         for offset, operation in read_events(self.journal, start.journal):
             if operation["kind"] == "events":
@@ -128,13 +128,13 @@ class Spool:
         return Sent(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else Sent()
 
     def save(self, sent: Sent) -> None:
-        """Write how far it was sent; once all is, the mark goes."""
+        """Write how far it was sent, and remove the mark once all is."""
         write_json(self.folder / "sent.json", vars(sent))
         if sent.ended:
             self._mark.unlink(missing_ok=True)
 
     def reject(self, operation: Mapping[str, object], reason: str) -> None:
-        """Write down what the server will never take."""
+        """Record an operation that the server refused for good."""
         with (self.folder / "rejected.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"reason": reason, "operation": operation}) + "\n")
 
@@ -155,7 +155,7 @@ class Spool:
 
 
 def pending(home: Path) -> list[Spool]:
-    """Return the spools of which something is left to send, the oldest first."""
+    """Return the spools that are not sent completely, the oldest first."""
     marks = home / _TO_SEND
     names = [path.name for path in marks.iterdir()] if marks.is_dir() else []
     spools = [Spool(home, name) for name in sorted(names, key=lambda name: name.split("-")[-3:])]

@@ -1,4 +1,4 @@
-"""What differs between two stage keys, component by component: why a stage runs although it ran before."""
+"""The differences between two stage keys, by component: why a stage runs although it ran before."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 Component = Literal["config", "code", "inputs", "external", "kind"]
 
-_LISTED = 4  # a change of one base module may reach thirty others; a few names are enough
+_LISTED = 4  # names; a change of a base module may reach thirty others
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Change:
 
     component: Component
     name: str
-    old: Any
-    new: Any
+    old: object
+    new: object
 
 
 def between(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Change, ...]:
@@ -108,6 +108,6 @@ def _listed(changes: list[Change]) -> str:
     return ", ".join(names[:_LISTED]) + more
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 40 else text[:37] + "..."

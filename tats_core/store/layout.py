@@ -18,5 +18,4 @@ RESULTS = "results.json"
 CHECKPOINTS = "checkpoints"
 RAY = "ray"
 SCRATCH = (CHECKPOINTS, RAY)
-"""Folders in a stage's work folder that an attempt needs and that are no output: checkpoints, and Ray's own
-records of a training, which nobody reads again."""
+"""Folders that an attempt needs and that are not part of the output: checkpoints, and Ray's own records."""

@@ -1,8 +1,7 @@
-"""Where a number comes from: report ← evaluation ← fine-tuning ← pre-training ← data.
+"""The origin of a number: report ← evaluation ← fine-tuning ← pre-training ← data.
 
-All of it is read from the project folder: the run's record, the sources that the report stage wrote beside
-its numbers, and the keys and manifests of the stages' outputs. What does not match them any more is a fault
-of the link where it breaks.
+It is read from the project folder: the run's record, the sources that the report stage wrote beside its
+numbers, and the keys and manifests of the outputs. What no longer matches them is a fault of the link.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from tats_core.store.layout import RESULTS
 from tats_core.store.outputs import FileEntry, StageKey
 from tats_core.store.run import Row, Run, RunRecord, Source, Stage
 
-# The files of an output that a chain names: weights and results, not pictures.
+# The files of an output that a chain lists.
 _NAMED = ("model.safetensors", "sampler.safetensors", "result.json", "results.json")
 
 
@@ -55,8 +54,8 @@ class DataSet:
 class Link:
     """One stage of a chain, and who made its output. `made` is in seconds since the epoch.
 
-    `run`, `pipeline` and `origin` (a stage's name there) are those that did the work, which may be others
-    than the ones asked about; `commit` and `code` are the code that it was made with.
+    `run`, `pipeline` and `origin` (a stage's name there) did the work, and may not be those asked about;
+    `commit` and `code` are the code that it was made with.
     """
 
     stage: str
@@ -83,8 +82,8 @@ class Link:
 class Number:
     """One number of the final table: `name` is benchmark/start[/other axes]/metric, or policy/metric.
 
-    It stands at `place` of `file`, and `source` measured it: there it is the key `metric` of
-    `source_file`. `low` and `high` are the ends of its 95% interval, where it has one.
+    It stands at `place` of `file`; the stage `source` measured it, as `metric` of `source_file`. `low` and
+    `high` are the ends of its 95% interval, where it has one.
     """
 
     name: str
@@ -115,7 +114,7 @@ def numbers(run: Run) -> dict[str, Number]:
     rows, sources = table["rows"], table.get("sources", [])
     policies = table.get("policies") or ([table["policy"]] if table.get("policy") else [])
     policy_sources = table.get("policy_sources", [])
-    known = {source["stage"] for each in (*sources, *policy_sources) for source in each.values()}
+    known = {source["stage"] for by_metric in (*sources, *policy_sources) for source in by_metric.values()}
     if (len(rows), len(policies)) != (len(sources), len(policy_sources)) or not known <= run.stages.keys():
         raise StoreError(
             f"the run {run.record.id} did not record where the numbers of its table come from; "
@@ -125,8 +124,7 @@ def numbers(run: Run) -> dict[str, Number]:
     several = len(policies) > 1
     for index, pair in enumerate(zip(policies, policy_sources, strict=True)):
         entries.append((f"policies[{index}]" if several else "policy", "policy", *pair))
-    found = [number for entry in entries for number in _entry(run, *entry, several)]
-    return {number.name: number for number in found}
+    return {number.name: number for entry in entries for number in _entry(run, *entry, several)}
 
 
 def find_number(run: Run, name: str) -> Number | None:
@@ -162,12 +160,12 @@ def chain(run: Run, ends: Collection[str], *, whole: bool) -> list[Link]:
             links[stage.record.name] = _link(run, stage, whole)
     for name, link in links.items():
         origin = run.stages[name].origin if link.digest is not None else None
-        for need in link.needs if origin else ():
-            digest = links[need].digest
-            if digest is not None and origin and digest not in origin.inputs:
-                link.faults.append(
-                    f"it was made from another output of {need} than the one that is there now"
-                )
+        if origin is not None:
+            link.faults += [
+                f"it was made from another output of {need} than the present one"
+                for need in link.needs
+                if links[need].digest not in (None, *origin.inputs)
+            ]
     return list(links.values())
 
 
@@ -187,8 +185,8 @@ def _entry(
             rest = [text for axis, text in axes.items() if axis not in ("benchmark", "init")]
             labels = [str(row["benchmark"]), str(row["init"]), *rest]
         path = Path(str(stage.record.folder)) / source["file"]
-        now = (stage.result or {}).get(metric)
-        faults = (f"{path} says {now} now, and the table {value}",) if now != value else ()
+        measured = (stage.result or {}).get(metric)
+        faults = () if measured == value else (f"{path} has {measured}, and the table {value}",)
         low, high, clips = (
             _number(row.get(key)) if metric == "top1" else None for key in ("low", "high", "clips")
         )
@@ -219,7 +217,7 @@ def _link(run: Run, stage: Stage, whole: bool) -> Link:
     try:
         origin, manifest = stage.origin, stage.manifest
     except StoreError:
-        return link  # it is the fault
+        return link  # already among the faults
     if origin is None or manifest is None:
         return link
     link.run, link.pipeline, link.origin, link.made = origin.run, origin.pipeline, origin.stage, origin.time

@@ -6,11 +6,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tats_core.store.layout import EVENTS
 from tats_core.store.run import Run, Stage
-from tats_core.training.events import read_events
+from tats_core.training.events import Event, read_events
 
 _TAIL_BYTES = 1 << 18  # enough for dozens of progress events, and read at once
 
@@ -20,17 +19,17 @@ class LogEntry:
     """An event of a stage, or a line that a process printed: `source` is "worker 0", "command", …"""
 
     stage: str
-    event: dict[str, Any] | None = None
+    event: Event | None = None
     source: str = ""
     line: str = ""
 
 
 @dataclass
 class StageLog:
-    """Reads a stage's log from where it stopped, through retries and the renaming at the commit.
+    """Reads what is new in a stage's log, across retries and the renaming at the commit.
 
-    Events that other runs wrote for the same stage are left out: by their offsets in the file, since the
-    clocks of driver and workers may differ.
+    Events that other runs wrote for the same stage are left out, by their offsets in the file: the clocks of
+    driver and workers may differ.
     """
 
     name: str
@@ -60,7 +59,7 @@ class StageLog:
                 self._offsets[path.name] = offset
                 yield LogEntry(self.name, event)
         except FileNotFoundError:
-            return  # the commit has just renamed the folder; the next call reads it there
+            return  # the commit has just renamed the folder, which the next call reads
 
     def _lines(self, path: Path, *, growing: bool) -> Iterator[str]:
         try:
@@ -76,7 +75,7 @@ class StageLog:
 
     def _offset(self, path: Path) -> int:
         offset = self._offsets.get(path.name, 0)
-        if offset and path.stat().st_size < offset:  # a forced attempt started from nothing
+        if offset and path.stat().st_size < offset:  # a forced attempt began a new file
             offset = self._offsets[path.name] = 0
         return offset
 
@@ -87,7 +86,7 @@ def workers(stage: Stage) -> list[int]:
     return sorted(int(path.stem.removeprefix("worker-")) for path in paths)
 
 
-def recent_progress(stage: Stage) -> list[dict[str, Any]]:
+def recent_progress(stage: Stage) -> list[Event]:
     """Return the newest progress events of a running stage, oldest first; reads the end of the file only."""
     if stage.folder is None:
         return []

@@ -1,4 +1,4 @@
-"""The trained model that a name stands for: a pipeline's name, a run's id, or a folder."""
+"""The trained model that is meant by a pipeline's name, a run's id, or a folder."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Stage keys and the store of committed outputs.
 
-A stage key is the sha256 of five components, which `key.json` holds so that a plan can name the one that
-changed: the kind and its version, the resolved configuration, the code, the digests of the inputs, and what
-is read from outside the project folder.
+A stage key is the sha256 of five components: the kind and its version, the resolved configuration, the code,
+the digests of the inputs, and what is read from outside the project folder. `key.json` holds them, so that a
+plan can name the one that changed.
 
 An output appears complete or not at all: the stage works in `stages/<kind>-<key12>.partial/`, and a commit
 writes the manifest (files, sizes, digests), then renames the folder. An output is usable only while its
@@ -20,8 +20,8 @@ import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -30,11 +30,11 @@ from tats_core.errors import StoreError
 from tats_core.files import digest, read_json, read_json_if_there, sync, write_json
 from tats_core.store.layout import ATTEMPT, EVENTS, KEY, MANIFEST, SCRATCH
 
-# Files up to this size are read again at every cache hit; of larger ones only the size is compared, so that
-# checking an output does not take minutes. Their digest was taken once, at the commit.
+# At a cache hit, the digests of files up to this size are verified; of larger ones only the size is compared,
+# since reading them would take minutes.
 VERIFIED_BYTES = 1 << 20
 
-# Events and logs are not part of the output's digest: they hold times, and no stage reads them as an input.
+# Events and logs hold times, and no stage reads them as an input: the output's digest leaves them out.
 _NOT_OUTPUT = (EVENTS, "log/")
 
 _SCRATCH = tuple(f"{name}/" for name in SCRATCH)
@@ -206,23 +206,19 @@ class StageStore:
             file.flush()
             yield
 
-    @contextmanager
-    def deciding(self) -> Iterator[None]:
+    def deciding(self) -> AbstractContextManager[None]:
         """Hold off garbage collection while a run chooses outputs to reuse and records them."""
-        with self._collection(fcntl.LOCK_SH):
-            yield
+        return self._collection(fcntl.LOCK_SH)
 
-    @contextmanager
-    def collecting(self) -> Iterator[None]:
+    def collecting(self) -> AbstractContextManager[None]:
         """Hold off the choice of outputs to reuse while garbage collection moves outputs away."""
-        with self._collection(fcntl.LOCK_EX):
-            yield
+        return self._collection(fcntl.LOCK_EX)
 
     @contextmanager
     def _collection(self, mode: int) -> Iterator[None]:
         locks = self.root / ".locks"
         make_folder(locks)
-        # Over NFS only what may be read can be locked as shared, and only what may be written as exclusive.
+        # Over NFS a shared lock needs a readable file, and an exclusive lock a writable one.
         with (locks / ".collection").open("a+") as file:
             fcntl.flock(file, mode)
             yield
@@ -230,7 +226,7 @@ class StageStore:
     def begin(self, folder: Path, *, fresh: bool) -> Path:
         """Return the work folder for the output `folder`: that of an earlier attempt, unless `fresh`.
 
-        It holds everything that an attempt leaves, checkpoints too.
+        It holds everything that an attempt leaves, including checkpoints.
         """
         partial = self.partial(folder)
         if fresh and partial.exists():
@@ -260,7 +256,7 @@ class StageStore:
         partial: Path,
         folder: Path,
         key: StageKey,
-        origin: Mapping[str, Any],
+        origin: Mapping[str, str],
         identities: Mapping[str, str],
     ) -> None:
         """Turn a finished work folder into the output `folder`; an earlier output there is replaced.
@@ -270,7 +266,7 @@ class StageStore:
             identities: see `StageKind.identities`.
         """
         write_json(partial / KEY, {**origin, "time": time.time(), "components": key.components})
-        write_json(partial / MANIFEST, _manifest(partial, identities))
+        write_json(partial / MANIFEST, asdict(_manifest(partial, identities)))
         if folder.exists():
             replaced = folder.with_name(f"{folder.name}.old-{uuid.uuid4().hex[:8]}")
             folder.rename(replaced)
@@ -279,14 +275,14 @@ class StageStore:
         else:
             partial.rename(folder)
         sync(self.root)
-        # Only now: after a kill before the rename, the next attempt resumes from its checkpoints.
+        # Only now: after a kill before the rename, the next attempt needs the checkpoints to resume.
         (folder / ATTEMPT).unlink(missing_ok=True)
         for name in SCRATCH:
             shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _manifest(folder: Path, identities: Mapping[str, str]) -> dict[str, Any]:
-    files: dict[str, dict[str, Any]] = {}
+def _manifest(folder: Path, identities: Mapping[str, str]) -> Manifest:
+    files: dict[str, FileEntry] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if not path.is_file() or name in (MANIFEST, KEY, ATTEMPT) or name.endswith(".tmp"):
@@ -295,15 +291,14 @@ def _manifest(folder: Path, identities: Mapping[str, str]) -> dict[str, Any]:
             continue
         size = path.stat().st_size
         if size > VERIFIED_BYTES:
-            # After a power cut it could be short, and a cache hit compares only its size.
-            sync(path)
-        files[name] = {"size": size, "sha256": digest(path)}
+            sync(path)  # a power cut must not change its content: a cache hit compares only its size
+        files[name] = FileEntry(size, digest(path))
     output = {
-        name: identities.get(name, entry["sha256"])
+        name: identities.get(name, entry.sha256)
         for name, entry in files.items()
         if not name.startswith(_NOT_OUTPUT)
     }
-    return {"digest": hashlib.sha256(canonical(output)).hexdigest(), "files": files}
+    return Manifest(hashlib.sha256(canonical(output)).hexdigest(), files)
 
 
 def make_folder(folder: Path) -> None:

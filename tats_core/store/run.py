@@ -22,7 +22,7 @@ from tats_core.errors import StoreError
 from tats_core.files import read_json, read_json_if_there, write_json
 from tats_core.store.layout import CONFIG, ENVIRONMENT, EVENTS, KEY, MANIFEST, RESULT, RESULTS, RUN
 from tats_core.store.outputs import Manifest, Origin, StageStore
-from tats_core.training.events import read_events
+from tats_core.training.events import Event, read_events
 
 StageStatus = Literal["waiting", "running", "finished", "cached", "failed", "stopped", "skipped"]
 RunStatus = Literal["running", "finished", "failed", "stopped"]
@@ -55,7 +55,7 @@ class StageRecord:
     error: str | None = None
     tracking_run: str | None = None
     digest: str | None = None
-    """Of its output when this run made or reused it."""
+    """The output's, when this run made or reused it."""
     said_from: int = 0
     """Bytes of the stage's event file that earlier runs had written when this run began to work on it."""
     said_to: int | None = None
@@ -112,7 +112,7 @@ class RunRecord:
         """`status`, or "died" where the record says "running" and no process runs it."""
         if self.status != "running" or self.is_alive():
             return self.status
-        # It may have ended after this record was read and before its lock was tried.
+        # The run may have ended after this record was read.
         status = RunRecord.load(self.folder).status
         return "died" if status == "running" else status
 
@@ -129,14 +129,14 @@ class RunRecord:
 
     @contextmanager
     def alive(self) -> Iterator[None]:
-        """Hold the run's lock: the kernel releases it when this process ends, however it ends."""
+        """Hold the run's lock; the kernel releases it when this process ends."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / _ALIVE).open("wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def ask_to_stop(self, *, now: bool = False) -> None:
-        """Ask the process of this run to stop at the next checkpoints, or `now`: as Ctrl-C once and twice."""
+        """Ask the run's process to stop at the next checkpoints (Ctrl-C once), or `now` (twice)."""
         path = self.folder / (_STOP_NOW if now else _PLEASE_STOP)
         try:
             path.touch()
@@ -209,7 +209,7 @@ class Results(TypedDict):
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """A picture or table that a stage wrote at a step; `key` groups those of one subject over the steps."""
+    """A picture or table that a stage wrote at a step; `key` names its subject, the same at every step."""
 
     step: int
     key: str
@@ -247,7 +247,7 @@ class Stage:
 
     @cached_property
     def result(self) -> Row | None:
-        """The numbers that it measured, and the labels that go with them (`result.json`)."""
+        """The metrics that it measured, with their labels (`result.json`)."""
         return self._read(RESULT, Row, "the result of a stage")
 
     @property
@@ -259,7 +259,7 @@ class Stage:
 
     @cached_property
     def curves(self) -> dict[str, Points]:
-        """Metric → curve over the optimiser steps; of a step that was done twice, the later value."""
+        """Metric → curve over the optimiser steps; a repeated step has its later value."""
         curves: dict[str, Points] = {}
         for event in self._events:
             if event["kind"] == "metrics":
@@ -278,7 +278,7 @@ class Stage:
         ]
 
     @cached_property
-    def _events(self) -> list[dict[str, Any]]:
+    def _events(self) -> list[Event]:
         return [] if self.folder is None else [event for _, event in read_events(self.folder / EVENTS)]
 
     def _read(self, name: str, form: type[Form], what: str) -> Form | None:

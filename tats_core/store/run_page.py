@@ -1,7 +1,7 @@
 """The page of one pipeline run: what came out, how it went, and what it was made of.
 
-Everything is read from the run's record and the folders of its stages; what is missing (a run that failed,
-an output that was removed) has no place on the page, and never fails it.
+Everything is read from the run's record and the folders of its stages. What is missing (the run failed, an
+output was removed) is left out of the page.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,7 +48,6 @@ _MARKS: Final = {
     "tick": "chance",
 }
 
-Points = dict[int, float]
 Tile = tuple[str, str, str]
 """Name, value, remark."""
 
@@ -64,11 +62,11 @@ def write(record: RunRecord) -> Path:
 def build(record: RunRecord) -> str:
     """Return the page as one string."""
     run = Run(record)
-    stages = [_read(stage) for stage in run.stages.values()]
+    stages = list(run.stages.values())
     try:
         report: Mapping[str, Any] = run.results or {}
     except StoreError:
-        report = {}  # a table that is gone or corrupt has no place on the page
+        report = {}  # the table is gone or corrupt
     instances = [
         graph.Instance(stage.name, stage.stage, stage.kind, tuple(stage.needs), stage.status, stage.seconds)
         for stage in record.stages.values()
@@ -90,44 +88,17 @@ def build(record: RunRecord) -> str:
         lineage=_lineage(stages),
         overrides="\n".join(f"--set {override}" for override in record.overrides),
         configuration=_configuration(run),
-        **surroundings(record, "run", "pipeline", record.pipeline, pipeline_file=record.source),
+        **surroundings(run, "run", "pipeline", record.pipeline, pipeline_file=record.source),
         foot=f"Run {record.id}. Written by tats {__version__} at {moment(time.time())}.",
     )
 
 
-@dataclass
-class _Stage:
-    """A stage with what its folder holds; `curves` is metric → step → value."""
-
-    record: StageRecord
-    folder: Path | None = None
-    curves: dict[str, Points] = field(default_factory=dict)
-    files: list[tuple[int, str, Path]] = field(default_factory=list)
-    """Step, key and path of each file of its events."""
-    maker: str = DASH
-    """The run that made its output."""
-    digest: str = ""
-
-    @property
-    def label(self) -> str:
-        """The stage's values on its axes, or its name where it has none."""
-        axes = dict(self.record.axes)
-        if "init" in axes:
-            axes["init"] = STARTS.get(axes["init"], axes["init"])
-        return ", ".join(axes.values()) or self.record.name
-
-
-def _read(stage: Stage) -> _Stage:
-    if stage.folder is None or not stage.folder.is_dir():
-        return _Stage(stage.record)
-    read = _Stage(stage.record, stage.folder, stage.curves)
-    read.files = [(file.step, file.key, file.path) for file in stage.files]
-    try:
-        read.maker = stage.origin.run if stage.origin else DASH
-        read.digest = stage.manifest.digest if stage.manifest else ""
-    except StoreError:
-        pass  # a corrupt output has neither; `tats show` reports it
-    return read
+def _label(stage: StageRecord) -> str:
+    """Return the stage's values on its axes, or its name where it has none."""
+    axes = dict(stage.axes)
+    if "init" in axes:
+        axes["init"] = STARTS.get(axes["init"], axes["init"])
+    return ", ".join(axes.values()) or stage.name
 
 
 # --- head and results ------------------------------------------------------------------------------------
@@ -163,7 +134,7 @@ def _result_tiles(report: Mapping[str, Any]) -> Iterator[Tile]:
         yield "visible tokens", f"{policy['visible']} of {policy['tokens']}", remark
 
 
-def _results(report: Mapping[str, Any], stages: Sequence[_Stage]) -> dict[str, Any]:
+def _results(report: Mapping[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
     rows: Sequence[Row] = report["rows"]
     policies = report.get("policies") or ([report["policy"]] if report.get("policy") else [])
     axes = [key for key, value in policies[0].items() if isinstance(value, str)] if policies else []
@@ -177,7 +148,11 @@ def _results(report: Mapping[str, Any], stages: Sequence[_Stage]) -> dict[str, A
         "marks": {style: words for style, words in _MARKS.items() if style in styles},
         "policies": results.policy_table(policies, labels, SAMPLER) if policies else None,
         "meanings": LEGEND.items(),
-        "classes": [_classes(stage) for stage in stages if _has_classes(stage)],
+        "classes": [
+            _classes(_label(stage.record), stage.folder)
+            for stage in stages
+            if stage.folder is not None and (stage.folder / "per_class.csv").exists()
+        ],
     }
 
 
@@ -194,34 +169,29 @@ def _track(row: Row, axes: Sequence[str]) -> Track:
     return Track(label, marks, f"{row['top1']:.1f}%")
 
 
-def _has_classes(stage: _Stage) -> bool:
-    return stage.folder is not None and (stage.folder / "per_class.csv").exists()
-
-
-def _classes(stage: _Stage) -> dict[str, Any]:
+def _classes(label: str, folder: Path) -> dict[str, Any]:
     import pandas as pd
 
-    assert stage.folder is not None
-    frame = pd.read_csv(stage.folder / "per_class.csv", dtype=str, keep_default_na=False)
+    frame = pd.read_csv(folder / "per_class.csv", dtype=str, keep_default_na=False)
     note = ""
     if len(frame) > _CLASSES_SHOWN:
-        note = f"The {_CLASSES_SHOWN} classes of {len(frame)} that are report least."
+        note = f"The {_CLASSES_SHOWN} of {len(frame)} classes with the lowest top-1."
         least = frame["top1"].map(lambda top1: float(top1 or "inf")).sort_values(kind="stable")
         frame = frame.loc[least.index[:_CLASSES_SHOWN]]
     titles = {
         "class": "class", "most_confused_with": "most confused with", "confused_clips": "such clips",
         "clips": "clips", "top1": "top-1, %",
     }  # fmt: skip
-    counts = pd.read_csv(stage.folder / "confusion.csv", index_col=0, keep_default_na=False)
+    counts = pd.read_csv(folder / "confusion.csv", index_col=0, keep_default_na=False)
     parts = {
-        "label": stage.label,
+        "label": label,
         "table": Table(frame[list(titles)].rename(columns=titles), 2),
         "note": note,
     }
     parts |= {"corner": counts.index.name, "names": list(counts.columns), "picture": None}
-    if len(counts) > _CLASSES_COUNTED and (stage.folder / "confusion.png").exists():
-        alt = f"{stage.label}: share of each true class that was predicted as each class"
-        data, width, height = page.reduced(stage.folder / "confusion.png")
+    if len(counts) > _CLASSES_COUNTED and (folder / "confusion.png").exists():
+        alt = f"{label}: share of each true class that was predicted as each class"
+        data, width, height = page.reduced(folder / "confusion.png")
         parts["picture"] = page.picture(data, alt, width, height)
     counted = counts if len(counts) <= _CLASSES_COUNTED else counts.iloc[:0]
     return {**parts, "counts": [(str(name), row.tolist()) for name, row in counted.iterrows()]}
@@ -230,25 +200,28 @@ def _classes(stage: _Stage) -> dict[str, Any]:
 # --- pictures --------------------------------------------------------------------------------------------
 
 
-def _pictures(stages: Sequence[_Stage]) -> list[dict[str, Any]]:
+def _pictures(stages: Sequence[Stage]) -> list[dict[str, Any]]:
     """Return one clip's pictures by step, evenly spread, and its newest animation, of each stage."""
     left = _PICTURE_BYTES
-    having = [stage for stage in stages if any(key.startswith("masks/") for _, key, _ in stage.files)]
+    pictured = [stage for stage in stages if any(file.key.startswith("masks/") for file in stage.files)]
     parts = []
-    for stage in having:
-        clip = min(key for _, key, _ in stage.files if key.startswith("masks/"))
+    for stage in pictured:
+        label = _label(stage.record)
+        clip = min(file.key for file in stage.files if file.key.startswith("masks/"))
         paths = {
-            (path.suffix, step): path for step, key, path in stage.files if key == clip and path.exists()
+            (file.path.suffix, file.step): file.path
+            for file in stage.files
+            if file.key == clip and file.path.exists()
         }
         steps = sorted(step for suffix, step in paths if suffix == ".png")
         grids, moving = [], None
-        for step in reversed(_spread(steps, _STEPS_SHOWN if len(having) == 1 else 1)):
+        for step in reversed(_spread(steps, _STEPS_SHOWN if len(pictured) == 1 else 1)):
             data, width, height = page.reduced(paths[".png", step])
             if len(data) > left:
                 break
             left -= len(data)
             rows = "video, visible tokens, policy, value, prediction and error by frame"
-            alt = f"{stage.label}, step {step}: {rows}"
+            alt = f"{label}, step {step}: {rows}"
             grids.append((step, page.picture(data, alt, width, height)))
         newest = max((step for suffix, step in paths if suffix == ".gif"), default=None)
         if newest is not None:
@@ -256,7 +229,7 @@ def _pictures(stages: Sequence[_Stage]) -> list[dict[str, Any]]:
             if len(data) <= min(left, _GIF_BYTES):
                 left -= len(data)
                 width, height = (int.from_bytes(data[at : at + 2], "little") for at in (6, 8))
-                alt = f"{stage.label}, step {newest}: the same clip as an animation"
+                alt = f"{label}, step {newest}: the same clip as an animation"
                 moving = newest, page.picture(data, alt, width, height, "gif")
         if grids or moving:
             parts.append({"name": stage.record.name, "grids": grids, "moving": moving})
@@ -264,35 +237,34 @@ def _pictures(stages: Sequence[_Stage]) -> list[dict[str, Any]]:
 
 
 def _spread(steps: Sequence[int], count: int) -> list[int]:
-    """Return up to `count` of them, evenly spread, the last among them."""
+    """Return up to `count` steps, evenly spread and with the last."""
     if len(steps) <= count or count == 1:
         return list(steps[-count:])
-    return [
-        steps[place] for place in sorted({round(i * (len(steps) - 1) / (count - 1)) for i in range(count)})
-    ]
+    indices = sorted({round(i * (len(steps) - 1) / (count - 1)) for i in range(count)})
+    return [steps[index] for index in indices]
 
 
 # --- curves ----------------------------------------------------------------------------------------------
 
 
-def _curves(stages: Sequence[_Stage]) -> list[dict[str, Any]]:
-    by_stage: dict[str, list[_Stage]] = {}
+def _curves(stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    by_stage: dict[str, list[Stage]] = {}
     for stage in stages:
         if any(len(points) > 1 for points in stage.curves.values()):
             by_stage.setdefault(stage.record.stage, []).append(stage)
     return [_stage_curves(name, members) for name, members in by_stage.items()]
 
 
-def _stage_curves(name: str, members: Sequence[_Stage]) -> dict[str, Any]:
+def _stage_curves(name: str, members: Sequence[Stage]) -> dict[str, Any]:
     """Return a group of charts for each combination of axes; the starts share them."""
     starts = list(dict.fromkeys(stage.record.axes.get("init", "") for stage in members))
-    groups: dict[str, list[_Stage]] = {}
+    groups: dict[str, list[Stage]] = {}
     for stage in sorted(members, key=lambda stage: starts.index(stage.record.axes.get("init", ""))):
         label = ", ".join(value for axis, value in stage.record.axes.items() if axis != "init")
         groups.setdefault(label, []).append(stage)
     legend = {}
     if len(starts) > 1:
-        legend = {f"line{place}": STARTS.get(start, start) for place, start in enumerate(starts)}
+        legend = {f"line{index}": STARTS.get(start, start) for index, start in enumerate(starts)}
     elif any(key in stage.curves for stage in members for key in REFERENCES):
         legend = {"line0": "measured", "lineref": "random sampling, or chance"}
     return {
@@ -304,7 +276,7 @@ def _stage_curves(name: str, members: Sequence[_Stage]) -> dict[str, Any]:
     }
 
 
-def _charts(group: Sequence[_Stage]) -> dict[str, list[Markup]]:
+def _charts(group: Sequence[Stage]) -> dict[str, list[Markup]]:
     drawn = {key for stage in group for key, points in stage.curves.items() if len(points) > 1}
     others = sorted(drawn - {*CURVES, *REFERENCES, "epoch"})
     return {
@@ -315,17 +287,12 @@ def _charts(group: Sequence[_Stage]) -> dict[str, list[Markup]]:
     }
 
 
-def _chart(title: str, key: str, against: str, group: Sequence[_Stage]) -> Markup:
-    curves = [_curve(stage.label, stage.curves.get(key, {})) for stage in group]
+def _chart(title: str, key: str, against: str, group: Sequence[Stage]) -> Markup:
+    curves = [Curve.of(_label(stage.record), stage.curves.get(key, {})) for stage in group]
     reference = next((stage.curves[against] for stage in group if against in stage.curves), None)
     if reference:
-        curves.insert(0, _curve(METRICS[against].curve, reference, reference=True))
+        curves.insert(0, Curve.of(METRICS[against].curve, reference, reference=True))
     return charts.panel(title, curves)
-
-
-def _curve(name: str, points: Points, *, reference: bool = False) -> Curve:
-    steps = sorted(points)
-    return Curve(name, steps, [points[step] for step in steps], reference)
 
 
 # --- stages, configuration, environment ------------------------------------------------------------------
@@ -357,20 +324,19 @@ def _timeline(record: RunRecord) -> dict[str, Any]:
     return {"tracks": tracks, "ticks": ticks, "reused": len(record.stages) - len(ran)}
 
 
-def _lineage(stages: Sequence[_Stage]) -> Table:
+def _lineage(stages: Sequence[Stage]) -> Table:
     columns = ["stage", "status", "stage key", "output digest", "made by run", "time", "why it ran, or not"]
-    rows = [
-        [
-            stage.record.name,
-            _status(stage.record),
-            page.code((stage.record.key or DASH)[:12]),
-            page.code(stage.digest[:12] or DASH),
-            stage.maker,
-            duration(stage.record.seconds) if stage.record.seconds else None,
-            stage.record.reason,
-        ]
-        for stage in stages
-    ]
+    rows = []
+    for stage in stages:
+        record = stage.record
+        try:
+            made_by = stage.origin.run if stage.origin else None
+            digest = stage.manifest.digest[:12] if stage.manifest else DASH
+        except StoreError:
+            made_by, digest = None, DASH  # the output is corrupt, which `tats show` reports
+        seconds = duration(record.seconds) if record.seconds else None
+        key = page.code((record.key or DASH)[:12])
+        rows.append([record.name, _status(record), key, page.code(digest), made_by, seconds, record.reason])
     return Table.of(columns, rows, labels=len(columns))
 
 
@@ -392,26 +358,26 @@ def _configuration(run: Run) -> list[dict[str, Any]]:
     return list(parts.values())
 
 
-def _words(values: Mapping[str, Any]) -> dict[str, str]:
+def _words(values: Mapping[str, object]) -> dict[str, str]:
     return {key: _value(value) for key, value in values.items()}
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(_value, value)) or "none"
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def surroundings(record: RunRecord, *words: str, **sources: str) -> dict[str, Any]:
-    """Return the command that started a run, and where, when and of what it was made, for its page.
+def surroundings(run: Run, *words: str, **sources: str) -> dict[str, Any]:
+    """Return the command that started a run, and its place, times and environment, for its page.
 
     Args:
         words: the command, without overrides, where none was recorded.
         sources: further pairs, after the run's id.
     """
-    known = dict(Run(record).environment)
+    record, environment = run.record, dict(run.environment)
     overrides = [part for override in record.overrides for part in ("--set", override)]
-    command = known.pop("command", shlex.join(["tats", *words, *overrides]))
+    command = environment.pop("command", shlex.join(["tats", *words, *overrides]))
     pairs = {
         "run": record.id,
         **{name.replace("_", " "): value for name, value in sources.items()},
@@ -420,6 +386,6 @@ def surroundings(record: RunRecord, *words: str, **sources: str) -> dict[str, An
         "git commit": record.git_commit or "not run from a checkout",
         "MLflow": without_password(record.tracking_uri or DASH),
         "MLflow run": record.tracking_run or DASH,
-        **known,
+        **environment,
     }
     return {"command": command, "environment": pairs.items()}

@@ -20,12 +20,13 @@ from tats_core.machine import available_cpus
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import runner
 from tats_core.pipeline.observers import Observer
+from tats_core.store import key_diff
 from tats_core.store.outputs import make_folder
 from tats_core.sweep import page, spec, summary, trial
 from tats_core.sweep.progress import Progress, SweepUI
 from tats_core.sweep.results import results
 from tats_core.sweep.search import Points
-from tats_core.sweep.spec import Sweep, differences
+from tats_core.sweep.spec import Sweep
 from tats_core.sweep.summary import Summary
 from tats_core.sweep.trial import TrialResult
 
@@ -77,11 +78,12 @@ def check_same(sweep: Sweep, folder: Path) -> None:
     """Refuse to resume a sweep that was started as another.
 
     Raises:
-        SpecError: something changed; says what.
-        StoreError: what it was cannot be read.
+        SpecError: something changed; names it.
+        StoreError: `sweep.json` cannot be read.
     """
     before = read_json(folder / "sweep.json", dict[str, Any], "the identity of a sweep")
-    changed = [f"{key}: {was} → {now}" for key, was, now in differences(before, sweep.identity())]
+    changes = key_diff.between({"config": before}, {"config": sweep.identity()})
+    changed = [f"{change.name}: {change.old} → {change.new}" for change in changes]
     if changed:
         raise SpecError(
             f"{sweep.source}: this is not the sweep that was begun ({'; '.join(changed)}); "
@@ -104,7 +106,7 @@ def run(sweep: Sweep, home: Path, *, resume: bool, ui: SweepUI, stage_ui: Observ
         ended = results(folder)
         if _complete(Points(sweep, folder), {result.id: result for result in ended}):
             done = Summary.of(sweep, ended, summary.busy_of(folder))
-            done.write(folder)  # a kill may have come between the last trial and this
+            done.write(folder)  # the driver may have been killed after the last trial
             page.write(done, folder)
             return Outcome(folder, done, False, before=len(ended))
     elif resume:
@@ -134,7 +136,7 @@ def _complete(points: Points, ended: dict[str, TrialResult]) -> bool:
 
 
 def _run_common_stages(sweep: Sweep, home: Path, ui: Observer | None) -> bool:
-    """Run the stages that all trials share; False where the person stopped them."""
+    """Run the stages that all trials share; return False if the user stopped them."""
     pipeline = sweep.load(sweep.trials_of(sweep.examples()[0])[0].overrides)
     plan = runner.plan(pipeline, home, only=sorted(sweep.common))
     if all(item.action == "reuse" for item in plan.items if item.stage in sweep.common):

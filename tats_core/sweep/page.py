@@ -17,7 +17,7 @@ from tats_core.files import write_text
 from tats_core.report import charts, page, sweeps
 from tats_core.report.table import Table
 from tats_core.report.units import duration, moment, short_keys, value_text
-from tats_core.store.run import RunRecord
+from tats_core.store.run import Run, RunRecord
 from tats_core.store.run_page import surroundings
 from tats_core.sweep import plots
 from tats_core.sweep.plots import Plot
@@ -30,14 +30,12 @@ FILE: Final = "report.html"
 
 _KEYS_IN_A_TILE = 3
 
-Pairs = list[tuple[str, Any]]
-
 
 def read(folder: Path) -> Summary:
-    """Return what the sweep in `folder` has come to so far.
+    """Return the summary of what the sweep in `folder` has measured so far.
 
     Raises:
-        StoreError: one of its files cannot be understood.
+        StoreError: one of its files cannot be read.
     """
     return Summary.of(as_run(folder), results(folder), busy_of(folder))
 
@@ -56,15 +54,15 @@ def build(folder: Path) -> str:
 
 
 def _render(summary: Summary, folder: Path, drawn: Sequence[Plot], missing: Sequence[str]) -> str:
-    sweep, rows, record = summary.sweep, summary.rows[:ROWS], RunRecord.load(folder)
+    sweep, rows, run = summary.sweep, summary.rows[:ROWS], Run.open(folder)
     failed = sum(count for _, count in summary.causes)
     best = folder / BEST
     return page.render(
         "sweep.html.j2",
         title=sweep.name,
         lead=sweep.title or f"A sweep of the pipeline {sweep.pipeline}",
-        error=f"{failed} of {len(summary.trials)} trials failed; why stands below." if failed else "",
-        tiles=_tiles(summary, record),
+        error=f"{failed} of {len(summary.trials)} trials failed; causes are listed below." if failed else "",
+        tiles=_tiles(summary, run.record),
         best_text=summary.best_text,
         results=sweeps.table(rows, summary.columns, sweep.objectives[0].name, summary.best),
         note=f"The first {len(rows)} of {len(summary.rows)} points; results.csv has all."
@@ -82,12 +80,12 @@ def _render(summary: Summary, folder: Path, drawn: Sequence[Plot], missing: Sequ
         best_command=f"tats run pipeline {shlex.quote(str(best))}",
         best_pipeline=best.read_text(encoding="utf-8") if best.exists() else "",
         again=f"tats sweep {shlex.quote(str(folder / f'{sweep.name}.yaml'))}",
-        **surroundings(record, "sweep", sweep.name, sweep_file=record.source, pipeline=sweep.pipeline),
+        **surroundings(run, "sweep", sweep.name, sweep_file=run.record.source, pipeline=sweep.pipeline),
         foot=f"Run {folder.name}. Written by tats {__version__} at {moment(time.time())}.",
     )
 
 
-def _tiles(summary: Summary, record: RunRecord) -> Iterator[tuple[str, Any, str]]:
+def _tiles(summary: Summary, record: RunRecord) -> Iterator[tuple[str, object, str]]:
     top, objective = summary.best, summary.sweep.objectives[0]
     if top is not None:
         names = short_keys(summary.sweep.keys)
@@ -98,7 +96,7 @@ def _tiles(summary: Summary, record: RunRecord) -> Iterator[tuple[str, Any, str]
     yield "trials", len(summary.trials), ", ".join(f"{count} {status}" for status, count in counts.items())
     if summary.epochs and summary.epochs[0] < summary.epochs[1]:
         used, complete = summary.epochs
-        yield "epochs", used, f"{100 * used / complete:.0f}% of the {complete} of whole trials"
+        yield "epochs", used, f"{100 * used / complete:.0f}% of the {complete} of complete trials"
     if summary.busy:
         yield "in training steps", f"{100 * summary.busy:.0f}%", "of the time after Ray's start"
     yield "took", duration((record.finished or time.time()) - record.started), moment(record.started)
@@ -125,7 +123,7 @@ def _trials(summary: Summary) -> Table:
     return Table.of(headings, rows, labels=len(keys) + 3)
 
 
-def _fixed(sweep: Sweep) -> Iterator[tuple[str, Any]]:
+def _fixed(sweep: Sweep) -> Iterator[tuple[str, object]]:
     for pattern, condition in sweep.space.where.items():
         yield f"{pattern}, only where", _equations({key: list(values) for key, values in condition.items()})
     for constraint in sweep.space.constraints:
@@ -147,5 +145,5 @@ def _values(values: Any) -> str:
     return f"{ends[0]:g} to {ends[1]:g} ({kind})"
 
 
-def _equations(values: Mapping[str, Any]) -> str:
+def _equations(values: Mapping[str, object]) -> str:
     return ", ".join(f"{key} = {value}" for key, value in values.items())

@@ -1,4 +1,4 @@
-"""Which charts a sweep has, and what is drawn in them; of those that it has not, why."""
+"""The charts of a sweep, and the reason for each that is not drawn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from tats_core.report import charts
 from tats_core.report.charts import Curve, Named, Series
 from tats_core.report.sweeps import Row
 from tats_core.report.units import DASH, short_keys
-from tats_core.store.run import Run
+from tats_core.store.layout import RUN
+from tats_core.store.run import Points, Run
 from tats_core.sweep.space import Range
 from tats_core.sweep.spec import Sweep
 from tats_core.sweep.trial import TrialResult
@@ -35,13 +36,13 @@ class Plot:
     figure: Figure
 
 
-class Missing(Exception):  # noqa: N818 (it is no error)
+class Missing(Exception):  # noqa: N818 (it is not an error)
     """Why a chart is not drawn."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a sweep has found so far, as its charts need it."""
+    """What a sweep has measured so far, as its charts need it."""
 
     sweep: Sweep
     folder: Path
@@ -88,11 +89,11 @@ class Outcome:
 def of(
     sweep: Sweep, folder: Path, rows: Sequence[Row], trials: Sequence[TrialResult]
 ) -> tuple[list[Plot], list[str]]:
-    """Return the charts of what a sweep has found so far, and a sentence for each that it has not."""
+    """Return the charts of what a sweep has measured so far, and a sentence for each that is not drawn."""
     names = short_keys(list(sweep.space.values))
-    many = [key for key in names if len({repr(row.point[key]) for row in rows if key in row.point}) > 1]
-    known = [row for row in rows if row.values]
-    outcome = Outcome(sweep, folder, known, trials, [Named(key, names[key]) for key in many])
+    varied = [key for key in names if len({repr(row.point[key]) for row in rows if key in row.point}) > 1]
+    measured = [row for row in rows if row.values]
+    outcome = Outcome(sweep, folder, measured, trials, [Named(key, names[key]) for key in varied])
     plots, missing = [], []
     for draw in (_against, _learning, _parallel, _importance, _pareto):
         try:
@@ -125,29 +126,25 @@ def _learning(outcome: Outcome) -> list[Plot]:
     series = outcome.series
     panels: dict[str, list[Curve]] = {}
     for trial in outcome.trials:
-        for name, points in curves(outcome.folder / "trials" / trial.id).items():
+        for name, points in _curves(outcome.folder / "trials" / trial.id).items():
             if len(points) > 1:
                 value = trial.point.get(series.key) if series else None
-                panels.setdefault(name, []).append(Curve(value, list(points), list(points.values())))
+                panels.setdefault(name, []).append(Curve.of(value, points))
     wanted = [outcome.sweep.scheduler.metric, *(name for name in panels if name.endswith(".loss"))]
     wanted += [metric.name for metric in outcome.sweep.metrics]
     drawn = {name: panels[name] for name in wanted if name in panels}
     if not drawn:
-        raise Missing("Learning curves: no trial told of a number more than once.")
+        raise Missing("Learning curves: no trial logged a metric more than once.")
     drawn = {name: drawn[name] for name in list(drawn)[:_PANELS]}
     caption = f"Learning curves of the trials{f', by {series.title}' if series else ''}."
     return [Plot("curves", caption, charts.learning(drawn, series.values if series else (None,)))]
 
 
-def curves(folder: Path) -> dict[str, dict[int, float]]:
-    """Return `stage.metric` → step → value of a trial's stages, those of the sweep's own run left out.
-
-    Args:
-        folder: the trial's, `runs/<sweep's run>/trials/<id>`.
-    """
-    if not (folder / "run.json").exists():
+def _curves(folder: Path) -> dict[str, Points]:
+    """Return `stage.metric` → curve of the trial in `folder`."""
+    if not (folder / RUN).exists():
         return {}
-    points: dict[str, dict[int, float]] = {}
+    points: dict[str, Points] = {}
     for stage in Run.open(folder).stages.values():
         for metric, curve in stage.curves.items():
             points.setdefault(f"{stage.record.stage}.{metric}", {}).update(curve)
@@ -186,8 +183,8 @@ def _importance(outcome: Outcome) -> list[Plot]:
     others = ", ".join(key.title for key in outcome.keys if key.key not in common)
     rest = f" Left out, as they mean something only at some points: {others}." if others else ""
     caption = (
-        f"How much of the variance of {best.title} that the keys explain is each one's (fANOVA over"
-        f" {len(done)} trials; its shares add up to 100%, whatever seeds do beside).{rest}"
+        f"Each key's share of the variance of {best.title} that the keys explain (fANOVA over {len(done)}"
+        f" trials; the shares add up to 100%, without the variance over seeds).{rest}"
     )
     return [Plot("importance", caption, charts.importance({common[key]: shares[key] for key in shares}))]
 
@@ -200,16 +197,20 @@ def importance(space: Mapping[str, Any], trials: Sequence[TrialResult], metric: 
 
     from tats_core.sweep import search
 
-    values = [trial.metrics[metric.key] for trial in trials]
-    if len(set(values)) == 1:
+    measured = [trial.metrics[metric.key] for trial in trials]
+    if len(set(measured)) == 1:
         return {}
     study = optuna.create_study(direction="minimize" if metric.mode == "min" else "maximize")
     distributions = {key: search.distribution(domain) for key, domain in space.items()}
-    # A choice among values by its position: one feature of the forest, which can part any of the positions. A
-    # feature for each value, as Optuna takes them, costs minutes where there are fifty.
-    choices = {key: d.choices for key, d in distributions.items() if isinstance(d, CategoricalDistribution)}
-    distributions |= {key: IntDistribution(0, len(among) - 1) for key, among in choices.items()}
-    for trial, value in zip(trials, values, strict=True):
+    # A choice is encoded by its index, a single feature whose values the forest can split anywhere. Optuna's
+    # encoding, a feature for each value, takes minutes for fifty values.
+    choices = {
+        key: distribution.choices
+        for key, distribution in distributions.items()
+        if isinstance(distribution, CategoricalDistribution)
+    }
+    distributions |= {key: IntDistribution(0, len(values) - 1) for key, values in choices.items()}
+    for trial, value in zip(trials, measured, strict=True):
         params = {
             key: choices[key].index(trial.point[key]) if key in choices else trial.point[key] for key in space
         }

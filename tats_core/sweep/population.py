@@ -1,10 +1,10 @@
 """Population-based training (arXiv 1711.09846) of how a sampler learns, as generations of ordinary trials.
 
-Each member pre-trains for some epochs; then those of the lowest quarter take over the training of one of the
-highest quarter, with settings that are changed a little, and all continue. Nothing is mutable: a trial is a
-pre-training up to an epoch whose `schedule` holds its whole history, a parent's included, and the stage store
-has the checkpoint in which that history ended so far. So a generation is cached, killed and resumed as any
-trial, and the winner's schedule is a pipeline that trains it again in one piece, to the same bits.
+Each member pre-trains for some epochs; then each of the lowest quarter continues the training of a member of
+the highest quarter, with slightly changed settings, and all others continue their own. Nothing is mutable: a
+trial is a pre-training up to an epoch whose `schedule` holds its complete history, its parents' included, and
+the stage store has the checkpoint at the end of that history. So a generation is cached, killed and resumed
+like any trial, and the winner's schedule is a pipeline that repeats its training in one piece, bit for bit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tats_core.sweep.spec import Sweep
 from tats_core.sweep.trial import TrialResult
 
 _SHARE = 4  # a quarter of the members is replaced, and a quarter is copied
-_REDRAWN = 0.25  # how often a copied setting is drawn anew instead of moved a little
+_REDRAWN = 0.25  # how often a copied setting is drawn again instead of moved a little
 _FACTORS = (0.8, 1.2)
 _TRIES = 1000
 
@@ -31,7 +31,7 @@ def generation(
 ) -> list[dict[str, Any]] | None:
     """Return the points of the next generation, in the order of the members; [] after the last.
 
-    It follows from the arguments alone. None: it cannot be known before all of the generation before ended.
+    It follows from the arguments alone. None: the previous generation has not ended.
     """
     population = sweep.population
     members = sweep.samples or 0
@@ -74,7 +74,7 @@ def _alive(sweep: Sweep, points: Sequence[Mapping[str, Any]], ended: Mapping[str
 def _scores(
     sweep: Sweep, points: Sequence[Mapping[str, Any]], ended: Mapping[str, TrialResult]
 ) -> list[float] | None:
-    """Return each member's objective, the higher the better; one that failed has minus infinity."""
+    """Return each member's objective, the higher the better; that of a failed member is minus infinity."""
     objective = sweep.objectives[0]
     sign = 1 if objective.mode == "max" else -1
     trials = [ended.get(sweep.trials_of(point)[0].id) for point in points]
@@ -92,7 +92,7 @@ def _point(
 
 
 def _change(stage: str, epoch: int, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return one entry of a pre-training's schedule."""
+    """Return an entry of a pre-training's schedule."""
     change: dict[str, Any] = {"epoch": epoch}
     for key, value in settings.items():
         _, _, name = key.partition(f"{stage}.sampler.ppo.")
@@ -104,7 +104,7 @@ def _change(stage: str, epoch: int, settings: Mapping[str, Any]) -> dict[str, An
 
 
 def _explored(space: Space, settings: Mapping[str, Any], chance: random.Random) -> Point:
-    """Return other settings near to these.
+    """Return different settings near these.
 
     Raises:
         SpecError: the constraints allow none.
@@ -114,10 +114,10 @@ def _explored(space: Space, settings: Mapping[str, Any], chance: random.Random) 
         point: Point = {}
         for key in space.order:
             if space.applies(key, point):
-                anew = key not in settings or chance.random() < _REDRAWN
-                if anew and key not in drawn:
+                redrawn = key not in settings or chance.random() < _REDRAWN
+                if redrawn and key not in drawn:
                     break  # it applies here, but not beside the values that were drawn
-                point[key] = drawn[key] if anew else _moved(space.values[key], settings[key], chance)
+                point[key] = drawn[key] if redrawn else _moved(space.values[key], settings[key], chance)
         else:
             point = space.reduced(point)
             if point != settings and space.allowed(point):
@@ -126,7 +126,7 @@ def _explored(space: Space, settings: Mapping[str, Any], chance: random.Random) 
 
 
 def _moved(values: Values, value: Scalar | None, chance: random.Random) -> Scalar | None:
-    """Return a value near to `value`: times 0.8 or 1.2 in a range, a neighbour in a list."""
+    """Return a value near `value`: times 0.8 or 1.2 in a range, a neighbour in a list."""
     ends = (values.uniform or values.loguniform or values.int_) if isinstance(values, Range) else None
     if ends is None:
         listed = values.examples if isinstance(values, Range) else values

@@ -1,4 +1,4 @@
-"""How far a sweep is, and who shows it."""
+"""The progress of a sweep, and the interface that displays it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tats_core.sweep.trial import Row, TrialResult
 
 
 class SweepUI(Protocol):
-    """Who shows how a sweep goes; every call comes from the thread that called `run`."""
+    """Displays a sweep; every call comes from the thread that called `run`."""
 
     def started(self, sweep: Sweep, progress: Progress) -> None:
         """The common stages have finished; the first trial begins."""
@@ -39,7 +39,7 @@ class Progress:
     """Trials that had ended before a resume."""
 
     def remaining(self) -> float | None:
-        """Estimate the seconds that are left, from the trials that ended in this run."""
+        """Estimate the remaining seconds from the trials that ended in this run."""
         done = len(self.ended) - self.before
         if not done:
             return None

@@ -12,7 +12,7 @@ from tats_core.sweep.trial import STUDY, TrialResult
 
 
 def results(folder: Path) -> list[TrialResult]:
-    """Return the trials that have ended; those of points found on the way stand in the order of the points.
+    """Return the trials that have ended; those of a study are in the order of its points.
 
     Raises:
         StoreError: a record of them cannot be read.

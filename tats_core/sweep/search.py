@@ -1,8 +1,8 @@
 """The points of a sweep, in the order in which they are tried, and which comes next.
 
-Those of a grid and those drawn at random are known before the start. Those of Optuna and of a population are
-found on the way: each is a trial of an Optuna study in the sweep's folder, written before its first trial
-begins, so that a resume asks for none twice.
+A grid and random points are known before the start. Points of Optuna and of a population are chosen while the
+sweep runs: each is a trial of an Optuna study in the sweep's folder, written before its first trial begins,
+so that a resume chooses none twice.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tats_core.sweep.spec import Pbt, Sweep, Trial
 from tats_core.sweep.trial import STUDY, TrialResult
 from tats_core.training.events import cut_torn_line
 
-_ASKS = 50  # of Optuna for a point that is allowed and new; what is left of a space then is drawn from
+_ASKS = 50  # proposals of Optuna without an allowed and new point, before a point is drawn at random
 _DRAWS = 1000
 _NAME = "points"
 _POINT = "point"  # the attribute of an Optuna trial that holds the point, with a member's schedule
@@ -62,7 +62,7 @@ def _points(study: optuna.Study | None) -> list[Point]:
 
 
 def read_points(folder: Path) -> list[Point]:
-    """Return the points that were found on the way in a sweep's folder, in their order.
+    """Return the points in the study of a sweep's folder, in their order.
 
     Raises:
         StoreError: they cannot be read.
@@ -84,25 +84,25 @@ class Points:
         if sweep.searcher.kind in ("optuna", "pbt"):
             path = folder / STUDY
             cut_torn_line(path)
-            # A kill may have left the lock, for which Optuna waits half a minute; only one process writes.
+            # A killed process leaves the lock, for which Optuna waits half a minute; no other process writes.
             path.with_name(f"{STUDY}.lock").unlink(missing_ok=True)
             directions = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
             self._study = _study(path, [directions[metric.mode or "max"] for metric in sweep.objectives])
             self._known = _points(self._study)
-        # A kill may have come while a generation was written: it is found anew, the same, as a whole.
+        # A killed process may leave a partial generation: the same one is computed again.
         self._written = len(self._known) % (sweep.samples or 1) if isinstance(sweep.searcher, Pbt) else 0
         self._known = self._known[: len(self._known) - self._written]
         self._distributions = {key: distribution(values) for key, values in sweep.choices.items()}
 
     def trials(self) -> list[Trial]:
-        """Return the trials of the points known by now, each once."""
+        """Return the trials of the points known so far, each once."""
         trials = (trial for point in self._known for trial in self._sweep.trials_of(point))
         return list({trial.id: trial for trial in trials}.values())
 
     def next_trials(self, ended: Mapping[str, TrialResult]) -> list[Trial] | None:
-        """Return the next trials, found by how those before ended: [] after the last, None if too early.
+        """Return the next trials, given how earlier ones ended: [] after the last, None if too early.
 
-        Optuna is asked for one point, a population for its next generation.
+        They are one point of Optuna, or the next generation of a population.
         """
         self.record(ended)
         points: list[Point] | None = []
@@ -119,22 +119,22 @@ class Points:
         return [trial for point in points for trial in self._sweep.trials_of(point)]
 
     def record(self, ended: Mapping[str, TrialResult]) -> None:
-        """Tell Optuna of the points whose trials have all ended."""
+        """Report to Optuna the points whose trials have all ended."""
         if self._study is None:
             return
         names = [metric.name for metric in self._sweep.objectives]
         for running in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            # A kill may have come before Optuna's trial was a point: it counts for nothing then.
+            # A process killed in `_propose` leaves a trial of Optuna without a point; it fails.
             trials = self._sweep.trials_of(point) if (point := running.user_attrs.get(_POINT)) else []
             state, values = outcome(names, [ended.get(trial.id) for trial in trials])
             if state.is_finished():
                 self._study.tell(running.number, values, state=state)
 
     def _propose(self, study: optuna.Study) -> list[Point]:
-        """Return a point that is allowed and new, or [] where the space holds no other.
+        """Return a point that is allowed and new, or [] where the space has no other.
 
-        Optuna's estimator TPE is asked, seeded anew for each point, so that a resume finds the same point;
-        where all that it offers was tried or is not allowed, a point is drawn.
+        Optuna's estimator TPE proposes it, seeded for each point, so that a resume finds the same point; if
+        all proposals are known or not allowed, a point is drawn at random.
         """
         space = self._sweep.space
         seed = random.Random(f"{self._sweep.searcher.seed} {len(self._known)}").getrandbits(32)
@@ -170,11 +170,11 @@ class Points:
 def outcome(
     objectives: Sequence[str], trials: Sequence[TrialResult | None]
 ) -> tuple[TrialState, list[float] | None]:
-    """Return what Optuna learns of a point from its trials: the mean over the seeds that finished.
+    """Return the result of a point for Optuna: the mean over the seeds that finished.
 
-    A point of which a seed was stopped early has no value: one after a part of the epochs cannot be compared
-    with those at the end, and a mean without the stopped seed would favour the point. To Optuna it is pruned,
-    which ranks below all that have a value.
+    A point with a seed that was stopped early has no value: a value after a part of the epochs cannot be
+    compared with a final one, and a mean without the stopped seed would favour the point. Optuna ranks such a
+    pruned point below all points with a value.
     """
     results = [trial for trial in trials if trial is not None]
     if len(results) < len(trials):

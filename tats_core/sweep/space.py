@@ -30,10 +30,10 @@ _COMPARISON = re.compile(r"\s*(\S+)\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
 
 
 class Range(StrictModel):
-    """Values that are drawn; exactly one of the four is given."""
+    """How values are drawn; exactly one of the four keys is given."""
 
     uniform: tuple[float, float] | None = Field(None, description="any number between the two")
-    loguniform: tuple[float, float] | None = Field(None, description="the same, its logarithm drawn evenly")
+    loguniform: tuple[float, float] | None = Field(None, description="the same, uniform in the logarithm")
     int_: tuple[int, int] | None = Field(None, alias="int", description="an integer, both ends included")
     choice: tuple[Scalar | None, ...] | None = Field(None, min_length=1, description="one of these")
 
@@ -69,7 +69,7 @@ class Range(StrictModel):
 
     @property
     def examples(self) -> tuple[Scalar | None, ...]:
-        """Values that stand for all when the space is checked: the ends, or each choice."""
+        """The values that a check of the space tries: the ends, or each choice."""
         return self.choice or self.uniform or self.loguniform or self.int_ or ()
 
 
@@ -101,7 +101,7 @@ class Constraint:
         return cls(text, left, _OPERATORS[sign], right)
 
     def holds(self, point: Mapping[str, Any]) -> bool:
-        """Tell whether `point` may be tried."""
+        """Return whether `point` may be tried."""
         try:
             right = json.loads(self.right)
         except ValueError:
@@ -118,7 +118,7 @@ class Space:
     constraints: tuple[Constraint, ...]
 
     def applies(self, key: str, point: Mapping[str, Any]) -> bool:
-        """Tell whether `key` means anything beside the values in `point`."""
+        """Return whether `key` applies beside the values in `point`."""
         conditions = (condition for pattern, condition in self.where.items() if fnmatchcase(key, pattern))
         return all(
             other in point and point[other] in allowed
@@ -140,7 +140,7 @@ class Space:
         return {key: applicable[key] for key in self.values if key in applicable}
 
     def allowed(self, point: Mapping[str, Any]) -> bool:
-        """Tell whether all constraints hold."""
+        """Return whether all constraints hold."""
         return all(constraint.holds(point) for constraint in self.constraints)
 
     def grid(self) -> Iterator[Point]:

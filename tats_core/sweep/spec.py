@@ -1,4 +1,4 @@
-"""A sweep as people write it: one YAML file over a pipeline, and all checks before the start.
+"""A sweep as its YAML file describes it, and all checks before the start.
 
 `sweeps/README.md` describes the file. A *point* is one choice of values; a *trial* is a point with one seed.
 """
@@ -45,7 +45,7 @@ Values = Annotated[tuple[Scalar | None, ...], Field(min_length=1)]
 
 
 class Seeds(StrictModel):
-    """The same point again with other random numbers."""
+    """The same point with several random seeds."""
 
     keys: tuple[str, ...] = Field((), description="dotted keys that get the seed")
     values: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
@@ -55,9 +55,13 @@ class Metric(StrictModel):
     """A number that the trials are compared by; of a stage with a matrix, the mean over its instances."""
 
     name: str = Field(description="STAGE.NUMBER, of the stage's result.json")
-    mode: Literal["max", "min"] | None = Field(None, description="which is better; null: only for the table")
-    title: Annotated[str, NotIdentity] = Field("", description="as in the table; by default the name")
-    objective: bool = Field(False, description="searched for; by default the first metric with a mode is")
+    mode: Literal["max", "min"] | None = Field(
+        None, description="which is better; null: the metric is only in the table"
+    )
+    title: Annotated[str, NotIdentity] = Field(
+        "", description="its heading in the table; by default the name"
+    )
+    objective: bool = Field(False, description="is optimised; by default the first metric with a mode")
     digits: Annotated[int, NotIdentity] = Field(1, ge=0, le=6)
 
     @property
@@ -67,7 +71,7 @@ class Metric(StrictModel):
 
 
 class Search(StrictModel):
-    """Which points are tried: all of a grid, drawn ones, or those that Optuna finds one after the other."""
+    """Which points are tried: all of a grid, random ones, or those that Optuna proposes in turn."""
 
     kind: Literal["grid", "random", "optuna"] = "grid"
     seed: int = Field(0, ge=0, description="of all but the grid")
@@ -95,7 +99,7 @@ class Asha(StrictModel):
     metric: str = Field(description="STAGE.NUMBER of the curves")
     mode: Literal["max", "min"] = "max"
     grace: int = Field(1, ge=1, description="epochs that every trial gets")
-    reduction: float = Field(3, gt=1, description="of so many trials one continues at each rung")
+    reduction: float = Field(3, gt=1, description="at each rung, one trial in so many continues")
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ class Population:
 
     @property
     def generations(self) -> int:
-        """The last one may be shorter."""
+        """How many generations there are; the last may be shorter."""
         return -(-self.epochs // self.every)
 
 
@@ -166,12 +170,12 @@ class Sweep(StrictModel):
 
     @property
     def objectives(self) -> tuple[Metric, ...]:
-        """What is searched for; the first one decides which point is best."""
+        """The metrics that are optimised; the first decides which point is best."""
         chosen = tuple(metric for metric in self.metrics if metric.objective)
         return chosen or tuple(metric for metric in self.metrics if metric.mode)[:1]
 
     def identity(self) -> dict[str, Any]:
-        """Return what makes two sweeps the same, as plain values: what may not change at a resume."""
+        """Return, as plain values, what may not change at a resume."""
         return specs.identity(self)
 
     # --- trials ----------------------------------------------------------------------------------------
@@ -197,7 +201,7 @@ class Sweep(StrictModel):
 
     @cached_property
     def population(self) -> Population:
-        """Of population-based training: the stage whose settings are searched while it trains."""
+        """The stage whose settings population-based training changes while it trains, and its generations."""
         assert isinstance(self.searcher, Pbt)
         stage = next(iter(self.choices)).partition(".")[0]
         instances = graphs.build(self.load({})).instances.values()
@@ -205,7 +209,7 @@ class Sweep(StrictModel):
         return Population(stage, config.model_dump()["epochs"], self.searcher.every)
 
     def points(self) -> list[Point]:
-        """Return the points known before the start: all of a grid, those drawn at random, else []."""
+        """Return the points known before the start: all of a grid, random ones, else []."""
         if self.searcher.kind == "grid":
             return list(self.space.grid())[: self.samples]
         chance = random.Random(self.searcher.seed)
@@ -213,12 +217,12 @@ class Sweep(StrictModel):
         return [self.space.draw(chance) for _ in range(drawn)]
 
     def examples(self) -> list[Point]:
-        """Return points that stand for all: those known before the start, or the corners of the space."""
+        """Return points to check: those known before the start, or the corners of the space."""
         return self.points() or list(self.space.corners())
 
     @property
     def count(self) -> int:
-        """How many trials there will be; fewer where Optuna finds no other point in the space."""
+        """How many trials there will be at most: Optuna may exhaust the space before."""
         points = len(self.points()) or self.samples or 0
         if isinstance(self.searcher, Pbt):
             points *= self.population.generations
@@ -226,12 +230,12 @@ class Sweep(StrictModel):
 
     @property
     def keys(self) -> list[str]:
-        """The keys of the points in tables."""
+        """The keys of a point that a table shows."""
         until = [f"{self.population.stage}.until"] if isinstance(self.searcher, Pbt) else []
         return [*until, *self.choices]
 
     def label(self, trial: Trial) -> str:
-        """Return a trial's values in few words: `mask_ratio=0.9 kind=tats seed=1`."""
+        """Return a short name for a trial: `mask_ratio=0.9 kind=tats seed=1`."""
         names = short_keys(self.keys)
         values = [f"{names[key]}={value_text(value)}" for key, value in trial.point.items()]
         return " ".join([*values, *([] if trial.seed is None else [f"seed={trial.seed}"])])
@@ -244,17 +248,19 @@ class Sweep(StrictModel):
         Raises:
             SpecError: an override does not fit the pipeline.
         """
-        whole = pipelines.load(self.pipeline, as_sets({**self.fixed, **overrides}))
-        needed = _with_needs(whole, [metric.name.partition(".")[0] for metric in self.metrics])
-        stages = {name: stage for name, stage in whole.stages.items() if name in needed}
+        pipeline = pipelines.load(self.pipeline, as_sets({**self.fixed, **overrides}))
+        needed = _with_needs(pipeline, [metric.name.partition(".")[0] for metric in self.metrics])
+        stages = {name: stage for name, stage in pipeline.stages.items() if name in needed}
         kinds = [KINDS[stage.kind] for stage in stages.values() if stage.kind in KINDS]
         fields = {field for kind in kinds for field in kind.Config.model_fields}
-        defaults = {key: value for key, value in whole.defaults.items() if key in fields}
-        return replace(whole, name=self.name, title=self.title, stages=stages, defaults=defaults, notify=())
+        defaults = {key: value for key, value in pipeline.defaults.items() if key in fields}
+        return replace(
+            pipeline, name=self.name, title=self.title, stages=stages, defaults=defaults, notify=()
+        )
 
     @cached_property
     def common(self) -> frozenset[str]:
-        """The stages that no trial changes: they run once, before the first trial."""
+        """The stages that no trial changes; they run once, before the first trial."""
         base = self.load({})
         changed = {key.partition(".")[0] for key in (*self.choices, *self.seeds.keys)}
         if "defaults" in changed:
@@ -262,7 +268,7 @@ class Sweep(StrictModel):
         return frozenset(name for name in base.stages if not changed & _with_needs(base, [name]))
 
     def work(self, graph: Graph) -> frozenset[str]:
-        """Return a digest for each output that a trial makes; two trials that share one make the same."""
+        """Return a digest for each output that a trial makes; equal digests mean the same output."""
         digests: dict[str, str] = {}
         for instance in graph.instances.values():
             config = specs.identity(instance.config)
@@ -286,7 +292,7 @@ def load(
         SpecError: something in the file, an override or the space is not valid; names file and key.
     """
     path = specs.find("sweeps", name)
-    source = pipelines.shown(path)
+    source = pipelines.display_path(path)
     raw = _override(specs.read(path), sets)
     options = {"samples": samples, "max_concurrent": max_concurrent}
     raw |= {key: value for key, value in options.items() if value is not None}
@@ -301,23 +307,23 @@ def load(
 
 
 def save(sweep: Sweep, folder: Path) -> None:
-    """Write the sweep with its overrides into the folder of its run, as a file that `tats sweep` accepts."""
+    """Write the sweep with its overrides into its run's folder, as a file that `tats sweep` accepts."""
     values = sweep.model_dump(mode="json", by_alias=True, exclude_unset=True)
     body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)
     write_text(folder / f"{sweep.name}.yaml", f"# The sweep {sweep.name} as it was run\n{body}")
 
 
 def as_run(folder: Path) -> Sweep:
-    """Return what `save` wrote. It is not checked again: the pipeline may have changed since.
+    """Return the sweep that `save` wrote, unchecked: the pipeline may have changed since.
 
     Raises:
-        StoreError: it is not there.
+        StoreError: there is no such file.
         SpecError: it is no sweep.
     """
     name = folder.name.rsplit("-", 3)[0]
     path = folder / f"{name}.yaml"
     if not path.exists():
-        raise StoreError(f"{path}: is not there; what the sweep was is not known")
+        raise StoreError(f"{path}: does not exist, so the sweep cannot be read")
     return _sweep(specs.read(path), name, str(path), ())
 
 
@@ -328,25 +334,25 @@ def _sweep(raw: Mapping[str, Any], name: str, source: str, overrides: tuple[str,
 
 
 def _override(raw: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
-    """Return the file with overrides on top; those of the pipeline's keys stand under `set`."""
+    """Return the file with overrides on top; those of the pipeline go under `set`."""
     keys = {field.alias or name for name, field in Sweep.model_fields.items()}
     for text in sets:
         path, value = specs.parse_override(text)
         if path[0] not in keys:
             path = ["set", *path]
         if path[0] in ("space", "set", "baseline") and len(path) > 1:
-            path = [path[0], ".".join(path[1:])]  # keys there are dotted themselves
+            path = [path[0], ".".join(path[1:])]  # the keys below are dotted names
         raw = specs.override(raw, path, value)
     return raw
 
 
 def plain(point: Mapping[str, Any]) -> Point:
-    """Return the values of a point for a table: all but the history of a population's member."""
+    """Return a point without the history of a population's member."""
     return {key: value for key, value in point.items() if not isinstance(value, list)}
 
 
 def _with_needs(pipeline: Pipeline, names: Iterable[str]) -> set[str]:
-    """Return `names` and all stages that they need, however indirectly."""
+    """Return `names` and all stages that they need, directly or not."""
     reached: set[str] = set()
     waiting = list(names)
     while waiting:
@@ -361,23 +367,14 @@ def as_sets(overrides: Mapping[str, Any]) -> list[str]:
     """Return overrides as `--set` options of `tats run pipeline`."""
 
     def yaml_text(value: Any) -> str:
-        # Not JSON: YAML reads its 5e-05 as a word.
+        # Not JSON: YAML reads 5e-05 as a string.
         text: str = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=math.inf)
         return text.strip()[1:-1]
 
     return [f"{key}={yaml_text(value)}" for key, value in overrides.items()]
 
 
-def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield `(key, before, now)` for everything in which two identities differ."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in {**old, **new}:
-            yield from differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
-    elif old != new:
-        yield prefix, old, new
-
-
-# --- checks: each yields what is wrong, of which the first is raised --------------------------------------
+# --- checks: each yields problems, of which the first is raised -------------------------------------------
 
 
 def _refuse(source: str, problems: Iterable[str]) -> None:
@@ -386,7 +383,7 @@ def _refuse(source: str, problems: Iterable[str]) -> None:
 
 
 def _list_problems(raw: Mapping[str, Any]) -> Iterator[str]:
-    """What the types of the space would say in words of their own."""
+    """Problems of the space for which the type check has no plain sentence."""
     space = raw.get("space")
     if not isinstance(space, Mapping) or not space:
         yield "space is empty; give at least one key of the pipeline with its values"
@@ -438,7 +435,7 @@ def _search_problems(sweep: Sweep) -> Iterator[str]:
 
 
 def _pipeline_problems(sweep: Sweep) -> Iterator[str]:
-    """Build the pipeline that all trials start from, and find the stages of the metrics in it."""
+    """Build the pipeline without a trial's values; each metric must name a stage of it."""
     try:
         pipeline = pipelines.load(sweep.pipeline, as_sets(sweep.fixed))
         graphs.build(pipeline)
@@ -482,7 +479,7 @@ def _population_problems(sweep: Sweep) -> Iterator[str]:
 
 
 def _graph_problems(sweep: Sweep) -> Iterator[str]:
-    """Build the pipeline of every point (of drawn ones, those that hold the ends of each range)."""
+    """Build the pipeline of every point, at most `_CHECKED_POINTS`, and of the corners of the space."""
     points = [*sweep.space.corners(), *sweep.points()[:_CHECKED_POINTS]]
     if not points:
         yield "the constraints leave no point to try; loosen them"
@@ -491,9 +488,9 @@ def _graph_problems(sweep: Sweep) -> Iterator[str]:
         if error is None:
             continue
         for key, value in trial.overrides.items():
-            alone = _graph_error(sweep, {key: value})
-            if alone is not None:
-                yield f"{'space' if key in sweep.choices else 'seeds.keys'}.{key} = {value!r}: {alone}"
+            single = _graph_error(sweep, {key: value})
+            if single is not None:
+                yield f"{'space' if key in sweep.choices else 'seeds.keys'}.{key} = {value!r}: {single}"
         yield f"together, {', '.join(f'{key}={value}' for key, value in trial.point.items())}: {error}"
 
 
@@ -513,7 +510,7 @@ def _metric_problems(sweep: Sweep) -> Iterator[str]:
         stage, _, number = name.partition(".")
         reports = kinds[stage].reports
         if reports is None:
-            continue  # only a run can tell what another's program reports
+            continue  # a command's program reports what it likes
         if kinds[stage].curves:
             reports |= {STEP_SECONDS}
         if number not in reports:

@@ -1,8 +1,7 @@
-"""What a sweep comes to: its table, and the best point as a pipeline of its own."""
+"""The summary of a sweep: its table, and the best point as a pipeline of its own."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -12,10 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
+from typing_extensions import TypedDict
 
 from tats_core import specs
 from tats_core.errors import StoreError
-from tats_core.files import write_json, write_text
+from tats_core.files import read_json_if_there, write_json, write_text
 from tats_core.pipeline import spec as pipelines
 from tats_core.report import sweeps
 from tats_core.report.table import Table
@@ -25,9 +25,13 @@ from tats_core.sweep.trial import TrialResult
 
 BEST: Final = "best.yaml"
 ROWS: Final = 60
-"""How many points are listed where people read; files hold all."""
+"""How many points a terminal and the page list; files hold all."""
 
 _RESULTS: Final = "results.json"
+
+
+class _Busy(TypedDict):
+    busy: float | None
 
 
 @dataclass(frozen=True)
@@ -43,34 +47,34 @@ class Summary:
 
     @classmethod
     def of(cls, sweep: Sweep, trials: Sequence[TrialResult], busy: float | None) -> Summary:
-        """Put the trials in order, however they were run."""
-        every = (trial for point in sweep.points() for trial in sweep.trials_of(point))
-        place = {one.id: i for i, one in enumerate(every)}
-        return cls(sweep, sorted(trials, key=lambda one: place.get(one.id, len(place))), busy)
+        """Put the trials in the order of the space."""
+        planned = (trial for point in sweep.points() for trial in sweep.trials_of(point))
+        order = {trial.id: index for index, trial in enumerate(planned)}
+        return cls(sweep, sorted(trials, key=lambda trial: order.get(trial.id, len(order))), busy)
 
     @cached_property
     def rows(self) -> list[sweeps.Row]:
-        """The table: one row a point, of a grid in its order, else the best first; a population's newest."""
-        plain = [asdict(one) for one in self._judged]
-        found = sweeps.rows(plain, [one.name for one in self.sweep.metrics], self.sweep.baseline)
+        """The table, one row a point: of a grid in its order, otherwise the best first."""
+        trials = [asdict(trial) for trial in self._compared]
+        rows = sweeps.rows(trials, [metric.name for metric in self.sweep.metrics], self.sweep.baseline)
         objective = self.sweep.objectives[0]
         if self.sweep.searcher.kind == "grid":
-            return found
-        return sweeps.ranked(found, objective.name, objective.mode or "max")
+            return rows
+        return sweeps.ranked(rows, objective.name, objective.mode or "max")
 
     @property
-    def _judged(self) -> list[TrialResult]:
+    def _compared(self) -> list[TrialResult]:
         """The trials that are compared: of a population, the newest generation of which any finished."""
         if self.sweep.searcher.kind != "pbt":
             return self.trials
         until = f"{self.sweep.population.stage}.until"
-        newest = max((one.point[until] for one in self.trials if one.status == "finished"), default=0)
-        return [one for one in self.trials if one.point[until] == newest]
+        newest = max((trial.point[until] for trial in self.trials if trial.status == "finished"), default=0)
+        return [trial for trial in self.trials if trial.point[until] == newest]
 
     @property
     def columns(self) -> list[sweeps.Column]:
         """The metrics in the table."""
-        return [(one.name, one.shown, one.digits) for one in self.sweep.metrics]
+        return [(metric.name, metric.shown, metric.digits) for metric in self.sweep.metrics]
 
     @property
     def best(self) -> sweeps.Row | None:
@@ -90,16 +94,16 @@ class Summary:
 
     @property
     def epochs(self) -> tuple[int, int] | None:
-        """Epochs that the trials took, and those of as many whole trials; None where none is whole."""
-        whole = [one.epochs for one in self.trials if one.status == "finished" and one.epochs]
-        if not whole:
+        """Epochs of the trials, and of as many complete trials; None where no trial is complete."""
+        complete = [trial.epochs for trial in self.trials if trial.status == "finished" and trial.epochs]
+        if not complete:
             return None
-        return sum(one.epochs for one in self.trials), max(whole) * len(self.trials)
+        return sum(trial.epochs for trial in self.trials), max(complete) * len(self.trials)
 
     @property
     def causes(self) -> list[tuple[str, int]]:
-        """Why trials failed, the most frequent cause first; causes that differ in a path alone are one."""
-        errors = [one.error or "unknown" for one in self.trials if one.status == "failed"]
+        """Why trials failed, the most frequent cause first; causes that differ only in a path are merged."""
+        errors = [trial.error or "unknown" for trial in self.trials if trial.status == "failed"]
         alike: dict[str, list[str]] = {}
         for error in errors:
             alike.setdefault(re.sub(r"/\S+", "/", error), []).append(error)
@@ -114,26 +118,28 @@ class Summary:
         lines = [self._table(self.rows[:ROWS]).text(right=False), ""]
         if len(self.rows) > ROWS:
             lines.insert(1, f"and {len(self.rows) - ROWS} more points")
-        counts = Counter(one.status for one in self.trials)
+        counts = Counter(trial.status for trial in self.trials)
         lines += [self.best_text] if self.best_text else []
-        lines += [f"{counts[one]} trials {one}" for one in ("stopped early", "failed") if counts[one]]
+        lines += [
+            f"{counts[status]} trials {status}" for status in ("stopped early", "failed") if counts[status]
+        ]
         if self.epochs and self.epochs[0] < self.epochs[1]:
-            used, whole = self.epochs
-            lines.append(f"{used} epochs of the {whole} of whole trials ({100 * used / whole:.0f}%)")
-        if self.busy:  # nothing trains where all was there already
+            used, complete = self.epochs
+            lines.append(f"{used} epochs of the {complete} of complete trials ({100 * used / complete:.0f}%)")
+        if self.busy:  # nothing trains where all outputs are reused
             lines.append(f"{100 * self.busy:.0f}% of the time after Ray's start was spent in training steps")
         return "\n".join(lines).rstrip()
 
     def values(self) -> dict[str, Any]:
         """Return the table and the trials as plain values."""
-        used, whole = self.epochs or (None, None)
+        used, complete = self.epochs or (None, None)
         return {
             "sweep": self.sweep.name,
-            "rows": [asdict(one) for one in self.rows],
-            "trials": [asdict(one) for one in self.trials],
+            "rows": [asdict(row) for row in self.rows],
+            "trials": [asdict(trial) for trial in self.trials],
             "busy": self.busy,
             "epochs": used,
-            "epochs_of_whole_trials": whole,
+            "epochs_of_whole_trials": complete,
         }
 
     def markdown(self) -> str:
@@ -163,23 +169,20 @@ class Summary:
 
 
 def busy_of(folder: Path) -> float | None:
-    """Return what `Summary.write` kept of the share of time in training steps.
+    """Return the share of time in training steps that `Summary.write` wrote, None where it wrote none.
 
     Raises:
         StoreError: the file cannot be read.
     """
-    path = folder / _RESULTS
-    if not path.exists():
-        return None
     try:
-        found: float | None = json.loads(path.read_text(encoding="utf-8"))["busy"]
-    except (OSError, ValueError, KeyError) as error:
-        raise StoreError(f"{path}: cannot be read ({error}); remove it") from error
-    return found
+        written = read_json_if_there(folder / _RESULTS, _Busy, "the results of a sweep")
+    except StoreError as error:
+        raise StoreError(f"{error}; remove it") from error
+    return None if written is None else written["busy"]
 
 
 def best_pipeline(sweep: Sweep, point: dict[str, Any]) -> str:
-    """Return the whole base pipeline with the sweep's changes and what a point sets, as a YAML file."""
+    """Return the base pipeline with the sweep's changes and the values of `point`, as YAML."""
     raw = pipelines.read(specs.find("pipelines", sweep.pipeline))
     for key, value in {**sweep.fixed, **point}.items():
         stage, *rest = key.split(".")

@@ -19,16 +19,16 @@ from tats_core.sweep.trial import Row, TrialResult
 class PipelineTrial(tune.Trainable):
     """Runs a trial's pipeline in a thread; each step of Tune is an epoch.
 
-    A class instead of a function: its end waits until the trial's stages have ended, so that what an early
-    stop frees is free, and the next trial uses its process again. A trial of one-worker CPU stages takes one
-    CPU and trains in a process forked by `launch.local`; any other takes next to nothing itself, and the Ray
-    Train workers that it starts take what they need.
+    A class instead of a function: `cleanup` waits until the trial's stages have ended, so that an early stop
+    frees its resources, and the next trial reuses the process. A trial of one-worker CPU stages takes one CPU
+    and trains in a process forked by `launch.local`; any other takes almost nothing itself, and the Ray Train
+    workers that it starts take what they need.
     """
 
     def setup(  # type: ignore[override]
         self, config: dict[str, Any], *, sweep: Sweep, home: Path, run_id: str, in_process: bool
     ) -> None:
-        """Prepare a trial; its values travel as text, for Tune would take dotted keys apart."""
+        """Prepare a trial; its values are passed as text, because Tune would split dotted keys."""
         this_trial = Trial(**json.loads(config["values"]))
         self.rows: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
         self.stopped = threading.Event()
@@ -52,7 +52,7 @@ class PipelineTrial(tune.Trainable):
         row = self.rows.get()
         if row is not None:
             return dict(row)
-        # Not before: the scheduler has seen every epoch now, and would have stopped the trial.
+        # Not earlier: by now the scheduler has seen every epoch and has not stopped the trial.
         if self.result is not None:
             self.result.save(self.folder)
         return {"done": True}

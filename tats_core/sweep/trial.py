@@ -31,7 +31,7 @@ from tats_core.training.events import read_events
 _RESULT = "trial.json"
 
 STUDY = "study.jsonl"
-"""In a sweep's folder: the points that were found on the way, in Optuna's journal."""
+"""In a sweep's folder: the points that the search chose, in Optuna's journal."""
 
 Status = Literal["finished", "failed", "stopped early"]
 Row = dict[str, float]
@@ -39,7 +39,7 @@ Row = dict[str, float]
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How a trial ended. `seconds` are those of training steps; `metrics` those that the sweep asks for."""
+    """How a trial ended: `seconds` in training steps, and the `metrics` that the sweep compares."""
 
     id: str
     status: Status
@@ -50,7 +50,7 @@ class TrialResult:
     seconds: float = 0.0
     error: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    """What it set in the pipeline, seeds too."""
+    """What it sets in the pipeline, seeds included."""
 
     def save(self, folder: Path) -> None:
         """Write `trial.json` complete or not at all."""
@@ -73,7 +73,7 @@ def newest(home: Path, name: str) -> Path | None:
 
 
 class EpochRows(Observer):
-    """Observes a trial's stages: one row an epoch with the newest of each number, `<stage>.<number>`.
+    """Observes a trial's stages: one row an epoch with the newest value of each metric, `<stage>.<metric>`.
 
     The stages that all trials share are left out.
     """
@@ -82,7 +82,7 @@ class EpochRows(Observer):
         self.rows = rows
         self.count = 0
         self.training_seconds = 0.0
-        """Spent in steps since this object was made: what was done before a resume does not count."""
+        """Spent in steps since this object was made, so without those before a resume."""
         self._began = time.time()
         self.step_seconds: dict[str, list[float]] = {}
         self._common = sweep.common
@@ -92,12 +92,12 @@ class EpochRows(Observer):
         self._step: dict[str, int] = {}
 
     def events(self, stage: str, events: Events) -> None:
-        """Take the numbers of what a stage wrote, earlier runs' first."""
+        """Take the metrics of new events."""
         for event in events.all:
             self.event(stage, event)
 
     def event(self, name: str, event: Mapping[str, Any]) -> None:
-        """Take the numbers of an event; after a resume, epochs that come again do not count twice."""
+        """Take the metrics of an event; an epoch that a resume repeats counts once."""
         stage = name.partition("[")[0]
         if stage in self._common:
             return
@@ -126,7 +126,7 @@ class EpochRows(Observer):
                 self.training_seconds += seconds * steps
 
     def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
-        """Of a reused output, read the events from when it was made."""
+        """Read the events of a reused output, which this run did not see."""
         if stage.status == "cached" and stage.folder:
             for _, event in read_events(Path(stage.folder) / "events.jsonl"):
                 self.event(stage.name, event)
@@ -154,7 +154,7 @@ def run(
             metrics = _metrics(sweep, record, epochs)
     except TatsError as raised:
         error = str(raised)
-    except Exception as raised:  # noqa: BLE001 (a bug of ours is no reason to end the sweep)
+    except Exception as raised:  # noqa: BLE001 (a bug in one trial must not end the sweep)
         traceback.print_exc()
         error = f"{type(raised).__name__}: {raised} (a bug)"
     return TrialResult(
@@ -179,11 +179,11 @@ def _metrics(sweep: Sweep, record: RunRecord, epochs: EpochRows) -> dict[str, fl
         else:
             instances = [item for item in record.stages.values() if item.stage == stage and item.folder]
             numbers = [read_result(Path(item.folder or "")).get(number) for item in instances]
-            values = [float(value) for value in numbers if value is not None and _is_number(value)]
+            values = [
+                float(value)
+                for value in numbers
+                if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            ]
         if values:
             metrics[metric.name] = fmean(values)
     return metrics
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,7 +1,7 @@
-"""A sweep's trials side by side on Ray Tune, which executes them and stops the ones that lag behind (ASHA).
+"""Runs a sweep's trials side by side on Ray Tune, which stops those that lag behind (ASHA).
 
 Tune saves nothing: the folder of the sweep holds all that a resume needs. So `tune.run` is called instead of
-`Tuner`, which pickles whatever it gets.
+`Tuner`, which pickles its arguments.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tats_core.sweep.trial import TrialResult
 from tats_core.tracking import Tracker
 from tats_core.training.events import EventLog, read_events
 
-_TRIES = 2  # a trial whose process was killed is started so often again
+_TRIES = 2  # how often a trial whose process was killed is started again
 _DRIVER_CPUS = 0.01  # Tune refuses 0
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -90,7 +90,7 @@ class Recorder(tune.Callback):
         return stage
 
     def more(self) -> bool:
-        """Tell whether trials wait or are still to be found; where none waits, find the next."""
+        """Return whether trials wait or more may come; if none waits, choose the next."""
         if not self.waiting:
             trials = self.points.next_trials(self.progress.ended)
             if trials is None:
@@ -103,7 +103,7 @@ class Recorder(tune.Callback):
         return bool(self.waiting)
 
     def execute(self) -> bool:
-        """Run the trials that are left, and write the sweep's table and page; True where it was stopped."""
+        """Run the remaining trials and write the sweep's table and page; return whether it was stopped."""
         record, progress = self.record, self.progress
         with record.alive():
             record.save()
@@ -165,7 +165,7 @@ class Recorder(tune.Callback):
                 verbose=0,
             )
         finally:
-            # Tune leaves its handler where it was interrupted in the middle.
+            # Tune leaves its handler if it is interrupted.
             signal.signal(signal.SIGINT, before)
         shutil.rmtree(scratch)
 
@@ -189,14 +189,14 @@ class Recorder(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: Trials, trial: TuneTrial, result: Result, **info: Any
     ) -> None:
-        """Send what is new in an epoch's row."""
+        """Log what is new in an epoch's row."""
         name = trial.config["trial"]
         row = {key: float(value) for key, value in result.items() if "." in key or key in ("epoch", "step")}
         if "epoch" not in row:
             return
         before = self.progress.rows.get(name, {})
         self.progress.rows[name] = row
-        # By epochs: they rise through all stages of a trial, where the steps of each begin anew.
+        # By epochs, which are counted over all stages of a trial; steps restart with each stage.
         new = {key: value for key, value in row.items() if "." in key and value != before.get(key)}
         self._send(name, int(row["epoch"]), new)
         self.ui.changed(self.progress)
@@ -236,7 +236,7 @@ class Recorder(tune.Callback):
 
 
 class _WaitingTrials(Searcher):
-    """Hands out the trials that wait; one that would make the same output as a running one is held back."""
+    """Hands out the waiting trials, but none that would make the same output as a running trial."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ class _WaitingTrials(Searcher):
         self.busy: dict[str, frozenset[str]] = {}
 
     def suggest(self, trial_id: str) -> dict[str, str] | str | None:  # type: ignore[override]
-        """Return a trial, None for later, or that there is none."""
+        """Return a trial, None to be asked later, or FINISHED."""
         sweep, recorder = self.recorder.sweep, self.recorder
         if not recorder.more():
             return str(Searcher.FINISHED)
@@ -266,9 +266,9 @@ class _WaitingTrials(Searcher):
 
 
 class Halving(ASHAScheduler):
-    """ASHA over a sweep and its resumes: a resume shows it the rows of the runs before, in their order.
+    """ASHA over a sweep and its resumes: a resume replays the rows of earlier runs, in their order.
 
-    So its rungs are as they were, and a trial that reports its first epochs again gets the same decisions.
+    So its rungs are restored, and a trial that reports its first epochs again gets the same decisions.
     """
 
     def __init__(self, asha: Asha, folder: Path) -> None:
@@ -285,7 +285,7 @@ class Halving(ASHAScheduler):
         self._log = EventLog(path)
 
     def _decide(self, name: str, epoch: int, value: float) -> None:
-        # All that ASHA needs: a trial's name, here the sweep's, for Tune gives it another in each run.
+        # ASHA needs only a trial's name: the sweep's, because Tune's name differs in each run.
         controller: Any = None
         named: Any = SimpleNamespace(trial_id=name)
         super().on_trial_add(controller, named)
@@ -293,7 +293,7 @@ class Halving(ASHAScheduler):
         self._actions[name, epoch] = str(action)
 
     def on_trial_result(self, tune_controller: object, trial: TuneTrial, result: Result) -> str:
-        """Decide by the row, or as it was decided before."""
+        """Decide by the row, or repeat the earlier decision."""
         if "epoch" not in result or self._name not in result:
             return str(self.CONTINUE)
         name, epoch = trial.config["trial"], int(result["epoch"])
@@ -304,10 +304,10 @@ class Halving(ASHAScheduler):
         return self._actions[name, epoch]
 
     def on_trial_add(self, tune_controller: object, trial: TuneTrial) -> None:
-        """It enters the rungs with its first row."""
+        """Do nothing: a trial enters the rungs with its first row."""
 
     def on_trial_complete(self, tune_controller: object, trial: TuneTrial, result: Result) -> None:
-        """Its rungs hold all its epochs already."""
+        """Do nothing: the rungs have all epochs of the trial."""
 
     def on_trial_remove(self, tune_controller: object, trial: TuneTrial) -> None:
-        """Its rungs stay."""
+        """Do nothing: the trial stays in its rungs."""

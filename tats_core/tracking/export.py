@@ -28,7 +28,7 @@ def export(model: Path, kind: ModelKind, form: Format, out: Path) -> None:
 
     Raises:
         StoreError: `out` exists already, or cannot be written.
-        WeightsError: the format cannot hold this model; says why.
+        WeightsError: the format cannot hold this model.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise StoreError(f"{out}: is there already; give --out a new folder")
@@ -68,7 +68,7 @@ def _hugging_face(folder: Path, kind: ModelKind, out: Path) -> None:
         model = weights.load_mae(folder)
     tensors, config = checkpoints_io.to_hugging_face(model, classes)
     if views is not None:
-        config["tats_views"] = views  # Transformers ignores and saves what it does not know
+        config["tats_views"] = views  # Transformers keeps keys that it does not know
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     write_json(out / "config.json", config)
     write_json(out / "preprocessor_config.json", checkpoints_io.preprocessor_of(model.encoder.clip))

@@ -1,4 +1,4 @@
-"""A fine-tuned model in MLflow's form: give it paths of videos, get classes.
+"""A fine-tuned model in MLflow's form: it maps paths of videos to classes.
 
 MLflow stores the name of this module and the folder of weights, no pickle: where the model is served,
 `tats_core` must be installed.
@@ -36,10 +36,10 @@ _SIGNATURE = ModelSignature(
 
 def save(model: Path, out: Path) -> None:
     """Write the folder `out` of an MLflow model that holds a copy of the fine-tuned model in `model`."""
-    # Telemetry would look for a network.
+    # Telemetry would need a network.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     with warnings.catch_warnings():
-        # An example would be a video in every exported folder; the signature says what is wanted.
+        # An example would be a video in every exported folder; the signature describes the input.
         warnings.filterwarnings("ignore", message=".*input example was not provided")
         mlflow.pyfunc.save_model(
             out,
@@ -51,12 +51,12 @@ def save(model: Path, out: Path) -> None:
 
 
 def _load_pyfunc(data_path: str) -> Classes:
-    """Load what `save` wrote; MLflow calls it by this name."""
+    """Load what `save` wrote; MLflow requires this name."""
     return Classes(Predictor.load(Path(data_path)))
 
 
 class Classes:
-    """The loaded model, as MLflow calls it."""
+    """The loaded model, with MLflow's `predict`."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor

@@ -1,8 +1,8 @@
-"""Sends a run's journal to MLflow: in order, once, however often it begins again.
+"""Sends a run's journal to MLflow: in order and once, however often the sender restarts.
 
-What was sent is known by the cursor (`Sent`), and around its last position by asking MLflow itself: a kill,
-or a lost answer, leaves it open whether the last operations arrived. So a run is searched before it is
-created, a curve resumes after its last step there, and a picture that MLflow has is not sent again.
+The cursor (`Sent`) is the position up to which all was sent. After a kill or a lost answer, MLflow may have
+more than that. So a run is searched before it is created, a curve resumes after its last step there, and a
+picture that MLflow has is not sent again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tats_core.store.journal import Operation, Spool
 from tats_core.store.layout import EVENTS, KEY, MANIFEST
 from tats_core.store.run import RunRecord
 from tats_core.tracking import server
+from tats_core.tracking.registry import Registry
 from tats_core.training.events import Event, read_events
 
 if TYPE_CHECKING:
@@ -41,17 +42,17 @@ METRICS_A_CALL = 1000
 FLUSH_SECONDS = 2.0
 
 _PARENT = ""
-_STUBBORN = 5  # failures after which an operation is passed over
+_STUBBORN = 5  # failures after which an operation is skipped
 _CHECKPOINTS = (".pt", ".safetensors")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-# The page of a run; and the results of a sweep.
+# In a run's folder: its page; of a sweep, its results too.
 _OF_A_RUN = ("report.html", "results.json", "results.txt", "results.csv", "best.yaml", "plots")
 
 
 class AwayError(Exception):
-    """The server does not answer, or cannot do its work now: the same call will succeed later.
+    """The server does not answer, or cannot do its work now; the same call may succeed later.
 
-    `broken` where it did answer, with an error of its own: then the call may never succeed.
+    `broken`: it did answer, with an internal error, so the call may never succeed.
     """
 
     def __init__(self, reason: str, *, broken: bool = False) -> None:
@@ -61,11 +62,11 @@ class AwayError(Exception):
 
 @dataclass
 class _Logged:
-    """What MLflow has of one of its runs; None where it was not asked yet."""
+    """What MLflow has of a run; None if not asked yet."""
 
     id: str
     created: bool
-    """By this sender: then it has nothing that this sender did not send."""
+    """By this sender, so MLflow has nothing else of it."""
     steps: dict[str, int] = field(default_factory=dict)
     """Metric → last step."""
     params: set[str] | None = None
@@ -79,7 +80,7 @@ class Sender:
         """Connect.
 
         Args:
-            note: gets a sentence about what the server will never take.
+            note: takes a sentence about an entry that the server refuses for good.
 
         Raises:
             AwayError: the server does not answer.
@@ -101,13 +102,14 @@ class Sender:
         self._flushed = self.last_answer = time.monotonic()
         self._read = self.sent.cursor
         self.client = _asked(partial(server.connect, spool.home, uri))
+        self.registry = Registry(self.client)
         self._check_alive()
 
     def send(self) -> bool:
-        """Send what is in the journal and was not sent; True where there was something.
+        """Send what is new in the journal; return whether there was anything.
 
         Raises:
-            AwayError: the server went away; what did not arrive comes again.
+            AwayError: the server went away; what did not arrive is sent again later.
         """
         before = self._read
         for cursor, operation in self.spool.read(self._read):
@@ -127,7 +129,7 @@ class Sender:
         return self._read > before
 
     def flush(self) -> None:
-        """Send the points that wait for others to share a call."""
+        """Send the points that wait to share a call."""
         for stage, points in self._waiting.items():
             for start in range(0, len(points), METRICS_A_CALL):
                 self._log_points(self._run(stage), points[start : start + METRICS_A_CALL])
@@ -136,7 +138,7 @@ class Sender:
         self._advance()
 
     def end_killed(self) -> None:
-        """End what a killed driver left: nobody will write the rest of this journal."""
+        """End the MLflow runs of a killed driver, whose journal stays incomplete."""
         self.flush()
         for run_id in reversed(self.sent.runs.values()):
             if _asked(partial(self.client.get_run, run_id)).info.status == "RUNNING":
@@ -149,11 +151,11 @@ class Sender:
             _asked(lambda: self.client.log_batch(run.id, metrics=points))
         except AwayError:
             raise
-        except Exception as error:  # noqa: BLE001 (refused for good: only what is refused stays behind)
+        except Exception as error:  # noqa: BLE001 (refused for good: find the curve that is refused)
             keys = sorted({point.key for point in points})
             if len(keys) == 1:
                 steps = [point.step for point in points]
-                self._pass_over({"kind": f"curve {keys[0]}", "run": run.id, "steps": steps}, _brief(error))
+                self._reject({"kind": f"curve {keys[0]}", "run": run.id, "steps": steps}, _brief(error))
                 return
             for key in keys:
                 self._log_points(run, [point for point in points if point.key == key])
@@ -171,23 +173,23 @@ class Sender:
         except AwayError as error:
             if not error.broken:
                 raise
-            # A server that answers, yet breaks at this each time, would hold up all that follows for ever.
+            # A server that answers but fails at this operation each time would block the journal for ever.
             self._check_alive()
             self.sent.failures += 1
             self.spool.save(self.sent)
             if self.sent.failures < _STUBBORN:
                 raise
-            self._pass_over(operation, str(error))
-        except Exception as error:  # noqa: BLE001 (the server refuses it for good, or a file is gone: the next one)
-            self._pass_over(operation, _brief(error))
+            self._reject(operation, str(error))
+        except Exception as error:  # noqa: BLE001 (the server refuses it for good, or a file is gone)
+            self._reject(operation, _brief(error))
 
     def _check_alive(self) -> None:
         _asked(lambda: self.client.search_experiments(max_results=1))
 
-    def _pass_over(self, operation: Operation, reason: str) -> None:
+    def _reject(self, operation: Operation, reason: str) -> None:
         self.spool.reject(operation, reason)
         if operation["kind"] == "run_end":
-            self.sent.ended = True  # all the same: nothing comes after it
+            self.sent.ended = True  # nothing comes after it
         self.note(f"MLflow did not take one entry ({operation['kind']}): {reason}")
 
     def _run(self, stage: str) -> _Logged:
@@ -198,14 +200,14 @@ class Sender:
         return self._runs[stage]
 
     def _create(self, stage: str, name: str, tags: dict[str, str]) -> _Logged:
-        """Create the MLflow run of a stage ("": of the pipeline), or take the one that was created."""
+        """Create the MLflow run of a stage ("": of the pipeline), or find the existing run."""
         experiment = server.experiment(self.client, self.spool.home, self.uri, tags["pipeline"])
         identity = {"run": self.spool.run, "stage_instance": stage or "(pipeline)"}
-        query = " and ".join(f"tags.`{key}` = {_quoted(value)}" for key, value in identity.items())
+        query = " and ".join(f"tags.`{key}` = {server.quoted(value)}" for key, value in identity.items())
         existing = self.client.search_runs([experiment], query, max_results=1)
         if existing:
             run = _Logged(existing[0].info.run_id, created=False)
-            self.client.update_run(run.id, "RUNNING")  # a sweep that is resumed had ended
+            self.client.update_run(run.id, "RUNNING")  # a resumed sweep had ended
         else:
             new = self.client.create_run(experiment, run_name=name, tags={**tags, **identity})
             run = _Logged(new.info.run_id, created=True)
@@ -230,7 +232,7 @@ class Sender:
             "git_dirty": str((folder / environment.PATCH).exists()).lower(),
         }
         run = self._create(_PARENT, self.spool.run, tags)
-        # What was changed for this run, so that two runs of a pipeline can be told apart at a glance.
+        # The overrides of this run, which distinguish two runs of a pipeline at a glance.
         self._log_params(run, dict(text.split("=", 1) for text in overrides))
         self.client.log_dict(run.id, operation["resolved"], "pipeline.json")
         for name, below in ((environment.FILE, None), (environment.PATCH, "git")):
@@ -255,14 +257,14 @@ class Sender:
         if stage["name"] in self.sent.runs:
             self.client.set_tag(self._run(stage["name"]).id, "attempt", tags["attempt"])
             return
-        # A trial's name is a digest; what it is called by its values, people can read.
+        # A trial's name is a digest; its label has its values.
         run = self._create(stage["name"], stage["stage" if stage["kind"] == "trial" else "name"], tags)
-        # What the pipeline sets; the rest, which would bury it on MLflow's page, is in config.json.
+        # Only what the pipeline sets; all other values are in config.json.
         self._log_params(run, flatten(operation["settings"]))
         self.client.log_dict(run.id, operation["config"], "config.json")
         manifests = [Path(path) for path in operation["data"]]
         for path in manifests:
-            if path not in self._inputs:  # most stages of a run read the same
+            if path not in self._inputs:  # most stages of a run read the same manifests
                 self._inputs[path] = _dataset(path)
         if manifests:
             self.client.log_inputs(run.id, [self._inputs[path] for path in manifests])
@@ -278,7 +280,7 @@ class Sender:
             self._log_file(stage, event["key"], event["path"], event["step"])
 
     def _take_metrics(self, stage: str, values: Mapping[str, float], when: Event) -> None:
-        """Let points wait for the next call; `when` has their step and time."""
+        """Queue points for the next call; `when` has their step and time."""
         from mlflow.entities import Metric
 
         run, step, milliseconds = self._run(stage), when["step"], int(when["time"] * 1000)
@@ -286,7 +288,7 @@ class Sender:
             if key not in run.steps:
                 points = [] if run.created else self.client.get_metric_history(run.id, key)
                 run.steps[key] = max((point.step for point in points), default=-1)
-            # After a resume the steps since the newest checkpoint come again; MLflow would have both.
+            # A resume repeats the steps since the newest checkpoint; MLflow would have both points.
             if step > run.steps[key]:
                 run.steps[key] = step
                 self._waiting.setdefault(stage, []).append(Metric(key, value, milliseconds, step))
@@ -296,7 +298,7 @@ class Sender:
 
         if run.params is None:
             run.params = set() if run.created else set(self.client.get_run(run.id).data.params)
-        # MLflow refuses another value for a name: that of the first attempt stays.
+        # MLflow refuses to change a parameter: the value of the first attempt stays.
         new = [
             Param(key, str(value)[:PARAM_LENGTH]) for key, value in values.items() if key not in run.params
         ]
@@ -360,7 +362,7 @@ class Sender:
         manifest = _json(folder / MANIFEST)
         tags = {"output": folder.as_uri(), "output.sha256": manifest["digest"]}
         for name, entry in manifest["files"].items():
-            # Gigabytes stay where they are; the digest says whether they are still the same.
+            # Not copied: checkpoints may have gigabytes. The digest shows whether they have changed.
             if name.endswith(_CHECKPOINTS):
                 tags |= {f"checkpoint.{name}": (folder / name).as_uri()}
                 tags |= {f"checkpoint.{name}.sha256": entry["sha256"]}
@@ -375,12 +377,14 @@ class Sender:
             self._log_results(run, folder)
         kind = self._stages[stage]["stage"]["kind"]
         if made_here and kind in ("pretrain", "finetune") and "model.safetensors" in manifest["files"]:
-            self._register(stage, folder, manifest["digest"], result)
+            self.registry.register(self._stages[stage], run.id, folder, manifest["digest"], result)
         if kind == "evaluate" and "top1" in result:
-            self._score(stage, float(result["top1"]))
+            for need, digest in self._stages[stage]["inputs"].items():
+                if need in self._stages:
+                    self.registry.score(self._stages[need], digest, float(result["top1"]))
 
     def _log_results(self, run: _Logged, folder: Path) -> None:
-        """Log the table of the whole pipeline: with the stage that made it, and on the parent."""
+        """Log the table of the pipeline with the stage that made it and with the parent."""
         results = _json(folder / "results.json")
         parent = self._run(_PARENT)
         for path in sorted(folder.iterdir()):
@@ -391,7 +395,7 @@ class Sender:
         if rows:
             known = [key for key in metrics.EXPORTED if any(key in row for row in rows)]
             order = [*known, *(key for key in rows[0] if key not in known)]
-            # As `log_table` writes it, which would add to a table that MLflow has already.
+            # Not by `log_table`, which would append to a table that MLflow has already.
             table = {"columns": order, "data": [[row.get(key) for key in order] for row in rows]}
             self.client.log_dict(parent.id, table, "results_table.json")
             entry = json.dumps([{"path": "results_table.json", "type": "table"}])
@@ -412,65 +416,6 @@ class Sender:
         self.client.set_terminated(run.id, _status(operation["status"]))
         self.sent.ended = True
 
-    # --- models --------------------------------------------------------------------------------------
-
-    def _register(self, stage: str, folder: Path, digest: str, result: Json) -> None:
-        """Register a trained model by its folder and digest, as the newest of its name.
-
-        A name is a pipeline and what the model is for: its benchmark, or pre-training. The `champion` of a
-        name is the best by top-1 of the evaluation; of pre-trained models, by their last linear probe.
-        """
-        operation, run = self._stages[stage], self._run(stage)
-        name, kind = self._model_name(stage), operation["stage"]["kind"]
-        if not self.client.search_registered_models(f"name = {_quoted(name)}"):
-            about = f"Models of the pipeline {operation['pipeline']}"
-            self.client.create_registered_model(name, description=about)
-        version = self._version(name, digest)
-        if version is None:
-            experiment = self.client.get_run(run.id).info.experiment_id
-            tags = {"output": folder.as_uri(), "output.sha256": digest, "stage": stage}
-            model = self.client.create_logged_model(
-                experiment, name=name, source_run_id=run.id, tags=tags, model_type=kind
-            )
-            self.client.finalize_logged_model(model.model_id, "READY")
-            # By its location: MLflow would look `models:/…` up at its default server, whoever asks.
-            made = self.client.create_model_version(
-                name, model.artifact_location, run_id=run.id, tags=tags, model_id=model.model_id
-            )
-            version = str(made.version)
-        self.client.set_registered_model_alias(name, "newest", version)
-        if kind == "pretrain" and "linear_top1" in result:
-            self._crown(name, version, "linear_top1", float(result["linear_top1"]))
-
-    def _score(self, stage: str, top1: float) -> None:
-        for need, digest in self._stages[stage]["inputs"].items():
-            if need in self._stages and self._stages[need]["stage"]["kind"] == "finetune":
-                name = self._model_name(need)
-                version = self._version(name, digest)
-                if version is not None:
-                    self._crown(name, version, "top1", top1)
-
-    def _crown(self, name: str, version: str, key: str, value: float) -> None:
-        """Note a metric on a version; the best one has the alias `champion`."""
-        self.client.set_model_version_tag(name, version, key, f"{value:.4f}")
-        champion = self.client.get_registered_model(name).aliases.get("champion")
-        if champion is not None:
-            best = self.client.get_model_version(name, str(champion)).tags.get(key)
-            if best is not None and float(best) >= value:
-                return
-        self.client.set_registered_model_alias(name, "champion", version)
-
-    def _model_name(self, stage: str) -> str:
-        operation = self._stages[stage]
-        use = "pretrain" if operation["stage"]["kind"] == "pretrain" else operation["config"]["benchmark"]
-        return f"{operation['pipeline']}-{use}"
-
-    def _version(self, name: str, digest: str) -> str | None:
-        for version in self.client.search_model_versions(f"name = {_quoted(name)}"):
-            if version.tags.get("output.sha256") == digest:
-                return str(version.version)
-        return None
-
 
 def remember(record: RunRecord, runs: Mapping[str, str]) -> None:
     """Write MLflow's ids into a run's record."""
@@ -480,7 +425,7 @@ def remember(record: RunRecord, runs: Mapping[str, str]) -> None:
 
 
 def numbers(values: Mapping[str, object], prefix: str) -> dict[str, float]:
-    """Return the numbers among `values` (a truth value is none), with `prefix` before their names."""
+    """Return the numbers (not booleans) among `values`, with `prefix` before their names."""
     return {
         prefix + key: float(value)
         for key, value in values.items()
@@ -492,8 +437,8 @@ def _asked(call: Callable[[], Result]) -> Result:
     """Return what `call` returns.
 
     Raises:
-        AwayError: it failed for a reason that may pass.
-        Exception: the server refuses it, or a file is gone; it would fail again.
+        AwayError: it failed for a temporary reason.
+        Exception: the server refuses it, or a file is gone.
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import OperationalError
@@ -540,16 +485,11 @@ def _now() -> Event:
     return {"step": 0, "time": time.time()}
 
 
-def _quoted(value: str) -> str:
-    """Return a text for MLflow's filters, which know two quotes and no escape."""
-    return f'"{value}"' if "'" in value else f"'{value}'"
-
-
 def _user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):
-        return str(os.getuid())  # in a container that runs as a number which no file there names
+        return str(os.getuid())  # in a container whose user has no name
 
 
 def _commit_tags(commit: str | None) -> dict[str, str]:
@@ -564,7 +504,7 @@ def _picture(path: Path) -> Image:
 
 
 def _use(folders: Sequence[Path], name: str, use: Callable[[Path], Result]) -> Result:
-    """Call `use` with the path of the file `name`, again where a commit moved the file meanwhile."""
+    """Call `use` with the path of the file `name`, again if a commit moved the file meanwhile."""
     try:
         return use(_first_existing(folders, name))
     except FileNotFoundError:

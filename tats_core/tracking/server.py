@@ -1,4 +1,4 @@
-"""The tracking server: where it is, and a client that is ready to talk to it."""
+"""The tracking server: its address, and a client that is ready to use."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def connect(home: Path, uri: str) -> MlflowClient:
 
     Processes that open a new database at the same time would both create its tables, so they take turns.
     """
-    # MLflow would report each run to its makers; set the variable to false if you want that.
+    # MLflow would report each run to its developers; set the variable to false to allow that.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # MLflow would hold a call to a dead server for minutes; the callers try again by themselves.
+    # MLflow would retry a call to a dead server for minutes; the callers retry by themselves.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-    # At the end of a run MLflow would print an address, into whatever reads our output.
+    # MLflow would print an address at the end of a run, into `--json` output too.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # MLflow sets up its loggers when it is imported, and reports every table that it creates.
     import mlflow.exceptions
@@ -65,7 +65,7 @@ def connect(home: Path, uri: str) -> MlflowClient:
 
 
 def aliased(home: Path) -> dict[Path, str]:
-    """Return where models with an alias in the registry lie (every local path that one names) → model@alias.
+    """Return local path → model@alias, for every path that a registered model with an alias names.
 
     Raises:
         StoreError: the tracking server cannot be asked.
@@ -75,7 +75,7 @@ def aliased(home: Path) -> dict[Path, str]:
         return {}  # nothing was ever tracked
     try:
         return dict(_aliased(connect(home, uri)))
-    except Exception as error:  # whatever it was, what has an alias is not known
+    except Exception as error:  # any error: which models have an alias is unknown
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise StoreError(
             f"the tracking server cannot be asked which models have an alias ({reason})"
@@ -104,7 +104,7 @@ def _opened(client: MlflowClient) -> MlflowClient:
 
 
 def _upgrade(uri: str) -> None:
-    # What `mlflow db upgrade` does.
+    # As `mlflow db upgrade` does.
     from mlflow.store.db import utils
 
     utils._upgrade_db(utils.create_sqlalchemy_engine_with_retry(uri))  # type: ignore[no-untyped-call]
@@ -119,7 +119,7 @@ def experiment(client: MlflowClient, home: Path, uri: str, name: str) -> str:
         return str(existing.experiment_id)
     local = uri.startswith(_DATABASE)
     artifacts = (home.absolute() / "mlflow-artifacts").as_uri() if local else None
-    # Else MLflow's page opens with what is meant for language-model applications.
+    # Without it MLflow's page opens with a view for language-model applications.
     tags = {"mlflow.experimentKind": "custom_model_development"}
     try:
         return str(client.create_experiment(name, artifact_location=artifacts, tags=tags))
@@ -127,3 +127,8 @@ def experiment(client: MlflowClient, home: Path, uri: str, name: str) -> str:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
         return experiment(client, home, uri, name)  # another process was faster
+
+
+def quoted(value: str) -> str:
+    """Return a text for MLflow's filters, which know two quotes and no escape."""
+    return f'"{value}"' if "'" in value else f"'{value}'"

@@ -18,13 +18,13 @@ from tats_core.training.events import Event
 
 _POLL_SECONDS = 0.5  # between two readings of the journal
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds between two tries while the server is away
-_GRACE_SECONDS = 5.0  # how long the end of a run waits for a server that does not answer
-_DATABASE_SECONDS = 60.0  # and for a database here: a busy machine takes long to make its tables
+_GRACE_SECONDS = 5.0  # the end of a run waits so long for a server that does not answer
+_DATABASE_SECONDS = 60.0  # and for a local database: a busy machine takes long to create its tables
 _SYSTEM_SECONDS = 10.0
 
 
 class Tracker:
-    """Logs one run. No method waits for a server, but `deliver` and `close` do, while it makes progress."""
+    """Logs one run. Only `deliver` and `close` wait for the server, while it makes progress."""
 
     def __init__(self, home: Path, record: RunRecord) -> None:
         self._home = home.absolute()
@@ -74,9 +74,9 @@ class Tracker:
         Args:
             config: the resolved configuration, an artifact.
             settings: what of it the pipeline sets, the run's parameters.
-            folders: where the stage's files are: its work folder, and its place once committed.
+            folders: where the stage's files are: its work folder, and its folder once committed.
             data: manifests of the videos that the stage reads.
-            inputs: stage → digest of its output, of those that this one reads.
+            inputs: name of each stage that this stage reads → digest of its output.
         """
         self._write(
             "stage",
@@ -104,7 +104,7 @@ class Tracker:
         try:
             key = stage, file.stat().st_ino
         except FileNotFoundError:
-            return None  # the commit renames the folder just now
+            return None  # the commit is renaming the folder
         if key not in self._links:
             name = f"events-{len(self._links)}.jsonl"
             if not self._spool.link(file, name):
@@ -134,7 +134,7 @@ class Tracker:
         self._write("run_end", status=self._record.status)
 
     def deliver(self) -> None:
-        """Wait until all is sent, and note in the record what could not be."""
+        """Wait until all is sent, and record what could not be sent."""
         self._last_answer = time.monotonic()
         local = (self._record.tracking_uri or "").startswith("sqlite:")
         grace = _DATABASE_SECONDS if local else _GRACE_SECONDS
@@ -156,14 +156,14 @@ class Tracker:
         self._record.tracking_error = "; ".join(faults) or None
 
     def close(self) -> None:
-        """Both of these."""
+        """End the run and deliver it."""
         self.run_ended()
         self.deliver()
 
     def _write(self, kind: str, **fields: object) -> None:
         with self._writing:
             if kind == "system" and self._closing.is_set():
-                return  # nothing comes after the end of the run: nobody would send it
+                return  # nothing is sent after the end of the run
             self._spool.append({"time": time.time(), "kind": kind, **fields})
 
     # --- the threads ---------------------------------------------------------------------------------
@@ -175,9 +175,9 @@ class Tracker:
                     if mine:
                         self._send_until_ended()
                         return
-                # A `tats sync`, or a run that sends what others left, is sending this journal.
+                # A `tats sync`, or another run, is sending this journal.
                 self._give_up.wait(_POLL_SECONDS)
-        except Exception as error:  # hours of training must not end for it
+        except Exception as error:  # a fault of tracking must not end hours of training
             self._away = f"{type(error).__name__}: {error}".splitlines()[0]
             logging.getLogger(__name__).debug("tracking ended", exc_info=True)
         finally:
@@ -209,7 +209,7 @@ class Tracker:
             self._closing.wait(_POLL_SECONDS)
 
     def _watch_system(self) -> None:
-        """System metrics, under MLflow's own names, once in ten seconds."""
+        """Log system metrics under MLflow's own names, every ten seconds."""
         import psutil
 
         psutil.cpu_percent()  # the first call has nothing to compare with
@@ -227,12 +227,12 @@ class Tracker:
             step += 1
 
 
-def sync(home: Path, *, but: str | None = None, say: Callable[[str], None] = lambda text: None) -> int:
-    """Send what earlier runs left, the oldest first; return of how many runs something is left.
+def sync(home: Path, *, but: str | None = None, log: Callable[[str], None] = lambda text: None) -> int:
+    """Send what earlier runs left, the oldest first; return how many runs still have something to send.
 
     Args:
-        but: a run that sends for itself.
-        say: takes a sentence about what was sent, what was refused, and what cannot be sent now.
+        but: a run that sends its own journal.
+        log: takes a sentence about each run that was sent or cannot be sent, and each refused entry.
     """
     left = 0
     home = home.absolute()
@@ -241,19 +241,19 @@ def sync(home: Path, *, but: str | None = None, say: Callable[[str], None] = lam
             continue
         with spool.alone() as mine:
             if not mine:
-                continue  # its own process, or another `tats sync`, sends it
+                continue  # its own process, or another `tats sync`, is sending it
             try:
-                _send_left(spool, say)
-            except Exception as error:  # noqa: BLE001 (whatever is wrong with one, the next ones have their turn)
+                _send_left(spool, log)
+            except Exception as error:  # noqa: BLE001 (whatever is wrong with a run, the others are still sent)
                 left += 1
-                say(f"{spool.run}: {error}")
+                log(f"{spool.run}: {error}")
     return left
 
 
-def _send_left(spool: Spool, say: Callable[[str], None]) -> None:
+def _send_left(spool: Spool, log: Callable[[str], None]) -> None:
     record = spool.record()
     alive = record.is_alive()
-    sender = Sender(spool, record.tracking_uri or tracking_uri(spool.home), say)
+    sender = Sender(spool, record.tracking_uri or tracking_uri(spool.home), log)
     sender.send()
     sender.flush()
     if not sender.sent.ended:
@@ -263,4 +263,4 @@ def _send_left(spool: Spool, say: Callable[[str], None]) -> None:
     remember(record, sender.sent.runs)
     record.tracking_error = None
     record.save()
-    say(f"{spool.run}: sent")
+    log(f"{spool.run}: sent")

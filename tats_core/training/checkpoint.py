@@ -6,11 +6,11 @@ One folder a training run, on storage that all workers share::
                    rank-1.pt      what rank 1 alone has
                    manifest.json  sizes, digests, step and metrics
 
-A checkpoint is written beside (`*.tmp`), then renamed: it is complete or absent. Before it is used it is
-compared with its manifest; a corrupt one gives way to the one before.
+A checkpoint is written to a temporary folder (`*.tmp`), then renamed: it is complete or absent. Before it is
+used it is compared with its manifest; in place of a corrupt checkpoint the previous one is used.
 
-This is not left to the launcher: what counts (the same bits after any fault, every byte verified before it is
-used, a checkpoint at once when a person asks to stop) is the same with every launcher and without.
+The launcher has no part in this, so that its guarantees (the same bits after any fault, every byte verified
+before it is used, a checkpoint at once when a person asks to stop) hold with every launcher and without.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from tats_core.training.world import World
 T = TypeVar("T")
 
 MANIFEST = "manifest.json"
-_STOP_SECONDS = 0.5  # between two checks for the wish to stop: the storage may be a network's
+_STOP_SECONDS = 0.5  # between two checks for a request to stop: the storage may be on a network
 
 
 class CheckpointConfig(StrictModel):
-    """When a checkpoint is saved, and how many are kept. A wish to stop saves one at once."""
+    """When a checkpoint is saved, and how many are kept. A request to stop also saves a checkpoint."""
 
     epochs: int | None = Field(5, ge=1, description="after every n-th epoch; null: not for that")
     steps: int | None = Field(None, ge=1, description="after every n-th optimiser step")
@@ -63,7 +63,7 @@ class CheckpointStore:
         stop: whether a person asked to stop; called about twice a second.
         say: gets a sentence about each corrupt checkpoint.
         background: write during the next steps, from a copy of the state. It pays where the state has to
-            leave a GPU anyway; a kill meanwhile loses the steps since the checkpoint before.
+            leave a GPU anyway; a kill meanwhile loses the steps since the previous checkpoint.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class CheckpointStore:
         # Clocks and views of a shared folder differ, and all ranks must save at the same step.
         return self.world.any(old or self._wants_to_stop())
 
-    def save(self, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float]) -> None:
+    def save(self, state: Mapping[str, object], *, step: int, metrics: Mapping[str, float]) -> None:
         """Save `state` as it is on rank 0 and `state["rank"]` of every rank; remove the oldest beyond `keep`.
 
         Raises:
@@ -137,15 +137,15 @@ class CheckpointStore:
         self.wait()
         target = self._step_folder(step)
         # Rank 0 draws a new name each time: partial files of an earlier attempt never mix with these.
-        beside = target.with_name(f"{target.name}-{self.world.from_first(secrets.randbits(32)):08x}.tmp")
-        self._guarded(beside, lambda: self._write_rank(beside, state))
+        draft = target.with_name(f"{target.name}-{self.world.from_first(secrets.randbits(32)):08x}.tmp")
+        self._guarded(draft, lambda: self._write_rank(draft, state))
         self._raise_failure()
         if self.world.is_first:
             shared = {key: value for key, value in state.items() if key != "rank"}
             if self._background:
                 shared = _on_cpu(shared)
-            commit = partial(self._commit, beside, target, shared, step, metrics)
-            self._writing = threading.Thread(target=self._guarded, args=(beside, commit), name="checkpoint")
+            commit = partial(self._commit, draft, target, shared, step, metrics)
+            self._writing = threading.Thread(target=self._guarded, args=(draft, commit), name="checkpoint")
             self._writing.start()
         stopping = self.world.any(self._wants_to_stop())
         if stopping or not self._background:
@@ -182,7 +182,7 @@ class CheckpointStore:
     def best(self) -> Path | None:
         """Return the checkpoint with the highest `config.best`, or None where none has that metric.
 
-        Of equal ones the first: checkpoints between two health checks have the metrics of the earlier check.
+        Of equal checkpoints the first: those between two health checks have the metrics of the earlier check.
         """
         metric = self.config.best
         scored: list[tuple[float, int]] = []
@@ -216,28 +216,28 @@ class CheckpointStore:
 
     # --- writing -------------------------------------------------------------------------------------
 
-    def _write_rank(self, beside: Path, state: Mapping[str, Any]) -> None:
-        beside.mkdir(parents=True, exist_ok=True)
+    def _write_rank(self, draft: Path, state: Mapping[str, object]) -> None:
+        draft.mkdir(parents=True, exist_ok=True)
         if "rank" in state:
-            digest = _save(state["rank"], beside / f"rank-{self.world.rank}.pt")
-            (beside / f"rank-{self.world.rank}.digest").write_text(digest, encoding="ascii")
+            digest = _save(state["rank"], draft / f"rank-{self.world.rank}.pt")
+            (draft / f"rank-{self.world.rank}.digest").write_text(digest, encoding="ascii")
 
     def _commit(
-        self, beside: Path, target: Path, shared: Mapping[str, Any], step: int, metrics: Mapping[str, float]
+        self, draft: Path, target: Path, shared: Mapping[str, object], step: int, metrics: Mapping[str, float]
     ) -> None:
-        digests = {"state.pt": _save(shared, beside / "state.pt")}
-        for path in sorted(beside.glob("*.digest")):
+        digests = {"state.pt": _save(shared, draft / "state.pt")}
+        for path in sorted(draft.glob("*.digest")):
             digests[path.stem + ".pt"] = path.read_text(encoding="ascii")
             path.unlink()
         files = {
-            name: {"size": (beside / name).stat().st_size, "sha256": digest}
+            name: {"size": (draft / name).stat().st_size, "sha256": digest}
             for name, digest in digests.items()
         }
         manifest = {"step": step, "workers": self.world.size, "figures": dict(metrics), "files": files}
-        write_json(beside / MANIFEST, manifest)
+        write_json(draft / MANIFEST, manifest)
         if target.exists():  # a training that went back to an earlier checkpoint repeats its steps
             shutil.rmtree(target)
-        beside.rename(target)
+        draft.rename(target)
         sync(self.folder)
         self._prune()
 
@@ -248,7 +248,7 @@ class CheckpointStore:
             folder.rename(removed)
             shutil.rmtree(removed)
 
-    def _guarded(self, beside: Path, write: Callable[[], None]) -> None:
+    def _guarded(self, draft: Path, write: Callable[[], None]) -> None:
         """Call `write`; its failure is raised where all ranks are together."""
         try:
             write()
@@ -258,8 +258,8 @@ class CheckpointStore:
                 f"{self.folder}: a checkpoint cannot be written ({reason}); free space or repair the storage "
                 "and run again: it resumes from the checkpoint before"
             )
-            # A full disk needs room for the error's record. Another rank may be writing here, or have failed.
-            shutil.rmtree(beside, ignore_errors=True)
+            # A full disk needs room to record the error. Another rank may be writing here, or have failed.
+            shutil.rmtree(draft, ignore_errors=True)
 
     def _raise_failure(self) -> None:
         if self.world.any(self._failure is not None):
@@ -281,7 +281,7 @@ class _Digesting:
         self.file.flush()
 
 
-def _save(state: Any, path: Path) -> str:
+def _save(state: object, path: Path) -> str:
     """Write `state` to `path`, down to the disk; return its sha256."""
     digesting = _Digesting(path)
     with digesting.file as file:

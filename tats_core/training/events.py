@@ -29,7 +29,7 @@ class EventLog:
     """Appends events to `path`; with `path=None` (every rank but 0) it drops them.
 
     Each event is one `write` of a complete line, flushed, so a reader never sees half of one unless the
-    machine died or the disk was full; `read_events` ignores such a last line, and the next log cuts it off.
+    machine died or the disk was full; `read_events` ignores such a last line, and the next log removes it.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -55,7 +55,7 @@ class EventLog:
         self._write("note", text=text)
 
     def params(self, values: Mapping[str, str | int | float | bool]) -> None:
-        """Record what the configuration came down to (effective batch, learning rate, K of N)."""
+        """Record what follows from the configuration (effective batch, learning rate, K of N)."""
         self._write("params", values=dict(values))
 
     def _write(self, kind: str, **fields: object) -> None:
@@ -67,7 +67,7 @@ class EventLog:
 
 
 def cut_torn_line(path: Path) -> None:
-    """Cut off a last line that was not completed; appended to, it would be no JSON."""
+    """Remove an incomplete last line: with another event appended to it, it would not be JSON."""
     if not path.exists():
         return
     with path.open("r+b") as file:
@@ -77,7 +77,7 @@ def cut_torn_line(path: Path) -> None:
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:
-    # JSON has no NaN; a curve with a hole says the same thing.
+    # JSON has no NaN; in a curve, a gap shows the same.
     return {key: float(value) for key, value in values.items() if math.isfinite(value)}
 
 

@@ -120,7 +120,7 @@ class FinetuneTrainer:
         self.model = model.to(self.world.device)
 
     def start(self) -> None:
-        """Make what depends on the first weights; call it after they are loaded."""
+        """Build optimiser, average and mixing; call it after the initial weights are loaded."""
         config = self.config
         config.compiled(self.model)
         self.parallel = self.world.parallel(self.model)
@@ -141,7 +141,7 @@ class FinetuneTrainer:
 
     @property
     def finished(self) -> VideoClassifier:
-        """The model that training makes: with averaged weights where there are some, else with the last."""
+        """The trained model: with the averaged weights if weights are averaged, else with the last."""
         if self.average is None:
             return self.model
         averaged = self.average.module
@@ -212,7 +212,7 @@ class FinetuneTrainer:
 def finetune(
     trainer: FinetuneTrainer, loader: Loader, *, events: EventLog, store: CheckpointStore
 ) -> dict[str, float]:
-    """Run fine-tuning to its end, from the newest state in `store` if there is one.
+    """Run fine-tuning to its end, from the newest checkpoint in `store` if it has any.
 
     Returns:
         Mean loss and accuracy (as in `FinetuneTrainer.step`) over the last epoch and all workers; steps that

@@ -80,7 +80,7 @@ class HealthCheck:
     def features(self, mae: VideoMAE) -> dict[str, float]:
         """Effective rank and variance between clips of the mean-pooled features; linear and kNN probe.
 
-        Videos without labels are good for pre-training, but a probe cannot learn from them.
+        Without labels, the probes are left out.
         """
         held = self.held_out
         train_BD = self.world.gather(self._pooled(mae, held.train_BCTHW))
@@ -122,7 +122,7 @@ class HealthCheck:
             video_BCTHW = normalise(held.test_BCTHW[part].to(device))
             tokens_BND = mae.encoder.tokenize(patchify(video_BCTHW, mae.clip))
             rollout = sampler.act(tokens_BND, generator)
-            # Several draws: a single one has too few tokens to tell 1.0 from noise.
+            # Several draws: a single one has too few tokens to distinguish 1.0 from noise.
             draws = [blind.act(tokens_BND, generator).visible_BK for _ in range(_BLIND_DRAWS)]
             blind_BK = torch.cat(draws, 1)
             change_BN = per_token(pixel_motion(video_BCTHW), mae.clip)

@@ -24,7 +24,7 @@ class Loader(Protocol):
 
 @dataclass
 class Position:
-    """How far a training is, and its latest metrics: all that a resume needs beside the trainer's state."""
+    """How far a training is, and its latest metrics: all that a resume needs besides the trainer's state."""
 
     epoch: int = 0
     """Finished epochs."""

@@ -1,4 +1,4 @@
-"""What the tables and health plots are made of.
+"""Metrics of tables and health plots.
 
 Axes: B clips, N tokens, K visible ones (in a calibration: bins), D width, C classes.
 """
@@ -49,8 +49,8 @@ def motion_lift(motion_BN: Tensor, visible_BK: Tensor) -> float:
 
 def confusion(predicted_B: Tensor, label_B: Tensor, classes: int) -> Tensor:
     """Count clips by class and prediction: `[C, C]` int64, a row for each true class."""
-    place_B = label_B * classes + predicted_B
-    return torch.bincount(place_B, minlength=classes * classes).view(classes, classes)
+    cell_B = label_B * classes + predicted_B
+    return torch.bincount(cell_B, minlength=classes * classes).view(classes, classes)
 
 
 def mean_class_accuracy(confusion_CC: Tensor) -> float:
@@ -83,7 +83,7 @@ class Calibration:
 def calibration(probability_BC: Tensor, label_B: Tensor, bins: int = 15) -> Calibration:
     """Sort clips by the probability of their likeliest class into `bins` bins (Guo 2017, arXiv 1706.04599).
 
-    A bin holds its upper edge and not its lower one, as there.
+    A bin holds its upper edge and not its lower one, as in that paper.
     """
     confidence_B, predicted_B = probability_BC.double().max(1)
     bin_B = (confidence_B * bins).ceil().long().clamp(1, bins) - 1

@@ -1,4 +1,4 @@
-"""Optimisers, schedules, averaged weights and the one guarded step that every loop takes."""
+"""Optimisers, schedules, averaged weights and the guarded step of every training loop."""
 
 from __future__ import annotations
 
@@ -163,10 +163,10 @@ _BUILDING = threading.Lock()
 
 @contextmanager
 def fresh_weights(seed: int) -> Iterator[None]:
-    """Build models in here: their first weights depend on `seed` alone.
+    """Build models in this context: their initial weights depend on `seed` alone.
 
-    Layers draw from torch's global generator, which stages that run side by side in one process share;
-    they take turns.
+    Layers draw from torch's global generator, which stages that run side by side in one process share,
+    so only one thread at a time is in this context.
     """
     with _BUILDING:
         torch.manual_seed(seed)

@@ -43,14 +43,15 @@ def reconstructions(
     clip = mae.clip
     patches_BNP = patchify(video_BCTHW, clip)
     rollout = sampler.act(mae.encoder.tokenize(patches_BNP), generator)
-    found = mae(patches_BNP, rollout.visible_BK, rollout.masked_BM)
+    reconstruction = mae(patches_BNP, rollout.visible_BK, rollout.masked_BM)
     _, *seen = mae.target(take(patches_BNP, rollout.visible_BK))
     mean_BXC, scale_BXC = (x_BKC.mean(1, keepdim=True) for x_BKC in seen)
-    guess_BMP = found.prediction_BMP * per_pixel(scale_BXC, clip.pixels) + per_pixel(mean_BXC, clip.pixels)
+    scale_BXP, mean_BXP = (per_pixel(x_BXC, clip.pixels) for x_BXC in (scale_BXC, mean_BXC))
+    guess_BMP = reconstruction.prediction_BMP * scale_BXP + mean_BXP
     true_BNP = patchify(transforms.to_display(video_BCTHW), clip)
-    place_BMP = rollout.masked_BM.unsqueeze(-1).expand_as(guess_BMP)
-    shown_BNP = true_BNP.scatter(1, place_BMP, guess_BMP.clamp(0, 1))
-    error_BN = (shown_BNP - true_BNP).abs().mean(-1).masked_fill(rollout.visible_BN, torch.nan)
+    index_BMP = rollout.masked_BM.unsqueeze(-1).expand_as(guess_BMP)
+    prediction_BNP = true_BNP.scatter(1, index_BMP, guess_BMP.clamp(0, 1))
+    error_BN = (prediction_BNP - true_BNP).abs().mean(-1).masked_fill(rollout.visible_BN, torch.nan)
     maps = {"visible_THW": rollout.visible_BN, "error_THW": error_BN}
     if rollout.policy is not None:
         maps["policy_THW"] = rollout.policy.log_probs_BN.exp() * rollout.tokens
@@ -58,16 +59,16 @@ def reconstructions(
             maps["value_THW"] = rollout.policy.value_BN
     grid = (-1, clip.slices, clip.side, clip.side)
     drawn = {name: values_BN.view(grid).cpu().numpy() for name, values_BN in maps.items()}
-    true_BTHWC, shown_BTHWC = (
-        unpatchify(x_BNP, clip).permute(0, 2, 3, 4, 1).cpu().numpy() for x_BNP in (true_BNP, shown_BNP)
+    true_BTHWC, prediction_BTHWC = (
+        unpatchify(x_BNP, clip).permute(0, 2, 3, 4, 1).cpu().numpy() for x_BNP in (true_BNP, prediction_BNP)
     )
     return [
         Picture(
-            frames_THWC=(true_BTHWC[place] * 255).round().astype(np.uint8),
-            prediction_THWC=shown_BTHWC[place],
-            **{name: values_BTHW[place] for name, values_BTHW in drawn.items()},
+            frames_THWC=(true_BTHWC[clip_index] * 255).round().astype(np.uint8),
+            prediction_THWC=prediction_BTHWC[clip_index],
+            **{name: values_BTHW[clip_index] for name, values_BTHW in drawn.items()},
         )
-        for place in range(len(video_BCTHW))
+        for clip_index in range(len(video_BCTHW))
     ]
 
 

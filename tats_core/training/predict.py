@@ -42,10 +42,10 @@ class Predictor:
         """Read a fine-tuned model of ours, or Hugging Face's.
 
         Args:
-            benchmark: whose test is used, where the model does not say; overrides it where it does.
+            benchmark: whose test is used; by default the one saved with the model.
 
         Raises:
-            WeightsError: no such model, or it does not say how its clips are taken and `benchmark` is None.
+            WeightsError: no such model, or how its clips are taken is not saved and `benchmark` is None.
             DataError: no benchmark of this name.
         """
         model, classes = weights.load_classifier(folder)

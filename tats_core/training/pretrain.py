@@ -142,7 +142,7 @@ class SamplerLearner:
             self.guarded.backward(loss)
 
     def step(self) -> bool:
-        """Clip and step, then free the gradients: the MAE's turn is next."""
+        """Clip and step, then free the gradients' memory for the MAE's next step."""
         stepped = self.guarded.step()
         self.guarded.clear()
         return stepped
@@ -196,7 +196,7 @@ class JointTrainer:
                 config.precision,
                 config.accumulate,
             )
-        # All workers hold the same generators: of the noise for the global batch each takes its rows.
+        # All workers have the same generator; each takes its rows of the noise for the global batch.
         generator = torch.Generator(device).manual_seed(config.seed)
         self.noise = Noise(generator, self.world.rank, self.world.size)
 
@@ -206,7 +206,7 @@ class JointTrainer:
         return self.mae_step.skipped + (self.learner.guarded.skipped if self.objective is not None else 0)
 
     def begin_epoch(self, epoch: int, batch: int) -> None:
-        """Let the sampler learn as the schedule says from here on, at the start of an epoch or within it."""
+        """Apply the schedule of the sampler's learning, at the start of an epoch or on a resume within it."""
         ppo, sampler_lr = self.config.learning(epoch)
         self.error_space = ppo.error_space
         if self.objective is not None:
@@ -231,12 +231,12 @@ class JointTrainer:
         self.mae_step.set_lr(lr)
         stepped = self.mae_step.step()
 
-        metrics: dict[str, Any] = {
+        metrics: dict[str, float | Tensor] = {
             "loss": errors["normalized"].mean(),
             "lr": lr,
             "grad_norm": self.mae_step.last_norm,
         }
-        # Errors that are not finite are no rewards: one such batch would poison policy and objective.
+        # Non-finite errors are no rewards: a single such batch would make policy and objective non-finite.
         if policy is not None and self.objective is not None and stepped:
             transition = Transition(tokens_BND, rollout, errors[self.error_space])
             metrics |= self.objective.update(transition, self.learner)
@@ -244,7 +244,7 @@ class JointTrainer:
 
     @torch.no_grad()
     def tokenize(self, patches_BNP: Tensor) -> Tensor:
-        """Embed all tokens: the sampler's state, on which it trains apart from the autoencoder."""
+        """Embed all tokens without gradients: the sampler's state."""
         with self.world.autocast(self.config.precision):
             return self.mae.encoder.tokenize(patches_BNP)
 
@@ -278,14 +278,14 @@ class JointTrainer:
         return {space: torch.cat(parts) for space, parts in errors.items()}
 
     def decoded(self, rollout: Rollout) -> Rollout:
-        """Keep a random part of the masked tokens for the decoder (VideoMAE V2); the others earn nothing."""
+        """Choose a random part of the masked tokens to decode (VideoMAE V2); the others get no reward."""
         share = self.config.mae.decoded_share
         if share == 1:
             return rollout
         clips, masked = rollout.masked_BM.shape
         chance_BM = self.noise.uniform(clips, masked)
-        place_BM = chance_BM.topk(max(1, round(share * masked)), dim=1).indices
-        return replace(rollout, masked_BM=rollout.masked_BM.gather(1, place_BM))
+        chosen_BM = chance_BM.topk(max(1, round(share * masked)), dim=1).indices
+        return replace(rollout, masked_BM=rollout.masked_BM.gather(1, chosen_BM))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on; `rank` holds what differs between workers."""
@@ -315,8 +315,8 @@ class JointTrainer:
             self.objective.memory = [Transition.restored(transition, device) for transition in memory]
 
 
-def _dealt_anew(ranks: Sequence[Mapping[str, Any]], world: World) -> dict[str, Any]:
-    """This rank's part of a state that another number of ranks saved: its rows of the global batches."""
+def _redistributed(ranks: Sequence[Mapping[str, Any]], world: World) -> dict[str, Any]:
+    """Return this rank's rows of the global batches in a state that another number of ranks saved."""
     memory = []
     for shares in zip(*(rank["memory"] for rank in ranks), strict=True):
         # Row i of rank r of n is row i * n + r of the global batch.
@@ -335,11 +335,11 @@ def pretrain(
     before: CheckpointStore | None = None,
     after: CheckpointStore | None = None,
 ) -> dict[str, float]:
-    """Run joint pre-training to its end, from the newest state in `store` if there is one.
+    """Run joint pre-training to its end, from the newest checkpoint in `store` if it has any.
 
     Args:
-        before: holds the state in which the first epochs of this very training ended elsewhere.
-        after: gets the state at the end.
+        before: holds the checkpoint in which the first epochs of this training ended, in another stage.
+        after: gets the checkpoint at the end.
 
     Returns:
         The metrics of the last health check, and the loss of the last step over all workers.
@@ -355,7 +355,7 @@ def pretrain(
     if state is None and before is not None:
         state = before.begin(config.checkpoint)
     if state is not None:
-        rank = state["rank"] if "rank" in state else _dealt_anew(state["ranks"], world)
+        rank = state["rank"] if "rank" in state else _redistributed(state["ranks"], world)
         trainer.load_state_dict({**state["trainer"], "rank": rank})
         at = Position(**rank["position"])
         events.note(f"resumed after step {at.step} of {steps}")
@@ -383,10 +383,12 @@ def pretrain(
             if at.step % config.log_every == 0 or at.step == steps:
                 events.metrics(at.step, world.mean(at.metrics))
                 latest = at.metrics | at.health
-                names = ("loss", "motion_lift")
-                shown: dict[str, float] = {name: latest[name] for name in names if name in latest}
                 events.progress(
-                    step=at.step, steps=steps, epoch=at.epoch + 1, epochs=config.last_epoch, shown=shown
+                    step=at.step,
+                    steps=steps,
+                    epoch=at.epoch + 1,
+                    epochs=config.last_epoch,
+                    shown={name: latest[name] for name in ("loss", "motion_lift") if name in latest},
                 )
             if at.batch < loader.steps and store.due(at.step):
                 save(store)

@@ -70,7 +70,7 @@ class AttentiveConfig(StrictModel):
 class AttentiveProbe(nn.Module):
     """One cross-attention of a learned query over all tokens, then a linear head.
 
-    The tokens are normed one by one, since the encoder ends before its final norm. V-JEPA's probe has an
+    Each token is normed by itself, since the encoder ends before its final norm. V-JEPA's probe has an
     MLP of four times the width besides; without it, the probe measures what the tokens hold and not what a
     network on top could make of it. The pooled features are standardised over the batch before the head
     (BatchNorm without affine, as in MAE's linear probe, arXiv 2111.06377), since two clips of a small
@@ -116,7 +116,7 @@ def fit_attentive(
     events: EventLog,
     store: CheckpointStore,
 ) -> AttentiveProbe:
-    """Train an attentive probe on the tokens of a frozen encoder, from the newest state in `store`.
+    """Train an attentive probe on the tokens of a frozen encoder, from the newest checkpoint in `store`.
 
     The tokens are streamed: those of a whole data set would not fit (SSv2 at ViT-B: 400 GB in half
     precision). The result depends on `seed` and the batches alone.
@@ -125,7 +125,7 @@ def fit_attentive(
         width, heads: the encoder's.
         batches: from an epoch (from 0) to its `steps` batches, the same whenever it is asked.
         events: gets the mean loss of each epoch, as `attentive_loss`.
-        store: keeps the state after each epoch.
+        store: gets a checkpoint after each epoch.
 
     Raises:
         TrainingError: too many non-finite steps in a row.
@@ -151,8 +151,8 @@ def fit_attentive(
             done += 1
         mean = float(torch.stack(losses).mean())
         events.metrics(done, {"attentive_loss": mean})
-        shown = {"attentive loss": mean}
-        events.progress(step=done, steps=total, epoch=epoch + 1, epochs=config.epochs, shown=shown)
+        progress = {"attentive loss": mean}
+        events.progress(step=done, steps=total, epoch=epoch + 1, epochs=config.epochs, shown=progress)
         saved = {"probe": probe.state_dict(), "step": guarded.state_dict(), "epoch": epoch + 1, "done": done}
         if store.due(done, epochs=epoch + 1):
             store.save(saved, step=done, metrics={"attentive_loss": mean})

@@ -32,17 +32,17 @@ class Views(StrictModel):
         """Those of a benchmark.
 
         Raises:
-            DataError: there is none of this name.
+            DataError: no benchmark of this name.
         """
         rules = clip_rules(ClipOptions(), benchmarks.find(benchmark), "finetune")
         return cls(benchmark=benchmark, sampling=rules.sampling, stride=rules.stride)
 
 
 def saved_views(folder: Path) -> Views:
-    """Return how the model in `folder` says that its clips are taken.
+    """Return how clips are taken for the model in `folder`, as saved with it.
 
     Raises:
-        WeightsError: it does not say.
+        WeightsError: nothing is saved.
     """
     ours = (folder / "model.json").exists()
     described = weights.describe(folder, "model" if ours else "config")

@@ -26,7 +26,7 @@ from tats_core.training.views import Views, saved_views
 
 @dataclass(frozen=True)
 class Visualiser:
-    """A pre-trained autoencoder and its sampler, with what they need to look at a file."""
+    """A pre-trained autoencoder and its sampler, with what they need to read a video file."""
 
     mae: VideoMAE
     sampler: Sampler
@@ -40,7 +40,7 @@ class Visualiser:
             benchmark: take clips as in its test; needed where the model does not say how.
 
         Raises:
-            WeightsError: no autoencoder there, no sampler, or no word on how clips are taken.
+            WeightsError: no autoencoder, no sampler, or no record of how clips are taken.
             DataError: no benchmark of this name.
         """
         mae = weights.load_mae(folder)
@@ -69,10 +69,10 @@ class Visualiser:
     def draw(
         self, videos: Sequence[Path], out: Path, *, n_clips: int = 1, seed: int = 0
     ) -> Iterator[tuple[Path, ...] | VideoError]:
-        """Write the pictures of each video into `out`; yield their files, or why there are none.
+        """Write the pictures of each video into `out`; yield their files, or why they could not be drawn.
 
         Args:
-            n_clips: of each video, with pictures of their own.
+            n_clips: of each video; each clip has its own pictures.
             seed: of the sampler's draws; the same for each video, so that the others do not matter.
         """
         names: set[str] = set()
@@ -86,12 +86,12 @@ class Visualiser:
                 continue
             files: list[Path] = []
             generator = torch.Generator().manual_seed(seed)
-            for place, clip_1CTHW in enumerate(torch.split(video_BCTHW, 1), start=1):
+            for number, clip_1CTHW in enumerate(torch.split(video_BCTHW, 1), start=1):
                 with evaluating(self.mae, self.sampler):
                     (picture,) = pictures.reconstructions(self.mae, self.sampler, clip_1CTHW, generator)
-                of_clip = f", clip {place} of {n_clips}" if n_clips > 1 else ""
+                of_clip = f", clip {number} of {n_clips}" if n_clips > 1 else ""
                 visible, tokens = self.sampler.visible, self.sampler.tokens
-                clip_name = f"{name}-clip{place}" if n_clips > 1 else name
+                clip_name = f"{name}-clip{number}" if n_clips > 1 else name
                 files += pictures.write(
                     picture,
                     out / clip_name,
@@ -104,14 +104,14 @@ class Visualiser:
 def _another(name: str, taken: set[str]) -> str:
     """Return `name`, numbered where videos of two folders have the same one."""
     numbered = (f"{name}-{number}" for number in count(2))
-    return next(one for one in chain([name], numbered) if one not in taken)
+    return next(candidate for candidate in chain([name], numbered) if candidate not in taken)
 
 
 def load_sampler(folder: Path, mae: VideoMAE) -> Sampler:
     """Rebuild the sampler that was trained with `mae`, from `sampler.safetensors` and `sampler.json`.
 
     Raises:
-        WeightsError: it is not there, or does not fit.
+        WeightsError: it is missing or does not fit.
     """
     if not (folder / "sampler.json").is_file():
         raise WeightsError(
@@ -124,7 +124,7 @@ def load_sampler(folder: Path, mae: VideoMAE) -> Sampler:
         raise WeightsError(f"{folder / 'sampler.json'}: does not describe a sampler ({error})") from error
     clip, vit = mae.clip, mae.encoder.config
     site = SamplerSite(tokens=clip.tokens, slices=clip.slices, width=vit.width, heads=vit.heads)
-    with fresh_weights(0):  # replaced below, but the draws must not disturb another stage's
+    with fresh_weights(0):  # loaded below; the draws must not disturb those of another stage
         sampler = config.build(site)
     weights.load(folder, sampler, "sampler")
     return sampler

@@ -1,4 +1,4 @@
-"""Models on disk: tensors as safetensors, their description as JSON beside them; and those made elsewhere."""
+"""Models on disk: tensors as safetensors with a JSON description beside them; also models made elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from tats_core.errors import WeightsError
 from tats_core.files import replacing, write_json
@@ -23,7 +23,7 @@ from tats_core.models.vit import VideoViT, ViTConfig
 from tats_core.training.optim import fresh_weights
 
 
-def save(folder: Path, module: nn.Module, described: Mapping[str, Any], name: str = "model") -> None:
+def save(folder: Path, module: nn.Module, described: Mapping[str, object], name: str = "model") -> None:
     """Write `<name>.safetensors` and `<name>.json`; each is complete or absent."""
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
     with replacing(folder / f"{name}.safetensors") as temporary:
@@ -39,7 +39,7 @@ def describe(folder: Path, name: str = "model") -> dict[str, Any]:
     """Read `<name>.json`.
 
     Raises:
-        WeightsError: it is not there or not JSON.
+        WeightsError: it is missing or not JSON.
     """
     path = folder / f"{name}.json"
     try:
@@ -55,7 +55,24 @@ def load(folder: Path, module: nn.Module, name: str = "model") -> None:
     Raises:
         WeightsError: they do not, the file cannot be read, or another version of TATS saved it.
     """
-    _fill(module, _read(folder / f"{name}.safetensors"), str(folder))
+    path = folder / f"{name}.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: the saved weights cannot be read ({error})") from error
+    checkpoints_io.refuse_other_format(path)
+    wanted = module.state_dict()
+    faults = {
+        "missing": sorted(wanted.keys() - tensors.keys()),
+        "unexpected": sorted(tensors.keys() - wanted.keys()),
+        "of other shape": sorted(
+            key for key in wanted.keys() & tensors.keys() if wanted[key].shape != tensors[key].shape
+        ),
+    }
+    parts = [f"{what} {len(keys)} (such as {keys[0]})" for what, keys in faults.items() if keys]
+    if parts:
+        raise WeightsError(f"{folder}: the weights do not fit the model: {', '.join(parts)}")
+    module.load_state_dict(tensors)
 
 
 def load_encoder(encoder: VideoViT, path: Path) -> Match:
@@ -65,12 +82,12 @@ def load_encoder(encoder: VideoViT, path: Path) -> Match:
         What was loaded and what was not: the final norm, where the checkpoint has none.
 
     Raises:
-        WeightsError: it holds no encoder, or one of another size.
+        WeightsError: it holds no encoder, or its encoder has another size.
     """
     return checkpoints_io.load_encoder(encoder, checkpoints_io.read(path))
 
 
-def start_mae(mae: VideoMAE, path: Path) -> Match:
+def initialise_mae(mae: VideoMAE, path: Path) -> Match:
     """Initialise a pre-training from a model: encoder and decoder where it has both, else the encoder alone.
 
     Returns:
@@ -97,7 +114,7 @@ def load_mae(folder: Path) -> VideoMAE:
     if "mae" not in described:
         raise WeightsError(f"{folder}: its model is fine-tuned and has no decoder; name a pre-trained one")
     vit, clip = _encoder_of(described, folder)
-    with fresh_weights(0):  # replaced below, but the draws must not disturb another stage's
+    with fresh_weights(0):  # loaded below; the draws must not disturb those of another stage
         mae = VideoMAE(vit, MAEConfig.model_validate(described["mae"]), clip)
     load(folder, mae)
     return mae
@@ -122,7 +139,7 @@ def load_classifier(folder: Path) -> tuple[VideoClassifier, list[str]]:
     return model, classes
 
 
-def _encoder_of(described: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, ClipConfig]:
+def _encoder_of(described: Mapping[str, object], folder: Path) -> tuple[ViTConfig, ClipConfig]:
     try:
         return ViTConfig.model_validate(described["model"]), ClipConfig.model_validate(described["clip"])
     except (KeyError, ValidationError) as error:
@@ -134,34 +151,9 @@ def _classifier_of_hugging_face(folder: Path) -> tuple[VideoClassifier, list[str
     if foreign.kind != "fine-tuned":
         raise WeightsError(f"{folder}: its model is {foreign.kind} and has no classes; name a fine-tuned one")
     vit, clip = checkpoints_io.configs_of_hugging_face(describe(folder, "config"))
-    # Where nobody named them, they are numbered.
-    count = len(foreign.tensors["head.weight"])
-    classes = list(foreign.classes) or [f"class {label}" for label in range(count)]
+    labels = range(len(foreign.tensors["head.weight"]))
+    classes = list(foreign.classes) or [f"class {label}" for label in labels]
     with fresh_weights(0):
         model = VideoClassifier(vit, clip, len(classes))
     checkpoints_io.load_classifier(model, foreign)
     return model, classes
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors = load_file(path)
-        checkpoints_io.refuse_other_format(path)
-        return tensors
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path}: the saved weights cannot be read ({error})") from error
-
-
-def _fill(module: nn.Module, tensors: Mapping[str, Any], where: str) -> None:
-    wanted = module.state_dict()
-    missing = sorted(wanted.keys() - tensors.keys())
-    unexpected = sorted(tensors.keys() - wanted.keys())
-    other = sorted(k for k in wanted.keys() & tensors.keys() if wanted[k].shape != tensors[k].shape)
-    if missing or unexpected or other:
-        parts = [
-            f"{what} {len(names)} (such as {names[0]})"
-            for what, names in (("missing", missing), ("unexpected", unexpected), ("of other shape", other))
-            if names
-        ]
-        raise WeightsError(f"{where}: the weights do not fit the model: {', '.join(parts)}")
-    module.load_state_dict(dict(tensors))

@@ -1,4 +1,4 @@
-"""The data-parallel workers as seen from one of them; its launcher gives it its rank.
+"""The data-parallel workers, as one of them sees them; the launcher sets its rank.
 
 Axes: B clips, D features.
 """
@@ -84,7 +84,7 @@ class StepConfig(StrictModel):
 
 @dataclass(frozen=True)
 class World:
-    """This worker's place among `size` workers; `size > 1` needs an initialised process group."""
+    """This worker's rank among `size` workers; `size > 1` needs an initialised process group."""
 
     rank: int = 0
     size: int = 1
@@ -92,11 +92,11 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """True on the one worker that writes files and events."""
+        """True on the worker that writes files and events."""
         return self.rank == 0
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """Return `module` with gradients averaged over workers in backward; itself where there is one.
+        """Return `module` with gradients averaged over workers in backward; unchanged for a single worker.
 
         Its batch norms, too, see the clips of all workers from now on.
         """
@@ -113,14 +113,14 @@ class World:
         )
 
     def accumulating(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-        """Put forward and backward of one part of a batch in here: only the `last` one averages gradients."""
+        """Context for forward and backward of a part of a batch: only the `last` part averages gradients."""
         if last or not isinstance(module, DistributedDataParallel):
             return nullcontext()
         paused: AbstractContextManager[None] = module.no_sync()
         return paused
 
     def autocast(self, precision: Precision) -> torch.autocast:
-        """Forward passes in here run their matrix products in `precision`; weights stay float32."""
+        """Context in which forward passes run matrix products in `precision`; weights stay float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
 
     def sum(self, values: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class World:
         return torch.cat(parts)
 
     def mean(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Return the mean of each metric over all workers, which have the same ones in the same order."""
+        """Return the mean of each metric over all workers, which have the same metrics in the same order."""
         if self.size == 1:
             return dict(metrics)
         values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=self.device)
@@ -197,7 +197,7 @@ class PooledBatchNorm(nn.BatchNorm1d):
 
 
 class _Gather(torch.autograd.Function):
-    """All workers' rows in rank order; the gradient of a row is the sum of what all workers have for it.
+    """All workers' rows in rank order; the gradient of a row is summed over all workers.
 
     torch.distributed.nn.all_gather does the same, but is deprecated, and its successor is private.
     """

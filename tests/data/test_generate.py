@@ -62,16 +62,16 @@ def test_every_fold_tests_on_other_clips(tiny_root: Path, name: str) -> None:
 
 
 def test_files_are_what_the_real_sets_hold(tiny: dict[str, Manifest]) -> None:
-    found = {}
+    layouts = {}
     for name, manifest in tiny.items():
         with av.open(manifest.videos[0].path) as container:
             stream = container.streams.video[0]
-            found[name] = (
+            layouts[name] = (
                 Path(manifest.videos[0].path).suffix,
                 stream.codec_context.name,
                 stream.average_rate,
             )
-    assert found == {
+    assert layouts == {
         "ssv2": (".webm", "vp9", 12),
         "kinetics400": (".mp4", "h264", 12),
         "ucf101": (".avi", "mpeg4", 12),
@@ -80,8 +80,8 @@ def test_files_are_what_the_real_sets_hold(tiny: dict[str, Manifest]) -> None:
 
 
 def test_the_lists_have_the_form_of_the_real_ones(tiny_root: Path) -> None:
-    def text(place: str) -> str:
-        return (tiny_root / place).read_bytes().decode()
+    def text(path: str) -> str:
+        return (tiny_root / path).read_bytes().decode()
 
     header, row, *_ = text("kinetics400/annotations/val.csv").splitlines()
     assert header == "label,youtube_id,time_start,time_end,split"
@@ -106,9 +106,9 @@ def test_the_same_settings_give_the_same_bytes_with_any_number_of_processes(tmp_
 
 
 def test_another_seed_gives_other_videos(tmp_path: Path) -> None:
-    one = SMALL.model_copy(update={"benchmarks": ("hmdb51",)})
-    generate(tmp_path / "a", one, workers=1)
-    generate(tmp_path / "b", one.model_copy(update={"seed": 1}), workers=1)
+    config = SMALL.model_copy(update={"benchmarks": ("hmdb51",)})
+    generate(tmp_path / "a", config, workers=1)
+    generate(tmp_path / "b", config.model_copy(update={"seed": 1}), workers=1)
     videos = [{d for p, d in digests(tmp_path / name).items() if p.endswith(".avi")} for name in ("a", "b")]
     assert not videos[0] & videos[1]
 
@@ -197,7 +197,7 @@ def test_the_motion_of_a_view_fits_the_view_pixel_for_pixel(tiny: dict[str, Mani
     assert change_BTHW[moving_BTHW].mean() > 4 * change_BTHW[~moving_BTHW].mean()
 
 
-def test_a_set_without_ground_truth_says_so(tiny: dict[str, Manifest]) -> None:
+def test_a_set_without_ground_truth_is_refused(tiny: dict[str, Manifest]) -> None:
     with pytest.raises(DataError, match="no ground truth of motion for video 'nobody'"):
         load_motion(tiny["ssv2"], "nobody")
 
@@ -212,11 +212,11 @@ def test_the_bytes_of_a_clip_do_not_depend_on_what_was_encoded_before_it(name, t
 
     def bytes_of(numbers):
         path = tmp_path / f"clip.{ENCODINGS[name].container}"
-        found = {}
+        contents = {}
         for number in numbers:
             path.unlink(missing_ok=True)
             encode(path, clips[number], 12, ENCODINGS[name])
-            found[number] = path.read_bytes()
-        return found
+            contents[number] = path.read_bytes()
+        return contents
 
     assert bytes_of(range(24)) == bytes_of(reversed(range(24)))

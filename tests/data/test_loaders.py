@@ -89,9 +89,9 @@ def test_the_augmentation_of_a_video_changes_from_epoch_to_epoch(tiny: dict[str,
     train = loader(tiny["ucf101"], batch_size=16)
     ((first_BCTHW, _, first_B, _),) = train.epoch(0)
     ((second_BCTHW, _, second_B, _),) = train.epoch(1)
-    clip = {index: first_BCTHW[place] for place, index in enumerate(first_B.tolist())}
-    for place, index in enumerate(second_B.tolist()):
-        assert not torch.equal(clip[index], second_BCTHW[place])
+    clip = {index: first_BCTHW[row] for row, index in enumerate(first_B.tolist())}
+    for row, index in enumerate(second_B.tolist()):
+        assert not torch.equal(clip[index], second_BCTHW[row])
 
 
 def test_an_epoch_can_be_entered_in_the_middle(tiny: dict[str, Manifest]) -> None:
@@ -163,7 +163,7 @@ def test_several_samples_of_a_clip_are_different_cuts_of_the_same_frames(
     video_BCTHW, label_B, index_B, _ = next(loader(tiny["ucf101"], samples_per_clip=3).epoch(0))
     assert len(video_BCTHW) == len(label_B) == 9
     assert index_B.view(3, 3).tolist() == [[index] * 3 for index in index_B[::3].tolist()]
-    assert all(not torch.equal(video_BCTHW[place], video_BCTHW[place + 1]) for place in range(8))
+    assert all(not torch.equal(video_BCTHW[clip], video_BCTHW[clip + 1]) for clip in range(8))
 
     reads = Counter[str]()
     read = readers.read_clip
@@ -175,7 +175,7 @@ def test_several_samples_of_a_clip_are_different_cuts_of_the_same_frames(
     monkeypatch.setattr(readers, "read_clip", counted)
     plain = ClipOptions(frames=4, size=16, crop="centre", flip=False)
     video_BCTHW, *_ = next(loader(tiny["ucf101"], plain, samples_per_clip=3).epoch(0))
-    assert all(torch.equal(video_BCTHW[place], video_BCTHW[place // 3 * 3]) for place in range(9))
+    assert all(torch.equal(video_BCTHW[clip], video_BCTHW[clip // 3 * 3]) for clip in range(9))
     assert list(reads.values()) == [1, 1, 1]
 
 
@@ -197,7 +197,7 @@ def test_rand_augment_sees_the_whole_frame_before_it_is_cut(
     monkeypatch.setattr(transforms, "rand_augment", top_half_white)
     options = ClipOptions(frames=4, size=16, crop="centre", rand_augment="rand-m7-n4-mstd0.5-inc1")
     video_BCTHW, *_ = next(loader(tiny["ucf101"], options).epoch(0))
-    # All of the frame is kept, halved: 8 white rows, 8 black ones, the two at the edge apart.
+    # The complete frame, halved: 8 white rows, 8 black ones, the two at the edge apart.
     assert video_BCTHW[..., :7, :].min() == 255
     assert video_BCTHW[..., 9:, :].max() == 0
 
@@ -210,8 +210,8 @@ def test_pixels_are_those_of_the_frames_that_were_drawn(tiny: dict[str, Manifest
         whole_THWC = readers.read_all(manifest.videos[index].path)
         # 20 frames in 4 segments of 5: each frame of the clip is one of its segment.
         for segment, frame_HWC in enumerate(clip_THWC):
-            own = whole_THWC[5 * segment : 5 * segment + 5]
-            assert any(np.array_equal(frame_HWC, candidate) for candidate in own)
+            segment_frames = whole_THWC[5 * segment : 5 * segment + 5]
+            assert any(np.array_equal(frame_HWC, candidate) for candidate in segment_frames)
 
 
 def test_fewer_videos_than_one_batch_on_each_worker_is_an_error(tiny: dict[str, Manifest]) -> None:
@@ -250,7 +250,7 @@ def test_a_video_that_cannot_be_read_is_named_and_the_next_one_stands_in(
     assert label_B.tolist() == [manifest.videos[index].label for index in index_B.tolist()]
     assert set(train.unreadable) == {str(tmp_path / "broken7.avi"), str(tmp_path / "broken8.avi")}
     assert "Invalid data" in train.unreadable[str(tmp_path / "broken7.avi")]
-    # A stand-in is a clip of its own, not the same one three times.
+    # Each replacement is another clip, not the same clip three times.
     standing_in = video_BCTHW[index_B == 9]
     assert not torch.equal(standing_in[0], standing_in[1])
     train.close()
@@ -322,13 +322,13 @@ def test_views_are_clips_times_crops_with_the_crops_side_by_side(tmp_path: Path,
     views_VCTHW = batches[0][0][1]
     assert views_VCTHW.shape == (6, 3, 4, 16, 16)
     whole_THWC = torch.from_numpy(readers.read_all(manifest.videos[1].path))
-    for place, (indices_T, box) in enumerate(
+    for view, (indices_T, box) in enumerate(
         (indices_T, box)
         for indices_T in clips.view_indices(20, 4, "dense", 3, 2)
         for box in transforms.view_boxes(32, 32, 3)
     ):
         clip_THWC = transforms.crop_resize(whole_THWC[torch.from_numpy(indices_T)], box, 16)
-        assert torch.equal(views_VCTHW[place], clip_THWC.permute(3, 0, 1, 2))
+        assert torch.equal(views_VCTHW[view], clip_THWC.permute(3, 0, 1, 2))
 
 
 def test_a_video_is_read_once_for_all_its_views(

@@ -154,7 +154,7 @@ def test_a_file_on_which_decord_hangs_is_read_by_pyav(
     assert np.array_equal(frames_THWC, sequential(films["mp4"])[[1]])
 
 
-def test_a_video_that_keeps_too_many_bytes_is_decoded_twice_and_just_as_right(
+def test_a_video_with_too_many_bytes_is_decoded_twice_and_just_as_right(
     films: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readers, "_KEEP_BYTES", 100_000)
@@ -165,7 +165,7 @@ def test_a_video_that_keeps_too_many_bytes_is_decoded_twice_and_just_as_right(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["avi", "mp4", "webm"])
-def test_reading_a_thousand_clips_keeps_no_memory(films: dict[str, Path], kind: str) -> None:
+def test_reading_a_thousand_clips_leaks_no_memory(films: dict[str, Path], kind: str) -> None:
     process = psutil.Process()
 
     def read(times: int) -> int:
@@ -174,7 +174,7 @@ def test_reading_a_thousand_clips_keeps_no_memory(films: dict[str, Path], kind: 
         return int(process.memory_info().rss)
 
     after_some = read(200)
-    # One film decoded is 4 MB: were a thousandth of each read kept, this would be the limit.
+    # One film decoded is 4 MB: if a thousandth of each read leaked, this would be the limit.
     assert read(1000) - after_some < 4 * 2**20
 
 

@@ -59,10 +59,10 @@ def test_a_classifier_on_one_frame_stays_at_chance_while_one_on_two_frames_does_
     # Three standard deviations of guessing; four frames are tried on each of four benchmarks.
     bound = chance + 3 * math.sqrt(chance * (1 - chance) / clips)
     for frame in (0, 3, 4, 7):
-        found = _ridge_accuracy(
+        accuracy = _ridge_accuracy(
             _frame_features(train, frame), train_labels, _frame_features(test, frame), labels
         )
-        assert found < bound, f"frame {frame}: {found:.3f}"
+        assert accuracy < bound, f"frame {frame}: {accuracy:.3f}"
     pairs = ((0, 1), (3, 4), (6, 7))
     moving = [
         np.concatenate([_correlation(videos[:, a], videos[:, b]) for a, b in pairs], 1)
@@ -81,11 +81,11 @@ def test_every_class_travels_as_far_as_every_other_in_a_clip(benchmark):
 
 
 def test_the_same_generator_state_films_the_same_clip():
-    one, two = (
+    first, second = (
         render("ssv2", VOCABULARIES["ssv2"][0], SceneConfig(), 8, np.random.default_rng(5)) for _ in range(2)
     )
-    assert np.array_equal(one[0], two[0])
-    assert np.array_equal(one[1], two[1])
+    assert np.array_equal(first[0], second[0])
+    assert np.array_equal(first[1], second[1])
 
 
 def test_the_ground_truth_marks_the_moving_sprite_and_nothing_that_stands_still():

@@ -188,10 +188,10 @@ def test_rand_augment_treats_all_frames_of_a_clip_alike_and_draws_from_the_given
 
 def test_what_rand_augment_uncovers_is_grey_whatever_the_frame() -> None:
     black_THWC = torch.zeros(2, 24, 24, 3, dtype=torch.uint8)
-    found = set()
+    colours = set()
     for seed in range(60):
         # One operation: turned, sheared or shifted, a black frame is black and grey; else of one colour.
         done_THWC = transforms.rand_augment(black_THWC, "rand-m9-n1", np.random.default_rng(seed))
-        found.add(tuple(done_THWC.unique().tolist()))
-    assert (0, 128) in found
-    assert all(len(colours) == 1 for colours in found - {(0, 128)})
+        colours.add(tuple(done_THWC.unique().tolist()))
+    assert (0, 128) in colours
+    assert all(len(values) == 1 for values in colours - {(0, 128)})

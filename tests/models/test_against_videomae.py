@@ -83,10 +83,14 @@ def test_the_loss_and_the_predictions_are_videomaes(tmp_path: Path) -> None:
     visible_BK, masked_BM = (part.sort(1).values for part in (order_BN[:, :4], order_BN[:, 4:]))
     masked_BN = torch.ones(2, CLIP.tokens, dtype=torch.bool).scatter(1, visible_BK, False)
     expected = theirs(video_BCTHW.transpose(1, 2), masked_BN)
-    found = ours(patchify(video_BCTHW, CLIP), visible_BK, masked_BM)
+    reconstruction = ours(patchify(video_BCTHW, CLIP), visible_BK, masked_BM)
     expected_PBM = checkpoints_io.channels_first(expected.logits.permute(2, 0, 1))
-    torch.testing.assert_close(found.prediction_BMP, expected_PBM.permute(1, 2, 0), rtol=0, atol=1e-5)
-    torch.testing.assert_close(found.error_BM.mean(), expected.loss, rtol=1e-5, atol=0, check_dtype=False)
+    torch.testing.assert_close(
+        reconstruction.prediction_BMP, expected_PBM.permute(1, 2, 0), rtol=0, atol=1e-5
+    )
+    torch.testing.assert_close(
+        reconstruction.error_BM.mean(), expected.loss, rtol=1e-5, atol=0, check_dtype=False
+    )
 
 
 def test_the_class_scores_are_videomaes(tmp_path: Path) -> None:
@@ -125,9 +129,9 @@ def test_a_pre_trained_model_gives_hugging_face_the_same_loss() -> None:
     order_BN = torch.rand(2, CLIP.tokens).argsort(1)
     visible_BK, masked_BM = (part.sort(1).values for part in (order_BN[:, :4], order_BN[:, 4:]))
     masked_BN = torch.ones(2, CLIP.tokens, dtype=torch.bool).scatter(1, visible_BK, False)
-    found = ours(patchify(video_BCTHW, CLIP), visible_BK, masked_BM).error_BM.mean()
+    loss = ours(patchify(video_BCTHW, CLIP), visible_BK, masked_BM).error_BM.mean()
     expected = theirs(video_BCTHW.transpose(1, 2), masked_BN).loss
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0, check_dtype=False)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0, check_dtype=False)
 
 
 def test_a_fine_tuned_model_gives_hugging_face_the_same_scores_whatever_its_key_bias() -> None:

@@ -54,9 +54,9 @@ def _official(model: nn.Module) -> dict[str, Tensor]:
     return renamed
 
 
-def _assert_same(one: nn.Module, other: nn.Module) -> None:
-    state = other.state_dict()
-    for name, tensor in one.state_dict().items():
+def _assert_same(actual: nn.Module, expected: nn.Module) -> None:
+    state = expected.state_dict()
+    for name, tensor in actual.state_dict().items():
         assert torch.equal(tensor, state[name]), name
 
 
@@ -149,16 +149,16 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ({"epoch": 3}, "holds no tensors"),
         ({"model": {"conv1.weight": torch.zeros(2)}}, "holds no encoder of VideoMAE's"),
         ([torch.zeros(2)], "is no state dict but a list"),
     ],
 )
-def test_a_file_without_a_video_encoder_is_refused(content: Any, said: str, tmp_path: Path) -> None:
+def test_a_file_without_a_video_encoder_is_refused(content: Any, message: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match=said):
+    with pytest.raises(WeightsError, match=message):
         checkpoints_io.read(tmp_path / "other.pth")
 
 
@@ -245,20 +245,20 @@ def test_a_bare_encoder_of_hugging_face_is_read_without_its_prefix(tmp_path: Pat
     tensors, _ = checkpoints_io.to_hugging_face(source)
     bare = {name.removeprefix("videomae."): x for name, x in tensors.items() if name.startswith("videomae.")}
     torch.save(bare, tmp_path / "encoder.pth")
-    found = checkpoints_io.read(tmp_path / "encoder.pth")
-    assert (found.layout, found.kind) == ("Hugging Face", "encoder")
-    assert checkpoints_io.load_encoder(target.encoder, found).missing == ()
+    foreign = checkpoints_io.read(tmp_path / "encoder.pth")
+    assert (foreign.layout, foreign.kind) == ("Hugging Face", "encoder")
+    assert checkpoints_io.load_encoder(target.encoder, foreign).missing == ()
     _assert_same(source.encoder, target.encoder)
 
 
-def test_other_heads_are_refused_where_the_file_beside_the_weights_tells_them(tmp_path: Path) -> None:
+def test_other_heads_are_refused_where_the_file_beside_the_weights_declares_them(tmp_path: Path) -> None:
     tensors, config = checkpoints_io.to_hugging_face(_mae())
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4}))
-    found = checkpoints_io.read(tmp_path)
-    assert found.size["heads"] == 4
+    foreign = checkpoints_io.read(tmp_path)
+    assert foreign.size["heads"] == 4
     with pytest.raises(WeightsError, match=r"another heads 4 \(here 3\); set model and clip alike"):
-        checkpoints_io.load_encoder(_mae().encoder, found)
+        checkpoints_io.load_encoder(_mae().encoder, foreign)
 
 
 def test_an_encoder_of_videomae_does_not_fit_other_positions(tmp_path: Path) -> None:
@@ -285,18 +285,18 @@ def test_a_file_with_two_models_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"model_type": "vivit"}, "its model_type is 'vivit', not 'videomae'"),
         ({"hidden_act": "relu"}, "its hidden_act is 'relu'"),
         ({"hidden_size": None}, "does not describe a video encoder"),
     ],
 )
-def test_a_config_of_another_model_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_a_config_of_another_model_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     tensors, config = checkpoints_io.to_hugging_face(_mae())
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text(json.dumps(config | changes))
-    with pytest.raises(WeightsError, match=said):
+    with pytest.raises(WeightsError, match=message):
         checkpoints_io.read(tmp_path)
 
 
@@ -310,7 +310,7 @@ def test_any_width_of_an_mlp_comes_back_from_a_config(width: int, mlp: int) -> N
 
 
 def test_blocks_with_a_layer_scale_are_another_architecture(tmp_path: Path) -> None:
-    scaled = _official(_mae()) | {f"encoder.blocks.{place}.gamma_1": torch.ones(24) for place in (0, 1)}
+    scaled = _official(_mae()) | {f"encoder.blocks.{block}.gamma_1": torch.ones(24) for block in (0, 1)}
     torch.save(scaled, tmp_path / "scaled.pth")
     with pytest.raises(WeightsError, match="its blocks have gamma_1, which ours have not"):
         checkpoints_io.load_encoder(_mae().encoder, checkpoints_io.read(tmp_path / "scaled.pth"))

@@ -44,8 +44,8 @@ def test_what_is_masked_does_not_change_its_own_prediction() -> None:
     visible_BK, masked_BM = _split()
     patches_BNP = torch.randn(2, N, P)
     other_BNP = patches_BNP.scatter(1, masked_BM[..., None].expand(-1, -1, P), 7.0)
-    one, other = (mae(x, visible_BK, masked_BM).prediction_BMP for x in (patches_BNP, other_BNP))
-    assert torch.equal(one, other)
+    first_BMP, second_BMP = (mae(x, visible_BK, masked_BM).prediction_BMP for x in (patches_BNP, other_BNP))
+    assert torch.equal(first_BMP, second_BMP)
 
 
 def test_predictions_follow_the_order_in_which_masked_tokens_are_asked_for() -> None:
@@ -106,9 +106,11 @@ def test_the_pixel_target_is_what_the_encoder_sees_and_its_error_is_in_pixels() 
     patches_BMP = torch.randn(1, 2, P)
     target_BMP, _, scale_BMC = _mae(target="pixel").target(patches_BMP)
     assert torch.equal(target_BMP, patches_BMP)
-    found = Reconstruction(target_BMP + 1, target_BMP, scale_BMC, tubelet=2)
-    torch.testing.assert_close(found.error_BM, torch.ones(1, 2))
-    torch.testing.assert_close(found.pixel_error_BM, torch.full((1, 2), DEVIATION.square().mean().item()))
+    reconstruction = Reconstruction(target_BMP + 1, target_BMP, scale_BMC, tubelet=2)
+    torch.testing.assert_close(reconstruction.error_BM, torch.ones(1, 2))
+    torch.testing.assert_close(
+        reconstruction.pixel_error_BM, torch.full((1, 2), DEVIATION.square().mean().item())
+    )
 
 
 def test_an_error_that_stays_the_same_within_the_tubelet_is_not_reweighted() -> None:
@@ -150,13 +152,13 @@ def test_the_hand_derived_gradient_of_the_error_is_that_of_finite_differences() 
     leaf = prediction.clone().requires_grad_()
     weighted(leaf).backward()
     assert leaf.grad is not None
-    for place in range(24):
+    for index in range(24):
         step = torch.zeros(24, dtype=torch.float64)
-        step[place] = 1e-5
+        step[index] = 1e-5
         slope = (
             weighted(prediction + step.view(1, 2, 12)) - weighted(prediction - step.view(1, 2, 12))
         ) / 2e-5
-        assert leaf.grad.flatten()[place].item() == pytest.approx(slope.item(), abs=1e-8)
+        assert leaf.grad.flatten()[index].item() == pytest.approx(slope.item(), abs=1e-8)
 
 
 def test_decoding_a_part_of_the_masked_tokens_gives_the_errors_of_that_part() -> None:
@@ -181,7 +183,7 @@ def test_gradient_checkpointing_recomputes_the_decoder_too_and_changes_no_gradie
         gradients.append([p.grad for p in mae.parameters()])
         runs.append(sorted(counted))
     assert runs == [["decoder", "encoder"], ["decoder"] * 2 + ["encoder"] * 2]
-    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    assert all(torch.equal(first, second) for first, second in zip(*gradients, strict=True))
 
 
 def test_the_loss_reaches_every_parameter() -> None:

@@ -77,9 +77,9 @@ def test_gradient_checkpointing_changes_neither_output_nor_gradients() -> None:
     patches_BNP = torch.randn(2, CLIP.tokens, CLIP.pixels)
     for vit in (plain, checkpointed):
         vit.train()(patches_BNP).square().sum().backward()
-    for one, other in zip(plain.parameters(), checkpointed.parameters(), strict=True):
-        assert one.grad is not None
-        assert torch.equal(one.grad, other.grad)  # type: ignore[arg-type]
+    for weight, checkpointed_weight in zip(plain.parameters(), checkpointed.parameters(), strict=True):
+        assert weight.grad is not None
+        assert torch.equal(weight.grad, checkpointed_weight.grad)  # type: ignore[arg-type]
 
 
 def test_stochastic_depth_grows_linearly_to_its_last_block() -> None:

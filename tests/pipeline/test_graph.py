@@ -47,12 +47,12 @@ stages:
   both:  {kind: grow, needs: [left, make], matrix: {value: [2]}}
 """)
     )
-    both = [one for one in graph.instances.values() if one.stage == "both"]
-    assert [dict(one.axes) for one in both] == [
+    both = [instance for instance in graph.instances.values() if instance.stage == "both"]
+    assert [dict(instance.axes) for instance in both] == [
         {"value": "2", "benchmark": "a"},
         {"value": "2", "benchmark": "b"},
     ]
-    assert {one.needs for one in both} == {("make[2]",)}
+    assert {instance.needs for instance in both} == {("make[2]",)}
 
 
 def test_a_default_is_merged_under_the_stage_and_only_where_the_kind_has_the_field(load):
@@ -73,7 +73,7 @@ stages:
 
 def test_a_dotted_axis_sets_a_nested_key(load):
     graph = graphs.build(load("stages: {make: {kind: make, matrix: {shape.depth: [1, 3]}}}"))
-    assert [one.config.shape.depth for one in graph.instances.values()] == [1, 3]
+    assert [instance.config.shape.depth for instance in graph.instances.values()] == [1, 3]
     assert list(graph.instances) == ["make[1]", "make[3]"]
 
 

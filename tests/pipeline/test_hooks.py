@@ -50,9 +50,9 @@ def test_a_command_gets_the_event_in_its_environment_and_as_json(record, tmp_pat
         "folder": str(tmp_path / "runs" / "toy-1"),
         "text": "toy failed: grow: it broke",
     }
-    told = {"EVENT": "failed", "RUN": "toy-1", "PIPELINE": "toy", "STATUS": "failed", "STAGE": ""}
-    told["ERROR"] = "grow: it broke"
-    assert {f"TATS_{name}={value}" for name, value in told.items()} <= set(
+    variables = {"EVENT": "failed", "RUN": "toy-1", "PIPELINE": "toy", "STATUS": "failed", "STAGE": ""}
+    variables["ERROR"] = "grow: it broke"
+    assert {f"TATS_{name}={value}" for name, value in variables.items()} <= set(
         (tmp_path / "env").read_text().splitlines()
     )
 
@@ -104,8 +104,8 @@ def test_a_run_tells_how_it_ended_and_a_failed_stage_at_once(load, tmp_path):
     assert runner.run(load(text), tmp_path / "home").status == "finished"
     failing = load(text, "grow.fail=always", "grow.add=2")
     assert runner.run(failing, tmp_path / "home").status == "failed"
-    told = (tmp_path / "work" / "told").read_text().splitlines()
-    assert told == ["finished finished", "stage_failed running grow", "failed failed"]
+    calls = (tmp_path / "work" / "told").read_text().splitlines()
+    assert calls == ["finished finished", "stage_failed running grow", "failed failed"]
 
 
 def test_a_hook_tells_only_of_what_it_is_asked_for(load, tmp_path):

@@ -83,11 +83,11 @@ stages:
 def test_a_change_runs_what_it_reaches_and_the_plan_says_why(load, home):
     runner.run(load(TOY), home)
     plan = runner.plan(load(TOY, "make.value=5"), home)
-    told = {item.name: (item.action, item.reason, item.after) for item in plan.items}
-    assert told["make"] == ("run", "value: 3 → 5", ())
-    assert told["grow[a,pretrained]"] == ("run", "", ("make",))
-    assert told["grow[a,scratch]"] == ("reuse", "unchanged", ())
-    assert told["sum"] == ("run", "", ("grow[a,pretrained]", "grow[b,pretrained]"))
+    items = {item.name: (item.action, item.reason, item.after) for item in plan.items}
+    assert items["make"] == ("run", "value: 3 → 5", ())
+    assert items["grow[a,pretrained]"] == ("run", "", ("make",))
+    assert items["grow[a,scratch]"] == ("reuse", "unchanged", ())
+    assert items["sum"] == ("run", "", ("grow[a,pretrained]", "grow[b,pretrained]"))
     Grow.ran.clear()
     runner.run(load(TOY, "make.value=5"), home)
     assert sorted(Grow.ran) == ["grow[a,pretrained]", "grow[b,pretrained]"]
@@ -143,14 +143,14 @@ def test_a_forced_stage_that_was_cut_off_goes_on_without_force(load, home, monke
     assert plan["grow[a,scratch]"].reason == "resumes where it stopped"
 
 
-def test_a_forced_stage_is_not_told_with_what_the_output_that_it_replaces_had_said(load, home, monkeypatch):
-    told: list[float] = []
+def test_a_forced_stage_does_not_log_the_events_of_the_output_that_it_replaces(load, home, monkeypatch):
+    read: list[float] = []
 
     class Listening(NoTracker):
         def events(
             self, stage: str, file: Path, start: int, end: int, events: Sequence[Mapping[str, Any]]
         ) -> None:
-            told.extend(event["values"]["value"] for event in events)
+            read.extend(event["values"]["value"] for event in events)
 
     monkeypatch.setattr(runner, "Tracker", Listening)
     begin = StageStore.begin
@@ -161,14 +161,15 @@ def test_a_forced_stage_is_not_told_with_what_the_output_that_it_replaces_had_sa
 
     monkeypatch.setattr(StageStore, "begin", slowly)
     for force, values in (((), (1.0, 2.0, 3.0)), (("grow",), (4.0,))):
-        said = values
         monkeypatch.setattr(
             Grow,
             "hook",
-            staticmethod(lambda ctx, said=said: [ctx.events.metrics(1, {"value": one}) for one in said]),
+            staticmethod(
+                lambda ctx, values=values: [ctx.events.metrics(1, {"value": value}) for value in values]
+            ),
         )
         runner.run(load("stages: {grow: {kind: grow, init: scratch}}"), home, force=force)
-    assert told == [1.0, 2.0, 3.0, 4.0]
+    assert read == [1.0, 2.0, 3.0, 4.0]
 
 
 def test_only_runs_one_stage_and_leaves_the_others_out(load, home):
@@ -278,7 +279,7 @@ def test_stages_run_side_by_side_within_the_cpus_there_are(load, home, monkeypat
     assert max(most) == side_by_side
 
 
-def test_what_is_too_large_or_missing_is_said_before_anything_starts(load, home, ui, monkeypatch):
+def test_what_is_too_large_or_missing_is_reported_before_anything_starts(load, home, ui, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
     base = "make: {kind: make}, grow: {kind: grow, needs: make, "
     with pytest.raises(
@@ -369,9 +370,9 @@ def test_a_run_is_alive_while_it_runs_and_keeps_the_configurations(load, home, m
     assert seen == ["running"]
     assert not record.is_alive()
     assert record.only == ["grow"]
-    kept = Run(record).configs["grow"]
-    assert kept["set"] == {"init": "scratch", "add": 2}
-    assert kept["all"] == {
+    config = Run(record).configs["grow"]
+    assert config["set"] == {"init": "scratch", "add": 2}
+    assert config["all"] == {
         "benchmark": "none", "init": "scratch", "add": 2, "cpus": 1, "fail": "", "missing": ""
     }  # fmt: skip
 
@@ -403,10 +404,10 @@ def test_the_newest_finished_run_is_found_among_those_of_other_pipelines(load, h
     runner.run(load(TOY, name="toy-two"), home)
     failed = load(TOY.replace("add: 4", "add: 5, fail: always"))
     assert runner.run(failed, home).status == "failed"
-    found = history.newest_finished(home, "toy")
-    assert found is not None
-    assert found.id == second.id
-    assert found.folder == home / "runs" / second.id
+    newest = history.newest_finished(home, "toy")
+    assert newest is not None
+    assert newest.id == second.id
+    assert newest.folder == home / "runs" / second.id
 
 
 def test_a_run_record_survives_a_round_trip(load, home):
@@ -464,9 +465,9 @@ def test_a_reader_of_the_output_that_leaves_is_no_fault_of_the_storage(load, hom
 def test_a_stage_that_waits_for_another_tells_its_own_changes_too(load, home):
     runner.run(load(TOY), home)
     plan = runner.plan(load(TOY, "make.value=5", "grow.add=6"), home)
-    told = {item.name: (item.reason, item.after) for item in plan.items}
-    assert told["grow[a,pretrained]"] == ("add: 4 → 6", ("make",))
-    assert told["grow[a,scratch]"] == ("add: 4 → 6", ())
+    items = {item.name: (item.reason, item.after) for item in plan.items}
+    assert items["grow[a,pretrained]"] == ("add: 4 → 6", ("make",))
+    assert items["grow[a,scratch]"] == ("add: 4 → 6", ())
 
 
 def test_a_plan_says_what_a_stage_took_in_the_newest_run_that_did_its_work(load, home):

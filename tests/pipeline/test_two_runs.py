@@ -35,7 +35,7 @@ class Run:
             self.process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
 
     @property
-    def said(self) -> str:
+    def printed(self) -> str:
         return self.log.read_text()
 
 
@@ -74,23 +74,23 @@ def test_the_second_waits_without_holding_cpus_and_takes_what_the_first_made(sta
     first = start("first")
     until(lambda: worked(tmp_path) == ["slow"])
     second = start("second")
-    until(lambda: f"slow: waits for process {first.process.pid}, which is making the same" in second.said)
+    until(lambda: f"slow: waits for process {first.process.pid}, which is making the same" in second.printed)
     # The CPUs that the waiting stage gave back are at work.
-    until(lambda: "other: finished" in second.said)
+    until(lambda: "other: finished" in second.printed)
     (tmp_path / "go").touch()
     assert (first.process.wait(60), second.process.wait(60)) == (0, 0)
     assert worked(tmp_path) == ["slow", "other"]
-    assert "slow: reused" in second.said
-    assert "other: reused" in first.said
+    assert "slow: reused" in second.printed
+    assert "other: reused" in first.printed
 
 
 def test_the_second_takes_over_where_the_first_was_killed(start, tmp_path):
     first = start("first")
     until(lambda: worked(tmp_path) == ["slow"])
     second = start("second")
-    until(lambda: "other: finished" in second.said)
+    until(lambda: "other: finished" in second.printed)
     first.process.kill()
     until(lambda: worked(tmp_path) == ["slow", "other", "slow"])
     (tmp_path / "go").touch()
     assert second.process.wait(60) == 0
-    assert "slow: finished" in second.said
+    assert "slow: finished" in second.printed

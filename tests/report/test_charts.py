@@ -78,7 +78,7 @@ def test_a_class_without_clips_is_an_empty_row() -> None:
 
 @pytest.mark.parametrize(("count", "named", "counted"), [(8, True, True), (51, True, False)])
 def test_up_to_a_hundred_classes_are_named(count: int, named: bool, counted: bool) -> None:
-    names = [f"class {place}" for place in range(count)]
+    names = [f"class {index}" for index in range(count)]
     axes, _ = charts.confusion(np.eye(count, dtype=np.int64), names, "").axes
     assert ([label.get_text() for label in axes.get_xticklabels()] == names) is named
     assert bool(axes.texts) is counted
@@ -87,7 +87,7 @@ def test_up_to_a_hundred_classes_are_named(count: int, named: bool, counted: boo
 def test_of_more_classes_the_pairs_confused_most_are_listed_by_name() -> None:
     confusion = 9 * np.eye(400, dtype=np.int64)
     confusion[3, 7], confusion[399, 0] = 4, 6
-    names = [f"class {place}" for place in range(400)]
+    names = [f"class {index}" for index in range(400)]
     matrix, listed, _ = charts.confusion(confusion, names, "").axes
     assert "class" not in "".join(label.get_text() for label in matrix.get_xticklabels())
     assert listed.texts[0].get_text().splitlines()[2:] == [
@@ -132,11 +132,11 @@ def test_a_spike_in_a_long_curve_is_kept() -> None:
     values = [0.0] * 10_000
     values[4321] = 7.0
     values[4322] = -7.0
-    kept = charts.thin(range(10_000), values)
-    assert len(kept) <= 2 * 90 + 2
-    assert {(4321, 7.0), (4322, -7.0)} <= set(kept)
-    assert (kept[0][0], kept[-1][0]) == (0, 9999)
-    assert [step for step, _ in kept] == sorted(step for step, _ in kept)
+    thinned = charts.thin(range(10_000), values)
+    assert len(thinned) <= 2 * 90 + 2
+    assert {(4321, 7.0), (4322, -7.0)} <= set(thinned)
+    assert (thinned[0][0], thinned[-1][0]) == (0, 9999)
+    assert [step for step, _ in thinned] == sorted(step for step, _ in thinned)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_an_interval_is_as_long_as_students_t_says() -> None:
 
 
 def test_series_differ_in_colour_dash_and_marker() -> None:
-    styles = [charts._style(place) for place in range(charts.SERIES)]
+    styles = [charts._style(index) for index in range(charts.SERIES)]
     for key in ("color", "linestyle", "marker"):
         assert len({str(style[key]) for style in styles}) == charts.SERIES
 
@@ -227,7 +227,7 @@ def test_a_drawing_on_a_page_has_the_pages_colours_and_stands_alone() -> None:
 
 def test_the_front_holds_what_no_other_point_beats_in_both() -> None:
     ends = charts.front(ROWS, TOP1, SECONDS)
-    assert [one.point["s.ratio"] for one in ends] == [0.9, 0.95, 0.9]
+    assert [row.point["s.ratio"] for row in ends] == [0.9, 0.95, 0.9]
     assert ROWS[3] not in ends, "slower and worse than the third"
     assert charts.front(ROWS, TOP1, Named("seconds", "", "max")) == [ROWS[2], ROWS[3]]
 

@@ -14,15 +14,15 @@ from tats_core.report.graph import Box, Instance, Node
 
 def demo(states: str = "run") -> list[Instance]:
     """Return a pipeline like the demo's, with a matrix of four."""
-    found = [
+    instances = [
         Instance("data", "data", "data", (), "reuse"),
         Instance("pre", "pre", "pretrain", ("data",), states),
     ]
     for name in "abcd":
-        found.append(Instance(f"tune[{name}]", "tune", "finetune", ("data", "pre"), states, 30.0))
-        found.append(Instance(f"test[{name}]", "test", "evaluate", ("data", f"tune[{name}]"), states))
-    needs = tuple(one.name for one in found if one.stage != "data")
-    return [*found, Instance("report", "report", "report", needs, "reuse")]
+        instances.append(Instance(f"tune[{name}]", "tune", "finetune", ("data", "pre"), states, 30.0))
+        instances.append(Instance(f"test[{name}]", "test", "evaluate", ("data", f"tune[{name}]"), states))
+    needs = tuple(instance.name for instance in instances if instance.stage != "data")
+    return [*instances, Instance("report", "report", "report", needs, "reuse")]
 
 
 def test_a_stage_of_many_instances_becomes_one_stack() -> None:
@@ -36,12 +36,12 @@ def test_a_stage_of_many_instances_becomes_one_stack() -> None:
 
 
 def test_a_stage_of_few_instances_is_drawn_one_by_one() -> None:
-    found = [
+    instances = [
         Instance("a[1]", "a", "data", ()),
         Instance("a[2]", "a", "data", ()),
         Instance("b", "b", "report", ("a[1]", "a[2]")),
     ]
-    assert [(node.name, node.needs, node.count) for node in graph.fold(found)] == [
+    assert [(node.name, node.needs, node.count) for node in graph.fold(instances)] == [
         ("a[1]", (), 1),
         ("a[2]", (), 1),
         ("b", ("a[1]", "a[2]"), 1),
@@ -49,14 +49,14 @@ def test_a_stage_of_few_instances_is_drawn_one_by_one() -> None:
 
 
 def test_few_instances_of_many_stages_are_folded_too() -> None:
-    found = [Instance(f"{stage}[{k}]", stage, "command", ()) for stage in "abcdef" for k in range(2)]
-    assert [node.count for node in graph.fold(found)] == [2] * 6
+    instances = [Instance(f"{stage}[{k}]", stage, "command", ()) for stage in "abcdef" for k in range(2)]
+    assert [node.count for node in graph.fold(instances)] == [2] * 6
 
 
 def test_what_failed_decides_how_a_stack_is_drawn() -> None:
     states = ("finished", "failed", "cached", "skipped")
-    found = [Instance(f"a[{state}]", "a", "finetune", (), state) for state in states]
-    (node,) = graph.fold(found)
+    instances = [Instance(f"a[{state}]", "a", "finetune", (), state) for state in states]
+    (node,) = graph.fold(instances)
     assert (node.state, node.detail) == ("failed", "1 finished · 1 failed · 1 reused · 1 skipped")
 
 
@@ -94,22 +94,22 @@ def test_an_arrangement_is_the_nearest_to_the_wishes_that_keeps_the_gaps() -> No
 
 def random_nodes(seed: int) -> list[Node]:
     dice = random.Random(seed)
-    names = [f"stage_{place}" * dice.randint(1, 3) for place in range(dice.randint(1, 40))]
+    names = [f"stage_{index}" * dice.randint(1, 3) for index in range(dice.randint(1, 40))]
     return [
         Node(
             name,
             dice.choice(["data", "finetune", "odd"]),
-            tuple(dice.sample(names[:place], min(place, dice.randint(0, 3)))),
+            tuple(dice.sample(names[:index], min(index, dice.randint(0, 3)))),
             count=dice.randint(1, 9),
         )
-        for place, name in enumerate(names)
+        for index, name in enumerate(names)
     ]
 
 
-def overlap(one: Box, other: Box) -> bool:
+def overlap(first: Box, second: Box) -> bool:
     return (
-        one.x < other.x + other.width and other.x < one.x + one.width
-        and one.y < other.y + other.height and other.y < one.y + one.height
+        first.x < second.x + second.width and second.x < first.x + first.width
+        and first.y < second.y + second.height and second.y < first.y + first.height
     )  # fmt: skip
 
 
@@ -152,11 +152,11 @@ def test_a_drawing_is_well_formed_and_has_a_shape_for_each_box() -> None:
 
 
 def test_five_hundred_instances_become_a_small_drawing() -> None:
-    found = [Instance("data", "data", "data", ())]
-    for place in range(249):
-        found.append(Instance(f"a[{place}]", "a", "finetune", ("data",), "run"))
-        found.append(Instance(f"b[{place}]", "b", "evaluate", (f"a[{place}]",), "run"))
-    drawn = graph.svg(graph.fold(found), title="big")
+    instances = [Instance("data", "data", "data", ())]
+    for index in range(249):
+        instances.append(Instance(f"a[{index}]", "a", "finetune", ("data",), "run"))
+        instances.append(Instance(f"b[{index}]", "b", "evaluate", (f"a[{index}]",), "run"))
+    drawn = graph.svg(graph.fold(instances), title="big")
     assert "a × 249" in drawn
     assert len(drawn) < 5000
 

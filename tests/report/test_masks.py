@@ -54,10 +54,10 @@ def test_the_first_row_is_the_video_enlarged_by_whole_pixels() -> None:
 def test_the_second_row_shows_the_visible_token_and_hides_all_others() -> None:
     picture = grid()
     for frame in (0, 1):
-        shown = tile(picture, "visible", frame)
-        np.testing.assert_array_equal(shown[:8, 8:], FRAMES[frame, :8, 8:])
-        assert (shown[8:] == 58).all()
-        assert (shown[:, :8] == 58).all()
+        visible = tile(picture, "visible", frame)
+        np.testing.assert_array_equal(visible[:8, 8:], FRAMES[frame, :8, 8:])
+        assert (visible[8:] == 58).all()
+        assert (visible[:, :8] == 58).all()
     assert (tile(picture, "visible", 2) == 58).all()
 
 
@@ -80,7 +80,7 @@ def test_values_are_coloured_from_purple_to_orange_with_zero_in_the_middle() -> 
 
 
 def test_a_row_that_a_sampler_does_not_have_is_absent() -> None:
-    whole, blind = (masks.mask_grid(one, title="") for one in (CLIP, replace(CLIP, policy_THW=None)))
+    whole, blind = (masks.mask_grid(picture, title="") for picture in (CLIP, replace(CLIP, policy_THW=None)))
     assert whole.height - blind.height == STEP
     fixed = masks.mask_grid(replace(CLIP, policy_THW=None, value_THW=None), title="")
     assert fixed.height == TOP + 4 * STEP

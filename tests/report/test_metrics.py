@@ -8,8 +8,8 @@ from tats_core.report.metrics import METRICS
 
 def test_every_metric_of_a_table_or_chart_is_declared_once() -> None:
     assert len(METRICS) == len(metrics._REGISTRY)
-    shown = {*metrics.TUNED, *metrics.FROZEN, *metrics.PRETRAINED, *metrics.SAMPLER, *metrics.CURVES}
-    assert shown | metrics.REFERENCES <= set(METRICS)
+    used = {*metrics.TUNED, *metrics.FROZEN, *metrics.PRETRAINED, *metrics.SAMPLER, *metrics.CURVES}
+    assert used | metrics.REFERENCES <= set(METRICS)
     assert set(metrics._MEANINGS) <= set(METRICS)
 
 

@@ -71,7 +71,7 @@ def test_markdown_puts_pretrained_and_scratch_of_a_benchmark_on_one_line() -> No
 
 def test_csv_has_a_line_for_each_row_and_an_empty_field_for_what_was_not_measured() -> None:
     read = list(csv.DictReader(io.StringIO(results.csv(RESULTS))))
-    assert [(one["benchmark"], one["init"], one["top1"], one["knn_top1"]) for one in read] == [
+    assert [(row["benchmark"], row["init"], row["top1"], row["knn_top1"]) for row in read] == [
         ("ssv2", "pretrained", "50.0", "25.0"),
         ("ssv2", "scratch", "30.0", ""),
         ("ucf101", "pretrained", "60.0", ""),
@@ -272,8 +272,8 @@ def test_a_pipeline_without_rows_leaves_tables_without_lines() -> None:
 
 
 def test_several_pre_trainings_have_a_table_of_their_own_in_latex_and_in_html() -> None:
-    one = {"sampler": "tats", "mask_ratio": 0.9, "motion_lift": 4.2}
-    several = [{**one, "seed": "0"}, {**one, "seed": "1", "motion_lift": None}]
+    policy = {"sampler": "tats", "mask_ratio": 0.9, "motion_lift": 4.2}
+    several = [{**policy, "seed": "0"}, {**policy, "seed": "1", "motion_lift": None}]
     latex = results.latex({**PAPER, "policies": several})
     assert latex.count(r"\begin{tabular}") == 2
     assert latex.endswith(

@@ -8,14 +8,14 @@ from tats_core.report.units import duration, moment, short
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown"),
+    ("seconds", "text"),
     [
         (0.04, "0.0 s"), (9.94, "9.9 s"), (59.4, "59 s"), (59.6, "1 min"), (200, "3 min 20 s"),
         (18_120, "5 h 2 min"), (183_600, "2 d 3 h"), (3600, "1 h"),
     ],
 )  # fmt: skip
-def test_a_duration_has_its_two_largest_units(seconds: float, shown: str) -> None:
-    assert duration(seconds) == shown
+def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_a_moment_is_told_in_utc() -> None:
@@ -23,7 +23,7 @@ def test_a_moment_is_told_in_utc() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"),
+    ("value", "text"),
     [
         (0, "0"),
         (0.5234, "0.523"),
@@ -34,5 +34,5 @@ def test_a_moment_is_told_in_utc() -> None:
         (100, "100"),
     ],
 )
-def test_a_number_is_short(value: float, shown: str) -> None:
-    assert short(value) == shown
+def test_a_number_is_short(value: float, text: str) -> None:
+    assert short(value) == text

@@ -16,7 +16,7 @@ LOGITS = [0.0, 1.0, -1.0, 2.0, 0.5]
 
 def _probability(logits: list[float], order: tuple[int, ...]) -> float:
     """Plackett-Luce by its definition: each pick among what is left."""
-    left = {place: math.exp(logit) for place, logit in enumerate(logits)}
+    left = {token: math.exp(logit) for token, logit in enumerate(logits)}
     probability = 1.0
     for pick in order:
         probability *= left[pick] / sum(left.values())
@@ -71,9 +71,9 @@ def test_a_draw_has_no_token_twice_and_is_repeated_by_its_seed(
 
 
 def test_another_seed_draws_other_tokens_and_clips_draw_apart() -> None:
-    one, other = (gumbel_top_k(torch.zeros(2, 100), 10, _uniform(2, 100, seed)) for seed in (0, 1))
-    assert not torch.equal(one, other)
-    assert not torch.equal(one[0], one[1])
+    first, second = (gumbel_top_k(torch.zeros(2, 100), 10, _uniform(2, 100, seed)) for seed in (0, 1))
+    assert not torch.equal(first, second)
+    assert not torch.equal(first[0], first[1])
 
 
 def test_a_certain_token_is_always_drawn_first() -> None:
@@ -86,12 +86,12 @@ def test_a_certain_token_is_always_drawn_first() -> None:
 @given(st.lists(st.floats(-8, 8), min_size=2, max_size=7), st.data())
 def test_ordered_log_probs_equal_brute_force(logits: list[float], data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(len(logits))))[: data.draw(st.integers(1, len(logits)))]
-    found_BK = ordered_log_probs(torch.tensor([logits]), torch.tensor([order]))
+    log_prob_BK = ordered_log_probs(torch.tensor([logits]), torch.tensor([order]))
     by_hand = [
-        math.log(_probability(logits, tuple(order[: place + 1])) / _probability(logits, tuple(order[:place])))
-        for place in range(len(order))
+        math.log(_probability(logits, tuple(order[: rank + 1])) / _probability(logits, tuple(order[:rank])))
+        for rank in range(len(order))
     ]
-    assert found_BK[0].tolist() == pytest.approx(by_hand, rel=1e-3, abs=1e-4)
+    assert log_prob_BK[0].tolist() == pytest.approx(by_hand, rel=1e-3, abs=1e-4)
 
 
 def test_the_probabilities_of_all_ordered_draws_sum_to_one() -> None:

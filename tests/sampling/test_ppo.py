@@ -54,7 +54,7 @@ def test_the_clipped_objective_of_each_case(
     ("value", "old", "target", "clip", "expected"),
     [
         (2.0, 1.0, 0.0, None, 4.0),
-        # Moved away from the target by 1, kept 0.5 from the old one: 1.5, and the worse error counts.
+        # Moved away from the target by 1, held 0.5 from the old value: 1.5, and the worse error counts.
         (2.0, 1.0, 0.0, 0.5, 4.0),
         # On the target, but by a larger move than allowed: as if it stood at 1.5, half way.
         (3.0, 1.0, 3.0, 0.5, 2.25),
@@ -64,8 +64,8 @@ def test_the_clipped_objective_of_each_case(
 def test_the_value_loss_of_each_case(
     value: float, old: float, target: float, clip: float | None, expected: float
 ) -> None:
-    found = value_loss(torch.tensor([value]), torch.tensor([old]), torch.tensor([target]), clip)
-    assert found.item() == pytest.approx(expected)
+    loss = value_loss(torch.tensor([value]), torch.tensor([old]), torch.tensor([target]), clip)
+    assert loss.item() == pytest.approx(expected)
 
 
 def _two_clips() -> tuple[Policy, Transition]:
@@ -80,21 +80,21 @@ def _two_clips() -> tuple[Policy, Transition]:
 def test_the_whole_objective_with_credit_to_masked_tokens() -> None:
     config = PPOConfig(clip=0.2, value_weight=0.5)
     loss = ppo_loss(*_two_clips(), config, entropy_weight=0.1)
-    found = {name: part.item() for name, part in loss.parts.items()}
+    metrics = {name: part.item() for name, part in loss.parts.items()}
     # Clip 0: ratio 1/4 : 1/2 = 0.5, advantage 1 - 0.2, min(0.4, 0.64).
     # Clip 1: ratio 3/4 : 1/2 = 1.5, advantage -1 - 0.2, min(-1.8, -1.44).
-    assert found["policy_loss"] == pytest.approx(-(0.4 - 1.8) / 2)
+    assert metrics["policy_loss"] == pytest.approx(-(0.4 - 1.8) / 2)
     # Values 0.5 and -0.5 of returns 1 and -1.
-    assert found["value_loss"] == pytest.approx(0.25)
+    assert metrics["value_loss"] == pytest.approx(0.25)
     entropy = (0.75 * math.log(4 / 3) + 0.25 * math.log(4)) / math.log(2)
-    assert found["entropy_share"] == pytest.approx(entropy)
+    assert metrics["entropy_share"] == pytest.approx(entropy)
     assert loss.total.item() == pytest.approx(0.7 + 0.5 * 0.25 - 0.1 * entropy)
     # KL((1/2, 1/2) || (3/4, 1/4)) = 1/2 log(2/3) + 1/2 log 2, the same for both clips.
-    assert found["kl"] == pytest.approx(math.log(4 / 3) / 2, rel=1e-5)
-    assert found["clip_fraction"] == 1
-    assert (found["ratio_min"], found["ratio_max"]) == pytest.approx((0.5, 1.5))
+    assert metrics["kl"] == pytest.approx(math.log(4 / 3) / 2, rel=1e-5)
+    assert metrics["clip_fraction"] == 1
+    assert (metrics["ratio_min"], metrics["ratio_max"]) == pytest.approx((0.5, 1.5))
     # Residuals 0.5 and -0.5 of returns 1 and -1: a quarter of their variance is left.
-    assert found["explained_variance"] == pytest.approx(0.75)
+    assert metrics["explained_variance"] == pytest.approx(0.75)
 
 
 def test_normalised_advantages_are_those_of_the_reference() -> None:
@@ -108,7 +108,7 @@ def test_normalised_advantages_are_those_of_the_reference() -> None:
 def test_a_critic_that_is_wrong_about_all_clips_alike_does_not_move_the_policy(wrong_by: float) -> None:
     # Masked tokens are no sample of the policy: unless it is taken out, a constant in all advantages pushes
     # all of them up (or down) against the visible ones, and the policy goes blind (or collapses).
-    moved, told = [], []
+    moved, metrics = [], []
     for shift in (0.0, wrong_by):
         (transition,) = _memory(6)
         old = transition.rollout.policy
@@ -117,19 +117,19 @@ def test_a_critic_that_is_wrong_about_all_clips_alike_does_not_move_the_policy(w
         table = Table(6)
         learner = Taught(table, torch.optim.SGD(table.parameters(), lr=1.0))
         controller, generator = EntropyController(0.0, None), torch.Generator().manual_seed(0)
-        told.append(
+        metrics.append(
             improve(learner, [replace(transition, rollout=rollout)], PPOConfig(), controller, generator)
         )
         moved.append(table.logits_N.detach().clone())
     torch.testing.assert_close(moved[0], moved[1], rtol=0, atol=1e-5)
     assert moved[0].abs().max() > 0.01
-    assert told[1]["advantage_mean"] == pytest.approx(told[0]["advantage_mean"] - wrong_by, abs=1e-4)
+    assert metrics[1]["advantage_mean"] == pytest.approx(metrics[0]["advantage_mean"] - wrong_by, abs=1e-4)
 
 
 def test_of_a_single_clips_value_nothing_is_explained() -> None:
     new, transition = _two_clips()
-    one = Policy(new.logits_BN[:1], new.value_BN[:1])
-    loss = ppo_loss(one, transition.part(torch.tensor([0])), PPOConfig(), entropy_weight=0.0)
+    policy = Policy(new.logits_BN[:1], new.value_BN[:1])
+    loss = ppo_loss(policy, transition.part(torch.tensor([0])), PPOConfig(), entropy_weight=0.0)
     assert loss.parts["explained_variance"] == 0
 
 
@@ -290,7 +290,7 @@ def test_the_controller_keeps_a_policy_from_collapsing_that_would_without_it() -
 
 
 def _count_clips(config: PPOConfig, memory: list[Transition], kl: float = 0.0) -> tuple[list[int], float]:
-    """Run an update that changes nothing; returns the size of each mini-batch and the steps told."""
+    """Run an update that changes nothing; returns the size of each mini-batch and the number of steps."""
     sizes: list[int] = []
 
     def policy(tokens_BND: Tensor) -> Policy:

@@ -93,11 +93,11 @@ def test_videomaes_tube_shows_the_multiple_of_8_slices_nearest_to_the_rule(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         visible = [TubeSampler(1568, ratio, 8).visible for ratio in (0.75, 0.85, 0.9, 0.95)]
-    # The rule's 392 is one; 235, 157 and 78 lie nearest to 232, 160 and 80, and each change is said.
+    # The rule's 392 is one; 235, 157 and 78 lie nearest to 232, 160 and 80, and each change is logged.
     assert visible == [392, 232, 160, 80]
     assert [r.getMessage() for r in caplog.records] == [
-        f"tube masking shows {shown} tokens, the multiple of 8 slices nearest to {wanted}"
-        for shown, wanted in ((232, 235), (160, 157), (80, 78))
+        f"tube masking shows {visible} tokens, the multiple of 8 slices nearest to {wanted}"
+        for visible, wanted in ((232, 235), (160, 157), (80, 78))
     ]
 
 
@@ -108,14 +108,14 @@ def test_a_tube_shows_the_same_places_in_every_slice() -> None:
     assert visible_BFS[:, 0].any(0).all()
 
 
-def test_frames_are_shown_whole_but_for_the_last_one() -> None:
+def test_frames_are_visible_completely_but_for_the_last() -> None:
     # 24 of 36 tokens: two slices of 9 and 6 tokens of a third.
     visible_BFS = FrameSampler(N, 1 / 3, F).act(_tokens(50), _seeded()).visible_BN.view(50, F, S)
-    shown_BF = visible_BFS.sum(2)
-    assert shown_BF.sort(1).values.unique(dim=0).tolist() == [[0, 6, 9, 9]]
-    # Every slice is at some time whole, partly shown and hidden; the partly shown places vary.
-    assert all(set(column) == {0, 6, 9} for column in shown_BF.T.tolist())
-    assert len(visible_BFS[shown_BF == 6].unique(dim=0)) > 10
+    visible_BF = visible_BFS.sum(2)
+    assert visible_BF.sort(1).values.unique(dim=0).tolist() == [[0, 6, 9, 9]]
+    # Every slice is in some draw complete, partly visible and hidden; the visible part varies.
+    assert all(set(column) == {0, 6, 9} for column in visible_BF.T.tolist())
+    assert len(visible_BFS[visible_BF == 6].unique(dim=0)) > 10
 
 
 def test_random_tokens_are_all_shown_equally_often() -> None:

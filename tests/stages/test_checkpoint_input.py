@@ -80,11 +80,11 @@ def test_a_checkpoint_stands_in_for_a_pre_training(tmp_path: Path) -> None:
 
 
 def test_the_key_follows_the_content_and_not_the_place(tmp_path: Path) -> None:
-    one, copy = _checkpoint(tmp_path / "one.pth", _mae(0)), tmp_path / "copy.pth"
-    copy.write_bytes(one.read_bytes())
+    first, copy = _checkpoint(tmp_path / "one.pth", _mae(0)), tmp_path / "copy.pth"
+    copy.write_bytes(first.read_bytes())
     other = _checkpoint(tmp_path / "other.pth", _mae(1))
     for stage in ("finetune", "probe"):
-        keys = [_key(_pipeline(encoder=str(file)), stage) for file in (one, copy, other)]
+        keys = [_key(_pipeline(encoder=str(file)), stage) for file in (first, copy, other)]
         assert keys[0] == keys[1]
         assert {part for part in keys[0] if keys[0][part] != keys[2][part]} == {"external"}
     before = checkpoint_input.digest("encoder", str(copy))
@@ -130,10 +130,10 @@ def test_preflight_names_a_checkpoint_that_is_missing_or_does_not_fit(kind: Any,
 
 
 def test_the_key_of_a_pre_training_follows_the_content_of_its_start(tmp_path: Path) -> None:
-    one, copy = _checkpoint(tmp_path / "one.pth", _mae(0)), tmp_path / "copy.pth"
-    copy.write_bytes(one.read_bytes())
+    first, copy = _checkpoint(tmp_path / "one.pth", _mae(0)), tmp_path / "copy.pth"
+    copy.write_bytes(first.read_bytes())
     other = _checkpoint(tmp_path / "other.pth", _mae(1))
-    keys = [_key(_pretraining(start=str(file)), "pretrain") for file in (one, copy, other)]
+    keys = [_key(_pretraining(start=str(file)), "pretrain") for file in (first, copy, other)]
     assert keys[0] == keys[1]
     fresh = _key(_pretraining(), "pretrain")
     for changed in (keys[2], fresh):
@@ -203,8 +203,8 @@ def test_the_stage_gives_its_job_the_checkpoints_place(
 def test_what_matched_is_a_note_and_a_parameter(tmp_path: Path) -> None:
     source, target = _mae(0), _mae(1)
     file = _checkpoint(tmp_path / "x.pth", source)
-    said = load_encoder(target.encoder, str(file), EventLog(tmp_path / "events.jsonl"))
-    assert said == {"encoder": "16 tensors matched (Hugging Face layout)"}
+    matched = load_encoder(target.encoder, str(file), EventLog(tmp_path / "events.jsonl"))
+    assert matched == {"encoder": "16 tensors matched (Hugging Face layout)"}
     ((_, event),) = read_events(tmp_path / "events.jsonl")
     assert event["text"] == f"encoder from {file}: 16 tensors matched (Hugging Face layout)"
     assert torch.equal(target.encoder.embedding.weight, source.encoder.embedding.weight)
@@ -213,9 +213,9 @@ def test_what_matched_is_a_note_and_a_parameter(tmp_path: Path) -> None:
 def test_a_pre_training_says_what_it_started_from(tmp_path: Path) -> None:
     source, target = _mae(0), _mae(1)
     file = _checkpoint(tmp_path / "x.pth", source)
-    said = pretrain.load_start(target, str(file), EventLog(tmp_path / "events.jsonl"))
+    matched = pretrain.load_start(target, str(file), EventLog(tmp_path / "events.jsonl"))
     whole = len(target.state_dict())
-    assert said == {"start": f"{whole} tensors matched (Hugging Face layout)"}
+    assert matched == {"start": f"{whole} tensors matched (Hugging Face layout)"}
     ((_, event),) = read_events(tmp_path / "events.jsonl")
-    assert event["text"] == f"start from {file}: {said['start']}"
+    assert event["text"] == f"start from {file}: {matched['start']}"
     assert torch.equal(target.to_pixels.weight, source.to_pixels.weight)

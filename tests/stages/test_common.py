@@ -59,15 +59,15 @@ def test_compiling_without_a_compiler_is_refused_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    place = Preflight("it", {}, Path("home"))
+    before = Preflight("it", {}, Path("home"))
     for stage, kind in ((PretrainStage, pretrain.KIND), (FinetuneStage, finetune.KIND)):
         asked, gpu, plain = (
             validate(stage, {"benchmark": "ssv2", **more}, "demo.yaml")
             for more in ({"compile": True}, {"compile": True, "gpu": True}, {})
         )
         sentence = "it.compile: torch.compile needs a C++ compiler, and there is none; leave it out"
-        assert kind.preflight(asked, place) == [sentence]
-        assert kind.preflight(gpu, place) == kind.preflight(plain, place) == []
+        assert kind.preflight(asked, before) == [sentence]
+        assert kind.preflight(gpu, before) == kind.preflight(plain, before) == []
 
 
 def test_the_numbers_of_workers_between_least_and_most_are_those_that_share_the_step_evenly() -> None:

@@ -42,9 +42,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "scene": {"size": 32, "sprite_radius": [4, 6]},
         }
     )
-    for name, place in generate(folder, config, workers=1).items():
+    for name, videos in generate(folder, config, workers=1).items():
         for split in get_args(Split):
-            benchmarks.find(name).read(place, split, 1).save(folder / f"{name}.{split}.json")
+            benchmarks.find(name).read(videos, split, 1).save(folder / f"{name}.{split}.json")
     return folder
 
 
@@ -92,10 +92,10 @@ def _probe_job(folder: Path, encoder: Path | None, **config: Any) -> dict[str, A
 
 
 def test_each_job_hands_its_model_to_the_next(data: Path, tmp_path: Path) -> None:
-    found = _run(_pretrain_job(data), pretrain.train, tmp_path / "pretrain")
-    assert found["tokens"] == 8
-    assert found["visible"] == 4
-    assert found["unreadable_videos"] == 0
+    result = _run(_pretrain_job(data), pretrain.train, tmp_path / "pretrain")
+    assert result["tokens"] == 8
+    assert result["visible"] == 4
+    assert result["unreadable_videos"] == 0
     assert (tmp_path / "pretrain" / "pictures").is_dir()
 
     _run(_finetune_job(data, tmp_path / "pretrain"), finetune.train, tmp_path / "finetune")
@@ -155,9 +155,9 @@ def test_an_evaluation_leaves_its_scores_tables_and_pictures(data: Path, tmp_pat
     assert len(bins) == 15
     assert scored["ece"] == pytest.approx(sum(gaps) / 8, abs=0.01)
 
-    told = [event["path"] for _, event in read_events(out / "events.jsonl") if event["kind"] == "file"]
-    assert told == ["per_class.csv", "confusion.csv", "confusion.png", "calibration.csv", "calibration.png"]
-    assert all((out / name).is_file() for name in told)
+    paths = [event["path"] for _, event in read_events(out / "events.jsonl") if event["kind"] == "file"]
+    assert paths == ["per_class.csv", "confusion.csv", "confusion.png", "calibration.csv", "calibration.png"]
+    assert all((out / name).is_file() for name in paths)
 
 
 def test_an_attentive_probe_leaves_the_encoder_as_it_was_and_repeats_itself(
@@ -175,12 +175,12 @@ def test_an_attentive_probe_leaves_the_encoder_as_it_was_and_repeats_itself(
     attentive_probe = probe.attentive_probe
     monkeypatch.setattr(probe, "attentive_probe", watched)
     job = _probe_job(data, tmp_path / "pretrain", attentive={"epochs": 2, "batch": 8, "clips": 2})
-    found = [_run(job, probe.probe_encoder, tmp_path / name) for name in ("one", "two")]
+    results = [_run(job, probe.probe_encoder, tmp_path / name) for name in ("one", "two")]
     for before, encoder in encoders:
         after = encoder.state_dict()
         assert all(torch.equal(before[name], after[name]) for name in before)
         assert all(parameter.grad is None for parameter in encoder.parameters())
-    assert 0 <= found[0]["attentive_top1"] <= 100
+    assert 0 <= results[0]["attentive_top1"] <= 100
     losses = [
         [event["values"]["attentive_loss"] for _, event in read_events(tmp_path / name / "events.jsonl")
          if event["kind"] == "metrics" and "attentive_loss" in event["values"]]
@@ -188,7 +188,7 @@ def test_an_attentive_probe_leaves_the_encoder_as_it_was_and_repeats_itself(
     ]  # fmt: skip
     assert len(losses[0]) == 2
     assert losses[0] == losses[1]
-    assert found[0]["attentive_top1"] == found[1]["attentive_top1"]
+    assert results[0]["attentive_top1"] == results[1]["attentive_top1"]
 
 
 def test_a_killed_attentive_probe_goes_on_to_the_same_result(data: Path, tmp_path: Path) -> None:
@@ -207,8 +207,8 @@ def test_a_killed_attentive_probe_goes_on_to_the_same_result(data: Path, tmp_pat
     assert notes == ["resumed after epoch 1 of 2"]
     assert whole | {"seconds": 0} == resumed | {"seconds": 0}
     files = [max((tmp_path / name / "checkpoints").iterdir()) / "state.pt" for name in ("whole", "killed")]
-    one, two = (torch.load(file, weights_only=True)["probe"] for file in files)
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    first, second = (torch.load(file, weights_only=True)["probe"] for file in files)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_half_precision_is_the_encoders_alone() -> None:
@@ -258,9 +258,9 @@ def test_videos_without_labels_are_enough_for_pre_training(data: Path, tmp_path:
         unlabelled = replace(listed, benchmark="file_list", classes=(), videos=videos)
         unlabelled.save(tmp_path / f"file_list.{split}.json")
     job = _pretrain_job(tmp_path, benchmark="file_list")
-    found = _run(job, pretrain.train, tmp_path / "pretrain")
-    assert found["effective_rank"] > 0
-    assert "linear_top1" not in found
+    result = _run(job, pretrain.train, tmp_path / "pretrain")
+    assert result["effective_rank"] > 0
+    assert "linear_top1" not in result
 
 
 def test_a_model_is_not_scored_on_the_classes_of_another_data_set(data: Path, tmp_path: Path) -> None:
@@ -294,10 +294,10 @@ def test_an_unreadable_training_video_is_named_counted_and_skipped(data: Path, t
     job = _finetune_job(data, None, data={"max_unreadable": 0.1})
     try:
         broken.write_bytes(b"not a video")
-        found = _run(job, finetune.train, tmp_path / "finetune")
+        result = _run(job, finetune.train, tmp_path / "finetune")
     finally:
         broken.write_bytes(whole)
-    assert found["unreadable_videos"] == 1
+    assert result["unreadable_videos"] == 1
     notes = [e["text"] for _, e in read_events(tmp_path / "finetune" / "events.jsonl") if e["kind"] == "note"]
     assert any(broken.name in text for text in notes)
 
@@ -309,7 +309,7 @@ def test_a_broken_training_video_stops_neither_a_health_check_nor_a_probe(data: 
     allowed = {"max_unreadable": 0.1}
     try:
         broken.write_bytes(b"not a video")
-        found = _run(
+        result = _run(
             _pretrain_job(data, health_clips=16, data=allowed), pretrain.train, tmp_path / "pretrain"
         )
         probed = _run(
@@ -319,7 +319,7 @@ def test_a_broken_training_video_stops_neither_a_health_check_nor_a_probe(data: 
         )
     finally:
         broken.write_bytes(whole)
-    assert "linear_top1" in found
+    assert "linear_top1" in result
     assert "linear_top1" in probed
     for stage in ("pretrain", "probe"):
         events = [event for _, event in read_events(tmp_path / stage / "events.jsonl")]

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tats_core.data.manifest import Manifest
-from tats_core.errors import SpecError, StageError, Stopped
+from tats_core.errors import SpecError, StageError, Stopped, StoreError
 from tats_core.files import write_json
 from tats_core.specs import identity, validate
 from tats_core.stages import KINDS, base, command, data, evaluate, probe, report
@@ -199,7 +199,7 @@ def test_a_further_axis_gives_rows_of_its_own(tmp_path):
 
 
 def test_a_stage_without_a_result_is_named(tmp_path):
-    with pytest.raises(StageError, match=r"result.json: is not a readable result"):
+    with pytest.raises(StoreError, match=r"result.json: cannot be read"):
         base.read_result(tmp_path)
 
 
@@ -250,16 +250,16 @@ def test_missing_data_sets_are_told_one_sentence_each_and_do_not_hinder_a_plan(t
 
 
 def test_a_change_in_a_list_or_a_folder_of_a_data_set_is_seen(tmp_path):
-    place = tmp_path / "ucf101"
-    (place / "UCF-101" / "Biking").mkdir(parents=True)
-    (place / "ucfTrainTestlist").mkdir()
-    listed = place / "ucfTrainTestlist" / "classInd.txt"
+    folder = tmp_path / "ucf101"
+    (folder / "UCF-101" / "Biking").mkdir(parents=True)
+    (folder / "ucfTrainTestlist").mkdir()
+    listed = folder / "ucfTrainTestlist" / "classInd.txt"
     listed.write_text("1 Biking\n")
     config = data.DataConfig(root=str(tmp_path), benchmarks=("ucf101",))
     seen = [data.KIND.external(config)["ucf101"]]
     listed.write_text("1 Diving\n")
     seen.append(data.KIND.external(config)["ucf101"])
-    (place / "UCF-101" / "Biking" / "v.avi").touch()
+    (folder / "UCF-101" / "Biking" / "v.avi").touch()
     seen.append(data.KIND.external(config)["ucf101"])
     assert len(set(seen)) == 3
     assert data.KIND.external(config)["ucf101"] == seen[-1]
@@ -283,16 +283,16 @@ def test_a_wrong_data_stage_is_told(config, sentence):
 
 
 def test_how_an_attentive_probe_is_trained_is_part_of_the_probes_key_and_the_encoding_batch_is_not():
-    def kept(**keys: Any) -> Any:
+    def identity_of(**keys: Any) -> Any:
         stage = validate(probe.ProbeStage, {"benchmark": "ssv2", **keys}, "p.yaml")
         return identity(stage)
 
-    base_key = kept(attentive={})
-    assert kept() != base_key
+    base_key = identity_of(attentive={})
+    assert identity_of() != base_key
     for changed in ({"epochs": 1}, {"batch": 8}, {"clips": 2}, {"lr": 0.1}, {"weight_decay": 0}):
-        assert kept(attentive=changed) != base_key
-    assert kept(attentive={}, batch_size=1, gpu=True) == base_key
-    assert kept(attentive={}, precision="bf16") != base_key
+        assert identity_of(attentive=changed) != base_key
+    assert identity_of(attentive={}, batch_size=1, gpu=True) == base_key
+    assert identity_of(attentive={}, precision="bf16") != base_key
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_a_probe_or_a_test_takes_a_worker_with_a_gpu_where_it_is_given_one_and_n
     ctx = context(
         Input("data", "data", {}, tmp_path / "data"),
         Input("finetune", "finetune", {}, tmp_path / "finetune"),
-        fit=lambda entry, job, **place: fitted.append((entry, job, place)),
+        fit=lambda entry, job, **resources: fitted.append((entry, job, resources)),
     )
     entry = getattr(stage, function)
     for gpu in (True, False):
@@ -315,12 +315,12 @@ def test_a_probe_or_a_test_takes_a_worker_with_a_gpu_where_it_is_given_one_and_n
         assert (stage.KIND.cpus(config), stage.KIND.gpus(config)) == (1, int(gpu))
         monkeypatch.setattr(stage, function, entry if gpu else lambda job, *_: here.append(job))
         stage.KIND.run(config, ctx)
-    ((entry, job, place),) = fitted
+    ((entry, job, resources),) = fitted
     assert [alone["inputs"] for alone in here] == [job["inputs"]]
     assert job["config"] == here[0]["config"] | {"gpu": True}
     assert job["config"]["precision"] == "bf16"
     assert entry == f"tats_core.stages.{stage.KIND.name}:{function}"
-    assert place == {"workers": 1, "fewer": (), "gpu": True, "max_failures": 1}
+    assert resources == {"workers": 1, "fewer": (), "gpu": True, "max_failures": 1}
 
 
 def test_a_job_in_this_process_stops_after_a_state_if_asked_and_goes_on_from_it(context):

@@ -48,22 +48,22 @@ def test_a_function_of_which_only_the_docstring_stays_is_still_a_function():
 
 
 def test_a_module_counts_with_all_that_it_imports_from_the_package():
-    found = code.digests(("tats_core.data.manifest",))
-    assert "tats_core.data.manifest" in found
-    assert "tats_core.data" in found, "a package runs when one of its modules is imported"
-    assert "tats_core.models.vit" not in found
+    digests = code.digests(("tats_core.data.manifest",))
+    assert "tats_core.data.manifest" in digests
+    assert "tats_core.data" in digests, "a package runs when one of its modules is imported"
+    assert "tats_core.models.vit" not in digests
 
 
 def test_imports_inside_functions_count():
     # The stage kinds import what needs torch only when they run.
-    found = code.digests(("tats_core.stages.data",))
-    assert {"tats_core.data.generate", "tats_core.data.synthetic"} <= found.keys()
+    digests = code.digests(("tats_core.stages.data",))
+    assert {"tats_core.data.generate", "tats_core.data.synthetic"} <= digests.keys()
 
 
 def test_the_engine_and_the_messages_do_not_count():
-    found = code.digests(("tats_core.stages.report", "tats_core.report.results"))
-    assert "tats_core.stages.report" in found
-    assert "tats_core.report.results" in found
+    digests = code.digests(("tats_core.stages.report", "tats_core.report.results"))
+    assert "tats_core.stages.report" in digests
+    assert "tats_core.report.results" in digests
     assert (
         not {
             "tats_core.errors",
@@ -71,7 +71,7 @@ def test_the_engine_and_the_messages_do_not_count():
             "tats_core.stages.base",
             "tats_core.store.run",
         }
-        & found.keys()
+        & digests.keys()
     )
 
 

@@ -30,18 +30,18 @@ def test_keys_code_and_data_that_differ_are_named(kept):
         Difference("data.seed", (0, 0, 1)),
         Difference("pretrain.epochs", (3, 5, 3)),
     ]
-    assert [one.name for one in compare.data(opened(runs))] == ["data"]
-    modules = [one for one in compare.code(opened(runs)) if one.name != "commit"]
-    assert [one.name for one in modules] == ["data", "evaluate", "finetune", "pretrain", "report"]
+    assert [difference.name for difference in compare.data(opened(runs))] == ["data"]
+    modules = [module for module in compare.code(opened(runs)) if module.name != "commit"]
+    assert [module.name for module in modules] == ["data", "evaluate", "finetune", "pretrain", "report"]
     assert modules[0].values == ("c0de", "c0de", "beef")
 
 
-def test_what_is_alike_in_all_instances_is_said_once_and_the_rest_by_instance(kept):
+def test_what_is_alike_in_all_instances_is_named_once_and_the_rest_by_instance(kept):
     pair = [kept.run(1), kept.run(2)]
     for record, epochs, rate in zip(pair, (2, 4), (1, 3), strict=True):
         configs = {}
-        for place, name in enumerate(("tune[a]", "tune[b]")):
-            config = {"epochs": epochs, "rate": rate if place else 7}
+        for index, name in enumerate(("tune[a]", "tune[b]")):
+            config = {"epochs": epochs, "rate": rate if index else 7}
             configs[name] = {"all": config, "set": config}
             record.stages[name] = StageRecord(name, "tune", "finetune", {}, [])
         record.save_configs(configs)
@@ -88,10 +88,12 @@ def test_newcombes_example_is_met():
     assert high == pytest.approx(33.39, abs=0.01)
 
 
-def test_a_run_without_a_table_has_no_numbers_and_a_wrong_one_is_told_with_the_nearest(kept):
+def test_a_run_without_a_table_has_no_numbers_and_a_wrong_metric_is_an_error_with_the_nearest(kept):
     pair = [kept.run(1), kept.run(2)]
     pair[0].stages["report"].status = "failed"
-    assert {one.name: [run is None for run in one.runs] for one in compare.results(opened(pair))} == {
+    assert {
+        result.name: [run is None for run in result.runs] for result in compare.results(opened(pair))
+    } == {
         "ssv2/pretrained/top1": [True, False],
         "policy/motion_lift": [True, False],
     }

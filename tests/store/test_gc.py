@@ -75,10 +75,10 @@ class Store:
         return record
 
     def left(self) -> set[str]:
-        """Return the folders that are there, by their place below the project folder."""
-        places = [self.home / "stages", self.home / "runs"]
-        there = (path for place in places if place.exists() for path in place.iterdir())
-        return {path.relative_to(self.home).as_posix() for path in there if path.name != ".locks"}
+        """Return the paths of the folders in the project folder."""
+        parents = [self.home / "stages", self.home / "runs"]
+        folders = (path for parent in parents if parent.exists() for path in parent.iterdir())
+        return {path.relative_to(self.home).as_posix() for path in folders if path.name != ".locks"}
 
 
 @pytest.fixture
@@ -88,10 +88,12 @@ def made(tmp_path: Path) -> Store:
 
 def going(made: Store, policy: Policy = Policy(), **more: Any) -> dict[str, str]:  # noqa: B008 (frozen)
     """Return folder name → why it can go."""
-    return {one.path.name: one.why for one in find(made.home, policy, more.pop("aliased", {}), **more).waste}
+    return {
+        waste.path.name: waste.why for waste in find(made.home, policy, more.pop("aliased", {}), **more).waste
+    }
 
 
-def test_unless_told_otherwise_only_what_no_run_uses_goes(made):
+def test_by_default_only_what_no_run_uses_goes(made):
     used, orphan = made.output(1), made.output(2)
     (used / "checkpoints" / "fit-1").mkdir(parents=True)  # killed right after its commit
     begun, lost = made.partial(3), made.partial(4)
@@ -193,18 +195,18 @@ def test_an_output_that_a_configuration_names_stays(made):
 
 
 def test_what_the_engine_did_not_name_is_left_alone(made):
-    for place in ("stages/notes", "ray/my-sweep", "runs/readme", "stages/make-123.old-x"):
-        (made.home / place).mkdir(parents=True)
+    for name in ("stages/notes", "ray/my-sweep", "runs/readme", "stages/make-123.old-x"):
+        (made.home / name).mkdir(parents=True)
     assert going(made) == {}
 
 
 def test_a_locked_stage_stays(made):
     orphan = made.output(1)
     with made.store.lock(orphan, pytest.fail):
-        found = collect(made.home, Policy(), {})
-    assert found.waste == ()
+        removed = collect(made.home, Policy(), {})
+    assert removed.waste == ()
     assert orphan.exists()
-    assert [one.path for one in collect(made.home, Policy(), {}).waste] == [orphan]
+    assert [waste.path for waste in collect(made.home, Policy(), {}).waste] == [orphan]
 
 
 def test_what_a_run_decides_to_reuse_while_it_starts_stays(made):
@@ -240,8 +242,8 @@ def test_runs_go_on_deciding_while_a_store_is_measured(made, monkeypatch):
         return measure(folder)
 
     monkeypatch.setattr(gc, "_measure", a_run_starts)
-    found = collect(made.home, Policy(), {})
-    assert [one.path for one in found.waste] == [orphan]
+    removed = collect(made.home, Policy(), {})
+    assert [waste.path for waste in removed.waste] == [orphan]
     assert reused.exists()
 
 
@@ -304,16 +306,16 @@ def test_whatever_the_store_a_collection_takes_exactly_what_nothing_uses(made, s
             if alive:
                 lives.enter_context(run.alive())
         collect(made.home, Policy(newest), {})
-        kept = set()
+        ids = set()
         for pipeline in ("one", "two"):
             mine = [(run, alive) for run, alive in reversed(runs) if run.pipeline == pipeline]
-            kept |= {run.id for run, _ in mine[: newest or len(mine)]} | {
+            ids |= {run.id for run, _ in mine[: newest or len(mine)]} | {
                 run.id for run, alive in mine if alive
             }
-            kept |= {run.id for run, _ in [one for one in mine if one[0].status == "finished"][:1]}
-        used = {int(name[5:-1]) for run, _ in runs if run.id in kept for name in run.stages}  # make[3] → 3
+            ids |= {run.id for run, _ in [pair for pair in mine if pair[0].status == "finished"][:1]}
+        used = {int(name[5:-1]) for run, _ in runs if run.id in ids for name in run.stages}  # make[3] → 3
         left = made.left()
-        assert {name for name in left if name.startswith("runs/")} == {f"runs/{one}" for one in kept}
+        assert {name for name in left if name.startswith("runs/")} == {f"runs/{name}" for name in ids}
         assert {name for name in left if name.startswith("stages/")} == {
             f"stages/{made.folder(value).name}" for value in outputs & used
         } | {f"stages/{made.folder(value).name}.partial" for value in partials & used}

@@ -20,9 +20,9 @@ IDS = (
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for one in IDS:
-        pipeline = one.split("-")[0]
-        RunRecord(one, pipeline, "", f"{pipeline}.yaml", str(tmp_path), "finished", 0.0, {}).save()
+    for run in IDS:
+        pipeline = run.split("-")[0]
+        RunRecord(run, pipeline, "", f"{pipeline}.yaml", str(tmp_path), "finished", 0.0, {}).save()
     return tmp_path
 
 
@@ -33,7 +33,7 @@ def test_runs_come_newest_first_by_the_time_in_their_names(home):
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"),
+    ("name", "meant"),
     [
         ("latest", IDS[2]),
         ("demo", IDS[2]),
@@ -44,8 +44,8 @@ def test_runs_come_newest_first_by_the_time_in_their_names(home):
         ("demo_s", IDS[1]),
     ],
 )
-def test_a_run_is_named_by_pipeline_id_or_its_beginning(home, said, meant):
-    assert history.find(said, home).id == meant
+def test_a_run_is_named_by_pipeline_id_or_its_beginning(home, name, meant):
+    assert history.find(name, home).id == meant
 
 
 def test_a_beginning_of_several_names_lists_them(home):
@@ -56,11 +56,11 @@ def test_a_beginning_of_several_names_lists_them(home):
 
 
 @pytest.mark.parametrize(
-    ("said", "near"), [("dmo", "'demo'"), ("demo-20260104", IDS[2]), ("lates", "'latest'")]
+    ("name", "near"), [("dmo", "'demo'"), ("demo-20260104", IDS[2]), ("lates", "'latest'")]
 )
-def test_a_wrong_name_is_told_with_the_nearest(home, said, near):
-    with pytest.raises(SpecError, match=f"'{said}' is no run in .* and no pipeline; did you mean '?{near}"):
-        history.find(said, home)
+def test_a_wrong_name_is_an_error_with_the_nearest(home, name, near):
+    with pytest.raises(SpecError, match=f"'{name}' is no run in .* and no pipeline; did you mean '?{near}"):
+        history.find(name, home)
 
 
 def test_where_nothing_ran_the_sentence_says_how_to_start(tmp_path, monkeypatch):

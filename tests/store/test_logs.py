@@ -1,4 +1,4 @@
-"""What stages say, read while it is written."""
+"""The log of a stage, read while it is written."""
 
 from __future__ import annotations
 
@@ -36,71 +36,72 @@ def note(folder: Path, time: float, text: str) -> None:
         file.write(json.dumps({"time": time, "kind": "note", "text": text}) + "\n")
 
 
-def said(voice: StageLog, record: RunRecord) -> list[str]:
+def read(log: StageLog, record: RunRecord) -> list[str]:
     return [
-        one.event["text"] if one.event else f"{one.source}: {one.line}" for one in voice.read(Run(record))
+        entry.event["text"] if entry.event else f"{entry.source}: {entry.line}"
+        for entry in log.read(Run(record))
     ]
 
 
-def test_each_look_tells_what_is_new_also_after_the_commit_renamed_the_folder(record, partial):
-    voice = StageLog("train")
-    assert said(voice, record) == []
+def test_each_read_returns_what_is_new_also_after_the_commit_renamed_the_folder(record, partial):
+    log = StageLog("train")
+    assert read(log, record) == []
     note(partial, 101.0, "one")
     (partial / "log" / "worker-0.log").write_text("hello\nhal")
-    assert said(voice, record) == ["one", "worker 0: hello"]
-    assert said(voice, record) == []
+    assert read(log, record) == ["one", "worker 0: hello"]
+    assert read(log, record) == []
     note(partial, 102.0, "two")
     with (partial / "log" / "worker-0.log").open("a") as file:
         file.write("f\n")
     folder = partial.with_name(partial.name.removesuffix(".partial"))
     partial.rename(folder)
     stage = record.stages["train"]
-    assert said(voice, record) == ["two", "worker 0: half"]
+    assert read(log, record) == ["two", "worker 0: half"]
     note(folder, 103.0, "three")
     stage.status, stage.folder, stage.finished = "finished", str(folder), 104.0
-    assert said(voice, record) == ["three"]
+    assert read(log, record) == ["three"]
 
 
-def test_what_other_runs_said_in_the_same_folder_is_left_out_whatever_their_clocks_say(record, partial):
+def test_events_of_other_runs_in_the_same_folder_are_left_out_whatever_their_clocks_say(record, partial):
     stage, events = record.stages["train"], partial / "events.jsonl"
     note(partial, 500.0, "an earlier attempt")
     stage.said_from = events.stat().st_size
     note(partial, 50.0, "this run")
     stage.status, stage.said_to = "stopped", events.stat().st_size
     note(partial, 60.0, "a later attempt")
-    assert said(StageLog("train"), record) == ["this run"]
+    assert read(StageLog("train"), record) == ["this run"]
 
 
-def test_what_the_run_said_that_made_the_output_again_is_not_this_runs(record, partial):
+def test_events_of_the_run_that_made_the_output_again_are_left_out(record, partial):
     note(partial, 101.0, "the newer one")
     (partial / "key.json").write_text(
         '{"run": "toy-2026", "pipeline": "toy", "stage": "train", "time": 1, "components": {}}'
     )
     stage = record.stages["train"]
     stage.status, stage.folder, stage.said_to = "finished", str(partial), 1000
-    assert said(StageLog("train"), record) == []
+    assert read(StageLog("train"), record) == []
     stage.status = "cached"
-    assert said(StageLog("train"), record) == ["the newer one"]
+    assert read(StageLog("train"), record) == ["the newer one"]
 
 
 def test_a_forced_attempt_that_begins_anew_is_read_from_its_start(record, partial):
-    voice = StageLog("train")
+    log = StageLog("train")
     note(partial, 101.0, "a long sentence of the first attempt")
-    assert len(said(voice, record)) == 1
+    assert len(read(log, record)) == 1
     (partial / "events.jsonl").unlink()
     note(partial, 102.0, "new")
-    assert said(voice, record) == ["new"]
+    assert read(log, record) == ["new"]
 
 
-def test_one_worker_alone_can_be_heard_and_a_last_line_without_end_is_told_when_all_is_over(record, partial):
+def test_one_workers_lines_can_be_read_and_an_unended_last_line_is_read_at_the_end(record, partial):
     note(partial, 101.0, "a note")
     (partial / "log" / "worker-0.log").write_text("zero\n")
     (partial / "log" / "worker-1.log").write_text("one\nlast")
     (partial / "log" / "stopped").touch()
     assert logs.workers(Run(record).stages["train"]) == [0, 1]
-    assert said(StageLog("train", 1), record) == ["worker 1: one"]
+    assert read(StageLog("train", 1), record) == ["worker 1: one"]
     record.stages["train"].status = "failed"
-    assert said(StageLog("train", 1), record) == ["worker 1: one", "worker 1: last"]
+    assert read(StageLog("train", 1), record) == ["worker 1: one", "worker 1: last"]
 
 
 def test_of_a_long_history_only_the_end_is_read_for_the_progress(record, partial, monkeypatch):
@@ -116,9 +117,9 @@ def test_of_a_long_history_only_the_end_is_read_for_the_progress(record, partial
     assert logs.recent_progress(Run(record).stages["train"]) == []
 
 
-def test_a_stage_that_has_not_begun_says_nothing(record):
+def test_a_stage_that_has_not_begun_has_no_log(record):
     stage = record.stages["train"]
     stage.key, stage.status = None, "waiting"
     assert Run(record).stages["train"].folder is None
-    assert said(StageLog("train"), record) == []
+    assert read(StageLog("train"), record) == []
     assert logs.recent_progress(Run(record).stages["train"]) == []

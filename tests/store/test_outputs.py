@@ -106,12 +106,12 @@ def test_the_output_digest_leaves_out_events_and_logs(store, tmp_path):
 
 def test_an_identity_stands_for_the_bytes_of_a_file(store, tmp_path):
     digests = []
-    for name in ("here", "there"):
-        one = StageStore(tmp_path / name)
-        partial = one.begin(one.folder("make", KEY), fresh=False)
+    for name in ("first", "second"):
+        copy = StageStore(tmp_path / name)
+        partial = copy.begin(copy.folder("make", KEY), fresh=False)
         (partial / "list.json").write_text(f"/data/{name}")
-        one.commit(partial, one.folder("make", KEY), KEY, ORIGIN, {"list.json": "the same videos"})
-        digests.append(one.output_digest(one.folder("make", KEY)))
+        copy.commit(partial, copy.folder("make", KEY), KEY, ORIGIN, {"list.json": "the same videos"})
+        digests.append(copy.output_digest(copy.folder("make", KEY)))
     assert digests[0] == digests[1]
 
 
@@ -189,14 +189,14 @@ def test_only_one_process_at_a_time_makes_an_output(store, tmp_path):
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "locked\n"
-        told: list[str] = []
+        holders: list[str] = []
 
         def wait(process: str) -> None:
-            told.append(process)
+            holders.append(process)
             other.kill()  # a lock ends with the process that held it
 
         with store.lock(folder, wait):
-            assert told[0] == str(other.pid)
+            assert holders[0] == str(other.pid)
     with (store.root / ".locks" / folder.name).open() as file:
         assert file.read() == str(os.getpid())
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -225,9 +225,9 @@ def test_a_read_only_place_is_named(tmp_path):
 def test_a_key_depends_on_configuration_and_inputs_but_not_on_names(load):
     def key(text: str, *digests: str, pipeline: str = "toy") -> str:
         graph = graphs.build(load(text))
-        one = list(graph.instances.values())[-1]
-        inputs = [(graph.instances[need], digest) for need, digest in zip(one.needs, digests, strict=True)]
-        return stage_key(one, inputs, pipeline).digest
+        last = list(graph.instances.values())[-1]
+        inputs = [(graph.instances[need], digest) for need, digest in zip(last.needs, digests, strict=True)]
+        return stage_key(last, inputs, pipeline).digest
 
     base = key("stages: {m: {kind: make}, g: {kind: grow, needs: m}}", "d1")
     assert key("stages: {other: {kind: make}, name: {kind: grow, needs: other}}", "d1") == base

@@ -28,13 +28,13 @@ from tats_core.pipeline.keys import stage_key
 pipeline = spec.load("demo")
 store, digests = StageStore(Path(sys.argv[1])), {}
 instances = graph.build(pipeline).instances
-for one in instances.values():
-    key = stage_key(one, [(instances[need], digests[need]) for need in one.needs], pipeline.name)
-    folder = store.folder(one.kind.name, key)
+for instance in instances.values():
+    key = stage_key(instance, [(instances[need], digests[need]) for need in instance.needs], pipeline.name)
+    folder = store.folder(instance.kind.name, key)
     partial = store.begin(folder, fresh=True)
     (partial / "output.txt").write_text(key.digest)
-    store.commit(partial, folder, key, {"pipeline": pipeline.name, "stage": one.name, "run": "none"}, {})
-    digests[one.name] = store.output_digest(folder)
+    store.commit(partial, folder, key, {"pipeline": pipeline.name, "stage": instance.name, "run": "none"}, {})
+    digests[instance.name] = store.output_digest(folder)
 """
 
 PLAN = """

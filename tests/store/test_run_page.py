@@ -1,4 +1,4 @@
-"""The page of a run: what stands on it, of a whole run, a failed one and one of which much is gone."""
+"""The page of a run: of a complete run, a failed run, and a run whose outputs are gone."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def record(tmp_path: Path) -> RunRecord:
     }  # fmt: skip
     stages["report"] = stage(tmp_path, "report", *stages)
     fill_pretraining(Path(stages["pretrain"].folder or ""))
-    for one in stages.values():
-        if one.kind == "evaluate":
-            fill_evaluation(Path(one.folder or ""))
+    for record in stages.values():
+        if record.kind == "evaluate":
+            fill_evaluation(Path(record.folder or ""))
     rows = [
         {
             "benchmark": "ssv2",
@@ -104,7 +104,7 @@ def test_a_page_has_every_section(record):
         "Configuration",
         "Environment",
     ]
-    for said in (
+    for text_part in (
         '<td class="n"><b>50.0</b></td>',
         "+20.0 points over scratch",
         "14 of 144",
@@ -118,7 +118,7 @@ def test_a_page_has_every_section(record):
         "c0ffee",
         "tats run pipeline toy --set &#39;pretrain.note=it",
     ):
-        assert said in text, said
+        assert text_part in text, text_part
 
 
 def test_a_page_names_no_password_runs_no_script_and_fetches_nothing(record):
@@ -149,9 +149,9 @@ def test_pictures_that_are_too_many_are_left_out(record, monkeypatch):
 
 
 def test_what_the_pipeline_set_stands_apart_from_the_defaults(record):
-    whole = {"epochs": 12, "model": {"depth": 4, "heads": 3}, "cache": True}
+    config = {"epochs": 12, "model": {"depth": 4, "heads": 3}, "cache": True}
     given = {"epochs": 12, "model": {"depth": 4}}
-    record.save_configs({"pretrain": {"all": whole, "set": given}})
+    record.save_configs({"pretrain": {"all": config, "set": given}})
     text = run_page.build(record)
     assert re.findall(r"<dt>([\w.]+)</dt><dd>(\w+)</dd>", text[text.index("Set by the pipeline") :])[:6] == [
         ("kind", "pretrain"),
@@ -165,10 +165,10 @@ def test_what_the_pipeline_set_stands_apart_from_the_defaults(record):
 
 
 def test_a_failed_run_has_a_page_that_says_why_and_shows_how_far_it_came(record):
-    one = record.stages["pretrain"]
-    partial = Path(record.home) / "stages" / f"pretrain-{(one.key or '')[:12]}.partial"
-    Path(one.folder or "").rename(partial)
-    one.status, one.folder, one.error = "failed", None, "the disk is full"
+    pretrain = record.stages["pretrain"]
+    partial = Path(record.home) / "stages" / f"pretrain-{(pretrain.key or '')[:12]}.partial"
+    Path(pretrain.folder or "").rename(partial)
+    pretrain.status, pretrain.folder, pretrain.error = "failed", None, "the disk is full"
     record.status, record.error = "failed", "pretrain: the disk is full"
     record.stages["report"].status = "skipped"
     text = run_page.build(record)
@@ -178,18 +178,18 @@ def test_a_failed_run_has_a_page_that_says_why_and_shows_how_far_it_came(record)
 
 
 def test_a_run_whose_outputs_are_gone_has_a_page(record):
-    for one in record.stages.values():
-        one.folder, one.key, one.started = None, None, None
+    for failed in record.stages.values():
+        failed.folder, failed.key, failed.started = None, None, None
     text = run_page.build(record)
-    assert "Nothing ran: what the 5 stages leave was there already." in text
+    assert "No stage ran: all 5 were reused or left out." in text
 
 
-def test_a_page_is_written_whole(record):
+def test_a_page_is_written_atomically(record):
     record.save()
     path = run_page.write(record)
     assert path == record.folder / "report.html"
     assert path.read_text(encoding="utf-8").endswith("</html>\n")
-    assert [one.name for one in record.folder.iterdir() if one.suffix == ".tmp"] == []
+    assert [path.name for path in record.folder.iterdir() if path.suffix == ".tmp"] == []
 
 
 TOY = "stages: {make: {kind: make, value: 3}, grow: {kind: grow, needs: make}}"
@@ -216,11 +216,11 @@ def test_a_page_that_cannot_be_written_is_a_note_and_fails_nothing(load, tmp_pat
 
 def test_five_hundred_stages_make_a_page_of_less_than_a_megabyte(tmp_path):
     stages: dict[str, Any] = {"data": StageRecord("data", "data", "data", {}, [], "cached")}
-    for place in range(499):
-        name = f"finetune[{place}]"
+    for index in range(499):
+        name = f"finetune[{index}]"
         stages[name] = StageRecord(
-            name, "finetune", "finetune", {"seed": str(place)}, ["data"], "finished", "", "ab" * 32, None, 1,
-            float(place), place + 2.0, 2.0,
+            name, "finetune", "finetune", {"seed": str(index)}, ["data"], "finished", "", "ab" * 32, None, 1,
+            float(index), index + 2.0, 2.0,
         )  # fmt: skip
     record = RunRecord("big-1", "big", "", "big.yaml", str(tmp_path), "finished", 0.0, stages, finished=501.0)
     text = run_page.build(record)

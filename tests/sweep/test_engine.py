@@ -93,7 +93,7 @@ def wait_for_trials(folder: Path, count: int) -> None:
 def test_a_trial_that_fails_is_recorded_and_the_others_go_on(folder):
     code, out, err = ended(start(folder, "--set", "space.work.env.X=['1', bad, '3']", "--json"))
     assert code == 0, err
-    assert [(status, found.get("work.score")) for _, status, found in table(out)] == [
+    assert [(status, values.get("work.score")) for _, status, values in table(out)] == [
         ("finished", 10), ("failed", None), ("finished", 30),
     ]  # fmt: skip
     assert "1 of 3 trials failed: work: the command ended with code 1" in err
@@ -119,7 +119,7 @@ def test_after_a_killed_driver_or_ctrl_c_a_resume_ends_with_the_same_table(folde
     assert "space.work.env.X: ['1', '2', '3'] → ['1', '7']" in changed[2]
     code, out, err = ended(start(folder, *slow, "--resume"))
     assert code == 0, err
-    assert [found["work.score"] for _, _, found in table(out)] == [10, 20, 30]
+    assert [values["work.score"] for _, _, values in table(out)] == [10, 20, 30]
     assert len(list((folder / "home" / "runs").glob("stubs-*/sweep.json"))) == 1
 
 
@@ -155,13 +155,13 @@ def test_a_resume_of_a_sweep_that_has_ended_prints_its_table_without_a_cluster(f
     code, again, err = ended(start(folder, "--resume", "--json"))
     assert code == 0, err
     assert table(again) == table(out)
-    code, shown, err = ended(start(folder, "--resume"))
+    code, printed, err = ended(start(folder, "--resume"))
     assert code == 0, err
-    assert shown.startswith("all 3 trials of stubs had ended before; nothing was left to do\n")
-    assert "best work.score: 30.0 with X=3" in shown
+    assert printed.startswith("all 3 trials of stubs had ended before; nothing was left to do\n")
+    assert "best work.score: 30.0 with X=3" in printed
 
 
-def test_more_cpus_than_there_are_is_said_before_a_start(folder):
+def test_more_cpus_than_there_are_is_reported_before_a_start(folder):
     code, _, err = ended(start(folder, "--set", "work.cpus=512"))
     assert code == 2
     assert "a trial of stubs needs 512 CPUs, but there are" in err

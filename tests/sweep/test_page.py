@@ -28,8 +28,8 @@ def summary(sweep: Any, folder: Path, busy: float | None = None) -> Summary:
 
 
 def charts(sweep: Any, folder: Path) -> tuple[list[plots.Plot], list[str]]:
-    found = summary(sweep, folder)
-    return plots.of(sweep, folder, found.rows, found.trials)
+    result = summary(sweep, folder)
+    return plots.of(sweep, folder, result.rows, result.trials)
 
 
 def test_what_was_run_is_read_from_its_folder_with_its_overrides(swept):
@@ -37,22 +37,22 @@ def test_what_was_run_is_read_from_its_folder_with_its_overrides(swept):
     again = spec.as_run(folder)
     assert again.identity() == sweep.identity()
     assert again.title == sweep.title
-    assert [one.shown for one in again.metrics] == [one.shown for one in sweep.metrics]
+    assert [metric.shown for metric in again.metrics] == [metric.shown for metric in sweep.metrics]
     assert spec.load(str(folder / "demo_ratio.yaml")).identity() == sweep.identity(), "it can be run again"
 
 
-def test_a_sweep_of_which_nobody_knows_what_it_was_is_named(tmp_path):
-    with pytest.raises(StoreError, match=r"demo_ratio\.yaml: is not there"):
+def test_a_run_without_the_file_of_its_sweep_is_named(tmp_path):
+    with pytest.raises(StoreError, match=r"demo_ratio\.yaml: does not exist"):
         spec.as_run(tmp_path / "demo_ratio-20260102-100000000-aaaa")
 
 
 def test_epochs_are_counted_against_those_of_whole_trials(swept):
     stopped = {"status": "stopped early", "epochs": 2}
     sweep, folder = swept.sweep(changes=lambda trial: stopped if trial.point[KIND] == "random" else {})
-    found = summary(sweep, folder, busy=0.876)
-    assert found.epochs == (9 * 2 + 18 * 5, 27 * 5)
-    assert "9 trials stopped early\n108 epochs of the 135 of whole trials (80%)\n" in found.text()
-    assert found.text().endswith("88% of the time after Ray's start was spent in training steps")
+    result = summary(sweep, folder, busy=0.876)
+    assert result.epochs == (9 * 2 + 18 * 5, 27 * 5)
+    assert "9 trials stopped early\n108 epochs of the 135 of complete trials (80%)\n" in result.text()
+    assert result.text().endswith("88% of the time after Ray's start was spent in training steps")
 
 
 def test_the_share_of_time_in_steps_is_printed_again(swept):
@@ -121,9 +121,9 @@ def test_the_page_tells_everything_and_asks_for_nothing(swept):
     sweep, folder = swept.sweep(
         "pretrain.epochs=7", changes=lambda trial: broken if trial.point[RATIO] == 0.85 else {}
     )
-    found = summary(sweep, folder, busy=0.9)
-    found.write(folder)
-    page.write(found, folder)
+    result = summary(sweep, folder, busy=0.9)
+    result.write(folder)
+    page.write(result, folder)
     text = (folder / "report.html").read_text()
     assert "Best probe top-1: 31.0 ± 2.5 with mask_ratio=0.9 kind=tats." in text
     assert "<b>31.0 ± 2.5</b>" in text
@@ -150,9 +150,9 @@ def test_the_best_point_stands_in_a_file_that_is_a_pipeline(swept):
 def test_trials_that_all_failed_make_a_page_without_a_best_one(swept):
     broken = {"status": "failed", "metrics": {}, "error": "no"}
     sweep, folder = swept.sweep(changes=lambda trial: broken, losses=False)
-    found = summary(sweep, folder)
-    found.write(folder)
-    page.write(found, folder)
+    result = summary(sweep, folder)
+    result.write(folder)
+    page.write(result, folder)
     assert not (folder / "best.yaml").exists()
     assert "27 of 27 trials failed" in (folder / "report.html").read_text()
 
@@ -177,18 +177,18 @@ def tats(monkeypatch, capsys, tmp_path):
 
 def test_results_are_those_of_the_sweep_as_it_was_run_and_name_its_page(swept, tats):
     sweep, folder = swept.sweep(f"space.{RATIO}=[0.6]", "metrics=[{name: pretrain.knn_top1, mode: max}]")
-    found = summary(sweep, folder)
-    found.write(folder)
-    page.write(found, folder)
-    said = tats("results", "demo_ratio")
-    assert said.split("\n")[2].split()[:5] == ["0.6", "random", "3", "11.0", "±"]
-    assert "pretrain.knn_top1" in said.split("\n")[0]
-    assert str(folder / "report.html") in said
+    result = summary(sweep, folder)
+    result.write(folder)
+    page.write(result, folder)
+    text = tats("results", "demo_ratio")
+    assert text.split("\n")[2].split()[:5] == ["0.6", "random", "3", "11.0", "±"]
+    assert "pretrain.knn_top1" in text.split("\n")[0]
+    assert str(folder / "report.html") in text
     assert json.loads(tats("results", folder.name, "--json"))["sweep"] == "demo_ratio"
 
 
 @pytest.mark.parametrize(
-    ("form", "said"),
+    ("form", "expected"),
     [
         ("md", "| 0.9 | tats | 3 | 31.0 ± 2.5 |"),
         ("csv", "0.9,tats,3,31.0,"),
@@ -197,15 +197,15 @@ def test_results_are_those_of_the_sweep_as_it_was_run_and_name_its_page(swept, t
         ("json", '"sweep": "demo_ratio"'),
     ],
 )
-def test_report_writes_a_sweep_in_every_form(swept, tats, form, said):
+def test_report_writes_a_sweep_in_every_form(swept, tats, form, expected):
     swept.sweep()
-    assert said in tats("report", "demo_ratio", "--format", form)
+    assert expected in tats("report", "demo_ratio", "--format", form)
 
 
 def test_a_trial_is_kept_whole(tmp_path):
-    one = TrialResult("abc", "finished", {RATIO: 0.9}, 1, {TOP1: 2.0}, epochs=3, seconds=1.5)
-    one.save(tmp_path)
-    assert TrialResult.load(tmp_path) == one
+    trial = TrialResult("abc", "finished", {RATIO: 0.9}, 1, {TOP1: 2.0}, epochs=3, seconds=1.5)
+    trial.save(tmp_path)
+    assert TrialResult.load(tmp_path) == trial
 
 
 def test_causes_that_differ_in_a_path_alone_are_one(swept):
@@ -225,8 +225,8 @@ def test_causes_that_differ_in_a_path_alone_are_one(swept):
 
 def test_a_sweep_of_which_no_trial_has_ended_has_no_table(swept, monkeypatch, capsys, tmp_path):
     _, folder = swept.sweep(losses=False)
-    for one in folder.glob("trials/*/trial.json"):
-        one.unlink()
+    for record in folder.glob("trials/*/trial.json"):
+        record.unlink()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["tats", "results", "demo_ratio"])
     with pytest.raises(SystemExit) as ended:

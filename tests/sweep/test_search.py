@@ -53,31 +53,31 @@ def finish(sweep, point, *values, status="finished"):
 
 def explore(sweep, points: search.Points, count: int, ended: dict[str, TrialResult]) -> list:
     """Ask for points one after the other; the nearer to a ratio of 0.6, the better."""
-    found = []
+    tried = []
     for _ in range(count):
         trials = points.next_trials(ended)
         if not trials:
             break
         point = trials[0].point
-        found.append(point)
+        tried.append(point)
         ended |= finish(sweep, point, -abs(point[RATIO] - 0.6), 1.0)
-    return found
+    return tried
 
 
 def test_points_keep_to_the_space_its_conditions_and_its_constraints(sweep, tmp_path) -> None:
-    found = explore(sweep, search.Points(sweep, tmp_path), 30, {})
-    assert len(found) == 30
-    for point in found:
+    tried = explore(sweep, search.Points(sweep, tmp_path), 30, {})
+    assert len(tried) == 30
+    for point in tried:
         assert 0.5 <= point[RATIO] <= 0.9
         assert 1e-4 <= point["pretrain.sampler_lr"] <= 1e-2
         assert ("pretrain.sampler.ppo.epochs" in point) == (point["pretrain.sampler.kind"] == "tats")
         assert point.get("pretrain.sampler.ppo.epochs", 1) in (1, 2, 3, 4)
-    assert {point["pretrain.sampler.kind"] for point in found} == {"random", "tats"}
+    assert {point["pretrain.sampler.kind"] for point in tried} == {"random", "tats"}
 
 
 def test_later_points_come_nearer_to_what_was_found_good(sweep, tmp_path) -> None:
-    found = explore(sweep, search.Points(sweep, tmp_path), 40, {})
-    far = [abs(point[RATIO] - 0.6) for point in found[20:]]
+    tried = explore(sweep, search.Points(sweep, tmp_path), 40, {})
+    far = [abs(point[RATIO] - 0.6) for point in tried[20:]]
     # Drawn evenly from 0.5 to 0.9 they would be 0.125 away on average.
     assert sum(far) / len(far) < 0.0625
 
@@ -113,13 +113,13 @@ def test_a_kill_while_optuna_is_asked_changes_no_point(sweep, tmp_path, lines) -
 def test_the_study_is_one_that_optuna_opens_with_every_value_in_it(sweep, tmp_path) -> None:
     ended: dict[str, TrialResult] = {}
     points = search.Points(sweep, tmp_path)
-    found = explore(sweep, points, 12, ended)
+    tried = explore(sweep, points, 12, ended)
     points.record(ended)
     storage = JournalStorage(JournalFileBackend(str(tmp_path / "study.jsonl")))
     study = optuna.load_study(study_name=None, storage=storage)
     complete = study.get_trials(states=(TrialState.COMPLETE,))
-    assert [trial.params for trial in complete] == found
-    assert [trial.values for trial in complete] == [[-abs(point[RATIO] - 0.6), 1.0] for point in found]
+    assert [trial.params for trial in complete] == tried
+    assert [trial.values for trial in complete] == [[-abs(point[RATIO] - 0.6), 1.0] for point in tried]
 
 
 def test_a_point_is_on_disk_before_its_trials_are_handed_out(sweep, tmp_path) -> None:
@@ -139,9 +139,9 @@ def test_a_small_space_is_tried_to_its_end_and_no_point_twice(tmp_path) -> None:
     path = tmp_path / "found.yaml"
     path.write_text(SWEEP)
     sweep = spec.load(str(path), [f"space={small}", "where={}", "constraints=[]"])
-    found = explore(sweep, search.Points(sweep, tmp_path), 40, {})
-    assert len(found) == 4
-    assert len({tuple(point.items()) for point in found}) == 4
+    tried = explore(sweep, search.Points(sweep, tmp_path), 40, {})
+    assert len(tried) == 4
+    assert len({tuple(point.items()) for point in tried}) == 4
 
 
 def outcome(sweep, point, ended):
@@ -173,10 +173,10 @@ def test_a_point_with_a_seed_stopped_early_ranks_below_all_that_went_to_the_end(
 
 def test_trials_stand_in_the_order_in_which_their_points_were_asked_for(sweep, tmp_path) -> None:
     ended: dict[str, TrialResult] = {}
-    found = explore(sweep, search.Points(sweep, tmp_path), 5, ended)
+    tried = explore(sweep, search.Points(sweep, tmp_path), 5, ended)
     for result in ended.values():
         result.save(tmp_path / "trials" / result.id)
-    assert [result.point for result in results(tmp_path)[::2]] == found
+    assert [result.point for result in results(tmp_path)[::2]] == tried
 
 
 def test_points_that_cannot_be_read_are_an_error_in_one_sentence(sweep, tmp_path) -> None:

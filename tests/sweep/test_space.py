@@ -23,9 +23,9 @@ def test_a_grid_holds_every_combination_once_and_the_last_key_changes_fastest() 
 
 
 def test_a_key_that_does_not_apply_is_not_in_the_point_and_makes_no_second_one() -> None:
-    found = list(space({"s.ppo.clip": (0.1, 0.2), "s.kind": ("random", "tats")},
+    points = list(space({"s.ppo.clip": (0.1, 0.2), "s.kind": ("random", "tats")},
                        {"s.ppo.*": {"s.kind": ("tats",)}}).grid())  # fmt: skip
-    assert found == [
+    assert points == [
         {"s.kind": "random"},
         {"s.ppo.clip": 0.1, "s.kind": "tats"},
         {"s.ppo.clip": 0.2, "s.kind": "tats"},
@@ -33,8 +33,8 @@ def test_a_key_that_does_not_apply_is_not_in_the_point_and_makes_no_second_one()
 
 
 def test_constraints_compare_keys_with_keys_and_with_numbers() -> None:
-    found = list(space({"p.m": (1, 2, 4), "p.r": (1, 2)}, constraints=["p.m <= p.r", "p.m != 2"]).grid())
-    assert found == [{"p.m": 1, "p.r": 1}, {"p.m": 1, "p.r": 2}]
+    points = list(space({"p.m": (1, 2, 4), "p.r": (1, 2)}, constraints=["p.m <= p.r", "p.m != 2"]).grid())
+    assert points == [{"p.m": 1, "p.r": 1}, {"p.m": 1, "p.r": 2}]
 
 
 def test_a_constraint_on_no_key_names_the_nearest() -> None:

@@ -1,4 +1,4 @@
-"""What is wrong in a sweep is found before anything starts; all on the shipped `demo_ratio`."""
+"""Errors of a sweep are reported before anything starts; all on the shipped `demo_ratio`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 
 from tats_core import specs
 from tats_core.errors import SpecError
+from tats_core.files import write_json
 from tats_core.pipeline import graph
-from tats_core.sweep import spec, summary
+from tats_core.sweep import engine, spec, summary
 
 MENU = Path(__file__).resolve().parents[2] / "sweeps"
 SHIPPED = sorted(MENU.glob("*.yaml"))
@@ -97,10 +98,13 @@ def test_trials_that_make_the_same_output_are_known_before() -> None:
     assert not works[0] & works[2]
 
 
-def test_the_differences_between_two_sweeps_are_named() -> None:
-    old, new = spec.load("demo_ratio").identity(), spec.load("demo_ratio", ["pretrain.epochs=7"]).identity()
-    assert list(spec.differences(old, old)) == []
-    assert list(spec.differences(old, new)) == [("set.pretrain.epochs", old["set"]["pretrain.epochs"], 7)]
+def test_the_differences_between_two_sweeps_are_named(tmp_path: Path) -> None:
+    sweep = spec.load("demo_ratio")
+    write_json(tmp_path / "sweep.json", sweep.identity())
+    engine.check_same(sweep, tmp_path)
+    epochs = sweep.fixed["pretrain.epochs"]
+    with pytest.raises(SpecError, match=rf"\(set\.pretrain\.epochs: {epochs} → 7\)"):
+        engine.check_same(spec.load("demo_ratio", ["pretrain.epochs=7"]), tmp_path)
 
 
 def test_the_best_point_is_a_pipeline_that_can_be_planned(tmp_path: Path) -> None:

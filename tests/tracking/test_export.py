@@ -72,30 +72,30 @@ def _video() -> torch.Tensor:
 def test_transformers_gives_an_exported_classifiers_scores(tmp_path: Path) -> None:
     ours = _tuned(tmp_path / "tuned")
     export(tmp_path / "tuned", "finetune", "hf", tmp_path / "out")
-    theirs, told = VideoMAEForVideoClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert not any(told.values()), told
+    theirs, info = VideoMAEForVideoClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()), info
     assert theirs.config.id2label == dict(enumerate(CLASSES))
     assert theirs.config.layer_norm_eps == 1e-6
     video_BCTHW = _video()
     with torch.no_grad():
-        found, expected = theirs.eval()(video_BCTHW.transpose(1, 2)).logits, ours(video_BCTHW)
+        logits, expected = theirs.eval()(video_BCTHW.transpose(1, 2)).logits, ours(video_BCTHW)
     # Nothing is set by hand: their last norm keeps its own epsilon.
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
 
 
 def test_transformers_gives_an_exported_pre_trainings_loss(tmp_path: Path) -> None:
     ours = _pre(tmp_path / "pre")
     export(tmp_path / "pre", "pretrain", "hf", tmp_path / "out")
-    theirs, told = VideoMAEForPreTraining.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert not any(told.values()), told
+    theirs, info = VideoMAEForPreTraining.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()), info
     video_BCTHW = _video()
     order_BN = torch.rand(2, CLIP.tokens).argsort(1)
     visible_BK, masked_BM = (part.sort(1).values for part in (order_BN[:, :8], order_BN[:, 8:]))
     masked_BN = torch.ones(2, CLIP.tokens, dtype=torch.bool).scatter(1, visible_BK, False)
     with torch.no_grad():
-        found = theirs.eval()(video_BCTHW.transpose(1, 2), masked_BN).loss
+        loss = theirs.eval()(video_BCTHW.transpose(1, 2), masked_BN).loss
         expected = ours(patchify(video_BCTHW, CLIP), visible_BK, masked_BM).error_BM.mean()
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-4)
 
 
 def test_transformers_prepares_a_clip_as_ours_is_prepared(tmp_path: Path) -> None:
@@ -117,11 +117,13 @@ def test_an_exported_classifier_comes_back_from_either_form(tmp_path: Path) -> N
     ours = _tuned(tmp_path / "tuned")
     for form in ("hf", "safetensors"):
         export(tmp_path / "tuned", "finetune", form, tmp_path / form)  # type: ignore[arg-type]
-        found = Predictor.load(find_model(str(tmp_path / form), tmp_path, "finetune"))
-        assert found.classes == tuple(CLASSES)
-        assert found.views.model_dump() == VIEWS
+        predictor = Predictor.load(find_model(str(tmp_path / form), tmp_path, "finetune"))
+        assert predictor.classes == tuple(CLASSES)
+        assert predictor.views.model_dump() == VIEWS
         with torch.no_grad():
-            torch.testing.assert_close(found.model.eval()(_video()), ours.eval()(_video()), rtol=0, atol=1e-6)
+            torch.testing.assert_close(
+                predictor.model.eval()(_video()), ours.eval()(_video()), rtol=0, atol=1e-6
+            )
 
 
 def test_safetensors_keep_the_model_and_the_sampler_and_nothing_else(tmp_path: Path) -> None:

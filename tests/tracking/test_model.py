@@ -109,6 +109,6 @@ def test_mlflows_own_command_line_predicts_after_the_folder_has_moved(
     rows = json.loads((tmp_path / "said.json").read_text())["predictions"]
     expected = Predictor.load(tuned).predict(videos)
     assert [row["video"] for row in rows] == [str(path) for path in videos]
-    assert [row["classes"] for row in rows] == [[guess.name for guess in one] for one in expected]
+    assert [row["classes"] for row in rows] == [[guess.name for guess in guesses] for guesses in expected]
     for row, guesses in zip(rows, expected, strict=True):
         assert row["probabilities"] == pytest.approx([guess.probability for guess in guesses], abs=1e-6)

@@ -63,10 +63,10 @@ def client(home: Path) -> MlflowClient:
 def children(client: MlflowClient, record: RunRecord) -> dict[str, Run]:
     assert record.tracking_error is None
     experiment = client.get_experiment_by_name(record.pipeline)
-    found = client.search_runs(
+    runs = client.search_runs(
         [experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{record.tracking_run}'"
     )
-    return {run.info.run_name: run for run in found}
+    return {run.info.run_name: run for run in runs}
 
 
 def test_a_run_has_a_parent_and_a_child_for_each_stage(load, home, client):
@@ -206,7 +206,7 @@ def test_pictures_params_results_and_checkpoints_are_kept(load, home, client, mo
 
 
 def test_a_file_is_found_though_the_commit_moves_it_between_the_look_and_the_reading(tmp_path):
-    work, place = tmp_path / "grow.partial", tmp_path / "grow"
+    work, committed = tmp_path / "grow.partial", tmp_path / "grow"
     work.mkdir()
     (work / "table.csv").write_text("a,b")
     seen = []
@@ -214,13 +214,13 @@ def test_a_file_is_found_though_the_commit_moves_it_between_the_look_and_the_rea
     def read(path: Path) -> str:
         seen.append(path.parent)
         if work.exists():
-            work.rename(place)
+            work.rename(committed)
         return path.read_text()
 
-    assert sender._use((work, place), "table.csv", read) == "a,b"
-    assert seen == [work, place]
+    assert sender._use((work, committed), "table.csv", read) == "a,b"
+    assert seen == [work, committed]
     with pytest.raises(FileNotFoundError, match="nothing is in none of"):
-        sender._use((work, place), "nothing", read)
+        sender._use((work, committed), "nothing", read)
 
 
 def test_the_table_of_the_pipeline_is_on_the_parent(load, home, client, monkeypatch):
@@ -266,7 +266,7 @@ def test_quotes_in_the_names_of_pipelines_and_axes_are_told(load, home, client):
 
 
 def test_what_the_server_refuses_does_not_hold_up_the_end_of_a_run(load, home, client, monkeypatch):
-    monkeypatch.setattr(sender, "_quoted", lambda value: f"'{value}'")  # as if both quotes were in it
+    monkeypatch.setattr(server, "quoted", lambda value: f"'{value}'")  # as if both quotes were in it
     start = time.monotonic()
     record = runner.run(load("stages: {make: {kind: make}}", name="one's"), home)
     assert time.monotonic() - start < tracker._DATABASE_SECONDS / 2
@@ -309,7 +309,7 @@ def test_no_system_metric_comes_after_the_end_of_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr(tracker, "_DATABASE_SECONDS", 0.0)
     monkeypatch.setattr(psutil, "cpu_percent", ends_meanwhile)
     follower._watch_system()
-    assert [one["kind"] for _, one in Spool(tmp_path, "toy-1").read()] == ["run_end"]
+    assert [operation["kind"] for _, operation in Spool(tmp_path, "toy-1").read()] == ["run_end"]
 
 
 @pytest.mark.parametrize(
@@ -333,15 +333,15 @@ def test_a_folder_whose_name_would_cut_off_the_databases_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("uri", "shown"),
+    ("uri", "printed"),
     [
         ("http://me:secret@mlflow:5000/a", "http://mlflow:5000/a"),
         ("http://mlflow:5000/team@home", "http://mlflow:5000/team@home"),
         ("sqlite:////srv/me@home/mlflow.db", "sqlite:////srv/me@home/mlflow.db"),
     ],
 )
-def test_a_password_is_not_shown_and_all_else_is(uri, shown):
-    assert without_password(uri) == shown
+def test_a_password_is_not_shown_and_all_else_is(uri, printed):
+    assert without_password(uri) == printed
 
 
 def test_nested_settings_become_dotted_parameters():
@@ -378,20 +378,20 @@ def test_the_trials_of_a_sweep_can_be_compared_and_its_charts_lie_with_their_par
         (record.folder / name).write_text("x")
     record.status = "finished"
     tracker.close()
-    found = children(client, record)
-    assert {name: run.data.params for name, run in found.items()} == {
+    runs = children(client, record)
+    assert {name: run.data.params for name, run in runs.items()} == {
         f"kind={kind} seed=1": {"pretrain.sampler.kind": kind, "pretrain.seed": "1"}
         for kind in ("random", "tats")
     }
     steps = [
         [point.step for point in client.get_metric_history(run.info.run_id, "pretrain.loss")]
-        for run in found.values()
+        for run in runs.values()
     ]
     assert steps == [[1, 2], [1, 2]]
     parent = client.get_run(record.tracking_run)
     assert parent.data.tags["mlflow.source.name"] == "tats sweep s --set 'seeds.values=[1]'"
-    there = {one.path for one in client.list_artifacts(record.tracking_run)}
-    assert there >= {"report.html", "best.yaml", "plots"}
+    artifacts = {artifact.path for artifact in client.list_artifacts(record.tracking_run)}
+    assert artifacts >= {"report.html", "best.yaml", "plots"}
 
 
 def test_the_places_of_models_with_an_alias_are_found_in_the_registry(tmp_path: Path) -> None:
@@ -399,7 +399,7 @@ def test_the_places_of_models_with_an_alias_are_found_in_the_registry(tmp_path: 
     client = tracking.connect(tmp_path, tracking.tracking_uri(tmp_path))
     client.create_registered_model("toy")
     for name in ("first", "second"):
-        place = (tmp_path / "stages" / f"pretrain {name}").as_uri()
-        client.create_model_version("toy", place, tags={"output": place})
+        location = (tmp_path / "stages" / f"pretrain {name}").as_uri()
+        client.create_model_version("toy", location, tags={"output": location})
     client.set_registered_model_alias("toy", "champion", "2")
     assert tracking.aliased(tmp_path) == {tmp_path / "stages" / "pretrain second": "toy@champion"}

@@ -118,15 +118,15 @@ def talking(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Grow, "hook", staticmethod(speak))
 
 
-def told(server: Server, run: str) -> dict[str, Any]:
+def logged(server: Server, run: str) -> dict[str, Any]:
     """What the server has of one of our runs, in full."""
     client = MlflowClient(server.uri)
-    experiments = [one.experiment_id for one in client.search_experiments()]
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = client.search_runs(experiments, f"tags.run = '{run}'")
-    (parent,) = [one for one in runs if "mlflow.parentRunId" not in one.data.tags]
-    children = [one for one in runs if one.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     (grow,) = children
-    pictures = [one.path for one in client.list_artifacts(grow.info.run_id, "images")]
+    pictures = [picture.path for picture in client.list_artifacts(grow.info.run_id, "images")]
     return {
         "status": [parent.info.status, grow.info.status],
         "steps": [point.step for point in client.get_metric_history(grow.info.run_id, "loss")],
@@ -154,7 +154,7 @@ def test_a_server_that_is_away_for_the_whole_run_is_told_later(load, home, ui, s
     assert tats_sync(home) == (1, "1 run is not sent yet; try again when the MLflow server answers")
     server.start()
     assert tats_sync(home) == (0, "")
-    assert told(server, record.id) == WHOLE
+    assert logged(server, record.id) == WHOLE
     again = runner.RunRecord.load(record.folder)
     assert again.tracking_error is None
     assert again.tracking_run is not None
@@ -167,7 +167,7 @@ def test_the_next_run_sends_what_the_last_one_left(load, home, ui, server):
     first = runner.run(load(GROW), home)
     server.start()
     second = runner.run(load(GROW, "grow.add=2"), home, ui=ui)
-    assert [told(server, run.id) for run in (first, second)] == [WHOLE, WHOLE]
+    assert [logged(server, run.id) for run in (first, second)] == [WHOLE, WHOLE]
 
 
 def test_a_server_that_is_away_for_a_part_of_the_run_has_all_of_it_in_the_end(
@@ -186,7 +186,7 @@ def test_a_server_that_is_away_for_a_part_of_the_run_has_all_of_it_in_the_end(
     monkeypatch.setattr(tracker, "_GRACE_SECONDS", 20.0)
     record = runner.run(load(GROW), home)
     assert record.tracking_error is None
-    assert told(server, record.id) == WHOLE | {"steps": list(range(1, STEPS + 11))}
+    assert logged(server, record.id) == WHOLE | {"steps": list(range(1, STEPS + 11))}
 
 
 def test_a_server_that_takes_calls_and_does_not_answer_holds_up_no_stage(load, home, server, monkeypatch):
@@ -220,7 +220,7 @@ def test_a_sender_killed_between_the_answer_and_its_own_note_tells_nothing_twice
     died = 0
     saves = Spool.save
 
-    # Dies at each place where it would note how far it is, once: all that was told since is told for nobody.
+    # Dies once at each point where it would save its cursor: what was sent since then is unknown.
     def forget(self: Spool, sent: Any) -> None:
         if forget.armed:  # type: ignore[attr-defined]
             forget.armed = False  # type: ignore[attr-defined]
@@ -235,16 +235,16 @@ def test_a_sender_killed_between_the_answer_and_its_own_note_tells_nothing_twice
         except KeyboardInterrupt:
             died += 1
             forget.armed = False  # type: ignore[attr-defined]
-            one = sender.Sender(spool, server.uri, lambda text: None)
+            resumed = sender.Sender(spool, server.uri, lambda text: None)
             # One more step forward, noted this time, so that each place has its turn.
-            for cursor, operation in spool.read(one.sent.cursor):
-                one._do(operation)
-                one._read = cursor
-                one.flush()
+            for cursor, operation in spool.read(resumed.sent.cursor):
+                resumed._do(operation)
+                resumed._read = cursor
+                resumed.flush()
                 break
         assert died <= operations + 1
     assert died > 3
-    assert told(server, record.id) == WHOLE
+    assert logged(server, record.id) == WHOLE
 
 
 @pytest.mark.usefixtures("talking")
@@ -258,7 +258,7 @@ def test_two_that_send_the_same_at_once_tell_it_once(load, home, server):
     for thread in threads:
         thread.join()
     tracking.sync(home)
-    assert told(server, record.id) == WHOLE
+    assert logged(server, record.id) == WHOLE
 
 
 @pytest.mark.usefixtures("talking")
@@ -270,7 +270,7 @@ def test_what_the_server_will_never_take_is_kept_told_and_passed_over(load, home
 
     monkeypatch.setattr(Grow, "hook", staticmethod(hook))
     record = runner.run(load(GROW), home, ui=ui)
-    assert told(server, record.id)["steps"][-1] == STEPS + 1
+    assert logged(server, record.id)["steps"][-1] == STEPS + 1
     (note,) = [text for _, text in ui.of("note") if text.startswith("MLflow: ")]
     assert "did not take one entry (event): FileNotFoundError: never-written.csv is in none of" in note
     (line,) = (record.folder / "tracking" / "rejected.jsonl").read_text().splitlines()
@@ -285,12 +285,12 @@ def test_a_run_that_somebody_deletes_on_the_page_holds_up_neither_itself_nor_the
         client = MlflowClient(server.uri)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            experiments = [one.experiment_id for one in client.search_experiments()]
-            found = client.search_runs(experiments, f"tags.key = '{ctx.key[:12]}'")
-            if found:
+            experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+            runs = client.search_runs(experiments, f"tags.key = '{ctx.key[:12]}'")
+            if runs:
                 break
             time.sleep(0.2)
-        client.delete_run(found[0].info.run_id)
+        client.delete_run(runs[0].info.run_id)
         ctx.events.metrics(2, {"loss": 0.5})
 
     monkeypatch.setattr(Grow, "hook", staticmethod(hook))
@@ -300,7 +300,7 @@ def test_a_run_that_somebody_deletes_on_the_page_holds_up_neither_itself_nor_the
     monkeypatch.setattr(Grow, "hook", staticmethod(speak))
     second = runner.run(load(GROW, "grow.add=8"), home)
     assert second.tracking_error is None
-    assert told(server, second.id) == WHOLE
+    assert logged(server, second.id) == WHOLE
     assert pending(home) == []
 
 
@@ -326,8 +326,8 @@ runner.run(spec.load({str(Path.cwd() / "pipelines" / "toy.yaml")!r}), Path({str(
     (dead,) = pending(home)
     monkeypatch.setattr(Grow, "hook", staticmethod(speak))
     record = runner.run(load(GROW), home)
-    assert told(server, record.id) == WHOLE
-    assert told(server, dead.run) == {"status": ["KILLED", "KILLED"], "steps": [1], "pictures": []}
+    assert logged(server, record.id) == WHOLE
+    assert logged(server, dead.run) == {"status": ["KILLED", "KILLED"], "steps": [1], "pictures": []}
     assert pending(home) == []
 
 

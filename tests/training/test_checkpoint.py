@@ -24,7 +24,7 @@ def _begun(folder: Path, config: CheckpointConfig = EVERY, **more: Any) -> Check
 
 
 def _steps(folder: Path) -> list[int]:
-    return sorted(int(place.name.removeprefix("step-")) for place in folder.iterdir())
+    return sorted(int(checkpoint.name.removeprefix("step-")) for checkpoint in folder.iterdir())
 
 
 def test_a_fresh_store_has_no_state(tmp_path: Path) -> None:
@@ -41,29 +41,29 @@ def test_the_newest_state_comes_back_with_its_kinds_of_values(tmp_path: Path) ->
         "note": "x",
     }
     store.save(state, step=2, metrics={"loss": 1.0})
-    found = CheckpointStore(tmp_path).begin(EVERY)
-    assert found is not None
-    assert (found["epoch"], found["note"]) == (2, "x")
-    assert torch.equal(found["weights"], state["weights"])  # type: ignore[arg-type]
-    assert torch.equal(found["rank"]["draws"], state["rank"]["draws"])  # type: ignore[index]
+    restored = CheckpointStore(tmp_path).begin(EVERY)
+    assert restored is not None
+    assert (restored["epoch"], restored["note"]) == (2, "x")
+    assert torch.equal(restored["weights"], state["weights"])  # type: ignore[arg-type]
+    assert torch.equal(restored["rank"]["draws"], state["rank"]["draws"])  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
-    ("best", "kept"), [(None, [4, 5]), ("linear_top1", [2, 4, 5]), ("not_a_figure", [4, 5])]
+    ("best", "remaining"), [(None, [4, 5]), ("linear_top1", [2, 4, 5]), ("not_a_metric", [4, 5])]
 )
-def test_the_newest_and_the_best_stay(tmp_path: Path, best: str | None, kept: list[int]) -> None:
+def test_the_newest_and_the_best_stay(tmp_path: Path, best: str | None, remaining: list[int]) -> None:
     store = _begun(tmp_path, CheckpointConfig(keep=2, best=best))
     for step, top1 in enumerate((10.0, 40.0, 30.0, 20.0, 35.0), start=1):
         store.save({"step": step}, step=step, metrics={"linear_top1": top1})
-    assert _steps(tmp_path) == kept
+    assert _steps(tmp_path) == remaining
     assert store.best() == (tmp_path / "step-000000002" if best == "linear_top1" else None)
 
 
-def test_the_best_state_is_the_one_that_was_measured_not_a_later_one_that_still_carries_its_figure(
+def test_the_best_state_is_the_one_that_was_measured_not_a_later_one_that_still_carries_its_metric(
     tmp_path: Path,
 ) -> None:
     store = _begun(tmp_path, CheckpointConfig(keep=1, best="linear_top1"))
-    # The look after step 2 is the newest one until that after step 4.
+    # The health check after step 2 is the newest until the check after step 4.
     for step, top1 in enumerate((10.0, 40.0, 40.0, 20.0, 20.0), start=1):
         store.save({"step": step}, step=step, metrics={"linear_top1": top1})
     assert _steps(tmp_path) == [2, 5]
@@ -83,10 +83,10 @@ def test_a_kill_while_saving_leaves_the_state_before_and_no_half_one(
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
-        (lambda place: (place / "state.pt").unlink(), "state.pt is gone"),
-        (lambda place: (place / "manifest.json").unlink(), "manifest.json is gone"),
-        (lambda place: os.truncate(place / "state.pt", 10), "state.pt has another size"),
-        (lambda place: (place / "manifest.json").write_text("{"), "its manifest cannot be read"),
+        (lambda checkpoint: (checkpoint / "state.pt").unlink(), "state.pt is gone"),
+        (lambda checkpoint: (checkpoint / "manifest.json").unlink(), "manifest.json is gone"),
+        (lambda checkpoint: os.truncate(checkpoint / "state.pt", 10), "state.pt has another size"),
+        (lambda checkpoint: (checkpoint / "manifest.json").write_text("{"), "its manifest cannot be read"),
     ],
 )
 def test_a_corrupt_checkpoint_gives_way_to_the_one_before_with_a_note(
@@ -96,9 +96,9 @@ def test_a_corrupt_checkpoint_gives_way_to_the_one_before_with_a_note(
     for step in (1, 2):
         store.save({"step": step}, step=step, metrics={})
     harm(tmp_path / "step-000000002")
-    said: list[str] = []
-    assert CheckpointStore(tmp_path, say=said.append).begin(EVERY) == {"step": 1}
-    (text,) = said
+    messages: list[str] = []
+    assert CheckpointStore(tmp_path, say=messages.append).begin(EVERY) == {"step": 1}
+    (text,) = messages
     assert text.startswith(f"the checkpoint step-000000002 is corrupt ({reason}")
     assert text.endswith("going back to the one before")
 
@@ -170,7 +170,7 @@ def test_in_the_background_the_state_is_that_of_the_step_whatever_training_does_
 
 
 def _steps_whole(folder: Path) -> list[str]:
-    return [place.name for place in folder.iterdir() if not place.suffix]
+    return [checkpoint.name for checkpoint in folder.iterdir() if not checkpoint.suffix]
 
 
 def test_a_wish_to_stop_is_answered_with_a_state_at_once(
@@ -187,7 +187,7 @@ def test_a_wish_to_stop_is_answered_with_a_state_at_once(
     assert _steps(tmp_path) == [2]
 
 
-def test_work_that_keeps_no_states_ends_at_its_next_item(
+def test_work_without_checkpoints_ends_at_its_next_item(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint, "_STOP_SECONDS", 0)
@@ -235,7 +235,7 @@ def test_a_state_holds_no_code(tmp_path: Path) -> None:
         CheckpointStore(tmp_path).begin(EVERY)
 
 
-def test_the_manifest_names_step_workers_and_figures(tmp_path: Path) -> None:
+def test_the_manifest_names_step_workers_and_metrics(tmp_path: Path) -> None:
     _begun(tmp_path).save({"rank": {"a": 1}}, step=3, metrics={"loss": 0.5})
     manifest = json.loads((tmp_path / "step-000000003" / "manifest.json").read_text())
     assert (manifest["step"], manifest["workers"], manifest["figures"]) == (3, 1, {"loss": 0.5})

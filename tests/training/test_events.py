@@ -25,13 +25,13 @@ def test_events_are_read_in_the_order_in_which_they_were_written(tmp_path: Path)
     ]
 
 
-def test_a_figure_that_is_not_finite_is_a_hole_in_its_curve(tmp_path: Path) -> None:
+def test_a_metric_that_is_not_finite_is_a_gap_in_its_curve(tmp_path: Path) -> None:
     EventLog(tmp_path / "e").metrics(1, {"loss": math.nan, "norm": math.inf, "lr": 0.1})
     ((_, event),) = read_events(tmp_path / "e")
     assert event["values"] == {"lr": 0.1}
 
 
-def test_a_reader_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_a_reader_continues_where_it_stopped(tmp_path: Path) -> None:
     log = EventLog(tmp_path / "e")
     log.note("first")
     ((offset, _),) = read_events(tmp_path / "e")
@@ -42,11 +42,11 @@ def test_a_reader_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 def test_half_a_last_line_waits_until_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "e"
-    EventLog(path).note("whole")
+    EventLog(path).note("complete")
     with path.open("a") as file:
         file.write('{"kind": "note", "te')
     ((offset, event),) = read_events(path)
-    assert event["text"] == "whole"
+    assert event["text"] == "complete"
     with path.open("a") as file:
         file.write('xt": "late"}\n')
     assert [event["text"] for _, event in read_events(path, offset)] == ["late"]

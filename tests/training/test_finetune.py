@@ -46,8 +46,8 @@ def _run(
     return trainer, finetune(trainer, loader, events=events, store=CheckpointStore(folder))
 
 
-def assert_equal(one: nn.Module, other: nn.Module) -> None:
-    for (name, tensor), its in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+def assert_equal(actual: nn.Module, expected: nn.Module) -> None:
+    for (name, tensor), its in zip(actual.state_dict().items(), expected.state_dict().values(), strict=True):
         assert torch.equal(tensor, its), name
 
 
@@ -56,45 +56,45 @@ def test_a_resumed_run_ends_in_the_same_bits(
     changes: dict[str, Any], tiny: dict[str, Any], clips: Any, tmp_path: Path
 ) -> None:
     recipe = _recipe(tiny, **changes)
-    straight, figures = _run(recipe, clips(), tmp_path / "straight")
+    straight, metrics = _run(recipe, clips(), tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
         _run(recipe, clips(fail_at=2), tmp_path / "killed")
     torch.manual_seed(999)
     loader = clips()
-    resumed, resumed_figures = _run(recipe, loader, tmp_path / "killed")
+    resumed, resumed_metrics = _run(recipe, loader, tmp_path / "killed")
     assert loader.epochs_read == [2, 3]
-    assert figures == resumed_figures
+    assert metrics == resumed_metrics
     assert_equal(straight.model, resumed.model)
     assert_equal(straight.finished, resumed.finished)
     moments, resumed_moments = (x.guarded.optimizer.state_dict()["state"] for x in (straight, resumed))
     assert all(
-        torch.equal(value, resumed_moments[place][name])
-        for place, state in moments.items()
+        torch.equal(value, resumed_moments[index][name])
+        for index, state in moments.items()
         for name, value in state.items()
     )
 
 
 @pytest.mark.parametrize("killed_at", [2, 4, 8])
-def test_a_run_killed_within_an_epoch_goes_on_at_its_newest_step_and_ends_in_the_same_bits(
+def test_a_run_killed_within_an_epoch_resumes_at_its_newest_step_and_ends_in_the_same_bits(
     killed_at: int, tiny: dict[str, Any], clips: Any, tmp_path: Path
 ) -> None:
     recipe = _recipe(tiny, epochs=3, drop_path=0.5, ema={}, checkpoint={"epochs": None, "steps": 2})
-    straight, figures = _run(recipe, clips(), tmp_path / "straight")
+    straight, metrics = _run(recipe, clips(), tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
         _run(recipe, clips(fail_at_step=killed_at), tmp_path / "killed")
-    resumed, resumed_figures = _run(recipe, clips(), tmp_path / "killed")
-    assert figures == resumed_figures, "sums over the epoch go on too"
+    resumed, resumed_metrics = _run(recipe, clips(), tmp_path / "killed")
+    assert metrics == resumed_metrics, "the sums over the epoch are restored too"
     assert_equal(straight.finished, resumed.finished)
 
 
-def test_a_finished_run_that_is_started_again_returns_its_figures(
+def test_a_finished_run_that_is_started_again_returns_its_metrics(
     tiny: dict[str, Any], clips: Any, tmp_path: Path
 ) -> None:
     recipe = _recipe(tiny, epochs=1)
-    _, figures = _run(recipe, clips(), tmp_path)
+    _, metrics = _run(recipe, clips(), tmp_path)
     _, again = _run(recipe, clips(), tmp_path)
-    assert again == figures
-    assert set(figures) == {"loss", "train_top1"}
+    assert again == metrics
+    assert set(metrics) == {"loss", "train_top1"}
 
 
 def test_a_batch_is_learnt_by_heart(tiny: dict[str, Any], clips: Any) -> None:
@@ -103,9 +103,9 @@ def test_a_batch_is_learnt_by_heart(tiny: dict[str, Any], clips: Any) -> None:
     (video_BCTHW, _, _), *_ = clips(batch=6).epoch(0)
     label_B = torch.tensor([0, 1, 2, 0, 1, 2])
     for step in range(40):
-        figures = trainer.step(video_BCTHW, label_B, step, lr=3e-3)
-    assert figures["train_top1"] == 100
-    assert figures["loss"] < 0.2
+        metrics = trainer.step(video_BCTHW, label_B, step, lr=3e-3)
+    assert metrics["train_top1"] == 100
+    assert metrics["loss"] < 0.2
 
 
 def test_a_fresh_classifier_has_the_loss_of_a_guess_and_smoothing_does_not_change_it(
@@ -128,7 +128,7 @@ def test_mixing_keeps_a_clips_frames_together(tiny: dict[str, Any], monkeypatch:
     monkeypatch.setattr(
         trainer.model, "forward", lambda video: (seen.append(video.clone()), forward(video))[1]
     )
-    # Clip b is filled with b: after cutmix each pixel tells which clip it came from.
+    # Clip b is filled with b: after cutmix each pixel names the clip it came from.
     video_BCTHW = torch.arange(4.0).view(4, 1, 1, 1, 1).expand(4, 3, 4, 16, 16).clone()
     for step in range(5):
         trainer.step(video_BCTHW.clone(), torch.tensor([0, 1, 2, 0]), step, lr=0.0)
@@ -158,21 +158,21 @@ def in_double() -> Iterator[None]:
 def test_a_batch_in_parts_makes_the_step_of_the_whole_batch(
     tiny: dict[str, Any], clips: Any, changes: dict[str, Any], parts: int
 ) -> None:
-    found = []
+    results = []
     for accumulate in (1, parts):
         recipe = _recipe(tiny, **changes, head_scale=1.0, batch_size=6, accumulate=accumulate)
         trainer = FinetuneTrainer(recipe, 3, World())
         trainer.start()
-        figures = [
+        metrics = [
             trainer.step(video_BCTHW.double(), label_B, step, lr=1e-3)
             for step, (video_BCTHW, label_B, _) in enumerate(clips(steps=5, batch=6).epoch(0))
         ]
-        found.append((figures, trainer.model.state_dict()))
-    (figures, whole), (part_figures, in_parts) = found
+        results.append((metrics, trainer.model.state_dict()))
+    (metrics, whole), (part_metrics, in_parts) = results
     for name, tensor in whole.items():
         assert (in_parts[name] - tensor).abs().max().item() <= 1e-6, name
-    for one, other in zip(figures, part_figures, strict=True):
-        assert other == pytest.approx(one, rel=1e-5)
+    for metrics_of_whole, metrics_of_parts in zip(metrics, part_metrics, strict=True):
+        assert metrics_of_parts == pytest.approx(metrics_of_whole, rel=1e-5)
 
 
 def test_parts_that_would_not_be_equal_or_would_change_the_step_are_refused(tiny: dict[str, Any]) -> None:
@@ -198,11 +198,11 @@ def test_the_target_of_a_cut_clip_is_the_exact_share_of_its_pixels(tiny: dict[st
     shares = set()
     for step in range(20):
         mixed_BCTHW, target_BC = trainer.mixed(clean_BCTHW.clone(), label_B, step)
-        for place in range(4):
-            own = (mixed_BCTHW[place] == place).float().mean().item()
-            assert target_BC[place, place].item() == pytest.approx(own, abs=1e-6)
-            assert target_BC[place, 3 - place].item() == pytest.approx(1 - own, abs=1e-6)
-        shares.add(round(own, 3))
+        for clip in range(4):
+            share = (mixed_BCTHW[clip] == clip).float().mean().item()
+            assert target_BC[clip, clip].item() == pytest.approx(share, abs=1e-6)
+            assert target_BC[clip, 3 - clip].item() == pytest.approx(1 - share, abs=1e-6)
+        shares.add(round(share, 3))
     assert len(shares) > 5
 
 
@@ -229,8 +229,8 @@ def test_a_mixed_clip_counts_as_known_by_its_larger_share(
         trainer.model.head.bias.copy_(torch.tensor([0.0, 0.0, 1.0]))
     target_BC = torch.tensor([[0.0, 0.4, 0.6], [0.7, 0.0, 0.3], [0.45, 0.0, 0.55], [0.0, 1.0, 0.0]])
     monkeypatch.setattr(trainer, "mixed", lambda video, label, step: (video, target_BC))
-    figures = trainer.step(torch.randn(4, 3, 4, 16, 16), torch.tensor([1, 0, 0, 1]), 0, lr=0.0)
-    assert figures["train_top1"] == 50
+    metrics = trainer.step(torch.randn(4, 3, 4, 16, 16), torch.tensor([1, 0, 0, 1]), 0, lr=0.0)
+    assert metrics["train_top1"] == 50
 
 
 def test_the_average_of_the_weights_is_what_is_finished(tiny: dict[str, Any], clips: Any) -> None:
@@ -260,7 +260,7 @@ def test_a_skipped_step_is_not_averaged(tiny: dict[str, Any], clips: Any) -> Non
     assert trainer.guarded.skipped == 1
 
 
-def test_a_skipped_step_does_not_reach_the_figures_of_its_epoch(
+def test_a_skipped_step_does_not_reach_the_metrics_of_its_epoch(
     tiny: dict[str, Any], clips: Any, tmp_path: Path
 ) -> None:
     class OnceBroken(clips):  # type: ignore[misc]
@@ -269,21 +269,21 @@ def test_a_skipped_step_does_not_reach_the_figures_of_its_epoch(
                 yield batch._replace(video_BCTHW=batch.video_BCTHW * (torch.nan if step == 1 else 1))
 
     events = EventLog(tmp_path / "events.jsonl")
-    trainer, figures = _run(_recipe(tiny, epochs=1), OnceBroken(), tmp_path / "states", events)
+    trainer, metrics = _run(_recipe(tiny, epochs=1), OnceBroken(), tmp_path / "states", events)
     assert trainer.guarded.skipped == 1
-    told = [
+    logged = [
         event["values"] for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "metrics"
     ]
-    losses = [values["loss"] for values in told if "loss" in values]
+    losses = [values["loss"] for values in logged if "loss" in values]
     assert len(losses) == 2
-    assert figures["loss"] == pytest.approx(sum(losses) / 2)
+    assert metrics["loss"] == pytest.approx(sum(losses) / 2)
 
 
 def test_in_bfloat16_the_loss_is_nearly_the_same_and_weights_and_gradients_stay_float32(
     tiny: dict[str, Any], clips: Any
 ) -> None:
     (video_BCTHW, label_B, _), *_ = clips().epoch(0)
-    found = []
+    results = []
     for precision in ("fp32", "bf16"):
         recipe = _recipe(tiny, **PLAIN, head_scale=1.0, precision=precision)
         trainer = FinetuneTrainer(recipe, 3, World())
@@ -292,26 +292,26 @@ def test_in_bfloat16_the_loss_is_nearly_the_same_and_weights_and_gradients_stay_
         trainer.model.encoder.blocks[0].attn.qkv.register_forward_hook(
             lambda module, given, made, seen=seen: seen.append(made.dtype)
         )
-        found.append(trainer.step(video_BCTHW, label_B, 0, lr=1e-3))
+        results.append(trainer.step(video_BCTHW, label_B, 0, lr=1e-3))
         assert seen == [torch.bfloat16 if precision == "bf16" else torch.float32]
         for parameter in trainer.model.parameters():
             assert parameter.dtype == torch.float32
             assert parameter.grad is not None
             assert parameter.grad.dtype == torch.float32
-    exact, rough = (figures["loss"] for figures in found)
+    exact, rough = (metrics["loss"] for metrics in results)
     # bfloat16 keeps 8 bits: a few thousandths.
     assert 0 < abs(exact - rough) < 0.02
 
 
-def test_the_log_tells_every_step_and_the_end(tiny: dict[str, Any], clips: Any, tmp_path: Path) -> None:
-    _, figures = _run(_recipe(tiny, epochs=2), clips(), tmp_path, EventLog(tmp_path / "events.jsonl"))
+def test_the_log_has_every_step_and_the_end(tiny: dict[str, Any], clips: Any, tmp_path: Path) -> None:
+    _, metrics = _run(_recipe(tiny, epochs=2), clips(), tmp_path, EventLog(tmp_path / "events.jsonl"))
     events = [event for _, event in read_events(tmp_path / "events.jsonl")]
     losses = {e["step"]: e["values"]["loss"] for e in events if "loss" in e.get("values", {})}
     assert list(losses) == list(range(1, 7))
-    assert figures["loss"] == pytest.approx((losses[4] + losses[5] + losses[6]) / 3)
+    assert metrics["loss"] == pytest.approx((losses[4] + losses[5] + losses[6]) / 3)
     last = [e for e in events if e["kind"] == "progress"][-1]
     assert (last["step"], last["steps"], last["epoch"], last["epochs"]) == (6, 6, 2, 2)
-    assert last["shown"] == pytest.approx(figures)
+    assert last["shown"] == pytest.approx(metrics)
 
 
 @pytest.mark.slow

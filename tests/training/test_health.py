@@ -67,21 +67,21 @@ def test_pixel_motion_is_the_change_from_the_frame_before() -> None:
 
 
 def test_the_policy_is_measured_by_the_ground_truth_of_motion(tmp_path: Path) -> None:
-    figures = _check(tmp_path).policy(_mae(), Corner(32, 0.875))
+    metrics = _check(tmp_path).policy(_mae(), Corner(32, 0.875))
     # The four visible tokens are the four that move: 1 over 4/32.
-    assert figures["motion_lift"] == pytest.approx(8)
+    assert metrics["motion_lift"] == pytest.approx(8)
     # Blind drawing has lift 1, here from 40 clips of 4 tokens of 32.
     deviation = 8 * math.sqrt(1 / 8 * 7 / 8 / 160)
-    assert figures["random_lift"] == pytest.approx(1, abs=4 * deviation)
+    assert metrics["random_lift"] == pytest.approx(1, abs=4 * deviation)
     # Noise moves everywhere alike.
-    assert figures["pixel_motion_lift"] == pytest.approx(1, abs=0.1)
-    assert figures["coverage"] == 4 / 32
-    assert figures["entropy_share"] == 1
+    assert metrics["pixel_motion_lift"] == pytest.approx(1, abs=0.1)
+    assert metrics["coverage"] == 4 / 32
+    assert metrics["entropy_share"] == 1
 
 
 def test_without_ground_truth_motion_is_that_of_pixels(tmp_path: Path) -> None:
-    figures = _check(tmp_path, motion=False).policy(_mae(), Corner(32, 0.875))
-    assert figures["motion_lift"] == figures["pixel_motion_lift"]
+    metrics = _check(tmp_path, motion=False).policy(_mae(), Corner(32, 0.875))
+    assert metrics["motion_lift"] == metrics["pixel_motion_lift"]
 
 
 def test_the_entropy_of_a_learned_policy_is_a_share_of_log_n(tmp_path: Path) -> None:
@@ -97,11 +97,11 @@ def test_the_entropy_of_a_learned_policy_is_a_share_of_log_n(tmp_path: Path) -> 
 
 def test_features_that_carry_the_class_are_seen_by_the_probes(tmp_path: Path) -> None:
     with torch.no_grad():
-        figures = _check(tmp_path).features(_mae())
-    assert figures["linear_top1"] == 100
-    assert figures["knn_top1"] == 100
-    assert figures["probe_chance"] == pytest.approx(100 / 3)
-    assert 1 < figures["effective_rank"] <= 24
+        metrics = _check(tmp_path).features(_mae())
+    assert metrics["linear_top1"] == 100
+    assert metrics["knn_top1"] == 100
+    assert metrics["probe_chance"] == pytest.approx(100 / 3)
+    assert 1 < metrics["effective_rank"] <= 24
 
 
 def test_videos_without_labels_are_watched_without_probes(tmp_path: Path) -> None:
@@ -116,9 +116,9 @@ def test_a_collapsed_encoder_is_seen_by_rank_and_variance(tmp_path: Path) -> Non
     mae = _mae()
     with torch.no_grad():
         mae.encoder.embedding.weight.zero_()
-        figures = _check(tmp_path).features(mae)
-    assert figures["between_clip_variance"] == pytest.approx(0, abs=1e-9)
-    assert figures["linear_top1"] == pytest.approx(100 / 3, abs=5)
+        metrics = _check(tmp_path).features(mae)
+    assert metrics["between_clip_variance"] == pytest.approx(0, abs=1e-9)
+    assert metrics["linear_top1"] == pytest.approx(100 / 3, abs=5)
 
 
 def test_a_check_leaves_the_model_training_and_repeats_itself(tmp_path: Path) -> None:
@@ -133,11 +133,11 @@ def test_a_check_leaves_the_model_training_and_repeats_itself(tmp_path: Path) ->
     assert mae.training
 
 
-def test_pictures_are_written_and_told_of(tmp_path: Path) -> None:
+def test_pictures_are_written_and_logged(tmp_path: Path) -> None:
     _check(tmp_path, EventLog(tmp_path / "events.jsonl"))(_mae(), Corner(32, 0.875), 7)
     files = [event for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "file"]
     assert [event["step"] for event in files] == [7] * 8
-    assert {event["key"] for event in files} == {f"masks/clip{place}" for place in range(4)}
+    assert {event["key"] for event in files} == {f"masks/clip{clip}" for clip in range(4)}
     for event in files:
         with Image.open(tmp_path / event["path"]) as picture:
             assert getattr(picture, "n_frames", 1) == (4 if event["path"].endswith("gif") else 1)

@@ -27,8 +27,8 @@ def test_top_k_counts_clips_whose_class_is_among_the_best() -> None:
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
 def test_wilsons_interval_is_the_published_one(hits: int, clips: int, low: float, high: float) -> None:
-    found = metrics.wilson_interval(100 * hits / clips, clips)
-    assert found == pytest.approx((100 * low, 100 * high), abs=0.006)
+    interval = metrics.wilson_interval(100 * hits / clips, clips)
+    assert interval == pytest.approx((100 * low, 100 * high), abs=0.006)
 
 
 @settings(deadline=None, max_examples=50)
@@ -75,34 +75,34 @@ def test_motion_lift_of_still_clips_is_zero_and_not_undefined() -> None:
 
 def test_a_confusion_counts_true_classes_in_rows_and_predictions_in_columns() -> None:
     predicted_B, label_B = torch.tensor([0, 1, 1, 0, 1]), torch.tensor([0, 0, 0, 2, 1])
-    found_CC = metrics.confusion(predicted_B, label_B, 4)
-    assert found_CC.tolist() == [[1, 2, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    confusion_CC = metrics.confusion(predicted_B, label_B, 4)
+    assert confusion_CC.tolist() == [[1, 2, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
     # Classes 0, 1 and 2 are found to 1/3, 1 and 0; class 3 has no clips and does not count.
-    assert metrics.mean_class_accuracy(found_CC) == pytest.approx(100 * 4 / 9)
+    assert metrics.mean_class_accuracy(confusion_CC) == pytest.approx(100 * 4 / 9)
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=60))
 def test_confusion_and_mean_class_accuracy_are_scikit_learns(clips: list[tuple[int, int]]) -> None:
     label_B, predicted_B = torch.tensor(clips).T
-    found_CC = metrics.confusion(predicted_B, label_B, 6)
-    np.testing.assert_array_equal(found_CC, confusion_matrix(label_B, predicted_B, labels=range(6)))
+    confusion_CC = metrics.confusion(predicted_B, label_B, 6)
+    np.testing.assert_array_equal(confusion_CC, confusion_matrix(label_B, predicted_B, labels=range(6)))
     expected = recall_score(
         label_B, predicted_B, labels=label_B.unique().tolist(), average="macro", zero_division=0
     )
-    assert metrics.mean_class_accuracy(found_CC) == pytest.approx(100 * expected)
+    assert metrics.mean_class_accuracy(confusion_CC) == pytest.approx(100 * expected)
 
 
 def test_the_calibration_error_is_the_bins_gap_weighted_by_their_clips() -> None:
     sure_B = torch.tensor([0.55, 0.55, 0.55, 0.95, 0.95])
     probability_BC = torch.stack([sure_B, 1 - sure_B], 1)
     label_B = torch.tensor([0, 1, 1, 0, 0])
-    found = metrics.calibration(probability_BC, label_B, bins=10)
+    calibration = metrics.calibration(probability_BC, label_B, bins=10)
     # Bin (.5, .6]: 3 clips, sure 55, right 33.3; bin (.9, 1]: 2 clips, sure 95, right 100.
-    assert found.clips_K.tolist() == [0] * 5 + [3, 0, 0, 0, 2]
-    assert found.confidence_K[[5, 9]].tolist() == pytest.approx([55, 95])
-    assert found.accuracy_K[[5, 9]].tolist() == pytest.approx([100 / 3, 100])
-    assert found.ece == pytest.approx(0.6 * (55 - 100 / 3) + 0.4 * 5)
+    assert calibration.clips_K.tolist() == [0] * 5 + [3, 0, 0, 0, 2]
+    assert calibration.confidence_K[[5, 9]].tolist() == pytest.approx([55, 95])
+    assert calibration.accuracy_K[[5, 9]].tolist() == pytest.approx([100 / 3, 100])
+    assert calibration.ece == pytest.approx(0.6 * (55 - 100 / 3) + 0.4 * 5)
 
 
 def test_a_bin_holds_its_upper_edge_and_the_first_one_zero() -> None:

@@ -129,7 +129,7 @@ def _loss(parameter: nn.Parameter, slope: float) -> Tensor:
     return (parameter * torch.tensor([3.0 * slope, 4.0 * slope])).sum()
 
 
-def test_a_step_follows_the_gradient_and_tells_its_norm() -> None:
+def test_a_step_follows_the_gradient_and_records_its_norm() -> None:
     parameter, guarded = _guarded(1.0)
     assert guarded(_loss(parameter, 1.0))
     assert parameter.tolist() == [1 - 3, -4]
@@ -139,7 +139,7 @@ def test_a_step_follows_the_gradient_and_tells_its_norm() -> None:
 @pytest.mark.parametrize("size", [48, 2304, 6912])
 def test_the_norm_does_not_depend_on_where_in_memory_the_gradient_lies(size: int) -> None:
     # DistributedDataParallel lays its buckets out anew after the first step: a resumed training's gradients
-    # lie elsewhere than those of one that went on, and BLAS' dot product then rounds otherwise.
+    # lie elsewhere than those of a model that was not restored, and BLAS' dot product then rounds otherwise.
     gradient = torch.randn(size, generator=torch.Generator().manual_seed(0))
     norms = set()
     for offset in range(32):
@@ -151,7 +151,7 @@ def test_the_norm_does_not_depend_on_where_in_memory_the_gradient_lies(size: int
     assert len(norms) == 1
 
 
-def test_a_long_gradient_is_cut_to_its_limit_and_told_at_full_length() -> None:
+def test_a_long_gradient_is_clipped_to_its_limit_and_recorded_at_full_length() -> None:
     parameter, guarded = _guarded(1.0, clip_grad=0.5)
     guarded(_loss(parameter, 2.0))
     assert parameter.tolist() == pytest.approx([1 - 0.3, -0.4], rel=1e-4)
@@ -219,13 +219,13 @@ def _averaged(config: AverageConfig, weights: list[float]) -> list[float]:
     with torch.no_grad():
         model.weight.fill_(weights[0])
     average = config.build(model)
-    found = []
+    averages = []
     for weight in weights[1:]:
         with torch.no_grad():
             model.weight.fill_(weight)
         average.update_parameters(model)
-        found.append(average.module.weight.item())
-    return found
+        averages.append(average.module.weight.item())
+    return averages
 
 
 def test_an_average_keeps_its_decay_of_the_old_and_takes_the_rest_of_the_new() -> None:
@@ -260,5 +260,5 @@ def test_models_built_side_by_side_have_the_weights_of_models_built_alone() -> N
     alone = [build(seed) for seed in range(6)]
     with ThreadPoolExecutor(6) as threads:
         together = list(threads.map(build, range(6)))
-    for one, other in zip(alone, together, strict=True):
-        assert torch.equal(one, other)
+    for first, second in zip(alone, together, strict=True):
+        assert torch.equal(first, second)

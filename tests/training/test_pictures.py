@@ -76,20 +76,20 @@ def test_visible_tokens_are_shown_as_they_are_and_have_no_error() -> None:
     assert picture.visible_THW.shape == (2, 4, 4)
     assert picture.visible_THW[0, 0].all()
     assert picture.visible_THW.sum() == 4
-    shown = (picture.prediction_THWC[:2, :4] * 255).round()
-    np.testing.assert_array_equal(shown, picture.frames_THWC[:2, :4])
+    visible = (picture.prediction_THWC[:2, :4] * 255).round()
+    np.testing.assert_array_equal(visible, picture.frames_THWC[:2, :4])
     np.testing.assert_array_equal(np.isnan(picture.error_THW), picture.visible_THW)
 
 
 @pytest.mark.parametrize("target", ["normalized", "floored", "pixel"])
 def test_a_prediction_does_not_depend_on_what_is_masked(target: str) -> None:
     mae, sampler, video_BCTHW = _mae(target), Corner(32, RATIO), _video()
-    one, other = (_drawn(mae, sampler, x) for x in (video_BCTHW, _masked_changed(video_BCTHW)))
+    picture, changed = (_drawn(mae, sampler, x) for x in (video_BCTHW, _masked_changed(video_BCTHW)))
     np.testing.assert_allclose(
-        _masked_pixels(one.prediction_THWC), _masked_pixels(other.prediction_THWC), atol=1e-6
+        _masked_pixels(picture.prediction_THWC), _masked_pixels(changed.prediction_THWC), atol=1e-6
     )
-    assert not np.array_equal(one.frames_THWC[2:], other.frames_THWC[2:])
-    assert not np.array_equal(one.error_THW[1], other.error_THW[1])
+    assert not np.array_equal(picture.frames_THWC[2:], changed.frames_THWC[2:])
+    assert not np.array_equal(picture.error_THW[1], changed.error_THW[1])
 
 
 def test_the_error_is_the_mean_difference_of_a_tokens_pixels() -> None:

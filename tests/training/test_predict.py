@@ -1,4 +1,4 @@
-"""Classes of single files, against the test that a whole data set goes through."""
+"""Classes of single files, against the test of a complete data set."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "scene": {"size": 32, "sprite_radius": [4, 6]},
         }
     )
-    for name, place in generate(folder, config, workers=1).items():
+    for name, root in generate(folder, config, workers=1).items():
         for split in get_args(Split):
-            benchmarks.find(name).read(place, split, 1).save(folder / f"{name}.{split}.json")
+            benchmarks.find(name).read(root, split, 1).save(folder / f"{name}.{split}.json")
     return folder
 
 
@@ -66,8 +66,8 @@ def test_a_file_gets_the_class_that_the_benchmarks_test_gives_it(
     evaluate.score_videos(job, World(), EventLog(None), CheckpointStore(tmp_path / "c"))
     expected = json.loads((tmp_path / "predictions.json").read_text())
     listed = Manifest.load(data / "ssv2.test.json")
-    found = Predictor.load(tuned).predict([Path(video.path) for video in listed.videos])
-    assert [guesses[0].label for guesses in found] == [row["predicted"] for row in expected]
+    predictions = Predictor.load(tuned).predict([Path(video.path) for video in listed.videos])
+    assert [guesses[0].label for guesses in predictions] == [row["predicted"] for row in expected]
 
 
 def test_the_best_classes_come_first_with_probabilities_of_at_most_one(data: Path, tuned: Path) -> None:
@@ -90,8 +90,8 @@ def test_a_model_remembers_how_its_clips_were_taken(tuned: Path) -> None:
 def test_the_same_file_may_be_asked_about_twice_and_none_is_no_error(data: Path, tuned: Path) -> None:
     video = Path(Manifest.load(data / "ssv2.test.json").videos[0].path)
     predictor = Predictor.load(tuned)
-    one, other = predictor.predict([video, video])
-    assert one == other
+    first, second = predictor.predict([video, video])
+    assert first == second
     assert predictor.predict([]) == []
 
 

@@ -45,8 +45,8 @@ def _recipe(tiny: dict[str, Any], sampler: dict[str, Any], **changes: Any) -> Pr
     )
 
 
-def _look(mae: VideoMAE, sampler: Sampler, step: int) -> dict[str, float]:
-    return {"looked_at": float(step)}
+def _health(mae: VideoMAE, sampler: Sampler, step: int) -> dict[str, float]:
+    return {"checked_at": float(step)}
 
 
 def _run(
@@ -54,19 +54,19 @@ def _run(
 ) -> tuple[JointTrainer, dict[str, float]]:
     trainer = JointTrainer(recipe, World())
     events = events or EventLog(None)
-    return trainer, pretrain(trainer, loader, events=events, store=CheckpointStore(folder), health=_look)
+    return trainer, pretrain(trainer, loader, events=events, store=CheckpointStore(folder), health=_health)
 
 
 def _flat(state: Any, name: str = "") -> dict[str, Any]:
     if isinstance(state, dict):
         return {k: v for key in state for k, v in _flat(state[key], f"{name}.{key}").items()}
     if isinstance(state, (list, tuple)):
-        return {k: v for place, one in enumerate(state) for k, v in _flat(one, f"{name}.{place}").items()}
+        return {k: v for index, item in enumerate(state) for k, v in _flat(item, f"{name}.{index}").items()}
     return {name: state}
 
 
-def _assert_same(one: Any, other: Any) -> None:
-    flat, flat_other = _flat(one), _flat(other)
+def _assert_same(actual: Any, other: Any) -> None:
+    flat, flat_other = _flat(actual), _flat(other)
     assert flat.keys() == flat_other.keys()
     for name, value in flat.items():
         same = (
@@ -80,30 +80,30 @@ def test_a_resumed_run_ends_in_the_same_bits(
     sampler: dict[str, Any], tiny: dict[str, Any], clips: Any, tmp_path: Path
 ) -> None:
     recipe = _recipe(tiny, sampler)
-    straight, figures = _run(recipe, clips(), tmp_path / "straight")
+    straight, metrics = _run(recipe, clips(), tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
         _run(recipe, clips(fail_at=2), tmp_path / "killed")
     torch.manual_seed(999)
     loader = clips()
-    resumed, resumed_figures = _run(recipe, loader, tmp_path / "killed")
+    resumed, resumed_metrics = _run(recipe, loader, tmp_path / "killed")
     assert loader.epochs_read == [2, 3]
-    assert figures == resumed_figures
+    assert metrics == resumed_metrics
     _assert_same(straight.state_dict(), resumed.state_dict())
 
 
 @pytest.mark.parametrize("killed_at", [1, 4, 5, 8])
-def test_a_run_killed_within_an_epoch_goes_on_at_its_newest_step_and_ends_in_the_same_bits(
+def test_a_run_killed_within_an_epoch_resumes_at_its_newest_step_and_ends_in_the_same_bits(
     killed_at: int, tiny: dict[str, Any], clips: Any, tmp_path: Path
 ) -> None:
     recipe = _recipe(
         tiny, SAMPLERS["tats, long rollout"], epochs=3, checkpoint={"epochs": None, "steps": 2, "keep": 1}
     )
-    straight, figures = _run(recipe, clips(), tmp_path / "straight")
+    straight, metrics = _run(recipe, clips(), tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
         _run(recipe, clips(fail_at_step=killed_at), tmp_path / "killed")
     events = EventLog(tmp_path / "events.jsonl")
-    resumed, resumed_figures = _run(recipe, clips(), tmp_path / "killed", events)
-    assert figures == resumed_figures
+    resumed, resumed_metrics = _run(recipe, clips(), tmp_path / "killed", events)
+    assert metrics == resumed_metrics
     _assert_same(straight.state_dict(), resumed.state_dict())
     notes = [event["text"] for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "note"]
     assert notes == ([f"resumed after step {killed_at // 2 * 2} of 9"] if killed_at > 1 else [])
@@ -118,7 +118,7 @@ def test_a_schedule_straight_through_and_in_parts_ends_in_the_same_bits(
     recipe = _recipe(
         tiny, SAMPLERS["tats, long rollout"], schedule=schedule, checkpoint={"epochs": None, "steps": 1}
     )
-    straight, figures = _run(recipe, clips(), tmp_path / "straight")
+    straight, metrics = _run(recipe, clips(), tmp_path / "straight")
 
     begun = recipe.beginning(2)
     assert begun == _recipe(
@@ -131,7 +131,7 @@ def test_a_schedule_straight_through_and_in_parts_ends_in_the_same_bits(
         clips(),
         events=EventLog(None),
         store=CheckpointStore(tmp_path / "a"),
-        health=_look,
+        health=_health,
         after=state,
     )
     loader = clips(fail_at_step=killed_at)
@@ -139,7 +139,7 @@ def test_a_schedule_straight_through_and_in_parts_ends_in_the_same_bits(
     parts = {
         "events": EventLog(None),
         "store": CheckpointStore(tmp_path / "b"),
-        "health": _look,
+        "health": _health,
         "before": state,
     }
     if killed_at is not None:
@@ -148,7 +148,7 @@ def test_a_schedule_straight_through_and_in_parts_ends_in_the_same_bits(
         second, loader = JointTrainer(recipe, World()), clips()
     ended = pretrain(second, loader, **parts)
     assert set(loader.epochs_read) <= {2, 3}
-    assert ended == figures
+    assert ended == metrics
     _assert_same(straight.state_dict(), second.state_dict())
     other, _ = _run(_recipe(tiny, SAMPLERS["tats, long rollout"]), clips(), tmp_path / "other")
     with pytest.raises(AssertionError):
@@ -156,7 +156,7 @@ def test_a_schedule_straight_through_and_in_parts_ends_in_the_same_bits(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"schedule": [{"epoch": 1, "ppo": {"clipp": 0.1}}]}, "schedule's ppo.clipp at epoch 1"),
         ({"schedule": [{"epoch": 1, "ppo": {"clip": 1.5}}]}, "schedule's ppo.clip at epoch 1"),
@@ -166,13 +166,13 @@ def test_a_schedule_straight_through_and_in_parts_ends_in_the_same_bits(
     ],
 )
 def test_a_schedule_that_cannot_be_followed_is_refused(
-    changes: dict[str, Any], said: str, tiny: dict[str, Any]
+    changes: dict[str, Any], message: str, tiny: dict[str, Any]
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         _recipe(tiny, SAMPLERS["tats"], **changes)
 
 
-def test_no_state_is_kept_in_a_storm_of_nans(tiny: dict[str, Any], clips: Any, tmp_path: Path) -> None:
+def test_no_checkpoint_is_saved_in_a_storm_of_nans(tiny: dict[str, Any], clips: Any, tmp_path: Path) -> None:
     class Stormy(clips):  # type: ignore[misc]
         def epoch(self, epoch: int, first_step: int = 0) -> Any:
             for step, batch in enumerate(super().epoch(epoch, first_step)):
@@ -185,26 +185,26 @@ def test_no_state_is_kept_in_a_storm_of_nans(tiny: dict[str, Any], clips: Any, t
     assert max(tmp_path.iterdir()).name == "step-000000004"
 
 
-def test_a_finished_run_that_is_started_again_returns_its_figures(
+def test_a_finished_run_that_is_started_again_returns_its_metrics(
     tiny: dict[str, Any], clips: Any, tmp_path: Path
 ) -> None:
     recipe = _recipe(tiny, SAMPLERS["tats"], epochs=1)
-    _, figures = _run(recipe, clips(), tmp_path)
+    _, metrics = _run(recipe, clips(), tmp_path)
     loader = clips()
     _, again = _run(recipe, loader, tmp_path)
     assert loader.epochs_read == []
-    assert again == figures
-    assert math.isfinite(figures["loss"])
+    assert again == metrics
+    assert math.isfinite(metrics["loss"])
 
 
 def test_the_same_seed_trains_the_same_model_and_another_one_does_not(
     tiny: dict[str, Any], clips: Any, tmp_path: Path
 ) -> None:
     states = [
-        _run(_recipe(tiny, SAMPLERS["tats"], epochs=1, seed=seed), clips(), tmp_path / str(place))[
+        _run(_recipe(tiny, SAMPLERS["tats"], epochs=1, seed=seed), clips(), tmp_path / str(run))[
             0
         ].state_dict()
-        for place, seed in enumerate((0, 0, 1))
+        for run, seed in enumerate((0, 0, 1))
     ]
     _assert_same(states[0], states[1])
     assert not torch.equal(states[0]["mae"]["mask_token"], states[2]["mae"]["mask_token"])
@@ -234,11 +234,11 @@ def test_while_warming_up_masking_is_random_and_the_sampler_rests(tiny: dict[str
     trainer = JointTrainer(_recipe(tiny, SAMPLERS["tats"]), World())
     before = {name: tensor.clone() for name, tensor in trainer.sampler.state_dict().items()}
     (video_BCTHW, _, _), *_ = clips().epoch(0)
-    figures = trainer.step(video_BCTHW, lr=1e-3, warming_up=True)
-    assert "entropy_share" not in figures
+    metrics = trainer.step(video_BCTHW, lr=1e-3, warming_up=True)
+    assert "entropy_share" not in metrics
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.sampler.state_dict().items())
-    figures = trainer.step(video_BCTHW, lr=1e-3)
-    assert figures["entropy_share"] == pytest.approx(1, abs=0.01)
+    metrics = trainer.step(video_BCTHW, lr=1e-3)
+    assert metrics["entropy_share"] == pytest.approx(1, abs=0.01)
     assert not torch.equal(trainer.sampler.state_dict()["norm.weight"], before["norm.weight"])
 
 
@@ -254,12 +254,12 @@ def test_the_warm_up_of_the_sampler_may_end_within_an_epoch(
 
 
 @pytest.mark.parametrize(
-    ("sampler", "warming_up", "looks"), [("random", False, 0), ("tats", True, 0), ("tats", False, 1)]
+    ("sampler", "warming_up", "passes"), [("random", False, 0), ("tats", True, 0), ("tats", False, 1)]
 )
-def test_all_tokens_are_embedded_only_for_a_sampler_that_looks_at_them(
+def test_all_tokens_are_embedded_only_for_a_sampler_that_reads_them(
     sampler: str,
     warming_up: bool,
-    looks: int,
+    passes: int,
     tiny: dict[str, Any],
     clips: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -272,7 +272,7 @@ def test_all_tokens_are_embedded_only_for_a_sampler_that_looks_at_them(
     )
     (video_BCTHW, _, _), *_ = clips().epoch(0)
     trainer.step(video_BCTHW, lr=1e-3, warming_up=warming_up)
-    assert len(seen) == looks
+    assert len(seen) == passes
 
 
 def test_rewards_are_standardised_and_their_moments_logged(tiny: dict[str, Any]) -> None:
@@ -282,15 +282,15 @@ def test_rewards_are_standardised_and_their_moments_logged(tiny: dict[str, Any])
     rollout = trainer.sampler.draw(2, trainer.noise, policy)
     reward_BM = torch.rand(rollout.masked_BM.shape)
     assert trainer.objective is not None
-    figures = trainer.objective.update(Transition(tokens_BND, rollout, reward_BM), trainer.learner)
-    assert figures["reward_mean"] == pytest.approx(reward_BM.mean().item())
-    assert figures["reward_std"] == pytest.approx(reward_BM.std(correction=0).item())
+    metrics = trainer.objective.update(Transition(tokens_BND, rollout, reward_BM), trainer.learner)
+    assert metrics["reward_mean"] == pytest.approx(reward_BM.mean().item())
+    assert metrics["reward_std"] == pytest.approx(reward_BM.std(correction=0).item())
     standard_BM = trainer.objective.memory[0].reward_BM
     assert standard_BM.mean().item() == pytest.approx(0, abs=1e-6)
     assert standard_BM.std(correction=0).item() == pytest.approx(1, abs=1e-5)
 
 
-def test_a_skipped_step_of_the_sampler_is_counted_and_told(
+def test_a_skipped_step_of_the_sampler_is_counted_and_logged(
     tiny: dict[str, Any], clips: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = JointTrainer(_recipe(tiny, SAMPLERS["tats"], epochs=1), World())
@@ -302,12 +302,14 @@ def test_a_skipped_step_of_the_sampler_is_counted_and_told(
         lambda drawn, learner: update(replace(drawn, reward_BM=drawn.reward_BM * math.nan), learner),
     )
     events = EventLog(tmp_path / "events.jsonl")
-    pretrain(trainer, clips(steps=2), events=events, store=CheckpointStore(tmp_path / "states"), health=_look)
-    told = [
+    pretrain(
+        trainer, clips(steps=2), events=events, store=CheckpointStore(tmp_path / "states"), health=_health
+    )
+    logged = [
         event["values"] for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "metrics"
     ]
     # Each of two updates has two passes of two mini-batches.
-    assert [values["skipped_steps"] for values in told if "skipped_steps" in values] == [8]
+    assert [values["skipped_steps"] for values in logged if "skipped_steps" in values] == [8]
     assert trainer.mae_step.skipped == 0
 
 
@@ -322,15 +324,15 @@ def test_an_accumulated_step_is_the_step_of_the_large_batch(
     try:
         trainers = [JointTrainer(_recipe(tiny, sampler, accumulate=parts), World()) for parts in (1, 2, 3)]
         for step, (video_BCTHW, _, _) in enumerate(clips(steps=5, batch=5).epoch(0)):
-            figures = [trainer.step(video_BCTHW.double(), lr=1e-3) for trainer in trainers]
-            for other in figures[1:]:
+            metrics = [trainer.step(video_BCTHW.double(), lr=1e-3) for trainer in trainers]
+            for other in metrics[1:]:
                 for name in {"loss", "reward_std", "policy_loss", "kl", "sampling_loss"} & other.keys():
-                    assert other[name] == pytest.approx(figures[0][name], abs=1e-5), (step, name)
+                    assert other[name] == pytest.approx(metrics[0][name], abs=1e-5), (step, name)
     finally:
         torch.set_default_dtype(torch.float32)
-    one, *others = (dict(t.mae.state_dict()) | dict(t.sampler.state_dict()) for t in trainers)
+    first, *others = (dict(t.mae.state_dict()) | dict(t.sampler.state_dict()) for t in trainers)
     for other in others:
-        for name, tensor in one.items():
+        for name, tensor in first.items():
             torch.testing.assert_close(
                 other[name], tensor, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
             )
@@ -371,32 +373,32 @@ def test_a_broken_batch_is_skipped_and_does_not_reach_the_weights(tiny: dict[str
     assert torch.equal(trainer.mae.mask_token, before)
 
 
-@pytest.mark.parametrize(("every", "looks"), [(None, [12]), (3, [0, 9, 12]), (4, [0, 12])])
-def test_the_model_is_looked_at_as_often_as_asked_and_at_the_end(
-    every: int | None, looks: list[int], tiny: dict[str, Any], clips: Any, tmp_path: Path
+@pytest.mark.parametrize(("every", "checks"), [(None, [12]), (3, [0, 9, 12]), (4, [0, 12])])
+def test_health_is_checked_as_often_as_asked_and_at_the_end(
+    every: int | None, checks: list[int], tiny: dict[str, Any], clips: Any, tmp_path: Path
 ) -> None:
-    _, figures = _run(
+    _, metrics = _run(
         _recipe(tiny, SAMPLERS["random"], health_every=every),
         clips(),
         tmp_path,
         EventLog(tmp_path / "events.jsonl"),
     )
-    told = [
+    logged = [
         event["values"] for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "metrics"
     ]
-    assert [values["looked_at"] for values in told if "looked_at" in values] == looks
-    assert figures["looked_at"] == 12
+    assert [values["checked_at"] for values in logged if "checked_at" in values] == checks
+    assert metrics["checked_at"] == 12
 
 
-def test_the_log_tells_every_step_the_health_figures_and_the_end(
+def test_the_log_has_every_step_the_health_metrics_and_the_end(
     tiny: dict[str, Any], clips: Any, tmp_path: Path
 ) -> None:
     recipe = _recipe(tiny, SAMPLERS["tats"], epochs=3)
-    _, figures = _run(recipe, clips(), tmp_path, EventLog(tmp_path / "events.jsonl"))
+    _, metrics = _run(recipe, clips(), tmp_path, EventLog(tmp_path / "events.jsonl"))
     events = [event for _, event in read_events(tmp_path / "events.jsonl")]
     points = [e for e in events if e["kind"] == "metrics" and "loss" in e["values"]]
     assert [e["step"] for e in points] == list(range(1, 10))
-    assert points[-1]["values"]["loss"] == figures["loss"]
+    assert points[-1]["values"]["loss"] == metrics["loss"]
     assert {"entropy_share", "kl", "clip_fraction", "explained_variance", "reward_std"} <= points[0][
         "values"
     ].keys()
@@ -404,8 +406,8 @@ def test_the_log_tells_every_step_the_health_figures_and_the_end(
     rates = [e["values"]["lr"] for e in points]
     assert rates[:4] == pytest.approx([s * (5e-2 - 1e-6) / 64 / 3 + 1e-6 / 64 for s in range(4)])
     # Health before the first step, every second epoch and at the end.
-    looked = [(e["step"], e["values"]["looked_at"]) for e in events if "looked_at" in e.get("values", {})]
-    assert looked == [(0, 0.0), (6, 6.0), (9, 9.0)]
+    checked = [(e["step"], e["values"]["checked_at"]) for e in events if "checked_at" in e.get("values", {})]
+    assert checked == [(0, 0.0), (6, 6.0), (9, 9.0)]
     last = [e for e in events if e["kind"] == "progress"][-1]
     assert (last["step"], last["steps"], last["epoch"], last["epochs"]) == (9, 9, 3, 3)
 
@@ -422,7 +424,7 @@ def test_a_storm_of_nans_changes_no_weight_and_ends_training_with_a_sentence(
     trainer = JointTrainer(recipe, World())
     before = {name: tensor.clone() for name, tensor in trainer.mae.state_dict().items()}
     with pytest.raises(TrainingError, match="20 steps in a row had a non-finite gradient"):
-        pretrain(trainer, Broken(), events=EventLog(None), store=CheckpointStore(tmp_path), health=_look)
+        pretrain(trainer, Broken(), events=EventLog(None), store=CheckpointStore(tmp_path), health=_health)
     _assert_same(before, dict(trainer.mae.state_dict()))
     assert trainer.last_index_B is not None
 
@@ -434,9 +436,9 @@ def test_one_broken_batch_is_skipped_and_counted(tiny: dict[str, Any], clips: An
                 bad = math.inf if (epoch, step) == (1, 1) else 1.0
                 yield batch._replace(video_BCTHW=batch.video_BCTHW * bad)
 
-    trainer, figures = _run(_recipe(tiny, SAMPLERS["tats"]), OnceBroken(), tmp_path)
+    trainer, metrics = _run(_recipe(tiny, SAMPLERS["tats"]), OnceBroken(), tmp_path)
     assert trainer.mae_step.skipped == 1
     assert trainer.learner.guarded.skipped == 0, "what cannot be rewarded is not learnt from"
-    assert math.isfinite(figures["loss"])
+    assert math.isfinite(metrics["loss"])
     for module in (trainer.mae, trainer.sampler):
         assert all(torch.isfinite(p).all() for p in module.parameters())

@@ -147,8 +147,8 @@ def test_an_attentive_probe_finds_what_mean_pooling_cannot(tmp_path: Path) -> No
     assert metrics.top_k_percent(pooled_BC, test_label_B, 1) < 60
 
     probe = _fit(events=EventLog(tmp_path / "events.jsonl"))
-    told = [event for _, event in read_events(tmp_path / "events.jsonl")]
-    losses = [event["values"]["attentive_loss"] for event in told if event["kind"] == "metrics"]
+    events = [event for _, event in read_events(tmp_path / "events.jsonl")]
+    losses = [event["values"]["attentive_loss"] for event in events if event["kind"] == "metrics"]
     scores_BC, label_B = probes.score_attentive(probe, [(test_BND, test_label_B)])
     assert torch.equal(label_B, test_label_B)
     assert metrics.top_k_percent(scores_BC, label_B, 1) > 99
@@ -158,29 +158,29 @@ def test_an_attentive_probe_finds_what_mean_pooling_cannot(tmp_path: Path) -> No
 
 def test_the_same_seed_gives_the_same_attentive_probe_bit_for_bit() -> None:
     torch.manual_seed(5)
-    one = _fit()
+    probe = _fit()
     torch.manual_seed(6)
     same, other = _fit(), _fit(seed=1)
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
-    assert not torch.equal(one.head.weight, other.head.weight)
+    assert all(torch.equal(a, b) for a, b in zip(probe.parameters(), same.parameters(), strict=True))
+    assert not torch.equal(probe.head.weight, other.head.weight)
 
 
-def test_a_killed_attentive_probe_goes_on_and_ends_bit_for_bit_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_a_killed_attentive_probe_resumes_and_ends_bit_for_bit_as_if_it_had_not_been(tmp_path: Path) -> None:
     class Killed(CheckpointStore):
         def save(self, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float]) -> None:
             super().save(state, step=step, metrics=metrics)
             if state["epoch"] == 2:
                 raise KeyboardInterrupt
 
-    whole = _fit(epochs=5)
+    uninterrupted = _fit(epochs=5)
     with pytest.raises(KeyboardInterrupt):
         _fit(epochs=5, store=Killed(tmp_path))
     resumed = _fit(epochs=5, events=EventLog(tmp_path / "events.jsonl"), store=CheckpointStore(tmp_path))
-    told = [event for _, event in read_events(tmp_path / "events.jsonl")]
-    assert [event["text"] for event in told if event["kind"] == "note"] == ["resumed after epoch 2 of 5"]
-    assert [event["epoch"] for event in told if event["kind"] == "progress"] == [3, 4, 5]
+    events = [event for _, event in read_events(tmp_path / "events.jsonl")]
+    assert [event["text"] for event in events if event["kind"] == "note"] == ["resumed after epoch 2 of 5"]
+    assert [event["epoch"] for event in events if event["kind"] == "progress"] == [3, 4, 5]
     other = resumed.state_dict()
-    assert all(torch.equal(tensor, other[name]) for name, tensor in whole.state_dict().items())
+    assert all(torch.equal(tensor, other[name]) for name, tensor in uninterrupted.state_dict().items())
 
 
 def test_the_attention_is_the_softmax_of_query_and_keys_over_the_tokens() -> None:
@@ -207,9 +207,9 @@ def test_scoring_leaves_the_probe_as_it_was() -> None:
     probe = _fit()
     before = {name: tensor.clone() for name, tensor in probe.state_dict().items()}
     assert probe.training
-    one, _ = probes.score_attentive(probe, [_marked(5, 0)])
+    first, _ = probes.score_attentive(probe, [_marked(5, 0)])
     again, _ = probes.score_attentive(probe, [(part, label) for part, label in [_marked(5, 0)]])
     assert probe.training
-    assert torch.equal(one, again)
-    assert not one.requires_grad
+    assert torch.equal(first, again)
+    assert not first.requires_grad
     assert all(torch.equal(before[name], tensor) for name, tensor in probe.state_dict().items())

@@ -27,17 +27,17 @@ VIT = ViTConfig.model_validate({"preset": "vit_micro", "width": 24, "depth": 1, 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """What a pre-training leaves behind."""
-    place = tmp_path / "pretrain"
-    place.mkdir()
+    folder = tmp_path / "pretrain"
+    folder.mkdir()
     torch.manual_seed(0)
     config = MAEConfig(decoder_width=16, decoder_depth=1, decoder_heads=2)
     sampler = SamplerConfig.model_validate({"mask_ratio": 0.875, "network": {"width": 12, "heads": 2}})
     views = Views(benchmark="ucf101", sampling="dense", stride=2)
     described = {"model": VIT, "clip": CLIP, "mae": config, "views": views}
-    weights.save(place, VideoMAE(VIT, config, CLIP), described)
+    weights.save(folder, VideoMAE(VIT, config, CLIP), described)
     site = SamplerSite(tokens=32, slices=2, width=24, heads=3)
-    weights.save(place, sampler.build(site), {"sampler": sampler}, name="sampler")
-    return place
+    weights.save(folder, sampler.build(site), {"sampler": sampler}, name="sampler")
+    return folder
 
 
 def write_video(path: Path, frames: int = 20, width: int = 24, height: int = 16) -> Path:
@@ -62,7 +62,7 @@ def test_the_clip_is_the_middle_of_the_video_and_its_central_square(folder: Path
     grey_TC = (video_BCTHW[0, :, :, 8, 8].T * deviation + mean) * 255
     # 4 frames at a stride of 2 span 7 of 20: the middle start is 6.5, rounded to even.
     assert grey_TC.round().tolist() == [[grey] * 3 for grey in (60, 80, 100, 120)]
-    # The black edge is cut off: 16 of 24 columns from the fifth on.
+    # The black edge is cropped: 16 of 24 columns from the fifth on.
     assert torch.equal(video_BCTHW[..., 0], video_BCTHW[..., 8])
 
 
@@ -76,15 +76,15 @@ def test_several_clips_cover_the_video_and_have_pictures_of_their_own(folder: Pa
     ]
     (drawn,) = visualiser.draw([path], tmp_path / "out", n_clips=3)
     assert isinstance(drawn, tuple)
-    names = [f"a-clip{place}.{suffix}" for place in (1, 2, 3) for suffix in ("png", "gif")]
+    names = [f"a-clip{number}.{suffix}" for number in (1, 2, 3) for suffix in ("png", "gif")]
     assert [file.name for file in drawn] == names
     assert sorted(names) == sorted(file.name for file in (tmp_path / "out").iterdir())
 
 
-def test_an_unreadable_video_is_told_and_the_others_are_drawn(folder: Path, tmp_path: Path) -> None:
-    whole = write_video(tmp_path / "a.mkv")
+def test_an_unreadable_video_is_reported_and_the_others_are_drawn(folder: Path, tmp_path: Path) -> None:
+    readable = write_video(tmp_path / "a.mkv")
     (tmp_path / "broken.mkv").write_bytes(b"not a video")
-    videos = [tmp_path / "broken.mkv", tmp_path / "nowhere.mkv", whole]
+    videos = [tmp_path / "broken.mkv", tmp_path / "nowhere.mkv", readable]
     broken, missing, drawn = Visualiser.load(folder).draw(videos, tmp_path / "out")
     assert isinstance(broken, VideoError)
     assert isinstance(missing, VideoError)
@@ -95,9 +95,11 @@ def test_an_unreadable_video_is_told_and_the_others_are_drawn(folder: Path, tmp_
 
 
 def test_videos_of_one_name_do_not_overwrite_each_other(folder: Path, tmp_path: Path) -> None:
-    videos = [write_video(tmp_path / place / "a.mkv", frames) for place, frames in (("x", 20), ("y", 9))]
-    found = list(Visualiser.load(folder).draw(videos, tmp_path))
-    assert [drawn[0].name for drawn in found if isinstance(drawn, tuple)] == ["a.png", "a-2.png"]
+    videos = [
+        write_video(tmp_path / folder_name / "a.mkv", frames) for folder_name, frames in (("x", 20), ("y", 9))
+    ]
+    results = list(Visualiser.load(folder).draw(videos, tmp_path))
+    assert [drawn[0].name for drawn in results if isinstance(drawn, tuple)] == ["a.png", "a-2.png"]
 
 
 def test_the_seed_decides_what_is_visible_and_the_other_videos_do_not(folder: Path, tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ def test_a_saved_model_comes_back_as_it_was(tmp_path: Path) -> None:
     mae = _saved(tmp_path)
     other = VideoMAE(_vit(), MAE, CLIP)
     weights.load(tmp_path, other)
-    for (name, one), two in zip(mae.state_dict().items(), other.state_dict().values(), strict=True):
-        assert torch.equal(one, two), name
+    for (name, saved), loaded in zip(mae.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(saved, loaded), name
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
 
 
@@ -55,9 +55,9 @@ def test_a_classifier_takes_the_pre_trained_encoder_without_its_final_norm(tmp_p
     assert match.missing == ()
     assert match.unexpected == ("norm.bias", "norm.weight")
     expected = {k: v for k, v in mae.encoder.state_dict().items() if not k.startswith("norm.")}
-    found = model.encoder.state_dict()
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    loaded = model.encoder.state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 
 def test_weights_of_another_depth_are_refused_with_a_name(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_weights_of_another_depth_are_refused_with_a_name(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [
         (VideoMAE(_vit(depth=3), MAE, CLIP), r"missing 12 \(such as encoder.blocks.2.attn.proj.bias\)$"),
         (VideoMAE(_vit(depth=1), MAE, CLIP), r"unexpected 12 \(such as encoder.blocks.1.attn.proj.bias\)$"),
@@ -85,10 +85,10 @@ def test_weights_of_another_depth_are_refused_with_a_name(tmp_path: Path) -> Non
     ids=["depth", "no place", "width"],
 )
 def test_a_whole_model_that_does_not_fit_is_refused_with_a_name(
-    tmp_path: Path, other: VideoMAE, said: str
+    tmp_path: Path, other: VideoMAE, message: str
 ) -> None:
     _saved(tmp_path)
-    with pytest.raises(WeightsError, match=said):
+    with pytest.raises(WeightsError, match=message):
         weights.load(tmp_path, other)
 
 
@@ -100,10 +100,10 @@ def test_a_model_without_an_encoder_is_not_a_pre_training(tmp_path: Path) -> Non
 
 def test_a_pre_training_starts_from_encoder_and_decoder(tmp_path: Path) -> None:
     mae, other = _saved(tmp_path), VideoMAE(_vit(), MAE, CLIP)
-    match = weights.start_mae(other, tmp_path)
+    match = weights.initialise_mae(other, tmp_path)
     assert (match.missing, match.unexpected) == ((), ())
-    for (name, one), two in zip(mae.state_dict().items(), other.state_dict().values(), strict=True):
-        assert torch.equal(one, two), name
+    for (name, saved), loaded in zip(mae.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(saved, loaded), name
 
 
 def test_a_pre_training_from_a_classifier_starts_with_its_encoder_alone(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_pre_training_from_a_classifier_starts_with_its_encoder_alone(tmp_path
         tmp_path, source, {"model": _vit(), "clip": CLIP, "classes": ["a", "b"], "head_norm": "layer"}
     )
     token = other.mask_token.clone()
-    match = weights.start_mae(other, tmp_path)
+    match = weights.initialise_mae(other, tmp_path)
     assert {"mask_token", "encoder.norm.weight", "to_pixels.bias"} < set(match.missing)
     assert not [name for name in match.missing if name.startswith("encoder.blocks.")]
     assert torch.equal(other.encoder.embedding.weight, source.encoder.embedding.weight)
@@ -149,7 +149,7 @@ def test_a_description_without_an_encoder_is_refused(tmp_path: Path) -> None:
         weights.load_classifier(tmp_path)
 
 
-def test_a_folder_without_a_model_is_said_to_be_one(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     model = VideoMAE(_vit(), MAE, CLIP)
     with pytest.raises(WeightsError, match=r"model.safetensors"):
         weights.load(tmp_path, model)
@@ -178,7 +178,10 @@ def test_a_model_saved_in_another_format_is_refused_in_a_sentence(
         "same numbers would mean something else; train it again (run its pipeline), or use the version "
         "that saved it"
     )
-    for load in (weights.load_mae, lambda folder: weights.start_mae(VideoMAE(_vit(), MAE, CLIP), folder)):
+    for load in (
+        weights.load_mae,
+        lambda folder: weights.initialise_mae(VideoMAE(_vit(), MAE, CLIP), folder),
+    ):
         with pytest.raises(WeightsError, match=rf"mae/{re.escape(sentence)}$"):
             load(tmp_path / "mae")
     for load in (weights.load_classifier, lambda folder: weights.load_encoder(classifier.encoder, folder)):
@@ -186,11 +189,11 @@ def test_a_model_saved_in_another_format_is_refused_in_a_sentence(
             load(tmp_path / "classifier")
 
 
-def test_our_tensors_in_a_file_that_tells_no_format_are_refused(tmp_path: Path) -> None:
+def test_our_tensors_in_a_file_without_a_format_are_refused(tmp_path: Path) -> None:
     mae = VideoMAE(_vit(), MAE, CLIP)
     torch.save(mae.state_dict(), tmp_path / "ours.pth")
     with pytest.raises(WeightsError, match=r"ours.pth: is a model of TATS saved without a format"):
-        weights.start_mae(mae, tmp_path / "ours.pth")
+        weights.initialise_mae(mae, tmp_path / "ours.pth")
 
 
 def test_half_a_file_of_weights_is_refused(tmp_path: Path) -> None:
@@ -249,8 +252,8 @@ def test_a_classifier_of_hugging_face_is_rebuilt_with_its_classes_or_numbers(
     (tmp_path / "config.json").write_text(json.dumps(config))
     model, classes = weights.load_classifier(tmp_path)
     assert classes == (["a", "b", "c"] if named else ["class 0", "class 1", "class 2"])
-    for (name, one), two in zip(source.state_dict().items(), model.state_dict().values(), strict=True):
-        assert torch.equal(one, two), name
+    for (name, saved), loaded in zip(source.state_dict().items(), model.state_dict().values(), strict=True):
+        assert torch.equal(saved, loaded), name
 
 
 def test_a_pre_trained_model_of_hugging_face_has_no_classes_either(tmp_path: Path) -> None:

@@ -72,29 +72,29 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         )
         for rank in range(2)
     ]
-    said = [worker.communicate(timeout=240)[1].decode() for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(said)
+    messages = [worker.communicate(timeout=240)[1].decode() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(messages)
     return [torch.load(out / f"{rank}.pt") | {"out": out} for rank in range(2)]
 
 
-def _assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
+def _assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(
-            found[name], tensor, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            actual[name], tensor, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
 @pytest.mark.slow
 def test_two_workers_pool_what_they_know(both: list[dict[str, Any]]) -> None:
-    for found in both:
+    for worker in both:
         # Over 1, 3, 5 and 7 (and a million): mean 4, deviation sqrt((9 + 1 + 1 + 9) / 4).
-        assert found["moments"] == pytest.approx([1e6 + 4, 5**0.5])
-        assert found["sum"] == [2, 10]
-        assert found["mean"] == {"loss": 1.5, "train_top1": 50.0}
-        assert found["union"] == {"both": "one", "0": "own", "1": "own"}
-        assert found["gather"] == [[0, 7], [1, 7]]
-        assert found["uneven"] == [[0, 1, 2, 10, 11], [[0], [1], [2], [10], [11]]]
+        assert worker["moments"] == pytest.approx([1e6 + 4, 5**0.5])
+        assert worker["sum"] == [2, 10]
+        assert worker["mean"] == {"loss": 1.5, "train_top1": 50.0}
+        assert worker["union"] == {"both": "one", "0": "own", "1": "own"}
+        assert worker["gather"] == [[0, 7], [1, 7]]
+        assert worker["uneven"] == [[0, 1, 2, 10, 11], [[0], [1], [2], [10], [11]]]
 
 
 @pytest.mark.slow
@@ -102,8 +102,8 @@ def test_two_workers_pool_what_they_know(both: list[dict[str, Any]]) -> None:
 def test_two_workers_take_the_fine_tuning_step_of_one(both: list[dict[str, Any]], recipe: str) -> None:
     worker = _load_worker()
     alone = worker.classifier(World(), **worker.RECIPES[recipe] | {"accumulate": 1})
-    for found in both:
-        _assert_close(found["classifier"][recipe], alone)
+    for worker in both:
+        _assert_close(worker["classifier"][recipe], alone)
     for name in ("head_norm.running_mean", "head_norm.running_var"):
         assert (name in alone) == (recipe == "batch")
 
@@ -113,21 +113,21 @@ def test_two_workers_exchange_gradients_once_a_step_however_many_parts_it_has(
     both: list[dict[str, Any]],
 ) -> None:
     # Tables of positions are the same on all, and so are the statistics of a pooled batch norm.
-    for found in both:
-        assert found["exchanges"] == (1, False)
+    for worker in both:
+        assert worker["exchanges"] == (1, False)
 
 
 @pytest.mark.slow
 def test_two_workers_take_twenty_joint_steps_as_one_with_the_whole_batch(both: list[dict[str, Any]]) -> None:
     alone = _load_worker().joint(World(), steps=20)
-    for found in both:
+    for worker in both:
         for part in ("mae", "sampler"):
             for name, tensor in alone[part].items():
-                difference = (found["joint"][part][name] - tensor).abs().max().item()
+                difference = (worker["joint"][part][name] - tensor).abs().max().item()
                 assert difference < 1e-5, f"{part}.{name}: {difference}"
     shared = ("reward_mean", "reward_std", "policy_loss", "entropy_share", "kl", "entropy_weight")
-    for step, expected in enumerate(alone["figures"]):
-        ranks = [found["joint"]["figures"][step] for found in both]
+    for step, expected in enumerate(alone["metrics"]):
+        ranks = [worker["joint"]["metrics"][step] for worker in both]
         # The loss is each worker's own; what the sampler learns from is pooled.
         assert sum(rank["loss"] for rank in ranks) / 2 == pytest.approx(expected["loss"], abs=1e-5)
         for name in shared:
@@ -138,16 +138,16 @@ def test_two_workers_take_twenty_joint_steps_as_one_with_the_whole_batch(both: l
 def test_the_loss_of_a_pre_training_is_that_of_all_workers(
     both: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    alone = _load_worker().figures(World(), tmp_path)
-    for found in both:
-        assert found["figures"] == pytest.approx(alone, rel=1e-5)
+    alone = _load_worker().pretrain_metrics(World(), tmp_path)
+    for worker in both:
+        assert worker["metrics"] == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.slow
-def test_a_training_goes_on_with_fewer_or_more_workers_as_one_undisturbed(
+def test_a_training_resumes_with_fewer_or_more_workers_as_one_undisturbed(
     both: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    # Two workers stopped after six of twelve steps and one went on, and the other way round. The sampler had
+    # Two workers stopped after six of twelve steps and one resumed, and the other way round. The sampler had
     # learnt from the first four, and remembered two.
     worker, out = _load_worker(), both[0]["out"]
     undisturbed = worker.elastic(World(), tmp_path / "undisturbed")
@@ -168,18 +168,18 @@ def test_fewer_workers_do_more_parts_of_the_same_size() -> None:
 
 @pytest.mark.slow
 def test_two_workers_hold_the_same_bits_after_twenty_steps(both: list[dict[str, Any]]) -> None:
-    one, other = (found["joint"] for found in both)
+    first, second = (worker["joint"] for worker in both)
     for part in ("mae", "sampler"):
-        assert [n for n, tensor in one[part].items() if not torch.equal(tensor, other[part][n])] == []
+        assert [n for n, tensor in first[part].items() if not torch.equal(tensor, second[part][n])] == []
 
 
 @pytest.mark.slow
 def test_two_workers_keep_states_together_and_stop_together(both: list[dict[str, Any]]) -> None:
-    for rank, found in enumerate(both):
-        states = found["states"]
+    for rank, worker in enumerate(both):
+        states = worker["states"]
         assert states["fresh"] is None
         assert states["due"] == [False, True]
-        assert states["wanted"], "one of them heard that a person wants to stop"
+        assert states["wanted"], "one of them saw the request to stop"
         assert states["stopped"]
         assert states["state"] == {"shared": 0, "rank": {"own": 10 + rank}}
         assert states["items"] == ([0, 1, 2, 3, 4] if rank == 0 else [])

@@ -27,7 +27,7 @@ def find(name: str) -> Benchmark:
     """Return the data set called `name`.
 
     Raises:
-        DataError: there is none; says which is nearest.
+        DataError: no such benchmark; names the nearest.
     """
     if name not in READABLE:
         raise DataError(f"no data set named '{name}'{did_you_mean(name, READABLE)}")

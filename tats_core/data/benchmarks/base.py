@@ -63,24 +63,24 @@ def locate(benchmark: Benchmark, root: str | Path | None = None) -> Path:
     `TATS_DATA_<NAME>`, and `<name>` in the folder that `TATS_DATA` names.
 
     Raises:
-        DataError: nowhere; says where it looked, what sets the folder, and which layout is expected.
+        DataError: no such folder; names the places searched, what sets the folder, and the expected layout.
     """
     variable = f"TATS_DATA_{benchmark.name.upper()}"
-    looked = []
+    searched = []
     for label, value, below in (
         ("the key 'root'", root, benchmark.name),
         (variable, os.environ.get(variable), ""),
         ("TATS_DATA", os.environ.get("TATS_DATA"), benchmark.name),
     ):
         if not value:
-            looked.append(f"{label} is not set")
+            searched.append(f"{label} is not set")
             continue
         folder = Path(value).expanduser().absolute() / below
         if folder.is_dir():
             return folder
-        looked.append(f"by {label} it would be {folder}, which is not a folder")
+        searched.append(f"by {label} it would be {folder}, which is not a folder")
     raise DataError(
-        f"the data set '{benchmark.name}' ({benchmark.title}) was not found: {', '.join(looked)}; "
+        f"the data set '{benchmark.name}' ({benchmark.title}) was not found: {', '.join(searched)}; "
         f"set {variable} to its folder, or TATS_DATA (or the key 'root' of the data stage) to the folder "
         f"that holds '{benchmark.name}'; expected in it: {benchmark.layout}"
     )

@@ -13,14 +13,14 @@ from tats_core.errors import DataError
 
 
 def touch(root: Path, *places: str) -> None:
-    for place in places:
-        (root / place).parent.mkdir(parents=True, exist_ok=True)
-        (root / place).touch()
+    for path in places:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
 
 
-def write(root: Path, place: str, text: str) -> None:
-    touch(root, place)
-    (root / place).write_bytes(text.encode())
+def write(root: Path, path: str, text: str) -> None:
+    touch(root, path)
+    (root / path).write_bytes(text.encode())
 
 
 # ------------------------------------------------------------------------------- Something-Something
@@ -232,8 +232,8 @@ def test_a_file_list_names_the_row_that_is_wrong(tmp_path: Path) -> None:
 def test_a_data_set_is_looked_up_by_key_then_own_variable_then_common_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for place in ("key/ssv2", "own", "common/ssv2"):
-        (tmp_path / place).mkdir(parents=True)
+    for folder in ("key/ssv2", "own", "common/ssv2"):
+        (tmp_path / folder).mkdir(parents=True)
     monkeypatch.setenv("TATS_DATA", str(tmp_path / "common"))
     assert locate("ssv2") == tmp_path / "common" / "ssv2"
     monkeypatch.setenv("TATS_DATA_SSV2", str(tmp_path / "own"))
@@ -265,7 +265,7 @@ def test_an_unknown_data_set_gets_the_nearest_name() -> None:
 
 
 @pytest.mark.parametrize("name", list(BENCHMARKS))
-def test_an_empty_folder_is_told_what_belongs_there(tmp_path: Path, name: str) -> None:
+def test_an_empty_folder_is_refused_with_the_expected_layout(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=f"{name}: no .* in .*expected layout: "):
         BENCHMARKS[name].read(tmp_path, "train")
 

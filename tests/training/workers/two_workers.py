@@ -54,9 +54,9 @@ def joint(world: World, steps: int) -> dict[str, Any]:
     # In double precision: Adam makes a step of full size out of a gradient that is nothing but rounding.
     torch.set_default_dtype(torch.float64)
     trainer = JointTrainer(PretrainConfig.model_validate({**TINY, "sampler": SAMPLER, "mae": MAE}), world)
-    figures = [trainer.step(_clips(world, step)[0].double(), lr=1e-3) for step in range(steps)]
+    metrics = [trainer.step(_clips(world, step)[0].double(), lr=1e-3) for step in range(steps)]
     torch.set_default_dtype(torch.float32)
-    return {"figures": figures, "mae": trainer.mae.state_dict(), "sampler": trainer.sampler.state_dict()}
+    return {"metrics": metrics, "mae": trainer.mae.state_dict(), "sampler": trainer.sampler.state_dict()}
 
 
 class Prepared(NamedTuple):
@@ -84,14 +84,14 @@ class Loader:
             yield Prepared(video_BCTHW, label_B, torch.arange(len(label_B)))
 
 
-def figures(world: World, folder: Path) -> dict[str, float]:
-    """What a whole pre-training returns."""
+def pretrain_metrics(world: World, folder: Path) -> dict[str, float]:
+    """What a pre-training returns at its end."""
     recipe = PretrainConfig.model_validate({**TINY, "sampler": SAMPLER, "mae": MAE, "epochs": 1})
     store, events = CheckpointStore(folder, world), EventLog(None)
-    return pretrain(JointTrainer(recipe, world), Loader(world), events=events, store=store, health=_look)
+    return pretrain(JointTrainer(recipe, world), Loader(world), events=events, store=store, health=_health)
 
 
-def _look(mae: VideoMAE, sampler: Sampler, step: int) -> dict[str, float]:
+def _health(mae: VideoMAE, sampler: Sampler, step: int) -> dict[str, float]:
     return {}
 
 
@@ -101,8 +101,10 @@ def classifier(world: World, **changes: Any) -> dict[str, Tensor]:
     trainer = FinetuneTrainer(recipe, 3, world)
     trainer.start()
     trainer.step(*_clips(world, 0), step=0, lr=1e-3)
-    found = {key: p.grad.clone() for key, p in trainer.model.named_parameters() if p.grad is not None}
-    return found | {key: buffer.clone() for key, buffer in trainer.model.head_norm.named_buffers("head_norm")}
+    gradients = {key: p.grad.clone() for key, p in trainer.model.named_parameters() if p.grad is not None}
+    return gradients | {
+        key: buffer.clone() for key, buffer in trainer.model.head_norm.named_buffers("head_norm")
+    }
 
 
 def exchanges(world: World) -> tuple[int, bool]:
@@ -126,25 +128,25 @@ def states(world: World, folder: Path) -> dict[str, Any]:
     """What each of two ranks sees of a store that both use."""
     checkpoint._STOP_SECONDS = 0
     wishes = [False]
-    # Only rank 1 hears of the wish to stop: both must do the same.
+    # Only rank 1 sees the request to stop: both must do the same.
     config = CheckpointConfig(epochs=2, minutes=None)
     store = CheckpointStore(folder, world, stop=lambda: wishes[0] and world.rank == 1)
-    found: dict[str, Any] = {"fresh": store.begin(config), "due": [store.due(1), store.due(2, epochs=2)]}
+    results: dict[str, Any] = {"fresh": store.begin(config), "due": [store.due(1), store.due(2, epochs=2)]}
     store.save({"shared": world.rank, "rank": {"own": world.rank}}, step=2, metrics={})
     wishes[0] = True
-    found["wanted"] = store.due(3)
+    results["wanted"] = store.due(3)
     try:
         store.save({"shared": world.rank, "rank": {"own": 10 + world.rank}}, step=3, metrics={})
     except Stopped:
-        found["stopped"] = True
-    found["state"] = CheckpointStore(folder, world).begin(config)
+        results["stopped"] = True
+    results["state"] = CheckpointStore(folder, world).begin(config)
     try:
-        found["items"] = []
+        results["items"] = []
         for item in CheckpointStore(folder, world, stop=lambda: world.rank == 1).until_stopped(range(5)):
-            found["items"].append(item)
+            results["items"].append(item)
     except Stopped:
-        found["left"] = True
-    return found
+        results["left"] = True
+    return results
 
 
 class _Dealt:
@@ -186,30 +188,30 @@ def elastic(world: World, folder: Path, steps: int | None = None) -> dict[int, f
         assert steps is not None
     torch.set_default_dtype(torch.float32)
     metrics = [event for _, event in read_events(events) if event["kind"] == "metrics"]
-    return {one["step"]: one["values"]["loss"] for one in metrics if "loss" in one["values"]}
+    return {event["step"]: event["values"]["loss"] for event in metrics if "loss" in event["values"]}
 
 
 def main(rank: int, rendezvous: str, out: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     world = World(rank, 2)
     mean, deviation = world.moments(torch.tensor([[1e6 + 1.0, 1e6 + 3.0]]) + 4 * rank)
-    own = torch.arange(3 - rank) + 10 * rank
-    found = {
+    rows = torch.arange(3 - rank) + 10 * rank
+    results = {
         "moments": [mean.item(), deviation.item()],
         "sum": world.sum(torch.tensor([1.0, 10.0 * rank])).tolist(),
         "gather": world.gather(torch.tensor([[rank, 7]])).tolist(),
-        "uneven": [tensor.tolist() for tensor in gather_uneven(world, own, own[:, None].float())],
+        "uneven": [tensor.tolist() for tensor in gather_uneven(world, rows, rows[:, None].float())],
         "union": world.union({"both": "one", f"{rank}": "own"}),
         "mean": world.mean({"loss": 1.0 + rank, "train_top1": 100.0 * rank}),
         "classifier": {name: classifier(world, **changes) for name, changes in RECIPES.items()},
         "exchanges": exchanges(world),
         "states": states(world, Path(out) / "states"),
-        "figures": figures(world, Path(out) / "pretrain"),
+        "metrics": pretrain_metrics(world, Path(out) / "pretrain"),
         "joint": joint(world, steps=20),
     }
     elastic(world, Path(out) / "shrunk", steps=6)
     elastic(world, Path(out) / "grown")
-    torch.save(found, Path(out) / f"{rank}.pt")
+    torch.save(results, Path(out) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
