@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tats_core.pipeline.plan import Plan, PlanItem
 
-_DEEPEST = 8  # deeper stages keep this indent, or 80 columns would not hold them
+_DEEPEST = 8  # deeper stages get the same indent, to fit into 80 columns
 _NAMED = 3
 _ACTIONS = {"run": ("run", "yellow"), "reuse": ("reused", "green"), "skip": ("left out", "dim")}
 
@@ -90,7 +90,7 @@ def _action(item: PlanItem) -> Text:
 
 
 def _reason(item: PlanItem) -> str:
-    """Return why a stage runs; what it waits for by stage, so that it is the same for a whole matrix."""
+    """Return why an instance runs; it waits for stages, not instances, so that a matrix has one reason."""
     stages = dict.fromkeys(name.partition("[")[0] for name in item.after)
     return "; ".join(filter(None, (item.reason, f"after {', '.join(stages)}" if stages else "")))
 
@@ -105,7 +105,7 @@ def _direct(plan: Plan) -> Iterator[PlanItem]:
 
 
 def _which(members: Sequence[PlanItem], all_items: Sequence[PlanItem], most: bool) -> str:
-    """Name a part of a matrix by the axes that tell it apart, or else each instance."""
+    """Name a part of a matrix by the axes that distinguish it, or else list its instances."""
     chosen, every = _values(members), _values(all_items)
     apart = {axis: values for axis, values in chosen.items() if values != every[axis]}
     if apart and sum(_fits(item, apart) for item in all_items) == len(members):

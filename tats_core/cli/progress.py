@@ -63,7 +63,7 @@ def header(plan: Plan, record: RunRecord) -> list[str]:
 
 
 class PlainUI(Display):
-    """A line for each change of a stage, and for its progress at most one line every `every` seconds."""
+    """Prints a line for each change of a stage, and its progress at most every `every` seconds."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class PlainUI(Display):
 
 
 class LiveUI(PlainUI):
-    """A bar for every running stage at the bottom of the terminal, and the lines above."""
+    """Shows a bar for every running stage at the bottom of the terminal, and the lines above."""
 
     def __init__(self, console: Console | None = None) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ class LiveUI(PlainUI):
 
 
 class JsonUI(Display):
-    """One JSON object a line, as docs/json.md describes them.
+    """Prints a JSON object for each event, as docs/json.md describes them.
 
     Args:
         resume: the command that resumes the run, should it not finish.

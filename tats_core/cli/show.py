@@ -60,7 +60,7 @@ def show(
         _print_numbers(opened)
     elif number:
         _print_number(number)
-    _print_chain(opened.record, links, whole=what is not None)
+    _print_chain(opened.record, links, detailed=what is not None)
 
 
 def _last_stages(record: RunRecord) -> list[str]:
@@ -182,7 +182,7 @@ def _print_number(number: Number) -> None:
 # --- the chain -------------------------------------------------------------------------------------------
 
 
-def _print_chain(record: RunRecord, links: Sequence[Link], *, whole: bool) -> None:
+def _print_chain(record: RunRecord, links: Sequence[Link], *, detailed: bool) -> None:
     typer.echo("")
     printing.line("[bold]Made from[/] (each stage ← what it was made from)")
     shared = _shared(links)
@@ -199,13 +199,13 @@ def _print_chain(record: RunRecord, links: Sequence[Link], *, whole: bool) -> No
             if all(setting in link.settings.items() for link in level)
         )
         _print_settings("set", {key: value for key, value in common.items() if key not in shared})
-        if whole:
+        if detailed:
             for link in level:
                 _print_link(record, link)
         else:
             _print_level(record, level)
         _print_data(level, _used_data(links))
-    _print_verdict(links, whole=whole)
+    _print_verdict(links, detailed=detailed)
 
 
 def _print_level(record: RunRecord, level: Sequence[Link]) -> None:
@@ -247,15 +247,15 @@ def _print_faults(faults: Sequence[str], indent: int = 4) -> None:
         printing.line(f"{'':{indent}}[bold red]does not match:[/] {printing.plain(fault)}")
 
 
-def _print_verdict(links: Sequence[Link], *, whole: bool) -> None:
+def _print_verdict(links: Sequence[Link], *, detailed: bool) -> None:
     typer.echo("")
     faults = sum(len(link.faults) for link in links)
     if faults:
         things = "1 thing does" if faults == 1 else f"{faults} things do"
         printing.line(f"[bold red]{things} not match the records, see above.[/]")
         return
-    sizes = "" if whole else ", sizes"
-    digests = "the digests of all files named" if whole else "the digests of files up to 1 MB"
+    sizes = "" if detailed else ", sizes"
+    digests = "the digests of all files named" if detailed else "the digests of files up to 1 MB"
     printing.line(f"[green]Verified:[/] keys, inputs{sizes} and {digests} match the records.")
 
 

@@ -1,8 +1,8 @@
 """Kubernetes manifests for KubeRay: a job that brings its own Ray cluster, or a cluster that stays.
 
 `templates/` holds the manifests. The size of the cluster follows from the stages; what a lab chooses is in
-`Settings`, read from YAML. A RayJob is tried again on a new cluster and resumes there, because the project
-folder is a claim that outlives the clusters.
+`Settings`, read from YAML. A RayJob is retried on a new cluster and resumes, because the project folder
+is a claim that outlives the clusters.
 """
 
 from __future__ import annotations
