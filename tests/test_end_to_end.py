@@ -13,7 +13,7 @@ import yaml
 
 from tats_core import specs
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def _tats(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,7 @@ HERE = Path(__file__).resolve().parent
 EXPECTED = HERE / "expected"
 REWRITE = "python tests/golden/capture.py --write"
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")

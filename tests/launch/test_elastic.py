@@ -67,7 +67,7 @@ SCRIPT = Path(__file__).parent / "processes" / "come_and_go.py"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("fewest", "starts"), [(1, [2, 1, 2]), pytest.param(2, [2, 2], marks=pytest.mark.faults)]
 )

@@ -13,7 +13,7 @@ import pytest
 
 import tats_core
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 PACKAGE = Path(tats_core.__file__).parent
 

@@ -11,7 +11,7 @@ import ray
 
 from tats_core.sweep import engine, spec
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TINY = (
     "data.generate.clips_per_class=6",

@@ -15,7 +15,7 @@ import pytest
 
 from tats_core.sweep.search import read_points
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 PIPELINE = """
 name: stub
