@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ pytestmark = [
 
 GROW = "stages: {grow: {kind: grow, init: scratch}}"
 STEPS = 30
+PATIENCE = 120.0  # seconds for a server that is there: a busy machine answers slowly
 
 
 class Server:
@@ -61,12 +63,15 @@ class Server:
             start_new_session=True,
         )
         deadline = time.monotonic() + 120
+        # An open port is not enough: uvicorn listens long before its worker has loaded MLflow and answers.
         while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
+                    assert answer.status == 200
                     return
-            assert time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.2)
+            except OSError:
+                assert time.monotonic() < deadline, "the server did not start"
+                time.sleep(0.2)
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
@@ -91,10 +96,18 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def server(running: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", running.uri)
     monkeypatch.setattr(tracker, "_FIRST_WAIT", 0.2)
-    monkeypatch.setattr(tracker, "_GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(tracker, "_GRACE_SECONDS", PATIENCE)
     if running.process is None:
         running.start()
     return running
+
+
+@pytest.fixture
+def away(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The server is killed; a run waits a second for it."""
+    server.kill()
+    monkeypatch.setattr(tracker, "_GRACE_SECONDS", 1.0)
+    return server
 
 
 @pytest.fixture
@@ -142,19 +155,18 @@ WHOLE = {
 
 
 @pytest.mark.usefixtures("talking")
-def test_a_server_that_is_away_for_the_whole_run_gets_it_later(load, home, ui, server, tats_sync):
-    server.kill()
+def test_a_server_that_is_away_for_the_whole_run_gets_it_later(load, home, ui, away, tats_sync):
     began = time.monotonic()
     record = runner.run(load(GROW), home, ui=ui)
     assert record.status == "finished"
-    assert time.monotonic() - began < 30, "the run waits a moment for it, not for ever"
+    assert time.monotonic() - began < 300, "the run waits a moment for it, not for ever"
     (note,) = [text for _, text in ui.of("note") if text.startswith("MLflow: ")]
-    assert f"entries could not be sent to {server.uri}" in note
+    assert f"entries could not be sent to {away.uri}" in note
     assert "`tats sync` sends them" in note
     assert tats_sync(home) == (1, "1 run is not sent yet; try again when the MLflow server answers")
-    server.start()
+    away.start()
     assert tats_sync(home) == (0, "")
-    assert logged(server, record.id) == WHOLE
+    assert logged(away, record.id) == WHOLE
     again = runner.RunRecord.load(record.folder)
     assert again.tracking_error is None
     assert again.tracking_run is not None
@@ -162,12 +174,12 @@ def test_a_server_that_is_away_for_the_whole_run_gets_it_later(load, home, ui, s
 
 
 @pytest.mark.usefixtures("talking")
-def test_the_next_run_sends_what_the_last_one_left(load, home, ui, server):
-    server.kill()
+def test_the_next_run_sends_what_the_last_one_left(load, home, ui, away, monkeypatch):
     first = runner.run(load(GROW), home)
-    server.start()
+    away.start()
+    monkeypatch.setattr(tracker, "_GRACE_SECONDS", PATIENCE)
     second = runner.run(load(GROW, "grow.add=2"), home, ui=ui)
-    assert [logged(server, run.id) for run in (first, second)] == [WHOLE, WHOLE]
+    assert [logged(away, run.id) for run in (first, second)] == [WHOLE, WHOLE]
 
 
 def test_a_server_that_is_away_for_a_part_of_the_run_has_all_of_it_in_the_end(
@@ -183,7 +195,6 @@ def test_a_server_that_is_away_for_a_part_of_the_run_has_all_of_it_in_the_end(
         server.start()
 
     monkeypatch.setattr(Grow, "hook", staticmethod(hook))
-    monkeypatch.setattr(tracker, "_GRACE_SECONDS", 20.0)
     record = runner.run(load(GROW), home)
     assert record.tracking_error is None
     assert logged(server, record.id) == WHOLE | {"steps": list(range(1, STEPS + 11))}
@@ -199,7 +210,6 @@ def test_a_server_that_takes_calls_and_does_not_answer_holds_up_no_stage(load, h
 
     monkeypatch.setattr(Grow, "hook", staticmethod(stop_and_speak))
     monkeypatch.setattr(Sum, "run", go_on)
-    monkeypatch.setattr(tracker, "_GRACE_SECONDS", 20.0)
     record = runner.run(load(f"{GROW[:-1]}, after: {{kind: sum, needs: grow}}}}"), home)
     assert record.status == "finished"
     assert record.tracking_error is None
@@ -210,11 +220,10 @@ def test_a_server_that_takes_calls_and_does_not_answer_holds_up_no_stage(load, h
 
 @pytest.mark.usefixtures("talking")
 def test_a_sender_killed_between_the_answer_and_its_own_note_tells_nothing_twice(
-    load, home, server, monkeypatch
+    load, home, away, monkeypatch
 ):
-    server.kill()
     record = runner.run(load(GROW), home)
-    server.start()
+    away.start()
     spool = Spool(home, record.id)
     operations = sum(1 for _ in spool.read())
     died = 0
@@ -235,7 +244,7 @@ def test_a_sender_killed_between_the_answer_and_its_own_note_tells_nothing_twice
         except KeyboardInterrupt:
             died += 1
             forget.armed = False  # type: ignore[attr-defined]
-            resumed = sender.Sender(spool, server.uri, lambda text: None)
+            resumed = sender.Sender(spool, away.uri, lambda text: None)
             # One more step forward, noted this time, so that each place has its turn.
             for cursor, operation in spool.read(resumed.sent.cursor):
                 resumed._do(operation)
@@ -244,21 +253,20 @@ def test_a_sender_killed_between_the_answer_and_its_own_note_tells_nothing_twice
                 break
         assert died <= operations + 1
     assert died > 3
-    assert logged(server, record.id) == WHOLE
+    assert logged(away, record.id) == WHOLE
 
 
 @pytest.mark.usefixtures("talking")
-def test_two_that_send_the_same_at_once_tell_it_once(load, home, server):
-    server.kill()
+def test_two_that_send_the_same_at_once_tell_it_once(load, home, away):
     record = runner.run(load(GROW), home)
-    server.start()
+    away.start()
     threads = [threading.Thread(target=tracking.sync, args=(home,)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     tracking.sync(home)
-    assert logged(server, record.id) == WHOLE
+    assert logged(away, record.id) == WHOLE
 
 
 @pytest.mark.usefixtures("talking")
