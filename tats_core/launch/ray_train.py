@@ -13,7 +13,7 @@ import queue
 import secrets
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -33,6 +33,7 @@ from tats_core.store.layout import RAY
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
+    from tats_core.stages.base import ParallelWork
     from tats_core.training.world import World
 
 _STARTED = threading.Lock()
@@ -53,29 +54,13 @@ _PERMANENT = (
 )
 
 
-def fit(
-    entry: str,
-    job: Mapping[str, Any],
-    *,
-    workers: int,
-    gpu: bool,
-    name: str,
-    out: Path,
-    max_failures: int,
-    stop: threading.Event,
-    fewer: Sequence[int] = (),
-) -> None:
-    """Call `function(job, world, events, store)` in each of `workers` processes and wait for them.
+def fit(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> None:
+    """Do the work in its processes and wait for them.
 
     Args:
-        entry: "module:function".
-        job: plain values for the function.
-        fewer: smaller numbers of workers, for when there is no room for all. When there is more room, as
-            many as then fit restart from the next checkpoint.
         name: of this training within the stage; it resumes from the newest checkpoint of this name.
         out: the stage's work folder, shared by all machines: events, under `log/` the output of each worker,
             under `checkpoints/` the checkpoints.
-        max_failures: how often dead workers are replaced before the stage fails.
         stop: when set, the workers save a checkpoint after their next step and exit.
 
     Raises:
@@ -85,9 +70,9 @@ def fit(
         Stopped: `stop` was set.
     """
     out = out.absolute()
-    for left in range(max_failures, -1, -1):
+    for left in range(work.max_failures, -1, -1):
         try:
-            _fit(entry, job, (*fewer, workers), gpu, name, out, max_failures, stop)
+            _fit(work, name, out, stop)
         except _HeadLost as error:
             if not left:
                 raise StageError(f"{error}; what the workers printed is in {out / launched.LOG}") from error
@@ -95,23 +80,13 @@ def fit(
             return
 
 
-def _fit(
-    entry: str,
-    job: Mapping[str, Any],
-    sizes: tuple[int, ...],
-    gpu: bool,
-    name: str,
-    out: Path,
-    max_failures: int,
-    stop: threading.Event,
-) -> None:
+def _fit(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> None:
     connect()
     head = ray_internals.local_head()
-    _check_resources(min(sizes), gpu)
+    _check_resources(min((*work.fewer, work.workers)), work.gpu)
     outcomes = Outcomes(out)
     outcomes.clear()
-    task = launched.task_of(entry, job, out, name)
-    trainer = _trainer(task, outcomes, sizes=sizes, gpu=gpu, storage=out / RAY, max_failures=max_failures)
+    trainer = _trainer(work, launched.task_of(work, out, name), outcomes, out / RAY)
     ended = threading.Event()
     watch = threading.Thread(target=_forward_stop, args=(stop, ended, outcomes), daemon=True)
     watch.start()
@@ -265,32 +240,25 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def _trainer(
-    task: Task,
-    outcomes: Outcomes,
-    *,
-    sizes: tuple[int, ...],
-    gpu: bool,
-    storage: Path,
-    max_failures: int,
-) -> TorchTrainer:
+def _trainer(work: ParallelWork, task: Task, outcomes: Outcomes, storage: Path) -> TorchTrainer:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
+    sizes = (*work.fewer, work.workers)
     scaling = ScalingConfig(  # type: ignore[call-arg]
-        num_workers=max(sizes) if len(sizes) == 1 else (min(sizes), max(sizes)),  # type: ignore[arg-type]
+        num_workers=(min(sizes), work.workers) if work.fewer else work.workers,  # type: ignore[arg-type]
         elastic_resize_monitor_interval_s=0,  # `elastic_policy` decides when
-        use_gpu=gpu,
-        resources_per_worker={"GPU": 1} if gpu else {"CPU": 1},
+        use_gpu=work.gpu,
+        resources_per_worker={"GPU": 1} if work.gpu else {"CPU": 1},
     )
     policy = None
-    if len(sizes) > 1:
+    if work.fewer:
         policy = ray_internals.elastic_policy(scaling, sizes, Path(task["checkpoints"]), outcomes)
     trainer = ray_internals.trainer_class(outcomes, policy)
     return trainer(
         _work,
         train_loop_config={**task},
-        torch_config=TorchConfig(backend="nccl") if gpu else Gloo(),  # type: ignore[arg-type]
+        torch_config=TorchConfig(backend="nccl") if work.gpu else Gloo(),  # type: ignore[arg-type]
         scaling_config=scaling,
         run_config=RunConfig(
             # A known name would make Ray resume from its own records; ours are in `checkpoints/`.
@@ -298,7 +266,7 @@ def _trainer(
             storage_path=str(storage),
             # The default is to retry forever.
             failure_config=FailureConfig(  # type: ignore[call-arg]
-                max_failures=max_failures, controller_failure_limit=_CONTROLLER_FAILURES
+                max_failures=work.max_failures, controller_failure_limit=_CONTROLLER_FAILURES
             ),
         ),
     )

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -22,6 +22,7 @@ from tats_core.files import write_json
 from tats_core.store.layout import CHECKPOINTS, EVENTS
 
 if TYPE_CHECKING:
+    from tats_core.stages.base import ParallelWork
     from tats_core.training.world import World
 
 LOG = "log"
@@ -45,9 +46,10 @@ class Failure(TypedDict):
     text: str
 
 
-def task_of(entry: str, job: Mapping[str, Any], out: Path, name: str) -> Task:
+def task_of(work: ParallelWork, out: Path, name: str) -> Task:
     """Return the task of the training `name` of the stage that works in `out`."""
-    return {"entry": entry, "job": dict(job), "out": str(out), "checkpoints": str(out / CHECKPOINTS / name)}
+    checkpoints = str(out / CHECKPOINTS / name)
+    return {"entry": work.entry, "job": dict(work.job), "out": str(out), "checkpoints": checkpoints}
 
 
 class Outcomes:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tats_core import files
 from tats_core.errors import RunError, Stopped, StoreError, TatsError
 from tats_core.pipeline.graph import Instance
 from tats_core.pipeline.plan import Decision
 from tats_core.specs import StrictModel, identity
-from tats_core.stages.base import Fit, Input, StageContext
+from tats_core.stages.base import Input, ParallelWork, StageContext
 from tats_core.store import code
 from tats_core.store.layout import EVENTS
 from tats_core.store.outputs import StageKey, StageStore
 from tats_core.training.events import EventLog
 
-Launch = Callable[..., None]
+Launch = Callable[[ParallelWork, str, Path, threading.Event], None]
 """Starts workers and waits for them, as `ray_train.fit` does."""
 
 
@@ -145,37 +146,16 @@ class StageWork(threading.Thread):
         folder = self._store.folder(kind.name, key)
         return folder if self._store.fault(folder, key) is None else None
 
-    def _fit(self, out: Path) -> Fit:
-        calls = 0
+    def _fit(self, out: Path) -> Callable[[ParallelWork], None]:
+        numbers = itertools.count(1)  # a stage that fits twice resumes each of the two
 
-        def fit(
-            entry: str,
-            job: Mapping[str, Any],
-            *,
-            workers: int,
-            fewer: Sequence[int] = (),
-            gpu: bool = False,
-            max_failures: int = 2,
-        ) -> None:
-            nonlocal calls
-            calls += 1
+        def fit(work: ParallelWork) -> None:
             launch = self._launch
             if launch is None:
                 from tats_core.launch import ray_train
 
                 launch = ray_train.fit
-            # By number, so that a stage that fits twice resumes each of the two.
-            launch(
-                entry,
-                job,
-                workers=workers,
-                **({"fewer": fewer} if fewer else {}),
-                gpu=gpu,
-                name=f"fit-{calls}",
-                out=out,
-                max_failures=max_failures,
-                stop=self._asked_to_stop,
-            )
+            launch(work, f"fit-{next(numbers)}", out, self._asked_to_stop)
 
         return fit
 

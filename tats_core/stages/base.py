@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import JsonValue
 
@@ -34,26 +34,21 @@ class Input:
     path: Path
 
 
-class Fit(Protocol):
-    """Runs `function(job, world, events, store)` in `workers` processes and waits for them."""
+@dataclass(frozen=True)
+class ParallelWork:
+    """A call of `function(job, world, events, store)` in each of `workers` processes."""
 
-    def __call__(
-        self,
-        entry: str,
-        job: Mapping[str, Any],
-        *,
-        workers: int,
-        fewer: Sequence[int] = (),
-        gpu: bool = False,
-        max_failures: int = 2,
-    ) -> None:
-        """`entry` is "module:function"; `job` holds plain values only (it travels to the workers).
-
-        `fewer` are the numbers of workers with which it resumes where there is no room for all.
-        Resumes from the newest checkpoint, if there is one. Raises the TatsError that a worker raised,
-        StageError where a worker died more than `max_failures` times, or Stopped.
-        """
-        ...
+    entry: str
+    """`"module:function"`."""
+    job: Mapping[str, Any]
+    """Plain values only: it travels to the workers' machines."""
+    workers: int
+    fewer: tuple[int, ...] = ()
+    """Smaller numbers of workers, for when there is no room for all. When there is more room, as many as
+    then fit restart from the next checkpoint."""
+    gpu: bool = False
+    max_failures: int = 2
+    """How often dead workers are replaced before the stage fails."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,9 @@ class StageContext:
     home: Path
     read: tuple[Input, ...]
     events: EventLog
-    fit: Fit
+    fit: Callable[[ParallelWork], None]
+    """Does the work from its newest checkpoint, if there is one, and waits for it. Raises the TatsError that
+    a worker raised, StageError where workers died too often, or Stopped."""
     stop: threading.Event
     output_of: Callable[[StrictModel], Path | None] = lambda config: None
     """Returns the output of this stage with another configuration, or None."""

@@ -24,14 +24,8 @@ from tats_core.report import charts
 from tats_core.report import classes as by_class
 from tats_core.specs import NotIdentity
 from tats_core.stages.base import StageContext, StageKind
-from tats_core.stages.common import (
-    Job,
-    Placed,
-    clip_options,
-    labelled,
-    run_workers,
-    write_result,
-)
+from tats_core.stages.configs import Placed
+from tats_core.stages.jobs import Job, clip_options, labelled, run_workers, write_result
 from tats_core.training import metrics, weights
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.evaluate import score_views

@@ -18,6 +18,7 @@ import torch
 from tats_core.errors import ResourceError, StageError, Stopped, TrainingError
 from tats_core.launch import ray_internals, ray_train, workers
 from tats_core.launch.workers import Outcomes
+from tats_core.stages.base import ParallelWork
 from tats_core.training.events import read_events
 
 pytestmark = [
@@ -54,16 +55,8 @@ def expected(steps: int, workers: int) -> float:
 def fit(
     out: Path, *, workers: int = 2, stop: threading.Event | None = None, name: str = "fit", **job: int
 ) -> None:
-    ray_train.fit(
-        "counting:count",
-        {"steps": STEPS, "out": str(out), **job},
-        workers=workers,
-        gpu=False,
-        name=name,
-        out=out,
-        max_failures=2,
-        stop=stop or threading.Event(),
-    )
+    work = ParallelWork("counting:count", {"steps": STEPS, "out": str(out), **job}, workers)
+    ray_train.fit(work, name, out, stop or threading.Event())
 
 
 def starts(out: Path) -> list[str]:
@@ -110,17 +103,10 @@ def test_an_error_that_is_raised_twice_is_not_retried_again(tmp_path):
 
 
 def test_workers_that_keep_dying_fail_with_the_path_of_their_log(tmp_path):
+    # Called with the job as exit code: no worker survives it.
+    work = ParallelWork("os:_exit", {}, workers=1, max_failures=0)
     with pytest.raises(StageError, match="log"):
-        ray_train.fit(
-            "os:_exit",  # called with the job as exit code: no worker survives it
-            {},
-            workers=1,
-            gpu=False,
-            name="fit",
-            out=tmp_path,
-            max_failures=0,
-            stop=threading.Event(),
-        )
+        ray_train.fit(work, "fit", tmp_path, threading.Event())
 
 
 def test_a_stop_saves_a_checkpoint_from_which_the_next_fit_resumes_exactly(tmp_path):

@@ -20,8 +20,8 @@ from tats_core.pipeline import graph as graphs
 from tats_core.pipeline.keys import stage_key
 from tats_core.pipeline.spec import Pipeline, Stage
 from tats_core.stages import KINDS, checkpoint_input, finetune, pretrain, probe
-from tats_core.stages.base import Input, Preflight, StageContext
-from tats_core.stages.common import load_encoder
+from tats_core.stages.base import Input, ParallelWork, Preflight, StageContext
+from tats_core.stages.jobs import load_encoder
 from tats_core.training.events import EventLog, read_events
 
 MODEL: dict[str, Any] = {"preset": "vit_micro", "width": 24, "depth": 1, "heads": 2}
@@ -176,8 +176,8 @@ def test_the_stage_gives_its_job_the_checkpoints_place(
     _checkpoint(tmp_path / "x.pth", _mae())
     jobs: list[Mapping[str, Any]] = []
 
-    def fit(entry: str, job: Mapping[str, Any], **_: Any) -> None:
-        jobs.append(job)
+    def fit(work: ParallelWork) -> None:
+        jobs.append(work.job)
 
     inputs = (
         Input("data", "data", {}, tmp_path / "data"),

@@ -21,7 +21,7 @@ from tats_core.errors import SpecError, Stopped, TrainingError, VideoError
 from tats_core.models.tokens import ClipConfig, patchify
 from tats_core.models.vit import VideoViT, ViTConfig
 from tats_core.stages import evaluate, finetune, pretrain, probe
-from tats_core.stages.common import clip_options, dump_on_failure
+from tats_core.stages.jobs import clip_options, dump_on_failure
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog, read_events
 from tats_core.training.world import World

@@ -21,7 +21,8 @@ from tats_core.files import write_json
 from tats_core.specs import identity, validate
 from tats_core.stages import KINDS, base, command, data, evaluate, probe, report
 from tats_core.stages.base import Input, Preflight, StageContext
-from tats_core.stages.common import Placed, run_workers
+from tats_core.stages.configs import Placed
+from tats_core.stages.jobs import run_workers
 from tats_core.training.checkpoint import CheckpointConfig
 from tats_core.training.events import EventLog, read_events
 
@@ -307,7 +308,7 @@ def test_a_probe_or_a_test_takes_a_worker_with_a_gpu_where_it_is_given_one_and_n
     ctx = context(
         Input("data", "data", {}, tmp_path / "data"),
         Input("finetune", "finetune", {}, tmp_path / "finetune"),
-        fit=lambda entry, job, **resources: fitted.append((entry, job, resources)),
+        fit=fitted.append,
     )
     entry = getattr(stage, function)
     for gpu in (True, False):
@@ -315,12 +316,12 @@ def test_a_probe_or_a_test_takes_a_worker_with_a_gpu_where_it_is_given_one_and_n
         assert (stage.KIND.cpus(config), stage.KIND.gpus(config)) == (1, int(gpu))
         monkeypatch.setattr(stage, function, entry if gpu else lambda job, *_: here.append(job))
         stage.KIND.run(config, ctx)
-    ((entry, job, resources),) = fitted
-    assert [alone["inputs"] for alone in here] == [job["inputs"]]
-    assert job["config"] == here[0]["config"] | {"gpu": True}
-    assert job["config"]["precision"] == "bf16"
-    assert entry == f"tats_core.stages.{stage.KIND.name}:{function}"
-    assert resources == {"workers": 1, "fewer": (), "gpu": True, "max_failures": 1}
+    (work,) = fitted
+    assert [alone["inputs"] for alone in here] == [work.job["inputs"]]
+    assert work.job["config"] == here[0]["config"] | {"gpu": True}
+    assert work.job["config"]["precision"] == "bf16"
+    assert work.entry == f"tats_core.stages.{stage.KIND.name}:{function}"
+    assert (work.workers, work.fewer, work.gpu, work.max_failures) == (1, (), True, 1)
 
 
 def test_a_job_in_this_process_stops_after_a_checkpoint_if_asked_and_resumes(context):
