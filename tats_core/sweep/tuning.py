@@ -280,8 +280,9 @@ class Halving(ASHAScheduler):
         self._actions: dict[tuple[str, int], str] = {}
         path = folder / "asha.jsonl"
         for _, event in read_events(path):
-            ((name, value),) = event["values"].items()
-            self._decide(name, event["step"], value)
+            if event["kind"] == "metrics":  # a torn line is passed over
+                ((name, value),) = event["values"].items()
+                self._decide(name, event["step"], value)
         self._log = EventLog(path)
 
     def _decide(self, name: str, epoch: int, value: float) -> None:

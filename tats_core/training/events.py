@@ -17,9 +17,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePath
 from typing import Any
+
+from tats_core.files import append_line
 
 Event = dict[str, Any]
 """One line of an event file."""
@@ -29,7 +31,7 @@ class EventLog:
     """Appends events to `path`; with `path=None` (every rank but 0) it drops them.
 
     Each event is one `write` of a complete line, flushed, so a reader never sees half of one unless the
-    machine died or the disk was full; `read_events` ignores such a last line, and the next log removes it.
+    machine died; the next log removes such a line.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -59,11 +61,8 @@ class EventLog:
         self._write("params", values=dict(values))
 
     def _write(self, kind: str, **fields: object) -> None:
-        if self.path is None:
-            return
-        line = json.dumps({"time": time.time(), "kind": kind, **fields}) + "\n"
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line)
+        if self.path is not None:
+            append_line(self.path, {"time": time.time(), "kind": kind, **fields})
 
 
 def cut_torn_line(path: Path) -> None:
@@ -82,7 +81,10 @@ def _finite(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def read_events(path: Path, offset: int = 0) -> Iterator[tuple[int, Event]]:
-    """Yield `(offset after the event, event)` for each complete line of `path` from byte `offset` on."""
+    """Yield `(offset after the event, event)` for each complete line of `path` from byte `offset` on.
+
+    In place of a line that is no event (a disk was full, or a program wrote it) comes a note that says so.
+    """
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -91,4 +93,58 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[int, Event]]:
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            yield offset, json.loads(line)
+            yield offset, _event(line) or _passed_over(path, offset)
+
+
+def _event(line: bytes) -> Event | None:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, dict) or not isinstance(event.get("kind"), str):
+        return None
+    fields = _FIELDS.get(event["kind"])
+    if fields is None:
+        return event
+    valid = _is_number(event.get("time")) and all(check(event.get(name)) for name, check in fields.items())
+    return event if valid else None
+
+
+def _passed_over(path: Path, offset: int) -> Event:
+    text = f"{path.name}: the line that ends at byte {offset} is damaged and is passed over"
+    return {"kind": "note", "time": path.stat().st_mtime, "text": text}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_below(value: object) -> bool:
+    """Return whether `value` is a path inside the stage's folder."""
+    return isinstance(value, str) and not PurePath(value).is_absolute() and ".." not in PurePath(value).parts
+
+
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_number, value.values()))
+
+
+_FIELDS: dict[str, dict[str, Callable[[object], bool]]] = {
+    "metrics": {"step": _is_integer, "values": _are_numbers},
+    "progress": {**dict.fromkeys(("step", "steps", "epoch", "epochs"), _is_integer), "shown": _are_numbers},
+    "file": {"step": _is_integer, "key": _is_text, "path": _is_below},
+    "note": {"text": _is_text},
+    "params": {"values": _is_mapping},
+}
+"""Kind → what each of its fields must be; other kinds are those of other files."""
