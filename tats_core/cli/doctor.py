@@ -61,6 +61,7 @@ def checks(home: Path) -> Iterator[Check]:
     ):
         yield _guarded(name, check)
     yield store(home)
+    yield from damaged_runs(home)
     yield from _data_sets()
 
 
@@ -88,6 +89,17 @@ def store(home: Path) -> Check:
         "" if free > _LOW_DISK_GB else f"checkpoints and videos of the demo need {_LOW_DISK_GB:.0f} GB free"
     )
     return Check("store", True, f"{home} is writable, {free:.0f} GB free", advice)
+
+
+def damaged_runs(home: Path) -> Iterator[Check]:
+    """Report the records that cannot be read; other runs do without them."""
+    from tats_core.store import history
+
+    corrupt: list[str] = []
+    for _ in history.records(home, corrupt=corrupt):
+        pass
+    for sentence in corrupt:
+        yield Check("runs", True, f"damaged: {sentence}", "restore the file, or remove the folder of the run")
 
 
 def _guarded(name: str, check: Callable[[], Check]) -> Check:

@@ -48,6 +48,10 @@ def gc(
     aliased = {} if ignore_aliases else _aliased(home)
     findings = collect(home, policy, aliased) if apply else find(home, policy, aliased)
     _print(findings, home, apply)
+    for sentence in findings.corrupt:
+        typer.echo(
+            f"Damaged: {sentence}; the run stays, with what may be its own, until you remove its folder"
+        )
     unsent = len(pending(home))
     if unsent:
         typer.echo(

@@ -76,15 +76,18 @@ class Choice:
         """Resolve the options.
 
         Raises:
-            SpecError: an option names no stage, or `force` one that `only` leaves out.
+            SpecError: an option names no stage, or a stage that `only` leaves out.
         """
         wanted = graph.select(only, "only") if only else set(graph.instances)
-        for name in force:
-            if not graph.select([name], "force") & wanted:
-                raise SpecError(f"--force {name}: --only leaves it out; add it there, or take --force away")
-        forced = graph.select(force, "force")
-        if from_stage is not None:
-            forced |= graph.followers(graph.select([from_stage], "from"))
+        options = [("force", name) for name in force] + ([("from", from_stage)] if from_stage else [])
+        forced: set[str] = set()
+        for option, name in options:
+            chosen = graph.select([name], option)
+            if not chosen & wanted:
+                raise SpecError(
+                    f"--{option} {name}: --only leaves it out; add it there, or take --{option} away"
+                )
+            forced |= graph.followers(chosen) if option == "from" else chosen
         return cls(frozenset(wanted), frozenset(forced & wanted))
 
 
@@ -123,6 +126,8 @@ class Decider:
             return Decision("run", "forced", key, folder, fresh=True)
         if fault is None and unfinished != "forced":
             return Decision("reuse", "unchanged", key, folder)
+        if unfinished == "corrupt":
+            return Decision("run", "its work folder is corrupt", key, folder, fresh=True)
         if unfinished:
             return Decision("run", "resumes where it stopped", key, folder)
         if fault:
@@ -153,7 +158,7 @@ def make(decider: Decider) -> Plan:
     for instance in decider.graph.instances.values():
         item = _item(decider, instance, digests, items)
         if item.action == "reuse" and item.folder:
-            digests[instance.name] = decider.store.output_digest(item.folder)
+            digests[instance.name] = decider.store.manifest(item.folder).digest
         items[instance.name] = item
     seconds = _seconds(decider.store.root.parent, decider.pipeline.name, items)
     timed = (replace(item, seconds=seconds.get(item.name)) for item in items.values())

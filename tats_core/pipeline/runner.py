@@ -378,7 +378,7 @@ class _Run:
 
     def _finish(self, stage: StageRecord, folder: Path) -> None:
         stage.folder = str(folder)
-        stage.digest = self.digests[stage.name] = self.store.output_digest(folder)
+        stage.digest = self.digests[stage.name] = self.store.manifest(folder).digest
         source = None
         if stage.status == "cached":
             origin = self.store.origin(folder)

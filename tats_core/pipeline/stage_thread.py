@@ -16,9 +16,9 @@ from tats_core.errors import RunError, Stopped, StoreError, TatsError
 from tats_core.pipeline.graph import Instance
 from tats_core.pipeline.plan import Decision
 from tats_core.specs import StrictModel, identity
-from tats_core.stages.base import Input, ParallelWork, StageContext
+from tats_core.stages.base import Input, ParallelWork, StageContext, read_result
 from tats_core.store import code
-from tats_core.store.layout import EVENTS
+from tats_core.store.layout import EVENTS, RESULT
 from tats_core.store.outputs import StageKey, StageStore
 from tats_core.training.events import EventLog
 
@@ -120,6 +120,8 @@ class StageWork(threading.Thread):
                 f"the code of {', '.join(edited)} was changed since this run began; start it again: "
                 "what is done is kept"
             )
+        for read in self._inputs:
+            self._store.verify(read.path)
         partial = self._store.begin(folder, fresh=self._fresh)
         self._fresh = False  # a retry resumes
         self._readable = True
@@ -137,6 +139,8 @@ class StageWork(threading.Thread):
             output_of=(lambda config: None) if forced else self._output_of,
         )
         self.instance.kind.run(self.instance.config, context)
+        if (partial / RESULT).exists():
+            read_result(partial)  # what is no result must not be reused
         self._store.commit(partial, folder, key, self._origin, self.instance.kind.identities(partial))
         return Answer(self.name, "finished")
 

@@ -64,9 +64,9 @@ def stage(home: Path, kind: str, *needs: str, seconds: float = 0.5, **axes: str)
     folder = home / "stages" / f"{kind}-{'-'.join(axes.values()) or '0'}"
     folder.mkdir(parents=True)
     write_json(folder / "manifest.json", {"digest": "d1" * 32, "files": {}})
-    write_json(
-        folder / "key.json", {"run": "toy-0", "stage": name, "pipeline": "toy", "time": 0, "components": {}}
-    )
+    components = {"kind": kind, "config": {}, "code": {}, "inputs": [], "external": {}}
+    origin = {"run": "toy-0", "stage": name, "pipeline": "toy", "time": 0}
+    write_json(folder / "key.json", {**origin, "components": components})
     return StageRecord(
         name, kind, kind, axes, list(needs), "finished", "has no output yet", "abc123" * 11, str(folder), 1,
         100.0, 100.0 + seconds, seconds,
