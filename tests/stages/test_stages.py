@@ -77,7 +77,7 @@ def test_a_command_gets_its_folder_and_its_inputs(context, tmp_path):
         run='echo hello; echo "$TATS_INPUTS" > "$TATS_OUT/inputs"; echo $X', env={"X": "y"}
     )
     command.KIND.run(config, ctx)
-    assert json.loads((ctx.out / "inputs").read_text()) == [
+    assert json.loads((ctx.out / "output" / "inputs").read_text()) == [
         {"name": "grow[a]", "kind": "grow", "axes": {"benchmark": "a"}, "path": str(tmp_path / "in")}
     ]
     assert (ctx.out / "log" / "command.log").read_text() == "hello\ny\n"
@@ -112,6 +112,19 @@ def test_a_command_that_fails_is_named_with_its_code_and_log(context):
         command.KIND.run(command.CommandConfig(run=["no-such-program"]), context())
 
 
+def test_a_command_reads_what_the_program_of_another_wrote(context, tmp_path):
+    ctx = context(Input("first", "command", {}, tmp_path / "in"))
+    command.KIND.run(command.CommandConfig(run='echo "$TATS_INPUTS" > "$TATS_OUT/inputs"'), ctx)
+    (read,) = json.loads((ctx.out / "output" / "inputs").read_text())
+    assert read["path"] == str(tmp_path / "in" / "output")
+
+
+@pytest.mark.parametrize("name", ["", "A=B"])
+def test_a_name_that_no_variable_can_have_is_refused(name):
+    with pytest.raises(SpecError, match=r"demo\.yaml: work\.env: '.*' cannot name a variable"):
+        validate(command.CommandConfig, {"run": "true", "env": {name: "x"}}, "demo.yaml", "work")
+
+
 def test_a_stop_ends_the_command_and_what_it_started(context, tmp_path):
     ctx = context()
     ctx.stop.set()
@@ -131,7 +144,7 @@ def result(folder: Path, kind: str, axes: dict[str, str], **values: Any) -> Inpu
 
 def test_what_a_killed_driver_left_running_is_ended_before_the_command_starts_again(context, tmp_path):
     ctx = context()
-    with subprocess.Popen(["sleep", "600"], env={**os.environ, "TATS_OUT": str(ctx.out)}) as left:
+    with subprocess.Popen(["sleep", "600"], env={**os.environ, "TATS_OUT": str(ctx.out / "output")}) as left:
         command.KIND.run(command.CommandConfig(run=["true"]), ctx)
         assert not psutil.pid_exists(left.pid)
 
@@ -139,7 +152,7 @@ def test_what_a_killed_driver_left_running_is_ended_before_the_command_starts_ag
 def test_what_a_command_leaves_running_is_ended_with_it(context):
     ctx = context()
     command.KIND.run(command.CommandConfig(run="sleep 600 & echo $! > $TATS_OUT/left"), ctx)
-    assert not psutil.pid_exists(int((ctx.out / "left").read_text()))
+    assert not psutil.pid_exists(int((ctx.out / "output" / "left").read_text()))
 
 
 def test_a_report_joins_the_results_of_each_benchmark_and_start(context, tmp_path):
