@@ -14,6 +14,7 @@ import signal
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -26,9 +27,9 @@ from pydantic import Field, model_validator
 from tats_core.data import synthetic
 from tats_core.data.benchmarks import hmdb51, kinetics400, ssv2, ucf101
 from tats_core.data.synthetic import VOCABULARIES, SceneConfig
-from tats_core.errors import DataError
+from tats_core.errors import DataError, StageError
 from tats_core.files import replacing, write_text
-from tats_core.machine import available_cpus
+from tats_core.machine import available_cpus, end_with_parent
 from tats_core.specs import StrictModel, merge
 
 Progress = Callable[[int, int, str], None]
@@ -211,9 +212,7 @@ def _made(out: Path, config: GenerateConfig, todo: list[_Clip], workers: int) ->
     with ProcessPoolExecutor(
         workers,
         mp_context=context,
-        # Ctrl-C is for this process, which ends the pool; else each worker would print a traceback.
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
+        initializer=_begin_worker,
     ) as pool:
         chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
         futures = {pool.submit(_make, out, config, chunk): chunk for chunk in chunks}
@@ -221,9 +220,20 @@ def _made(out: Path, config: GenerateConfig, todo: list[_Clip], workers: int) ->
             for future in as_completed(futures):
                 future.result()
                 yield from (clip.benchmark for clip in futures[future])
+        except BrokenProcessPool as error:
+            raise StageError(
+                "a process that makes clips was ended from outside, perhaps for want of memory; run again: the "
+                "clips that it made stay"
+            ) from error
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def _begin_worker() -> None:
+    # Ctrl-C is for the parent, which ends the pool; else each worker would print a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
 
 
 def _make(out: Path, config: GenerateConfig, clips: Sequence[_Clip]) -> None:

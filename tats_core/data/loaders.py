@@ -26,6 +26,7 @@ from tats_core.data.benchmarks import Benchmark
 from tats_core.data.clips import Batch, Erased
 from tats_core.data.manifest import Manifest
 from tats_core.errors import DataError, SpecError, TatsError, VideoError
+from tats_core.machine import end_with_parent
 from tats_core.specs import NotIdentity, StrictModel
 
 Purpose = Literal["pretrain", "finetune"]
@@ -242,6 +243,7 @@ def _pool(clips: _Clips, requests: list[_Request]) -> DataLoader[_Answer]:
         pin_memory=torch.cuda.is_available(),
         # A plain fork copies locks that other threads of the launcher hold, and may wait for ever.
         multiprocessing_context="forkserver",
+        worker_init_fn=end_with_parent,
     )
 
 

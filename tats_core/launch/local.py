@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from tats_core.errors import StageError
 from tats_core.launch import workers as launched
 from tats_core.launch.workers import Outcomes, Task
+from tats_core.machine import end_with_parent, keep_freed_memory
 
 if TYPE_CHECKING:
     from tats_core.stages.base import ParallelWork
@@ -71,7 +72,7 @@ def _attempt(task: Task, outcomes: Outcomes, stop: threading.Event) -> int:
 
 
 def _work(task: Task) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent decides
     try:
         launched.work(task, _world, 0, permanent=(Exception,))
@@ -83,16 +84,8 @@ def _work(task: Task) -> None:
 def _world() -> World:
     import torch
 
-    from tats_core.machine import keep_freed_memory
     from tats_core.training.world import World
 
     torch.set_num_threads(1)
     keep_freed_memory()
     return World()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,8 +229,8 @@ class _Run:
                 if item.action == "skip":
                     self._leave_out(item.name, item.reason)
             try:
-                with _signals(self.stop):
-                    self._loop()
+                with _signals(self.stop) as renew:
+                    self._loop(renew)
             except BaseException as error:
                 self._abort(error)
                 raise
@@ -242,9 +242,10 @@ class _Run:
         for observer in self.observers:
             observer.note(stage, text)
 
-    def _loop(self) -> None:
+    def _loop(self, renew: Callable[[], None]) -> None:
         self._start_ready()
         while self.running:
+            renew()
             try:
                 answer: Answer | None = self.answers.get(timeout=_TICK)
             except queue.Empty:
@@ -454,23 +455,28 @@ def _configs(graph: Graph) -> dict[str, StageConfig]:
 
 
 @contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C and SIGTERM set `stop`; the second Ctrl-C raises."""
+def _signals(stop: threading.Event) -> Iterator[Callable[[], None]]:
+    """Ctrl-C and SIGTERM set `stop`; the second Ctrl-C raises. Call what it yields now and then.
+
+    When Ray starts, in the thread of a stage, it replaces the handler of SIGTERM by one of its own, which
+    prints a stack and aborts the process three seconds later.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
 
     def handle(number: int, frame: types.FrameType | None) -> None:
-        # Ray's handler of SIGTERM runs before this one and sets an alarm that would abort the process three
-        # seconds later, before the checkpoints are saved.
-        signal.alarm(0)
+        signal.alarm(0)  # Ray's abort
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()  # the loop does all else: a handler may interrupt anything
 
+    def renew() -> None:
+        signal.signal(signal.SIGTERM, handle)
+
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield renew
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -103,7 +103,11 @@ class StageWork(threading.Thread):
             text = f"{error.filename or self._home}: {error.strerror or error}"
             return Answer(self.name, "failed", str(StoreError(text))), False
         except BaseException as error:  # noqa: BLE001 (a bug, or an exit: the main thread must get an answer)
-            return Answer(self.name, "failed", self._save_traceback(error)), False
+            text = self._save_traceback(error)
+            # SIGTERM to the whole process group ends the stage's helpers too, perhaps before it is seen here.
+            if self._asked_to_stop.wait(1.0):
+                return Answer(self.name, "stopped"), False
+            return Answer(self.name, "failed", text), False
 
     def _work(self) -> Answer:
         folder, key = self.decision.folder, self.decision.key
