@@ -222,8 +222,8 @@ def _made(out: Path, config: GenerateConfig, todo: list[_Clip], workers: int) ->
                 yield from (clip.benchmark for clip in futures[future])
         except BrokenProcessPool as error:
             raise StageError(
-                "a process that makes clips was ended from outside, perhaps for want of memory; run again: the "
-                "clips that it made stay"
+                "a process that makes clips was ended from outside, perhaps for want of memory; run again: "
+                "the clips that it made stay"
             ) from error
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)

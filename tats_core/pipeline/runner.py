@@ -17,22 +17,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 from tats_core.errors import StoreError, TatsError
-from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import plan as plans
 from tats_core.pipeline import resources
 from tats_core.pipeline.graph import Graph, Instance
 from tats_core.pipeline.hooks import Notifier
 from tats_core.pipeline.observers import Events, Observer, Tracking
-from tats_core.pipeline.plan import Choice, Decider, Decision, Plan, PlanItem
+from tats_core.pipeline.plan import Decider, Decision, Options, Plan, PlanItem
 from tats_core.pipeline.resources import Pool
 from tats_core.pipeline.spec import Pipeline
 from tats_core.pipeline.stage_thread import Answer, Launch, StageWork
 from tats_core.stages.base import Input, Preflight
 from tats_core.store import environment, run_page
-from tats_core.store.outputs import StageStore, make_folder
+from tats_core.store.outputs import make_folder
 from tats_core.store.run import RunRecord, StageConfig, StageRecord
 from tats_core.tracking import Tracker
 from tats_core.training.events import read_events
@@ -60,34 +59,23 @@ class Host:
     launch: Launch | None = None
 
 
-def plan(
-    pipeline: Pipeline,
-    home: Path,
-    *,
-    force: Sequence[str] = (),
-    only: Sequence[str] = (),
-    from_stage: str | None = None,
-) -> Plan:
+def plan(pipeline: Pipeline, home: Path, **options: Unpack[Options]) -> Plan:
     """Return what `run` with the same arguments would do, and why; starts and changes nothing.
-
-    A stage is named as in the file (`finetune`: all of its matrix) or in full (`finetune[ssv2,scratch]`).
 
     Raises:
         SpecError: an unknown stage name or a wrong configuration.
     """
-    return plans.make(_decider(pipeline, home.absolute(), force, only, from_stage))
+    return plans.make(Decider(pipeline, home.absolute(), options))
 
 
 def run(
     pipeline: Pipeline,
     home: Path,
     *,
-    force: Sequence[str] = (),
-    only: Sequence[str] = (),
-    from_stage: str | None = None,
     on_error: OnError = "stop",
     ui: Observer | None = None,
     host: Host | None = None,
+    **options: Unpack[Options],
 ) -> RunRecord:
     """Run what has no output yet, reuse what has one, and return the record.
 
@@ -95,9 +83,6 @@ def run(
     first Ctrl-C stops at the newest checkpoints and returns with status "stopped"; the second raises.
 
     Args:
-        force: stages that run even though they have an output.
-        only: run these stages alone; what they need must have an output already.
-        from_stage: run this stage and all that follow it, even though they have outputs.
         on_error: after a failure let running stages end and start no other ("stop"), or run all stages
             that do not need the failed one ("continue").
         host: the sweep that this run is a trial of.
@@ -107,11 +92,11 @@ def run(
         StoreError: the project folder cannot be written, from the start or any more.
     """
     home = home.absolute()
-    decider = _decider(pipeline, home, force, only, from_stage)
+    decider = Decider(pipeline, home, options)
     todo = plans.make(decider)
     pool = Pool(_preflight(decider.graph, todo, home))
     make_folder(home)
-    record = _new_record(pipeline, home, todo, only)
+    record = _new_record(pipeline, home, todo, options.get("only", ()))
     if host is not None:
         record.id = host.run_id
     try:
@@ -123,13 +108,6 @@ def run(
             f"{error.filename or home}: cannot be used ({error.strerror or error}); mend the storage or set "
             "TATS_HOME to a folder you can write to, and run again: what is done is kept"
         ) from error
-
-
-def _decider(
-    pipeline: Pipeline, home: Path, force: Sequence[str], only: Sequence[str], from_stage: str | None
-) -> Decider:
-    graph = graphs.build(pipeline)
-    return Decider(pipeline, graph, StageStore(home), Choice.of(graph, force, only, from_stage))
 
 
 def _preflight(graph: Graph, todo: Plan, home: Path) -> resources.Resources:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -97,6 +97,7 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[int, Event]]:
 
 
 def _event(line: bytes) -> Event | None:
+    """Return the event in `line`, or None if it is none."""
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):
@@ -106,8 +107,12 @@ def _event(line: bytes) -> Event | None:
     fields = _FIELDS.get(event["kind"])
     if fields is None:
         return event
-    valid = _is_number(event.get("time")) and all(check(event.get(name)) for name, check in fields.items())
-    return event if valid else None
+    if not all(isinstance(event.get(name), form) for name, form in {"time": _NUMBER, **fields}.items()):
+        return None
+    numbers = event["values"] if event["kind"] == "metrics" else event.get("shown", {})
+    path = PurePath(event.get("path", ""))
+    is_valid = all(isinstance(value, _NUMBER) for value in numbers.values()) and not path.is_absolute()
+    return event if is_valid and ".." not in path.parts else None
 
 
 def _passed_over(path: Path, offset: int) -> Event:
@@ -115,36 +120,12 @@ def _passed_over(path: Path, offset: int) -> Event:
     return {"kind": "note", "time": path.stat().st_mtime, "text": text}
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_below(value: object) -> bool:
-    """Return whether `value` is a path inside the stage's folder."""
-    return isinstance(value, str) and not PurePath(value).is_absolute() and ".." not in PurePath(value).parts
-
-
-def _is_mapping(value: object) -> bool:
-    return isinstance(value, dict)
-
-
-def _are_numbers(value: object) -> bool:
-    return isinstance(value, dict) and all(map(_is_number, value.values()))
-
-
-_FIELDS: dict[str, dict[str, Callable[[object], bool]]] = {
-    "metrics": {"step": _is_integer, "values": _are_numbers},
-    "progress": {**dict.fromkeys(("step", "steps", "epoch", "epochs"), _is_integer), "shown": _are_numbers},
-    "file": {"step": _is_integer, "key": _is_text, "path": _is_below},
-    "note": {"text": _is_text},
-    "params": {"values": _is_mapping},
+_NUMBER = (int, float)
+_FIELDS: dict[str, dict[str, type]] = {
+    "metrics": {"step": int, "values": dict},
+    "progress": {"step": int, "steps": int, "epoch": int, "epochs": int, "shown": dict},
+    "file": {"step": int, "key": str, "path": str},
+    "note": {"text": str},
+    "params": {"values": dict},
 }
-"""Kind → what each of its fields must be; other kinds are those of other files."""
+"""Kind → what its fields are; other kinds are those of other files."""
