@@ -32,6 +32,6 @@ def own_components(instance: Instance, pipeline: str) -> OwnComponents:
     return {
         "kind": f"{kind.name}/{kind.version}" + (f" of {pipeline}" if kind.gathers else ""),
         "config": identity(instance.config),
-        "code": code.digests((kind.__module__, *kind.code)),
+        "code": dict(code.digests((kind.__module__, *kind.code))),
         "external": dict(kind.external(instance.config)),
     }

@@ -107,11 +107,12 @@ def _event(line: bytes) -> Event | None:
     fields = _FIELDS.get(event["kind"])
     if fields is None:
         return event
-    if not all(isinstance(event.get(name), form) for name, form in {"time": _NUMBER, **fields}.items()):
+    if not all(isinstance(event.get(name), form) for name, form in fields.items()):
         return None
     numbers = event["values"] if event["kind"] == "metrics" else event.get("shown", {})
+    numbers = [event.get("time"), *numbers.values()]
     path = PurePath(event.get("path", ""))
-    is_valid = all(isinstance(value, _NUMBER) for value in numbers.values()) and not path.is_absolute()
+    is_valid = all(isinstance(number, int | float) for number in numbers) and not path.is_absolute()
     return event if is_valid and ".." not in path.parts else None
 
 
@@ -120,7 +121,6 @@ def _passed_over(path: Path, offset: int) -> Event:
     return {"kind": "note", "time": path.stat().st_mtime, "text": text}
 
 
-_NUMBER = (int, float)
 _FIELDS: dict[str, dict[str, type]] = {
     "metrics": {"step": int, "values": dict},
     "progress": {"step": int, "steps": int, "epoch": int, "epochs": int, "shown": dict},
