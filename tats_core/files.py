@@ -7,7 +7,6 @@ import json
 import math
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -109,13 +108,6 @@ def _problem(error: ValueError) -> str:
     first = error.errors()[0]
     key = ".".join(map(str, first["loc"]))
     return f"{key}: {first['msg']}" if key else first["msg"]
-
-
-def copy(source: Path, path: Path) -> None:
-    """Copy the content of `source` to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        shutil.copyfile(source, temporary)
 
 
 def append_line(path: Path, value: object) -> None:

@@ -164,7 +164,7 @@ def _instance(
     for other in instances.values():
         if other.stage not in ancestors or not _agree(axes, other.axes):
             continue
-        direct = other.stage in stage.needs and (kind.waits_for_needs or other.kind.waited_for)
+        direct = other.stage in stage.needs and (kind.any_kind or other.kind.any_kind)
         if direct or other.kind.name in reads:
             needs.append(other)
     _check_reads(f"{pipeline.where}: {stage.name}.needs", kind, reads, needs)

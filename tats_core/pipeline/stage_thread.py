@@ -123,11 +123,9 @@ class StageWork(threading.Thread):
         self._readable = True
         context = StageContext(
             name=self.instance.name,
-            axes=self.instance.axes,
             pipeline=self.origin["pipeline"],
             key=key.digest,
             out=partial,
-            home=self.home,
             read=self.inputs,
             events=EventLog(partial / EVENTS),
             fit=self._fit(partial),

@@ -55,18 +55,16 @@ class ParallelWork:
 class StageContext:
     """A running stage's surroundings.
 
-    `name`, `axes` and `pipeline` are labels: an output must depend on the configuration and the inputs
-    alone, because another stage with the same key may reuse it. (The key of a stage that gathers holds the
-    pipeline's name and its inputs' axes, so it may use those.) `out` is the stage's folder; all that is left
+    `name` and `pipeline` are labels: an output must depend on the configuration and the inputs alone, because
+    another stage with the same key may reuse it. (The key of a stage that gathers holds the pipeline's name
+    and its inputs' axes, so it may use those.) `out` is the stage's folder; all that is left
     there becomes its output. After a kill, the stage runs again with the same `out`.
     """
 
     name: str
-    axes: Mapping[str, str]
     pipeline: str
     key: str
     out: Path
-    home: Path
     read: tuple[Input, ...]
     events: EventLog
     fit: Callable[[ParallelWork], None]
@@ -110,8 +108,7 @@ class StageKind(ABC, Generic[C]):
         Config: the keys of a stage of this kind, beside the engine's. A field that cannot change the output
             (resources, caches), or whose content is in `external`, is marked `NotIdentity`.
         gathers: reads all instances of what it needs, instead of those that agree with its own axes.
-        waits_for_needs: reads all that it directly needs, of whatever kind.
-        waited_for: every stage that directly needs it reads it, of whatever kind.
+        any_kind: reads all that it directly needs, and is read by all that directly need it.
         follows: axes that fill the field of the same name here when a stage that this one needs has them.
         reports: the numbers of its `result.json`, which a sweep may compare; None if known only after a run.
         curves: the numbers that its events hold after an epoch, by which a sweep may stop a trial early.
@@ -123,8 +120,7 @@ class StageKind(ABC, Generic[C]):
     version: ClassVar[int] = 1
     Config: type[C]
     gathers: ClassVar[bool] = False
-    waits_for_needs: ClassVar[bool] = False
-    waited_for: ClassVar[bool] = False
+    any_kind: ClassVar[bool] = False
     follows: ClassVar[frozenset[str]] = frozenset({"benchmark", "init"})
     reports: ClassVar[frozenset[str] | None] = frozenset()
     curves: ClassVar[frozenset[str]] = frozenset()

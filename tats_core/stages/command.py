@@ -64,8 +64,7 @@ class Command(StageKind[CommandConfig]):
     name = "command"
     version = 2
     Config = CommandConfig
-    waits_for_needs = True
-    waited_for = True
+    any_kind = True
     reports = None  # whatever the program writes into a result.json
 
     def cpus(self, config: CommandConfig) -> int:

@@ -81,13 +81,8 @@ class StageKey:
 
     @cached_property
     def digest(self) -> str:
-        """64 hex digits."""
+        """64 hex digits; folders are named after the first 12."""
         return hashlib.sha256(canonical(self.components)).hexdigest()
-
-    @property
-    def short(self) -> str:
-        """The first 12 of them, as in folder names."""
-        return self.digest[:12]
 
 
 @dataclass(frozen=True)
@@ -140,7 +135,7 @@ class StageStore:
 
     def folder(self, kind: str, key: StageKey | str) -> Path:
         """Return the folder of the output of `key` (or of the key with this digest), once committed."""
-        return self.root / f"{kind}-{key[:12] if isinstance(key, str) else key.short}"
+        return self.root / f"{kind}-{(key if isinstance(key, str) else key.digest)[:12]}"
 
     def fault(self, folder: Path, key: StageKey | None = None, *, whole: bool = False) -> str | None:
         """Return why the output in `folder` cannot be used, or None if it can ("" where there is none).

@@ -159,6 +159,16 @@ def test_an_attempt_with_a_corrupt_mark_begins_anew(load, home, text):
     assert runner.run(load(pipeline), home).status == "failed", "the mark of the first try is gone"
 
 
+def test_what_breaks_while_the_run_is_asked_to_stop_is_stopped_and_not_a_bug(load, home, monkeypatch):
+    def broken(ctx: StageContext) -> None:
+        ctx.stop.set()  # SIGTERM to the group: the stage's helpers are gone
+        raise RuntimeError("DataLoader worker exited unexpectedly")
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(broken))
+    record = runner.run(load("stages: {grow: {kind: grow, init: scratch}}"), home)
+    assert (record.status, statuses(record)) == ("stopped", {"grow": "stopped"})
+
+
 def test_from_a_stage_that_only_leaves_out_is_refused(load, home):
     runner.run(load(TOY), home)
     with pytest.raises(SpecError, match=r"--from make: --only leaves it out"):

@@ -183,9 +183,7 @@ def test_the_stage_gives_its_job_the_checkpoints_place(
         Input("data", "data", {}, tmp_path / "data"),
         Input("pretrain", "pretrain", {}, tmp_path / "pre"),
     )
-    context = StageContext(
-        "any", {}, "mine", "0" * 64, tmp_path, tmp_path, inputs, EventLog(None), fit, threading.Event()
-    )
+    context = StageContext("any", "mine", "0" * 64, tmp_path, inputs, EventLog(None), fit, threading.Event())
     for changes in ({"encoder": "x.pth"}, {"encoder": "x.pth", "init": "scratch"}, {}):
         config = {"model": MODEL, "clip": CLIP, "benchmark": "ssv2", **changes}
         finetune.KIND.run(finetune.FinetuneStage.model_validate(config), context)

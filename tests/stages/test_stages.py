@@ -36,11 +36,9 @@ def context(tmp_path: Path) -> Context:
         out.mkdir(exist_ok=True)
         fields: dict[str, Any] = {
             "name": "stage",
-            "axes": {},
             "pipeline": "toy",
             "key": "0" * 64,
             "out": out,
-            "home": tmp_path,
             "read": read,
             "events": EventLog(out / "events.jsonl"),
             "fit": None,
