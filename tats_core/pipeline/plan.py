@@ -190,10 +190,13 @@ def _item(
         decision = decider.decide(instance, digests)
         if not wanted and decision.action == "run":
             return about
+        reason = decision.reason
+        if decision.action == "run" and (outside := instance.kind.summary(instance.config)):
+            reason += f"; {outside}"
         return replace(
             about,
             action=decision.action,
-            reason=decision.reason,
+            reason=reason,
             key=decision.key.digest,
             folder=decision.folder,
             changes=decision.changes,
