@@ -63,6 +63,9 @@ class Manifest:
     def __post_init__(self) -> None:
         if not self.videos:
             raise DataError(f"{self._name}: no video is listed in {self.root}")
+        if len(set(self.classes)) < len(self.classes):
+            twice = next(name for name in self.classes if self.classes.count(name) > 1)
+            raise DataError(f"{self._name}: two classes are called '{twice}'; each needs a name of its own")
         seen: set[str] = set()
         for video in self.videos:
             if not UNLABELLED <= video.label < len(self.classes):

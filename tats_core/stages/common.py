@@ -270,6 +270,11 @@ def labelled(manifest: Manifest, per_class: int | None = None, seed: int = 0) ->
     return chosen
 
 
+def absent(*manifests: Manifest) -> dict[str, int]:
+    """Return how many listed videos are not on disk, for a result that is then marked; most often nothing."""
+    return {f"absent_{manifest.split}": manifest.absent for manifest in manifests if manifest.absent}
+
+
 def note_unreadable(unreadable: Mapping[str, str], events: EventLog) -> None:
     """Log the videos that were skipped, given as path → reason."""
     for path, reason in unreadable.items():

@@ -21,6 +21,7 @@ from tats_core.stages.common import (
     Job,
     Trained,
     TrainedKind,
+    absent,
     clip_options,
     dump_on_failure,
     note_unreadable,
@@ -179,6 +180,7 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
             "sampler": recipe.sampler.kind,
             "skipped_steps": trainer.skipped,
             "unreadable_videos": len(unreadable),
+            **absent(manifest),
         }
         write_result(out, results | usage)
 

@@ -25,6 +25,7 @@ from tats_core.stages.common import (
     EncoderKind,
     Initialised,
     Job,
+    absent,
     clip_options,
     labelled,
     load_encoder,
@@ -104,6 +105,7 @@ def probe_encoder(raw_job: Mapping[str, Any], world: World, events: EventLog, st
         "clips": len(test),
         "labels": len(train),
         "seconds": time.perf_counter() - began,
+        **absent(train, test),
     }
     write_result(Path(job.out), results | described)
 

@@ -164,7 +164,7 @@ def _track(row: Row, axes: Sequence[str]) -> Track:
     marks.append(Mark(f"dot{side}", row["top1"]))
     if row.get("linear_top1") is not None:
         marks.append(Mark("diamond", row["linear_top1"]))
-    labels = [str(row["benchmark"]), STARTS.get(str(row["init"]), str(row["init"]))]
+    labels = [results.marked(row), STARTS.get(str(row["init"]), str(row["init"]))]
     label = " · ".join([*labels, *(str(row.get(axis, "")) for axis in axes)])
     return Track(label, marks, f"{row['top1']:.1f}%")
 
