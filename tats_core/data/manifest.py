@@ -176,6 +176,10 @@ class Manifest:
         videos = tuple(self.videos[step * len(self.videos) // count] for step in range(count))
         return replace(self, videos=videos)
 
+    def absence(self) -> dict[str, int]:
+        """Return what a stage's result has of `absent`, so that tables are marked; most often nothing."""
+        return {f"absent_{self.split}": self.absent} if self.absent else {}
+
     def labels(self) -> list[int]:
         """Return the label of every video, in order."""
         return [video.label for video in self.videos]

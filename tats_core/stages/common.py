@@ -237,8 +237,8 @@ def load_encoder(encoder: VideoViT, path: str | None, events: EventLog) -> dict[
     if path is None:
         return {}
     match = weights.load_encoder(encoder, Path(path))
-    if match.layout == "TATS":
-        return {}  # our own layout: nothing to report
+    if match.layout == "TATS" and not match.adapted:
+        return {}  # our own, as it was trained: nothing to report
     events.note(f"encoder from {path}: {match.sentence()}")
     return {"encoder": match.sentence()}
 
@@ -268,11 +268,6 @@ def labelled(manifest: Manifest, per_class: int | None = None, seed: int = 0) ->
             f"label (the first is '{without[0]}'), which is enough for pre-training only; give each a class"
         )
     return chosen
-
-
-def absent(*manifests: Manifest) -> dict[str, int]:
-    """Return how many listed videos are not on disk, for a result that is then marked; most often nothing."""
-    return {f"absent_{manifest.split}": manifest.absent for manifest in manifests if manifest.absent}
 
 
 def note_unreadable(unreadable: Mapping[str, str], events: EventLog) -> None:

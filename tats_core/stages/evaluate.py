@@ -27,7 +27,6 @@ from tats_core.stages.base import StageContext, StageKind
 from tats_core.stages.common import (
     Job,
     Placed,
-    absent,
     clip_options,
     labelled,
     run_workers,
@@ -163,7 +162,7 @@ def score_videos(raw_job: Mapping[str, Any], world: World, events: EventLog, sto
         "classes": len(classes),
         "parameters": parameter_count([model]),
         "test_seconds": time.perf_counter() - began,
-        **absent(manifest),
+        **manifest.absence(),
     }
     write_scores(out, scores_BC, label_B, manifest)
     title = f"{config.benchmark}, {config.init}: top-1 {top1:.1f}% of {len(manifest)} clips"

@@ -15,7 +15,6 @@ from tats_core.stages.common import (
     Job,
     Trained,
     TrainedKind,
-    absent,
     clip_options,
     dump_on_failure,
     labelled,
@@ -127,7 +126,7 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
             "parameters": parameter_count([trainer.model]),
             "skipped_steps": trainer.guarded.skipped,
             "unreadable_videos": len(unreadable),
-            **absent(manifest),
+            **manifest.absence(),
         }
         write_result(out, results | usage)
 

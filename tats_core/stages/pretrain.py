@@ -21,7 +21,6 @@ from tats_core.stages.common import (
     Job,
     Trained,
     TrainedKind,
-    absent,
     clip_options,
     dump_on_failure,
     note_unreadable,
@@ -180,7 +179,7 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
             "sampler": recipe.sampler.kind,
             "skipped_steps": trainer.skipped,
             "unreadable_videos": len(unreadable),
-            **absent(manifest),
+            **manifest.absence(),
         }
         write_result(out, results | usage)
 

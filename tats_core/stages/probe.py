@@ -25,7 +25,6 @@ from tats_core.stages.common import (
     EncoderKind,
     Initialised,
     Job,
-    absent,
     clip_options,
     labelled,
     load_encoder,
@@ -105,7 +104,8 @@ def probe_encoder(raw_job: Mapping[str, Any], world: World, events: EventLog, st
         "clips": len(test),
         "labels": len(train),
         "seconds": time.perf_counter() - began,
-        **absent(train, test),
+        **train.absence(),
+        **test.absence(),
     }
     write_result(Path(job.out), results | described)
 

@@ -20,7 +20,7 @@ from tats_core.data.manifest import UNLABELLED, Manifest
 from tats_core.errors import SpecError, Stopped, TrainingError, VideoError
 from tats_core.models.tokens import ClipConfig, patchify
 from tats_core.models.vit import VideoViT, ViTConfig
-from tats_core.stages import common, evaluate, finetune, pretrain, probe
+from tats_core.stages import evaluate, finetune, pretrain, probe
 from tats_core.stages.common import clip_options, dump_on_failure
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog, read_events
@@ -294,7 +294,7 @@ def test_a_partial_copy_marks_the_result_of_every_job(data: Path, tmp_path: Path
     job = _evaluate_job(tmp_path, tmp_path / "finetune", "ucf101")
     tested = _run(job, evaluate.score_videos, tmp_path / "evaluate")
     assert (tuned["absent_train"], tested["absent_test"]) == (3, 3)
-    assert common.absent(Manifest.load(data / "ucf101.train.json")) == {}
+    assert Manifest.load(data / "ucf101.train.json").absence() == {}
 
 
 def test_an_unreadable_test_video_is_an_error_that_names_it(data: Path, tmp_path: Path) -> None:
