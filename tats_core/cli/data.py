@@ -139,7 +139,9 @@ def _check_benchmark(benchmark: Benchmark, folder: Path, decode: int) -> tuple[l
     """
     from tats_core.data.benchmarks.base import NoListError, Split, overlap
 
-    problems, warnings, unlisted = [], [], []
+    problems: list[str] = []
+    warnings: list[str] = []
+    unlisted: list[str] = []
     decoded = False
     for fold in range(1, benchmark.folds + 1):
         read: list[Manifest] = []

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -130,7 +130,9 @@ class Foreign:
         if strange := sorted(layers - _OF_BLOCK):
             return f"{self.path}: its blocks have {', '.join(strange)}, which ours have not: another model"
         here = {**dict(vit), **dict(clip), "mlp": int(vit.width * vit.mlp_ratio)}
-        parts = [("encoder", _COMPARED, here, self.size, "model and clip")]
+        parts: list[tuple[str, tuple[str, ...], dict[str, Any], dict[str, int | str], str]] = [
+            ("encoder", _COMPARED, here, self.size, "model and clip")
+        ]
         if mae is not None and self.kind == "pre-trained":
             decoder: dict[str, int | str] = {
                 **self.declared,
@@ -208,8 +210,8 @@ def read(path: Path) -> Foreign:
     if "encoder.embedding.weight" in tensors:
         refuse_other_format(file)
         return Foreign(path, "TATS", tensors, (), sizes, classes)
-    named = {name: ours for name in tensors if (ours := _our_name(name))}
-    ours = {named[name]: tensors[name] for name in named}
+    named = {name: renamed for name in tensors if (renamed := _our_name(name))}
+    ours = {renamed: tensors[name] for name, renamed in named.items()}
     if not {"encoder.embedding.weight", "encoder.blocks.0.mlp.fc1.weight"} <= ours.keys():
         some = next(iter(tensors), "nothing at all")
         raise WeightsError(

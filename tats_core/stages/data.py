@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -91,8 +92,16 @@ class Data(StageKind[DataConfig]):
         return available_cpus() - 1 if config.generate else 0
 
     def preflight(self, config: DataConfig, ctx: Preflight) -> list[str]:
-        """Return one sentence for each data set that is missing."""
-        return [] if config.generate else [str(error) for _, error in _missing(config)]
+        """Read the lists; return one sentence for each data set that is missing or not as expected."""
+        faults: list[str] = []
+        for name in () if config.generate else config.names:
+            try:
+                folder = _folder(config, name)
+                for split in get_args(Split):
+                    _manifest(name, folder, split, config.fold, config.missing, _fingerprint(folder))
+            except DataError as error:
+                faults.append(str(error))
+        return faults
 
     def external(self, config: DataConfig) -> Mapping[str, str]:
         """Return each data set's path and a digest of its lists and folders (not of its videos)."""
@@ -116,7 +125,7 @@ class Data(StageKind[DataConfig]):
             read: list[Manifest] = []
             for split in get_args(Split):
                 ctx.check_stop()
-                manifest = benchmarks.find(name).read(folder, split, config.fold, config.missing)
+                manifest = _manifest(name, folder, split, config.fold, config.missing, _fingerprint(folder))
                 for note in manifest.notes:
                     ctx.events.note(note)
                 read.append(manifest)
@@ -127,6 +136,7 @@ class Data(StageKind[DataConfig]):
                 ctx.events.note(_described(manifest))
             if shared := overlap(*read):
                 ctx.events.note(shared)
+        _manifest.cache_clear()
 
 
 def _show(ctx: StageContext, done: int, total: int, text: str) -> None:
@@ -141,6 +151,14 @@ def _described(manifest: Manifest) -> str:
 
 def _folder(config: DataConfig, name: str) -> Path:
     return benchmarks.locate(name, config.root)
+
+
+@lru_cache(maxsize=2 * len(benchmarks.READABLE))
+def _manifest(
+    name: str, folder: Path, split: Split, fold: int, missing: Missing | None, fingerprint: str
+) -> Manifest:
+    """Read lists, once for the check before a run and the run: on a network disk it may take minutes."""
+    return benchmarks.find(name).read(folder, split, fold, missing)
 
 
 def _missing(config: DataConfig) -> Iterator[tuple[str, DataError]]:

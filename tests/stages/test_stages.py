@@ -265,8 +265,9 @@ stages:
     config = graph.instances["data"].config
     assert config.names == ("ssv2", "ucf101")
     assert data.KIND.summary(config) == "reads ssv2 (not found), ucf101"
-    (sentence,) = data.KIND.preflight(config, Preflight("data", {}, tmp_path))
-    assert "ssv2" in sentence
+    missing, empty = data.KIND.preflight(config, Preflight("data", {}, tmp_path))
+    assert "'ssv2' (Something-Something v2) was not found" in missing
+    assert "ucf101: no folder of videos" in empty
     plan = runner.plan(spec.load(str(tmp_path / "one.yaml")), tmp_path / "home")
     assert plan.items[0].reason == "has no output yet; reads ssv2 (not found), ucf101"
     # A choice stands, and so does a stage that nobody reads.
@@ -285,8 +286,10 @@ def test_what_is_odd_about_a_copy_is_noted_and_what_it_lacks_is_refused_or_count
         listing.write(first.split()[0] + "\n")
     (root / "UCF-101" / second.split()[0]).unlink()
     config = data.DataConfig(root=str(tmp_path / "disk"), benchmarks=("ucf101",))
-    with pytest.raises(DataError, match=r"1 of the .* set 'missing: allow' in the data stage"):
+    (sentence,) = data.KIND.preflight(config, Preflight("data", {}, tmp_path))
+    with pytest.raises(DataError, match=r"1 of the .* set 'missing: allow' in the data stage") as caught:
         data.KIND.run(config, context())
+    assert str(caught.value) == sentence
     ctx = context()
     data.KIND.run(config.model_copy(update={"missing": "allow"}), ctx)
     assert Manifest.load(ctx.out / "ucf101.train.json").absent == 1

@@ -131,12 +131,12 @@ def _clips(path: Path) -> list[_Clip]:
             raise DataError(f"{path}: the header must name {', '.join(_COLUMNS)}; it lacks {lacking[0]}")
         for row in reader:
             label, youtube_id, start, end = ((row[name] or "").strip() for name in _COLUMNS)
-            seconds = whole(start), whole(end)
-            if not label or not youtube_id or seconds[0] is None or seconds[1] is None:
+            first, last = whole(start), whole(end)
+            if not label or not youtube_id or first is None or last is None:
                 raise DataError(
                     f"{path}, line {reader.line_num}: needs a label, a YouTube id and two whole seconds"
                 )
-            clips.append(_Clip(reader.line_num, label, youtube_id, clip_name(youtube_id, *seconds)))
+            clips.append(_Clip(reader.line_num, label, youtube_id, clip_name(youtube_id, first, last)))
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: is not CSV ({error})") from error
     return clips
