@@ -214,14 +214,15 @@ def marked(row: Row) -> str:
 def footnotes(results: Results) -> list[str]:
     """Return what the asterisk of each benchmark means, and what pre-trainings lacked; most often nothing."""
     policies = results.get("policies") or [results.get("policy") or {}]
-    copies = {str(row["benchmark"]): row for row in results["rows"]}
-    copies["pre-training"] = next((policy for policy in policies if _lacks(policy)), {})
-    return [
-        f"* {name}: a partial copy, without "
-        + " and ".join(f"{row[key]:,} of the listed {what}" for key, what in _LISTED if row.get(key))
-        for name, row in copies.items()
-        if _lacks(row)
-    ]
+    copies = [(str(row["benchmark"]), row) for row in results["rows"]]
+    copies += [("pre-training", policy) for policy in policies]
+    lacking: dict[str, dict[str, None]] = {}
+    for name, row in copies:
+        for key, what in _LISTED:
+            if row.get(key):
+                # Once, though a benchmark has a row for each start.
+                lacking.setdefault(name, {})[f"{row[key]:,} of the listed {what}"] = None
+    return [f"* {name}: a partial copy, without {' and '.join(parts)}" for name, parts in lacking.items()]
 
 
 def _lacks(row: Row) -> bool:

@@ -147,6 +147,7 @@ def _results(report: Mapping[str, Any], stages: Sequence[Stage]) -> dict[str, An
         "tracks": tracks,
         "marks": {style: words for style, words in _MARKS.items() if style in styles},
         "policies": results.policy_table(policies, labels, SAMPLER) if policies else None,
+        "footnotes": results.footnotes(report),
         "meanings": LEGEND.items(),
         "classes": [
             _classes(_label(stage.record), stage.folder)

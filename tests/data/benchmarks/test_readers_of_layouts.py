@@ -414,6 +414,14 @@ def test_two_spellings_of_a_path_are_one_video(tmp_path: Path) -> None:
             FILE_LIST.read(tmp_path, "train")
 
 
+def test_a_test_list_is_read_without_a_training_list(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4")
+    write(tmp_path, "val.txt", "a.mp4 0\nb.mp4 1\n")
+    assert FILE_LIST.read(tmp_path, "test").labels() == [0, 1]
+    with pytest.raises(NoListError, match="file_list: no train list"):
+        FILE_LIST.read(tmp_path, "train")
+
+
 def test_labels_that_count_from_one_are_noted(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4", "b.mp4")
     write(tmp_path, "train.txt", "a.mp4 1\nb.mp4 2\n")
