@@ -228,12 +228,9 @@ def walk(folder: Path, suffixes: tuple[str, ...] = VIDEO_SUFFIXES) -> Iterator[P
         yield from _walk(folder, suffixes, frozenset(), 0)
 
 
-def _walk(
-    folder: Path, suffixes: tuple[str, ...], above: frozenset[tuple[int, int]], links: int
-) -> Iterator[Path]:
-    status = folder.stat()
-    identity = (status.st_dev, status.st_ino)
-    if identity in above or links > _NESTED_LINKS:
+def _walk(folder: Path, suffixes: tuple[str, ...], above: frozenset[str], links: int) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in above or links > _NESTED_LINKS:
         return
     try:
         with os.scandir(folder) as scan:
@@ -247,7 +244,7 @@ def _walk(
         elif entry.name.lower().endswith(suffixes):
             yield Path(folder, entry.name)
     for entry in folders:
-        yield from _walk(Path(entry.path), suffixes, above | {identity}, links + entry.is_symlink())
+        yield from _walk(Path(entry.path), suffixes, above | {real}, links + entry.is_symlink())
 
 
 # --------------------------------------------------------------------------------------------- lists

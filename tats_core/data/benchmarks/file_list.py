@@ -14,6 +14,8 @@ Labels count from 0, or as `classes.txt` numbers its classes.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -84,15 +86,15 @@ def lists(root: Path, split: Split, fold: int) -> Listing:
     videos: list[VideoRecord] = []
     absent: list[str] = []
     repeated = 0
-    seen: dict[tuple[int, int], _Row] = {}
+    seen: dict[str, _Row] = {}
     for row in parsed:
         label = _label(row, classes, listing)
         path = root.absolute() / row.name
-        identity = _identity(path)
-        if identity is None:
+        real = _real(path)
+        if real is None:
             absent.append(row.name)
             continue
-        before = seen.setdefault(identity, row)
+        before = seen.setdefault(real, row)
         if before.label != row.label:
             raise DataError(
                 f"{listing}, line {row.line}: '{row.name}' is the file of line {before.line} "
@@ -113,22 +115,24 @@ def _list(root: Path, split: Split) -> Path:
     return first_existing(root, choices, f"{split} list", "file_list", _LAYOUT, NoListError)
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Return what is the same for all spellings of a file's path, or None where there is no file."""
+def _real(path: Path) -> str | None:
+    """Return the path that is the same for all spellings of a file's path, or None where there is no file.
+
+    Not the file's number, which some network disks do not have.
+    """
     try:
-        if path.is_file():
-            status = path.stat()
-            return status.st_dev, status.st_ino
-    except (OSError, ValueError):  # a name that no file can have: too long, or with a zero byte
-        return None
-    return None
+        return os.path.realpath(path) if path.is_file() else None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # a row that is no path
+            return None
+        raise DataError(f"{path} cannot be read ({error.strerror})") from error
 
 
 def _rows(listing: Path) -> list[_Row]:
     parsed = []
     for line, text in rows(listing, file_names=True):
         name, label = _split(text)
-        if re.match(r"#(\s|$)", text) and (label is None or _identity(listing.parent / name) is None):
+        if re.match(r"#(\s|$)", text) and (label is None or _real(listing.parent / name) is None):
             continue
         if label is None:
             hint = "; a comment begins with '# '" if text.startswith("#") else ""

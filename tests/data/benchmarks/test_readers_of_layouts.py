@@ -414,6 +414,12 @@ def test_two_spellings_of_a_path_are_one_video(tmp_path: Path) -> None:
             FILE_LIST.read(tmp_path, "train")
 
 
+def test_a_row_that_no_file_can_have_as_its_name_is_a_missing_file(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "train.txt").write_bytes(b"a.mp4 0\n" + b"x" * 5000 + b" 0\nzero\0byte.mp4 0\n")
+    assert FILE_LIST.read(tmp_path, "train", missing="allow").absent == 2
+
+
 def test_a_test_list_is_read_without_a_training_list(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4", "b.mp4")
     write(tmp_path, "val.txt", "a.mp4 0\nb.mp4 1\n")
