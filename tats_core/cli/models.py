@@ -48,7 +48,7 @@ def export(
 
 def predict(
     run: RunName,
-    videos: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Video files.")],
+    videos: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Video files, or folders of such.")],
     as_json: AsJson = False,
     stage: ModelStage = None,
     benchmark: TestOf = None,

@@ -427,11 +427,7 @@ class _TestViews(_Clips):
             return needed
 
         frames_THWC = self.frames(index, choose)
-        height, width = frames_THWC.shape[1:3]
-        crops = [
-            transforms.crop_resize(frames_THWC, box, options.size)
-            for box in transforms.view_boxes(height, width, self.n_crops)
-        ]
+        crops = transforms.crops_of_test(frames_THWC, options.size, self.n_crops)
         views = [crop_THWC[torch.from_numpy(index_T)] for index_T in inverse_VT for crop_THWC in crops]
         return transforms.channels_first(torch.stack(views))
 

@@ -199,15 +199,19 @@ def _item(
     missing = tuple(need for need in instance.needs if need not in digests)
     if not missing:
         made = decider.decide(instance, digests)
-        if wanted or made.action == "reuse":
-            return replace(
-                about,
-                action=made.action,
-                reason=made.reason,
-                key=made.key.digest,
-                folder=made.folder,
-                changes=made.changes,
-            )
+        if not wanted and made.action == "run":
+            return about
+        reason = made.reason
+        if made.action == "run" and (outside := instance.kind.summary(instance.config)):
+            reason += f"; {outside}"
+        return replace(
+            about,
+            action=made.action,
+            reason=reason,
+            key=made.key.digest,
+            folder=made.folder,
+            changes=made.changes,
+        )
     if not wanted:
         return about
     for need in missing:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from statistics import fmean
 from typing import Any, Final
 
@@ -29,6 +30,9 @@ STARTS: Final = {"pretrained": "pre-trained", "scratch": "from scratch"}
 """What a start of a fine-tuning is called, in the order of tables."""
 
 _BESIDE: Final = ("chance", "clips")
+ABSENT: Final = ("absent_train", "absent_test")
+"""How many listed videos the copy of a data set lacked; in a row only where it did."""
+_LISTED: Final = tuple(zip(ABSENT, ("training videos", "test videos"), strict=True))
 
 
 def text(results: Results) -> str:
@@ -43,9 +47,8 @@ def text(results: Results) -> str:
         if _measured(rows, keys):
             parts += [title, _by_start(rows, _measured(rows, (*keys, *beside))).text(), ""]
     several = pre_trainings(results)
-    if several is None:
-        return "\n".join([*parts, *_policy_lines(results.get("policy") or {})]).rstrip()
-    return "\n".join([*parts, "Pre-trainings", several.text()])
+    policy = ["Pre-trainings", several.text()] if several else _policy_lines(results.get("policy") or {})
+    return "\n".join([*parts, *policy, *footnotes(results)]).rstrip()
 
 
 def markdown(results: Results) -> str:
@@ -58,6 +61,7 @@ def markdown(results: Results) -> str:
     several = pre_trainings(results)
     policy = "".join(f"{line}  \n" for line in _policy_lines(results.get("policy") or {}))
     parts.append(several.markdown() if several else policy)
+    parts += [f"\\{footnote}\n" for footnote in footnotes(results)]
     parts.append("".join(f"- **{title}**: {meaning}\n" for title, meaning in LEGEND.items()))
     return "\n".join(parts)
 
@@ -68,7 +72,8 @@ def csv(results: Results) -> str:
     if several is not None:
         return several.csv()
     rows = [row for pair in by_benchmark(results["rows"]).values() for row in pair.values()]
-    return Table.of(EXPORTED, [[row.get(key) for key in EXPORTED] for row in rows]).csv()
+    columns = (*EXPORTED, *(key for key in ABSENT if any(row.get(key) for row in rows)))
+    return Table.of(columns, [[row.get(key) for key in columns] for row in rows]).csv()
 
 
 def html(results: Results) -> str:
@@ -77,6 +82,7 @@ def html(results: Results) -> str:
     It is pure ASCII, so that it can be pasted into any page.
     """
     text = "\n".join(table.html() for table in _tables(results, _BESIDE))
+    text += "".join(f"\n<p>{escape(footnote)}</p>" for footnote in footnotes(results))
     return text.encode("ascii", "xmlcharrefreplace").decode()
 
 
@@ -86,9 +92,10 @@ def latex(results: Results) -> str:
     How many clips were tested, and chance, stand in the caption: the columns have to fit on a page.
     """
     name = str(results["pipeline"])
+    partial = "".join(f" {latex_text(footnote)}." for footnote in footnotes(results))
     captions = {
         "benchmark": f"Results of {latex_text(name)}, in percent; 95\\%: Wilson interval of top-1. "
-        f"The best of each benchmark is bold.{_tested(results['rows'])}",
+        f"The best of each benchmark is bold.{_tested(results['rows'])}{partial}",
         "sampler": f"Pre-trainings of {latex_text(name)}: motion lift (random: of blind drawing), entropy of "
         "the policy as a share of $\\log N$, probes of the frozen encoder in percent, time and memory.",
     }
@@ -134,7 +141,7 @@ def paper(results: Results, beside: Sequence[str] = _BESIDE) -> Table:
         rivals = [rival for rival in (averaged if index >= len(ordered) else ordered)
                   if rival["benchmark"] == row["benchmark"]]  # fmt: skip
         start = STARTS.get(row["init"], row["init"])
-        labels = [str(row["benchmark"]), start, *(str(row.get(axis, DASH)) for axis in axes)]
+        labels = [marked(row), start, *(str(row.get(axis, DASH)) for axis in axes)]
         cells = [_cell(row, key) for key in keys]
         if index >= len(ordered):
             cells = ["" if cell == DASH else cell for cell in cells]
@@ -191,12 +198,35 @@ def by_benchmark(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
     for row in rows:
         pair = (row["benchmark"], row["init"])
         seen[pair] += 1
-        name = pair[0] if seen[pair] == 1 else f"{pair[0]} #{seen[pair]}"
+        name = marked(row) if seen[pair] == 1 else f"{marked(row)} #{seen[pair]}"
         grouped.setdefault(name, {})[pair[1]] = row
     return {
         benchmark: dict(sorted(starts.items(), key=lambda start: _start_order(start[0])))
         for benchmark, starts in grouped.items()
     }
+
+
+def marked(row: Row) -> str:
+    """Return the name of a row's benchmark, with an asterisk where its copy lacked listed videos."""
+    return f"{row['benchmark']}*" if _lacks(row) else str(row["benchmark"])
+
+
+def footnotes(results: Results) -> list[str]:
+    """Return what the asterisk of each benchmark means, and what pre-trainings lacked; most often nothing."""
+    policies = results.get("policies") or [results.get("policy") or {}]
+    copies = [(str(row["benchmark"]), row) for row in results["rows"]]
+    copies += [("pre-training", policy) for policy in policies]
+    lacking: dict[str, dict[str, None]] = {}
+    for name, row in copies:
+        for key, what in _LISTED:
+            if row.get(key):
+                # Once, though a benchmark has a row for each start.
+                lacking.setdefault(name, {})[f"{row[key]:,} of the listed {what}"] = None
+    return [f"* {name}: a partial copy, without {' and '.join(parts)}" for name, parts in lacking.items()]
+
+
+def _lacks(row: Row) -> bool:
+    return any(row.get(key) for key in ABSENT)
 
 
 def mean_of_benchmarks(rows: Sequence[Row]) -> dict[str, dict[str, float]]:

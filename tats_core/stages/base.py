@@ -133,6 +133,14 @@ class StageKind(ABC, Generic[C]):
         """
         return ()
 
+    def narrowed(self, config: C, readers: Sequence[StrictModel]) -> C:
+        """Return the configuration, reduced to what `readers`, the stages that read this one, use of it."""
+        return config
+
+    def summary(self, config: C) -> str:
+        """Return a few words for the plan on what the stage needs from outside; "" for nothing."""
+        return ""
+
     def cpus(self, config: C) -> int:
         """Return how many CPUs the stage uses at least."""
         return 1

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, get_args
 
 from pydantic import Field, model_validator
 
 from tats_core.data import benchmarks, decoded
-from tats_core.data.benchmarks.base import Split
+from tats_core.data.benchmarks.base import Missing, Split, overlap
 from tats_core.data.generate import GenerateConfig, generate
 from tats_core.data.manifest import Manifest
 from tats_core.errors import DataError, did_you_mean
@@ -35,8 +36,13 @@ class DataConfig(StrictModel):
     root: Annotated[str | None, NotIdentity] = Field(
         None, description="folder that holds one folder for each data set"
     )
-    benchmarks: tuple[str, ...] = Field((), description="which; by default the four of the papers")
+    benchmarks: tuple[str, ...] = Field((), description="which; by default those that the pipeline uses")
     fold: int = Field(1, ge=1, description="official split, where a data set has several")
+    missing: Missing | None = Field(
+        None,
+        description="listed videos that are not on disk: refuse them, or allow them, which marks every "
+        "table; null: refuse, for kinetics400 allow",
+    )
     decoded: bool = Field(
         False, description="store all frames decoded too: for a small data set that many runs read"
     )
@@ -64,13 +70,38 @@ class Data(StageKind[DataConfig]):
     name = "data"
     Config = DataConfig
 
+    def narrowed(self, config: DataConfig, readers: Sequence[StrictModel]) -> DataConfig:
+        """Without a choice of data sets, provide those that the pipeline uses."""
+        used = {getattr(reader, "benchmark", None) for reader in readers}
+        names = tuple(name for name in benchmarks.READABLE if name in used)
+        if config.generate or config.benchmarks or not names:
+            return config
+        return config.model_copy(update={"benchmarks": names})
+
+    def summary(self, config: DataConfig) -> str:
+        """Name the data sets that must be on disk, and say which are not."""
+        if config.generate:
+            return ""
+        missing = {name for name, _ in _missing(config)}
+        return "reads " + ", ".join(
+            f"{name} (not found)" * (name in missing) or name for name in config.names
+        )
+
     def spare(self, config: DataConfig) -> int:
         """Generating uses all CPUs of this machine."""
         return available_cpus() - 1 if config.generate else 0
 
     def preflight(self, config: DataConfig, ctx: Preflight) -> list[str]:
-        """Return one sentence for each data set that is missing."""
-        return [] if config.generate else [str(error) for _, error in _missing(config)]
+        """Read the lists; return one sentence for each data set that is missing or not as expected."""
+        faults: list[str] = []
+        for name in () if config.generate else config.names:
+            try:
+                folder = _folder(config, name)
+                for split in get_args(Split):
+                    _manifest(name, folder, split, config.fold, config.missing, _fingerprint(folder))
+            except DataError as error:
+                faults.append(str(error))
+        return faults
 
     def external(self, config: DataConfig) -> Mapping[str, str]:
         """Return each data set's path and a digest of its lists and folders (not of its videos)."""
@@ -91,14 +122,21 @@ class Data(StageKind[DataConfig]):
         else:
             folders = {name: _folder(config, name) for name in config.names}
         for name, folder in folders.items():
+            read: list[Manifest] = []
             for split in get_args(Split):
                 ctx.check_stop()
-                manifest = benchmarks.find(name).read(folder, split, config.fold)
+                manifest = _manifest(name, folder, split, config.fold, config.missing, _fingerprint(folder))
+                for note in manifest.notes:
+                    ctx.events.note(note)
+                read.append(manifest)
                 if config.decoded:
                     frames = ctx.out / f"{name}.{split}.frames.npy"
                     manifest = decoded.write(manifest, frames, ctx.check_stop)
                 manifest.save(ctx.out / f"{name}.{split}.json")
                 ctx.events.note(_described(manifest))
+            if shared := overlap(*read):
+                ctx.events.note(shared)
+        _manifest.cache_clear()
 
 
 def _show(ctx: StageContext, done: int, total: int, text: str) -> None:
@@ -113,6 +151,14 @@ def _described(manifest: Manifest) -> str:
 
 def _folder(config: DataConfig, name: str) -> Path:
     return benchmarks.locate(name, config.root)
+
+
+@lru_cache(maxsize=2 * len(benchmarks.READABLE))
+def _manifest(
+    name: str, folder: Path, split: Split, fold: int, missing: Missing | None, fingerprint: str
+) -> Manifest:
+    """Read lists, once for the check before a run and the run: on a network disk it may take minutes."""
+    return benchmarks.find(name).read(folder, split, fold, missing)
 
 
 def _missing(config: DataConfig) -> Iterator[tuple[str, DataError]]:

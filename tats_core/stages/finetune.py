@@ -123,6 +123,7 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
             "parameters": parameter_count([trainer.model]),
             "skipped_steps": trainer.guarded.skipped,
             "unreadable_videos": len(unreadable),
+            **manifest.absence(),
         }
         write_result(out, results | usage)
 

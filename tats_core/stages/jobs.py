@@ -84,8 +84,8 @@ def load_encoder(encoder: VideoViT, path: str | None, events: EventLog) -> dict[
     if path is None:
         return {}
     match = weights.load_encoder(encoder, Path(path))
-    if match.layout == "TATS":
-        return {}  # our own layout: nothing to report
+    if match.layout == "TATS" and not match.adapted:
+        return {}  # our own, as it was trained: nothing to report
     events.note(f"encoder from {path}: {match.sentence()}")
     return {"encoder": match.sentence()}
 

@@ -178,6 +178,7 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
             "sampler": recipe.sampler.kind,
             "skipped_steps": trainer.skipped,
             "unreadable_videos": len(unreadable),
+            **manifest.absence(),
         }
         write_result(out, results | usage)
 

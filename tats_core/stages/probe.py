@@ -103,6 +103,8 @@ def probe_encoder(raw_job: Mapping[str, Any], world: World, events: EventLog, st
         "clips": len(test),
         "labels": len(train),
         "seconds": time.perf_counter() - began,
+        **train.absence(),
+        **test.absence(),
     }
     write_result(Path(job.out), results | described)
 

@@ -294,3 +294,28 @@ def test_several_pre_trainings_have_a_table_of_their_own_in_latex_and_in_html() 
     alone = results.html({"pipeline": "p", "rows": [], "policies": several})
     assert alone.count("<table") == 1
     assert '<th scope="rowgroup" rowspan="2">tats</th><td>0</td><td class="n">0.90</td>' in alone
+
+
+def test_every_form_marks_a_benchmark_whose_copy_was_partial() -> None:
+    partial = row("ssv2", "pretrained", 50.0, absent_train=1200, absent_test=1)
+    rows = [partial, {**partial, "init": "scratch"}, ROWS[2]]
+    table = {"pipeline": "demo", "rows": rows, "policy": {**POLICY, "absent_train": 7}}
+    sentences = [
+        "* ssv2: a partial copy, without 1,200 of the listed training videos and 1 of the listed test videos",
+        "* pre-training: a partial copy, without 7 of the listed training videos",
+    ]
+    assert results.footnotes(table) == sentences
+    text = results.text(table)
+    assert "\nssv2*      pretrained   50.0" in text
+    assert text.endswith("\n".join(sentences))
+    assert "| ssv2* |" in results.markdown(table)
+    assert "\\* ssv2: a partial copy" in results.markdown(table)
+    for form in (results.latex, results.html):
+        assert "ssv2*" in form(table)
+        assert "1,200 of the listed training videos" in form(table)
+    first, _, third = csv.DictReader(io.StringIO(results.csv(table)))
+    assert (first["benchmark"], first["absent_train"], first["absent_test"]) == ("ssv2", "1200", "1")
+    assert third["absent_train"] == ""
+    for form in (results.text, results.markdown, results.latex, results.html, results.csv):
+        assert "absent" not in form(RESULTS)
+        assert "partial" not in form(RESULTS)

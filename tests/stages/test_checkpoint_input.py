@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tats_core.errors import SpecError
-from tats_core.models import checkpoints_io
+from tats_core.models import hugging_face
 from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
@@ -36,7 +36,7 @@ def _mae(seed: int = 0, **changes: Any) -> VideoMAE:
 
 
 def _checkpoint(path: Path, model: VideoMAE) -> Path:
-    torch.save(checkpoints_io.to_hugging_face(model)[0], path)
+    torch.save(hugging_face.exported(model)[0], path)
     return path
 
 

@@ -15,9 +15,12 @@ from typing import Any
 import psutil
 import pytest
 
+from tats_core.data.generate import generate as generate_videos
 from tats_core.data.manifest import Manifest
-from tats_core.errors import SpecError, StageError, Stopped, StoreError
+from tats_core.errors import DataError, SpecError, StageError, Stopped, StoreError
 from tats_core.files import write_json
+from tats_core.pipeline import graph as graphs
+from tats_core.pipeline import runner, spec
 from tats_core.specs import identity, validate
 from tats_core.stages import KINDS, base, command, data, evaluate, probe, report
 from tats_core.stages.base import Input, Preflight, StageContext
@@ -259,6 +262,52 @@ def test_each_missing_data_set_is_a_sentence_and_does_not_hinder_a_plan(tmp_path
     assert "ssv2" in sentences[0]
     assert "TATS_DATA_HMDB51" in sentences[1]
     assert data.KIND.external(config) == {"ssv2": "", "hmdb51": ""}
+
+
+def test_a_data_stage_provides_the_data_sets_of_its_pipeline_and_the_plan_names_them(tmp_path, monkeypatch):
+    (tmp_path / "one.yaml").write_text("""
+stages:
+  data:     {kind: data}
+  finetune: {kind: finetune, needs: data, init: scratch, matrix: {benchmark: [ucf101, ssv2]}}
+""")
+    (tmp_path / "disk" / "ucf101").mkdir(parents=True)
+    monkeypatch.setenv("TATS_DATA", str(tmp_path / "disk"))
+    monkeypatch.setattr(graphs, "KINDS", KINDS)  # the real ones
+    graph = graphs.build(spec.load(str(tmp_path / "one.yaml")))
+    config = graph.instances["data"].config
+    assert config.names == ("ssv2", "ucf101")
+    assert data.KIND.summary(config) == "reads ssv2 (not found), ucf101"
+    missing, empty = data.KIND.preflight(config, Preflight("data", {}, tmp_path))
+    assert "'ssv2' (Something-Something v2) was not found" in missing
+    assert "ucf101: no folder of videos" in empty
+    plan = runner.plan(spec.load(str(tmp_path / "one.yaml")), tmp_path / "home")
+    assert plan.items[0].reason == "has no output yet; reads ssv2 (not found), ucf101"
+    # A choice stands, and so does a stage that nobody reads.
+    chosen = data.DataConfig(benchmarks=("hmdb51",))
+    assert data.KIND.narrowed(chosen, [graph.instances["finetune[ssv2]"].config]) is chosen
+    assert data.KIND.narrowed(data.DataConfig(), []).names == ("ssv2", "kinetics400", "ucf101", "hmdb51")
+
+
+def test_what_is_odd_about_a_copy_is_noted_and_what_it_lacks_is_refused_or_counted(context, tmp_path):
+    generate = data.DataConfig.model_validate(SMALL).generate
+    assert generate is not None
+    root = generate_videos(tmp_path / "disk", generate, workers=1)["ucf101"]
+    lists = root / "ucfTrainTestlist"
+    first, second = (lists / "trainlist01.txt").read_text().splitlines()[:2]
+    with (lists / "testlist01.txt").open("a") as listing:
+        listing.write(first.split()[0] + "\n")
+    (root / "UCF-101" / second.split()[0]).unlink()
+    config = data.DataConfig(root=str(tmp_path / "disk"), benchmarks=("ucf101",))
+    (sentence,) = data.KIND.preflight(config, Preflight("data", {}, tmp_path))
+    with pytest.raises(DataError, match=r"1 of the .* set 'missing: allow' in the data stage") as caught:
+        data.KIND.run(config, context())
+    assert str(caught.value) == sentence
+    ctx = context()
+    data.KIND.run(config.model_copy(update={"missing": "allow"}), ctx)
+    assert Manifest.load(ctx.out / "ucf101.train.json").absent == 1
+    notes = [event["text"] for _, event in read_events(ctx.out / "events.jsonl") if event["kind"] == "note"]
+    assert any(note.startswith("ucf101 (train, fold 1): 1 of the ") for note in notes)
+    assert any("the training list has 1 of the " in note for note in notes)
 
 
 def test_a_change_in_a_list_or_a_folder_of_a_data_set_is_seen(tmp_path):

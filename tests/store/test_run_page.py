@@ -119,6 +119,17 @@ def test_a_page_has_every_section(record):
         "tats run pipeline toy --set &#39;pretrain.note=it",
     ):
         assert text_part in text, text_part
+    assert "partial copy" not in text
+
+
+def test_a_page_marks_the_results_of_a_partial_copy(record):
+    path = Path(record.stages["report"].folder or "") / "results.json"
+    table = json.loads(path.read_text())
+    table["rows"][0]["absent_test"] = 2
+    write_json(path, table)
+    text = run_page.build(record)
+    assert '<p class="note">* ssv2: a partial copy, without 2 of the listed test videos</p>' in text
+    assert "ssv2* · pre-trained" in text
 
 
 def test_a_page_names_no_password_runs_no_script_and_fetches_nothing(record):
