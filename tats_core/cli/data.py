@@ -149,16 +149,20 @@ def _counts(manifest: Manifest, fold: int | None, official: int, benchmark: Benc
 
 
 def _unreadable(videos: Sequence[VideoRecord]) -> list[str]:
-    """Decode each of `videos` to its end; return a sentence for each that cannot be."""
+    """Decode each of `videos` to its end, as training does; return a sentence for each that is damaged."""
     from tats_core.data import readers
 
     problems, frames = [], 0
     start = time.perf_counter()
     for video in videos:
         try:
-            frames += readers.count_frames(video.path)
+            condition = readers.check(video.path)
         except TatsError as error:
             problems.append(str(error))
+            continue
+        frames += condition.frames
+        if not condition.is_sound:
+            problems.append(f"{video.path}: is damaged: {condition}")
     if videos:
         rate = frames / max(1e-9, time.perf_counter() - start)
         typer.echo(

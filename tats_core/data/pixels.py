@@ -1,0 +1,79 @@
+"""From decoded frames to RGB: one conversion, whichever reader decodes.
+
+* Colours by the matrix and the range that the frame states; BT.601 and limited range where it states none.
+* 8-bit 4:2:0 progressive frames, which nearly all are, by libswscale's plain conversion, where two by two pixels
+  share their chroma. All others (10 bits, 4:2:2, interlaced, …) by its accurate one: bicubic, chroma interpolated
+  where it was sampled, of an interlaced frame each field by itself.
+* Square pixels: a frame whose pixels are wider than high becomes wider, as players show it.
+* Upright: turned and mirrored as the display matrix says, to the nearest quarter turn.
+
+All frames of a video have the size and the direction of its first one.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Final
+
+import av
+import numpy as np
+from av.sidedata.sidedata import Type
+from av.video.reformatter import Interpolation, VideoReformatter
+from numpy.typing import NDArray
+
+_ACCURATE: Final = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+
+_OBLONG: Final = 4  # how much longer than wide a pixel may be; beyond it the number is damage
+
+
+class Converter:
+    """Converts the frames of one video; `first` is its first frame, `aspect` a pixel's width by its height."""
+
+    def __init__(self, first: av.VideoFrame, aspect: Fraction | None) -> None:
+        self._square = aspect in (None, 0, 1)
+        if not aspect or not Fraction(1, _OBLONG) <= aspect <= _OBLONG:
+            aspect = Fraction(1)
+        self._width, self._height = max(1, round(first.width * aspect)), first.height
+        self._swapped, self._steps = _direction(first)
+        self._reformat = VideoReformatter()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(H, W, 3)` of a frame."""
+        height, width = (self._width, self._height) if self._swapped else (self._height, self._width)
+        return height, width, 3
+
+    @property
+    def keeps_layout(self) -> bool:
+        """Whether frames are neither turned, mirrored nor widened."""
+        return not self._swapped and self._steps == (1, 1) and self._square
+
+    def rgb(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
+        """Return `frame_HWC`, uint8."""
+        resized = (frame.width, frame.height) != (self._width, self._height)
+        flags = None if is_plain(frame) and not resized else _ACCURATE
+        converted = self._reformat.reformat(
+            frame, self._width, self._height, "rgb24", interpolation=flags, threads=1
+        )
+        frame_HWC: NDArray[np.uint8] = converted.to_ndarray()
+        if self._swapped:
+            frame_HWC = frame_HWC.transpose(1, 0, 2)
+        down, right = self._steps
+        return frame_HWC[::down, ::right]
+
+
+def is_plain(frame: av.VideoFrame) -> bool:
+    """Return whether a frame is 8-bit 4:2:0 and progressive."""
+    return frame.format.name in ("yuv420p", "yuvj420p") and not frame.interlaced_frame
+
+
+def _direction(frame: av.VideoFrame) -> tuple[bool, tuple[int, int]]:
+    """Return whether rows become columns, and then the steps, 1 or -1, down and to the right."""
+    matrix = next((data for data in frame.side_data if data.type == Type.DISPLAYMATRIX), None)
+    if matrix is None:
+        return False, (1, 1)
+    # ISO/IEC 14496-12, 8.2.2: x' = a x + c y, y' = b x + d y; 32-bit integers, with u and v between.
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    swapped = abs(a) + abs(d) < abs(b) + abs(c)
+    right, down = (c, b) if swapped else (a, d)
+    return swapped, (-1 if down < 0 else 1, -1 if right < 0 else 1)
