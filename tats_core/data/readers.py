@@ -21,12 +21,13 @@ import functools
 import importlib.util
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
 
+from tats_core.data.clips import Indices
 from tats_core.data.pixels import Converter
 from tats_core.data.video import Choose, Condition, Frames, Video, opened
 from tats_core.errors import DataError, VideoError
@@ -37,6 +38,9 @@ Reader = Callable[[str, Choose, float], Frames]
 
 TIME_LIMIT: Final = 60.0
 """Seconds of computing that one file may take."""
+
+
+_PIECE_BYTES: Final = 128 * 2**20
 
 
 def read_clip(
@@ -53,6 +57,21 @@ def read_clip(
 def read_all(path: str | Path, reader: ReaderName = "auto", time_limit: float = TIME_LIMIT) -> Frames:
     """Return all frames; see `read_clip`."""
     return read_clip(path, np.arange, reader, time_limit)
+
+
+def pieces(path: str | Path, time_limit: float = TIME_LIMIT) -> Iterator[Frames]:
+    """Yield all frames of a video in order, as many at a time as take up to 128 MiB; see `read_clip`."""
+    with opened(path, time_limit) as video:
+        counted: list[int] = []
+
+        def first(n_frames: int) -> Indices:
+            counted.append(n_frames)
+            return np.zeros(1, np.int64)
+
+        length = max(1, _PIECE_BYTES // video.frames(first).nbytes)
+        for start in range(0, counted[0], length):
+            piece_T = np.arange(start, min(start + length, counted[0]), dtype=np.int64)
+            yield video.frames(lambda _, piece_T=piece_T: piece_T)
 
 
 def check(path: str | Path, time_limit: float = TIME_LIMIT) -> Condition:

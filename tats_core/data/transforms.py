@@ -160,11 +160,25 @@ def crop_resize(frames_THWC: Tensor, box: Box, size: int, flip: bool = False) ->
     """
     cut_THWC = frames_THWC[:, *box.slices]
     if (box.height, box.width) != (size, size):
-        # A view in channels-last order, which is what makes the uint8 kernel fast.
-        cut_TCHW = cut_THWC.permute(0, 3, 1, 2)
-        resized_TCHW = interpolate(cut_TCHW, (size, size), mode="bilinear", antialias=True)
-        cut_THWC = resized_TCHW.permute(0, 2, 3, 1)
+        cut_THWC = _resized(cut_THWC, (size, size))
     return cut_THWC.flip(2) if flip else cut_THWC
+
+
+def shrink(frames_THWC: Tensor, short_side: int | None) -> Tensor:
+    """Reduce uint8 frames to a shorter side of `short_side` (bilinear, antialiased); smaller ones stay."""
+    height, width = frames_THWC.shape[1:3]
+    if short_side is None or min(height, width) <= short_side:
+        return frames_THWC
+    scale = short_side / min(height, width)
+    size = (round(height * scale), round(width * scale))
+    return _resized(frames_THWC, size)
+
+
+def _resized(frames_THWC: Tensor, size: tuple[int, int]) -> Tensor:
+    # A view in channels-last order, which is what makes the uint8 kernel fast.
+    frames_TCHW = frames_THWC.permute(0, 3, 1, 2)
+    resized_TCHW = interpolate(frames_TCHW, size, mode="bilinear", antialias=True)
+    return resized_TCHW.permute(0, 2, 3, 1)
 
 
 def rand_augment(frames_THWC: Tensor, policy: str, rng: np.random.Generator) -> Tensor:

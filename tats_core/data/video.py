@@ -142,6 +142,8 @@ def _stream(path: str, container: InputContainer) -> av.VideoStream:
     if not streams or name == "image2" or name.endswith("_pipe"):
         raise VideoError(f"{path}: holds no video stream")
     stream = next((stream for stream in streams if stream.disposition & Disposition.default), streams[0])
+    if stream.codec_context is None:
+        raise VideoError(f"{path}: its video is of a codec that is not known")
     # One thread: the parallelism is over videos, and starting threads costs more than a small clip.
     stream.codec_context.thread_count = 1
     return stream

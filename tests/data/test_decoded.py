@@ -23,7 +23,7 @@ def manifest(tiny: dict[str, Manifest]) -> Manifest:
 def test_clips_are_the_same_as_from_the_files_and_no_file_is_opened(
     manifest: Manifest, tmp_path, monkeypatch
 ):
-    written = decoded.write(manifest, tmp_path / "a.train.frames.npy", lambda: None)
+    written = decoded.write(manifest, tmp_path / "a.train.frames.bin", lambda: None)
     written.save(tmp_path / "a.train.json")
     before = [*TrainLoader(manifest, OPTIONS, batch_size=2, seed=1).epoch(0), *eval_views(manifest, OPTIONS)]
     moved = tmp_path.with_name("moved")
@@ -41,7 +41,7 @@ def test_clips_are_the_same_as_from_the_files_and_no_file_is_opened(
 
 
 def test_a_part_of_the_videos_finds_its_own_frames(manifest: Manifest, tmp_path):
-    written = decoded.write(manifest, tmp_path / "a.npy", lambda: None)
+    written = decoded.write(manifest, tmp_path / "a.bin", lambda: None)
     (from_table,) = eval_views(replace(written, videos=written.videos[-1:]), OPTIONS, clips=1, crops=1)
     (other,) = eval_views(replace(manifest, videos=manifest.videos[-1:]), OPTIONS, clips=1, crops=1)
     assert torch.equal(from_table[0], other[0])
@@ -51,7 +51,7 @@ def test_a_video_that_cannot_be_read_is_left_to_its_reader(manifest: Manifest, t
     path = tmp_path / "broken.avi"
     path.write_bytes(b"no video")
     videos = (replace(manifest.videos[0], path=str(path)), *manifest.videos[1:])
-    written = decoded.write(replace(manifest, videos=videos), tmp_path / "a.npy", lambda: None)
-    opened = decoded.opened(tmp_path / "a.npy")
+    written = decoded.write(replace(manifest, videos=videos), tmp_path / "a.bin", lambda: None)
+    opened = decoded.opened(tmp_path / "a.bin")
     assert opened.frames(written.videos[0].id) is None
     assert opened.frames(written.videos[1].id) is not None
