@@ -16,7 +16,7 @@ import torch
 
 from tats_core.data import readers, transforms
 from tats_core.data.manifest import Manifest
-from tats_core.data.readers import Frames
+from tats_core.data.video import Frames
 from tats_core.errors import DataError, VideoError
 from tats_core.files import replacing, write_text
 
@@ -43,7 +43,7 @@ opened = functools.lru_cache(maxsize=8)(Decoded)
 def write(
     manifest: Manifest, path: Path, progress: Callable[[], None], short_side: int | None = None
 ) -> Manifest:
-    """Decode all videos into `path`, and return the manifest that names it; a few frames are in memory at a time.
+    """Decode all videos into `path`, a few frames at a time, and return the manifest that names it.
 
     A video that cannot be read is left out: the reason comes when it is read, as without this file.
 
@@ -62,7 +62,7 @@ def write(
             try:
                 for frames_THWC in readers.pieces(video.path):
                     small_THWC = transforms.shrink(torch.from_numpy(frames_THWC), short_side).numpy()
-                    file.write(np.ascontiguousarray(small_THWC))
+                    file.write(np.ascontiguousarray(small_THWC).data)
                     T += len(small_THWC)
             except VideoError as error:
                 reason = str(error)
@@ -71,8 +71,9 @@ def write(
             else:
                 index[video.id] = (start, T, *small_THWC.shape[1:3])
             progress()
-    if not index:
-        raise DataError(f"{manifest.benchmark} ({manifest.split}): none of the videos can be read: {reason}")
+        if not index:
+            name = f"{manifest.benchmark} ({manifest.split})"
+            raise DataError(f"{name}: none of the videos can be read: {reason}")
     write_text(_index(path), json.dumps(index))
     return replace(manifest, decoded=path)
 

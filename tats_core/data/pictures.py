@@ -1,15 +1,16 @@
 """Which picture each packet of a video stream holds, where that can be told without decoding.
 
-With it a reader knows the number of frames before it decodes the first one, enters a stream at the nearest key
-frame, skips what no wanted frame refers to, and still gives the frames of a decode from the start. A stream for
-which any doubt remains has no such numbers and is decoded from the start:
+With it a reader knows the number of frames before it decodes the first one, enters a stream at the nearest
+key frame, skips what no wanted frame refers to, and still gives the frames of a decode from the start. A
+stream for which any doubt remains has no such numbers and is decoded from the start:
 
-* H.264 (ITU-T H.264, 7.3.1, 7.4.1) in mp4 or Matroska, which give every picture its time: each packet must hold
-  a coded slice, no two the same time. A decoder may start at an IDR picture that all others of the file precede
-  or follow in both orders. A key frame of a container may be less: a recovery point shows wrong frames first.
+* H.264 (ITU-T H.264, 7.3.1, 7.4.1) in mp4 or Matroska, which give every picture its time: each packet must
+  hold a coded slice, no two the same time. A decoder may start at an IDR picture that all others of the file
+  precede or follow in both orders. A key frame of a container may be less: after a recovery point, the first
+  frames are wrong.
 * VP9 (bitstream specification 6.2, annex B), likewise: each packet must show one frame; key frames start.
-* MPEG-4 part 2 (ISO/IEC 14496-2, 6.2.5): each packet must hold one coded VOP. Times are not needed, since a B-VOP
-  is shown before the anchor that precedes it in the file, and is never referred to: any I-VOP may start.
+* MPEG-4 part 2 (ISO/IEC 14496-2, 6.2.5): each packet must hold one coded VOP. Times are not needed, since a
+  B-VOP is shown before the anchor that precedes it in the file, and never referred to: any I-VOP may start.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Numbering:
     shown: tuple[int, ...]
     """Of each packet, the index of its frame."""
     starts: tuple[int, ...]
-    """Packets, ascending, from which on a decoder gives all frames with the index of that packet or a higher one."""
+    """Packets, ascending, from which a decoder gives the frame of that packet and all later ones."""
 
     def start_for(self, frame: int) -> int:
         """Return the last packet from which on a decoder gives `frame`."""
@@ -128,8 +129,8 @@ class Numberer:
 
 def _parser(codec: str, extradata: bytes | None) -> _Parse | None:
     if codec == "h264":
-        # The header of the stream (avcC) says in how many bytes a unit's length is given; without it, start codes
-        # part the units.
+        # The header of the stream (avcC) says in how many bytes a unit's length is given; without it, start
+        # codes separate the units.
         lengths = (extradata[4] & 3) + 1 if extradata and len(extradata) > 4 and extradata[0] == 1 else None
         return lambda data: _h264(data, lengths)
     return {"vp9": _vp9, "mpeg4": _mpeg4}.get(codec)
@@ -164,7 +165,8 @@ def _h264_units(data: bytes, length_bytes: int | None) -> list[bytes]:
 
 def _vp9(data: bytes) -> _Picture | None:
     headers = [data[at] for at in _vp9_frames(data)]
-    # A byte of a header: marker 10, profile (3 has another header), shows an earlier frame, follows others, shown.
+    # The first byte of a header: marker 10, profile (3 has another header), shows an earlier frame, follows
+    # others, is shown.
     if any(header >> 6 != 2 or header & 0x30 == 0x30 for header in headers):
         return None
     if sum(bool(header & 0b1010) for header in headers) != 1:
@@ -173,7 +175,7 @@ def _vp9(data: bytes) -> _Picture | None:
 
 
 def _vp9_frames(data: bytes) -> list[int]:
-    """Return where each frame of a packet begins; an index at its end, if there is one, says how long they are."""
+    """Return where each frame of a packet begins: the index at its end, if any, gives their lengths."""
     last = data[-1]
     count, size_bytes = (last & 7) + 1, (last >> 3 & 3) + 1
     index_bytes = 2 + count * size_bytes

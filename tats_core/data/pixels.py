@@ -1,9 +1,9 @@
 """From decoded frames to RGB: one conversion, whichever reader decodes.
 
 * Colours by the matrix and the range that the frame states; BT.601 and limited range where it states none.
-* 8-bit 4:2:0 progressive frames, which nearly all are, by libswscale's plain conversion, where two by two pixels
-  share their chroma. All others (10 bits, 4:2:2, interlaced, …) by its accurate one: bicubic, chroma interpolated
-  where it was sampled, of an interlaced frame each field by itself.
+* 8-bit 4:2:0 progressive frames, which nearly all are, by libswscale's plain conversion, where two by two
+  pixels share their chroma. All others (10 bits, 4:2:2, interlaced, …) by its accurate one: bicubic, chroma
+  interpolated from where it was sampled, each field of an interlaced frame by itself.
 * Square pixels: a frame whose pixels are wider than high becomes wider, as players show it.
 * Upright: turned and mirrored as the display matrix says, to the nearest quarter turn.
 
@@ -27,13 +27,13 @@ _OBLONG: Final = 4  # how much longer than wide a pixel may be; beyond it the nu
 
 
 class Converter:
-    """Converts the frames of one video; `first` is its first frame, `aspect` a pixel's width by its height."""
+    """Converts the frames of a video: `first` is the first one, `aspect` a pixel's width by its height."""
 
     def __init__(self, first: av.VideoFrame, aspect: Fraction | None) -> None:
-        self._square = aspect in (None, 0, 1)
         if not aspect or not Fraction(1, _OBLONG) <= aspect <= _OBLONG:
             aspect = Fraction(1)
         self._width, self._height = max(1, round(first.width * aspect)), first.height
+        self._widened = self._width != first.width
         self._swapped, self._steps = _direction(first)
         self._reformat = VideoReformatter()
 
@@ -46,7 +46,7 @@ class Converter:
     @property
     def keeps_layout(self) -> bool:
         """Whether frames are neither turned, mirrored nor widened."""
-        return not self._swapped and self._steps == (1, 1) and self._square
+        return not self._swapped and self._steps == (1, 1) and not self._widened
 
     def rgb(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
         """Return `frame_HWC`, uint8."""
@@ -55,7 +55,7 @@ class Converter:
         converted = self._reformat.reformat(
             frame, self._width, self._height, "rgb24", interpolation=flags, threads=1
         )
-        frame_HWC: NDArray[np.uint8] = converted.to_ndarray()
+        frame_HWC = np.asarray(converted.to_ndarray(), np.uint8)
         if self._swapped:
             frame_HWC = frame_HWC.transpose(1, 0, 2)
         down, right = self._steps
@@ -69,7 +69,8 @@ def is_plain(frame: av.VideoFrame) -> bool:
 
 def _direction(frame: av.VideoFrame) -> tuple[bool, tuple[int, int]]:
     """Return whether rows become columns, and then the steps, 1 or -1, down and to the right."""
-    matrix = next((data for data in frame.side_data if data.type == Type.DISPLAYMATRIX), None)
+    side_data = [frame.side_data[number] for number in range(len(frame.side_data))]
+    matrix = next((data for data in side_data if data.type == Type.DISPLAYMATRIX), None)
     if matrix is None:
         return False, (1, 1)
     # ISO/IEC 14496-12, 8.2.2: x' = a x + c y, y' = b x + d y; 32-bit integers, with u and v between.

@@ -1,16 +1,16 @@
 """Frames of a video file by the name of a reader; every reader gives the same frames, bit for bit.
 
-`pyav` decodes by FFmpeg and defines the frames (`video`, `pixels`); `auto` is the same. `decord` is a choice for
-comparisons, slower than ours: it decodes the files of a kind for which it was seen to give the same frames, and
-PyAV all others. Seen otherwise with decord 0.6.0, without an error (tests/data/test_readers.py):
+`pyav` decodes with FFmpeg and defines the frames (`video`, `pixels`); `auto` is the same. `decord` is there
+for comparisons, and slower: it decodes the kinds of file (`is_proven`) of which it was seen to give the same
+frames, and PyAV all others. decord 0.6.0 errs without saying so (tests/data/test_readers.py):
 
 * MPEG-4 with B-frames in avi: most frames are not the ones asked for;
 * H.264 with open groups of pictures: some frames after a jump are wrong;
 * H.264 cut without re-encoding (an edit list, or no key frame at the start): more frames than there are;
 * 10-bit and interlaced video, several video streams: other pixels, another stream.
 
-What a decoder makes of the damaged part of a stream is its own affair, and decord does not say that a frame is
-damaged: of a damaged file, its frames may differ.
+decord does not say that a frame is damaged, and fills gaps in its own way: of a damaged file, its frames may
+differ.
 
 Frames are `frames_THWC`, uint8, RGB.
 """
@@ -60,7 +60,7 @@ def read_all(path: str | Path, reader: ReaderName = "auto", time_limit: float = 
 
 
 def pieces(path: str | Path, time_limit: float = TIME_LIMIT) -> Iterator[Frames]:
-    """Yield all frames of a video in order, as many at a time as take up to 128 MiB; see `read_clip`."""
+    """Yield all frames of a video in order, up to 128 MiB at a time; see `read_clip`."""
     with opened(path, time_limit) as video:
         counted: list[int] = []
 
@@ -70,12 +70,15 @@ def pieces(path: str | Path, time_limit: float = TIME_LIMIT) -> Iterator[Frames]
 
         length = max(1, _PIECE_BYTES // video.frames(first).nbytes)
         for start in range(0, counted[0], length):
-            piece_T = np.arange(start, min(start + length, counted[0]), dtype=np.int64)
-            yield video.frames(lambda _, piece_T=piece_T: piece_T)
+            yield video.frames(_always(np.arange(start, min(start + length, counted[0]))))
+
+
+def _always(indices_T: Indices) -> Choose:
+    return lambda n_frames: indices_T
 
 
 def check(path: str | Path, time_limit: float = TIME_LIMIT) -> Condition:
-    """Decode a file from start to end, as reading does, and return how many frames it has and what is damaged.
+    """Decode a file from start to end, as reading does; return how many frames it has and what is damaged.
 
     Raises:
         VideoError: the file cannot be read, or takes more than `time_limit` seconds of computing.

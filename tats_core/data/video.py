@@ -1,12 +1,13 @@
 """One video file as FFmpeg decodes it (through PyAV): the definition of its frames, and of its damage.
 
-* The stream is the first video stream that the container marks as default, else its first one. A cover picture,
-  a thumbnail or a still is no video.
-* The frames are those that a decode from the first packet on gives. Where the packets number the pictures
-  (`pictures`), a frame that cannot be decoded repeats the one before it (the first ones the next), so that the
-  others have their numbers; elsewhere there are as many frames as come out.
-* What a decoder cannot read is skipped, in every container alike, and counted (`Condition`). A picture of which a
-  part is missing is completed by the decoder, flagged, and used.
+* The stream is the first video stream that the container marks as default, else its first one. A cover
+  picture, a thumbnail or a still is no video.
+* The frames are those that a decode from the first packet on gives, in one thread: FFmpeg's threads fill the
+  gaps of a damaged stream in another way. Where the packets number the pictures (`pictures`), a frame that
+  cannot be decoded repeats the one before it (the first ones the next), so that the others have their
+  numbers; elsewhere there are as many frames as come out.
+* What a decoder cannot read is skipped, in every container alike, and counted (`Condition`). A picture of
+  which a part is missing is completed by the decoder, flagged, and used.
 
 The packets of a file are read once and remain in memory, compressed; a seek in the file is never needed.
 """
@@ -144,7 +145,7 @@ def _stream(path: str, container: InputContainer) -> av.VideoStream:
     stream = next((stream for stream in streams if stream.disposition & Disposition.default), streams[0])
     if stream.codec_context is None:
         raise VideoError(f"{path}: its video is of a codec that is not known")
-    # One thread: the parallelism is over videos, and starting threads costs more than a small clip.
+    # One thread, by the definition; the parallelism is over videos.
     stream.codec_context.thread_count = 1
     return stream
 
@@ -203,7 +204,7 @@ class Video:
         return self._converted(wanted_T, frames, first)
 
     def first(self) -> av.VideoFrame | None:
-        """Return the first frame, which decides how all are converted; None if it cannot be decoded by itself."""
+        """Return the first frame, which decides how all are converted; None if it does not decode alone."""
         if self.numbering is None:
             return next(self._decoded(), None)
         self._start()
@@ -257,8 +258,8 @@ class Video:
     def _is_damaged(self, frames: Iterable[av.VideoFrame]) -> bool:
         """Return whether something is damaged among `frames` or the packets that the decoder got so far.
 
-        What waits in the decoder matters too: a wanted frame may refer to it, and how its gaps are filled depends
-        on the frames that were skipped.
+        What waits in the decoder matters too: a wanted frame may refer to it, and how its gaps are filled
+        depends on the frames that were skipped.
         """
         return self._refused > 0 or any(frame.is_corrupt for frame in frames)
 
@@ -334,6 +335,8 @@ class Video:
     def _fed_with(self, packet: Packet | None) -> list[av.VideoFrame]:
         try:
             return self._codec.decode(packet)
+        except av.EOFError:
+            return []  # it has given all that it had
         except av.FFmpegError:
             self._refused += 1
             return []

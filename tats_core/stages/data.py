@@ -151,7 +151,9 @@ def _verified(manifest: Manifest, config: DataConfig, ctx: StageContext) -> Mani
 
 def _described(manifest: Manifest) -> str:
     text = f"{manifest.benchmark} {manifest.split}: {len(manifest)} videos, {len(manifest.classes)} classes"
-    return text + (f"; {manifest.absent} listed videos are not on disk or left out" if manifest.absent else "")
+    return text + (
+        f"; {manifest.absent} listed videos are not on disk or left out" if manifest.absent else ""
+    )
 
 
 def _folder(config: DataConfig, name: str) -> Path:

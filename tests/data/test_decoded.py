@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from tats_core.data import decoded, readers
+from tats_core.data import decoded, readers, transforms
 from tats_core.data.loaders import ClipOptions, TrainLoader, eval_views
 from tats_core.data.manifest import Manifest
+from tats_core.errors import DataError
 
 OPTIONS = ClipOptions(frames=4, size=16, decode_workers=0)
 
@@ -55,3 +57,24 @@ def test_a_video_that_cannot_be_read_is_left_to_its_reader(manifest: Manifest, t
     opened = decoded.opened(tmp_path / "a.bin")
     assert opened.frames(written.videos[0].id) is None
     assert opened.frames(written.videos[1].id) is not None
+
+
+def test_frames_are_stored_at_the_size_that_is_needed_a_few_at_a_time(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(readers, "_PIECE_BYTES", 3 * 32 * 32 * 3)  # three frames
+    written = decoded.write(manifest, tmp_path / "small.bin", lambda: None, 16)
+    frames_THWC = decoded.opened(tmp_path / "small.bin").frames(written.videos[0].id)
+    assert frames_THWC is not None
+    assert frames_THWC.shape == (20, 16, 16, 3)
+    whole_THWC = torch.from_numpy(readers.read_all(manifest.videos[0].path))
+    assert torch.equal(torch.from_numpy(np.array(frames_THWC)), transforms.shrink(whole_THWC, 16))
+    assert (tmp_path / "small.bin").stat().st_size == len(manifest) * 20 * 16 * 16 * 3
+
+
+def test_without_any_readable_video_nothing_is_stored(manifest: Manifest, tmp_path: Path):
+    (tmp_path / "broken.avi").write_bytes(b"no video")
+    videos = (replace(manifest.videos[0], path=str(tmp_path / "broken.avi")),)
+    with pytest.raises(DataError, match=r"none of the videos can be read: .*broken\.avi: cannot be read"):
+        decoded.write(replace(manifest, videos=videos), tmp_path / "a.bin", lambda: None)
+    assert not (tmp_path / "a.bin").exists()

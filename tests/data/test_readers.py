@@ -18,6 +18,7 @@ from tats_core.data import readers
 from tats_core.data.clips import dense_indices, uniform_indices
 from tats_core.data.generate import ENCODINGS, Encoding, encode
 from tats_core.data.manifest import Manifest
+from tats_core.data.video import Choose, Frames
 from tats_core.errors import DataError, VideoError
 
 needs_decord = pytest.mark.skipif(not readers.has_decord(), reason="decord has no wheel for this platform")
@@ -71,7 +72,7 @@ def read_frames(
     indices: Sequence[int] | NDArray[np.int64],
     reader: readers.ReaderName = "auto",
     time_limit: float = readers.TIME_LIMIT,
-) -> readers.Frames:
+) -> Frames:
     return readers.read_clip(path, lambda n_frames: np.asarray(indices), reader, time_limit)
 
 
@@ -125,7 +126,7 @@ def test_decord_decodes_only_what_it_was_seen_to_decode_exactly(
     decoded: list[str] = []
     read = readers._decord_read
 
-    def noted(path: str, choose: readers.Choose) -> readers.Frames:
+    def noted(path: str, choose: Choose) -> Frames:
         decoded.append(Path(path).name)
         return read(path, choose)
 
