@@ -12,12 +12,13 @@ All frames of a video have the size and the direction of its first one.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fractions import Fraction
-from typing import Final
+from typing import Final, cast
 
 import av
 import numpy as np
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideData, Type
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
@@ -69,7 +70,8 @@ def is_plain(frame: av.VideoFrame) -> bool:
 
 def _direction(frame: av.VideoFrame) -> tuple[bool, tuple[int, int]]:
     """Return whether rows become columns, and then the steps, 1 or -1, down and to the right."""
-    side_data = [frame.side_data[number] for number in range(len(frame.side_data))]
+    # A mapping whose iteration gives the values; PyAV's types say the names.
+    side_data = cast("Iterable[SideData]", frame.side_data)
     matrix = next((data for data in side_data if data.type == Type.DISPLAYMATRIX), None)
     if matrix is None:
         return False, (1, 1)

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from tats_core.data.clips import Indices
 from tats_core.data.pictures import Numberer, Numbering, Packet
 from tats_core.data.pixels import Converter
-from tats_core.errors import VideoError
+from tats_core.errors import ResourceError, VideoError
 
 Frames = NDArray[np.uint8]
 Choose = Callable[[int], Indices]
@@ -122,12 +122,15 @@ def opened(path: str | Path, time_limit: float) -> Iterator[Video]:
 
     Raises:
         VideoError: the file cannot be opened, or holds no video.
+        ResourceError: there is not enough memory, which is not the fault of the file.
     """
     path = os.fspath(path)
     try:
         # An absolute path is never taken for a protocol, whatever characters the name holds.
         with av.open(Path(path).absolute(), timeout=_IO_LIMIT, metadata_errors="replace") as container:
             yield Video(path, container, _stream(path, container), Deadline(path, time_limit))
+    except MemoryError as error:
+        raise ResourceError(f"{path}: there is not enough memory to decode it") from error
     except (av.FFmpegError, OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         if isinstance(error, av.InvalidDataError) and _lacks_index(Path(path)):
@@ -208,10 +211,7 @@ class Video:
         if self.numbering is None:
             return next(self._decoded(), None)
         self._start()
-        try:
-            frames = [*self._codec.decode(self._packets[0]), *self._codec.decode(None)]
-        except av.FFmpegError:
-            return None
+        frames = [*self._fed_with(self._packets[0]), *self._fed_with(None)]
         return frames[0] if frames else None
 
     def condition(self) -> Condition:
@@ -337,6 +337,8 @@ class Video:
             return self._codec.decode(packet)
         except av.EOFError:
             return []  # it has given all that it had
+        except MemoryError:  # FFmpeg's too; no damage
+            raise
         except av.FFmpegError:
             self._refused += 1
             return []

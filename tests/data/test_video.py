@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tats_core.data import readers
 from tats_core.data.generate import ENCODINGS, Encoding, encode
 from tats_core.data.video import Condition, Video
-from tats_core.errors import VideoError
+from tats_core.errors import ResourceError, VideoError
 
 FRAMES = 40
 
@@ -246,4 +246,18 @@ def test_a_codec_that_is_not_known_is_said(films: dict[str, bytes], tmp_path: Pa
     path = tmp_path / "odd.webm"
     path.write_bytes(films["webm"].replace(b"V_VP9", b"V_XX9"))
     with pytest.raises(VideoError, match=r"odd\.webm: its video is of a codec that is not known"):
+        readers.read_all(path)
+
+
+def test_a_lack_of_memory_is_no_damage(
+    films: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "large.webm"
+    path.write_bytes(films["webm"])
+
+    def lacking(self: Video, packet: av.Packet | None) -> list[av.VideoFrame]:
+        raise av.error.MemoryError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(Video, "_fed_with", lacking)
+    with pytest.raises(ResourceError, match=r"large\.webm: there is not enough memory to decode it"):
         readers.read_all(path)
