@@ -158,26 +158,16 @@ def crop_resize(frames_THWC: Tensor, box: Box, size: int, flip: bool = False) ->
     Returns:
         uint8 `frames_THWC`; mirrored left to right if `flip`.
     """
-    cut_THWC = frames_THWC[:, *box.slices]
-    if (box.height, box.width) != (size, size):
-        cut_THWC = _resized(cut_THWC, (size, size))
+    cut_THWC = _resized(frames_THWC[:, *box.slices], size, size)
     return cut_THWC.flip(2) if flip else cut_THWC
 
 
-def shrink(frames_THWC: Tensor, short_side: int | None) -> Tensor:
-    """Reduce uint8 frames to a shorter side of `short_side` (bilinear, antialiased); smaller ones stay."""
-    height, width = frames_THWC.shape[1:3]
-    if short_side is None or min(height, width) <= short_side:
+def _resized(frames_THWC: Tensor, height: int, width: int) -> Tensor:
+    if frames_THWC.shape[1:3] == (height, width):
         return frames_THWC
-    scale = short_side / min(height, width)
-    size = (round(height * scale), round(width * scale))
-    return _resized(frames_THWC, size)
-
-
-def _resized(frames_THWC: Tensor, size: tuple[int, int]) -> Tensor:
     # A view in channels-last order, which is what makes the uint8 kernel fast.
     frames_TCHW = frames_THWC.permute(0, 3, 1, 2)
-    resized_TCHW = interpolate(frames_TCHW, size, mode="bilinear", antialias=True)
+    resized_TCHW = interpolate(frames_TCHW, (height, width), mode="bilinear", antialias=True)
     return resized_TCHW.permute(0, 2, 3, 1)
 
 
@@ -212,6 +202,15 @@ def _global_seed(seed: int) -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def shrink(frames_THWC: Tensor, short_side: int | None) -> Tensor:
+    """Reduce uint8 frames to a shorter side of `short_side` (bilinear, antialiased); smaller ones stay."""
+    height, width = frames_THWC.shape[1:3]
+    if short_side is None or min(height, width) <= short_side:
+        return frames_THWC
+    scale = short_side / min(height, width)
+    return _resized(frames_THWC, round(height * scale), round(width * scale))
 
 
 def channels_first(frames_BTHWC: Tensor) -> Tensor:

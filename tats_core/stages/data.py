@@ -39,11 +39,6 @@ class DataConfig(StrictModel):
     )
     benchmarks: tuple[str, ...] = Field((), description="which; by default the four of the papers")
     fold: int = Field(1, ge=1, description="official split, where a data set has several")
-    damaged: Literal["refuse", "leave_out", "ignore"] = Field(
-        "refuse",
-        description="test videos that do not decode completely, for which all are decoded once: refuse "
-        "them; leave them out, which marks every table; or do not look for them",
-    )
     decoded: bool = Field(
         False, description="store all frames decoded too: for a small data set that many runs read"
     )
@@ -51,6 +46,11 @@ class DataConfig(StrictModel):
         None,
         ge=8,
         description="shorter side, in pixels, to which stored frames are reduced; null: as they are",
+    )
+    damaged: Literal["refuse", "leave_out", "ignore"] = Field(
+        "refuse",
+        description="test videos that do not decode completely, for which all are decoded once: refuse "
+        "them; leave them out, which marks every table; or do not look for them",
     )
 
     @model_validator(mode="after")
