@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Self, get_args
 import typer
 
 from tats_core.cli.options import writing
-from tats_core.errors import DataError, TatsError
+from tats_core.errors import DataError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -183,20 +183,15 @@ def _counts(manifest: Manifest, fold: int | None, official: int, benchmark: Benc
 
 
 def _unreadable(videos: Sequence[VideoRecord]) -> list[str]:
-    """Decode each of `videos` to its end; return a sentence for each that cannot be."""
-    from tats_core.data import readers
+    """Decode each of `videos` to its end, as training does; return a sentence for each that is damaged."""
+    from tats_core.data import verify
 
-    problems, frames = [], 0
     start = time.perf_counter()
-    for video in videos:
-        try:
-            frames += readers.count_frames(video.path)
-        except TatsError as error:
-            problems.append(str(error))
+    faults = [text for video in videos if (text := verify.fault(video.path)) is not None]
     if videos:
-        rate = frames / max(1e-9, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
         typer.echo(
-            f"    {len(videos) - len(problems)} of {len(videos)} decoded completely, "
-            f"{rate:.0f} frames a second"
+            f"    {len(videos) - len(faults)} of {len(videos)} decoded completely, "
+            f"{len(videos) / max(1e-9, seconds):.1f} videos a second"
         )
-    return problems
+    return faults

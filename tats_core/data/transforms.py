@@ -217,6 +217,15 @@ def _global_seed(seed: int) -> Iterator[None]:
         np.random.set_state(numpy_state)  # noqa: NPY002
 
 
+def shrink(frames_THWC: Tensor, short_side: int | None) -> Tensor:
+    """Reduce uint8 frames to a shorter side of `short_side` (bilinear, antialiased); smaller ones stay."""
+    height, width = frames_THWC.shape[1:3]
+    if short_side is None or min(height, width) <= short_side:
+        return frames_THWC
+    scale = short_side / min(height, width)
+    return _resized(frames_THWC, round(height * scale), round(width * scale))
+
+
 def channels_first(frames_BTHWC: Tensor) -> Tensor:
     """Return uint8 `video_BCTHW`, contiguous."""
     return frames_BTHWC.permute(0, 4, 1, 2, 3).contiguous()

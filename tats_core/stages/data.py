@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from tats_core.data import benchmarks, decoded
+from tats_core.data import benchmarks, decoded, verify
 from tats_core.data.benchmarks.base import Missing, Split, overlap
 from tats_core.data.generate import GenerateConfig, generate
 from tats_core.data.manifest import Manifest
@@ -46,11 +47,23 @@ class DataConfig(StrictModel):
     decoded: bool = Field(
         False, description="store all frames decoded too: for a small data set that many runs read"
     )
+    decoded_size: int | None = Field(
+        None,
+        ge=8,
+        description="shorter side, in pixels, to which stored frames are reduced; null: as they are",
+    )
+    damaged: Literal["refuse", "leave_out", "ignore"] = Field(
+        "refuse",
+        description="test videos that do not decode completely, for which all are decoded once: refuse "
+        "them; leave them out, which marks every table; or do not look for them",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:
         if self.generate is not None and (self.root is not None or self.benchmarks):
             raise ValueError("give either 'generate' (with its own 'benchmarks') or 'root' and 'benchmarks'")
+        if self.decoded_size is not None and not self.decoded:
+            raise ValueError("decoded_size is the size of stored frames, so it needs decoded: true")
         for name in self.benchmarks:
             if name not in benchmarks.READABLE:
                 raise ValueError(f"no data set named '{name}'{did_you_mean(name, benchmarks.READABLE)}")
@@ -88,8 +101,8 @@ class Data(StageKind[DataConfig]):
         )
 
     def spare(self, config: DataConfig) -> int:
-        """Generating uses all CPUs of this machine."""
-        return available_cpus() - 1 if config.generate else 0
+        """Generating and verifying use all CPUs of this machine."""
+        return available_cpus() - 1 if config.generate or config.damaged != "ignore" else 0
 
     def preflight(self, config: DataConfig, ctx: Preflight) -> list[str]:
         """Read the lists; return one sentence for each data set that is missing or not as expected."""
@@ -129,9 +142,12 @@ class Data(StageKind[DataConfig]):
                 for note in manifest.notes:
                     ctx.events.note(note)
                 read.append(manifest)
+                # What this stage has just generated is known to be sound.
+                if split == "test" and config.damaged != "ignore" and not config.generate:
+                    manifest = _verified(manifest, config, ctx)
                 if config.decoded:
-                    frames = ctx.out / f"{name}.{split}.frames.npy"
-                    manifest = decoded.write(manifest, frames, ctx.check_stop)
+                    frames = ctx.out / f"{name}.{split}.frames.bin"
+                    manifest = decoded.write(manifest, frames, ctx.check_stop, config.decoded_size)
                 manifest.save(ctx.out / f"{name}.{split}.json")
                 ctx.events.note(_described(manifest))
             if shared := overlap(*read):
@@ -144,9 +160,37 @@ def _show(ctx: StageContext, done: int, total: int, text: str) -> None:
     ctx.events.progress(step=done, steps=total, epoch=1, epochs=1, shown={})
 
 
+def _verified(manifest: Manifest, config: DataConfig, ctx: StageContext) -> Manifest:
+    """Return the manifest of the sound videos, those left out counted as absent.
+
+    Raises:
+        DataError: some are damaged, and none may be left out, or all are damaged.
+    """
+    name = f"{manifest.benchmark} ({manifest.split})"
+    faults = verify.damaged(manifest, partial(_show, ctx, text=f"verifying {name}"))
+    if not faults:
+        return manifest
+    some = f"{name}: {len(faults)} of {len(manifest)} videos are damaged"
+    if config.damaged == "refuse" or len(faults) == len(manifest):
+        first = "; ".join([*faults.values()][:3])
+        raise DataError(
+            f"{some}: {first}{'; …' if len(faults) > 3 else ''}: replace them, or set damaged: leave_out in "
+            "the data stage, which marks every table"
+        )
+    for text in faults.values():
+        ctx.events.note(f"left out of the test: {text}")
+    return replace(
+        manifest,
+        videos=tuple(video for video in manifest.videos if video.id not in faults),
+        absent=manifest.absent + len(faults),
+    )
+
+
 def _described(manifest: Manifest) -> str:
     text = f"{manifest.benchmark} {manifest.split}: {len(manifest)} videos, {len(manifest.classes)} classes"
-    return text + (f"; {manifest.absent} listed videos are not on disk" if manifest.absent else "")
+    return text + (
+        f"; {manifest.absent} listed videos are not on disk or left out" if manifest.absent else ""
+    )
 
 
 def _folder(config: DataConfig, name: str) -> Path:

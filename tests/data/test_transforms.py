@@ -211,3 +211,11 @@ def test_what_rand_augment_uncovers_is_grey_whatever_the_frame() -> None:
         colours.add(tuple(done_THWC.unique().tolist()))
     assert (0, 128) in colours
     assert all(len(values) == 1 for values in colours - {(0, 128)})
+
+
+def test_shrinking_keeps_the_shape_and_never_enlarges() -> None:
+    frames_THWC = torch.zeros(2, 60, 90, 3, dtype=torch.uint8)
+    assert transforms.shrink(frames_THWC, 20).shape == (2, 20, 30, 3)
+    assert transforms.shrink(frames_THWC.transpose(1, 2), 20).shape == (2, 30, 20, 3)
+    for short_side in (60, 61, None):
+        assert transforms.shrink(frames_THWC, short_side) is frames_THWC

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tats_core.data import benchmarks
 from tats_core.data.generate import generate as generate_videos
 from tats_core.data.manifest import Manifest
 from tats_core.errors import DataError, SpecError, StageError, Stopped, StoreError
@@ -255,6 +256,53 @@ def test_data_that_is_elsewhere_is_read_in_place_and_has_the_same_identity(conte
     assert data.KIND.identities(tmp_path / "real") == generated
 
 
+@pytest.fixture
+def damaged_copy(context, tmp_path) -> data.DataConfig:
+    """A data set elsewhere, of whose test videos the first two are cut off."""
+    more = {"generate": {**SMALL["generate"], "frames": 30, "test_clips_per_class": 2}}
+    data.KIND.run(validate(data.DataConfig, more, "toy.yaml"), context())
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "ucf101").rename(tmp_path / "elsewhere" / "ucf101")
+    config = data.DataConfig(root=str(tmp_path / "elsewhere"), benchmarks=("ucf101",))
+    videos = benchmarks.find("ucf101").read(tmp_path / "elsewhere" / "ucf101", "test").videos
+    for video, share in zip(videos, (0.05, 0.6), strict=False):
+        content = Path(video.path).read_bytes()
+        Path(video.path).write_bytes(content[: int(share * len(content))])
+    (tmp_path / "real").mkdir()
+    return config
+
+
+def test_damaged_test_videos_are_named_before_anything_is_trained(context, tmp_path, damaged_copy):
+    with pytest.raises(DataError) as caught:
+        data.KIND.run(damaged_copy, context(out=tmp_path / "real"))
+    text = str(caught.value)
+    assert text.startswith("ucf101 (test): 2 of 16 videos are damaged: ")
+    assert "30 frames declared, " in text
+    assert text.endswith("replace them, or set damaged: leave_out in the data stage, which marks every table")
+    assert "\n" not in text
+    assert not (tmp_path / "real" / "ucf101.test.json").exists()
+
+
+def test_damaged_test_videos_may_be_left_out_and_are_counted(context, tmp_path, damaged_copy):
+    config = damaged_copy.model_copy(update={"damaged": "leave_out"})
+    data.KIND.run(config, context(out=tmp_path / "real"))
+    manifest = Manifest.load(tmp_path / "real" / "ucf101.test.json")
+    assert (len(manifest), manifest.absent) == (14, 2)
+    assert Manifest.load(tmp_path / "real" / "ucf101.train.json").absent == 0
+    notes = [
+        event["text"]
+        for _, event in read_events(tmp_path / "out" / "events.jsonl")
+        if event["kind"] == "note"
+    ]
+    assert sum(text.startswith("left out of the test: ") for text in notes) == 2
+
+
+def test_damage_may_be_ignored(context, tmp_path, damaged_copy):
+    config = damaged_copy.model_copy(update={"damaged": "ignore"})
+    data.KIND.run(config, context(out=tmp_path / "real"))
+    assert len(Manifest.load(tmp_path / "real" / "ucf101.test.json")) == 16
+
+
 def test_each_missing_data_set_is_a_sentence_and_does_not_hinder_a_plan(tmp_path):
     config = data.DataConfig(root=str(tmp_path), benchmarks=("ssv2", "hmdb51"))
     sentences = data.KIND.preflight(config, Preflight("data", {}, tmp_path))
@@ -331,6 +379,7 @@ def test_a_change_in_a_list_or_a_folder_of_a_data_set_is_seen(tmp_path):
     [
         ({"benchmarks": ["ssv3"]}, "no data set named 'ssv3'; did you mean 'ssv2'?"),
         ({**SMALL, "root": "/data"}, "give either 'generate'"),
+        ({**SMALL, "decoded_size": 64}, "so it needs decoded: true"),
         ({"generate": {"clips": 4}}, "data.generate has no key 'clips'"),
     ],
 )
