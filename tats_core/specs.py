@@ -136,6 +136,10 @@ _UniqueKeyLoader.yaml_implicit_resolvers = {
 _UniqueKeyLoader.add_implicit_resolver(
     _BOOL, re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
+# Also as in YAML 1.2: `1e-4` is a number. YAML 1.1 demands `1.0e-4` and takes anything else for text.
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def read(path: Path) -> Raw:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,18 +14,10 @@ if TYPE_CHECKING:
     from tats_core.models.checkpoints_io import Foreign
 
 
-class ExportFormat(StrEnum):
-    """The format of the exported folder."""
-
-    hf = "hf"
-    safetensors = "safetensors"
-    mlflow = "mlflow"
-
-
 def export(
     run: RunName,
     form: Annotated[
-        ExportFormat,
+        Literal["hf", "safetensors", "mlflow"],
         typer.Option(
             "--format",
             help="hf: for Hugging Face's VideoMAE classes; safetensors: as in the run; mlflow: for MLflow.",
@@ -40,10 +31,10 @@ def export(
     from tats_core.store import models
     from tats_core.tracking import export as exports
 
-    folder, kind = models.find_model_of(run, home.expanduser(), ("finetune", "pretrain"), stage)
+    folder, kind = models.find_model_of(run, home, ("finetune", "pretrain"), stage)
     out = out.expanduser().absolute()
-    exports.export(folder, kind, form.value, out)
-    typer.echo(f"{out}: the model of {folder}, as {form.value}")
+    exports.export(folder, kind, form, out)
+    typer.echo(f"{out}: the model of {folder}, as {form}")
 
 
 def predict(
@@ -59,7 +50,7 @@ def predict(
     from tats_core.training.predict import Predictor, existing
 
     paths = existing(videos)  # before the model is read
-    folder = models.find_model(run, home.expanduser(), "finetune", stage)
+    folder = models.find_model(run, home, "finetune", stage)
     predictions = Predictor.load(folder, benchmark).predict(paths)
     if as_json:
         rows = [

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tats_core.cli import printing
 from tats_core.cli.options import DEFAULT_HOME, INTERRUPTED, Home, SweepName, command_line, repeated
-from tats_core.cli.sweep_tables import print_files
+from tats_core.cli.results import print_files
 from tats_core.errors import ResourceError, RunError, SpecError
+from tats_core.report.units import duration
 
 if TYPE_CHECKING:
     from tats_core.sweep.engine import Outcome
@@ -50,7 +50,6 @@ def sweep(
     from tats_core.cli import progress
     from tats_core.sweep import engine, spec
 
-    home = home.expanduser().absolute()
     loaded = spec.load(name, sets or [], samples=samples, max_concurrent=max_concurrent)
     if show_plan:
         typer.echo(_plan(loaded, as_json))
@@ -176,7 +175,7 @@ def _headline(progress: Progress, objective: Metric) -> str:
         parts.append(f"best {objective.shown} {best:.{objective.digits}f}")
     left = progress.remaining()
     if left is not None:
-        parts.append(f"about {printing.duration(left)} left")
+        parts.append(f"about {duration(left)} left")
     return ", ".join(parts)
 
 
@@ -184,7 +183,6 @@ class QuietUI:
     """Prints nothing."""
 
     def started(self, sweep: Sweep, progress: Progress) -> None:
-        """Remember the sweep."""
         self.sweep = sweep
 
     def changed(self, progress: Progress) -> None:
@@ -198,14 +196,12 @@ class PlainUI(QuietUI):
     """Prints a line whenever a trial has ended, and every ten seconds."""
 
     def started(self, sweep: Sweep, progress: Progress) -> None:
-        """Print the number of trials."""
         self.sweep, self.ended, self.printed = sweep, len(progress.ended), time.monotonic()
         typer.echo(f"{sweep.name}: {progress.total} trials, {progress.slots} at a time")
         if progress.before:
             typer.echo(f"{progress.before} of them had ended before")
 
     def changed(self, progress: Progress) -> None:
-        """Print the progress, if a line is due."""
         if len(progress.ended) == self.ended and time.monotonic() - self.printed < _EVERY_SECONDS:
             return
         self.ended, self.printed = len(progress.ended), time.monotonic()
@@ -221,13 +217,11 @@ class LiveUI(QuietUI):
         self.live = Live(refresh_per_second=4, transient=True)
 
     def started(self, sweep: Sweep, progress: Progress) -> None:
-        """Open the display."""
         self.sweep = sweep
         self.changed(progress)
         self.live.start()
 
     def changed(self, progress: Progress) -> None:
-        """Redraw the table."""
         from rich.table import Table
 
         table = Table(title=_headline(progress, self.sweep.objectives[0]), title_justify="left")
@@ -238,5 +232,4 @@ class LiveUI(QuietUI):
         self.live.update(table)
 
     def close(self) -> None:
-        """Restore the terminal."""
         self.live.stop()

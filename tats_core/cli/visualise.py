@@ -32,7 +32,7 @@ def visualise(
     from tats_core.store import models
     from tats_core.training.visualise import Visualiser
 
-    folder = models.find_model(run, home.expanduser(), "pretrain", stage)
+    folder = models.find_model(run, home, "pretrain", stage)
     visualiser = Visualiser.load(folder, benchmark)
     unread = []
     with writing(out, "--out"):

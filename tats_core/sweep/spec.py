@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -242,13 +241,23 @@ class Sweep(StrictModel):
 
     # --- the pipeline of a trial -----------------------------------------------------------------------
 
+    def complete_pipeline(self, overrides: Mapping[str, Any]) -> Pipeline:
+        """Return the pipeline with what the sweep sets for all trials, and `overrides`.
+
+        Raises:
+            SpecError: an override does not fit the pipeline.
+        """
+        values = {**self.fixed, **overrides}
+        sets = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+        return pipelines.load(self.pipeline, sets)
+
     def load(self, overrides: Mapping[str, Any]) -> Pipeline:
         """Return the part of the pipeline that a trial runs, under the sweep's name.
 
         Raises:
             SpecError: an override does not fit the pipeline.
         """
-        pipeline = pipelines.load(self.pipeline, as_sets({**self.fixed, **overrides}))
+        pipeline = self.complete_pipeline(overrides)
         needed = _with_needs(pipeline, [metric.name.partition(".")[0] for metric in self.metrics])
         stages = {name: stage for name, stage in pipeline.stages.items() if name in needed}
         kinds = [KINDS[stage.kind] for stage in stages.values() if stage.kind in KINDS]
@@ -363,17 +372,6 @@ def _with_needs(pipeline: Pipeline, names: Iterable[str]) -> set[str]:
     return reached
 
 
-def as_sets(overrides: Mapping[str, Any]) -> list[str]:
-    """Return overrides as `--set` options of `tats run pipeline`."""
-
-    def yaml_text(value: Any) -> str:
-        # Not JSON: YAML reads 5e-05 as a string.
-        text: str = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=math.inf)
-        return text.strip()[1:-1]
-
-    return [f"{key}={yaml_text(value)}" for key, value in overrides.items()]
-
-
 # --- checks: each yields problems, of which the first is raised -------------------------------------------
 
 
@@ -437,7 +435,7 @@ def _search_problems(sweep: Sweep) -> Iterator[str]:
 def _pipeline_problems(sweep: Sweep) -> Iterator[str]:
     """Build the pipeline without a trial's values; each metric must name a stage of it."""
     try:
-        pipeline = pipelines.load(sweep.pipeline, as_sets(sweep.fixed))
+        pipeline = sweep.complete_pipeline({})
         graphs.build(pipeline)
     except SpecError as error:
         yield str(error)

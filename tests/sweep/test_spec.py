@@ -77,8 +77,8 @@ def test_trial_ids_follow_from_name_and_values_alone() -> None:
     [5e-05, 3, 0.5, True, None, "1", "null", "a: b", "ä", "", [1, 2], [{"epoch": 0, "ppo": {"clip": 1e-06}}]],
 )
 def test_a_value_reaches_the_pipeline_as_it_is(value) -> None:
-    (text,) = spec.as_sets({"a.b": value})
-    assert specs.parse_override(text) == (["a", "b"], value)
+    pipeline = spec.load("demo_ratio").complete_pipeline({"pretrain.any": value})
+    assert pipeline.stages["pretrain"].config["any"] == value
 
 
 def test_stages_that_no_trial_changes_are_common_and_those_that_no_metric_needs_are_left_out() -> None:
