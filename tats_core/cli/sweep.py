@@ -22,7 +22,7 @@ from tats_core.report.units import duration
 if TYPE_CHECKING:
     from tats_core.sweep.engine import Outcome
     from tats_core.sweep.progress import Progress
-    from tats_core.sweep.spec import Metric, Sweep
+    from tats_core.sweep.spec import Sweep
 
 _EVERY_SECONDS = 10.0
 
@@ -166,13 +166,9 @@ def _conclude(sweep: Sweep, outcome: Outcome, again: str, home: Path, as_json: b
         )
 
 
-def _headline(progress: Progress, objective: Metric) -> str:
+def _headline(progress: Progress) -> str:
     parts = [f"{len(progress.ended)} of {progress.total} trials, {len(progress.running)} running"]
-    ended = progress.ended.values()
-    values = [result.metrics[objective.name] for result in ended if objective.name in result.metrics]
-    if values:
-        best = max(values) if objective.mode == "max" else min(values)
-        parts.append(f"best {objective.shown} {best:.{objective.digits}f}")
+    parts += [progress.best] if progress.best else []
     left = progress.remaining()
     if left is not None:
         parts.append(f"about {duration(left)} left")
@@ -205,7 +201,7 @@ class PlainUI(QuietUI):
         if len(progress.ended) == self.ended and time.monotonic() - self.printed < _EVERY_SECONDS:
             return
         self.ended, self.printed = len(progress.ended), time.monotonic()
-        typer.echo(_headline(progress, self.sweep.objectives[0]))
+        typer.echo(_headline(progress))
 
 
 class LiveUI(QuietUI):
@@ -224,7 +220,7 @@ class LiveUI(QuietUI):
     def changed(self, progress: Progress) -> None:
         from rich.table import Table
 
-        table = Table(title=_headline(progress, self.sweep.objectives[0]), title_justify="left")
+        table = Table(title=_headline(progress), title_justify="left")
         for heading in ("trial", "values", "epoch"):
             table.add_column(heading)
         for name, trial in progress.running.items():

@@ -64,7 +64,7 @@ def _render(summary: Summary, folder: Path, drawn: Sequence[Plot], missing: Sequ
         error=f"{failed} of {len(summary.trials)} trials failed; causes are listed below." if failed else "",
         tiles=_tiles(summary, run.record),
         best_text=summary.best_text,
-        results=sweeps.table(rows, summary.columns, sweep.objectives[0].name, summary.best),
+        results=sweeps.table(rows, summary.columns, sweep.objective.name, summary.best),
         note=f"The first {len(rows)} of {len(summary.rows)} points; results.csv has all."
         if len(summary.rows) > len(rows)
         else "",
@@ -86,12 +86,14 @@ def _render(summary: Summary, folder: Path, drawn: Sequence[Plot], missing: Sequ
 
 
 def _tiles(summary: Summary, record: RunRecord) -> Iterator[tuple[str, object, str]]:
-    top, objective = summary.best, summary.sweep.objectives[0]
-    if top is not None:
+    objective = summary.sweep.objective
+    for top in summary.best[:1]:
         names = short_keys(summary.sweep.keys)
         chosen = ", ".join(f"{names[key]} {value_text(value)}" for key, value in top.point.items())
         remark = f"with {chosen}" if len(top.point) <= _KEYS_IN_A_TILE else "see below"
-        yield f"best {objective.shown}", top.values[objective.name].text(objective.digits), remark
+        if len(summary.best) > 1:
+            remark = f"shared by {len(summary.best)} points"
+        yield f"best {objective.heading}", top.values[objective.name].text(objective.digits), remark
     counts = Counter(trial.status for trial in summary.trials)
     yield "trials", len(summary.trials), ", ".join(f"{count} {status}" for status, count in counts.items())
     if summary.epochs and summary.epochs[0] < summary.epochs[1]:

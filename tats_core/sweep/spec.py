@@ -64,7 +64,7 @@ class Metric(StrictModel):
     digits: Annotated[int, NotIdentity] = Field(1, ge=0, le=6)
 
     @property
-    def shown(self) -> str:
+    def heading(self) -> str:
         """The heading of its column."""
         return self.title or self.name
 
@@ -169,9 +169,19 @@ class Sweep(StrictModel):
 
     @property
     def objectives(self) -> tuple[Metric, ...]:
-        """The metrics that are optimised; the first decides which point is best."""
+        """The metrics that are optimised."""
         chosen = tuple(metric for metric in self.metrics if metric.objective)
         return chosen or tuple(metric for metric in self.metrics if metric.mode)[:1]
+
+    @property
+    def objective(self) -> Metric:
+        """The metric that decides which point is best."""
+        return self.objectives[0]
+
+    @property
+    def all_seeds(self) -> tuple[int | None, ...]:
+        """The seeds of each point; None alone where no key gets a seed."""
+        return self.seeds.values if self.seeds.keys else (None,)
 
     def identity(self) -> dict[str, Any]:
         """Return, as plain values, what may not change at a resume."""
@@ -181,7 +191,7 @@ class Sweep(StrictModel):
 
     def trials_of(self, point: Mapping[str, Any]) -> list[Trial]:
         """Return the trials of a point, one a seed."""
-        return [self._trial(point, seed) for seed in (self.seeds.values if self.seeds.keys else [None])]
+        return [self._trial(point, seed) for seed in self.all_seeds]
 
     def _trial(self, point: Mapping[str, Any], seed: int | None) -> Trial:
         seeded = {} if seed is None else dict.fromkeys(self.seeds.keys, seed)
@@ -225,7 +235,7 @@ class Sweep(StrictModel):
         points = len(self.points()) or self.samples or 0
         if isinstance(self.searcher, Pbt):
             points *= self.population.generations
-        return points * (len(self.seeds.values) if self.seeds.keys else 1)
+        return points * len(self.all_seeds)
 
     @property
     def keys(self) -> list[str]:
