@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tats_core import __version__
+from tests.cli.conftest import Ended
 
 HEAVY = ("torch", "ray", "mlflow", "numpy", "matplotlib", "pandas", "timm", "av")
 
@@ -56,18 +57,38 @@ def test_an_error_is_one_sentence_without_a_traceback(tats):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["resluts"], "Did you mean 'results'?"),
-        (["data", "generat"], "Did you mean 'generate'?"),
-        (["run", "pipeline", "demo", "--plann"], "--plan"),
-        (["run", "pipeline"], "Missing argument 'NAME'"),
-        (["run", "pipeline", "demo", "--on-error", "wait"], "'stop', 'continue'"),
-        (["ui", "--port", "0"], "greater than or equal to 1"),
+        (["resluts"], "'tats' has no command 'resluts'; did you mean 'results'?"),
+        (["data", "generat"], "'tats data' has no command 'generat'; did you mean 'generate'?"),
+        (["run", "pipline"], "'tats run' has no command 'pipline'; did you mean 'pipeline'?"),
+        (["run", "pipeline", "demo", "--plann"], "run pipeline: no option '--plann'; did you mean '--plan'?"),
+        (["sync", "--frm"], "sync: no option '--frm'; valid: --help, --home"),
+        (["--versio"], "no option '--versio'; did you mean '--version'?"),
+        (["run", "pipeline"], "run pipeline: missing argument 'NAME'; see tats run pipeline --help"),
+        (
+            ["submit", "pipline", "demo"],
+            "submit: invalid value for 'KIND': 'pipline' is not one of 'pipeline', 'sweep'; "
+            "did you mean 'pipeline'?",
+        ),
+        (
+            ["run", "pipeline", "demo", "--on-error", "wait"],
+            "run pipeline: invalid value for '--on-error': 'wait' is not one of 'stop', 'continue'; "
+            "see tats run pipeline --help",
+        ),
+        (
+            ["ui", "--port", "0"],
+            "ui: invalid value for '--port': Input should be greater than or equal to 1; see tats ui --help",
+        ),
+        (["run", "pipeline", "demo", "--set"], "Option '--set' requires an argument."),
     ],
 )
-def test_a_wrong_command_line_exits_with_2_and_names_the_nearest(tats, words, sentence):
-    ended = tats(*words)
-    assert ended.code == 2
-    assert sentence in ended.err
+def test_a_wrong_command_line_is_one_sentence_that_names_the_nearest(tats, words, sentence):
+    assert tats(*words) == Ended(2, "", f"tats: {sentence}\n")
+
+
+def test_a_command_that_needs_words_prints_its_help(tats):
+    ended = tats("submit")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("Usage: tats submit [OPTIONS]")
 
 
 def test_the_home_folder_of_an_unknown_user_is_refused_in_one_sentence(tats):
