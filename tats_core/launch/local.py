@@ -23,7 +23,13 @@ from tats_core.launch.workers import Outcomes, Task
 if TYPE_CHECKING:
     from tats_core.training.world import World
 
-_PRELOADED = ["tats_core.stages.pretrain", "tats_core.stages.finetune"]
+_PRELOADED = [
+    "tats_core.stages.pretrain",
+    "tats_core.stages.finetune",
+    "timm.models.vision_transformer",
+    "timm.data.mixup",
+    "matplotlib",
+]
 _POLL_SECONDS = 0.1
 
 

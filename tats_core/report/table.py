@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import pandas as pd
 from markupsafe import Markup, escape
 
 from tats_core.report.units import DASH
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Table:
     @classmethod
     def of(cls, headings: Sequence[str], rows: Iterable[Sequence[object]], **options: Any) -> Table:
         """Return the table with these headings and rows; `options` are the class's other fields."""
+        import pandas as pd  # here: a plan does without it, and it takes 1 s to import
+
         return cls(pd.DataFrame(list(rows), columns=list(headings), dtype=object), **options)
 
     @property

@@ -29,6 +29,20 @@ def test_help_imports_no_heavy_package_and_takes_less_than_half_a_second():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
+def test_a_plan_imports_nothing_that_only_training_or_a_page_needs(tmp_path):
+    code = (
+        "import sys\nfrom tats_core.cli.app import main\n"
+        "sys.argv = ['tats', 'run', 'pipeline', 'demo', '--plan']\n"
+        "try: main()\nexcept SystemExit as ended: assert ended.code == 0\n"
+        "names = ('timm', 'torchvision', 'pandas', 'matplotlib', 'scipy', 'ray', 'mlflow')\n"
+        "print([name for name in names if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_the_package_runs_as_a_module():
     command = [sys.executable, "-m", "tats_core", "--version"]
     assert (
