@@ -16,6 +16,7 @@ from tats_core.cli import (
     compare,
     data,
     doctor,
+    explain,
     gc,
     logs,
     models,
@@ -34,8 +35,8 @@ from tats_core.cli import (
 from tats_core.errors import SpecError, TatsError, did_you_mean
 
 _ORDER = (
-    "run", "sweep", "submit", "jobs", "list", "runs", "show", "logs", "stop", "results", "compare", "report",
-    "ui", "visualise", "predict", "export", "weights", "data", "doctor", "sync", "gc",
+    "run", "sweep", "submit", "jobs", "list", "explain", "runs", "show", "logs", "stop", "results",
+    "compare", "report", "ui", "visualise", "predict", "export", "weights", "data", "doctor", "sync", "gc",
 )  # fmt: skip
 
 
@@ -90,6 +91,7 @@ app.command("sweep")(sweep.sweep)
 app.command("submit", no_args_is_help=True)(submit.submit)
 app.command("jobs")(submit.jobs)
 app.command("list")(results.list_pipelines)
+app.command("explain")(explain.explain)
 app.command("runs")(runs.runs)
 app.command("show")(show.show)
 app.command("logs")(logs.logs)

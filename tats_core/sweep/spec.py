@@ -47,13 +47,13 @@ class Seeds(StrictModel):
     """The same point with several random seeds."""
 
     keys: tuple[str, ...] = Field((), description="dotted keys that get the seed")
-    values: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    values: tuple[int, ...] = Field((0,), min_length=1, description="the seeds, a trial each")
 
 
 class Metric(StrictModel):
     """A number that the trials are compared by; of a stage with a matrix, the mean over its instances."""
 
-    name: str = Field(description="STAGE.NUMBER, of the stage's result.json")
+    name: str = Field(description="STAGE.NUMBER of the stage's result.json, or STAGE.step_seconds")
     mode: Literal["max", "min"] | None = Field(
         None, description="which is better; null: the metric is only in the table"
     )
@@ -61,7 +61,7 @@ class Metric(StrictModel):
         "", description="its heading in the table; by default the name"
     )
     objective: bool = Field(False, description="is optimised; by default the first metric with a mode")
-    digits: Annotated[int, NotIdentity] = Field(1, ge=0, le=6)
+    digits: Annotated[int, NotIdentity] = Field(1, ge=0, le=6, description="decimals in the table")
 
     @property
     def heading(self) -> str:
@@ -72,31 +72,31 @@ class Metric(StrictModel):
 class Search(StrictModel):
     """Which points are tried: all of a grid, random ones, or those that Optuna proposes in turn."""
 
-    kind: Literal["grid", "random", "optuna"] = "grid"
+    kind: Literal["grid", "random", "optuna"] = Field("grid", description="how points are chosen")
     seed: int = Field(0, ge=0, description="of all but the grid")
 
 
 class Pbt(StrictModel):
     """Population-based training: `samples` members, compared after every `every` epochs."""
 
-    kind: Literal["pbt"]
-    seed: int = Field(0, ge=0)
+    kind: Literal["pbt"] = Field(description="how points are chosen")
+    seed: int = Field(0, ge=0, description="of all but the grid")
     every: int = Field(ge=1, description="epochs of a generation")
 
 
 class NoScheduler(StrictModel):
     """Every trial runs to its end."""
 
-    kind: Literal["none"] = "none"
+    kind: Literal["none"] = Field("none", description="whether trials are stopped early")
     metric: ClassVar[str | None] = None
 
 
 class Asha(StrictModel):
     """Trials that lag behind are stopped early; the epochs of all their training stages are counted."""
 
-    kind: Literal["asha"]
+    kind: Literal["asha"] = Field(description="whether trials are stopped early")
     metric: str = Field(description="STAGE.NUMBER of the curves")
-    mode: Literal["max", "min"] = "max"
+    mode: Literal["max", "min"] = Field("max", description="which is better")
     grace: int = Field(1, ge=1, description="epochs that every trial gets")
     reduction: float = Field(3, gt=1, description="at each rung, one trial in so many continues")
 
@@ -128,20 +128,39 @@ class Population:
 class Sweep(StrictModel):
     """A sweep whose file and overrides are read and checked; the fields are the top level of the file."""
 
-    name: Annotated[str, NotIdentity]
-    title: Annotated[str, NotIdentity] = ""
-    pipeline: str
-    fixed: dict[str, Any] = Field(default_factory=dict, alias="set")
-    choices: dict[str, Values | Range] = Field(alias="space")
-    conditions: dict[str, dict[str, Annotated[Values, BeforeValidator(_as_list)]]] = Field(
-        default_factory=dict, alias="where"
+    name: Annotated[str, NotIdentity] = Field(description="that of the file, without .yaml")
+    title: Annotated[str, NotIdentity] = Field("", description="one line for `tats list`")
+    pipeline: str = Field(description="its name; only the stages that the metrics need are run")
+    fixed: dict[str, Any] = Field(
+        default_factory=dict, alias="set", description="STAGE.KEY → value, changed for all trials"
     )
-    constraints: tuple[str, ...] = ()
-    seeds: Seeds = Seeds()
-    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
-    searcher: Annotated[Search | Pbt, Field(discriminator="kind")] = Search()
-    scheduler: Annotated[NoScheduler | Asha, Field(discriminator="kind")] = NoScheduler()
-    baseline: Annotated[dict[str, Scalar | None], NotIdentity] = Field(default_factory=dict)
+    choices: dict[str, Values | Range] = Field(
+        alias="space",
+        description="STAGE.KEY → list of the values that are tried, or `{uniform: [a, b]}`, "
+        "`{loguniform: [a, b]}`, `{int: [a, b]}`, `{choice: [a, b]}`",
+    )
+    conditions: dict[str, dict[str, Annotated[Values, BeforeValidator(_as_list)]]] = Field(
+        default_factory=dict,
+        alias="where",
+        description="keys (`*` stands for any end) that apply only beside these values of other keys",
+    )
+    constraints: tuple[str, ...] = Field(
+        (), description="comparisons that must hold: `a.b <= a.c`, `a.b != 3`"
+    )
+    seeds: Seeds = Field(Seeds(), description="each point is run once a seed; tables show mean ± interval")
+    metrics: tuple[Metric, ...] = Field(
+        min_length=1,
+        description="what is compared; the first objective, or else the first with a mode, "
+        "decides which point is best",
+    )
+    searcher: Search | Pbt = Field(Search(), discriminator="kind", description="which points are tried")
+    scheduler: NoScheduler | Asha = Field(
+        NoScheduler(), discriminator="kind", description="which trials are stopped before their end"
+    )
+    baseline: Annotated[dict[str, Scalar | None], NotIdentity] = Field(
+        default_factory=dict,
+        description="values; each point is compared, seed by seed, with the one that has these instead",
+    )
     samples: int | None = Field(None, ge=1, description="points that are tried; of pbt, the members")
     max_concurrent: Annotated[int | None, NotIdentity] = Field(
         None, ge=1, description="trials at a time; null: as many as fit"

@@ -54,8 +54,9 @@ def test_help_names_every_command_with_a_sentence(tats):
     listed = tats("--help").out.split("Commands:")[1]
     lines = [line.split(maxsplit=1) for line in listed.splitlines() if line.strip()]
     assert [line[0] for line in lines] == [
-        "run", "sweep", "submit", "jobs", "list", "runs", "show", "logs", "stop", "results", "compare",
-        "report", "ui", "visualise", "predict", "export", "weights", "data", "doctor", "sync", "gc",
+        "run", "sweep", "submit", "jobs", "list", "explain", "runs", "show", "logs", "stop", "results",
+        "compare", "report", "ui", "visualise", "predict", "export", "weights", "data", "doctor", "sync",
+        "gc",
     ]  # fmt: skip
     assert all(len(line) == 2 for line in lines)
 
