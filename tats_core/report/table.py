@@ -23,7 +23,7 @@ class Table:
     labels: int = 1
     """How many columns, from the left, hold words; the others are numbers."""
     grouped: bool = False
-    """Rows that follow one another with the same first cell belong together (LaTeX, HTML)."""
+    """Rows that follow one another with the same first cell belong together (all but Markdown and CSV)."""
     bold: frozenset[tuple[int, int]] = frozenset()
     """Positions (row, column) of cells in bold (LaTeX, HTML)."""
     means: int = 0
@@ -49,6 +49,9 @@ class Table:
     def text(self, *, right: bool = True) -> str:
         """Return the table for a terminal; with `right`, numbers are aligned at their right end."""
         lines = [self.headings, *([str(cell) for cell in row] for row in self.rows)]
+        for index, first in (place for group in self._groups() for place in group):
+            if not first:
+                lines[index + 1][0] = ""
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         lines.insert(1, ["─" * width for width in widths])
         sides = ["<" if index < self.labels or not right else ">" for index in range(len(widths))]
