@@ -97,10 +97,7 @@ def _draw(runs: Sequence[Run], metric: str, path: Path) -> str:
     names = [f"{letter}  {run.record.id}" for letter, run in zip(_LETTERS, runs, strict=False)]
     picture = io.BytesIO()
     panels = {
-        stage: [
-            Curve(name, sorted(points or {}), [value for _, value in sorted((points or {}).items())])
-            for name, points in zip(names, curves, strict=True)
-        ]
+        stage: [Curve.of(name, points or {}) for name, points in zip(names, curves, strict=True)]
         for stage, curves in compare.curves(runs, metric).items()
     }
     figure = charts.learning(panels, names, ylabel=metric, stacked=True)

@@ -10,7 +10,7 @@ import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -103,6 +103,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 def _plan(sweep: Sweep, as_json: bool) -> str:
     from tats_core.sweep import engine
+    from tats_core.sweep.space import values_text
 
     slots: int | None = None
     short = ""
@@ -121,26 +122,18 @@ def _plan(sweep: Sweep, as_json: bool) -> str:
     for number, point in enumerate(points, 1):
         lines.append(f"  {number:>3}  " + "  ".join(f"{key}={value}" for key, value in point.items()))
     if not points:
-        identity, every = sweep.identity(), getattr(sweep.searcher, "every", None)
+        every = getattr(sweep.searcher, "every", None)
         how = "points, each proposed by Optuna when its turn comes"
         if every:
             how = f"members, trained in generations of {every} epochs, each from the previous"
         lines.append(f"  {sweep.samples} {how}, among")
-        lines += [f"       {key}: {_among(values)}" for key, values in identity["space"].items()]
-        for pattern, condition in identity["where"].items():
-            words = " and ".join(f"{key} = {_among(values)}" for key, values in condition.items())
+        lines += [f"       {key}: {values_text(values)}" for key, values in sweep.choices.items()]
+        for pattern, condition in sweep.conditions.items():
+            words = " and ".join(f"{key} = {values_text(values)}" for key, values in condition.items())
             lines.append(f"       {pattern} only where {words}")
     if sweep.seeds.keys:
         lines.append(f"  each with {', '.join(sweep.seeds.keys)} = {', '.join(map(str, sweep.seeds.values))}")
     return "\n".join([*lines, *([f"  cannot start here: {short}"] if short else [])])
-
-
-def _among(values: list[Any] | dict[str, list[Any]]) -> str:
-    """Return the values of a key of the space for a line: `1, 2, 4` or `uniform 0.1 … 0.3`."""
-    if isinstance(values, list):
-        return ", ".join(json.dumps(value).strip('"') for value in values)
-    ((kind, ends),) = values.items()
-    return _among(ends) if kind == "choice" else f"{kind} {ends[0]:g} … {ends[1]:g}"
 
 
 def _conclude(sweep: Sweep, outcome: Outcome, again: str, home: Path, as_json: bool) -> None:

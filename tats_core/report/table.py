@@ -84,9 +84,7 @@ class Table:
         """
         form = "l" * self.labels + "r" * (len(self.headings) - self.labels)
         label = "".join(letter if letter.isalnum() else "-" for letter in name)
-        groups = [
-            [self._latex_row(index, first) for index, first in group] for group in self._groups(latex=True)
-        ]
+        groups = [[self._latex_row(index, first) for index, first in group] for group in self._groups()]
         body = "\n    \\midrule\n".join("\n".join(group) for group in groups)
         lines = [
             "\\begin{table}[t]",
@@ -123,15 +121,13 @@ class Table:
         body = "\n".join(bodies)
         return Markup(f"<table{style}>\n<thead><tr>{head}</tr></thead>\n{body}\n</table>\n")
 
-    def _groups(self, *, latex: bool = False) -> list[list[tuple[int, bool]]]:
+    def _groups(self) -> list[list[tuple[int, bool]]]:
         """Return groups of rows, each row as its index and whether its first cell is written."""
         if not self.grouped:
-            group = [(index, True) for index in range(len(self.frame))]
-            return [group] if group or latex else []
+            return [[(index, True) for index in range(len(self.frame))]] if len(self.frame) else []
         first_cells = self.frame.iloc[:, 0].tolist()
         grouped = groupby(range(len(first_cells)), key=first_cells.__getitem__)
-        groups = [[(index, position == 0) for position, index in enumerate(group)] for _, group in grouped]
-        return groups or ([[]] if latex else [])
+        return [[(index, position == 0) for position, index in enumerate(group)] for _, group in grouped]
 
     def _latex_row(self, index: int, first: bool) -> str:
         cells = [latex_text(str(cell)) for cell in self.rows[index]]

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from tats_core import __version__
 from tats_core.files import write_text
@@ -21,10 +21,10 @@ from tats_core.store.run import Run, RunRecord
 from tats_core.store.run_page import surroundings
 from tats_core.sweep import plots
 from tats_core.sweep.plots import Plot
-from tats_core.sweep.results import results
-from tats_core.sweep.space import Range
+from tats_core.sweep.space import values_text
 from tats_core.sweep.spec import Sweep, as_run
 from tats_core.sweep.summary import BEST, ROWS, Summary, busy_of
+from tats_core.sweep.trial import results
 
 FILE: Final = "report.html"
 
@@ -75,7 +75,7 @@ def _render(summary: Summary, folder: Path, drawn: Sequence[Plot], missing: Sequ
         missing=missing,
         causes=summary.causes,
         trials=_trials(summary),
-        space=[(key, _values(values)) for key, values in sweep.space.values.items()],
+        space=[(key, values_text(values)) for key, values in sweep.space.values.items()],
         fixed=list(_fixed(sweep)),
         best_command=f"tats run pipeline {shlex.quote(str(best))}",
         best_pipeline=best.read_text(encoding="utf-8") if best.exists() else "",
@@ -136,15 +136,6 @@ def _fixed(sweep: Sweep) -> Iterator[tuple[str, object]]:
     yield "scheduler", _equations(sweep.scheduler.model_dump(mode="json", exclude_none=True))
     for key, value in sweep.fixed.items():
         yield f"set for all: {key}", value
-
-
-def _values(values: Any) -> str:
-    if not isinstance(values, Range):
-        return ", ".join(map(value_text, values))
-    ((kind, ends),) = values.model_dump(by_alias=True, exclude_none=True).items()
-    if kind == "choice":
-        return ", ".join(map(value_text, ends))
-    return f"{ends[0]:g} to {ends[1]:g} ({kind})"
 
 
 def _equations(values: Mapping[str, object]) -> str:
