@@ -264,7 +264,8 @@ def _sentence(model: type[BaseModel], detail: ErrorDetails, prefix: str) -> str:
     if detail["type"] in _IN_YAML:
         return f"{dotted} must {_IN_YAML[detail['type']]}{_actual(detail['input'])}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return f"{f'{dotted}: ' if dotted else ''}{message[:1].lower()}{message[1:]}{_actual(detail['input'])}"
+    actual = "" if repr(detail["input"]) in message else _actual(detail["input"])
+    return f"{f'{dotted}: ' if dotted else ''}{message[:1].lower()}{message[1:]}{actual}"
 
 
 def _actual(value: object) -> str:

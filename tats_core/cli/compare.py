@@ -30,8 +30,8 @@ def compare(
     runs: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN RUN...",
-            help="Two to five runs; the others are compared with the first.",
+            metavar="RUN",
+            help="Two to five runs (as in tats runs); the others are compared with the first.",
             autocompletion=complete_run,
         ),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,11 @@ from tats_core.errors import SpecError, did_you_mean
 
 if TYPE_CHECKING:
     from tats_core.report.reference import Key
-    from tats_core.specs import Menu
 
 
 @dataclass(frozen=True)
 class Topic:
-    """Something with keys. `name` is what a user types; its keys begin with `prefix`."""
+    """Something with keys; `name` is what a user types."""
 
     name: str
     title: str
@@ -29,17 +27,13 @@ class Topic:
     keys: Sequence[Key]
     measures: Mapping[str, Sequence[str]]
     """Names of what it measures, by what can be done with them."""
-    menu: Menu = "pipelines"
-    kind: str | None = None
-    """Of a stage; its examples are stages of this kind."""
-    prefix: str = ""
 
 
 def explain(
     topic: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TOPIC]...",
+            metavar="TOPIC",
             help="pipeline, stage KIND, sampler NAME, sweep, or a key: pretrain.optimizer, sweep.searcher.",
         ),
     ] = None,
@@ -47,9 +41,9 @@ def explain(
         Path | None, typer.Option(metavar="FOLDER", help="Write everything as Markdown pages into a folder.")
     ] = None,
 ) -> None:
-    """Explain the keys of YAML files: type, default, choices, meaning and an example.
+    """Explain the keys of YAML files and of --set.
 
-    Without TOPIC: what can be explained.
+    A key has a type, a default, a meaning and an example. Without TOPIC, all topics are listed.
     """
     from tats_core.report import reference
 
@@ -89,14 +83,12 @@ def _topics() -> Iterator[Topic]:
         measures = {"Numbers that a sweep can compare": sorted(kind.reports or ())}
         measures["Curves, by which a sweep can stop a trial early"] = sorted(kind.curves)
         measures = {what: names for what, names in measures.items() if names}
-        yield Topic(f"stage {name}", f"The stage kind {name}", module, listed, measures, kind=name)
+        yield Topic(f"stage {name}", f"The stage kind {name}", module, listed, measures)
     for name in SAMPLERS:
         listed = list(reference.keys(SamplerConfig, SamplerConfig(kind=name)))
         summary = "the keys of `sampler` in a pre-training; those for another sampler have no effect"
-        yield Topic(
-            f"sampler {name}", f"The sampler {name}", summary, listed, {}, kind="pretrain", prefix="sampler."
-        )
-    yield Topic("sweep", "A sweep", "the top level of its file", list(reference.keys(Sweep)), {}, "sweeps")
+        yield Topic(f"sampler {name}", f"The sampler {name}", summary, listed, {})
+    yield Topic("sweep", "A sweep", "the top level of its file", list(reference.keys(Sweep)), {})
 
 
 def _find(words: Sequence[str]) -> tuple[Topic, str]:
@@ -137,67 +129,68 @@ def _unknown_key(topic: Topic, path: str) -> str:
 
 
 def _example(topic: Topic, path: str, listed: Sequence[Key]) -> str:
-    """Return YAML of the menu in which `path` stands, or how it would be set."""
+    """Return YAML in which `path` stands: of the shipped menu, or with the default."""
     import yaml
 
-    from tats_core import specs
+    steps = path.split(".") if path else []
+    unset = ("", "required", "null", "[]", "{}", "''")
+    for file, above, content in _shipped(topic):
+        value: Any = content
+        for step in steps:
+            value = value.get(step) if isinstance(value, dict) else None
+        if value is not None and (path or above != ["defaults"]):
+            head, steps = f"# {file.parent.name}/{file.name}\n", [*above, *steps]
+            break
+    else:
+        group, _, name = topic.name.partition(" ")
+        head = ""
+        if path or group != "stage":
+            leaf = next((key for key in listed if key.default not in unset), listed[0])
+            value = "…" if leaf.default in unset else yaml.safe_load(leaf.default)
+            steps = leaf.name.split(".")
+        else:
+            value = {key.name: "…" for key in listed if key.default == "required" and "." not in key.name}
+            value["kind"] = name
+        steps = [
+            *{"stage": ["stages", name], "sampler": ["stages", "pretrain", "sampler"]}.get(group, []),
+            *steps,
+        ]
+    for step in reversed(steps):
+        value = {step.removesuffix("[]"): [value] if step.endswith("[]") else value}
+    # None: the innermost lists and mappings stand on one line each, here not the only one.
+    flow = None if any(isinstance(part, list | dict) for part in value.values()) else False
+    body = yaml.safe_dump(value, sort_keys=False, default_flow_style=flow, allow_unicode=True, width=96)
+    return f"{head}{body}"
 
-    menu = specs.names(topic.menu)
-    for name in sorted(menu, key=lambda name: (not name.startswith("demo"), name)):
-        for above, content in _contents(topic, menu[name], defaults=bool(path)):
-            value: Any = content
-            steps = [part for part in f"{topic.prefix}{path}".split(".") if part]
-            for step in steps:
-                value = value.get(step) if isinstance(value, dict) else None
-            if value is None or (topic.prefix and value.get("kind") != topic.name.split()[-1]):
-                continue
-            for step in reversed([*above, *steps]):
-                value = {step: value}
-            body = yaml.safe_dump(
-                value, sort_keys=False, default_flow_style=None, allow_unicode=True, width=96
-            )
-            return f"# {topic.menu}/{name}.yaml\n{body}"
-    if topic.kind and not topic.prefix and not path:
-        required = {key.path: "…" for key in listed if key.default == "required" and "." not in key.path}
-        entry = {"stages": {"NAME": required | {"kind": topic.kind}}}
-        return yaml.safe_dump(entry, sort_keys=False, default_flow_style=None, allow_unicode=True)
-    leaf = next((key for key in listed if key.default not in ("", "required", "null")), listed[0])
-    value = "VALUE" if leaf.default in ("", "required", "null") else leaf.default
-    stage = f"{topic.kind}." if topic.kind else ""
-    name, _, element = f"{stage}{topic.prefix}{leaf.name}".partition("[].")
-    if element:
-        value = f"[{{{element}: {value}}}]"
-    command = "sweep demo_ratio" if topic.menu == "sweeps" else "run pipeline demo"
-    return f"tats {command} --set {shlex.quote(f'{name}={value}')}"
 
-
-def _contents(topic: Topic, path: Path, *, defaults: bool) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """Yield where examples may stand in a file: what leads to the keys of the topic, and these keys."""
+def _shipped(topic: Topic) -> Iterator[tuple[Path, list[str], dict[str, Any]]]:
+    """Yield file, what leads to the keys of the topic in it, and these keys; the demos come first."""
     from tats_core import specs
     from tats_core.pipeline import spec
 
-    raw = spec.read(path) if topic.menu == "pipelines" and topic.kind else specs.read(path)
-    if topic.kind is None:
-        yield [], raw
-        return
-    for name, stage in raw["stages"].items():
-        if stage["kind"] == topic.kind:
-            yield ["stages", name], stage
-    if defaults:
-        yield ["defaults"], raw.get("defaults", {})
+    group, _, name = topic.name.partition(" ")
+    menu: specs.Menu = "sweeps" if group == "sweep" else "pipelines"
+    # The last: a file of the working directory is somebody's own.
+    folder = [folder for _, folder in specs.folders(menu) if folder.is_dir()][-1]
+    for file in sorted(folder.glob("*.yaml"), key=lambda file: (not file.stem.startswith("demo"), file.stem)):
+        if not name:
+            yield file, [], specs.read(file)
+            continue
+        raw = spec.read(file)
+        for stage, keys in raw["stages"].items():
+            sampler = keys.get("sampler", {})
+            if group == "stage" and keys["kind"] == name:
+                yield file, ["stages", stage], keys
+            elif group == "sampler" and sampler.get("kind") == name:
+                yield file, ["stages", stage, "sampler"], sampler
+        if group == "stage":
+            yield file, ["defaults"], raw.get("defaults", {})
 
 
 def _overview() -> str:
-    topics = [topic.name for topic in _topics()]
-    lines = [f"  tats explain {name}" for name in topics]
-    return "\n".join(
-        [
-            "What can be explained:",
-            *lines,
-            "",
-            "And each key by its name: tats explain pretrain.optimizer, tats explain sweep.searcher",
-        ]
-    )
+    topics = "\n".join(f"  tats explain {topic.name}" for topic in _topics())
+    keys = "tats explain pretrain.optimizer, tats explain sweep.searcher"
+    return f"What can be explained:\n{topics}\n\nAnd each key by its name: {keys}"
 
 
 def _indented(text: str) -> str:

@@ -32,9 +32,11 @@ def logs(
             autocompletion=complete_stage,
         ),
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the run ends.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print what comes until the run ends.")
+    ] = False,
     worker: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Only the output of this worker process.")
+        int | None, typer.Option(min=0, metavar="N", help="Only the output of worker process N, from 0.")
     ] = None,
     tail: Annotated[int | None, typer.Option(min=0, metavar="N", help="Only the last N lines.")] = None,
     address: ClusterAddress = None,

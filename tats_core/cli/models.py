@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -39,7 +40,7 @@ def export(
 
 def predict(
     run: RunName,
-    videos: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Video files.")],
+    videos: Annotated[list[str], typer.Argument(metavar="VIDEO", help="Video files.")],
     as_json: AsJson = False,
     stage: ModelStage = None,
     benchmark: TestOf = None,
@@ -54,13 +55,7 @@ def predict(
     predictions = Predictor.load(folder, benchmark).predict(paths)
     if as_json:
         rows = [
-            {
-                "video": str(path),
-                "classes": [
-                    {"label": guess.label, "name": guess.name, "probability": guess.probability}
-                    for guess in guesses
-                ],
-            }
+            {"video": str(path), "classes": [asdict(guess) for guess in guesses]}
             for path, guesses in zip(paths, predictions, strict=True)
         ]
         typer.echo(json.dumps({"model": str(folder), "videos": rows}, indent=2))

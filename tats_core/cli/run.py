@@ -29,7 +29,9 @@ def pipeline(
     name: PipelineName,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change a key of a stage; repeatable."),
+        typer.Option(
+            "--set", metavar="STAGE.KEY=VALUE", help="Change a key of a stage, see tats explain; repeatable."
+        ),
     ] = None,
     show_plan: Annotated[
         bool, typer.Option("--plan", help="Print which stages would run and why, and run nothing.")

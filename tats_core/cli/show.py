@@ -41,8 +41,8 @@ def show(
 ) -> None:
     """Show a run and trace its numbers to their sources.
 
-    The sources are checkpoints, configuration, code and data. Files are checked against the digests in their
-    manifests. With WHAT the weights are checked too; without WHAT, only the size of files above 1 MB is.
+    The sources are checkpoints, configuration, code and data. Files are compared with the digests that were
+    recorded when they were written; without WHAT, only the size of files above 1 MB is compared.
     """
     from tats_core.store import history, lineage
     from tats_core.store.run import Run

@@ -31,9 +31,15 @@ def sweep(
     name: SweepName,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a stage's key or the sweep's; repeatable."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change STAGE.KEY for all trials, or a key of the sweep; repeatable.",
+        ),
     ] = None,
-    show_plan: Annotated[bool, typer.Option("--plan", help="Print what would be tried, then stop.")] = False,
+    show_plan: Annotated[
+        bool, typer.Option("--plan", help="Print what would be tried, and run nothing.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the newest run of this sweep.")] = False,
     resume_or_start: Annotated[
         bool,
@@ -41,12 +47,17 @@ def sweep(
             "--continue", help="Resume the newest run if it is of this same sweep, else start a new one."
         ),
     ] = False,
-    samples: Annotated[int | None, typer.Option(min=1, help="How many points are tried.")] = None,
-    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time, at most.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="How many points to try.")] = None,
+    max_concurrent: Annotated[
+        int | None, typer.Option(min=1, help="How many trials run at a time, at most.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Run a pipeline many times with different values, side by side, and compare what came out."""
+    """Run a pipeline with different values and compare results.
+
+    Each choice of values is a point; a point with one seed is a trial. Trials run side by side.
+    """
     from tats_core.cli import progress
     from tats_core.sweep import engine, spec
 

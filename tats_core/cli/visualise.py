@@ -13,7 +13,7 @@ from tats_core.errors import VideoError
 
 def visualise(
     run: RunName,
-    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Video files.")],
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO", help="Video files.")],
     out: Annotated[Path, typer.Option("--out", help="The folder for the pictures.")] = Path("pictures"),
     clips: Annotated[
         int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any, Final
 
 from markupsafe import Markup, escape
@@ -49,7 +49,7 @@ class Table:
     def text(self, *, right: bool = True) -> str:
         """Return the table for a terminal; with `right`, numbers are aligned at their right end."""
         lines = [self.headings, *([str(cell) for cell in row] for row in self.rows)]
-        for index, first in (place for group in self._groups() for place in group):
+        for index, first in chain.from_iterable(self._groups()):
             if not first:
                 lines[index + 1][0] = ""
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

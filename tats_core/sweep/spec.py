@@ -371,12 +371,15 @@ def _sweep(raw: Mapping[str, Any], name: str, source: str, overrides: tuple[str,
     return sweep
 
 
+def _keys() -> list[str]:
+    return [field.alias or name for name, field in Sweep.model_fields.items()]
+
+
 def _override(raw: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
     """Return the file with overrides on top; those of the pipeline go under `set`."""
-    keys = {field.alias or name for name, field in Sweep.model_fields.items()}
     for text in sets:
         path, value = specs.parse_override(text)
-        if path[0] not in keys:
+        if path[0] not in _keys():
             path = ["set", *path]
         if path[0] in ("space", "set", "baseline") and len(path) > 1:
             path = [path[0], ".".join(path[1:])]  # the keys below are dotted names
@@ -464,6 +467,11 @@ def _search_problems(sweep: Sweep) -> Iterator[str]:
 def _pipeline_problems(sweep: Sweep) -> Iterator[str]:
     """Build the pipeline without a trial's values; each metric must name a stage of it."""
     try:
+        names = [*pipelines.load(sweep.pipeline).stages, "defaults", *_keys()]
+        for key in sweep.fixed:
+            head = key.partition(".")[0]
+            if head not in names:
+                yield f"{key}: no stage and no key of a sweep is named '{head}'{did_you_mean(head, names)}"
         pipeline = sweep.complete_pipeline({})
         graphs.build(pipeline)
     except SpecError as error:

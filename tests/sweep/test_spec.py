@@ -40,6 +40,7 @@ def test_every_shipped_sweep_validates_and_opens_with_its_command_and_its_result
         ("metrics=[{name: probe.linear_top1}]", "none has a mode"),
         ("pretrain.sampler.kind=tats", "both set and searched"),
         ("pretrain.epoch=3", "did you mean 'epochs'?"),
+        ("sercher.kind=random", "is named 'sercher'; did you mean 'searcher'?"),
         ("baseline.pretrain.sampler.kind=rand", "none of its values"),
         ('constraints=["pretrain.sampler.mask_ratio > 0.99"]', "leave no point"),
         ("seeds.values=[0, 0]", "the same seed twice"),
