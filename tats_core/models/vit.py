@@ -107,9 +107,12 @@ def initialise(module: nn.Module) -> None:
 
 def initialise_blocks(blocks: nn.ModuleList, config: ViTConfig) -> None:
     """Initialise transformer blocks as `config` says."""
+    from timm.models.vision_transformer import Block
+
     blocks.apply(initialise)
     if config.attention_init == "mimetic":
         for block in blocks:
+            assert isinstance(block, Block)
             initialise_mimetic(block)
 
 
