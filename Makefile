@@ -4,6 +4,7 @@
 # make test-videos   all readers against a plain decode, on 400 videos made at random, about 10 minutes
 # make docker-test    the image, and docs/operations.md command by command (Linux, Docker or root; 15 minutes)
 # make bench   time and memory against public peers (benchmarks/), about 20 minutes
+# make docs    write docs/reference, the keys of every YAML file, from the code
 # The rest: setup, test-fast, lint, format, lock, clean. Each target does its own set-up and is quick to repeat.
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c requiremen
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-fast test-faults test-videos docker-test bench lint format lock clean
+.PHONY: help setup demo test test-fast test-faults test-videos docker-test bench docs lint format lock clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p; s/^# \(The rest.*\)/\1/p' Makefile
@@ -43,6 +44,9 @@ docker-test:
 
 bench: $(VENV)/.dev-installed
 	$(BIN)/python benchmarks/run.py
+
+docs: $(VENV)/.installed
+	$(BIN)/tats explain --out docs/reference
 
 lint: $(VENV)/.dev-installed
 	$(BIN)/ruff check .

@@ -136,6 +136,10 @@ _UniqueKeyLoader.yaml_implicit_resolvers = {
 _UniqueKeyLoader.add_implicit_resolver(
     _BOOL, re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
+# Also as in YAML 1.2: `1e-4` is a number. YAML 1.1 demands `1.0e-4` and takes anything else for text.
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 _LIMIT = 200_000
@@ -308,7 +312,8 @@ def _sentence(model: type[BaseModel], detail: ErrorDetails, prefix: str) -> str:
     if detail["type"] in _IN_YAML:
         return f"{dotted} must {_IN_YAML[detail['type']]}{_actual(detail['input'])}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return f"{f'{dotted}: ' if dotted else ''}{message[:1].lower()}{message[1:]}{_actual(detail['input'])}"
+    actual = "" if repr(detail["input"]) in message else _actual(detail["input"])
+    return f"{f'{dotted}: ' if dotted else ''}{message[:1].lower()}{message[1:]}{actual}"
 
 
 def _actual(value: object) -> str:

@@ -167,6 +167,7 @@ def test_yaml_cannot_make_python_objects(tmp_path: Path) -> None:
         ("a.b=", None),
         ("a.b=x=y", "x=y"),
         ("a.b=true", True),
+        ("a.b=[1e-4, 5E3, .5e1, 1e]", [1e-4, 5000.0, 5.0, "1e"]),
     ],
 )
 def test_the_value_of_an_override_is_read_as_yaml(text: str, value: object) -> None:

@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     from tats_core.stages.base import ParallelWork
     from tats_core.training.world import World
 
-_PRELOADED = ["tats_core.stages.pretrain", "tats_core.stages.finetune"]
+_PRELOADED = [
+    "tats_core.stages.pretrain",
+    "tats_core.stages.finetune",
+    "timm.models.vision_transformer",
+    "timm.data.mixup",
+    "matplotlib",
+]
 _POLL_SECONDS = 0.1
 
 

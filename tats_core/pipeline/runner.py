@@ -30,7 +30,7 @@ from tats_core.pipeline.resources import Pool
 from tats_core.pipeline.spec import Pipeline
 from tats_core.pipeline.stage_thread import Answer, Launch, StageWork
 from tats_core.stages.base import Input, Preflight
-from tats_core.store import environment, run_page
+from tats_core.store import environment
 from tats_core.store.outputs import make_folder
 from tats_core.store.run import RunRecord, StageConfig, StageRecord
 from tats_core.tracking import Tracker
@@ -155,6 +155,8 @@ class _Page(Observer):
 
     def run_ended(self, record: RunRecord) -> None:
         """Write the page; a failure to write it does not fail the run."""
+        from tats_core.store import run_page  # here: a plan does without pandas, which takes 1 s to import
+
         try:
             run_page.write(record)
         except Exception as error:  # noqa: BLE001 (any error of the page)

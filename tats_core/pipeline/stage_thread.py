@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from tats_core import files
-from tats_core.errors import RunError, Stopped, StoreError, TatsError
+from tats_core.errors import ResourceError, RunError, Stopped, StoreError, TatsError
 from tats_core.pipeline.graph import Instance
 from tats_core.pipeline.plan import Decision
 from tats_core.specs import StrictModel, identity
@@ -90,7 +90,8 @@ class StageWork(threading.Thread):
         except Stopped:
             return Answer(self.name, "stopped"), False
         except TatsError as error:
-            return Answer(self.name, "failed", str(error)), isinstance(error, RunError)
+            # What a machine or a cluster lacks now, it may have later: Ray that did not start, a node.
+            return Answer(self.name, "failed", str(error)), isinstance(error, RunError | ResourceError)
         except OSError as error:
             text = f"{error.filename or self.home}: {error.strerror or error}"
             return Answer(self.name, "failed", str(StoreError(text))), False

@@ -36,7 +36,7 @@ _LISTED: Final = tuple(zip(ABSENT, ("training videos", "test videos"), strict=Tr
 
 
 def text(results: Results) -> str:
-    """Return the tables for a terminal: at most 79 columns, one line for each benchmark and start.
+    """Return the tables for a terminal, at most 79 columns wide without further axes.
 
     The fine-tuned models' first, then the frozen encoders' probes; a table or a column of which nothing was
     measured is left out.
@@ -45,19 +45,17 @@ def text(results: Results) -> str:
     parts = []
     for title, keys, beside in (("Fine-tuned", TUNED, _BESIDE), ("Frozen encoder", FROZEN, ())):
         if _measured(rows, keys):
-            parts += [title, _by_start(rows, _measured(rows, (*keys, *beside))).text(), ""]
+            parts += [title, table(results, keys, beside).text(), ""]
     several = pre_trainings(results)
     policy = ["Pre-trainings", several.text()] if several else _policy_lines(results.get("policy") or {})
     return "\n".join([*parts, *policy, *footnotes(results)]).rstrip()
 
 
 def markdown(results: Results) -> str:
-    """Return the tables as GitHub Markdown: a line for each benchmark, pre-trained and scratch side by side,
-    and a line for each pre-training where there were several.
-    """
+    """Return the tables as GitHub Markdown."""
     parts = [f"## {results['pipeline']}\n"]
     if results["rows"]:
-        parts.append(_side_by_side(results["rows"]).markdown())
+        parts.append(table(results).markdown())
     several = pre_trainings(results)
     policy = "".join(f"{line}  \n" for line in _policy_lines(results.get("policy") or {}))
     parts.append(several.markdown() if several else policy)
@@ -81,7 +79,7 @@ def html(results: Results) -> str:
 
     It is pure ASCII, so that it can be pasted into any page.
     """
-    text = "\n".join(table.html() for table in _tables(results, _BESIDE))
+    text = "\n".join(part.html() for part in _tables(results, _BESIDE))
     text += "".join(f"\n<p>{escape(footnote)}</p>" for footnote in footnotes(results))
     return text.encode("ascii", "xmlcharrefreplace").decode()
 
@@ -100,12 +98,12 @@ def latex(results: Results) -> str:
         "the policy as a share of $\\log N$, probes of the frozen encoder in percent, time and memory.",
     }
     parts = []
-    for index, table in enumerate(_tables(results, ())):
-        titled = table.frame.rename(columns=lambda title: title.capitalize() if title.islower() else title)
-        capitalised = Table(titled, table.labels, table.grouped, table.bold)
+    for index, part in enumerate(_tables(results, ())):
+        titled = part.frame.rename(columns=lambda title: title.capitalize() if title.islower() else title)
+        capitalised = Table(titled, part.labels, part.grouped, part.bold)
         label = f"{name}-pre-trainings" if index else name
         setup = ("\\small", "\\setlength{\\tabcolsep}{4pt}")
-        parts.append(capitalised.latex(captions[table.headings[0]], label, setup))
+        parts.append(capitalised.latex(captions[part.headings[0]], label, setup))
     return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
 
 
@@ -120,22 +118,29 @@ def legend() -> str:
     )
 
 
-def paper(results: Results, beside: Sequence[str] = _BESIDE) -> Table:
+def table(
+    results: Results, metrics: Sequence[str] = (*TUNED, *FROZEN), beside: Sequence[str] = _BESIDE
+) -> Table:
     """Return a row for each benchmark, start and value of each further axis; the best of each is bold.
 
     Args:
-        beside: columns that hold no result.
+        metrics: columns, of which those that were not measured are left out.
+        beside: further columns, which hold no result.
     """
     rows: Sequence[Row] = results["rows"]
     axes = further_axes(rows)
-    keys = _measured(rows, (*TUNED, *FROZEN, *beside))
+    keys = _measured(rows, (*metrics, *beside))
     benchmarks = list(dict.fromkeys(str(row["benchmark"]) for row in rows))
     ordered = sorted(
         rows, key=lambda row: (benchmarks.index(str(row["benchmark"])), _start_order(row["init"]))
     )
     # With a further axis, a mean over benchmarks would mix its values.
     means = {} if axes else mean_of_benchmarks(rows)
-    averaged: list[Row] = [{"benchmark": "mean", "init": init, **values} for init, values in means.items()]
+    averaged: list[Row] = [
+        {"benchmark": "mean", "init": init, **values}
+        for init, values in means.items()
+        if any(key in values for key in keys)
+    ]
     lines, bold = [], set()
     for index, row in enumerate([*ordered, *averaged]):
         rivals = [rival for rival in (averaged if index >= len(ordered) else ordered)
@@ -250,38 +255,9 @@ def mean_of_benchmarks(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     return means
 
 
-def _by_start(rows: Sequence[Row], keys: Sequence[str]) -> Table:
-    """Return a row for each benchmark and start, the benchmark's name only in its first."""
-    lines = []
-    for benchmark, starts in by_benchmark(rows).items():
-        for index, (init, row) in enumerate(starts.items()):
-            lines.append(["" if index else benchmark, init, *(_cell(row, key) for key in keys)])
-    means = mean_of_benchmarks(rows)
-    for index, (init, mean) in enumerate(means.items()):
-        if any(key in mean for key in keys):
-            cells = (_cell(mean, key) if key in RESULTS else "" for key in keys)
-            lines.append(["" if index else "mean", init, *cells])
-    return Table.of(["benchmark", "start", *(METRICS[key].title for key in keys)], lines, labels=2)
-
-
-def _side_by_side(rows: Sequence[Row]) -> Table:
-    keys = _measured(rows, RESULTS)
-    lines = []
-    for benchmark, starts in by_benchmark(rows).items():
-        cells = [_with_interval(starts.get(init, {}), key) for key in keys for init in STARTS]
-        first = next(iter(starts.values()))
-        lines.append([benchmark, *cells, *(_cell(first, key) for key in _BESIDE)])
-    means = mean_of_benchmarks(rows)
-    if means:
-        cells = [_cell(means.get(init, {}), key) for key in keys for init in STARTS]
-        lines.append(["**mean**", *cells, "", ""])
-    titles = [f"{METRICS[key].title} {init}" for key in keys for init in STARTS]
-    return Table.of(["benchmark", *titles, *_BESIDE], lines)
-
-
 def _tables(results: Results, beside: Sequence[str]) -> list[Table]:
     several = pre_trainings(results)
-    rows = [paper(results, beside)] if results["rows"] or several is None else []
+    rows = [table(results, beside=beside)] if results["rows"] or several is None else []
     if several is None:
         return rows
     first = several.frame.columns[0]
@@ -298,11 +274,6 @@ def _cell(row: Row, key: str) -> str:
     if key == "interval":
         return interval(row.get("low"), row.get("high"))
     return number(row.get(key), METRICS[key].digits)
-
-
-def _with_interval(row: Row, key: str) -> str:
-    cell = _cell(row, key)
-    return f"{cell} ({_cell(row, 'interval')})" if key == "top1" and row.get("low") is not None else cell
 
 
 def _start_order(init: str) -> int:

@@ -143,7 +143,7 @@ def _results(report: Mapping[str, Any], stages: Sequence[Stage]) -> dict[str, An
     tracks = [_track(row, results.further_axes(rows)) for row in rows if row.get("top1") is not None]
     styles = {mark.style for track in tracks for mark in track.marks}
     return {
-        "table": results.paper(report) if rows else None,
+        "table": results.table(report) if rows else None,
         "tracks": tracks,
         "marks": {style: words for style, words in _MARKS.items() if style in styles},
         "policies": results.policy_table(policies, labels, SAMPLER) if policies else None,

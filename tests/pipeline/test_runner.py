@@ -292,6 +292,18 @@ def test_a_retry_resumes_in_the_same_folder(load, home, ui):
     assert (record.outputs("grow")[0] / "tried").exists()
 
 
+def test_a_retry_follows_what_the_machine_lacked_at_first(load, home, ui, monkeypatch):
+    def hook(ctx: StageContext) -> None:
+        if len(Grow.ran) == 1:
+            raise ResourceError("Ray did not start on this machine")
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(hook))
+    text = "stages: {make: {kind: make}, grow: {kind: grow, needs: make, retries: 1}}"
+    record = runner.run(load(text), home, ui=ui)
+    assert (record.status, record.stages["grow"].attempts) == ("finished", 2)
+    assert ("grow", "attempt 2, because Ray did not start on this machine") in ui.of("note")
+
+
 def test_a_failed_stage_resumes_in_its_folder_in_the_next_run(load, home):
     text = "stages: {make: {kind: make}, grow: {kind: grow, needs: make, fail: once}}"
     assert runner.run(load(text), home).status == "failed"
