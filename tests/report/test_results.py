@@ -302,7 +302,7 @@ def test_every_form_marks_a_benchmark_whose_copy_was_partial() -> None:
     ]
     assert results.footnotes(table) == sentences
     text = results.text(table)
-    assert "\nssv2*      pretrained   50.0" in text
+    assert "\nssv2*      pre-trained    50.0" in text
     assert text.endswith("\n".join(sentences))
     assert "| ssv2* |" in results.markdown(table)
     assert "\\* ssv2: a partial copy" in results.markdown(table)
