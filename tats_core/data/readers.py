@@ -124,6 +124,20 @@ def _decord(path: str, choose: Choose, time_limit: float) -> Frames:
     with opened(path, time_limit) as video:
         if not is_proven(video):
             return video.frames(choose)
+    chosen: list[Indices] = []
+
+    def once(n_frames: int) -> Indices:
+        if not chosen:
+            chosen.append(choose(n_frames))  # which may draw at random
+        return chosen[0]
+
+    try:
+        return _decord_within(path, once, time_limit)
+    except VideoError:  # it cannot read some sizes, such as a width of 72
+        return _pyav(path, once, time_limit)
+
+
+def _decord_within(path: str, choose: Choose, time_limit: float) -> Frames:
     outcome: list[Frames | BaseException] = []
 
     def work() -> None:

@@ -160,6 +160,17 @@ def test_a_file_on_which_decord_hangs_ends_the_work_and_is_not_read_by_another(
     assert not isinstance(caught.value, VideoError)
 
 
+@needs_decord
+def test_what_decord_cannot_read_gives_the_same_frames_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "narrow.mp4"
+    encode(path, film(20, width=72), 25, ENCODINGS["kinetics400"])
+    with pytest.raises(VideoError, match="decord cannot read it"):
+        readers._decord_read(str(path), np.arange)
+    rng, again = np.random.default_rng(0), np.random.default_rng(0)
+    frames_THWC = readers.read_clip(path, lambda n_frames: rng.integers(0, n_frames, 5), "decord")
+    assert np.array_equal(frames_THWC, sequential(path)[again.integers(0, 20, 5)])
+
+
 def test_only_time_spent_computing_counts_against_the_limit(
     films: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
