@@ -118,6 +118,7 @@ CASES = {case.__name__: case for case in (plan_500, plan_500_changed, runs_10000
 def pretrain(epochs: int) -> None:
     """Compare the demo's pre-training as a stage, tracked, with the same on the same Ray workers alone."""
     from tats_core.launch import ray_train
+    from tats_core.launch.workers import Training
 
     cut = ("pretrain.epochs=" + str(epochs),)
     with tempfile.TemporaryDirectory() as name:
@@ -142,7 +143,7 @@ def pretrain(epochs: int) -> None:
             instance.kind.run(instance.config, context)
             ((entry, job, where),) = jobs
             start = time.perf_counter()
-            ray_train.fit(entry, job, name="fit-1", out=out, stop=threading.Event(), **where)
+            ray_train.fit(Training(entry, job, name="fit-1", out=out, stop=threading.Event(), **where))
             seconds["alone"] += time.perf_counter() - start
             start = time.perf_counter()
             record = runner.run(pipeline, home, only=("pretrain",))

@@ -10,15 +10,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Mapping
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tats_core.errors import StageError
 from tats_core.launch import workers as launched
-from tats_core.launch.workers import Outcomes, Task
+from tats_core.launch.workers import Outcomes, Task, Training
 
 if TYPE_CHECKING:
     from tats_core.training.world import World
@@ -34,37 +32,26 @@ def prepare() -> ForkServerContext:
     return context
 
 
-def fit(
-    entry: str,
-    job: Mapping[str, Any],
-    *,
-    workers: int,
-    gpu: bool,
-    name: str,
-    out: Path,
-    max_failures: int,
-    stop: threading.Event,
-) -> None:
-    """Call `function(job, world, events, store)` in one process and wait for it; see `ray_train.fit`.
+def fit(training: Training) -> None:
+    """Run a training in one process and wait for it.
 
     Raises:
         TatsError: the worker raised it.
         StageError: the worker died more than `max_failures` times, or raised another error.
         Stopped: `stop` was set.
     """
-    assert workers == 1, "several workers need Ray Train"
-    assert not gpu, "only Ray assigns GPUs"
-    out = out.absolute()
-    outcomes = Outcomes(out)
-    for _ in range(max_failures + 1):
+    assert training.workers == 1, "several workers need Ray Train"
+    assert not training.gpu, "only Ray assigns GPUs"
+    outcomes = Outcomes(training.out)
+    for _ in range(training.max_failures + 1):
         outcomes.clear()
-        code = _attempt(launched.task_of(entry, job, out, name), outcomes, stop)
+        code = _attempt(training.task, outcomes, training.stop)
         outcomes.check()
         if code == 0:
             return
     cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    log = outcomes.folder / "worker-0.log"
-    raise StageError(f"its worker died {max_failures + 1} times ({cause}); what it printed is in {log}")
+    deaths, log = training.max_failures + 1, outcomes.folder / "worker-0.log"
+    raise StageError(f"its worker died {deaths} times ({cause}); what it printed is in {log}")
 
 
 def _attempt(task: Task, outcomes: Outcomes, stop: threading.Event) -> int:

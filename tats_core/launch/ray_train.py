@@ -13,7 +13,7 @@ import queue
 import secrets
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -26,7 +26,7 @@ from tats_core.errors import ResourceError, StageError, TatsError
 from tats_core.launch import ray_internals
 from tats_core.launch import workers as launched
 from tats_core.launch.ray_internals import ROOM_SECONDS
-from tats_core.launch.workers import Outcomes, Task
+from tats_core.launch.workers import Outcomes, Task, Training
 from tats_core.machine import keep_freed_memory
 from tats_core.store.layout import RAY
 
@@ -53,67 +53,35 @@ _PERMANENT = (
 )
 
 
-def fit(
-    entry: str,
-    job: Mapping[str, Any],
-    *,
-    workers: int,
-    gpu: bool,
-    name: str,
-    out: Path,
-    max_failures: int,
-    stop: threading.Event,
-    fewer: Sequence[int] = (),
-) -> None:
-    """Call `function(job, world, events, store)` in each of `workers` processes and wait for them.
-
-    Args:
-        entry: "module:function".
-        job: plain values for the function.
-        fewer: smaller numbers of workers, for when there is no room for all. When there is more room, as
-            many as then fit restart from the next checkpoint.
-        name: of this training within the stage; it resumes from the newest checkpoint of this name.
-        out: the stage's work folder, shared by all machines: events, under `log/` the output of each worker,
-            under `checkpoints/` the checkpoints.
-        max_failures: how often dead workers are replaced before the stage fails.
-        stop: when set, the workers save a checkpoint after their next step and exit.
+def fit(training: Training) -> None:
+    """Run a training on Ray's workers and wait for them.
 
     Raises:
         TatsError: a worker raised it.
         StageError: workers died too often, or raised a permanent error; names the log folder.
-        ResourceError: the cluster is too small.
+        ResourceError: the cluster is too small, does not answer, or does not start.
         Stopped: `stop` was set.
     """
-    out = out.absolute()
-    for left in range(max_failures, -1, -1):
+    for left in range(training.max_failures, -1, -1):
         try:
-            _fit(entry, job, (*fewer, workers), gpu, name, out, max_failures, stop)
+            _fit(training)
         except _HeadLost as error:
             if not left:
-                raise StageError(f"{error}; what the workers printed is in {out / launched.LOG}") from error
+                log = training.out / launched.LOG
+                raise StageError(f"{error}; what the workers printed is in {log}") from error
         else:
             return
 
 
-def _fit(
-    entry: str,
-    job: Mapping[str, Any],
-    sizes: tuple[int, ...],
-    gpu: bool,
-    name: str,
-    out: Path,
-    max_failures: int,
-    stop: threading.Event,
-) -> None:
+def _fit(training: Training) -> None:
     connect()
     head = ray_internals.local_head()
-    _check_resources(min(sizes), gpu)
-    outcomes = Outcomes(out)
+    _check_resources(min((*training.fewer, training.workers)), training.gpu)
+    outcomes = Outcomes(training.out)
     outcomes.clear()
-    task = launched.task_of(entry, job, out, name)
-    trainer = _trainer(task, outcomes, sizes=sizes, gpu=gpu, storage=out / RAY, max_failures=max_failures)
+    trainer = _trainer(training, outcomes)
     ended = threading.Event()
-    watch = threading.Thread(target=_forward_stop, args=(stop, ended, outcomes), daemon=True)
+    watch = threading.Thread(target=_forward_stop, args=(training.stop, ended, outcomes), daemon=True)
     watch.start()
     try:
         _run(trainer, head)
@@ -265,23 +233,16 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def _trainer(
-    task: Task,
-    outcomes: Outcomes,
-    *,
-    sizes: tuple[int, ...],
-    gpu: bool,
-    storage: Path,
-    max_failures: int,
-) -> TorchTrainer:
+def _trainer(training: Training, outcomes: Outcomes) -> TorchTrainer:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
+    task, sizes = training.task, (*training.fewer, training.workers)
     scaling = ScalingConfig(  # type: ignore[call-arg]
         num_workers=max(sizes) if len(sizes) == 1 else (min(sizes), max(sizes)),  # type: ignore[arg-type]
         elastic_resize_monitor_interval_s=0,  # `elastic_policy` decides when
-        use_gpu=gpu,
-        resources_per_worker={"GPU": 1} if gpu else {"CPU": 1},
+        use_gpu=training.gpu,
+        resources_per_worker={"GPU": 1} if training.gpu else {"CPU": 1},
     )
     policy = None
     if len(sizes) > 1:
@@ -290,15 +251,15 @@ def _trainer(
     return trainer(
         _work,
         train_loop_config={**task},
-        torch_config=TorchConfig(backend="nccl") if gpu else Gloo(),  # type: ignore[arg-type]
+        torch_config=TorchConfig(backend="nccl") if training.gpu else Gloo(),  # type: ignore[arg-type]
         scaling_config=scaling,
         run_config=RunConfig(
             # A known name would make Ray resume from its own records; ours are in `checkpoints/`.
             name=uuid.uuid4().hex[:12],
-            storage_path=str(storage),
+            storage_path=str(training.out / RAY),
             # The default is to retry forever.
             failure_config=FailureConfig(  # type: ignore[call-arg]
-                max_failures=max_failures, controller_failure_limit=_CONTROLLER_FAILURES
+                max_failures=training.max_failures, controller_failure_limit=_CONTROLLER_FAILURES
             ),
         ),
     )

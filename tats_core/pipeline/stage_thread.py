@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from tats_core import files
 from tats_core.errors import RunError, Stopped, StoreError, TatsError
+from tats_core.launch.workers import Training
 from tats_core.pipeline.graph import Instance
 from tats_core.pipeline.plan import Decision
 from tats_core.specs import StrictModel, identity
@@ -21,8 +22,8 @@ from tats_core.store.layout import EVENTS
 from tats_core.store.outputs import StageKey, StageStore
 from tats_core.training.events import EventLog
 
-Launch = Callable[..., None]
-"""Starts workers and waits for them, as `ray_train.fit` does."""
+Launch = Callable[[Training], None]
+"""Starts workers and waits for them: `ray_train.fit`, or `local.fit`."""
 
 
 @dataclass(frozen=True)
@@ -165,17 +166,8 @@ class StageWork(threading.Thread):
 
                 launch = ray_train.fit
             # By number, so that a stage that fits twice resumes each of the two.
-            launch(
-                entry,
-                job,
-                workers=workers,
-                **({"fewer": fewer} if fewer else {}),
-                gpu=gpu,
-                name=f"fit-{calls}",
-                out=out,
-                max_failures=max_failures,
-                stop=self._asked_to_stop,
-            )
+            name, stop = f"fit-{calls}", self._asked_to_stop
+            launch(Training(entry, job, workers, name, out.absolute(), stop, gpu, max_failures, fewer))
 
         return fit
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from tats_core.addresses import without_password
 from tats_core.store.journal import TRACKED, Spool, pending
-from tats_core.store.run import RunRecord, StageRecord
+from tats_core.store.run import RunRecord, StageConfig, StageRecord
 from tats_core.tracking.sender import AwayError, Sender, remember
 from tats_core.tracking.server import tracking_uri
-from tats_core.training.events import Event
+from tats_core.training.events import Event, Events
 
 _POLL_SECONDS = 0.5  # between two readings of the journal
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds between two tries while the server is away
@@ -24,7 +24,10 @@ _SYSTEM_SECONDS = 10.0
 
 
 class Tracker:
-    """Logs one run. Only `deliver` and `close` wait for the server, while it makes progress."""
+    """Logs one run. Only `deliver` waits for the server, while it makes progress.
+
+    `configs` holds the configuration of each stage before the stage begins.
+    """
 
     def __init__(self, home: Path, record: RunRecord) -> None:
         self._home = home.absolute()
@@ -41,12 +44,14 @@ class Tracker:
         self._away = ""
         self._rejected: list[str] = []
         self._links: dict[tuple[str, int], str] = {}  # (stage, inode of its event file) → link
+        self._begun: set[str] = set()
+        self.configs: dict[str, StageConfig] = {}
         self._threads = [
             threading.Thread(target=self._send, name="tracking", daemon=True),
             threading.Thread(target=self._watch_system, name="system metrics", daemon=True),
         ]
 
-    def run_started(self, resolved: Mapping[str, object]) -> None:
+    def begin(self, resolved: Mapping[str, object]) -> None:
         """The run begins; `resolved` is the pipeline with all its stages' configurations."""
         record = self._record
         self._write(
@@ -60,43 +65,30 @@ class Tracker:
         for thread in self._threads:
             thread.start()
 
-    def stage_started(
-        self,
-        stage: StageRecord,
-        config: Mapping[str, object],
-        settings: Mapping[str, object],
-        folders: tuple[Path, ...],
-        data: Iterable[Path],
-        inputs: Mapping[str, str],
-    ) -> None:
-        """A stage begins, or begins again.
-
-        Args:
-            config: the resolved configuration, an artifact.
-            settings: what of it the pipeline sets, the run's parameters.
-            folders: where the stage's files are: its work folder, and its folder once committed.
-            data: manifests of the videos that the stage reads.
-            inputs: name of each stage that this stage reads → digest of its output.
-        """
+    def stage_started(self, stage: StageRecord, folders: tuple[Path, ...]) -> None:
+        """A stage begins, or begins again; its files are in the first of `folders` that exists."""
+        self._begun.add(stage.name)
+        config = self.configs[stage.name]
+        inputs = [self._record.stages[need] for need in stage.needs]
         self._write(
             "stage",
             stage=asdict(stage),
             pipeline=self._record.pipeline,
             git_commit=self._record.git_commit,
-            config=config,
-            settings=settings,
+            config=config["all"],
+            settings=config["set"],
             folders=[str(folder) for folder in folders],
-            data=[str(path) for path in data],
-            inputs=dict(inputs),
+            data=[str(path) for path in _manifests(inputs, config["all"].get("benchmark"))],
+            inputs={need.name: need.digest or "" for need in inputs},
         )
 
-    def events(self, stage: str, file: Path, start: int, end: int, events: Sequence[Event]) -> None:
-        """A stage wrote `events` into its event file, from byte `start` to byte `end`."""
-        link = self._link(stage, file)
+    def events(self, stage: str, events: Events) -> None:
+        """A stage wrote something into its event file."""
+        link = self._link(stage, events.file)
         if link:
-            self._write("events", stage=stage, file=link, start=start, end=end)
+            self._write("events", stage=stage, file=link, start=events.start, end=events.end)
             return
-        for event in events:
+        for event in events.all:
             self.event(stage, event)
 
     def _link(self, stage: str, file: Path) -> str | None:
@@ -118,7 +110,9 @@ class Tracker:
             self._write("event", stage=stage, event=event)
 
     def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
-        """A stage ended; `source` is the run and the stage that made the output of a cached one."""
+        """A stage ended, or is reused; `source` is the run and the stage that made a reused output."""
+        if stage.name not in self._begun and stage.folder:
+            self.stage_started(stage, (Path(stage.folder),))  # a reused stage begins and ends here
         self._write(
             "stage_end",
             stage=stage.name,
@@ -128,10 +122,10 @@ class Tracker:
             source=source,
         )
 
-    def run_ended(self) -> None:
+    def run_ended(self, record: RunRecord) -> None:
         """The run ended; nothing comes after it."""
         self._closing.set()
-        self._write("run_end", status=self._record.status)
+        self._write("run_end", status=record.status)
 
     def deliver(self) -> None:
         """Wait until all is sent, and record what could not be sent."""
@@ -154,11 +148,6 @@ class Tracker:
                 "`tats sync` sends them, and so does the next run"
             )
         self._record.tracking_error = "; ".join(faults) or None
-
-    def close(self) -> None:
-        """End the run and deliver it."""
-        self.run_ended()
-        self.deliver()
 
     def _write(self, kind: str, **fields: object) -> None:
         with self._writing:
@@ -225,6 +214,18 @@ class Tracker:
             }
             self._write("system", values=values, step=step)
             step += 1
+
+
+def _manifests(inputs: Iterable[StageRecord], benchmark: str | None) -> list[Path]:
+    """Return the manifests of the videos that a stage reads from its `inputs`."""
+    return [
+        path
+        for need in inputs
+        if need.kind == "data" and need.folder
+        for path in sorted(Path(need.folder).glob("*.json"))
+        if path.name.endswith((".train.json", ".test.json"))
+        and (benchmark is None or path.name.startswith(f"{benchmark}."))
+    ]
 
 
 def sync(home: Path, *, but: str | None = None, log: Callable[[str], None] = lambda text: None) -> int:

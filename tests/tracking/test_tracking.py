@@ -302,7 +302,7 @@ def test_no_system_metric_comes_after_the_end_of_a_run(tmp_path, monkeypatch):
 
     def ends_meanwhile() -> float:
         if measured:
-            follower.close()
+            follower.run_ended(record)
         measured.append(1.0)
         return 1.0
 
@@ -364,10 +364,11 @@ def test_the_trials_of_a_sweep_can_be_compared_and_its_charts_lie_with_their_par
     )
     write_json(record.folder / "sweep.json", {})
     tracker = tracking.Tracker(home, record)
-    tracker.run_started({})
+    tracker.begin({})
     for stage, settings in zip(stages.values(), values, strict=True):
         stage.status, stage.key = "running", stage.name
-        tracker.stage_started(stage, settings, settings, (), (), {})
+        tracker.configs[stage.name] = {"all": settings, "set": settings}
+        tracker.stage_started(stage, ())
         for epoch in (1, 2):
             event = {"kind": "metrics", "step": epoch, "time": 1.0, "values": {"pretrain.loss": 1 / epoch}}
             tracker.event(stage.name, event)
@@ -377,7 +378,8 @@ def test_the_trials_of_a_sweep_can_be_compared_and_its_charts_lie_with_their_par
         (record.folder / name).parent.mkdir(exist_ok=True)
         (record.folder / name).write_text("x")
     record.status = "finished"
-    tracker.close()
+    tracker.run_ended(record)
+    tracker.deliver()
     runs = children(client, record)
     assert {name: run.data.params for name, run in runs.items()} == {
         f"kind={kind} seed=1": {"pretrain.sampler.kind": kind, "pretrain.seed": "1"}

@@ -46,6 +46,7 @@ def main(out: Path, fewest: int) -> None:
     from ray.cluster_utils import Cluster
 
     from tats_core.launch import ray_train
+    from tats_core.launch.workers import Training
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     leaves = cluster.add_node(num_cpus=1)
@@ -54,10 +55,9 @@ def main(out: Path, fewest: int) -> None:
 
     def fit() -> None:
         try:
-            ray_train.fit(
-                "come_and_go:work", {"out": str(out)}, workers=2, fewer=range(fewest, 2), gpu=False,
-                name="fit", out=out, max_failures=3, stop=threading.Event(),
-            )  # fmt: skip
+            stop, fewer = threading.Event(), range(fewest, 2)
+            job = {"out": str(out)}
+            ray_train.fit(Training("come_and_go:work", job, 2, "fit", out, stop, False, 3, fewer))
         except BaseException as error:  # noqa: BLE001, it ends the process
             failed.append(error)
 
