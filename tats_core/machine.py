@@ -14,6 +14,13 @@ def available_cpus() -> int:
     return os.cpu_count() or 1  # macOS has no affinity
 
 
+def available_gpus() -> int:
+    """Return the number of GPUs that this process may use, as torch counts them."""
+    import torch  # here: it takes seconds, and only what asks for GPUs needs it
+
+    return torch.cuda.device_count()
+
+
 def keep_freed_memory() -> bool:
     """Let the C allocator hold freed memory for the next step of training; return whether it can.
 

@@ -11,6 +11,7 @@ import logging
 import os
 import queue
 import secrets
+import socket
 import threading
 import uuid
 from collections.abc import Callable
@@ -22,6 +23,8 @@ import ray
 import ray.train
 from ray.train.backend import Backend, BackendConfig
 
+from tats_core import addresses
+from tats_core.addresses import masked
 from tats_core.errors import ResourceError, StageError, TatsError
 from tats_core.launch import ray_internals
 from tats_core.launch import workers as launched
@@ -39,6 +42,8 @@ _STARTED = threading.Lock()
 # One token for the lifetime of this process: Ray uses the first that it reads for every cluster it starts.
 _TOKEN = secrets.token_hex(32)
 _CONTROLLER_FAILURES = 2
+# Ray gives up after 30 s; at loads of 12 to 40 on 2 cores, a third of the starts took longer.
+_START_TRIES = 4
 
 # Errors that a restart would only repeat: the user's mistakes, and our bugs.
 _PERMANENT = (
@@ -102,28 +107,61 @@ def capacity() -> tuple[int, int]:
 
 
 def connect() -> None:
-    """Connect to the cluster that RAY_ADDRESS names, or start a local one; the second call does nothing."""
+    """Connect to the cluster that RAY_ADDRESS names, or start a local one; the second call does nothing.
+
+    A local one listens on the loopback interface alone.
+
+    Raises:
+        SpecError: RAY_ADDRESS cannot be an address.
+        ResourceError: the cluster does not answer, or the local one does not start.
+    """
     with _STARTED:
+        address = os.environ.get("RAY_ADDRESS")
+        if address:
+            addresses.check(address, "RAY_ADDRESS", "host:6379")
         os.environ.update(_environment())
         if ray.is_initialized():
             return
-        address = os.environ.get("RAY_ADDRESS")
         if not address and "RAY_AUTH_MODE" not in os.environ:
             # By default, Ray would write a token into the home folder. A token that lives as long as this
             # process keeps other users of the machine out just as well.
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_TOKEN)
             ray_internals.read_environment()
-        _run_in_permanent_thread(
-            lambda: ray.init(
-                # "local": else Ray would join a cluster that somebody else has started on this machine.
-                address=address or "local",
-                include_dashboard=None if address else False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=True,
-            )
-        )
+        ray_internals.set_loopback(not address)
+        _start(address)
         atexit.register(ray.shutdown)
+
+
+def _start(address: str | None) -> None:
+    tries = 1 if address else _START_TRIES
+    for left in range(tries - 1, -1, -1):
+        try:
+            _run_in_permanent_thread(
+                lambda: ray.init(
+                    # "local": else Ray would join a cluster that somebody else has started on this machine.
+                    address=address or "local",
+                    include_dashboard=None if address else False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    configure_logging=True,
+                )
+            )
+        except Exception as error:  # Ray raises a bare Exception where its servers do not come up in time
+            ray.shutdown()
+            reason = masked(ray_internals.last_line(error))
+            if address:
+                raise ResourceError(
+                    f"the Ray cluster of RAY_ADDRESS={masked(address)} cannot be joined ({reason}); start "
+                    "it, or unset RAY_ADDRESS to run here"
+                ) from error
+            if not left:
+                raise ResourceError(
+                    f"Ray did not start on this machine in {tries} tries ({reason}); is the machine very "
+                    "busy, or /tmp full? Run again to resume; Ray's logs are in /tmp/ray/session_latest/logs"
+                ) from error
+            logging.getLogger(__name__).warning("Ray did not start (%s); it is started again", reason)
+        else:
+            return
 
 
 def _run_in_permanent_thread(work: Callable[[], object]) -> None:
@@ -167,6 +205,8 @@ def _environment() -> dict[str, str]:
     else:
         # One process less for each training: nobody preempts this machine.
         wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+        # Pages of metrics have fixed ports, which a second run on this machine would find in use.
+        wanted |= {"AUTOSCALER_METRIC_PORT": "0", "DASHBOARD_METRIC_PORT": "0"}
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
@@ -201,8 +241,10 @@ class _GlooBackend(Backend):
         size = len(worker_group)
         if size == 1:
             return
-        address = worker_group.execute_single(0, _free_address)
-        calls = [worker_group.execute_single_async(rank, _join, rank, size, address) for rank in range(size)]
+        host, port = worker_group.execute_single(0, _listen)
+        calls = [
+            worker_group.execute_single_async(rank, _join, rank, size, host, port) for rank in range(size)
+        ]
         ray.get(calls)
 
     def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
@@ -210,20 +252,37 @@ class _GlooBackend(Backend):
             ray.get(worker_group.execute_async(_leave))
 
 
-def _free_address() -> str:
-    import socket
+_listeners: list[socket.socket] = []
+"""In rank 0, between `_listen` and `_join`."""
 
+
+def _listen() -> tuple[str, int]:
+    """Open the port of the store at which the workers meet: torch would open it on all interfaces."""
     host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-        listener.bind((host, 0))
-        port = listener.getsockname()[1]
-    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.bind((host, 0))
+    listener.listen()
+    _listeners.append(listener)
+    return host, listener.getsockname()[1]
 
 
-def _join(rank: int, size: int, address: str) -> None:
+def _join(rank: int, size: int, host: str, port: int) -> None:
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
+    if host == ray_internals.LOOPBACK:
+        # Else gloo listens where the machine's name leads.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface(host))
+    listening = _listeners.pop().detach() if rank == 0 else None
+    store = dist.TCPStore(host, port, size, rank == 0, master_listen_fd=listening)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+
+
+def _interface(host: str) -> str:
+    """Return the network interface that has this address."""
+    import psutil
+
+    interfaces = psutil.net_if_addrs().items()
+    return next(name for name, has in interfaces if host in {address.address for address in has})
 
 
 def _leave() -> None:
