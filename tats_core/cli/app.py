@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from tats_core import __version__
+from tats_core.addresses import masked
 from tats_core.cli import (
     compare,
     data,
@@ -121,6 +122,6 @@ def main() -> None:
     try:
         app(prog_name="tats")
     except TatsError as error:
-        for line in str(error).splitlines():  # a line for each problem
+        for line in masked(str(error)).splitlines():  # a line for each problem
             typer.echo(f"tats: {line}", err=True)
         sys.exit(error.exit_code)

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from tats_core.addresses import without_password
+from tats_core.addresses import masked
 from tats_core.store.journal import TRACKED, Spool, pending
 from tats_core.store.run import RunRecord, StageConfig, StageRecord
-from tats_core.tracking.sender import AwayError, Sender, remember
-from tats_core.tracking.server import tracking_uri
+from tats_core.tracking.sender import Sender, remember
+from tats_core.tracking.server import AwayError, RefusedError, brief, tracking_uri
 from tats_core.training.events import Event, Events
 
 _POLL_SECONDS = 0.5  # between two readings of the journal
@@ -32,7 +32,8 @@ class Tracker:
     def __init__(self, home: Path, record: RunRecord) -> None:
         self._home = home.absolute()
         self._record = record
-        record.tracking_uri = tracking_uri(home)
+        self._uri = tracking_uri(home)
+        record.tracking_uri = masked(self._uri)
         self._spool = Spool(self._home, record.id)
         self._spool.begin()
         self._writing = threading.Lock()
@@ -41,7 +42,7 @@ class Tracker:
         self._done = threading.Event()
         self._last_answer = time.monotonic()
         self._sender: Sender | None = None
-        self._away = ""
+        self._away, self._refused = "", ""
         self._rejected: list[str] = []
         self._links: dict[tuple[str, int], str] = {}  # (stage, inode of its event file) → link
         self._begun: set[str] = set()
@@ -130,7 +131,7 @@ class Tracker:
     def deliver(self) -> None:
         """Wait until all is sent, and record what could not be sent."""
         self._last_answer = time.monotonic()
-        local = (self._record.tracking_uri or "").startswith("sqlite:")
+        local = self._uri.startswith("sqlite:")
         grace = _DATABASE_SECONDS if local else _GRACE_SECONDS
         while not self._done.wait(0.05):
             sender = self._sender
@@ -142,11 +143,12 @@ class Tracker:
         faults = list(dict.fromkeys(self._rejected))
         waiting = self._spool.waiting
         if waiting:
-            faults.append(
-                f"{waiting} entries could not be sent to {without_password(self._record.tracking_uri or '')} "
-                f"({self._away or 'it does not answer'}) and wait on disk; "
-                "`tats sync` sends them, and so does the next run"
-            )
+            why = self._refused or self._away or "it does not answer"
+            later = "`tats sync` sends them, and so does the next run"
+            if self._refused:
+                later = f"once that is mended, {later}"
+            where = self._record.tracking_uri
+            faults.append(f"{waiting} entries could not be sent to {where} ({why}) and wait on disk; {later}")
         self._record.tracking_error = "; ".join(faults) or None
 
     def _write(self, kind: str, **fields: object) -> None:
@@ -166,8 +168,10 @@ class Tracker:
                         return
                 # A `tats sync`, or another run, is sending this journal.
                 self._give_up.wait(_POLL_SECONDS)
+        except RefusedError as error:
+            self._refused = masked(str(error))
         except Exception as error:  # a fault of tracking must not end hours of training
-            self._away = f"{type(error).__name__}: {error}".splitlines()[0]
+            self._away = brief(error)
             logging.getLogger(__name__).debug("tracking ended", exc_info=True)
         finally:
             self._done.set()
@@ -179,7 +183,7 @@ class Tracker:
         while not self._give_up.is_set():
             try:
                 if sender is None:
-                    sender = Sender(self._spool, self._record.tracking_uri or "", self._rejected.append)
+                    sender = Sender(self._spool, self._uri, self._rejected.append)
                     self._sender = sender
                 sender.send()
                 self._last_answer, self._away, wait = time.monotonic(), "", _FIRST_WAIT
@@ -228,14 +232,16 @@ def _manifests(inputs: Iterable[StageRecord], benchmark: str | None) -> list[Pat
     ]
 
 
-def sync(home: Path, *, but: str | None = None, log: Callable[[str], None] = lambda text: None) -> int:
-    """Send what earlier runs left, the oldest first; return how many runs still have something to send.
+def sync(
+    home: Path, *, but: str | None = None, log: Callable[[str], None] = lambda text: None
+) -> list[Exception]:
+    """Send what earlier runs left, the oldest first; return the error of each run that could not be sent.
 
     Args:
         but: a run that sends its own journal.
         log: takes a sentence about each run that was sent or cannot be sent, and each refused entry.
     """
-    left = 0
+    errors: list[Exception] = []
     home = home.absolute()
     for spool in pending(home):
         if spool.run == but:
@@ -246,15 +252,18 @@ def sync(home: Path, *, but: str | None = None, log: Callable[[str], None] = lam
             try:
                 _send_left(spool, log)
             except Exception as error:  # noqa: BLE001 (whatever is wrong with a run, the others are still sent)
-                left += 1
-                log(f"{spool.run}: {error}")
-    return left
+                errors.append(error)
+                log(f"{spool.run}: {masked(str(error))}")
+    return errors
 
 
 def _send_left(spool: Spool, log: Callable[[str], None]) -> None:
     record = spool.record()
     alive = record.is_alive()
-    sender = Sender(spool, record.tracking_uri or tracking_uri(spool.home), log)
+    here = tracking_uri(spool.home)
+    # A record has no password; the environment has it, where it names the same server.
+    uri = here if record.tracking_uri in (None, masked(here)) else str(record.tracking_uri)
+    sender = Sender(spool, uri, log)
     sender.send()
     sender.flush()
     if not sender.sent.ended:
