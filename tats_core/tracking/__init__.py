@@ -8,7 +8,7 @@ restarts, or is away for the whole run costs the training nothing and the record
 from __future__ import annotations
 
 from tats_core.tracking.sender import numbers
-from tats_core.tracking.server import AwayError, RefusedError, aliased, check, connect, tracking_uri
+from tats_core.tracking.server import AwayError, RefusedError, aliased, asked, check, connect, tracking_uri
 from tats_core.tracking.tracker import Tracker, sync
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "RefusedError",
     "Tracker",
     "aliased",
+    "asked",
     "check",
     "connect",
     "numbers",

@@ -223,10 +223,13 @@ class Sender:
             "mlflow.note.content": operation["title"],
             **_commit_tags(operation["git_commit"]),
             "git_dirty": str((folder / environment.PATCH).exists()).lower(),
+            "reused": "false",
         }
         run = self._create(_PARENT, self.spool.run, tags)
-        # The overrides of this run, which distinguish two runs of a pipeline at a glance.
-        self._log_params(run, dict(text.split("=", 1) for text in overrides))
+        # The overrides of this run distinguish two runs of a pipeline at a glance.
+        self._log_params(
+            run, {**_sampling(operation["resolved"]), **dict(text.split("=", 1) for text in overrides)}
+        )
         self.client.log_dict(run.id, operation["resolved"], "pipeline.json")
         for name, below in ((environment.FILE, None), (environment.PATCH, "git")):
             if (folder / name).exists():
@@ -406,6 +409,8 @@ class Sender:
                 self.client.log_artifacts(run.id, str(path), path.name)
             elif path.exists():
                 self.client.log_artifact(run.id, str(path))
+        if operation.get("reused"):
+            self.client.set_tag(run.id, "reused", "true")
         self.client.set_terminated(run.id, _status(operation["status"]))
         self.sent.ended = True
 
@@ -459,6 +464,17 @@ def _user() -> str:
 
 def _commit_tags(commit: str | None) -> dict[str, str]:
     return {"git_commit": commit, "mlflow.source.git.commit": commit} if commit else {}
+
+
+def _sampling(resolved: Json) -> dict[str, str]:
+    """Return how the stages of a pipeline sample, for the table of its runs."""
+    samplers = [stage["sampler"] for stage in resolved.get("stages", {}).values() if stage.get("sampler")]
+    columns = {"sampler": "kind", "mask_ratio": "mask_ratio"}
+    values = {
+        name: dict.fromkeys(str(sampler[key]) for sampler in samplers if key in sampler)
+        for name, key in columns.items()
+    }
+    return {name: ", ".join(several) for name, several in values.items() if several}
 
 
 def _picture(path: Path) -> Image:

@@ -126,7 +126,8 @@ class Tracker:
     def run_ended(self, record: RunRecord) -> None:
         """The run ended; nothing comes after it."""
         self._closing.set()
-        self._write("run_end", status=record.status)
+        reused = all(stage.status in ("cached", "skipped") for stage in record.stages.values())
+        self._write("run_end", status=record.status, reused=reused)
 
     def deliver(self) -> None:
         """Wait until all is sent, and record what could not be sent."""
