@@ -268,12 +268,13 @@ def _listen() -> tuple[str, int]:
 
 def _join(rank: int, size: int, host: str, port: int) -> None:
     import torch.distributed as dist
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     if host == ray_internals.LOOPBACK:
         # Else gloo listens where the machine's name leads.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface(host))
     listening = _listeners.pop().detach() if rank == 0 else None
-    store = dist.TCPStore(host, port, size, rank == 0, master_listen_fd=listening)
+    store = TCPStore(host, port, size, rank == 0, master_listen_fd=listening)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
 
 
@@ -281,8 +282,12 @@ def _interface(host: str) -> str:
     """Return the network interface that has this address."""
     import psutil
 
-    interfaces = psutil.net_if_addrs().items()
-    return next(name for name, has in interfaces if host in {address.address for address in has})
+    names: list[str] = [
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if host in {address.address for address in addresses}
+    ]
+    return names[0]
 
 
 def _leave() -> None:

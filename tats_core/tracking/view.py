@@ -45,7 +45,8 @@ def address(client: MlflowClient, page: str, record: RunRecord) -> str:
         runs = client.search_runs([experiment.experiment_id], trials, max_results=_RUNS)
         state = _trials(runs, trials, sweep)
     client.set_experiment_tag(experiment.experiment_id, f"{_TAG}{key}", json.dumps(state))
-    query = {"viewStateShareKey": key, **query}
+    # Else the menu beside the runs is that of language models.
+    query = {"workflowType": "machine_learning", "viewStateShareKey": key, **query}
     return f"{page}/#/experiments/{experiment.experiment_id}/runs?{urlencode(query)}"
 
 
@@ -58,11 +59,14 @@ def _runs(runs: Iterable[Run]) -> dict[str, object]:
 def _trials(runs: Iterable[Run], trials: str, sweep: Mapping[str, Any]) -> dict[str, object]:
     values, results = list(sweep["space"]), [name for name in _metrics(runs) if name.startswith("result/")]
     columns = [*_columns("params", values), *_columns("metrics", results)]
-    order = _columns("metrics", results[:1]) or ["attributes.start_time"]
+    ranked = [metric for metric in sweep["metrics"] if metric["mode"]]
+    best = next((metric for metric in ranked if metric["objective"]), ranked[0])
     # The seeds of a point are one line, with their mean.
     keys = [{"mode": "param", "groupByData": value} for value in values]
-    return _state(trials, columns, order[0]) | {
-        "groupBy": {"aggregateFunction": "average", "groupByKeys": keys}
+    return {
+        **_state(trials, columns, f"metrics.`result/{best['name']}`"),
+        "orderByAsc": best["mode"] == "min",
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": keys},
     }
 
 

@@ -54,6 +54,7 @@ def shown(client: MlflowClient, address: str) -> tuple[dict[str, Any], list[str]
     assert (experiments, tab) == ("experiments", "runs")
     more = parse_qs(query)
     (key,) = more.pop("viewStateShareKey")
+    assert more.pop("workflowType") == ["machine_learning"]
     state = json.loads(client.get_experiment(experiment).tags[f"mlflow.sharedViewState.{key}"])
     runs = client.search_runs([experiment], state["searchFilter"])
     return state, [run.info.run_id for run in runs], more
@@ -88,15 +89,19 @@ def test_the_trials_of_a_sweep_are_grouped_by_their_point_and_charted(home, clie
     experiment = client.create_experiment("ratios", tags={})
     parent = client.create_run(experiment).info.run_id
     trials = [client.create_run(experiment, tags={"mlflow.parentRunId": parent}) for _ in range(2)]
-    for trial, lift in zip(trials, (1.5, 2.5), strict=True):
-        client.log_metric(trial.info.run_id, "result/pretrain.motion_lift", lift)
+    for trial, value in zip(trials, (1.5, 2.5), strict=True):
+        client.log_metric(trial.info.run_id, "result/pretrain.motion_lift", value)
         client.log_metric(trial.info.run_id, "pretrain.loss", 0.1)
     record = RunRecord("ratios-1", "ratios", "", "", str(home), "finished", 1.0, {}, tracking_run=parent)
-    write_json(record.folder / "sweep.json", {"space": {"pretrain.sampler.mask_ratio": [0.5, 0.9]}})
+    lift = {"name": "pretrain.motion_lift", "mode": "min", "objective": False}
+    metrics = [{"name": "pretrain.loss", "mode": None, "objective": False}, lift]
+    sweep = {"space": {"pretrain.sampler.mask_ratio": [0.5, 0.9]}, "metrics": metrics}
+    write_json(record.folder / "sweep.json", sweep)
     state, runs, more = shown(client, view.address(client, PAGE, record))
     assert set(runs) == {trial.info.run_id for trial in trials}
     assert more == {"compareRunsMode": ["CHART"]}
     assert state["orderByKey"] == "metrics.`result/pretrain.motion_lift`"
+    assert state["orderByAsc"], "the best is the least"
     assert state["selectedColumns"][1:] == [
         "params.`pretrain.sampler.mask_ratio`", "metrics.`result/pretrain.motion_lift`",
     ]  # fmt: skip
