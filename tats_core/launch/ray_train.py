@@ -42,6 +42,7 @@ _STARTED = threading.Lock()
 # One token for the lifetime of this process: Ray uses the first that it reads for every cluster it starts.
 _TOKEN = secrets.token_hex(32)
 _CONTROLLER_FAILURES = 2
+_TICK = 0.2  # seconds between two checks of `stop` and of the local cluster
 # Ray gives up after 30 s; at loads of 12 to 40 on 2 cores, a third of the starts took longer.
 _START_TRIES = 4
 
@@ -85,17 +86,11 @@ def _fit(training: Training) -> None:
     outcomes = Outcomes(training.out)
     outcomes.clear()
     trainer = _trainer(training, outcomes)
-    ended = threading.Event()
-    watch = threading.Thread(target=_forward_stop, args=(training.stop, ended, outcomes), daemon=True)
-    watch.start()
     try:
-        _run(trainer, head)
+        _run(trainer, head, training.stop, outcomes)
     except ray.train.TrainingFailedError as error:
         outcomes.check()
         raise StageError(f"{_reason(error)}; what the workers printed is in {outcomes.folder}") from error
-    finally:
-        ended.set()
-        watch.join()
     outcomes.check()
 
 
@@ -333,8 +328,8 @@ class _HeadLost(Exception):  # noqa: N818 (it never leaves this module)
     """A server of the local Ray cluster is gone; the next `connect` starts a new one."""
 
 
-def _run(trainer: TorchTrainer, head: Any) -> None:
-    """Call `trainer.fit()`, and abandon it when the local cluster dies.
+def _run(trainer: TorchTrainer, head: Any, stop: threading.Event, outcomes: Outcomes) -> None:
+    """Call `trainer.fit()`; pass `stop` on to the workers, and abandon them when the local cluster dies.
 
     Without a head Ray would wait for a minute, then end this process without an error of ours.
     """
@@ -352,8 +347,10 @@ def _run(trainer: TorchTrainer, head: Any) -> None:
     threading.Thread(target=work, name="ray-fit", daemon=True).start()
     while True:
         try:
-            error = ended.get(timeout=0.5)
+            error = ended.get(timeout=_TICK)
         except queue.Empty:
+            if stop.is_set():
+                outcomes.please_stop.touch()
             _check_head(head)
             continue
         if error is not None:
@@ -381,13 +378,6 @@ def _reason(error: Exception) -> str:
         return f"the training failed: {ray_internals.last_line(error)}"
     rank, first = min(failures.items())
     return f"worker {rank} failed: {ray_internals.last_line(first)}"
-
-
-def _forward_stop(stop: threading.Event, ended: threading.Event, outcomes: Outcomes) -> None:
-    while not ended.wait(0.2):
-        if stop.is_set():
-            outcomes.please_stop.touch()
-            return
 
 
 def _work(task: dict[str, Any]) -> None:
