@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
 import shutil
+import socket
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -300,6 +303,31 @@ def test_a_database_of_a_later_mlflow_is_left_alone_with_advice_that_can_come_tr
     assert migrate(ours) == "feedc0ffee00"
     assert tracking.sync(home) == []
     assert RunRecord.load(record.folder).tracking_error is None
+
+
+def test_a_refused_password_loses_no_entry_and_is_named(load, home, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def refuse() -> None:
+            with contextlib.suppress(OSError):  # the listener is closed
+                while True:
+                    connection, _ = listener.accept()
+                    with connection:
+                        connection.recv(65536)
+                        connection.sendall(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
+
+        threading.Thread(target=refuse, daemon=True).start()
+        uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        record = runner.run(load("stages: {make: {kind: make}}"), home)
+        listener.shutdown(socket.SHUT_RDWR)
+    advice = f"the tracking server {uri} answers 401; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASS"
+    assert advice in (record.tracking_error or "")
+    assert not (record.folder / "tracking" / "rejected.jsonl").exists()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    record.tracking_uri = None
+    record.save()
+    assert tracking.sync(home) == []
 
 
 def test_a_file_that_is_no_database_is_a_sentence_at_once(tmp_path):
