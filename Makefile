@@ -1,8 +1,10 @@
 # make demo    install what the demo needs, run the demo, print its table
 # make test    lint, then every test
 # make test-faults   faults one at a time in whole runs (kills, full disk, NaNs ...), about 10 minutes
+# make test-videos   all readers against a plain decode, on 400 videos made at random, about 10 minutes
 # make docker-test    the image, and docs/operations.md command by command (Linux, Docker or root; 15 minutes)
 # make bench   time and memory against public peers (benchmarks/), about 20 minutes
+# make docs    write docs/reference, the keys of every YAML file, from the code
 # The rest: setup, test-fast, lint, format, lock, clean. Each target does its own set-up and is quick to repeat.
 
 PYTHON ?= python3
@@ -12,7 +14,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c requiremen
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-fast test-faults docker-test bench lint format lock clean
+.PHONY: help setup demo test test-fast test-faults test-videos docker-test bench docs lint format lock clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p; s/^# \(The rest.*\)/\1/p' Makefile
@@ -34,11 +36,17 @@ test-fast: $(VENV)/.dev-installed
 test-faults: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -m faults -n 2
 
+test-videos: $(VENV)/.dev-installed
+	TEST_VIDEOS=400 $(BIN)/python -m pytest -q tests/data/test_any_video.py
+
 docker-test:
 	$(PYTHON) docker/test.py
 
 bench: $(VENV)/.dev-installed
 	$(BIN)/python benchmarks/run.py
+
+docs: $(VENV)/.installed
+	$(BIN)/tats explain --out docs/reference
 
 lint: $(VENV)/.dev-installed
 	$(BIN)/ruff check .

@@ -27,6 +27,9 @@ class TatsError(Exception):
 
     exit_code = 2
 
+    def __str__(self) -> str:
+        return brief(super().__str__(), 20_000)
+
 
 class SpecError(TatsError):
     """A YAML file or an override is not valid; names file, key and the nearest valid name."""
@@ -68,6 +71,11 @@ class StageError(RunError):
 
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)
     """A person asked to stop, and the work did; the next run resumes from what is saved."""
+
+
+def brief(text: str, limit: int = 200) -> str:
+    """Return `text`, or its beginning and its length where it has more letters than `limit`."""
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} letters)"
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

@@ -1,14 +1,16 @@
-"""Files that appear complete or not at all, and their digests."""
+"""Files that appear complete or not at all, whose content is checked when it is read, and their digests."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import secrets
-import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -74,6 +76,8 @@ def read_json(path: Path, form: type[Form], what: str) -> Form:
         return _adapter(form).validate_python(content)
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+    except RecursionError as error:
+        raise StoreError(f"{path}: is not {what} (it is nested too deeply)") from error
     except ValueError as error:
         raise StoreError(f"{path}: is not {what} ({_problem(error)})") from error
 
@@ -106,17 +110,74 @@ def _problem(error: ValueError) -> str:
     return f"{key}: {first['msg']}" if key else first["msg"]
 
 
-def copy(source: Path, path: Path) -> None:
-    """Copy the content of `source` to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        shutil.copyfile(source, temporary)
+def append_line(path: Path, value: object) -> None:
+    """Append `value` as one line of JSON, complete or not at all.
+
+    An incomplete last line, which a power cut or a full disk left, is ended first: its reader passes it over.
+
+    Raises:
+        OSError: it cannot be written; the file is as it was.
+    """
+    line = json.dumps(value).encode() + b"\n"
+    with path.open("a+b", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        try:
+            while line:
+                line = line[file.write(line) :]
+        except OSError:
+            file.truncate(end)
+            raise
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of a manifest."""
+
+    size: int
+    sha256: str
 
 
 def digest(path: Path) -> str:
     """Return the sha256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Digests:
+    """The digests of files; an unchanged file is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], str] = {}
+
+    def fault(self, folder: Path, files: Mapping[str, FileEntry], up_to: float = math.inf) -> str | None:
+        """Return what is wrong with the first file that is not as its entry says, or None if all are.
+
+        Args:
+            up_to: of files with more bytes only the size is compared.
+        """
+        for name, entry in files.items():
+            path = os.path.join(folder, name)  # noqa: PTH118 (thousands of files)
+            try:
+                status = os.stat(path)  # noqa: PTH116
+            except (FileNotFoundError, NotADirectoryError):
+                return f"{name} is gone"
+            if not stat.S_ISREG(status.st_mode):
+                return f"{name} is gone"
+            if status.st_size != entry.size:
+                return f"{name} has another size"
+            if entry.size <= up_to and self.of(path, status) != entry.sha256:
+                return f"{name} has another content"
+        return None
+
+    def of(self, path: str | Path, status: os.stat_result) -> str:
+        """Return the sha256 of the file `path`, which has this status."""
+        version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if version not in self._known:
+            self._known[version] = digest(Path(path))
+        return self._known[version]
 
 
 def sync(path: Path) -> None:

@@ -1,10 +1,12 @@
-"""The CPUs and the memory of this machine."""
+"""The CPUs, the memory and the processes of this machine."""
 
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import sys
+import threading
 
 
 def available_cpus() -> int:
@@ -19,6 +21,22 @@ def available_gpus() -> int:
     import torch  # here: it takes seconds, and only what asks for GPUs needs it
 
     return torch.cuda.device_count()
+
+
+def end_with_parent(*_: object) -> None:
+    """End this process, which `multiprocessing` started, when the process that started it ends.
+
+    Whatever kills that process, this one would otherwise wait for it for ever: a process of a fork server is
+    no child of it for the kernel, and the server may be dead before this one begins.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this process was not started by multiprocessing"
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, name="end-with-parent", daemon=True).start()
 
 
 def keep_freed_memory() -> bool:

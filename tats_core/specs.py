@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from tats_core.addresses import masked
-from tats_core.errors import SpecError, did_you_mean
+from tats_core.errors import SpecError, brief, did_you_mean
 
 Menu = Literal["pipelines", "sweeps"]
 Model = TypeVar("Model", bound=BaseModel)
@@ -150,6 +150,55 @@ _UniqueKeyLoader.yaml_implicit_resolvers = {
 _UniqueKeyLoader.add_implicit_resolver(
     _BOOL, re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
+# Also as in YAML 1.2: `1e-4` is a number. YAML 1.1 demands `1.0e-4` and takes anything else for text.
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+_LIMIT = 200_000
+"""Letters and values of a file, once each reference (*name) is replaced by what it refers to."""
+
+
+class _UnusableError(yaml.constructor.ConstructorError):
+    """YAML that no configuration needs; `problem` says why."""
+
+    def __init__(self, problem: str, node: yaml.Node) -> None:
+        super().__init__(None, None, problem, node.start_mark)
+
+
+def _load(text: str) -> Any:
+    loader = _UniqueKeyLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, {}) > _LIMIT:
+            raise _UnusableError(f"it expands to more than {_LIMIT:,} letters and values", node)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """Return the letters and values that `node` expands to; `known` holds None for a node that is open."""
+    if id(node) in known:
+        size = known[id(node)]
+        if size is None:
+            raise _UnusableError("a reference (*name) is part of what it refers to", node)
+        return size
+    known[id(node)] = None
+    if isinstance(node, yaml.ScalarNode):
+        if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in node.value):
+            problem = "a text has a character (NUL, or half of a pair) that no file name or command can have"
+            raise _UnusableError(problem, node)
+        size = 1 + len(node.value)
+    else:
+        pairs = isinstance(node, yaml.MappingNode)
+        parts = [part for pair in node.value for part in pair] if pairs else node.value
+        size = 1 + sum(_size(part, known) for part in parts)
+    known[id(node)] = size
+    return size
 
 
 def read(path: Path) -> Raw:
@@ -159,7 +208,9 @@ def read(path: Path) -> Raw:
         SpecError: not readable, not YAML, a key given twice, or not a mapping; names file and line.
     """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        if path.stat().st_size > _LIMIT:
+            raise SpecError(f"{path}: is larger than {_LIMIT:,} bytes, which no such file needs")
+        raw = _load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SpecError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -191,9 +242,10 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     if not equals or not all(parts):
         raise SpecError(f"--set {text}: must look like stage.key=value")
     try:
-        return parts, yaml.load(value, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise SpecError(f"--set {text}: '{value}' is not a YAML value") from error
+        return parts, _load(value)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        why = f" ({error.problem})" if isinstance(error, _UnusableError) else ""
+        raise SpecError(f"--set {brief(text)}: '{brief(value)}' is not a YAML value{why}") from error
 
 
 def override(raw: Mapping[str, object], path: Iterable[str], value: object) -> Raw:
@@ -274,11 +326,12 @@ def _sentence(model: type[BaseModel], detail: ErrorDetails, prefix: str) -> str:
     if detail["type"] in _IN_YAML:
         return f"{dotted} must {_IN_YAML[detail['type']]}{_actual(detail['input'])}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return f"{f'{dotted}: ' if dotted else ''}{message[:1].lower()}{message[1:]}{_actual(detail['input'])}"
+    actual = "" if repr(detail["input"]) in message else _actual(detail["input"])
+    return f"{f'{dotted}: ' if dotted else ''}{message[:1].lower()}{message[1:]}{actual}"
 
 
 def _actual(value: object) -> str:
-    return "" if isinstance(value, Mapping) else f" (it is {value!r})"
+    return "" if isinstance(value, Mapping) else f" (it is {brief(repr(value))})"
 
 
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:

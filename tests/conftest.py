@@ -109,7 +109,7 @@ class Kept:
             self.store.commit(partial, folder, key, origin, {})
         record.stages[kind] = StageRecord(
             kind, kind, kind, {}, needs, "cached" if reuse else "finished", "unchanged" if reuse else "new",
-            key.digest, str(folder), digest=self.store.output_digest(folder),
+            key.digest, str(folder), digest=self.store.manifest(folder).digest,
         )  # fmt: skip
 
 

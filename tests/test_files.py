@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
+import signal
 from pathlib import Path
 
 import pytest
 
 from tats_core import files
+from tats_core.errors import StoreError
 
 
 def test_what_cannot_be_written_leaves_the_old_file_as_it_was(tmp_path: Path) -> None:
@@ -42,9 +45,8 @@ def test_the_new_content_appears_when_it_is_complete(tmp_path: Path) -> None:
         assert temporary.suffix == ".tmp"
         temporary.write_bytes(b"new")
         assert path.read_bytes() == b"old\r\n"
-    files.copy(path, tmp_path / "deep" / "copy.png")
-    assert (tmp_path / "deep" / "copy.png").read_bytes() == path.read_bytes() == b"new"
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["chart.png", "deep"]
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_two_writers_of_one_file_do_not_share_a_temporary_one(tmp_path: Path) -> None:
@@ -65,3 +67,32 @@ def test_a_name_that_is_no_utf_8_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_the_digest_is_that_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"tokens")
     assert files.digest(tmp_path / "file") == hashlib.sha256(b"tokens").hexdigest()
+
+
+def test_a_line_that_the_disk_does_not_take_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    files.append_line(path, {"number": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            files.append_line(path, {"number": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    files.append_line(path, {"number": 3})
+    assert path.read_text() == '{"number": 1}\n{"number": 3}\n'
+
+
+def test_a_line_after_half_a_line_stands_alone(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"number": 1}\n{"num')
+    files.append_line(path, {"number": 2})
+    assert path.read_text() == '{"number": 1}\n{"num\n{"number": 2}\n'
+
+
+def test_json_that_is_nested_too_deeply_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(StoreError, match=r"a\.json: is not a list \(it is nested too deeply\)"):
+        files.read_json(tmp_path / "a.json", list[int], "a list")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import Field, field_validator
 
 from tats_core import specs
-from tats_core.errors import SpecError
+from tats_core.errors import SpecError, TatsError
 from tats_core.specs import StrictModel
 
 
@@ -183,6 +183,7 @@ def test_yaml_cannot_make_python_objects(tmp_path: Path) -> None:
         ("a.b=", None),
         ("a.b=x=y", "x=y"),
         ("a.b=true", True),
+        ("a.b=[1e-4, 5E3, .5e1, 1e]", [1e-4, 5000.0, 5.0, "1e"]),
     ],
 )
 def test_the_value_of_an_override_is_read_as_yaml(text: str, value: object) -> None:
@@ -368,3 +369,61 @@ def test_a_wrong_kind_and_a_key_of_another_kind_are_named(searcher: Mapping[str,
     with pytest.raises(SpecError) as error:
         specs.validate(Search, {"searcher": searcher}, "s.yaml")
     assert str(error.value) == sentence
+
+
+def bomb(form: str, levels: int = 12) -> str:
+    """Return YAML in which each level refers nine times to the one before."""
+    lines = ["a0: &a0 {k0: x}" if "<<" in form else "a0: &a0 [x]"]
+    for level in range(1, levels):
+        refs = ", ".join([f"*a{level - 1}"] * 9)
+        lines.append(f"a{level}: &a{level} {form.format(refs=refs, level=level)}")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("form", ["[{refs}]", "{{<<: [{refs}], k{level}: x}}", "{{k: [{refs}]}}"])
+def test_a_file_that_expands_without_bound_is_refused_at_once(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "bomb.yaml"
+    path.write_text(bomb(form))
+    with pytest.raises(SpecError, match="expands to more than 200,000 letters and values") as error:
+        specs.read(path)
+    assert len(str(error.value)) < 300
+
+
+def test_a_reference_to_what_it_is_part_of_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("stages: &s\n  make: {kind: make, again: *s}\n")
+    with pytest.raises(SpecError, match=r"a\.yaml, line 1: a reference \(\*name\) is part of"):
+        specs.read(tmp_path / "a.yaml")
+
+
+def test_references_that_stay_small_are_as_before(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("one: &one {a: 1}\ntwo: {<<: *one, b: 2}\nthree: *one\n")
+    assert specs.read(tmp_path / "a.yaml") == {"one": {"a": 1}, "two": {"a": 1, "b": 2}, "three": {"a": 1}}
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.yaml").open("wb") as file:
+        file.truncate(1 << 34)
+    with pytest.raises(SpecError, match=r"a\.yaml: is larger than 200,000 bytes"):
+        specs.read(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("text", [r'"rm \0 it"', r'"\ud800"', r'{"a\0b": 1}'])
+def test_a_character_that_no_command_can_have_is_refused_wherever_it_stands(
+    tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "a.yaml").write_text(f"title: x\nrun: {text}\n")
+    with pytest.raises(SpecError, match=r"a\.yaml, line 2: a text has a character \(NUL"):
+        specs.read(tmp_path / "a.yaml")
+    with pytest.raises(SpecError, match=r"--set work\.run=.* is not a YAML value \(a text has a character"):
+        specs.parse_override(f"work.run={text}")
+
+
+def test_a_message_shows_the_beginning_of_a_long_value_and_its_length() -> None:
+    with pytest.raises(SpecError) as error:
+        specs.validate(Sampler, {"depth": "x" * 100_000}, "a.yaml")
+    assert len(str(error.value)) < 400
+    assert "… (100,002 letters)" in str(error.value)
+    assert len(str(TatsError("x" * 1_000_000))) < 21_000
+    with pytest.raises(SpecError) as error:
+        specs.parse_override("work.run=" + "[" * 100_000)
+    assert len(str(error.value)) < 600

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from tats_core import __version__
 from tats_core.addresses import masked
@@ -15,6 +17,7 @@ from tats_core.cli import (
     compare,
     data,
     doctor,
+    explain,
     gc,
     logs,
     models,
@@ -30,32 +33,42 @@ from tats_core.cli import (
     ui,
     visualise,
 )
-from tats_core.errors import SpecError, TatsError
+from tats_core.errors import SpecError, TatsError, did_you_mean
 
 _ORDER = (
-    "run", "sweep", "submit", "jobs", "list", "runs", "show", "logs", "stop", "results", "compare", "report",
-    "ui", "visualise", "predict", "export", "weights", "data", "doctor", "sync", "gc",
+    "run", "sweep", "submit", "jobs", "list", "explain", "runs", "show", "logs", "stop", "results",
+    "compare", "report", "ui", "visualise", "predict", "export", "weights", "data", "doctor", "sync", "gc",
 )  # fmt: skip
 
 
-class _Root(TyperGroup):
+class _Group(TyperGroup):
+    """Names the nearest command for an unknown one."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            self.refuse(ctx.command_path, args[0])
+        return super().resolve_command(ctx, args)
+
+    def refuse(self, group: str, name: str) -> None:
+        raise SpecError(f"'{group}' has no command '{name}'{did_you_mean(name, self.commands)}")
+
+
+class _Root(_Group):
     """Lists the commands in the order of their use; Typer would list groups last."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(self.commands, key=_ORDER.index)
 
 
-class _RunGroup(TyperGroup):
+class _RunGroup(_Group):
     """Recognises `tats run demo`, which lacks the word "pipeline"."""
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+    def refuse(self, group: str, name: str) -> None:
         from tats_core import specs
 
-        if args and args[0] not in self.commands and args[0] in specs.names("pipelines"):
-            raise SpecError(
-                f"'tats run {args[0]}' is incomplete; did you mean 'tats run pipeline {args[0]}'?"
-            )
-        return super().resolve_command(ctx, args)
+        if name in specs.names("pipelines"):
+            raise SpecError(f"'tats run {name}' is incomplete; did you mean 'tats run pipeline {name}'?")
+        super().refuse(group, name)
 
 
 _PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}  # rich would cost 0.1 s a call
@@ -71,7 +84,7 @@ app = typer.Typer(
 run_app = typer.Typer(
     cls=_RunGroup, help="Run a pipeline here, or on the Ray cluster of RAY_ADDRESS.", **_PLAIN
 )
-data_app = typer.Typer(help="Generate and check video data sets.", **_PLAIN)
+data_app = typer.Typer(cls=_Group, help="Generate and check video data sets.", **_PLAIN)
 
 app.add_typer(run_app, name="run")
 run_app.command("pipeline")(run.pipeline)
@@ -79,6 +92,7 @@ app.command("sweep")(sweep.sweep)
 app.command("submit", no_args_is_help=True)(submit.submit)
 app.command("jobs")(submit.jobs)
 app.command("list")(results.list_pipelines)
+app.command("explain")(explain.explain)
 app.command("runs")(runs.runs)
 app.command("show")(show.show)
 app.command("logs")(logs.logs)
@@ -115,13 +129,40 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line; a `TatsError` becomes one sentence on stderr and its exit code."""
+    """Run the command line; an error becomes one sentence on stderr and its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack some letters
     try:
-        app(prog_name="tats")
+        sys.exit(app(prog_name="tats", standalone_mode=False) or 0)
     except TatsError as error:
-        for line in masked(str(error)).splitlines():  # a line for each problem
-            typer.echo(f"tats: {line}", err=True)
-        sys.exit(error.exit_code)
+        code, text = error.exit_code, masked(str(error))
+    except TyperException as error:
+        code, text = error.exit_code, masked(_wrong_usage(error))
+    for line in text.splitlines():  # a line for each problem
+        typer.echo(f"tats: {line}", err=True)
+    sys.exit(code)
+
+
+def _wrong_usage(error: TyperException) -> str:
+    """Return what is wrong with the words of the command line, and the nearest that would be right."""
+    text, context = error.format_message(), getattr(error, "ctx", None)
+    if context is None:
+        return text
+    command: str = context.command_path
+    if text == context.get_help():  # nothing follows a command that needs something
+        typer.echo(text, err=True)
+        return ""
+    text = text.replace("Value error, ", "").rstrip(".")
+    text, near = f"{text[:1].lower()}{text[1:]}", ""
+    if text.startswith("no such option"):
+        option = str(vars(error)["option_name"])
+        names = {name for parameter in context.command.params for name in parameter.opts}
+        text = f"no option '{option}'"
+        near = did_you_mean(option, {"--help", *(name for name in names if name.startswith("--"))})
+    elif " is not one of " in text:
+        wrong, *choices = re.findall(r"'([^']*)'", text.rpartition(": ")[2])
+        near = did_you_mean(wrong, choices)
+        near = near if near.endswith("?") else ""
+    where = command.removeprefix("tats").strip()
+    return f"{where}{where and ': '}{text}{near or f'; see {command} --help'}"

@@ -14,6 +14,7 @@ import typer
 from tats_core.cli import printing
 from tats_core.cli.options import DEFAULT_HOME, AsJson, Home, complete_run, write_file
 from tats_core.errors import SpecError
+from tats_core.report.units import DASH
 
 if TYPE_CHECKING:
     from tats_core.store.compare import Difference, Measured, Result
@@ -29,8 +30,8 @@ def compare(
     runs: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN RUN...",
-            help="Two to five runs; the others are compared with the first.",
+            metavar="RUN",
+            help="Two to five runs (as in tats runs); the others are compared with the first.",
             autocompletion=complete_run,
         ),
     ],
@@ -54,7 +55,7 @@ def compare(
     from tats_core.store import compare, history
     from tats_core.store.run import Run
 
-    opened = [Run(history.find(run, home.expanduser().absolute())) for run in runs]
+    opened = [Run(history.find(run, home)) for run in runs]
     _check(opened)
     drawn = None if plot is None else _draw(opened, metric or _CURVE, plot)
     # With --plot, --metric names a curve, which the tables may not have.
@@ -96,10 +97,7 @@ def _draw(runs: Sequence[Run], metric: str, path: Path) -> str:
     names = [f"{letter}  {run.record.id}" for letter, run in zip(_LETTERS, runs, strict=False)]
     picture = io.BytesIO()
     panels = {
-        stage: [
-            Curve(name, sorted(points or {}), [value for _, value in sorted((points or {}).items())])
-            for name, points in zip(names, curves, strict=True)
-        ]
+        stage: [Curve.of(name, points or {}) for name, points in zip(names, curves, strict=True)]
         for stage, curves in compare.curves(runs, metric).items()
     }
     figure = charts.learning(panels, names, ylabel=metric, stacked=True)
@@ -160,14 +158,14 @@ def _print(runs: Sequence[Run], parts: dict[str, list[Difference]], results: Seq
 
 def _value(title: str, value: object) -> str:
     if value is None:
-        return f"[dim]{printing.DASH}[/]"
+        return f"[dim]{DASH}[/]"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return printing.plain(text if title == "configuration" else text[:12])
 
 
 def _measured(number: Measured | None, name: str) -> str:
     if number is None:
-        return f"[dim]{printing.DASH}[/]"
+        return f"[dim]{DASH}[/]"
     digits = 2 if name.startswith("policy/") else 1
     lines = [f"{number.value:.{digits}f}"]
     if number.difference is not None:

@@ -7,12 +7,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self, get_args
 
 import typer
 
 from tats_core.cli.options import writing
-from tats_core.errors import DataError, TatsError
+from tats_core.errors import DataError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -94,11 +94,16 @@ def check(
     decode: Annotated[
         int, typer.Option(min=0, help="Videos of each split to decode from start to end, evenly spread.")
     ] = 8,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where there are warnings.")] = False,
 ) -> None:
-    """Compare the video lists of data sets with the official counts, and decode some videos."""
+    """Compare the video lists of data sets with the official counts, and decode some videos.
+
+    Exits with 2 where something is wrong with a data set.
+    """
     from tats_core.data import benchmarks
 
     problems: list[str] = []
+    warnings: list[str] = []
     checked = 0
     for benchmark in [benchmarks.find(name) for name in names or benchmarks.BENCHMARKS]:
         try:
@@ -110,59 +115,83 @@ def check(
             continue
         checked += 1
         typer.echo(f"{benchmark.name} ({benchmark.title}) in {folder}")
-        problems += _check_benchmark(benchmark, folder, decode)
+        wrong, noted = _check_benchmark(benchmark, folder, decode)
+        problems += wrong
+        warnings += noted
     if not checked and not problems:
         raise DataError(
             "no data set is configured; give --root, or set TATS_DATA to the folder that holds "
             f"{', '.join(benchmarks.BENCHMARKS)}, or TATS_DATA_<NAME> for a single data set"
         )
-    for problem in problems:
+    # Both lists may have the same fault, such as one of the class list.
+    for warning in dict.fromkeys(warnings):
+        typer.echo(f"tats: warning: {warning}", err=True)
+    for problem in dict.fromkeys(problems):
         typer.echo(f"tats: {problem}", err=True)
-    if problems:
-        raise typer.Exit(1)
+    if problems or (warnings and strict):
+        raise typer.Exit(DataError.exit_code if problems else 1)
 
 
-def _check_benchmark(benchmark: Benchmark, folder: Path, decode: int) -> list[str]:
-    """Print the counts of both splits of every fold; return a sentence for each problem."""
-    problems = []
+def _check_benchmark(benchmark: Benchmark, folder: Path, decode: int) -> tuple[list[str], list[str]]:
+    """Print the counts of both splits of every fold; return a sentence for each problem and each warning.
+
+    A copy may have the lists of one split or fold alone: to lack others is a problem only if it has none.
+    """
+    from tats_core.data.benchmarks.base import NoListError, Split, overlap
+
+    problems: list[str] = []
+    warnings: list[str] = []
+    unlisted: list[str] = []
+    decoded = False
     for fold in range(1, benchmark.folds + 1):
-        for split in ("train", "test"):
+        read: list[Manifest] = []
+        for split in get_args(Split):
             try:
                 manifest = benchmark.read(folder, split, fold)
+            except NoListError as error:
+                unlisted.append(str(error))
+                continue
             except DataError as error:
                 problems.append(str(error))
                 continue
             official = benchmark.expected[split][fold - 1]
             typer.echo(f"  {_counts(manifest, fold if benchmark.folds > 1 else None, official, benchmark)}")
-            if fold == 1:
-                problems += _unreadable(manifest.spread(decode).videos if decode else ())
-    return problems
+            warnings += manifest.notes
+            read.append(manifest)
+            if decode and not decoded:
+                problems += _unreadable(manifest.spread(decode).videos)
+        decoded = decoded or bool(read)
+        if len(read) == len(get_args(Split)) and (shared := overlap(*read)):
+            warnings.append(shared if benchmark.folds == 1 else f"fold {fold}: {shared}")
+    complete = 2 * benchmark.folds
+    if len(unlisted) == complete:
+        problems.append(unlisted[0])
+    elif unlisted:
+        warnings.append(
+            f"{len(unlisted)} of the {complete} lists of {benchmark.name} are missing: {unlisted[0]}"
+        )
+    return problems, warnings
 
 
 def _counts(manifest: Manifest, fold: int | None, official: int, benchmark: Benchmark) -> str:
     split = manifest.split if fold is None else f"{manifest.split} {fold}"
+    videos, classes = f"{len(manifest)} videos", f"{len(manifest.classes)} classes"
+    if official:  # not of a list of files
+        videos, classes = f"{videos} (official {official})", f"{classes} (official {benchmark.classes})"
     absent = f", {manifest.absent} listed but absent" if manifest.absent else ""
-    return (
-        f"{split}: {len(manifest)} videos (official {official}), "
-        f"{len(manifest.classes)} classes (official {benchmark.classes}){absent}"
-    )
+    return f"{split}: {videos}, {classes}{absent}"
 
 
 def _unreadable(videos: Sequence[VideoRecord]) -> list[str]:
-    """Decode each of `videos` to its end; return a sentence for each that cannot be."""
-    from tats_core.data import readers
+    """Decode each of `videos` to its end, as training does; return a sentence for each that is damaged."""
+    from tats_core.data import verify
 
-    problems, frames = [], 0
     start = time.perf_counter()
-    for video in videos:
-        try:
-            frames += readers.count_frames(video.path)
-        except TatsError as error:
-            problems.append(str(error))
+    faults = [text for video in videos if (text := verify.fault(video.path)) is not None]
     if videos:
-        rate = frames / max(1e-9, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
         typer.echo(
-            f"    {len(videos) - len(problems)} of {len(videos)} decoded completely, "
-            f"{rate:.0f} frames a second"
+            f"    {len(videos) - len(faults)} of {len(videos)} decoded completely, "
+            f"{len(videos) / max(1e-9, seconds):.1f} videos a second"
         )
-    return problems
+    return faults

@@ -62,6 +62,7 @@ def checks(home: Path) -> Iterator[Check]:
     ):
         yield _guarded(name, check)
     yield store(home)
+    yield from damaged_runs(home)
     yield from _data_sets()
 
 
@@ -91,6 +92,17 @@ def store(home: Path) -> Check:
     return Check("store", True, f"{home} is writable, {free:.0f} GB free", advice)
 
 
+def damaged_runs(home: Path) -> Iterator[Check]:
+    """Report the records that cannot be read; other runs do without them."""
+    from tats_core.store import history
+
+    corrupt: list[str] = []
+    for _ in history.records(home, corrupt=corrupt):
+        pass
+    for sentence in corrupt:
+        yield Check("runs", True, f"damaged: {sentence}", "restore the file, or remove the folder of the run")
+
+
 def _guarded(name: str, check: Callable[[], Check]) -> Check:
     """Report a package that is not installed or does not load as a failed check."""
     try:
@@ -116,36 +128,36 @@ def _device() -> Check:
 
 
 def _readers() -> Check:
-    """Write a small video and read it back with each reader."""
+    """Write a small video, of a kind that every reader decodes, and compare what each reads."""
     import av
     import numpy as np
 
     from tats_core.data import readers
 
-    names = ["pyav", *(["decord"] if readers.has_decord() else [])]
+    versions = [f"PyAV {av.__version__}"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "doctor.mp4"
         with av.open(str(path), "w") as container:
-            stream = container.add_stream("mpeg4", rate=8)
+            stream = container.add_stream("libx264", rate=8)
             stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
             for grey in range(4):
                 frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 60 * grey, np.uint8), format="rgb24")
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
-        for name in names:
-            try:
-                frames_THWC = readers.read_all(path, "decord" if name == "decord" else "pyav")
-            except TatsError as error:
-                return Check("readers", False, str(error), f"install {name} again")
+        try:
+            frames_THWC = readers.read_all(path)
             if len(frames_THWC) != 4:
                 return Check(
-                    "readers", False, f"{name} read {len(frames_THWC)} of 4 frames", f"install {name} again"
+                    "readers", False, f"PyAV read {len(frames_THWC)} of 4 frames", "install av again"
                 )
-    versions = [f"PyAV {av.__version__}"]
-    if "decord" in names:
-        versions.append(f"decord {importlib.metadata.version('decord')}")
-    else:
-        versions.append("no decord (PyAV reads everything)")
+            if readers.has_decord():
+                versions.append(f"decord {importlib.metadata.version('decord')}")
+                if not np.array_equal(readers.read_all(path, "decord"), frames_THWC):
+                    return Check("readers", False, "decord gives other pixels than PyAV", "use reader: auto")
+            else:
+                versions.append("no decord (reader: decord is not available)")
+        except TatsError as error:
+            return Check("readers", False, str(error), "install av and decord again")
     return Check("readers", True, ", ".join(versions))
 
 

@@ -12,6 +12,7 @@ import typer
 from tats_core.cli import printing
 from tats_core.cli.options import DEFAULT_HOME, Home, many
 from tats_core.errors import StoreError
+from tats_core.report.units import duration, size
 
 if TYPE_CHECKING:
     from tats_core.store.gc import Findings
@@ -41,13 +42,16 @@ def gc(
     from tats_core.store.gc import Policy, collect, find
     from tats_core.store.journal import pending
 
-    home = home.expanduser().absolute()
     if not home.is_dir():
         raise StoreError(f"{home}: there is no project folder, so there is nothing to delete")
     policy = Policy(keep, older_than)
     aliased = {} if ignore_aliases else _aliased(home)
     findings = collect(home, policy, aliased) if apply else find(home, policy, aliased)
     _print(findings, home, apply)
+    for sentence in findings.corrupt:
+        typer.echo(
+            f"Damaged: {sentence}; the run stays, with what may be its own, until you remove its folder"
+        )
     unsent = len(pending(home))
     if unsent:
         typer.echo(
@@ -65,15 +69,15 @@ def _aliased(home: Path) -> Mapping[Path, str]:
 
 
 def _print(findings: Findings, home: Path, applied: bool) -> None:
-    stays = f"{many(findings.kept_runs, 'run')} and the {printing.size(findings.kept_bytes)} they use stay"
+    stays = f"{many(findings.kept_runs, 'run')} and the {size(findings.kept_bytes)} they use stay"
     if not findings.waste:
         typer.echo(f"Nothing to delete; {stays}.")
         return
     now = time.time()
     rows = [
         [
-            printing.size(waste.size),
-            printing.age(now - waste.changed),
+            size(waste.size),
+            duration(now - waste.changed),
             printing.plain(waste.path.relative_to(home)),
             printing.plain(waste.why),
         ]
@@ -81,4 +85,4 @@ def _print(findings: Findings, home: Path, applied: bool) -> None:
     ]
     printing.table(("size", "age", "folder", "why"), rows, right=("size", "age"), fold=("folder", "why"))
     what = "deleted" if applied else "can be deleted (nothing was deleted; --apply does it)"
-    typer.echo(f"{printing.size(findings.size)} in {many(len(findings.waste), 'folder')} {what}; {stays}.")
+    typer.echo(f"{size(findings.size)} in {many(len(findings.waste), 'folder')} {what}; {stays}.")

@@ -13,6 +13,7 @@ from tats_core.cli import printing
 from tats_core.cli.options import DEFAULT_HOME, INTERRUPTED, AnyRun, Home, complete_stage
 from tats_core.cli.submit import ClusterAddress, print_logs
 from tats_core.errors import SpecError, did_you_mean
+from tats_core.report.units import duration
 
 if TYPE_CHECKING:
     from tats_core.store.logs import LogEntry, StageLog
@@ -31,9 +32,11 @@ def logs(
             autocompletion=complete_stage,
         ),
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the run ends.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print what comes until the run ends.")
+    ] = False,
     worker: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Only the output of this worker process.")
+        int | None, typer.Option(min=0, metavar="N", help="Only the output of worker process N, from 0.")
     ] = None,
     tail: Annotated[int | None, typer.Option(min=0, metavar="N", help="Only the last N lines.")] = None,
     address: ClusterAddress = None,
@@ -48,7 +51,7 @@ def logs(
     from tats_core.store import history
     from tats_core.store.run import Run
 
-    opened = Run(history.find(run, home.expanduser().absolute()))
+    opened = Run(history.find(run, home))
     names = _chosen(opened, stage)
     if worker is not None and not follow:
         _check_worker(opened, names, worker)
@@ -137,7 +140,7 @@ class _RunLog:
         if stage.status == "cached":
             return
         why = f": {stage.error}" if stage.error else ""
-        yield _at(stage.finished, stage.name, f"{stage.status} after {printing.duration(stage.seconds)}{why}")
+        yield _at(stage.finished, stage.name, f"{stage.status} after {duration(stage.seconds)}{why}")
 
 
 def _line(entry: LogEntry) -> Iterator[str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,18 +15,10 @@ if TYPE_CHECKING:
     from tats_core.models.checkpoints_io import Foreign
 
 
-class ExportFormat(StrEnum):
-    """The format of the exported folder."""
-
-    hf = "hf"
-    safetensors = "safetensors"
-    mlflow = "mlflow"
-
-
 def export(
     run: RunName,
     form: Annotated[
-        ExportFormat,
+        Literal["hf", "safetensors", "mlflow"],
         typer.Option(
             "--format",
             help="hf: for Hugging Face's VideoMAE classes; safetensors: as in the run; mlflow: for MLflow.",
@@ -40,15 +32,15 @@ def export(
     from tats_core.store import models
     from tats_core.tracking import export as exports
 
-    folder, kind = models.find_model_of(run, home.expanduser(), ("finetune", "pretrain"), stage)
+    folder, kind = models.find_model_of(run, home, ("finetune", "pretrain"), stage)
     out = out.expanduser().absolute()
-    exports.export(folder, kind, form.value, out)
-    typer.echo(f"{out}: the model of {folder}, as {form.value}")
+    exports.export(folder, kind, form, out)
+    typer.echo(f"{out}: the model of {folder}, as {form}")
 
 
 def predict(
     run: RunName,
-    videos: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Video files.")],
+    videos: Annotated[list[str], typer.Argument(metavar="VIDEO", help="Video files, or folders of such.")],
     as_json: AsJson = False,
     stage: ModelStage = None,
     benchmark: TestOf = None,
@@ -59,17 +51,11 @@ def predict(
     from tats_core.training.predict import Predictor, existing
 
     paths = existing(videos)  # before the model is read
-    folder = models.find_model(run, home.expanduser(), "finetune", stage)
+    folder = models.find_model(run, home, "finetune", stage)
     predictions = Predictor.load(folder, benchmark).predict(paths)
     if as_json:
         rows = [
-            {
-                "video": str(path),
-                "classes": [
-                    {"label": guess.label, "name": guess.name, "probability": guess.probability}
-                    for guess in guesses
-                ],
-            }
+            {"video": str(path), "classes": [asdict(guess) for guess in guesses]}
             for path, guesses in zip(paths, predictions, strict=True)
         ]
         typer.echo(json.dumps({"model": str(folder), "videos": rows}, indent=2))

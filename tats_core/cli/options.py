@@ -31,9 +31,9 @@ TestOf = Annotated[
 ]
 
 
-def _expanded(home: Path) -> Path:
+def _absolute(home: Path) -> Path:
     try:
-        return home.expanduser()
+        return home.expanduser().absolute()
     except RuntimeError as error:  # the user is unknown, or has no home folder
         raise StoreError(
             f"--home {home}: '~' cannot be expanded to a folder here; give the full path"
@@ -45,7 +45,7 @@ Home = Annotated[
     typer.Option(
         "--home",
         envvar="TATS_HOME",
-        callback=_expanded,
+        callback=_absolute,
         help="The project folder: runs, results, checkpoints, tracking database.",
         show_default=True,
     ),

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 from rich.tree import Tree
 
-from tats_core.cli import printing
 from tats_core.cli.options import many
+from tats_core.report.units import duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -60,7 +60,7 @@ def summary(plan: Plan) -> str:
     known = [item.seconds for item in running if item.seconds is not None]
     if not known:
         return words
-    words += f"; about {printing.duration(sum(known))} of work"
+    words += f"; about {duration(sum(known))} of work"
     if len(known) < len(running):
         words += f" and {many(len(running) - len(known), 'stage')} that never ran"
     return words

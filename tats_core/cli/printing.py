@@ -1,8 +1,7 @@
-"""How commands print: tables, times, numbers, states. Plain text where standard output is no terminal."""
+"""How commands print: tables, progress, states. Plain text where standard output is no terminal."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -10,14 +9,14 @@ from typing import TYPE_CHECKING, Final
 import typer
 
 from tats_core.cli.options import command_line, repeated
+from tats_core.report.metrics import METRICS
+from tats_core.report.units import duration
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from tats_core.store.run import RunRecord, StageRecord
     from tats_core.training.events import Event
-
-DASH: Final = "–"
 
 _STYLES: Final = {
     "running": "cyan",
@@ -29,8 +28,6 @@ _STYLES: Final = {
     "waiting": "dim",
     "skipped": "dim",
 }
-# Numbers of a progress event whose names are not words.
-_SHORT: Final = {"motion_lift": "motion lift", "entropy_share": "entropy", "learning_rate": "lr"}
 
 
 def console() -> Console:
@@ -96,35 +93,6 @@ def plain(text: object) -> str:
     return escape(str(text))
 
 
-def duration(seconds: float) -> str:
-    """Return `seconds` for a reader: `8s`, `4m12s`, `3h05m`."""
-    rounded = round(seconds)
-    if rounded < 60:
-        return f"{rounded}s"
-    if rounded < 3600:
-        return f"{rounded // 60}m{rounded % 60:02d}s"
-    return f"{rounded // 3600}h{rounded % 3600 // 60:02d}m"
-
-
-def age(seconds: float) -> str:
-    """Return how long ago, for a reader: `8s`, `4m12s`, `3h05m`, `12d`."""
-    return duration(max(0.0, seconds)) if seconds < 2 * 86400 else f"{seconds / 86400:.0f}d"
-
-
-def clock(seconds: float | None) -> str:
-    """Return a time of day with its date: `2026-11-25 10:52:55`."""
-    return DASH if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
-def size(count: float) -> str:
-    """Return a number of bytes for a reader: `12 B`, `3.4 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.1f} {unit}" if unit != "B" else f"{count} B"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
 def params(values: Mapping[str, object]) -> str:
     """Return what a stage's configuration came down to, as one line.
 
@@ -142,7 +110,8 @@ def params(values: Mapping[str, object]) -> str:
 
 def numbers(values: Mapping[str, float]) -> str:
     """Return the numbers of a progress event, three digits each."""
-    return "  ".join(f"{_SHORT.get(key, key.replace('_', ' '))} {value:.3g}" for key, value in values.items())
+    titles = {key: METRICS[key].title if key in METRICS else key.replace("_", " ") for key in values}
+    return "  ".join(f"{titles[key]} {value:.3g}" for key, value in values.items())
 
 
 def epoch(event: Event) -> list[str]:

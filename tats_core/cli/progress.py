@@ -19,6 +19,7 @@ from rich.text import Text
 
 from tats_core.cli import printing
 from tats_core.pipeline.observers import Display
+from tats_core.report.units import duration
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,24 +80,20 @@ class PlainUI(Display):
         self._remaining: dict[str, Remaining] = {}
 
     def started(self, plan: Plan, record: RunRecord) -> None:
-        """Print the header."""
         first, *rest = header(plan, record)
         self._line(first, "bold")
         for line in rest:
             self._line(line, "dim")
 
     def stage_started(self, stage: StageRecord, folders: tuple[Path, ...]) -> None:
-        """Print that the stage starts."""
         self._remaining[stage.name] = Remaining()
         self._printed.pop(stage.name, None)
         self._line(f"{stage.name}: started")
 
     def params(self, name: str, values: Mapping[str, object]) -> None:
-        """Print what the configuration came down to."""
         self._line(f"{name}: {printing.params(values)}", "dim")
 
     def progress(self, name: str, event: Event) -> None:
-        """Print step, epoch, numbers and remaining time, if a line is due."""
         left = self._remaining.setdefault(name, Remaining()).seconds(event)
         now = self._clock()
         if now - self._printed.get(name, -self._every) < self._every:
@@ -109,15 +106,12 @@ class PlainUI(Display):
         self._line(f"{name}: {text}" if name else text)
 
     def stage_finished(self, name: str, seconds: float, cached: bool) -> None:
-        """Print that the stage's output is complete."""
-        self._line(f"{name}: {'reused' if cached else f'finished in {printing.duration(seconds)}'}")
+        self._line(f"{name}: {'reused' if cached else f'finished in {duration(seconds)}'}")
 
     def stage_failed(self, name: str, error: str) -> None:
-        """Print that the stage failed, and why."""
         self._line(f"{name}: failed: {error}")
 
     def finished(self, record: RunRecord) -> None:
-        """Print how the run ended."""
         self._line(ending(record))
 
     def close(self) -> None:
@@ -145,22 +139,19 @@ class LiveUI(PlainUI):
         self._tasks: dict[str, TaskID] = {}
 
     def started(self, plan: Plan, record: RunRecord) -> None:
-        """Print the header and open the display."""
         super().started(plan, record)
         self._progress.start()
 
     def stage_started(self, stage: StageRecord, folders: tuple[Path, ...]) -> None:
-        """Add a bar, or reset the stage's bar."""
         self._close_bar(stage.name)
         self._remaining[stage.name] = Remaining()
         self._tasks[stage.name] = self._progress.add_task(escape(stage.name), total=None, status="starting")
 
     def progress(self, name: str, event: Event) -> None:
-        """Move the stage's bar."""
         left = self._remaining.setdefault(name, Remaining()).seconds(event)
         parts = printing.epoch(event)
         if left is not None:
-            parts.append(f"{printing.duration(left)} left")
+            parts.append(f"{duration(left)} left")
         if event["shown"]:
             parts.append(printing.numbers(event["shown"]))
         if name in self._tasks:
@@ -169,25 +160,21 @@ class LiveUI(PlainUI):
             )
 
     def stage_finished(self, name: str, seconds: float, cached: bool) -> None:
-        """Replace the bar by a line."""
         self._close_bar(name)
         if cached:
             self._line(f"= {name}  reused", "dim")
         else:
-            self._line(f"✓ {name}  {printing.duration(seconds)}", "green")
+            self._line(f"✓ {name}  {duration(seconds)}", "green")
 
     def stage_failed(self, name: str, error: str) -> None:
-        """Replace the bar by the reason."""
         self._close_bar(name)
         self._line(f"✗ {name}  {error}", "red")
 
     def finished(self, record: RunRecord) -> None:
-        """Close the display and print how the run ended."""
         self.close()
         super().finished(record)
 
     def close(self) -> None:
-        """Restore the terminal; safe to call twice."""
         self._progress.stop()
 
     def _line(self, text: str, style: str = "") -> None:
@@ -217,22 +204,18 @@ class JsonUI(Display):
         self._print("plan", {key: value for key, value in plan.to_json().items() if key != "schema"})
 
     def started(self, plan: Plan, record: RunRecord) -> None:
-        """Print the plan, then the run."""
         self._record = record
         self.plan(plan)
         names = {"run": record.id, "pipeline": record.pipeline, "home": record.home}
         self._print("run_started", names | {"folder": str(record.folder), "pid": record.pid})
 
     def stage_started(self, stage: StageRecord, folders: tuple[Path, ...]) -> None:
-        """Print which attempt starts."""
         self._print("stage_started", {"stage": stage.name, "attempt": stage.attempts, "key": stage.key})
 
     def params(self, name: str, values: Mapping[str, object]) -> None:
-        """Print what the configuration came down to."""
         self._print("params", {"stage": name, "values": dict(values)})
 
     def progress(self, name: str, event: Event) -> None:
-        """Print every progress event."""
         keys = ("step", "steps", "epoch", "epochs", "shown")
         self._print("progress", {"stage": name, **{key: event[key] for key in keys}})
 
@@ -241,18 +224,15 @@ class JsonUI(Display):
         self._print("note", {"stage": name or None, "text": text})
 
     def stage_finished(self, name: str, seconds: float, cached: bool) -> None:
-        """Print the folder of the output."""
         assert self._record is not None
         stage = self._record.stages[name]
         about = {"stage": name, "cached": cached, "seconds": seconds}
         self._print("stage_finished", about | {"folder": stage.folder, "key": stage.key})
 
     def stage_failed(self, name: str, error: str) -> None:
-        """Print the reason."""
         self._print("stage_failed", {"stage": name, "error": error})
 
     def finished(self, record: RunRecord) -> None:
-        """Print how the run ended, and its results or the command that resumes it."""
         from tats_core.store.run import Run
 
         done = record.status == "finished"
@@ -281,7 +261,7 @@ class JsonUI(Display):
 
 def ending(record: RunRecord) -> str:
     """Return the last line of a run."""
-    took = printing.duration((record.finished or record.started) - record.started)
+    took = duration((record.finished or record.started) - record.started)
     done = sum(stage.done for stage in record.stages.values())
     return f"{record.pipeline} {record.status} after {took}: {done} of {len(record.stages)} stages are done"
 

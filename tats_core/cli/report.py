@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tats_core.cli.options import DEFAULT_HOME, Home, complete_pipeline, write_file
-from tats_core.errors import RunError, SpecError
+from tats_core.cli.results import sweep_folder, table_of
+from tats_core.errors import SpecError
 
 if TYPE_CHECKING:
-    from tats_core.store.run import Results, RunRecord
+    from tats_core.store.run import RunRecord
 
 
-class ReportFormat(StrEnum):
-    """The formats of a report."""
-
-    md = "md"
-    csv = "csv"
-    latex = "latex"
-    html = "html"
-    json = "json"
+Format = Literal["md", "csv", "latex", "html", "json"]
 
 
 def report(
@@ -38,63 +30,51 @@ def report(
         ),
     ],
     form: Annotated[
-        ReportFormat,
+        Format,
         typer.Option(
             "--format", help="html: a page with curves, pictures and stages; the others: the table."
         ),
-    ] = ReportFormat.md,
+    ] = "md",
     out: Annotated[
         Path | None, typer.Option("--out", help="Write to this file instead of standard output.")
     ] = None,
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Write results as Markdown, CSV, LaTeX, HTML or JSON."""
-    from tats_core.cli.sweep_tables import sweep_folder
     from tats_core.store import history
 
-    home = home.expanduser().absolute()
     sweep = sweep_folder(run, home)
     record = history.find_finished(str(sweep or run), home)
-    if form is ReportFormat.html and out is None and sys.stdout.isatty():
+    if form == "html" and out is None and sys.stdout.isatty():
         raise SpecError("a page cannot be shown in a terminal; give a file with --out FILE.html")
     text = _run_text(record, form) if sweep is None else _sweep_text(sweep, form)
     if out is None:
         typer.echo(text, nl=False)
         return
     write_file(out.expanduser().absolute(), text, option="--out")
-    typer.echo(f"{out}: the results of {record.id}, as {form.value}")
+    typer.echo(f"{out}: the results of {record.id}, as {form}")
 
 
-def _run_text(record: RunRecord, form: ReportFormat) -> str:
-    if form is ReportFormat.html:
+def _run_text(record: RunRecord, form: Format) -> str:
+    if form == "html":
         from tats_core.store import run_page
 
         return run_page.build(record)
     from tats_core.report import results as tables
-    from tats_core.store.run import Run
 
-    table = Run(record).results
-    if table is None:
-        raise RunError(f"the run {record.id} has no finished report stage, so there is no table to write")
-    writers: dict[ReportFormat, Callable[[Results], str]] = {
-        ReportFormat.md: tables.markdown,
-        ReportFormat.csv: tables.csv,
-        ReportFormat.latex: tables.latex,
-        ReportFormat.json: lambda results: json.dumps({"run": record.id, **results}, indent=2) + "\n",
-    }
+    table = table_of(record)
+    if form == "json":
+        return json.dumps({"run": record.id, **table}, indent=2) + "\n"
+    writers = {"md": tables.markdown, "csv": tables.csv, "latex": tables.latex}
     return writers[form](table)
 
 
-def _sweep_text(folder: Path, form: ReportFormat) -> str:
+def _sweep_text(folder: Path, form: Format) -> str:
     from tats_core.sweep import page
 
-    if form is ReportFormat.html:
+    if form == "html":
         return page.build(folder)
     summary = page.read(folder)
-    writers: dict[ReportFormat, Callable[[], str]] = {
-        ReportFormat.md: summary.markdown,
-        ReportFormat.csv: summary.csv,
-        ReportFormat.latex: summary.latex,
-        ReportFormat.json: lambda: json.dumps({"run": folder.name, **summary.values()}, indent=2) + "\n",
-    }
-    return writers[form]()
+    if form == "json":
+        return json.dumps({"run": folder.name, **summary.values()}, indent=2) + "\n"
+    return {"md": summary.markdown, "csv": summary.csv, "latex": summary.latex}[form]()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 
@@ -26,18 +25,13 @@ if TYPE_CHECKING:
     from tats_core.store.run import RunRecord
 
 
-class OnError(StrEnum):
-    """Whether the other stages run after a failure."""
-
-    stop = "stop"
-    proceed = "continue"
-
-
 def pipeline(
     name: PipelineName,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change a key of a stage; repeatable."),
+        typer.Option(
+            "--set", metavar="STAGE.KEY=VALUE", help="Change a key of a stage, see tats explain; repeatable."
+        ),
     ] = None,
     show_plan: Annotated[
         bool, typer.Option("--plan", help="Print which stages would run and why, and run nothing.")
@@ -64,12 +58,12 @@ def pipeline(
         ),
     ] = None,
     on_error: Annotated[
-        OnError,
+        Literal["stop", "continue"],
         typer.Option(
             "--on-error",
             help="After a failure: stop, or continue with the stages that do not need the failed one.",
         ),
-    ] = OnError.stop,
+    ] = "stop",
     notify: Annotated[
         str | None,
         typer.Option(
@@ -88,7 +82,6 @@ def pipeline(
     from tats_core.cli import progress
     from tats_core.pipeline import runner, spec
 
-    home = home.expanduser().absolute()
     # Without --force and --from: the stages that they started resume and need not start again.
     words = [*repeated("--set", sets), *repeated("--only", only)]
     resume = command_line(["run", "pipeline", name, *words], home)
@@ -109,7 +102,7 @@ def pipeline(
             elif show_plan:
                 _print_plan(plan)
             return
-        record = runner.run(loaded, home, **choice, on_error=on_error.value, ui=ui)
+        record = runner.run(loaded, home, **choice, on_error=on_error, ui=ui)
     except TatsError as error:
         if not isinstance(ui, progress.JsonUI):
             raise

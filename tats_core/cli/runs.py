@@ -16,6 +16,7 @@ import typer
 from tats_core.cli import printing
 from tats_core.cli.options import DEFAULT_HOME, AsJson, Home, command_line, complete_pipeline
 from tats_core.errors import StoreError
+from tats_core.report.units import DASH, duration
 
 if TYPE_CHECKING:
     from tats_core.store.run import Run, RunState, Stage
@@ -82,7 +83,6 @@ def runs(
     from tats_core.store import history
     from tats_core.store.run import Run
 
-    home = home.expanduser().absolute()
     wanted = None if pipeline is None else history.check_pipeline(pipeline, home)
     corrupt: list[str] = []  # an unreadable record must not hide the other runs
     records = history.records(home, wanted, corrupt)
@@ -188,11 +188,11 @@ def _cells(row: Overview, now: float) -> list[str]:
         printing.plain(row.id),
         printing.state(row.state),
         f"{row.done}/{row.stages}",
-        printing.plain(", ".join(at) or printing.DASH),
-        printing.DASH if row.eta is None else printing.duration(row.eta),
-        printing.age(now - row.started),
-        printing.age(row.seconds),
-        printing.DASH if row.best is None else _headline(row.best),
+        printing.plain(", ".join(at) or DASH),
+        DASH if row.eta is None else duration(row.eta),
+        duration(now - row.started),
+        duration(row.seconds),
+        DASH if row.best is None else _headline(row.best),
     ]
 
 

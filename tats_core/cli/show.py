@@ -18,6 +18,7 @@ from tats_core.addresses import masked
 from tats_core.cli import printing
 from tats_core.cli.options import DEFAULT_HOME, AnyRun, AsJson, Home, command_line, complete_stage
 from tats_core.errors import StoreError
+from tats_core.report.units import DASH, clock, duration, size
 
 if TYPE_CHECKING:
     from tats_core.store.lineage import Link, Number
@@ -41,13 +42,13 @@ def show(
 ) -> None:
     """Show a run and trace its numbers to their sources.
 
-    The sources are checkpoints, configuration, code and data. Files are checked against the digests in their
-    manifests. With WHAT the weights are checked too; without WHAT, only the size of files above 1 MB is.
+    The sources are checkpoints, configuration, code and data. Files are compared with the digests that were
+    recorded when they were written; without WHAT, only the size of files above 1 MB is compared.
     """
     from tats_core.store import history, lineage
     from tats_core.store.run import Run
 
-    opened = Run(history.find(run, home.expanduser().absolute()))
+    opened = Run(history.find(run, home))
     number = None if what is None else lineage.find_number(opened, what)
     ends = [number.report, number.source] if number else [what] if what else _last_stages(opened.record)
     links = lineage.chain(opened, ends, whole=what is not None)
@@ -116,11 +117,11 @@ def _numbers(run: Run) -> tuple[list[Number], str]:
 def _print_run(record: RunRecord) -> None:
     title = f": {record.title}" if record.title else ""
     printing.line(f"[bold]{printing.plain(record.id)}[/]{printing.plain(title)}")
-    ended = f" after {printing.age(record.finished - record.started)}" if record.finished else ""
+    ended = f" after {duration(record.finished - record.started)}" if record.finished else ""
     error = f": {printing.plain(record.error)}" if record.error else ""
     facts = {
         "state": printing.state(record.state) + ended + error,
-        "started": f"{printing.clock(record.started)}, {printing.age(time.time() - record.started)} ago",
+        "started": f"{clock(record.started)}, {duration(time.time() - record.started)} ago",
         "command": printing.plain(printing.resume_command(record)),
         "code": f"commit {record.git_commit}" if record.git_commit else "not run from a git checkout",
         "folder": printing.plain(record.folder),
@@ -132,9 +133,9 @@ def _print_run(record: RunRecord) -> None:
         [
             printing.plain(stage.name),
             printing.state(printing.stage_state(record, stage)),
-            printing.duration(stage.seconds) if stage.seconds else printing.DASH,
-            str(stage.attempts or printing.DASH),
-            (stage.key or printing.DASH)[:12],
+            duration(stage.seconds) if stage.seconds else DASH,
+            str(stage.attempts or DASH),
+            (stage.key or DASH)[:12],
             printing.plain(stage.error or stage.reason),
         ]
         for stage in record.stages.values()
@@ -217,7 +218,7 @@ def _print_level(record: RunRecord, level: Sequence[Link]) -> None:
     width = max(len(link.stage) for link in level)
     for link in level:
         files = ", ".join(f"{Path(file.path).name} {file.sha256[:12]}" for file in link.files)
-        words = [f"{link.stage:<{width}}", (link.key or printing.DASH)[:12], printing.clock(link.made)]
+        words = [f"{link.stage:<{width}}", (link.key or DASH)[:12], clock(link.made)]
         printing.line(f"    {printing.plain('  '.join(words))}  [dim]{printing.plain(files)}[/]")
         if len(makers) > 1 and link.run:
             printing.line(f"    {'':<{width}}  by {_maker(record, link)}")
@@ -226,13 +227,13 @@ def _print_level(record: RunRecord, level: Sequence[Link]) -> None:
 
 def _print_link(record: RunRecord, link: Link) -> None:
     """Print everything known about a stage."""
-    printing.line(f"    stage {printing.plain(link.stage)}, key {link.key or printing.DASH}")
+    printing.line(f"    stage {printing.plain(link.stage)}, key {link.key or DASH}")
     if link.made is not None:
-        printing.line(f"    made  {printing.clock(link.made)} by {_maker(record, link)}")
+        printing.line(f"    made  {clock(link.made)} by {_maker(record, link)}")
         printing.line(f"    in    {printing.plain(link.folder)}")
     for file in link.files:
         name = printing.plain(Path(file.path).name)
-        printing.line(f"    file  {name} ({printing.size(file.size)})  sha256 {file.sha256}")
+        printing.line(f"    file  {name} ({size(file.size)})  sha256 {file.sha256}")
     _print_faults(link.faults)
 
 

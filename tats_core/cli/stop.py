@@ -11,6 +11,7 @@ from tats_core.cli import printing
 from tats_core.cli.options import DEFAULT_HOME, INTERRUPTED, AnyRun, Home
 from tats_core.cli.submit import ClusterAddress, stop_job
 from tats_core.errors import SpecError
+from tats_core.report.units import duration
 
 if TYPE_CHECKING:
     from tats_core.store.run import RunRecord
@@ -37,7 +38,7 @@ def stop(
         return
     from tats_core.store import history
 
-    record = history.find(run, home.expanduser().absolute())
+    record = history.find(run, home)
     if record.state != "running":
         typer.echo(_not_running(record))
         return
@@ -65,6 +66,6 @@ def _stopped(record: RunRecord) -> str:
 
 
 def _not_running(record: RunRecord) -> str:
-    ended = f" {printing.age(time.time() - record.finished)} ago" if record.finished else ""
+    ended = f" {duration(time.time() - record.finished)} ago" if record.finished else ""
     resume = "" if record.state == "finished" else f"; resume with: {printing.resume_command(record)}"
     return f"{record.id} is not running: it {record.state}{ended}{resume}"

@@ -13,6 +13,7 @@ from tats_core.addresses import masked
 from tats_core.cli import printing
 from tats_core.cli.options import INTERRUPTED, complete_pipeline, complete_sweep, write_file
 from tats_core.errors import RunError, SpecError
+from tats_core.report.units import DASH, duration
 
 if TYPE_CHECKING:
     from tats_core.cluster.jobs import Cluster
@@ -113,7 +114,7 @@ def jobs(address: Annotated[str, typer.Option("--address", metavar="URL", help=_
     cluster = Cluster(address)
     rows = []
     for job in cluster.jobs():
-        age = f"{printing.age(time.time() - job.started)} ago" if job.started else printing.DASH
+        age = f"{duration(time.time() - job.started)} ago" if job.started else DASH
         if not job.id.startswith(CHECK):
             rows.append(
                 [printing.plain(job.id), job.status.lower(), age, printing.plain(masked(job.command))]

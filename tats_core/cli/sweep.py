@@ -10,19 +10,19 @@ import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tats_core.cli import printing
 from tats_core.cli.options import DEFAULT_HOME, INTERRUPTED, Home, SweepName, command_line, repeated
-from tats_core.cli.sweep_tables import print_files
+from tats_core.cli.results import print_files
 from tats_core.errors import ResourceError, RunError, SpecError
+from tats_core.report.units import duration
 
 if TYPE_CHECKING:
     from tats_core.sweep.engine import Outcome
     from tats_core.sweep.progress import Progress
-    from tats_core.sweep.spec import Metric, Sweep
+    from tats_core.sweep.spec import Sweep
 
 _EVERY_SECONDS = 10.0
 
@@ -31,9 +31,15 @@ def sweep(
     name: SweepName,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a stage's key or the sweep's; repeatable."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change STAGE.KEY for all trials, or a key of the sweep; repeatable.",
+        ),
     ] = None,
-    show_plan: Annotated[bool, typer.Option("--plan", help="Print what would be tried, then stop.")] = False,
+    show_plan: Annotated[
+        bool, typer.Option("--plan", help="Print what would be tried, and run nothing.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the newest run of this sweep.")] = False,
     resume_or_start: Annotated[
         bool,
@@ -41,16 +47,20 @@ def sweep(
             "--continue", help="Resume the newest run if it is of this same sweep, else start a new one."
         ),
     ] = False,
-    samples: Annotated[int | None, typer.Option(min=1, help="How many points are tried.")] = None,
-    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time, at most.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="How many points to try.")] = None,
+    max_concurrent: Annotated[
+        int | None, typer.Option(min=1, help="How many trials run at a time, at most.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Run a pipeline many times with different values, side by side, and compare what came out."""
+    """Run a pipeline with different values and compare results.
+
+    Each choice of values is a point; a point with one seed is a trial. Trials run side by side.
+    """
     from tats_core.cli import progress
     from tats_core.sweep import engine, spec
 
-    home = home.expanduser().absolute()
     loaded = spec.load(name, sets or [], samples=samples, max_concurrent=max_concurrent)
     if show_plan:
         typer.echo(_plan(loaded, as_json))
@@ -104,6 +114,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 def _plan(sweep: Sweep, as_json: bool) -> str:
     from tats_core.sweep import engine
+    from tats_core.sweep.space import values_text
 
     slots: int | None = None
     short = ""
@@ -122,26 +133,18 @@ def _plan(sweep: Sweep, as_json: bool) -> str:
     for number, point in enumerate(points, 1):
         lines.append(f"  {number:>3}  " + "  ".join(f"{key}={value}" for key, value in point.items()))
     if not points:
-        identity, every = sweep.identity(), getattr(sweep.searcher, "every", None)
+        every = getattr(sweep.searcher, "every", None)
         how = "points, each proposed by Optuna when its turn comes"
         if every:
             how = f"members, trained in generations of {every} epochs, each from the previous"
         lines.append(f"  {sweep.samples} {how}, among")
-        lines += [f"       {key}: {_among(values)}" for key, values in identity["space"].items()]
-        for pattern, condition in identity["where"].items():
-            words = " and ".join(f"{key} = {_among(values)}" for key, values in condition.items())
+        lines += [f"       {key}: {values_text(values)}" for key, values in sweep.choices.items()]
+        for pattern, condition in sweep.conditions.items():
+            words = " and ".join(f"{key} = {values_text(values)}" for key, values in condition.items())
             lines.append(f"       {pattern} only where {words}")
     if sweep.seeds.keys:
         lines.append(f"  each with {', '.join(sweep.seeds.keys)} = {', '.join(map(str, sweep.seeds.values))}")
     return "\n".join([*lines, *([f"  cannot start here: {short}"] if short else [])])
-
-
-def _among(values: list[Any] | dict[str, list[Any]]) -> str:
-    """Return the values of a key of the space for a line: `1, 2, 4` or `uniform 0.1 … 0.3`."""
-    if isinstance(values, list):
-        return ", ".join(json.dumps(value).strip('"') for value in values)
-    ((kind, ends),) = values.items()
-    return _among(ends) if kind == "choice" else f"{kind} {ends[0]:g} … {ends[1]:g}"
 
 
 def _conclude(sweep: Sweep, outcome: Outcome, again: str, home: Path, as_json: bool) -> None:
@@ -167,16 +170,12 @@ def _conclude(sweep: Sweep, outcome: Outcome, again: str, home: Path, as_json: b
         )
 
 
-def _headline(progress: Progress, objective: Metric) -> str:
+def _headline(progress: Progress) -> str:
     parts = [f"{len(progress.ended)} of {progress.total} trials, {len(progress.running)} running"]
-    ended = progress.ended.values()
-    values = [result.metrics[objective.name] for result in ended if objective.name in result.metrics]
-    if values:
-        best = max(values) if objective.mode == "max" else min(values)
-        parts.append(f"best {objective.shown} {best:.{objective.digits}f}")
+    parts += [progress.best] if progress.best else []
     left = progress.remaining()
     if left is not None:
-        parts.append(f"about {printing.duration(left)} left")
+        parts.append(f"about {duration(left)} left")
     return ", ".join(parts)
 
 
@@ -184,7 +183,6 @@ class QuietUI:
     """Prints nothing."""
 
     def started(self, sweep: Sweep, progress: Progress) -> None:
-        """Remember the sweep."""
         self.sweep = sweep
 
     def changed(self, progress: Progress) -> None:
@@ -198,18 +196,16 @@ class PlainUI(QuietUI):
     """Prints a line whenever a trial has ended, and every ten seconds."""
 
     def started(self, sweep: Sweep, progress: Progress) -> None:
-        """Print the number of trials."""
         self.sweep, self.ended, self.printed = sweep, len(progress.ended), time.monotonic()
         typer.echo(f"{sweep.name}: {progress.total} trials, {progress.slots} at a time")
         if progress.before:
             typer.echo(f"{progress.before} of them had ended before")
 
     def changed(self, progress: Progress) -> None:
-        """Print the progress, if a line is due."""
         if len(progress.ended) == self.ended and time.monotonic() - self.printed < _EVERY_SECONDS:
             return
         self.ended, self.printed = len(progress.ended), time.monotonic()
-        typer.echo(_headline(progress, self.sweep.objectives[0]))
+        typer.echo(_headline(progress))
 
 
 class LiveUI(QuietUI):
@@ -221,16 +217,14 @@ class LiveUI(QuietUI):
         self.live = Live(refresh_per_second=4, transient=True)
 
     def started(self, sweep: Sweep, progress: Progress) -> None:
-        """Open the display."""
         self.sweep = sweep
         self.changed(progress)
         self.live.start()
 
     def changed(self, progress: Progress) -> None:
-        """Redraw the table."""
         from rich.table import Table
 
-        table = Table(title=_headline(progress, self.sweep.objectives[0]), title_justify="left")
+        table = Table(title=_headline(progress), title_justify="left")
         for heading in ("trial", "values", "epoch"):
             table.add_column(heading)
         for name, trial in progress.running.items():
@@ -238,5 +232,4 @@ class LiveUI(QuietUI):
         self.live.update(table)
 
     def close(self) -> None:
-        """Restore the terminal."""
         self.live.stop()

@@ -13,7 +13,7 @@ from tats_core.errors import VideoError
 
 def visualise(
     run: RunName,
-    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Video files.")],
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO", help="Video files.")],
     out: Annotated[Path, typer.Option("--out", help="The folder for the pictures.")] = Path("pictures"),
     clips: Annotated[
         int,
@@ -32,7 +32,7 @@ def visualise(
     from tats_core.store import models
     from tats_core.training.visualise import Visualiser
 
-    folder = models.find_model(run, home.expanduser(), "pretrain", stage)
+    folder = models.find_model(run, home, "pretrain", stage)
     visualiser = Visualiser.load(folder, benchmark)
     unread = []
     with writing(out, "--out"):

@@ -28,7 +28,7 @@ from tats_core.cluster.submission import Submission
 from tats_core.errors import SpecError
 from tats_core.pipeline.graph import Instance
 from tats_core.specs import StrictModel
-from tats_core.stages.common import Trained
+from tats_core.stages.configs import Trained
 
 Target = Literal["kuberay", "raycluster"]
 

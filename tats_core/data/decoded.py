@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
-from tats_core.data import readers
+from tats_core.data import readers, transforms
 from tats_core.data.manifest import Manifest
-from tats_core.data.readers import Frames
-from tats_core.errors import VideoError
+from tats_core.data.video import Frames
+from tats_core.errors import DataError, VideoError
 from tats_core.files import replacing, write_text
 
 
@@ -25,7 +25,7 @@ class Decoded:
     """A file of frames: for each video id its offset and `(T, H, W)`."""
 
     def __init__(self, path: Path) -> None:
-        self._bytes: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+        self._bytes = np.memmap(path, np.uint8, "r")
         self._index: dict[str, tuple[int, int, int, int]] = json.loads(_index(path).read_text("utf-8"))
 
     def frames(self, video_id: str) -> Frames | None:
@@ -40,29 +40,40 @@ opened = functools.lru_cache(maxsize=8)(Decoded)
 """The file at a path; one mapping a process."""
 
 
-def write(manifest: Manifest, path: Path, progress: Callable[[], None]) -> Manifest:
-    """Decode all videos into `path` (`.npy`), and return the manifest that names it.
+def write(
+    manifest: Manifest, path: Path, progress: Callable[[], None], short_side: int | None = None
+) -> Manifest:
+    """Decode all videos into `path`, a few frames at a time, and return the manifest that names it.
 
     A video that cannot be read is left out: the reason comes when it is read, as without this file.
 
     Args:
         progress: called after each video.
+        short_side: reduce frames with a longer one to it.
+
+    Raises:
+        DataError: no video can be read.
     """
     index: dict[str, tuple[int, int, int, int]] = {}
-    parts: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)]
-    start = 0
-    for video in manifest.videos:
-        try:
-            frames_THWC = readers.read_all(video.path)
-        except VideoError:
-            continue
-        T, H, W, _ = frames_THWC.shape
-        index[video.id] = (start, T, H, W)
-        parts.append(frames_THWC.ravel())
-        start += frames_THWC.size
-        progress()
+    reason = ""
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.save(file, np.concatenate(parts))
+        for video in manifest.videos:
+            start, T = file.tell(), 0
+            try:
+                for frames_THWC in readers.pieces(video.path):
+                    small_THWC = transforms.shrink(torch.from_numpy(frames_THWC), short_side).numpy()
+                    file.write(np.ascontiguousarray(small_THWC).data)
+                    T += len(small_THWC)
+            except VideoError as error:
+                reason = str(error)
+                file.seek(start)
+                file.truncate()
+            else:
+                index[video.id] = (start, T, *small_THWC.shape[1:3])
+            progress()
+        if not index:
+            name = f"{manifest.benchmark} ({manifest.split})"
+            raise DataError(f"{name}: none of the videos can be read: {reason}")
     write_text(_index(path), json.dumps(index))
     return replace(manifest, decoded=path)
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -25,10 +23,10 @@ from pydantic import Field, model_validator
 
 from tats_core.data import synthetic
 from tats_core.data.benchmarks import hmdb51, kinetics400, ssv2, ucf101
+from tats_core.data.parallel import CHUNK, in_pieces
 from tats_core.data.synthetic import VOCABULARIES, SceneConfig
 from tats_core.errors import DataError
 from tats_core.files import replacing, write_text
-from tats_core.machine import available_cpus
 from tats_core.specs import StrictModel, merge
 
 Progress = Callable[[int, int, str], None]
@@ -53,7 +51,6 @@ MOTION: Final = "ground_truth_motion"
 
 _VERSION: Final = 2  # of what this module makes from a configuration
 _MARKER: Final = "generated.json"
-_CHUNK: Final = 16
 
 
 class GenerateConfig(StrictModel):
@@ -162,9 +159,9 @@ def generate(
         return roots
     done = len(clips) - len(todo)
     show(done, len(clips), "encoding")
-    for name in _made(out, config, todo, workers or available_cpus()):
+    for name in _made(out, config, todo, workers):
         done += 1
-        if done % _CHUNK == 0 or done == len(clips):
+        if done % CHUNK == 0 or done == len(clips):
             show(done, len(clips), name)
     for name, layout in layouts.items():
         for path, text in layout.lists.items():
@@ -199,31 +196,10 @@ def _mark(out: Path, config: GenerateConfig, *, complete: bool) -> None:
 # ------------------------------------------------------------------------------------------- clips
 
 
-def _made(out: Path, config: GenerateConfig, todo: list[_Clip], workers: int) -> Iterator[str]:
+def _made(out: Path, config: GenerateConfig, todo: list[_Clip], workers: int | None) -> Iterator[str]:
     """Make the clips and yield the benchmark of each finished clip, in any order."""
-    if workers == 1 or len(todo) <= _CHUNK:
-        for clip in todo:
-            _make(out, config, [clip])
-            yield clip.benchmark
-        return
-    # Not forked from here: the caller may be one of several threads, whose locks a fork would copy.
-    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-    with ProcessPoolExecutor(
-        workers,
-        mp_context=context,
-        # Ctrl-C is for this process, which ends the pool; else each worker would print a traceback.
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    ) as pool:
-        chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
-        futures = {pool.submit(_make, out, config, chunk): chunk for chunk in chunks}
-        try:
-            for future in as_completed(futures):
-                future.result()
-                yield from (clip.benchmark for clip in futures[future])
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    for made, _ in in_pieces(partial(_make, out, config), todo, workers):
+        yield from (clip.benchmark for clip in made)
 
 
 def _make(out: Path, config: GenerateConfig, clips: Sequence[_Clip]) -> None:

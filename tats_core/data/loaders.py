@@ -25,7 +25,9 @@ from tats_core.data import benchmarks, clips, decoded, readers, transforms
 from tats_core.data.benchmarks import Benchmark
 from tats_core.data.clips import Batch, Erased
 from tats_core.data.manifest import Manifest
+from tats_core.data.video import Choose
 from tats_core.errors import DataError, SpecError, TatsError, VideoError
+from tats_core.machine import end_with_parent
 from tats_core.specs import NotIdentity, StrictModel
 
 Purpose = Literal["pretrain", "finetune"]
@@ -71,9 +73,13 @@ class ClipOptions(StrictModel):
     decode_workers: Annotated[int, NotIdentity] = Field(
         0, ge=0, description="decoding processes beside each training worker, with a batch each"
     )
-    reader: Literal["auto", "decord", "pyav"] = Field("auto", description="how files are decoded")
+    reader: Literal["auto", "decord", "pyav"] = Field(
+        "auto",
+        description="what decodes: auto is pyav; decord decodes the kinds of file of which it gives the same "
+        "frames, and is slower",
+    )
     time_limit: Annotated[float, NotIdentity] = Field(
-        readers.TIME_LIMIT, gt=0, description="seconds that one file may take"
+        readers.TIME_LIMIT, gt=0, description="seconds of computing that one file may take"
     )
     max_unreadable: float = Field(0.05, ge=0, le=1, description="share of the videos that training may skip")
 
@@ -188,7 +194,7 @@ class _Clips(Dataset[_Answer]):
                 _check_unreadable(self.unreadable, self.options.max_unreadable, n_videos)
         raise DataError(f"none of the {n_videos} videos can be read")
 
-    def frames(self, index: int, choose: readers.Choose) -> Tensor:
+    def frames(self, index: int, choose: Choose) -> Tensor:
         """Return uint8 `frames_THWC` of video `index`, the frames that `choose` picks.
 
         Raises:
@@ -204,7 +210,7 @@ class _Clips(Dataset[_Answer]):
         frames_THWC = self.cache.get(index)
         if frames_THWC is None:
             limit = options.cache_mb * 2**20 if options.cache else 0
-            wanted: readers.Choose = np.arange if limit else choose
+            wanted: Choose = np.arange if limit else choose
             try:
                 frames_THWC = torch.from_numpy(
                     readers.read_clip(video.path, wanted, options.reader, options.time_limit)
@@ -242,6 +248,7 @@ def _pool(clips: _Clips, requests: list[_Request]) -> DataLoader[_Answer]:
         pin_memory=torch.cuda.is_available(),
         # A plain fork copies locks that other threads of the launcher hold, and may wait for ever.
         multiprocessing_context="forkserver",
+        worker_init_fn=end_with_parent,
     )
 
 
@@ -425,11 +432,7 @@ class _TestViews(_Clips):
             return needed
 
         frames_THWC = self.frames(index, choose)
-        height, width = frames_THWC.shape[1:3]
-        crops = [
-            transforms.crop_resize(frames_THWC, box, options.size)
-            for box in transforms.view_boxes(height, width, self.n_crops)
-        ]
+        crops = transforms.crops_of_test(frames_THWC, options.size, self.n_crops)
         views = [crop_THWC[torch.from_numpy(index_T)] for index_T in inverse_VT for crop_THWC in crops]
         return transforms.channels_first(torch.stack(views))
 

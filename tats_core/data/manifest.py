@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, NotRequired, TypedDict
 
@@ -45,8 +45,8 @@ class VideoRecord:
 class Manifest:
     """The videos of one split, in the order of the data set's own lists.
 
-    `absent` counts videos that the lists name and the disk lacks. Only Kinetics-400 may have some, since
-    every copy of it differs; for the other data sets the reader refuses.
+    `absent` counts videos that the lists name and the disk lacks; with any, every table of results is marked.
+    Kinetics-400 may have some, since every copy of it differs; other data sets where it is allowed.
     """
 
     benchmark: str
@@ -57,10 +57,15 @@ class Manifest:
     absent: int = 0
     decoded: Path | None = None
     """File of the decoded frames of all videos (`data.decoded`), beside the manifest's file."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What the person should know of the lists, a sentence each; not saved."""
 
     def __post_init__(self) -> None:
         if not self.videos:
             raise DataError(f"{self._name}: no video is listed in {self.root}")
+        if len(set(self.classes)) < len(self.classes):
+            twice = next(name for name in self.classes if self.classes.count(name) > 1)
+            raise DataError(f"{self._name}: two classes are called '{twice}'; each needs a name of its own")
         seen: set[str] = set()
         for video in self.videos:
             if not UNLABELLED <= video.label < len(self.classes):
@@ -170,6 +175,10 @@ class Manifest:
             return self
         videos = tuple(self.videos[step * len(self.videos) // count] for step in range(count))
         return replace(self, videos=videos)
+
+    def absence(self) -> dict[str, int]:
+        """Return what a stage's result has of `absent`, so that tables are marked; most often nothing."""
+        return {f"absent_{self.split}": self.absent} if self.absent else {}
 
     def labels(self) -> list[int]:
         """Return the label of every video, in order."""

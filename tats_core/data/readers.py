@@ -1,15 +1,16 @@
-"""Frames of a video file, exactly as a sequential decode gives them.
+"""Frames of a video file by the name of a reader; every reader gives the same frames, bit for bit.
 
-Two readers have one interface. decord jumps to the wanted frames, which is fast for long videos, but for
-some streams it returns wrong frames without an error. Seen with decord 0.6.0 against a sequential
-decode (tests/data/test_readers.py has a case of each):
+`pyav` decodes with FFmpeg and defines the frames (`video`, `pixels`); `auto` is the same. `decord` is there
+for comparisons, and slower: it decodes the kinds of file (`is_proven`) of which it was seen to give the same
+frames, and PyAV all others. decord 0.6.0 errs without saying so (tests/data/test_readers.py):
 
 * MPEG-4 with B-frames in avi: most frames are not the ones asked for;
 * H.264 with open groups of pictures: some frames after a jump are wrong;
-* H.264 cut without re-encoding (an edit list, or no key frame at the start): more frames than there are.
+* H.264 cut without re-encoding (an edit list, or no key frame at the start): more frames than there are;
+* 10-bit and interlaced video, several video streams: other pixels, another stream.
 
-So decord reads a file only if it was seen to be exact for container and codec, and its packets show none of
-these; everything else is decoded from the first frame on by PyAV. If decord fails on a file, PyAV reads it.
+decord does not say that a frame is damaged, and fills gaps in its own way: of a damaged file, its frames may
+differ.
 
 Frames are `frames_THWC`, uint8, RGB.
 """
@@ -20,48 +21,26 @@ import functools
 import importlib.util
 import os
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Literal
 
-import av
 import numpy as np
-from av.container import InputContainer
-from av.video.reformatter import VideoReformatter
-from numpy.typing import NDArray
 
 from tats_core.data.clips import Indices
-from tats_core.errors import VideoError
-
-Frames = NDArray[np.uint8]
-Choose = Callable[[int], Indices]
-"""From the number of frames of a video to the indices of those wanted; repeats are fine."""
+from tats_core.data.pixels import Converter
+from tats_core.data.video import Choose, Condition, Frames, Video, opened
+from tats_core.errors import DataError, VideoError
 
 ReaderName = Literal["auto", "decord", "pyav"]
 Reader = Callable[[str, Choose, float], Frames]
 """Gets the chosen frames out of the file at a path within a time limit, or raises VideoError."""
 
 TIME_LIMIT: Final = 60.0
-"""Seconds that one file may take. Some files make a decoder hang for ever."""
-
-_TRUSTED: Final = {("mov,mp4,m4a,3gp,3g2,mj2", "h264"), ("matroska,webm", "vp9")}  # container and codec
-
-_DECORD_LIMIT: Final = 20.0  # seconds after which PyAV gets a file on which decord may hang
-
-_decord_failed: set[str] = set()  # by path; else every epoch would wait for the same file again
-
-_KEEP_BYTES: Final = 512 * 2**20  # of decoded frames (YUV), while PyAV's reader learns how many there are
+"""Seconds of computing that one file may take."""
 
 
-def count_frames(path: str | Path, time_limit: float = TIME_LIMIT) -> int:
-    """Return the number of frames that a sequential decode gives; the header's number is not trusted.
-
-    Raises:
-        VideoError: the file cannot be read within `time_limit` seconds.
-    """
-    return sum(1 for _ in _decode(os.fspath(path), time.monotonic() + time_limit))
+_PIECE_BYTES: Final = 128 * 2**20
 
 
 def read_clip(
@@ -70,7 +49,7 @@ def read_clip(
     """Return the frames `choose(number of frames)` as `frames_THWC`, opening the file once.
 
     Raises:
-        VideoError: the file cannot be read within `time_limit` seconds.
+        VideoError: the file cannot be read, or takes more than `time_limit` seconds of computing.
     """
     return READERS[reader](os.fspath(path), choose, time_limit)
 
@@ -80,68 +59,42 @@ def read_all(path: str | Path, reader: ReaderName = "auto", time_limit: float = 
     return read_clip(path, np.arange, reader, time_limit)
 
 
-# ---------------------------------------------------------------------------------------------- PyAV
+def pieces(path: str | Path, time_limit: float = TIME_LIMIT) -> Iterator[Frames]:
+    """Yield all frames of a video in order, up to 128 MiB at a time; see `read_clip`."""
+    with opened(path, time_limit) as video:
+        counted: list[int] = []
+
+        def first(n_frames: int) -> Indices:
+            counted.append(n_frames)
+            return np.zeros(1, np.int64)
+
+        length = max(1, _PIECE_BYTES // video.frames(first).nbytes)
+        for start in range(0, counted[0], length):
+            yield video.frames(_always(np.arange(start, min(start + length, counted[0]))))
 
 
-@contextmanager
-def _opened(path: str, time_limit: float) -> Iterator[tuple[InputContainer, av.VideoStream]]:
-    """Yield `(container, video stream)`, closed afterwards; every error of FFmpeg becomes a VideoError."""
-    try:
-        # An absolute path is never taken for a protocol, whatever characters the name holds.
-        with av.open(Path(path).absolute(), timeout=time_limit, metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise VideoError(f"{path}: holds no video stream")
-            stream = container.streams.video[0]
-            # One thread: the parallelism is over videos, and starting threads costs more than a small clip.
-            stream.codec_context.thread_count = 1
-            yield container, stream
-    except (av.FFmpegError, OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise VideoError(f"{path}: cannot be read ({reason})") from error
+def _always(indices_T: Indices) -> Choose:
+    return lambda n_frames: indices_T
 
 
-def _decode(path: str, deadline: float) -> Iterator[av.VideoFrame]:
-    with _opened(path, max(deadline - time.monotonic(), 0.1)) as (container, stream):
-        count = 0
-        for frame in container.decode(stream):
-            if time.monotonic() > deadline:
-                raise VideoError(
-                    f"{path}: reading took longer than its time limit (frame {count} was reached)"
-                )
-            count += 1
-            yield frame
-    if not count:
-        raise VideoError(f"{path}: holds no frame")
+def check(path: str | Path, time_limit: float = TIME_LIMIT) -> Condition:
+    """Decode a file from start to end, as reading does; return how many frames it has and what is damaged.
+
+    Raises:
+        VideoError: the file cannot be read, or takes more than `time_limit` seconds of computing.
+    """
+    with opened(path, time_limit) as video:
+        return video.condition()
 
 
 def _pyav(path: str, choose: Choose, time_limit: float) -> Frames:
-    deadline = time.monotonic() + time_limit
-    decoded: list[av.VideoFrame] = []
-    count, size = 0, 0
-    for frame in _decode(path, deadline):
-        count += 1
-        size += frame.width * frame.height * 3 // 2
-        if size <= _KEEP_BYTES:
-            decoded.append(frame)
-        else:
-            decoded.clear()  # a long video in high resolution is decoded again, once the indices are known
-    wanted_T = choose(count)
-    if not wanted_T.size:
-        raise VideoError(f"{path}: no frame was chosen")
-    needed = set(wanted_T.tolist())
-    source = enumerate(decoded or _decode(path, deadline))
-    frames = {index: frame for index, frame in source if index in needed}
-    # A stream may change its size on the way; a clip has one.
-    first = frames[min(frames)]
-    result = np.empty((len(wanted_T), first.height, first.width, 3), np.uint8)
-    convert = VideoReformatter()
-    for index, frame in frames.items():
-        rgb = convert.reformat(frame, first.width, first.height, "rgb24", threads=1)
-        result[wanted_T == index] = rgb.to_ndarray()
-    return result
+    with opened(path, time_limit) as video:
+        return video.frames(choose)
 
 
 # ---------------------------------------------------------------------------------------------- decord
+
+_PROVEN: Final = {("mov,mp4,m4a,3gp,3g2,mj2", "h264"), ("matroska,webm", "vp9")}  # container and codec
 
 
 @functools.cache
@@ -150,9 +103,41 @@ def has_decord() -> bool:
     return importlib.util.find_spec("decord") is not None
 
 
+def is_proven(video: Video) -> bool:
+    """Return whether decord was seen to give the exact frames of this kind of file, if nothing is damaged."""
+    first = video.first()
+    if first is None or video.numbering is None:
+        return False
+    return (
+        (video.container.format.name, video.stream.codec_context.name) in _PROVEN
+        and video.key_frames <= {*video.numbering.starts}  # decord jumps to any of them
+        and len(video.container.streams.video) == 1
+        and first.format.name == "yuv420p"
+        and not first.interlaced_frame
+        and Converter(first, video.stream.sample_aspect_ratio).keeps_layout
+    )
+
+
 def _decord(path: str, choose: Choose, time_limit: float) -> Frames:
     if not has_decord():
-        raise VideoError(f"{path}: the reader 'decord' is not installed; use the reader 'pyav' or 'auto'")
+        raise DataError("the reader 'decord' is not installed; use the reader 'pyav' or 'auto'")
+    with opened(path, time_limit) as video:
+        if not is_proven(video):
+            return video.frames(choose)
+    chosen: list[Indices] = []
+
+    def once(n_frames: int) -> Indices:
+        if not chosen:
+            chosen.append(choose(n_frames))  # which may draw at random
+        return chosen[0]
+
+    try:
+        return _decord_within(path, once, time_limit)
+    except VideoError:  # it cannot read some sizes, such as a width of 72
+        return _pyav(path, once, time_limit)
+
+
+def _decord_within(path: str, choose: Choose, time_limit: float) -> Frames:
     outcome: list[Frames | BaseException] = []
 
     def work() -> None:
@@ -166,7 +151,8 @@ def _decord(path: str, choose: Choose, time_limit: float) -> Frames:
     thread.start()
     thread.join(time_limit)
     if not outcome:
-        raise VideoError(f"{path}: decord did not finish within {time_limit:g} s")
+        # Not a VideoError, for which training takes the next video: what is read never depends on the clock.
+        raise DataError(f"{path}: decord did not finish within {time_limit:g} s; use the reader 'auto'")
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return outcome[0]
@@ -186,45 +172,5 @@ def _decord_read(path: str, choose: Choose) -> Frames:
     return frames if np.array_equal(needed, wanted_T) else frames[inverse_T]
 
 
-# ---------------------------------------------------------------------------------------------- choice
-
-
-def is_trusted(path: str | Path, time_limit: float = TIME_LIMIT) -> bool:
-    """Return whether decord gives the exact frames of this file; reads its packets, decodes none.
-
-    Raises:
-        VideoError: the file cannot be opened.
-    """
-    with _opened(os.fspath(path), time_limit) as (container, stream):
-        kind = (container.format.name, stream.codec_context.name)
-        return kind in _TRUSTED and _jumps_safely(container.demux(stream))
-
-
-def _jumps_safely(packets: Iterable[av.Packet[av.VideoStream]]) -> bool:
-    """Return whether decoding may start at any key frame and gives every frame of the file from there on."""
-    key_frame_time = None
-    for packet in packets:
-        if not packet.size:
-            continue  # the empty packet that ends a stream
-        if packet.is_discard or packet.is_corrupt or packet.pts is None:
-            return False  # hidden by an edit list, or without a time
-        if packet.is_keyframe:
-            key_frame_time = packet.pts
-        elif key_frame_time is None or packet.pts < key_frame_time:
-            # Shown before the key frame that precedes it in the file: it needs frames from before that one.
-            return False
-    return key_frame_time is not None
-
-
-def _auto(path: str, choose: Choose, time_limit: float) -> Frames:
-    if has_decord() and path not in _decord_failed and is_trusted(path, time_limit):
-        try:
-            return _decord(path, choose, min(time_limit, _DECORD_LIMIT))
-        except VideoError:
-            # If PyAV cannot read the file either, the caller gets PyAV's reason.
-            _decord_failed.add(path)
-    return _pyav(path, choose, time_limit)
-
-
-READERS: Final[dict[ReaderName, Reader]] = {"auto": _auto, "decord": _decord, "pyav": _pyav}
+READERS: Final[dict[ReaderName, Reader]] = {"auto": _pyav, "decord": _decord, "pyav": _pyav}
 """Readers by the name that a configuration gives."""

@@ -95,13 +95,10 @@ def random_resized_box(
 
 
 def view_boxes(height: int, width: int, crops: int) -> list[Box]:
-    """Return `crops` squares of the shorter side, evenly from one end of the longer side to the other.
-
-    Resized, it is the usual "resize the shorter side, then crop left, centre and right".
-    """
+    """Return `crops` squares of the shorter side, evenly from one end of the longer side to the other."""
     side = min(height, width)
     shares = [index / (crops - 1) if crops > 1 else 0.5 for index in range(crops)]
-    return [Box(round((height - side) * at), round((width - side) * at), side, side) for at in shares]
+    return [Box(int((height - side) * at), int((width - side) * at), side, side) for at in shares]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +155,33 @@ def crop_resize(frames_THWC: Tensor, box: Box, size: int, flip: bool = False) ->
     Returns:
         uint8 `frames_THWC`; mirrored left to right if `flip`.
     """
-    cut_THWC = frames_THWC[:, *box.slices]
-    if (box.height, box.width) != (size, size):
-        # A view in channels-last order, which is what makes the uint8 kernel fast.
-        cut_TCHW = cut_THWC.permute(0, 3, 1, 2)
-        resized_TCHW = interpolate(cut_TCHW, (size, size), mode="bilinear", antialias=True)
-        cut_THWC = resized_TCHW.permute(0, 2, 3, 1)
+    cut_THWC = _resized(frames_THWC[:, *box.slices], size, size)
     return cut_THWC.flip(2) if flip else cut_THWC
+
+
+def crops_of_test(frames_THWC: Tensor, size: int, crops: int) -> list[Tensor]:
+    """Resize the shorter side of uint8 frames to `size`, then cut `crops` squares along the longer side.
+
+    In this order, and rounded down, as in VideoMAE's test and Hugging Face's preprocessor: squares that are
+    cut before they are resized lie up to a pixel beside these.
+
+    Returns:
+        Views of uint8 `frames_THWC`, `size` × `size`.
+    """
+    height, width = frames_THWC.shape[1:3]
+    side = min(height, width)
+    height, width = size * height // side, size * width // side
+    resized_THWC = _resized(frames_THWC, height, width)
+    return [resized_THWC[:, *box.slices] for box in view_boxes(height, width, crops)]
+
+
+def _resized(frames_THWC: Tensor, height: int, width: int) -> Tensor:
+    if frames_THWC.shape[1:3] == (height, width):
+        return frames_THWC
+    # A view in channels-last order, which is what makes the uint8 kernel fast.
+    frames_TCHW = frames_THWC.permute(0, 3, 1, 2)
+    resized_TCHW = interpolate(frames_TCHW, (height, width), mode="bilinear", antialias=True)
+    return resized_TCHW.permute(0, 2, 3, 1)
 
 
 def rand_augment(frames_THWC: Tensor, policy: str, rng: np.random.Generator) -> Tensor:
@@ -198,6 +215,15 @@ def _global_seed(seed: int) -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def shrink(frames_THWC: Tensor, short_side: int | None) -> Tensor:
+    """Reduce uint8 frames to a shorter side of `short_side` (bilinear, antialiased); smaller ones stay."""
+    height, width = frames_THWC.shape[1:3]
+    if short_side is None or min(height, width) <= short_side:
+        return frames_THWC
+    scale = short_side / min(height, width)
+    return _resized(frames_THWC, round(height * scale), round(width * scale))
 
 
 def channels_first(frames_BTHWC: Tensor) -> Tensor:

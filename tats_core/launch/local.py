@@ -12,16 +12,25 @@ import signal
 import threading
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tats_core.errors import StageError
 from tats_core.launch import workers as launched
-from tats_core.launch.workers import Outcomes, Task, Training
+from tats_core.launch.workers import Outcomes, Task
+from tats_core.machine import end_with_parent, keep_freed_memory
 
 if TYPE_CHECKING:
+    from tats_core.stages.base import ParallelWork
     from tats_core.training.world import World
 
-_PRELOADED = ["tats_core.stages.pretrain", "tats_core.stages.finetune"]
+_PRELOADED = [
+    "tats_core.stages.pretrain",
+    "tats_core.stages.finetune",
+    "timm.models.vision_transformer",
+    "timm.data.mixup",
+    "matplotlib",
+]
 _POLL_SECONDS = 0.1
 
 
@@ -32,26 +41,27 @@ def prepare() -> ForkServerContext:
     return context
 
 
-def fit(training: Training) -> None:
-    """Run a training in one process and wait for it.
+def fit(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> None:
+    """Do the work of one worker in a process and wait for it; see `ray_train.fit`.
 
     Raises:
         TatsError: the worker raised it.
         StageError: the worker died more than `max_failures` times, or raised another error.
         Stopped: `stop` was set.
     """
-    assert training.workers == 1, "several workers need Ray Train"
-    assert not training.gpu, "only Ray assigns GPUs"
-    outcomes = Outcomes(training.out)
-    for _ in range(training.max_failures + 1):
+    assert work.workers == 1, "several workers need Ray Train"
+    assert not work.gpu, "only Ray assigns GPUs"
+    out = out.absolute()
+    outcomes = Outcomes(out)
+    for _ in range(work.max_failures + 1):
         outcomes.clear()
-        code = _attempt(training.task, outcomes, training.stop)
+        code = _attempt(launched.task_of(work, out, name), outcomes, stop)
         outcomes.check()
         if code == 0:
             return
     cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    deaths, log = training.max_failures + 1, outcomes.folder / "worker-0.log"
-    raise StageError(f"its worker died {deaths} times ({cause}); what it printed is in {log}")
+    log = outcomes.folder / "worker-0.log"
+    raise StageError(f"its worker died {work.max_failures + 1} times ({cause}); what it printed is in {log}")
 
 
 def _attempt(task: Task, outcomes: Outcomes, stop: threading.Event) -> int:
@@ -68,7 +78,7 @@ def _attempt(task: Task, outcomes: Outcomes, stop: threading.Event) -> int:
 
 
 def _work(task: Task) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent decides
     try:
         launched.work(task, _world, 0, permanent=(Exception,))
@@ -80,16 +90,8 @@ def _work(task: Task) -> None:
 def _world() -> World:
     import torch
 
-    from tats_core.machine import keep_freed_memory
     from tats_core.training.world import World
 
     torch.set_num_threads(1)
     keep_freed_memory()
     return World()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

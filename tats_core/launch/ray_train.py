@@ -29,13 +29,14 @@ from tats_core.errors import ResourceError, StageError, TatsError
 from tats_core.launch import ray_internals
 from tats_core.launch import workers as launched
 from tats_core.launch.ray_internals import ROOM_SECONDS
-from tats_core.launch.workers import Outcomes, Task, Training
+from tats_core.launch.workers import Outcomes, Task
 from tats_core.machine import keep_freed_memory
 from tats_core.store.layout import RAY
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
+    from tats_core.stages.base import ParallelWork
     from tats_core.training.world import World
 
 _STARTED = threading.Lock()
@@ -59,8 +60,14 @@ _PERMANENT = (
 )
 
 
-def fit(training: Training) -> None:
-    """Run a training on Ray's workers and wait for them.
+def fit(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> None:
+    """Do the work in its processes and wait for them.
+
+    Args:
+        name: of this training within the stage; it resumes from the newest checkpoint of this name.
+        out: the stage's work folder, shared by all machines: events, under `log/` the output of each worker,
+            under `checkpoints/` the checkpoints.
+        stop: when set, the workers save a checkpoint after their next step and exit.
 
     Raises:
         TatsError: a worker raised it.
@@ -68,26 +75,27 @@ def fit(training: Training) -> None:
         ResourceError: the cluster is too small, does not answer, or does not start.
         Stopped: `stop` was set.
     """
-    for left in range(training.max_failures, -1, -1):
+    out = out.absolute()
+    for left in range(work.max_failures, -1, -1):
         try:
-            _fit(training)
+            _fit(work, name, out, stop)
         except _HeadLost as error:
             if not left:
-                log = training.out / launched.LOG
+                log = out / launched.LOG
                 raise StageError(f"{error}; what the workers printed is in {log}") from error
         else:
             return
 
 
-def _fit(training: Training) -> None:
+def _fit(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> None:
     connect()
     head = ray_internals.local_head()
-    _check_resources(min((*training.fewer, training.workers)), training.gpu)
-    outcomes = Outcomes(training.out)
+    _check_resources(min((*work.fewer, work.workers)), work.gpu)
+    outcomes = Outcomes(out)
     outcomes.clear()
-    trainer = _trainer(training, outcomes)
+    trainer = _trainer(work, launched.task_of(work, out, name), outcomes, out / RAY)
     try:
-        _run(trainer, head, training.stop, outcomes)
+        _run(trainer, head, stop, outcomes)
     except ray.train.TrainingFailedError as error:
         outcomes.check()
         raise StageError(f"{_reason(error)}; what the workers printed is in {outcomes.folder}") from error
@@ -292,33 +300,33 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def _trainer(training: Training, outcomes: Outcomes) -> TorchTrainer:
+def _trainer(work: ParallelWork, task: Task, outcomes: Outcomes, storage: Path) -> TorchTrainer:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
-    task, sizes = training.task, (*training.fewer, training.workers)
+    sizes = (*work.fewer, work.workers)
     scaling = ScalingConfig(  # type: ignore[call-arg]
-        num_workers=max(sizes) if len(sizes) == 1 else (min(sizes), max(sizes)),  # type: ignore[arg-type]
+        num_workers=(min(sizes), work.workers) if work.fewer else work.workers,  # type: ignore[arg-type]
         elastic_resize_monitor_interval_s=0,  # `elastic_policy` decides when
-        use_gpu=training.gpu,
-        resources_per_worker={"GPU": 1} if training.gpu else {"CPU": 1},
+        use_gpu=work.gpu,
+        resources_per_worker={"GPU": 1} if work.gpu else {"CPU": 1},
     )
     policy = None
-    if len(sizes) > 1:
+    if work.fewer:
         policy = ray_internals.elastic_policy(scaling, sizes, Path(task["checkpoints"]), outcomes)
     trainer = ray_internals.trainer_class(outcomes, policy)
     return trainer(
         _work,
         train_loop_config={**task},
-        torch_config=TorchConfig(backend="nccl") if training.gpu else Gloo(),  # type: ignore[arg-type]
+        torch_config=TorchConfig(backend="nccl") if work.gpu else Gloo(),  # type: ignore[arg-type]
         scaling_config=scaling,
         run_config=RunConfig(
             # A known name would make Ray resume from its own records; ours are in `checkpoints/`.
             name=uuid.uuid4().hex[:12],
-            storage_path=str(training.out / RAY),
+            storage_path=str(storage),
             # The default is to retry forever.
             failure_config=FailureConfig(  # type: ignore[call-arg]
-                max_failures=training.max_failures, controller_failure_limit=_CONTROLLER_FAILURES
+                max_failures=work.max_failures, controller_failure_limit=_CONTROLLER_FAILURES
             ),
         ),
     )

@@ -10,11 +10,9 @@ import importlib
 import json
 import os
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -24,51 +22,18 @@ from tats_core.files import write_json
 from tats_core.store.layout import CHECKPOINTS, EVENTS
 
 if TYPE_CHECKING:
+    from tats_core.stages.base import ParallelWork
     from tats_core.training.world import World
 
 LOG = "log"
 """Folder in a stage's work folder: the output of each worker, and how the training ended."""
 
 
-@dataclass(frozen=True)
-class Training:
-    """A function to call in each of some workers: `function(job, world, events, store)`."""
-
-    entry: str
-    """`"module:function"`."""
-    job: Mapping[str, Any]
-    """Plain values for the function; they travel to the workers."""
-    workers: int
-    name: str
-    """Within the stage: it resumes from the newest checkpoint of this name."""
-    out: Path
-    """The stage's work folder, shared by all machines: events, under `log/` the output of each worker, under
-    `checkpoints/` the checkpoints."""
-    stop: threading.Event
-    """When set, the workers save a checkpoint after their next step and exit."""
-    gpu: bool = False
-    max_failures: int = 2
-    """How often dead workers are replaced before the stage fails."""
-    fewer: Sequence[int] = ()
-    """Smaller numbers of workers, for when there is no room for all. When there is more room, as many as
-    then fit restart from the next checkpoint."""
-
-    @property
-    def task(self) -> Task:
-        """What each worker is told."""
-        checkpoints = self.out / CHECKPOINTS / self.name
-        return {
-            "entry": self.entry,
-            "job": dict(self.job),
-            "out": str(self.out),
-            "checkpoints": str(checkpoints),
-        }
-
-
 class Task(TypedDict):
     """A worker's task. It travels to the worker's machine, so it holds plain values only."""
 
     entry: str
+    """`"module:function"`; the function is called with (job, world, events, store)."""
     job: dict[str, Any]
     out: str
     checkpoints: str
@@ -79,6 +44,12 @@ class Failure(TypedDict):
 
     type: str | None
     text: str
+
+
+def task_of(work: ParallelWork, out: Path, name: str) -> Task:
+    """Return the task of the training `name` of the stage that works in `out`."""
+    checkpoints = str(out / CHECKPOINTS / name)
+    return {"entry": work.entry, "job": dict(work.job), "out": str(out), "checkpoints": checkpoints}
 
 
 class Outcomes:

@@ -1,14 +1,9 @@
-"""Checkpoints of other code bases: reads VideoMAE's, AdaMAE's and Hugging Face's, writes Hugging Face's.
+"""Checkpoints of other code bases under our names: VideoMAE's, AdaMAE's, Hugging Face's; ours too.
 
-Beside names, three things differ. Other models have no key bias: it is zero when they are read, and left out
-when they are written, since it adds the same to all scores of a query and drops out of the softmax. The rows
-of their prediction head are ordered (t, p, p, c), ours (c, t, p, p). Their positions are the `joint` table,
-which is not in the file.
+`hugging_face` says in what they differ. The epsilon of norms is 1e-6 as in VideoMAE's code, whatever a
+`config.json` says (Hugging Face's default is 1e-12).
 
-The epsilon of norms is 1e-6 as in VideoMAE's code, whatever a `config.json` says (Hugging Face's default is
-1e-12).
-
-Axes: D width, P pixel values a token.
+Axes: D width.
 """
 
 from __future__ import annotations
@@ -28,9 +23,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tats_core import imagenet
 from tats_core.errors import WeightsError
+from tats_core.models import hugging_face
 from tats_core.models.classifier import VideoClassifier
+from tats_core.models.hugging_face import ATTENTION
 from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig, positions
 from tats_core.models.vit import VideoViT, ViTConfig
@@ -44,72 +40,44 @@ METADATA: Final = {"tats": FORMAT}
 """The header of our safetensors files. A single entry: several are written in random order, and other bytes
 of the same weights would make every stage that reads them run again."""
 
-_WRAPPINGS: Final = ("model", "module", "state_dict", "model_state_dict")
-_PREFIXES: Final = ("module.", "_orig_mod.", "backbone.", "model.")
-_DECLARING: Final = ("model.json", "config.json")
 _FILES: Final = ("model.safetensors", "pytorch_model.bin")
-
-_SHARED: Final = (
-    ("encoder_to_decoder.", "to_decoder."),
-    ("mask_token", "mask_token"),
-    ("decoder.norm.", "decoder_norm."),
-    ("decoder.head.", "to_pixels."),
-    ("fc_norm.", "head_norm."),
-)
-_HUGGING_FACE: Final = (
-    ("videomae.embeddings.patch_embeddings.projection.", "encoder.embedding."),
-    ("videomae.layernorm.", "encoder.norm."),
-    ("videomae.encoder.layer.", "encoder.blocks."),
-    ("decoder.decoder_layers.", "decoder."),
-    ("classifier.", "head."),
-    *_SHARED,
-)
-_OFFICIAL: Final = (
-    ("encoder.patch_embed.proj.", "encoder.embedding."),
-    ("encoder.blocks.", "encoder.blocks."),
-    ("encoder.norm.", "encoder.norm."),
-    ("decoder.blocks.", "decoder."),
-    # Fine-tuned models have no `encoder.` before their names.
+_DESCRIPTIONS: Final = ("model.json", "config.json")
+_WRAPPINGS: Final = ("model", "module", "state_dict", "model_state_dict")
+_PREFIXES: Final = re.compile(r"^(module\.|_orig_mod\.|backbone\.|model\.|videomae\.)+")
+_NAMES: Final = (
+    *hugging_face.NAMES,
+    # VideoMAE's
     ("patch_embed.proj.", "encoder.embedding."),
     ("blocks.", "encoder.blocks."),
     ("norm.", "encoder.norm."),
+    ("decoder.blocks.", "decoder."),
     ("head.", "head."),
-    *_SHARED,
 )
 """How a tensor's name begins: theirs, ours."""
 _LAYERS: Final = (
-    (".layernorm_before.", ".norm1."),
-    (".layernorm_after.", ".norm2."),
-    (".attention.output.dense.", ".attn.proj."),
-    (".attention.attention.", ".attn."),
-    (".intermediate.dense.", ".mlp.fc1."),
-    (".output.dense.", ".mlp.fc2."),
+    *hugging_face.LAYERS,
+    # VideoMAE's names of biases, and older ones of Hugging Face's
+    (".q_bias", ".query.bias"),
+    (".k_bias", ".key.bias"),
+    (".v_bias", ".value.bias"),
 )
-"""Layers of a block: Hugging Face's, ours. The order matters: some names contain others, both ways."""
-_CLIP_KEYS: Final = {
-    "size": "image_size",
-    "patch": "patch_size",
-    "frames": "num_frames",
-    "tubelet": "tubelet_size",
-}
-_VIT_KEYS: Final = {"width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads"}
-"""Our keys of a clip and an encoder, and those of Hugging Face's `config.json`."""
-_ATTENTION: Final = ("query", "key", "value")
-_BLOCKS: Final = "encoder.blocks."
+"""Layers of a block, in this order: theirs, ours."""
 _OF_BLOCK: Final = frozenset(
     f"{layer}.{part}"
     for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "norm1", "norm2")
     for part in ("weight", "bias")
 )
 """Tensors of a block. With another one, such as a layer scale, the block would compute something else."""
+_TABLES: Final = re.compile(r"(^|\.)(pos_embed|position_embeddings|decoder_pos_embed)$")
 
-_PREFIXED: Final = re.compile(rf"^({'|'.join(map(re.escape, _PREFIXES))})+")
+_COMPARED: Final = ("width", "depth", "heads", "mlp", "positions", "tubelet", "patch")
+"""Sizes in which an encoder must agree; frames and size may differ."""
+
 _UNREADABLE: Final = (
     *(OSError, SafetensorError, RuntimeError, EOFError, struct.error),
     # What the unpickler raises on a file that is no pickle.
     *(LookupError, ValueError, TypeError, AttributeError, AssertionError),
 )
-_TABLES: Final = re.compile(r"(^|\.)(pos_embed|position_embeddings|decoder_pos_embed)$")
 
 
 @dataclass(frozen=True)
@@ -126,6 +94,8 @@ class Foreign:
     """What only the description beside the weights has: heads, positions, frames, size."""
     classes: tuple[str, ...] = ()
     """Names of a classifier's classes, where the description beside the weights has them."""
+    tokens: int | None = None
+    """Of its clips, where the file has a table of positions."""
 
     @property
     def kind(self) -> str:
@@ -143,57 +113,58 @@ class Foreign:
         kernel = self.tensors["encoder.embedding.weight"].shape
         return {
             "width": kernel[0],
-            "depth": self._depth(_BLOCKS),
+            "depth": self._depth("encoder.blocks."),
             "mlp": self.tensors["encoder.blocks.0.mlp.fc1.weight"].shape[0],
             "tubelet": kernel[2],
             "patch": kernel[3],
             **self.declared,
         }
 
-    def misfit(self, vit: ViTConfig, clip: ClipConfig) -> str | None:
-        """Return a sentence on how its encoder differs from `vit` and `clip`, or None if it fits.
+    def misfit(self, vit: ViTConfig, clip: ClipConfig, mae: MAEConfig | None = None) -> str | None:
+        """Return a sentence on how it differs from an encoder and, with `mae`, a decoder; None if it fits.
 
-        Frames and size may differ: positions are fixed codes, not weights.
+        Frames and size may differ: positions are fixed codes, not weights. What only a description declares
+        is compared where there is one, and a decoder only where the file has one.
         """
-        layers = {name.split(".", 3)[3] for name in self.tensors if name.startswith(_BLOCKS)}
+        layers = {name.split(".", 3)[3] for name in self.tensors if name.startswith("encoder.blocks.")}
         if strange := sorted(layers - _OF_BLOCK):
             return f"{self.path}: its blocks have {', '.join(strange)}, which ours have not: another model"
-        wanted = {
-            "width": vit.width,
-            "depth": vit.depth,
-            "heads": vit.heads,
-            "mlp": int(vit.width * vit.mlp_ratio),
-            "positions": vit.positions,
-            "tubelet": clip.tubelet,
-            "patch": clip.patch,
-        }
-        return self._difference("encoder", wanted, self.size, "model and clip")
-
-    def misfit_of_decoder(self, mae: MAEConfig) -> str | None:
-        """Return a sentence on how its decoder differs from `mae`, or None if it fits.
-
-        Heads are compared only where they are declared.
-        """
-        size: dict[str, int | str] = {
-            **self.declared,
-            "decoder_width": self.tensors["mask_token"].shape[-1],
-            "decoder_depth": self._depth("decoder."),
-            "global_token": "global_to_decoder.weight" in self.tensors,
-        }
-        keys = ("decoder_width", "decoder_depth", "decoder_heads", "global_token")
-        return self._difference("decoder", {key: getattr(mae, key) for key in keys}, size, "mae")
-
-    def _difference(
-        self, part: str, wanted: Mapping[str, int | str], size: Mapping[str, int | str], settings: str
-    ) -> str | None:
-        differ = [
-            f"{key} {size[key]} (here {value})"
-            for key, value in wanted.items()
-            if size.get(key, value) != value
+        here = {**dict(vit), **dict(clip), "mlp": int(vit.width * vit.mlp_ratio)}
+        parts: list[tuple[str, tuple[str, ...], dict[str, Any], dict[str, int | str], str]] = [
+            ("encoder", _COMPARED, here, self.size, "model and clip")
         ]
+        if mae is not None and self.kind == "pre-trained":
+            decoder: dict[str, int | str] = {
+                **self.declared,
+                "decoder_width": self.tensors["mask_token"].shape[-1],
+                "decoder_depth": self._depth("decoder."),
+                "global_token": "global_to_decoder.weight" in self.tensors,
+            }
+            parts.append(("decoder", (*hugging_face.DECODER_KEYS, "global_token"), dict(mae), decoder, "mae"))
+        for part, keys, wanted, size, settings in parts:
+            differ = [
+                f"{key} {size[key]} (here {wanted[key]})"
+                for key in keys
+                if size.get(key, wanted[key]) != wanted[key]
+            ]
+            if differ:
+                return (
+                    f"{self.path}: its {part} has another {', '.join(differ).lower()}; set {settings} alike"
+                )
+        return None
+
+    def adapted(self, clip: ClipConfig) -> str:
+        """Return what is done where its clips were others than `clip`: "", or a part of a sentence."""
+        differ = [
+            f"{key} {self.declared[key]} (here {getattr(clip, key)})"
+            for key in ("frames", "size")
+            if self.declared.get(key, getattr(clip, key)) != getattr(clip, key)
+        ]
+        if not differ and self.tokens not in (None, clip.tokens):
+            differ = [f"{self.tokens} tokens (here {clip.tokens})"]
         if not differ:
-            return None
-        return f"{self.path}: its {part} has another {', '.join(differ).lower()}; set {settings} alike"
+            return ""
+        return f"made for clips of {', '.join(differ)}: the fixed positions are computed for the clip here"
 
     def _depth(self, blocks: str) -> int:
         names = [name.removeprefix(blocks) for name in self.tensors if name.startswith(blocks)]
@@ -210,6 +181,8 @@ class Match:
     """Tensors of the module that the file does not have; they keep their initial values."""
     unexpected: tuple[str, ...]
     """Tensors of the file that the module does not have."""
+    adapted: str = ""
+    """What was done since its clips were others; "" where they were not."""
 
     def sentence(self) -> str:
         """Return a line for a log."""
@@ -217,37 +190,47 @@ class Match:
         for what, names in (("missing", self.missing), ("unexpected", self.unexpected)):
             if names:
                 parts.append(f"{len(names)} {what} (such as {names[0]})")
-        return ", ".join(parts)
+        return ", ".join([*parts, *filter(None, [self.adapted])])
+
+
+# ------------------------------------------------------------------------------------------- reading
 
 
 def read(path: Path) -> Foreign:
     """Read a checkpoint file, or a folder that holds one, of any of the known layouts and wrappings.
 
     Raises:
-        WeightsError: it cannot be read, would run code when unpickled, holds no video encoder, or was saved
-            by another version of TATS.
+        WeightsError: it cannot be read, would run code when unpickled, holds no video encoder, lacks biases,
+            or was saved by another version of TATS.
     """
     file, *descriptions = files(path)
-    tensors = _unwrapped(_load(file), file)
-    declared, classes = _declared(descriptions)
+    loaded = _load(file)
+    tensors = _unwrapped(loaded, file)
+    sizes, classes, biases = _described(descriptions[0]) if descriptions else (_arguments(loaded), (), True)
     if "encoder.embedding.weight" in tensors:
         refuse_other_format(file)
-        return Foreign(path, "TATS", tensors, (), declared, classes)
-    hugging_face = any(".attention.attention.query.weight" in name for name in tensors)
-    if hugging_face and not any(name.startswith("videomae.") for name in tensors):  # a bare VideoMAEModel
-        tensors = {f"videomae.{name}": tensor for name, tensor in tensors.items()}
-    named, unknown = _renamed(tensors, _HUGGING_FACE if hugging_face else _OFFICIAL)
-    if "encoder.embedding.weight" not in named or "encoder.blocks.0.mlp.fc1.weight" not in named:
+        return Foreign(path, "TATS", tensors, (), sizes, classes)
+    named = {name: renamed for name in tensors if (renamed := _our_name(name))}
+    ours = {renamed: tensors[name] for name, renamed in named.items()}
+    if not {"encoder.embedding.weight", "encoder.blocks.0.mlp.fc1.weight"} <= ours.keys():
         some = next(iter(tensors), "nothing at all")
         raise WeightsError(
             f"{file}: holds no encoder of VideoMAE's, AdaMAE's, Hugging Face's or our layout, but {some}"
         )
-    _refuse_learned_positions(tensors, file)
-    ours = _joined_attention(named)
+    tables = {name: table for name, table in tensors.items() if _TABLES.search(name) and table.ndim == 3}
+    _refuse_learned_positions(tables, file)
+    _join_attention(ours, file, biases)
     for name in ours.keys() & {"to_pixels.weight", "to_pixels.bias"}:
-        ours[name] = channels_first(ours[name])
-    layout = "Hugging Face" if hugging_face else "VideoMAE"
-    return Foreign(path, layout, ours, tuple(sorted(unknown)), {**declared, "positions": "joint"}, classes)
+        ours[name] = hugging_face.channels_first(ours[name])
+    return Foreign(
+        path,
+        "Hugging Face" if any(".attention.attention." in name for name in named) else "VideoMAE",
+        ours,
+        tuple(sorted(name for name in tensors if name not in named and not _TABLES.search(name))),
+        {**sizes, "positions": "joint"},
+        classes,
+        next((table.shape[1] for name, table in tables.items() if "decoder" not in name), None),
+    )
 
 
 def files(path: Path) -> list[Path]:
@@ -260,12 +243,10 @@ def files(path: Path) -> list[Path]:
     if path.is_dir():
         file = next((path / name for name in _FILES if (path / name).is_file()), path)
         if file == path:
-            raise WeightsError(
-                f"{path}: holds neither {_FILES[0]} nor {_FILES[1]}; name the checkpoint's file"
-            )
+            raise WeightsError(f"{path}: holds neither {' nor '.join(_FILES)}; name the checkpoint's file")
     if not file.is_file():
         raise WeightsError(f"{path}: the checkpoint cannot be read (no such file or folder)")
-    beside = [file.with_name(name) for name in _DECLARING] if file.name in _FILES else []
+    beside = [file.with_name(name) for name in _DESCRIPTIONS] if file.name in _FILES else []
     return [file, *(description for description in beside if description.is_file())]
 
 
@@ -308,11 +289,8 @@ def _load(file: Path) -> object:
         raise WeightsError(f"{file}: the checkpoint cannot be read ({reason})") from error
 
 
-def _declared(descriptions: list[Path]) -> tuple[dict[str, int | str], tuple[str, ...]]:
-    """Return what `model.json` (ours) or `config.json` (Hugging Face's) declares, and the class names."""
-    if not descriptions:
-        return {}, ()
-    path = descriptions[0]
+def _described(path: Path) -> tuple[dict[str, int | str], tuple[str, ...], bool]:
+    """Return what `model.json` (ours) or `config.json` (Hugging Face's) declares: sizes, classes, biases."""
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
         if path.name == "model.json":
@@ -321,34 +299,23 @@ def _declared(descriptions: list[Path]) -> tuple[dict[str, int | str], tuple[str
             heads = described["mae"]["decoder_heads"] if "mae" in described else None
             classes = described.get("classes", ())
         else:
-            vit, clip = configs_of_hugging_face(described)
+            vit, clip = hugging_face.configs_of(described)
             heads = described.get("decoder_num_attention_heads")
             labels = described.get("id2label", {})
             classes = [str(labels[label]) for label in sorted(labels, key=int)]
+        biases = bool(described.get("qkv_bias", True))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path}: does not describe a video encoder ({error})") from error
-    sizes: dict[str, int | str] = {
-        "heads": vit.heads,
-        "positions": vit.positions,
-        "frames": clip.frames,
-        "size": clip.size,
-    }
-    if heads is not None:
-        sizes["decoder_heads"] = heads
-    return sizes, tuple(classes)
+    sizes = {"heads": vit.heads, "positions": vit.positions, "frames": clip.frames, "size": clip.size}
+    return sizes | ({"decoder_heads": heads} if heads else {}), tuple(classes), biases
 
 
-def _refuse_learned_positions(tensors: Mapping[str, Tensor], file: Path) -> None:
-    for name, table in tensors.items():
-        if not _TABLES.search(name) or table.ndim != 3:
-            continue
-        n, width = table.shape[1:]
-        fixed_ND = positions(ClipConfig(frames=n, size=1, tubelet=1, patch=1), width, "joint")
-        if not torch.allclose(table[0].float(), fixed_ND, atol=1e-3):
-            raise WeightsError(
-                f"{file}: its positions ({name}) are not VideoMAE's fixed table, and learned positions "
-                "cannot be loaded"
-            )
+def _arguments(loaded: object) -> dict[str, int | str]:
+    """Return the sizes of clips in the arguments of the command line that VideoMAE saves with the weights."""
+    saved = loaded.get("args") if isinstance(loaded, dict) else None
+    arguments = vars(saved) if isinstance(saved, argparse.Namespace) else {}
+    named = {"frames": arguments.get("num_frames"), "size": arguments.get("input_size")}
+    return {key: value for key, value in named.items() if isinstance(value, int)}
 
 
 def _unwrapped(loaded: object, file: Path) -> dict[str, Tensor]:
@@ -361,226 +328,98 @@ def _unwrapped(loaded: object, file: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{file}: is no state dict but a {type(loaded).__name__}")
     tensors: dict[str, Tensor] = {}
     for name, value in loaded.items():
-        if not isinstance(value, Tensor):
-            continue
-        short = _PREFIXED.sub("", str(name))
-        if short in tensors:
+        short = _PREFIXES.sub("", str(name))
+        if isinstance(value, Tensor) and short in tensors:
             raise WeightsError(f"{file}: holds two models ({short} is in it twice); save one of them alone")
-        tensors[short] = value
+        if isinstance(value, Tensor):
+            tensors[short] = value
     return tensors
 
 
-def _renamed(
-    tensors: Mapping[str, Tensor], beginnings: tuple[tuple[str, str], ...]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the tensors under our names, and the names that we have no tensor for."""
-    named: dict[str, Tensor] = {}
-    unknown: list[str] = []
-    for name, tensor in tensors.items():
-        theirs, ours = next((pair for pair in beginnings if name.startswith(pair[0])), ("", ""))
-        if ours:
-            rest = name.removeprefix(theirs)
-            for their_layer, our_layer in _LAYERS:
-                rest = rest.replace(their_layer, our_layer)
-            named[ours + rest] = tensor
-        elif not _TABLES.search(name):
-            unknown.append(name)
-    return named, unknown
+def _our_name(name: str) -> str | None:
+    """Return our name of a tensor of another code base; None for one that we do not have."""
+    inside = name.removeprefix("encoder.")  # in front of VideoMAE's names of a pre-trained encoder
+    for theirs, ours in _NAMES:
+        for start in (name, inside) if ours.startswith("encoder.") else (name,):
+            if start.startswith(theirs):
+                renamed = ours + start.removeprefix(theirs)
+                for their_layer, our_layer in _LAYERS:
+                    renamed = renamed.replace(their_layer, our_layer)
+                return renamed
+    return None
 
 
-def _joined_attention(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Join separate queries, keys and values in one tensor; a missing bias is zero."""
-    joined = dict(named)
-    for name in [name for name in named if name.endswith(".attn.query.weight")]:
-        attention = name.removesuffix("query.weight")
-        weights = [joined.pop(f"{attention}{part}.weight") for part in _ATTENTION]
-        joined[f"{attention}qkv.weight"] = torch.cat(weights)
-    for name in [name for name in joined if name.endswith(".attn.qkv.weight")]:
-        attention = name.removesuffix("qkv.weight")
-        zero_D = torch.zeros_like(joined[name][: len(joined[name]) // 3, 0])
-        biases = [
-            joined.pop(f"{attention}{part}.bias", joined.pop(f"{attention}{part[0]}_bias", zero_D))
-            for part in _ATTENTION
-        ]
-        joined.setdefault(f"{attention}qkv.bias", torch.cat(biases))
-    return joined
+def _refuse_learned_positions(tables: Mapping[str, Tensor], file: Path) -> None:
+    for name, table in tables.items():
+        n, width = table.shape[1:]
+        fixed_ND = positions(ClipConfig(frames=n, size=1, tubelet=1, patch=1), width, "joint")
+        if not torch.allclose(table[0].float(), fixed_ND, atol=1e-3):
+            raise WeightsError(
+                f"{file}: its positions ({name}) are not VideoMAE's fixed table, and learned positions "
+                "cannot be loaded"
+            )
 
 
-def channels_first(rows_PX: Tensor) -> Tensor:
-    """Bring rows of VideoMAE's prediction head from the order (t, p, p, c) to ours, (c, t, p, p)."""
-    return rows_PX.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def channels_last(rows_PX: Tensor) -> Tensor:
-    """Undo `channels_first`."""
-    return rows_PX.unflatten(0, (3, -1)).transpose(0, 1).flatten(0, 1)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def load_encoder(encoder: VideoViT, foreign: Foreign) -> Match:
-    """Load the encoder of a checkpoint into `encoder`; only its final norm may be missing.
+def _join_attention(tensors: dict[str, Tensor], file: Path, biases: bool) -> None:
+    """Join separate queries, keys and values in one tensor, in place; a missing key bias is zero.
 
     Raises:
-        WeightsError: a tensor is missing, or the encoder is of another size; says how they differ.
+        WeightsError: queries or values have no bias, and no description says so: zeros in their place would
+            compute something else without a word.
     """
-    _refuse_misfit(encoder, foreign)
-    tensors = {n.removeprefix("encoder."): t for n, t in foreign.tensors.items() if n.startswith("encoder.")}
-    return _fill(encoder, tensors, foreign, optional=("norm.",))
+    for name in [name for name in tensors if name.endswith(".mlp.fc1.weight")]:
+        at = name.replace("mlp.fc1.weight", "attn.")
+        if f"{at}query.weight" in tensors:
+            tensors[f"{at}qkv.weight"] = torch.cat([tensors.pop(f"{at}{part}.weight") for part in ATTENTION])
+        bias = {part: tensors.pop(f"{at}{part}.bias", None) for part in ATTENTION}
+        if f"{at}qkv.weight" not in tensors or f"{at}qkv.bias" in tensors:
+            continue
+        lacking = [part for part in ("query", "value") if bias[part] is None]
+        if lacking and (biases or len(lacking) == 1):
+            raise WeightsError(
+                f"{file}: {at.removesuffix('.')} has no bias of {' and '.join(lacking)} (q_bias, v_bias), "
+                "which the layout has; save the complete state_dict"
+            )
+        weight = tensors[f"{at}qkv.weight"]
+        zero_D = torch.zeros_like(weight[: len(weight) // 3, 0])
+        tensors[f"{at}qkv.bias"] = torch.cat([zero_D if b is None else b for b in bias.values()])
 
 
-def load_classifier(model: VideoClassifier, foreign: Foreign) -> Match:
-    """Load a fine-tuned checkpoint into `model`.
+# ------------------------------------------------------------------------------------------- loading
+
+
+def load(module: VideoViT | VideoClassifier | VideoMAE, foreign: Foreign) -> Match:
+    """Load a checkpoint into a module: any into an encoder, whose final norm may be missing; a fine-tuned one
+    into a classifier; a pre-trained one, encoder and decoder, into a masked autoencoder.
 
     Raises:
-        WeightsError: it is not fine-tuned, or does not fit.
+        WeightsError: it is of another kind, a tensor is missing, or sizes differ; says how.
     """
-    if foreign.kind != "fine-tuned":
-        raise WeightsError(f"{foreign.path}: is {foreign.kind} and has no classes; name a fine-tuned model")
-    _refuse_misfit(model.encoder, foreign)
-    return _fill(model, foreign.tensors, foreign)
-
-
-def load_mae(model: VideoMAE, foreign: Foreign) -> Match:
-    """Load a pre-trained checkpoint, encoder and decoder, into `model`.
-
-    Raises:
-        WeightsError: it has no decoder, or does not fit.
-    """
-    if foreign.kind != "pre-trained":
-        raise WeightsError(f"{foreign.path}: is {foreign.kind} and has no decoder; name a pre-trained model")
-    _refuse_misfit(model.encoder, foreign)
-    if misfit := foreign.misfit_of_decoder(model.config):
+    tensors, mae = foreign.tensors, None
+    optional: tuple[str, ...] = ()
+    encoder = module if isinstance(module, VideoViT) else module.encoder
+    if isinstance(module, VideoViT):
+        tensors = {n.removeprefix("encoder."): t for n, t in tensors.items() if n.startswith("encoder.")}
+        optional = ("norm.",)
+    else:
+        mae = module.config if isinstance(module, VideoMAE) else None
+        needed, part = ("pre-trained", "decoder") if mae else ("fine-tuned", "classes")
+        if foreign.kind != needed:
+            raise WeightsError(f"{foreign.path}: is {foreign.kind} and has no {part}; name a {needed} model")
+    if misfit := foreign.misfit(encoder.config, encoder.clip, mae):
         raise WeightsError(misfit)
-    return _fill(model, foreign.tensors, foreign)
-
-
-def _refuse_misfit(encoder: VideoViT, foreign: Foreign) -> None:
-    if misfit := foreign.misfit(encoder.config, encoder.clip):
-        raise WeightsError(misfit)
-
-
-def _fill(
-    module: torch.nn.Module, tensors: Mapping[str, Tensor], foreign: Foreign, optional: tuple[str, ...] = ()
-) -> Match:
     wanted = module.state_dict()
     matched = sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].shape == tensors[n].shape)
     missing = sorted(wanted.keys() - set(matched))
-    needed = [name for name in missing if not name.startswith(optional)]
-    if needed:
-        first = f"has shape {tuple(tensors[needed[0]].shape)}" if needed[0] in tensors else "is missing"
+    needed_names = [name for name in missing if not name.startswith(optional)]
+    if needed_names:
+        first = needed_names[0]
+        there = f"has shape {tuple(tensors[first].shape)}" if first in tensors else "is missing"
         raise WeightsError(
-            f"{foreign.path}: {len(needed)} of {len(wanted)} tensors do not fit: {needed[0]} {first}, "
-            f"here it has {tuple(wanted[needed[0]].shape)}"
+            f"{foreign.path}: {len(needed_names)} of {len(wanted)} tensors do not fit: {first} {there}, "
+            f"here it has {tuple(wanted[first].shape)}"
         )
     module.load_state_dict({name: tensors[name] for name in matched}, strict=False)
     unexpected = sorted({*(tensors.keys() - wanted.keys()), *foreign.unknown})
-    return Match(foreign.layout, tuple(matched), tuple(missing), tuple(unexpected))
-
-
-def to_hugging_face(
-    model: VideoMAE | VideoClassifier, classes: list[str] | None = None
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return tensors and `config.json` of Hugging Face's model for pre-training or classification.
-
-    Its norms before the two heads have an epsilon of 1e-5, VideoMAE's code and ours 1e-6: their result for a
-    vector with variance v is smaller by a share of 4.5e-6 / v.
-
-    Raises:
-        WeightsError: a setting of the model does not exist there; names the key.
-    """
-    encoder = model.encoder
-    vit, clip = encoder.config, encoder.clip
-    lacking = [("model.positions", vit.positions != "joint", "joint")]
-    if isinstance(model, VideoMAE):
-        lacking += [("mae.global_token", model.config.global_token, "false")]
-        lacking += [("mae.target", model.config.target != "normalized", "normalized")]
-    else:
-        lacking += [("head_norm", not isinstance(model.head_norm, torch.nn.LayerNorm), "layer")]
-    for key, wrong, right in lacking:
-        if wrong:
-            raise WeightsError(
-                f"Hugging Face's VideoMAE has only {key}: {right}; export as safetensors instead"
-            )
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        if name.endswith(("attn.qkv.bias", "attn.qkv.weight")):
-            block, kind = _hf_name(name.rsplit("attn.", 1)[0]), name.rsplit(".", 1)[1]
-            for part, rows in zip(_ATTENTION, tensor.chunk(3), strict=True):
-                if (part, kind) != ("key", "bias"):
-                    tensors[f"{block}attention.attention.{part}.{kind}"] = rows.clone()
-        else:
-            theirs = channels_last(tensor) if name.startswith("to_pixels.") else tensor
-            tensors[_hf_name(name)] = theirs.detach().clone().contiguous()
-    config: dict[str, Any] = {
-        "model_type": "videomae",
-        **{key: getattr(clip, ours) for ours, key in _CLIP_KEYS.items()},
-        "num_channels": 3,
-        **{key: getattr(vit, ours) for ours, key in _VIT_KEYS.items()},
-        "intermediate_size": int(vit.width * vit.mlp_ratio),
-        "layer_norm_eps": 1e-6,
-        "qkv_bias": True,
-    }
-    if isinstance(model, VideoMAE):
-        config |= {
-            "architectures": ["VideoMAEForPreTraining"],
-            "use_mean_pooling": False,
-            "norm_pix_loss": True,
-            "decoder_hidden_size": model.config.decoder_width,
-            "decoder_num_hidden_layers": model.config.decoder_depth,
-            "decoder_num_attention_heads": model.config.decoder_heads,
-            "decoder_intermediate_size": int(model.config.decoder_width * vit.mlp_ratio),
-        }
-    else:
-        names = classes or [f"LABEL_{label}" for label in range(model.head.out_features)]
-        config |= {
-            "architectures": ["VideoMAEForVideoClassification"],
-            "use_mean_pooling": True,
-            "id2label": {str(label): name for label, name in enumerate(names)},
-            "label2id": {name: label for label, name in enumerate(names)},
-        }
-    return tensors, config
-
-
-def configs_of_hugging_face(config: Mapping[str, Any]) -> tuple[ViTConfig, ClipConfig]:
-    """Return the encoder and the clip that a `config.json` of Hugging Face's VideoMAE describes.
-
-    Raises:
-        ValueError: it describes another model.
-        KeyError: it leaves out a size.
-    """
-    if config.get("model_type") != "videomae":
-        raise ValueError(f"its model_type is {config.get('model_type')!r}, not 'videomae'")
-    if config.get("hidden_act", "gelu") != "gelu":
-        raise ValueError(f"its hidden_act is {config['hidden_act']!r}, and only 'gelu' is known here")
-    width, mlp = config["hidden_size"], config["intermediate_size"]
-    ratio = mlp / width
-    vit = ViTConfig(
-        **{ours: config[key] for ours, key in _VIT_KEYS.items()},
-        mlp_ratio=ratio if int(width * ratio) == mlp else (mlp + 0.5) / width,  # it is rounded down again
-        positions="joint",
-    )
-    return vit, ClipConfig(**{ours: config[key] for ours, key in _CLIP_KEYS.items()})
-
-
-def preprocessor_of(clip: ClipConfig) -> dict[str, object]:
-    """Return the `preprocessor_config.json` with which Hugging Face's model sees the clips of our test."""
-    return {
-        "image_processor_type": "VideoMAEImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": clip.size},
-        "resample": 2,  # bilinear
-        "do_center_crop": True,
-        "crop_size": {"height": clip.size, "width": clip.size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(imagenet.MEAN),
-        "image_std": list(imagenet.STD),
-    }
-
-
-def _hf_name(name: str) -> str:
-    theirs, ours = next((pair for pair in _HUGGING_FACE if name.startswith(pair[1])), ("", ""))
-    name = theirs + name.removeprefix(ours)
-    for their_layer, our_layer in _LAYERS:
-        name = name.replace(our_layer, their_layer)
-    return name
+    adapted = foreign.adapted(encoder.clip)
+    return Match(foreign.layout, tuple(matched), tuple(missing), tuple(unexpected), adapted)

@@ -58,7 +58,7 @@ def patchify(video_BCTHW: Tensor, clip: ClipConfig) -> Tensor:
     """Cut clips into tokens of pixels `[B, N, P]`; P is ordered (c, t, p, p), as in a convolution's kernel.
 
     VideoMAE's order is (t, p, p, c). Ours copies whole rows of p pixels, fits the embedding's weight as it
-    is, and has each channel's values side by side for the target's mean and deviation; `checkpoints_io`
+    is, and has each channel's values side by side for the target's mean and deviation; `hugging_face`
     reorders the rows of VideoMAE's prediction head.
     """
     b, c = video_BCTHW.shape[:2]

@@ -6,18 +6,21 @@ Axes: B clips, N tokens, M some of the tokens, P pixel values a token, D width.
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import torch
 from pydantic import Field, model_validator
-from timm.layers.attention import Attention
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tats_core.errors import did_you_mean
 from tats_core.models.tokens import ClipConfig, CubeEmbedding, positions
 from tats_core.specs import NotIdentity, StrictModel
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import Block
+
+# The functions that build import timm, which takes 2 s: a plan needs only the configuration.
 
 PRESETS: Final[dict[str, dict[str, int]]] = {
     "vit_micro": {"width": 96, "depth": 4, "heads": 4},
@@ -68,6 +71,8 @@ class ViTConfig(StrictModel):
 
 def blocks(width: int, depth: int, heads: int, mlp_ratio: float, drop_path: float) -> nn.ModuleList:
     """Pre-norm transformer blocks; the rate of stochastic depth grows linearly from 0 to `drop_path`."""
+    from timm.models.vision_transformer import Block
+
     rates = torch.linspace(0, drop_path, depth).tolist()
     return nn.ModuleList(
         Block(
@@ -102,6 +107,8 @@ def initialise(module: nn.Module) -> None:
 
 def initialise_blocks(blocks: nn.ModuleList, config: ViTConfig) -> None:
     """Initialise transformer blocks as `config` says."""
+    from timm.models.vision_transformer import Block
+
     blocks.apply(initialise)
     if config.attention_init == "mimetic":
         for block in blocks:
@@ -116,6 +123,8 @@ def initialise_mimetic(block: Block) -> None:
     Per head `W_q W_k^T = 0.7 I + 0.7 Z` (a token attends to similar tokens: near positions, same content) and
     `W_v W_o = 0.4 Z - 0.4 I`, Z normal with variance 1/D, each cut to the rank of the head.
     """
+    from timm.layers.attention import Attention
+
     attention = block.attn
     assert isinstance(attention, Attention)
     qkv, out = attention.qkv, attention.proj

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import graphlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tats_core import specs
@@ -91,7 +91,7 @@ def build(pipeline: Pipeline) -> Graph:
         for row in rows[name]:
             instance = _instance(pipeline, stage, kind, row, ancestors[name], instances)
             instances[instance.name] = instance
-    return Graph(instances)
+    return Graph({name: _narrowed(instance, instances) for name, instance in instances.items()})
 
 
 def _order(pipeline: Pipeline) -> list[str]:
@@ -164,11 +164,16 @@ def _instance(
     for other in instances.values():
         if other.stage not in ancestors or not _agree(axes, other.axes):
             continue
-        direct = other.stage in stage.needs and (kind.waits_for_needs or other.kind.waited_for)
+        direct = other.stage in stage.needs and (kind.any_kind or other.kind.any_kind)
         if direct or other.kind.name in reads:
             needs.append(other)
     _check_reads(f"{pipeline.where}: {stage.name}.needs", kind, reads, needs)
     return Instance(name, stage.name, kind, config, axes, tuple(need.name for need in needs), stage.retries)
+
+
+def _narrowed(instance: Instance, instances: Mapping[str, Instance]) -> Instance:
+    readers = [other.config for other in instances.values() if instance.name in other.needs]
+    return replace(instance, config=instance.kind.narrowed(instance.config, readers))
 
 
 def _check_reads(key: str, kind: Kind, reads: tuple[str, ...], needs: list[Instance]) -> None:

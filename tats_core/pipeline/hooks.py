@@ -24,7 +24,6 @@ from tats_core.store.run import RunRecord, StageRecord
 
 SCHEMA = 1
 COMMAND_SECONDS = 60.0
-DELIVER_SECONDS = 60.0
 
 _HASTE_SECONDS = 5.0
 _VARIABLES = ("event", "run", "pipeline", "status", "stage", "error")  # in a command's environment
@@ -63,7 +62,7 @@ class Notifier(Observer):
 
     def deliver(self) -> None:
         """Wait until the hooks have ended, but not for ever."""
-        self.close(DELIVER_SECONDS)
+        self.close(COMMAND_SECONDS)
 
     def aborted(self, record: RunRecord) -> None:
         """Call the hooks of the run's end; after a second Ctrl-C, wait only briefly."""

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 from tats_core.errors import SpecError
+from tats_core.pipeline import graph as graphs
 from tats_core.pipeline.graph import Graph, Instance
 from tats_core.pipeline.keys import own_components, stage_key
 from tats_core.pipeline.spec import Pipeline
@@ -64,6 +65,17 @@ class Plan:
         return {"schema": SCHEMA, "pipeline": self.pipeline, "title": self.title, "stages": items}
 
 
+class Options(TypedDict, total=False):
+    """Which stages run; each is named as in the file (`finetune`: all of its matrix) or in full."""
+
+    force: Sequence[str]
+    """Run even though they have an output."""
+    only: Sequence[str]
+    """Run these alone; what they need must have an output already."""
+    from_stage: str | None
+    """Run this one and all that follow it, even though they have outputs."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """The options of the command line, as instances."""
@@ -72,19 +84,23 @@ class Choice:
     forced: frozenset[str]
 
     @classmethod
-    def of(cls, graph: Graph, force: Sequence[str], only: Sequence[str], from_stage: str | None) -> Choice:
+    def of(cls, graph: Graph, options: Options) -> Choice:
         """Resolve the options.
 
         Raises:
-            SpecError: an option names no stage, or `force` one that `only` leaves out.
+            SpecError: an option names no stage, or a stage that `only` leaves out.
         """
+        only, from_stage = options.get("only"), options.get("from_stage")
         wanted = graph.select(only, "only") if only else set(graph.instances)
-        for name in force:
-            if not graph.select([name], "force") & wanted:
-                raise SpecError(f"--force {name}: --only leaves it out; add it there, or take --force away")
-        forced = graph.select(force, "force")
-        if from_stage is not None:
-            forced |= graph.followers(graph.select([from_stage], "from"))
+        named = [("force", name) for name in options.get("force", ())]
+        forced: set[str] = set()
+        for option, name in [*named, ("from", from_stage)] if from_stage else named:
+            chosen = graph.select([name], option)
+            if not chosen & wanted:
+                raise SpecError(
+                    f"--{option} {name}: --only leaves it out; add it there, or take --{option} away"
+                )
+            forced |= graph.followers(chosen) if option == "from" else chosen
         return cls(frozenset(wanted), frozenset(forced & wanted))
 
 
@@ -105,11 +121,11 @@ class Decision:
 class Decider:
     """Decides about stages, one at a time."""
 
-    def __init__(self, pipeline: Pipeline, graph: Graph, store: StageStore, choice: Choice) -> None:
+    def __init__(self, pipeline: Pipeline, home: Path, options: Options) -> None:
         self.pipeline = pipeline
-        self.graph = graph
-        self.store = store
-        self.choice = choice
+        self.graph = graphs.build(pipeline)
+        self.store = StageStore(home)
+        self.choice = Choice.of(self.graph, options)
         self._history: dict[str, Mapping[tuple[str, str], Mapping[str, object]]] = {}
 
     def decide(self, instance: Instance, digests: Mapping[str, str]) -> Decision:
@@ -123,6 +139,8 @@ class Decider:
             return Decision("run", "forced", key, folder, fresh=True)
         if fault is None and unfinished != "forced":
             return Decision("reuse", "unchanged", key, folder)
+        if unfinished == "corrupt":
+            return Decision("run", "its work folder is corrupt", key, folder, fresh=True)
         if unfinished:
             return Decision("run", "resumes where it stopped", key, folder)
         if fault:
@@ -153,7 +171,7 @@ def make(decider: Decider) -> Plan:
     for instance in decider.graph.instances.values():
         item = _item(decider, instance, digests, items)
         if item.action == "reuse" and item.folder:
-            digests[instance.name] = decider.store.output_digest(item.folder)
+            digests[instance.name] = decider.store.manifest(item.folder).digest
         items[instance.name] = item
     seconds = _seconds(decider.store.root.parent, decider.pipeline.name, items)
     timed = (replace(item, seconds=seconds.get(item.name)) for item in items.values())
@@ -175,28 +193,24 @@ def _seconds(home: Path, pipeline: str, names: Iterable[str]) -> dict[str, float
 def _item(
     decider: Decider, instance: Instance, digests: Mapping[str, str], items: Mapping[str, PlanItem]
 ) -> PlanItem:
-    about = PlanItem(
-        instance.name,
-        instance.stage,
-        instance.kind.name,
-        instance.axes,
-        instance.needs,
-        "skip",
-        "not asked for",
-    )
+    name, kind = instance.name, instance.kind.name
+    about = PlanItem(name, instance.stage, kind, instance.axes, instance.needs, "skip", "not asked for")
     wanted = instance.name in decider.choice.wanted
     missing = tuple(need for need in instance.needs if need not in digests)
     if not missing:
-        decision = decider.decide(instance, digests)
-        if not wanted and decision.action == "run":
+        made = decider.decide(instance, digests)
+        if not wanted and made.action == "run":
             return about
+        reason = made.reason
+        if made.action == "run" and (outside := instance.kind.summary(instance.config)):
+            reason += f"; {outside}"
         return replace(
             about,
-            action=decision.action,
-            reason=decision.reason,
-            key=decision.key.digest,
-            folder=decision.folder,
-            changes=decision.changes,
+            action=made.action,
+            reason=reason,
+            key=made.key.digest,
+            folder=made.folder,
+            changes=made.changes,
         )
     if not wanted:
         return about

@@ -13,26 +13,25 @@ import signal
 import threading
 import time
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 from tats_core.errors import StoreError, TatsError
-from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import plan as plans
 from tats_core.pipeline import resources
 from tats_core.pipeline.graph import Graph, Instance
 from tats_core.pipeline.hooks import Notifier
 from tats_core.pipeline.observers import Observer, Tracking
-from tats_core.pipeline.plan import Choice, Decider, Decision, Plan, PlanItem
+from tats_core.pipeline.plan import Decider, Decision, Options, Plan, PlanItem
 from tats_core.pipeline.resources import Pool
 from tats_core.pipeline.spec import Pipeline
 from tats_core.pipeline.stage_thread import Answer, Launch, StageWork
 from tats_core.stages.base import Input, Preflight
-from tats_core.store import environment, run_page
-from tats_core.store.outputs import StageStore, make_folder
+from tats_core.store import environment
+from tats_core.store.outputs import make_folder
 from tats_core.store.run import RunRecord, StageConfig, StageRecord
 from tats_core.training.events import Events, read_events
 
@@ -59,34 +58,23 @@ class Host:
     launch: Launch | None = None
 
 
-def plan(
-    pipeline: Pipeline,
-    home: Path,
-    *,
-    force: Sequence[str] = (),
-    only: Sequence[str] = (),
-    from_stage: str | None = None,
-) -> Plan:
+def plan(pipeline: Pipeline, home: Path, **options: Unpack[Options]) -> Plan:
     """Return what `run` with the same arguments would do, and why; starts and changes nothing.
-
-    A stage is named as in the file (`finetune`: all of its matrix) or in full (`finetune[ssv2,scratch]`).
 
     Raises:
         SpecError: an unknown stage name or a wrong configuration.
     """
-    return plans.make(_decider(pipeline, home.absolute(), force, only, from_stage))
+    return plans.make(Decider(pipeline, home.absolute(), options))
 
 
 def run(
     pipeline: Pipeline,
     home: Path,
     *,
-    force: Sequence[str] = (),
-    only: Sequence[str] = (),
-    from_stage: str | None = None,
     on_error: OnError = "stop",
     ui: Observer | None = None,
     host: Host | None = None,
+    **options: Unpack[Options],
 ) -> RunRecord:
     """Run what has no output yet, reuse what has one, and return the record.
 
@@ -94,9 +82,6 @@ def run(
     first Ctrl-C stops at the newest checkpoints and returns with status "stopped"; the second raises.
 
     Args:
-        force: stages that run even though they have an output.
-        only: run these stages alone; what they need must have an output already.
-        from_stage: run this stage and all that follow it, even though they have outputs.
         on_error: after a failure let running stages end and start no other ("stop"), or run all stages
             that do not need the failed one ("continue").
         host: the sweep that this run is a trial of.
@@ -106,11 +91,11 @@ def run(
         StoreError: the project folder cannot be written, from the start or any more.
     """
     home = home.absolute()
-    decider = _decider(pipeline, home, force, only, from_stage)
+    decider = Decider(pipeline, home, options)
     todo = plans.make(decider)
     pool = Pool(_preflight(decider.graph, todo, home))
     make_folder(home)
-    record = _new_record(pipeline, home, todo, only)
+    record = _new_record(pipeline, home, todo, options.get("only", ()))
     if host is not None:
         record.id = host.run_id
     try:
@@ -122,13 +107,6 @@ def run(
             f"{error.filename or home}: cannot be used ({error.strerror or error}); mend the storage or set "
             "TATS_HOME to a folder you can write to, and run again: what is done is kept"
         ) from error
-
-
-def _decider(
-    pipeline: Pipeline, home: Path, force: Sequence[str], only: Sequence[str], from_stage: str | None
-) -> Decider:
-    graph = graphs.build(pipeline)
-    return Decider(pipeline, graph, StageStore(home), Choice.of(graph, force, only, from_stage))
 
 
 def _preflight(graph: Graph, todo: Plan, home: Path) -> resources.Resources:
@@ -176,6 +154,8 @@ class _Page(Observer):
 
     def run_ended(self, record: RunRecord) -> None:
         """Write the page; a failure to write it does not fail the run."""
+        from tats_core.store import run_page  # here: a plan does without pandas, which takes 1 s to import
+
         try:
             run_page.write(record)
         except Exception as error:  # noqa: BLE001 (any error of the page)
@@ -227,8 +207,8 @@ class _Run:
                 if item.action == "skip":
                     self._leave_out(item.name, item.reason)
             try:
-                with _signals(self.stop):
-                    self._loop()
+                with _signals(self.stop) as renew:
+                    self._loop(renew)
             except BaseException as error:
                 self._abort(error)
                 raise
@@ -240,9 +220,10 @@ class _Run:
         for observer in self.observers:
             observer.note(stage, text)
 
-    def _loop(self) -> None:
+    def _loop(self, renew: Callable[[], None]) -> None:
         self._start_ready()
         while self.running:
+            renew()
             try:
                 answer: Answer | None = self.answers.get(timeout=_TICK)
             except queue.Empty:
@@ -376,7 +357,7 @@ class _Run:
 
     def _finish(self, stage: StageRecord, folder: Path) -> None:
         stage.folder = str(folder)
-        stage.digest = self.digests[stage.name] = self.store.output_digest(folder)
+        stage.digest = self.digests[stage.name] = self.store.manifest(folder).digest
         source = None
         if stage.status == "cached":
             origin = self.store.origin(folder)
@@ -452,23 +433,28 @@ def _configs(graph: Graph) -> dict[str, StageConfig]:
 
 
 @contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C and SIGTERM set `stop`; the second Ctrl-C raises."""
+def _signals(stop: threading.Event) -> Iterator[Callable[[], None]]:
+    """Ctrl-C and SIGTERM set `stop`; the second Ctrl-C raises. Call what it yields now and then.
+
+    When Ray starts, in the thread of a stage, it replaces the handler of SIGTERM by one of its own, which
+    prints a stack and aborts the process three seconds later.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
 
     def handle(number: int, frame: types.FrameType | None) -> None:
-        # Ray's handler of SIGTERM runs before this one and sets an alarm that would abort the process three
-        # seconds later, before the checkpoints are saved.
-        signal.alarm(0)
+        signal.alarm(0)  # Ray's abort
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()  # the loop does all else: a handler may interrupt anything
 
+    def renew() -> None:
+        signal.signal(signal.SIGTERM, handle)
+
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield renew
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

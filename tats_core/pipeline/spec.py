@@ -93,7 +93,7 @@ def load(name: str, sets: Sequence[str] = ()) -> Pipeline:
     raw = read(path)
     for text in sets:
         raw = _override(raw, *specs.parse_override(text), f"--set {text}")
-    file = specs.validate(_File, raw, where)
+    file = specs.validate(File, raw, where)
     return Pipeline(
         name=path.stem,
         title=file.title,
@@ -116,7 +116,7 @@ def read(path: Path) -> dict[str, Any]:
     raw = specs.read(base)
     for file in reversed(variants):
         where = display_path(file)
-        variant = specs.validate(_Variant, specs.read(file), where)
+        variant = specs.validate(Variant, specs.read(file), where)
         for key, value in variant.set.items():
             raw = _override(raw, key.split("."), value, f"{where}: set: {key}")
         raw |= {"name": variant.name, "title": variant.title}
@@ -134,7 +134,7 @@ def lineage(path: Path) -> list[Path]:
     files = [path]
     while "like" in (raw := specs.read(files[-1])):
         where = display_path(files[-1])
-        variant = specs.validate(_Variant, raw, where)
+        variant = specs.validate(Variant, raw, where)
         _check_name(variant.name, files[-1])
         if variant.like not in (menu := specs.names("pipelines")):
             near = did_you_mean(variant.like, menu)
@@ -152,33 +152,43 @@ def _check_name(name: object, path: Path) -> None:
         raise SpecError(f"{display_path(path)}: name is '{name}', but the file's name calls it '{path.stem}'")
 
 
-class _Variant(StrictModel):
+class Variant(StrictModel):
     """The top level of the YAML file of a pipeline that is like another."""
 
-    name: str | None = None
-    title: str = ""
-    like: str
-    set: dict[str, object] = Field(default_factory=dict)
-    notify: object = None
+    name: str | None = Field(None, description="that of the file, without .yaml")
+    title: str = Field("", description="one line for `tats list`")
+    like: str = Field(description="the pipeline whose stages and defaults it has")
+    set: dict[str, object] = Field(
+        default_factory=dict, description="STAGE.KEY or defaults.KEY → the value that it has here"
+    )
+    notify: object = Field(None, description="commands that are called instead of the other's")
 
 
-class _File(StrictModel):
+class File(StrictModel):
     """The top level of the YAML file."""
 
-    name: str | None = None
-    title: str = ""
-    defaults: dict[str, object] = Field(default_factory=dict)
-    notify: tuple[Hook, ...] = ()
-    stages: Annotated[dict[str, dict[str, object]], Field(min_length=1)]
+    name: str | None = Field(None, description="that of the file, without .yaml")
+    title: str = Field("", description="one line for `tats list`")
+    defaults: dict[str, object] = Field(
+        default_factory=dict, description="given to every stage whose kind has the key"
+    )
+    notify: tuple[Hook, ...] = Field((), description="commands that are called when the run ends")
+    stages: dict[str, dict[str, object]] = Field(min_length=1, description="name → the keys of the stage")
 
 
-class _Head(StrictModel):
+class Head(StrictModel):
     """The keys of a stage that belong to the engine."""
 
-    kind: str
-    needs: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
-    matrix: dict[str, Annotated[tuple[Scalar, ...], Field(min_length=1)]] = Field(default_factory=dict)
-    retries: Annotated[int, Field(ge=0, le=10)] = 0
+    kind: str = Field(description="what the stage does")
+    needs: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
+        (), description="the stages that must be finished before; what they need is at hand too"
+    )
+    matrix: dict[str, Annotated[tuple[Scalar, ...], Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="KEY → values: the stage runs once for each combination; a stage without a matrix "
+        "follows the one that it needs",
+    )
+    retries: int = Field(0, ge=0, le=10, description="how often a failed stage is tried again")
 
 
 def _override(raw: dict[str, Any], path: list[str], value: object, where: str) -> dict[str, Any]:
@@ -196,9 +206,9 @@ def _override(raw: dict[str, Any], path: list[str], value: object, where: str) -
 def _stage(name: str, entry: Mapping[str, object], where: str) -> Stage:
     if not _NAME.fullmatch(name) or name == "defaults":
         raise SpecError(f"{where}: '{name}' cannot name a stage; use letters, digits, '-' and '_'")
-    engine = {key: value for key, value in entry.items() if key in _Head.model_fields}
-    head = specs.validate(_Head, engine, where, prefix=name)
-    config = {key: value for key, value in entry.items() if key not in _Head.model_fields}
+    engine = {key: value for key, value in entry.items() if key in Head.model_fields}
+    head = specs.validate(Head, engine, where, prefix=name)
+    config = {key: value for key, value in entry.items() if key not in Head.model_fields}
     for axis, values in head.matrix.items():
         if axis in config:
             raise SpecError(f"{where}: {name}.{axis} is an axis of its matrix; set {name}.matrix.{axis}")

@@ -16,7 +16,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -69,6 +68,8 @@ class _Scale:
         known_X = np.isfinite(values_X)
         span = self.high - self.low or 1.0
         share_X = (np.where(known_X, values_X, self.low) - self.low) / span
+        import matplotlib as mpl  # here: a plan does without it, and it takes 1 s to import
+
         colours_XC = mpl.colormaps[self.colours](share_X.clip(0, 1))[..., :3]
         pixels_XC: Pixels = (colours_XC * 255).round().astype(np.uint8)
         pixels_XC[~known_X] = _NOTHING
@@ -270,6 +271,8 @@ def _enlarged(frame_HWC: Pixels, scale: int) -> Image.Image:
 
 @cache
 def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    import matplotlib as mpl
+
     # Pillow's own font has neither × nor −; matplotlib's wheel carries DejaVu, which has both.
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / name, size)

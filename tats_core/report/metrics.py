@@ -43,7 +43,7 @@ _MEANINGS: Final = {
     "knn_top1": "top-1 of a nearest-neighbour vote on the same frozen features: no training at all.",
     "attentive_top1": "top-1 of one trained attention layer over all frozen tokens, with a linear"
     " classifier.",
-    "init": "the encoder starts from the joint pre-training; scratch: from random weights, with the same"
+    "init": "pre-trained: from the joint pre-training; from scratch: from random weights, with the same"
     " labels and the same budget.",
     "motion_lift": "how much more motion the visible tokens hold than an average token; random sampling: 1.",
     "entropy_share": "how open the policy still is: 1 picks evenly, 0 always picks the same tokens.",
@@ -60,7 +60,7 @@ _REGISTRY: Final = (
     Metric("linear_top1", "linear", 1, "%", "more", "linear probe, top-1 %", "probe_chance"),
     Metric("knn_top1", "kNN", 1, "%", "more", "kNN probe, top-1 %", "probe_chance"),
     Metric("attentive_top1", "attentive", 1, "%", "more"),
-    Metric("init", "pretrained"),
+    Metric("init", "start"),
     Metric("motion_lift", "motion lift", 2, "", "more", "motion lift", "random_lift"),
     Metric("entropy_share", "entropy", 2, "", "", "entropy of the policy / log N"),
     Metric("mask_ratio", "mask ratio", 2),

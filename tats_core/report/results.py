@@ -15,6 +15,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from statistics import fmean
 from typing import Any, Final
 
@@ -29,10 +30,13 @@ STARTS: Final = {"pretrained": "pre-trained", "scratch": "from scratch"}
 """What a start of a fine-tuning is called, in the order of tables."""
 
 _BESIDE: Final = ("chance", "clips")
+ABSENT: Final = ("absent_train", "absent_test")
+"""How many listed videos the copy of a data set lacked; in a row only where it did."""
+_LISTED: Final = tuple(zip(ABSENT, ("training videos", "test videos"), strict=True))
 
 
 def text(results: Results) -> str:
-    """Return the tables for a terminal: at most 79 columns, one line for each benchmark and start.
+    """Return the tables for a terminal, at most 79 columns wide without further axes.
 
     The fine-tuned models' first, then the frozen encoders' probes; a table or a column of which nothing was
     measured is left out.
@@ -41,23 +45,21 @@ def text(results: Results) -> str:
     parts = []
     for title, keys, beside in (("Fine-tuned", TUNED, _BESIDE), ("Frozen encoder", FROZEN, ())):
         if _measured(rows, keys):
-            parts += [title, _by_start(rows, _measured(rows, (*keys, *beside))).text(), ""]
+            parts += [title, table(results, keys, beside).text(), ""]
     several = pre_trainings(results)
-    if several is None:
-        return "\n".join([*parts, *_policy_lines(results.get("policy") or {})]).rstrip()
-    return "\n".join([*parts, "Pre-trainings", several.text()])
+    policy = ["Pre-trainings", several.text()] if several else _policy_lines(results.get("policy") or {})
+    return "\n".join([*parts, *policy, *footnotes(results)]).rstrip()
 
 
 def markdown(results: Results) -> str:
-    """Return the tables as GitHub Markdown: a line for each benchmark, pre-trained and scratch side by side,
-    and a line for each pre-training where there were several.
-    """
+    """Return the tables as GitHub Markdown."""
     parts = [f"## {results['pipeline']}\n"]
     if results["rows"]:
-        parts.append(_side_by_side(results["rows"]).markdown())
+        parts.append(table(results).markdown())
     several = pre_trainings(results)
     policy = "".join(f"{line}  \n" for line in _policy_lines(results.get("policy") or {}))
     parts.append(several.markdown() if several else policy)
+    parts += [f"\\{footnote}\n" for footnote in footnotes(results)]
     parts.append("".join(f"- **{title}**: {meaning}\n" for title, meaning in LEGEND.items()))
     return "\n".join(parts)
 
@@ -68,7 +70,8 @@ def csv(results: Results) -> str:
     if several is not None:
         return several.csv()
     rows = [row for pair in by_benchmark(results["rows"]).values() for row in pair.values()]
-    return Table.of(EXPORTED, [[row.get(key) for key in EXPORTED] for row in rows]).csv()
+    columns = (*EXPORTED, *(key for key in ABSENT if any(row.get(key) for row in rows)))
+    return Table.of(columns, [[row.get(key) for key in columns] for row in rows]).csv()
 
 
 def html(results: Results) -> str:
@@ -76,7 +79,8 @@ def html(results: Results) -> str:
 
     It is pure ASCII, so that it can be pasted into any page.
     """
-    text = "\n".join(table.html() for table in _tables(results, _BESIDE))
+    text = "\n".join(part.html() for part in _tables(results, _BESIDE))
+    text += "".join(f"\n<p>{escape(footnote)}</p>" for footnote in footnotes(results))
     return text.encode("ascii", "xmlcharrefreplace").decode()
 
 
@@ -86,19 +90,20 @@ def latex(results: Results) -> str:
     How many clips were tested, and chance, stand in the caption: the columns have to fit on a page.
     """
     name = str(results["pipeline"])
+    partial = "".join(f" {latex_text(footnote)}." for footnote in footnotes(results))
     captions = {
         "benchmark": f"Results of {latex_text(name)}, in percent; 95\\%: Wilson interval of top-1. "
-        f"The best of each benchmark is bold.{_tested(results['rows'])}",
+        f"The best of each benchmark is bold.{_tested(results['rows'])}{partial}",
         "sampler": f"Pre-trainings of {latex_text(name)}: motion lift (random: of blind drawing), entropy of "
         "the policy as a share of $\\log N$, probes of the frozen encoder in percent, time and memory.",
     }
     parts = []
-    for index, table in enumerate(_tables(results, ())):
-        titled = table.frame.rename(columns=lambda title: title.capitalize() if title.islower() else title)
-        capitalised = Table(titled, table.labels, table.grouped, table.bold)
+    for index, part in enumerate(_tables(results, ())):
+        titled = part.frame.rename(columns=lambda title: title.capitalize() if title.islower() else title)
+        capitalised = Table(titled, part.labels, part.grouped, part.bold)
         label = f"{name}-pre-trainings" if index else name
         setup = ("\\small", "\\setlength{\\tabcolsep}{4pt}")
-        parts.append(capitalised.latex(captions[table.headings[0]], label, setup))
+        parts.append(capitalised.latex(captions[part.headings[0]], label, setup))
     return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
 
 
@@ -113,28 +118,35 @@ def legend() -> str:
     )
 
 
-def paper(results: Results, beside: Sequence[str] = _BESIDE) -> Table:
+def table(
+    results: Results, metrics: Sequence[str] = (*TUNED, *FROZEN), beside: Sequence[str] = _BESIDE
+) -> Table:
     """Return a row for each benchmark, start and value of each further axis; the best of each is bold.
 
     Args:
-        beside: columns that hold no result.
+        metrics: columns, of which those that were not measured are left out.
+        beside: further columns, which hold no result.
     """
     rows: Sequence[Row] = results["rows"]
     axes = further_axes(rows)
-    keys = _measured(rows, (*TUNED, *FROZEN, *beside))
+    keys = _measured(rows, (*metrics, *beside))
     benchmarks = list(dict.fromkeys(str(row["benchmark"]) for row in rows))
     ordered = sorted(
         rows, key=lambda row: (benchmarks.index(str(row["benchmark"])), _start_order(row["init"]))
     )
     # With a further axis, a mean over benchmarks would mix its values.
     means = {} if axes else mean_of_benchmarks(rows)
-    averaged: list[Row] = [{"benchmark": "mean", "init": init, **values} for init, values in means.items()]
+    averaged: list[Row] = [
+        {"benchmark": "mean", "init": init, **values}
+        for init, values in means.items()
+        if any(key in values for key in keys)
+    ]
     lines, bold = [], set()
     for index, row in enumerate([*ordered, *averaged]):
         rivals = [rival for rival in (averaged if index >= len(ordered) else ordered)
                   if rival["benchmark"] == row["benchmark"]]  # fmt: skip
         start = STARTS.get(row["init"], row["init"])
-        labels = [str(row["benchmark"]), start, *(str(row.get(axis, DASH)) for axis in axes)]
+        labels = [marked(row), start, *(str(row.get(axis, DASH)) for axis in axes)]
         cells = [_cell(row, key) for key in keys]
         if index >= len(ordered):
             cells = ["" if cell == DASH else cell for cell in cells]
@@ -191,12 +203,35 @@ def by_benchmark(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
     for row in rows:
         pair = (row["benchmark"], row["init"])
         seen[pair] += 1
-        name = pair[0] if seen[pair] == 1 else f"{pair[0]} #{seen[pair]}"
+        name = marked(row) if seen[pair] == 1 else f"{marked(row)} #{seen[pair]}"
         grouped.setdefault(name, {})[pair[1]] = row
     return {
         benchmark: dict(sorted(starts.items(), key=lambda start: _start_order(start[0])))
         for benchmark, starts in grouped.items()
     }
+
+
+def marked(row: Row) -> str:
+    """Return the name of a row's benchmark, with an asterisk where its copy lacked listed videos."""
+    return f"{row['benchmark']}*" if _lacks(row) else str(row["benchmark"])
+
+
+def footnotes(results: Results) -> list[str]:
+    """Return what the asterisk of each benchmark means, and what pre-trainings lacked; most often nothing."""
+    policies = results.get("policies") or [results.get("policy") or {}]
+    copies = [(str(row["benchmark"]), row) for row in results["rows"]]
+    copies += [("pre-training", policy) for policy in policies]
+    lacking: dict[str, dict[str, None]] = {}
+    for name, row in copies:
+        for key, what in _LISTED:
+            if row.get(key):
+                # Once, though a benchmark has a row for each start.
+                lacking.setdefault(name, {})[f"{row[key]:,} of the listed {what}"] = None
+    return [f"* {name}: a partial copy, without {' and '.join(parts)}" for name, parts in lacking.items()]
+
+
+def _lacks(row: Row) -> bool:
+    return any(row.get(key) for key in ABSENT)
 
 
 def mean_of_benchmarks(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
@@ -220,38 +255,9 @@ def mean_of_benchmarks(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     return means
 
 
-def _by_start(rows: Sequence[Row], keys: Sequence[str]) -> Table:
-    """Return a row for each benchmark and start, the benchmark's name only in its first."""
-    lines = []
-    for benchmark, starts in by_benchmark(rows).items():
-        for index, (init, row) in enumerate(starts.items()):
-            lines.append(["" if index else benchmark, init, *(_cell(row, key) for key in keys)])
-    means = mean_of_benchmarks(rows)
-    for index, (init, mean) in enumerate(means.items()):
-        if any(key in mean for key in keys):
-            cells = (_cell(mean, key) if key in RESULTS else "" for key in keys)
-            lines.append(["" if index else "mean", init, *cells])
-    return Table.of(["benchmark", "start", *(METRICS[key].title for key in keys)], lines, labels=2)
-
-
-def _side_by_side(rows: Sequence[Row]) -> Table:
-    keys = _measured(rows, RESULTS)
-    lines = []
-    for benchmark, starts in by_benchmark(rows).items():
-        cells = [_with_interval(starts.get(init, {}), key) for key in keys for init in STARTS]
-        first = next(iter(starts.values()))
-        lines.append([benchmark, *cells, *(_cell(first, key) for key in _BESIDE)])
-    means = mean_of_benchmarks(rows)
-    if means:
-        cells = [_cell(means.get(init, {}), key) for key in keys for init in STARTS]
-        lines.append(["**mean**", *cells, "", ""])
-    titles = [f"{METRICS[key].title} {init}" for key in keys for init in STARTS]
-    return Table.of(["benchmark", *titles, *_BESIDE], lines)
-
-
 def _tables(results: Results, beside: Sequence[str]) -> list[Table]:
     several = pre_trainings(results)
-    rows = [paper(results, beside)] if results["rows"] or several is None else []
+    rows = [table(results, beside=beside)] if results["rows"] or several is None else []
     if several is None:
         return rows
     first = several.frame.columns[0]
@@ -268,11 +274,6 @@ def _cell(row: Row, key: str) -> str:
     if key == "interval":
         return interval(row.get("low"), row.get("high"))
     return number(row.get(key), METRICS[key].digits)
-
-
-def _with_interval(row: Row, key: str) -> str:
-    cell = _cell(row, key)
-    return f"{cell} ({_cell(row, 'interval')})" if key == "top1" and row.get("low") is not None else cell
 
 
 def _start_order(init: str) -> int:

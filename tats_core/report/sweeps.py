@@ -118,9 +118,14 @@ def ranked(rows: Sequence[Row], metric: str, mode: str) -> list[Row]:
     return sorted(rows, key=lambda row: sign * row.values[metric].mean if metric in row.values else math.inf)
 
 
-def best(rows: Sequence[Row], metric: str, mode: str) -> Row | None:
-    """Return the row with the best mean of `metric`."""
-    return next((row for row in ranked(rows, metric, mode) if metric in row.values), None)
+def best(rows: Sequence[Row], metric: str, mode: str, digits: int) -> list[Row]:
+    """Return the rows with the best mean of `metric`: several where they are printed alike.
+
+    The first is the best unrounded, and of equals the first in `rows`.
+    """
+    order = [row for row in ranked(rows, metric, mode) if metric in row.values]
+    means = [round(row.values[metric].mean, digits) for row in order]
+    return [row for row, mean in zip(order, means, strict=True) if mean == means[0]]
 
 
 def keys_of(rows: Sequence[Row]) -> list[str]:
@@ -132,10 +137,10 @@ def table(
     rows: Sequence[Row],
     columns: Sequence[Column],
     compared: str | None = None,
-    best: Row | None = None,
+    best: Sequence[Row] = (),
     sign: str = "",
 ) -> Table:
-    """Return keys, seeds, metrics and, where any row has one, the gain of `compared`; `best` is bold."""
+    """Return keys, seeds, metrics and, where any row has one, the gain of `compared`; `best` are bold."""
     keys = keys_of(rows)
     gaining = [column for column in columns if column[0] == compared]
     gaining = [column for column in gaining if any(column[0] in row.gains for row in rows)]
@@ -154,7 +159,7 @@ def table(
     names = short_keys(keys)
     headings = [*(names[key] for key in keys), "seeds", *(title for _, title, _ in columns)]
     headings += [f"{title} − baseline" for _, title, _ in gaining]
-    bold = {(i, j) for i, row in enumerate(rows) if row == best for j in range(len(headings))}
+    bold = {(i, j) for i, row in enumerate(rows) if row in best for j in range(len(headings))}
     return Table.of(headings, lines, labels=len(keys), bold=frozenset(bold))
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any, Final
+from itertools import chain, groupby
+from typing import TYPE_CHECKING, Any, Final
 
-import pandas as pd
 from markupsafe import Markup, escape
 
 from tats_core.report.units import DASH
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Table:
     labels: int = 1
     """How many columns, from the left, hold words; the others are numbers."""
     grouped: bool = False
-    """Rows that follow one another with the same first cell belong together (LaTeX, HTML)."""
+    """Rows that follow one another with the same first cell belong together (all but Markdown and CSV)."""
     bold: frozenset[tuple[int, int]] = frozenset()
     """Positions (row, column) of cells in bold (LaTeX, HTML)."""
     means: int = 0
@@ -30,6 +32,8 @@ class Table:
     @classmethod
     def of(cls, headings: Sequence[str], rows: Iterable[Sequence[object]], **options: Any) -> Table:
         """Return the table with these headings and rows; `options` are the class's other fields."""
+        import pandas as pd  # here: a plan does without it, and it takes 1 s to import
+
         return cls(pd.DataFrame(list(rows), columns=list(headings), dtype=object), **options)
 
     @property
@@ -45,6 +49,9 @@ class Table:
     def text(self, *, right: bool = True) -> str:
         """Return the table for a terminal; with `right`, numbers are aligned at their right end."""
         lines = [self.headings, *([str(cell) for cell in row] for row in self.rows)]
+        for index, first in chain.from_iterable(self._groups()):
+            if not first:
+                lines[index + 1][0] = ""
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         lines.insert(1, ["─" * width for width in widths])
         sides = ["<" if index < self.labels or not right else ">" for index in range(len(widths))]
@@ -77,9 +84,7 @@ class Table:
         """
         form = "l" * self.labels + "r" * (len(self.headings) - self.labels)
         label = "".join(letter if letter.isalnum() else "-" for letter in name)
-        groups = [
-            [self._latex_row(index, first) for index, first in group] for group in self._groups(latex=True)
-        ]
+        groups = [[self._latex_row(index, first) for index, first in group] for group in self._groups()]
         body = "\n    \\midrule\n".join("\n".join(group) for group in groups)
         lines = [
             "\\begin{table}[t]",
@@ -116,15 +121,13 @@ class Table:
         body = "\n".join(bodies)
         return Markup(f"<table{style}>\n<thead><tr>{head}</tr></thead>\n{body}\n</table>\n")
 
-    def _groups(self, *, latex: bool = False) -> list[list[tuple[int, bool]]]:
+    def _groups(self) -> list[list[tuple[int, bool]]]:
         """Return groups of rows, each row as its index and whether its first cell is written."""
         if not self.grouped:
-            group = [(index, True) for index in range(len(self.frame))]
-            return [group] if group or latex else []
+            return [[(index, True) for index in range(len(self.frame))]] if len(self.frame) else []
         first_cells = self.frame.iloc[:, 0].tolist()
         grouped = groupby(range(len(first_cells)), key=first_cells.__getitem__)
-        groups = [[(index, position == 0) for position, index in enumerate(group)] for _, group in grouped]
-        return groups or ([[]] if latex else [])
+        return [[(index, position == 0) for position, index in enumerate(group)] for _, group in grouped]
 
     def _latex_row(self, index: int, first: bool) -> str:
         cells = [latex_text(str(cell)) for cell in self.rows[index]]

@@ -40,9 +40,12 @@ def value_text(value: object) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a length of time in its two largest units: `0.4 s`, `3 min 20 s`, `2 d 3 h`."""
+    """Return a length of time in its two largest units: `0.4 s`, `3 min 20 s`, `2 d 3 h`.
+
+    Nothing is shorter than zero, even where a machine's clock was set back.
+    """
     if seconds < 9.95:
-        return f"{seconds:.1f} s"
+        return f"{max(0.0, seconds):.1f} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -52,6 +55,20 @@ def duration(seconds: float) -> str:
             second = rest // small
             return f"{first} {words[0]}" + (f" {second} {words[1]}" if second else "")
     raise AssertionError(whole)
+
+
+def size(count: float) -> str:
+    """Return a number of bytes: `12 B`, `3.4 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.1f} {unit}" if unit != "B" else f"{count} B"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def clock(seconds: float | None) -> str:
+    """Return seconds since the epoch as a local time: `2026-11-25 10:52:55`."""
+    return DASH if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def moment(when: float | None) -> str:

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import JsonValue
 
@@ -34,47 +34,42 @@ class Input:
     path: Path
 
 
-class Fit(Protocol):
-    """Runs `function(job, world, events, store)` in `workers` processes and waits for them."""
+@dataclass(frozen=True)
+class ParallelWork:
+    """A call of `function(job, world, events, store)` in each of `workers` processes."""
 
-    def __call__(
-        self,
-        entry: str,
-        job: Mapping[str, Any],
-        *,
-        workers: int,
-        fewer: Sequence[int] = (),
-        gpu: bool = False,
-        max_failures: int = 2,
-    ) -> None:
-        """`entry` is "module:function"; `job` holds plain values only (it travels to the workers).
-
-        `fewer` are the numbers of workers with which it resumes where there is no room for all.
-        Resumes from the newest checkpoint, if there is one. Raises the TatsError that a worker raised,
-        StageError where a worker died more than `max_failures` times, or Stopped.
-        """
-        ...
+    entry: str
+    """`"module:function"`."""
+    job: Mapping[str, Any]
+    """Plain values only: it travels to the workers' machines."""
+    workers: int
+    fewer: tuple[int, ...] = ()
+    """Smaller numbers of workers, for when there is no room for all. When there is more room, as many as
+    then fit restart from the next checkpoint."""
+    gpu: bool = False
+    max_failures: int = 2
+    """How often dead workers are replaced before the stage fails."""
 
 
 @dataclass(frozen=True)
 class StageContext:
     """A running stage's surroundings.
 
-    `name`, `axes` and `pipeline` are labels: an output must depend on the configuration and the inputs
-    alone, because another stage with the same key may reuse it. (The key of a stage that gathers holds the
-    pipeline's name and its inputs' axes, so it may use those.) `out` is the stage's folder; all that is left
+    `name` and `pipeline` are labels: an output must depend on the configuration and the inputs alone, because
+    another stage with the same key may reuse it. (The key of a stage that gathers holds the pipeline's name
+    and its inputs' axes, so it may use those.) `out` is the stage's folder; all that is left
     there becomes its output. After a kill, the stage runs again with the same `out`.
     """
 
     name: str
-    axes: Mapping[str, str]
     pipeline: str
     key: str
     out: Path
-    home: Path
     read: tuple[Input, ...]
     events: EventLog
-    fit: Fit
+    fit: Callable[[ParallelWork], None]
+    """Does the work from its newest checkpoint, if there is one, and waits for it. Raises the TatsError that
+    a worker raised, StageError where workers died too often, or Stopped."""
     stop: threading.Event
     output_of: Callable[[StrictModel], Path | None] = lambda config: None
     """Returns the output of this stage with another configuration, or None."""
@@ -113,8 +108,7 @@ class StageKind(ABC, Generic[C]):
         Config: the keys of a stage of this kind, beside the engine's. A field that cannot change the output
             (resources, caches), or whose content is in `external`, is marked `NotIdentity`.
         gathers: reads all instances of what it needs, instead of those that agree with its own axes.
-        waits_for_needs: reads all that it directly needs, of whatever kind.
-        waited_for: every stage that directly needs it reads it, of whatever kind.
+        any_kind: reads all that it directly needs, and is read by all that directly need it.
         follows: axes that fill the field of the same name here when a stage that this one needs has them.
         reports: the numbers of its `result.json`, which a sweep may compare; None if known only after a run.
         curves: the numbers that its events hold after an epoch, by which a sweep may stop a trial early.
@@ -126,8 +120,7 @@ class StageKind(ABC, Generic[C]):
     version: ClassVar[int] = 1
     Config: type[C]
     gathers: ClassVar[bool] = False
-    waits_for_needs: ClassVar[bool] = False
-    waited_for: ClassVar[bool] = False
+    any_kind: ClassVar[bool] = False
     follows: ClassVar[frozenset[str]] = frozenset({"benchmark", "init"})
     reports: ClassVar[frozenset[str] | None] = frozenset()
     curves: ClassVar[frozenset[str]] = frozenset()
@@ -139,6 +132,14 @@ class StageKind(ABC, Generic[C]):
         Each must be there, save for a kind that gathers: it takes what there is.
         """
         return ()
+
+    def narrowed(self, config: C, readers: Sequence[StrictModel]) -> C:
+        """Return the configuration, reduced to what `readers`, the stages that read this one, use of it."""
+        return config
+
+    def summary(self, config: C) -> str:
+        """Return a few words for the plan on what the stage needs from outside; "" for nothing."""
+        return ""
 
     def cpus(self, config: C) -> int:
         """Return how many CPUs the stage uses at least."""

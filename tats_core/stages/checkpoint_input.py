@@ -65,8 +65,4 @@ def _digest(state: State) -> str:
 
 @lru_cache(maxsize=32)
 def _misfit(path: Path, state: State, vit: ViTConfig, clip: ClipConfig, mae: MAEConfig | None) -> str | None:
-    checkpoint = checkpoints_io.read(path)
-    misfit = checkpoint.misfit(vit, clip)
-    if misfit is None and mae is not None and checkpoint.kind == "pre-trained":
-        return checkpoint.misfit_of_decoder(mae)
-    return misfit
+    return checkpoints_io.read(path).misfit(vit, clip, mae)

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Annotated
 
 import psutil
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from tats_core.errors import StageError, Stopped
+from tats_core.files import write_json
 from tats_core.specs import NotIdentity, StrictModel
-from tats_core.stages.base import StageContext, StageKind
+from tats_core.stages.base import Input, StageContext, StageKind, read_result
+from tats_core.store.layout import EVENTS, OUTPUT, RESULT
 
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 10.0
@@ -38,19 +40,31 @@ class CommandConfig(StrictModel):
     cpus: Annotated[int, NotIdentity] = Field(1, ge=0, description="CPUs that it uses")
     gpus: Annotated[int, NotIdentity] = Field(0, ge=0, description="GPUs that it uses")
 
+    @field_validator("env")
+    @classmethod
+    def _names_of_variables(cls, env: dict[str, str]) -> dict[str, str]:
+        for name in env:
+            if not name or "=" in name:
+                raise ValueError(f"'{name}' cannot name a variable")
+        return env
+
 
 class Command(StageKind[CommandConfig]):
     """The program gets TATS_OUT (its folder) and TATS_INPUTS: JSON, a list of name, kind, axes, path.
 
-    What it prints goes to `log/command.log`. Exit code 0 means that the folder holds its output; processes
-    that it leaves running are killed. The content of a file that the command names is part of the key: the
-    stage runs again when its script has changed.
+    What it prints goes to `log/command.log`. Exit code 0 means that TATS_OUT holds its output; processes that
+    it leaves running are killed. The content of a file that the command names is part of the key: the stage
+    runs again when its script has changed.
+
+    TATS_OUT is `output/` in the stage's folder: no name in it means anything to the engine, but that of
+    `result.json`, an object with the numbers that a sweep may compare. To the file TATS_EVENTS the program
+    may append metrics and notes while it runs (see `training.events`).
     """
 
     name = "command"
+    version = 2
     Config = CommandConfig
-    waits_for_needs = True
-    waited_for = True
+    any_kind = True
     reports = None  # whatever the program writes into a result.json
 
     def cpus(self, config: CommandConfig) -> int:
@@ -73,12 +87,17 @@ class Command(StageKind[CommandConfig]):
             StageError: it cannot be started, or ends with another exit code than 0.
         """
         inputs = [
-            {"name": output.name, "kind": output.kind, "axes": dict(output.axes), "path": str(output.path)}
-            for output in ctx.read
+            {"name": read.name, "kind": read.kind, "axes": dict(read.axes), "path": str(_output(read))}
+            for read in ctx.read
         ]
-        ours = {"TATS_OUT": str(ctx.out), "TATS_INPUTS": json.dumps(inputs)}
-        log = ctx.out / "log" / "command.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
+        out, log = ctx.out / OUTPUT, ctx.out / "log" / "command.log"
+        for folder in (out, log.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        ours = {
+            "TATS_OUT": str(out),
+            "TATS_INPUTS": json.dumps(inputs),
+            "TATS_EVENTS": str(ctx.out / EVENTS),
+        }
         _end_leftovers(ours["TATS_OUT"])
         with log.open("ab") as printed:
             try:
@@ -96,6 +115,12 @@ class Command(StageKind[CommandConfig]):
         _end_leftovers(ours["TATS_OUT"])  # it would write into a committed output
         if code != 0:
             raise StageError(f"the command ended with code {code}; what it printed is in {log}")
+        if (out / RESULT).exists():
+            write_json(ctx.out / RESULT, read_result(out))
+
+
+def _output(read: Input) -> Path:
+    return read.path / OUTPUT if read.kind == Command.name else read.path
 
 
 def _words(run: Sequence[str]) -> Sequence[str]:

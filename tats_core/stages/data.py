@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from tats_core.data import benchmarks, decoded
-from tats_core.data.benchmarks.base import Split
+from tats_core.data import benchmarks, decoded, verify
+from tats_core.data.benchmarks.base import Missing, Split, overlap
 from tats_core.data.generate import GenerateConfig, generate
 from tats_core.data.manifest import Manifest
 from tats_core.errors import DataError, did_you_mean
@@ -35,16 +37,33 @@ class DataConfig(StrictModel):
     root: Annotated[str | None, NotIdentity] = Field(
         None, description="folder that holds one folder for each data set"
     )
-    benchmarks: tuple[str, ...] = Field((), description="which; by default the four of the papers")
+    benchmarks: tuple[str, ...] = Field((), description="which; by default those that the pipeline uses")
     fold: int = Field(1, ge=1, description="official split, where a data set has several")
+    missing: Missing | None = Field(
+        None,
+        description="listed videos that are not on disk: refuse them, or allow them, which marks every "
+        "table; null: refuse, for kinetics400 allow",
+    )
     decoded: bool = Field(
         False, description="store all frames decoded too: for a small data set that many runs read"
+    )
+    decoded_size: int | None = Field(
+        None,
+        ge=8,
+        description="shorter side, in pixels, to which stored frames are reduced; null: as they are",
+    )
+    damaged: Literal["refuse", "leave_out", "ignore"] = Field(
+        "refuse",
+        description="test videos that do not decode completely, for which all are decoded once: refuse "
+        "them; leave them out, which marks every table; or do not look for them",
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:
         if self.generate is not None and (self.root is not None or self.benchmarks):
             raise ValueError("give either 'generate' (with its own 'benchmarks') or 'root' and 'benchmarks'")
+        if self.decoded_size is not None and not self.decoded:
+            raise ValueError("decoded_size is the size of stored frames, so it needs decoded: true")
         for name in self.benchmarks:
             if name not in benchmarks.READABLE:
                 raise ValueError(f"no data set named '{name}'{did_you_mean(name, benchmarks.READABLE)}")
@@ -64,13 +83,38 @@ class Data(StageKind[DataConfig]):
     name = "data"
     Config = DataConfig
 
+    def narrowed(self, config: DataConfig, readers: Sequence[StrictModel]) -> DataConfig:
+        """Without a choice of data sets, provide those that the pipeline uses."""
+        used = {getattr(reader, "benchmark", None) for reader in readers}
+        names = tuple(name for name in benchmarks.READABLE if name in used)
+        if config.generate or config.benchmarks or not names:
+            return config
+        return config.model_copy(update={"benchmarks": names})
+
+    def summary(self, config: DataConfig) -> str:
+        """Name the data sets that must be on disk, and say which are not."""
+        if config.generate:
+            return ""
+        missing = {name for name, _ in _missing(config)}
+        return "reads " + ", ".join(
+            f"{name} (not found)" * (name in missing) or name for name in config.names
+        )
+
     def spare(self, config: DataConfig) -> int:
-        """Generating uses all CPUs of this machine."""
-        return available_cpus() - 1 if config.generate else 0
+        """Generating and verifying use all CPUs of this machine."""
+        return available_cpus() - 1 if config.generate or config.damaged != "ignore" else 0
 
     def preflight(self, config: DataConfig, ctx: Preflight) -> list[str]:
-        """Return one sentence for each data set that is missing."""
-        return [] if config.generate else [str(error) for _, error in _missing(config)]
+        """Read the lists; return one sentence for each data set that is missing or not as expected."""
+        faults: list[str] = []
+        for name in () if config.generate else config.names:
+            try:
+                folder = _folder(config, name)
+                for split in get_args(Split):
+                    _manifest(name, folder, split, config.fold, config.missing, _fingerprint(folder))
+            except DataError as error:
+                faults.append(str(error))
+        return faults
 
     def external(self, config: DataConfig) -> Mapping[str, str]:
         """Return each data set's path and a digest of its lists and folders (not of its videos)."""
@@ -91,14 +135,24 @@ class Data(StageKind[DataConfig]):
         else:
             folders = {name: _folder(config, name) for name in config.names}
         for name, folder in folders.items():
+            read: list[Manifest] = []
             for split in get_args(Split):
                 ctx.check_stop()
-                manifest = benchmarks.find(name).read(folder, split, config.fold)
+                manifest = _manifest(name, folder, split, config.fold, config.missing, _fingerprint(folder))
+                for note in manifest.notes:
+                    ctx.events.note(note)
+                read.append(manifest)
+                # What this stage has just generated is known to be sound.
+                if split == "test" and config.damaged != "ignore" and not config.generate:
+                    manifest = _verified(manifest, config, ctx)
                 if config.decoded:
-                    frames = ctx.out / f"{name}.{split}.frames.npy"
-                    manifest = decoded.write(manifest, frames, ctx.check_stop)
+                    frames = ctx.out / f"{name}.{split}.frames.bin"
+                    manifest = decoded.write(manifest, frames, ctx.check_stop, config.decoded_size)
                 manifest.save(ctx.out / f"{name}.{split}.json")
                 ctx.events.note(_described(manifest))
+            if shared := overlap(*read):
+                ctx.events.note(shared)
+        _manifest.cache_clear()
 
 
 def _show(ctx: StageContext, done: int, total: int, text: str) -> None:
@@ -106,13 +160,49 @@ def _show(ctx: StageContext, done: int, total: int, text: str) -> None:
     ctx.events.progress(step=done, steps=total, epoch=1, epochs=1, shown={})
 
 
+def _verified(manifest: Manifest, config: DataConfig, ctx: StageContext) -> Manifest:
+    """Return the manifest of the sound videos, those left out counted as absent.
+
+    Raises:
+        DataError: some are damaged, and none may be left out, or all are damaged.
+    """
+    name = f"{manifest.benchmark} ({manifest.split})"
+    faults = verify.damaged(manifest, partial(_show, ctx, text=f"verifying {name}"))
+    if not faults:
+        return manifest
+    some = f"{name}: {len(faults)} of {len(manifest)} videos are damaged"
+    if config.damaged == "refuse" or len(faults) == len(manifest):
+        first = "; ".join([*faults.values()][:3])
+        raise DataError(
+            f"{some}: {first}{'; …' if len(faults) > 3 else ''}: replace them, or set damaged: leave_out in "
+            "the data stage, which marks every table"
+        )
+    for text in faults.values():
+        ctx.events.note(f"left out of the test: {text}")
+    return replace(
+        manifest,
+        videos=tuple(video for video in manifest.videos if video.id not in faults),
+        absent=manifest.absent + len(faults),
+    )
+
+
 def _described(manifest: Manifest) -> str:
     text = f"{manifest.benchmark} {manifest.split}: {len(manifest)} videos, {len(manifest.classes)} classes"
-    return text + (f"; {manifest.absent} listed videos are not on disk" if manifest.absent else "")
+    return text + (
+        f"; {manifest.absent} listed videos are not on disk or left out" if manifest.absent else ""
+    )
 
 
 def _folder(config: DataConfig, name: str) -> Path:
     return benchmarks.locate(name, config.root)
+
+
+@lru_cache(maxsize=2 * len(benchmarks.READABLE))
+def _manifest(
+    name: str, folder: Path, split: Split, fold: int, missing: Missing | None, fingerprint: str
+) -> Manifest:
+    """Read lists, once for the check before a run and the run: on a network disk it may take minutes."""
+    return benchmarks.find(name).read(folder, split, fold, missing)
 
 
 def _missing(config: DataConfig) -> Iterator[tuple[str, DataError]]:

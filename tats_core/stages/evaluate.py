@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,14 +24,8 @@ from tats_core.report import charts
 from tats_core.report import classes as by_class
 from tats_core.specs import NotIdentity
 from tats_core.stages.base import StageContext, StageKind
-from tats_core.stages.common import (
-    Job,
-    Placed,
-    clip_options,
-    labelled,
-    run_workers,
-    write_result,
-)
+from tats_core.stages.configs import Placed
+from tats_core.stages.jobs import Job, clip_options, labelled, run_workers, write_result
 from tats_core.training import metrics, weights
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.evaluate import score_views
@@ -120,9 +114,9 @@ def score_videos(raw_job: Mapping[str, Any], world: World, events: EventLog, sto
     model, classes = weights.load_classifier(Path(job.inputs["model"]))
     if tuple(classes) != manifest.classes:
         raise SpecError(
-            f"the model in {job.inputs['model']} knows other classes ({len(classes)}) than the test videos "
-            f"of {manifest.benchmark} ({len(manifest.classes)}); evaluate it on the data it was fine-tuned "
-            "for"
+            f"the model in {job.inputs['model']} knows other classes than the test videos of "
+            f"{manifest.benchmark}: {other_classes(classes, manifest.classes)}; evaluate it on the data it "
+            "was fine-tuned for"
         )
     views = eval_views(
         manifest,
@@ -162,12 +156,27 @@ def score_videos(raw_job: Mapping[str, Any], world: World, events: EventLog, sto
         "classes": len(classes),
         "parameters": parameter_count([model]),
         "test_seconds": time.perf_counter() - began,
+        **manifest.absence(),
     }
     write_scores(out, scores_BC, label_B, manifest)
     title = f"{config.benchmark}, {config.init}: top-1 {top1:.1f}% of {len(manifest)} clips"
     describe_classes(out, confusion_CC, classes, title, events)
     describe_calibration(out, calibration, events)
     write_result(out, results | described)
+
+
+def other_classes(model: Sequence[str], test: Sequence[str]) -> str:
+    """Return which of a model's classes the test videos do not have, and the other way round."""
+    parts = []
+    for owner, names, others in (("the model", model, test), ("the test", test, model)):
+        alone = [name for name in names if name not in set(others)]
+        if alone:
+            more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
+            parts.append(f"{owner} alone has {', '.join(repr(name) for name in alone[:3])}{more}")
+    if parts:
+        return "; ".join(parts)
+    label = next(label for label, pair in enumerate(zip(model, test, strict=False)) if pair[0] != pair[1])
+    return f"the same in another order, first at {label}, which is {model[label]!r} and {test[label]!r}"
 
 
 def write_scores(out: Path, scores_BC: Tensor, label_B: Tensor, manifest: Manifest) -> None:

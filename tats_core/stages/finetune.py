@@ -9,12 +9,9 @@ from typing import Any
 
 from tats_core.data.loaders import TrainLoader
 from tats_core.stages.base import StageContext
-from tats_core.stages.common import (
-    EncoderKind,
-    Initialised,
+from tats_core.stages.configs import EncoderKind, Initialised, Trained, TrainedKind
+from tats_core.stages.jobs import (
     Job,
-    Trained,
-    TrainedKind,
     clip_options,
     dump_on_failure,
     labelled,
@@ -126,6 +123,7 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
             "parameters": parameter_count([trainer.model]),
             "skipped_steps": trainer.guarded.skipped,
             "unreadable_videos": len(unreadable),
+            **manifest.absence(),
         }
         write_result(out, results | usage)
 

@@ -17,10 +17,9 @@ from tats_core.models.mae import VideoMAE
 from tats_core.specs import NotIdentity
 from tats_core.stages import checkpoint_input
 from tats_core.stages.base import Preflight, StageContext
-from tats_core.stages.common import (
+from tats_core.stages.configs import Trained, TrainedKind
+from tats_core.stages.jobs import (
     Job,
-    Trained,
-    TrainedKind,
     clip_options,
     dump_on_failure,
     note_unreadable,
@@ -179,6 +178,7 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
             "sampler": recipe.sampler.kind,
             "skipped_steps": trainer.skipped,
             "unreadable_videos": len(unreadable),
+            **manifest.absence(),
         }
         write_result(out, results | usage)
 

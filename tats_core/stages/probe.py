@@ -21,9 +21,8 @@ from tats_core.models.tokens import patchify
 from tats_core.models.vit import VideoViT
 from tats_core.specs import NotIdentity
 from tats_core.stages.base import StageContext
-from tats_core.stages.common import (
-    EncoderKind,
-    Initialised,
+from tats_core.stages.configs import EncoderKind, Initialised
+from tats_core.stages.jobs import (
     Job,
     clip_options,
     labelled,
@@ -104,6 +103,8 @@ def probe_encoder(raw_job: Mapping[str, Any], world: World, events: EventLog, st
         "clips": len(test),
         "labels": len(train),
         "seconds": time.perf_counter() - began,
+        **train.absence(),
+        **test.absence(),
     }
     write_result(Path(job.out), results | described)
 

@@ -188,7 +188,7 @@ def _table(run: Run) -> dict[str, Number]:
 def _code(run: Run, name: str) -> dict[str, str]:
     stage = run.stages[name]
     try:
-        return stage.origin.code if stage.record.done and stage.origin else {}
+        return stage.origin.components["code"] if stage.record.done and stage.origin else {}
     except StoreError:
         return {}  # `tats show` reports it
 

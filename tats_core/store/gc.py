@@ -3,7 +3,8 @@
 The record of a *kept* run stays. What a kept run names, in its record or in a configuration, stays too: its
 outputs, and the work folder of a stage that it did not finish, from which the next run would resume. So does
 what a process holds locked, everything of a run that made a model with an alias in MLflow's registry, and
-everything of a run that is not sent to MLflow yet (`tats sync`).
+everything of a run that is not sent to MLflow yet (`tats sync`). A run with a damaged record stays, with what
+it made, what its files still name, and every work folder: any of them may be its own.
 
 By default every run is kept, and only leftovers go: outputs and work folders that no run names, and folders
 that a commit or an interrupted collection was about to remove.
@@ -20,6 +21,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -66,11 +68,12 @@ class Waste:
 
 @dataclass(frozen=True)
 class Findings:
-    """What can go, the largest first, and how many runs and bytes of outputs stay."""
+    """What can go, the largest first, how many runs and bytes of outputs stay, and each damaged record."""
 
     waste: tuple[Waste, ...]
     kept_runs: int
     kept_bytes: int
+    corrupt: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -83,20 +86,18 @@ def find(home: Path, policy: Policy, aliased: Mapping[Path, str], now: float | N
 
     Args:
         aliased: the folders of models that have an alias (`tracking.aliased`).
-
-    Raises:
-        StoreError: a run's record cannot be read, so what it uses is not known.
     """
     now = time.time() if now is None else now
     waste, kept_bytes = [], 0
-    folders, kept_runs = _survey(home.absolute(), policy, aliased, now)
-    for path, kind, why in folders:
+    survey = _Survey.of(home.absolute(), policy, aliased, now)
+    for path, kind, why in survey.folders:
         size, changed = _measure(path)
         if not why:
             kept_bytes += size
         elif kind == "run record" or policy.days is None or now - changed > policy.days * DAY:
             waste.append(Waste(path, kind, why, size, changed))
-    return Findings(tuple(sorted(waste, key=lambda folder: -folder.size)), kept_runs, kept_bytes)
+    waste.sort(key=lambda folder: -folder.size)
+    return Findings(tuple(waste), survey.kept_runs, kept_bytes, survey.corrupt)
 
 
 def collect(home: Path, policy: Policy, aliased: Mapping[Path, str]) -> Findings:
@@ -114,8 +115,8 @@ def collect(home: Path, policy: Policy, aliased: Mapping[Path, str]) -> Findings
         # Measuring may take a minute; runs wait only for the second, quick survey.
         findings = find(home, policy, aliased, now)
         with store.collecting():
-            folders, _ = _survey(home, policy, aliased, now)
-            unused = {path for path, _, why in folders if why}
+            survey = _Survey.of(home, policy, aliased, now)
+            unused = {path for path, _, why in survey.folders if why}
             aside = {
                 waste: moved
                 for waste in findings.waste
@@ -125,7 +126,7 @@ def collect(home: Path, policy: Policy, aliased: Mapping[Path, str]) -> Findings
             shutil.rmtree(path)
     except OSError as error:
         raise StoreError(f"{error.filename or home}: cannot be removed ({error.strerror})") from error
-    return Findings(tuple(aside), findings.kept_runs, findings.kept_bytes)
+    return Findings(tuple(aside), findings.kept_runs, findings.kept_bytes, findings.corrupt)
 
 
 _Folder = tuple[Path, Kind, str]
@@ -133,47 +134,57 @@ _Folder = tuple[Path, Kind, str]
 
 
 @dataclass(frozen=True)
-class _Run:
-    """A run, and the names of the outputs that it uses, whether they exist or not."""
+class _Survey:
+    """Each folder that the engine made, how many runs are kept, and each damaged record."""
 
-    record: RunRecord
-    names: frozenset[str]
+    folders: list[_Folder]
+    kept_runs: int
+    corrupt: tuple[str, ...]
 
-
-def _survey(home: Path, policy: Policy, aliased: Mapping[Path, str], now: float) -> tuple[list[_Folder], int]:
-    """Return each folder that the engine made, and how many runs are kept; measures nothing."""
-    store = StageStore(home)
-    protected = {name for path in aliased for name in path.parts if _OUTPUT.fullmatch(name)}
-    runs = [_Run(record, _names(store, record)) for record in history.records(home)]
-    wanted = _makers(store, protected) | {spool.run for spool in pending(home)}
-    kept = _kept_ids([run.record for run in runs], policy, wanted, now)
-    known = frozenset[str]().union(*(run.names for run in runs))
-    used = protected.union(*(run.names for run in runs if run.record.id in kept))
-    folders = list(_outputs(store, known, used))
-    going = [run.record.id for run in runs if run.record.id not in kept]
-    folders += [(home / "runs" / name, "run record", "not among those kept") for name in going]
-    half_removed = [path for path in _folders(home / "runs") if _OLD.fullmatch(path.name)]
-    folders += [(path, "leftover", "half removed") for path in half_removed]
-    return folders, len(kept)
+    @classmethod
+    def of(cls, home: Path, policy: Policy, aliased: Mapping[Path, str], now: float) -> _Survey:
+        """Look at a project folder; measures nothing."""
+        store, corrupt = StageStore(home), list[str]()
+        records = list(history.records(home, corrupt=corrupt))
+        names = {record.id: _names(store, record) for record in records}
+        protected = {name for path in aliased for name in path.parts if _OUTPUT.fullmatch(name)}
+        wanted = set(_makers(store, protected).values()) | {spool.run for spool in pending(home)}
+        kept = _kept_ids(records, policy, wanted, now)
+        used = protected.union(*(names[run] for run in kept))
+        if corrupt:
+            outputs = {path.name for path in _folders(store.root)}
+            damaged = {run for run in history.ids(home) if run not in names}
+            used |= {name for name, run in _makers(store, outputs).items() if run in damaged}
+            used |= {name.removesuffix(".partial") for name in outputs if name.endswith(".partial")}
+            used = used.union(*(_named_in(home / "runs" / run) for run in damaged))
+        folders = list(_outputs(store, frozenset[str]().union(*names.values()), used))
+        going = [home / "runs" / run for run in names if run not in kept]
+        folders += [(path, "run record", "not among those kept") for path in going]
+        half_removed = [path for path in _folders(home / "runs") if _OLD.fullmatch(path.name)]
+        folders += [(path, "leftover", "half removed") for path in half_removed]
+        return cls(folders, len(kept), tuple(corrupt))
 
 
 def _names(store: StageStore, record: RunRecord) -> frozenset[str]:
-    names = {store.folder(stage.kind, stage.key).name for stage in record.stages.values() if stage.key}
+    """Return the names of the outputs that a run uses, whether they exist or not."""
+    keyed = {store.folder(stage.kind, stage.key).name for stage in record.stages.values() if stage.key}
+    return _named_in(record.folder) | keyed
+
+
+def _named_in(folder: Path) -> frozenset[str]:
     # A configuration may name an output (weights that a run is initialised from), and a sweep has the records
     # of its trials.
-    for file in (*record.folder.glob("*.json"), *record.folder.glob(f"trials/*/{RUN}")):
-        names |= set(_OUTPUT.findall(file.read_text(encoding="utf-8")))
-    return frozenset(names)
+    files = (*folder.glob("*.json"), *folder.glob(f"trials/*/{RUN}"))
+    texts = (file.read_text(encoding="utf-8", errors="replace") for file in files)
+    return frozenset(name for text in texts for name in _OUTPUT.findall(text))
 
 
-def _makers(store: StageStore, names: Collection[str]) -> set[str]:
-    """Return the runs that made these outputs."""
-    makers = set()
+def _makers(store: StageStore, names: Collection[str]) -> dict[str, str]:
+    """Return output → the run that made it, of those outputs that are neither gone nor corrupt."""
+    makers = {}
     for name in names:
-        try:
-            makers.add(store.origin(store.root / name).run)
-        except StoreError:
-            continue  # the output is gone, or corrupt, and stays by its name
+        with suppress(StoreError):
+            makers[name] = store.origin(store.root / name).run
     return makers
 
 

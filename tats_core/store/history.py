@@ -29,7 +29,7 @@ def ids(home: Path, pipeline: str | None = None) -> list[str]:
     try:
         with os.scandir(home / "runs") as entries:
             matches = [match for entry in entries if (match := _ID.fullmatch(entry.name))]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise StoreError(f"{home / 'runs'}: cannot be read ({error.strerror})") from error
@@ -45,11 +45,10 @@ def pipelines(home: Path) -> list[str]:
 def records(home: Path, pipeline: str | None = None, corrupt: list[str] | None = None) -> Iterator[RunRecord]:
     """Yield the records of all runs (of `pipeline`), the newest first; each is read when it is asked for.
 
-    Args:
-        corrupt: receives a sentence about each record that cannot be read, which is then skipped.
+    A record that cannot be read is passed over: a run does not depend on the records of others.
 
-    Raises:
-        StoreError: a record cannot be read, and `corrupt` is None.
+    Args:
+        corrupt: receives a sentence about each such record.
     """
     for run in ids(home, pipeline):
         folder = home.absolute() / "runs" / run
@@ -58,9 +57,8 @@ def records(home: Path, pipeline: str | None = None, corrupt: list[str] | None =
         try:
             yield RunRecord.load(folder)
         except StoreError as error:
-            if corrupt is None:
-                raise
-            corrupt.append(str(error))
+            if corrupt is not None:
+                corrupt.append(str(error))
 
 
 def newest_finished(home: Path, pipeline: str) -> RunRecord | None:

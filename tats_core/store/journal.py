@@ -13,7 +13,6 @@ The link outlives the commit, which moves the stage's folder, and `--force` and 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tats_core.files import write_json
+from tats_core.files import append_line, read_json_if_there, write_json
 from tats_core.store.run import RunRecord
 from tats_core.training.events import read_events
 
@@ -83,8 +82,7 @@ class Spool:
 
     def append(self, operation: Mapping[str, object]) -> None:
         """Write one operation. A line is one write: no reader sees half of one."""
-        with self.journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(operation) + "\n")
+        append_line(self.journal, operation)
 
     def link(self, events: Path, name: str) -> bool:
         """Make an event file available as `name`; False where the file system has no such links."""
@@ -124,8 +122,7 @@ class Spool:
 
     def sent(self) -> Sent:
         """Return how far it was sent."""
-        path = self.folder / "sent.json"
-        return Sent(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else Sent()
+        return read_json_if_there(self.folder / "sent.json", Sent, "how far a run was sent") or Sent()
 
     def save(self, sent: Sent) -> None:
         """Write how far it was sent, and remove the mark once all is."""
@@ -135,8 +132,7 @@ class Spool:
 
     def reject(self, operation: Mapping[str, object], reason: str) -> None:
         """Record an operation that the server refused for good."""
-        with (self.folder / "rejected.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"reason": reason, "operation": operation}) + "\n")
+        append_line(self.folder / "rejected.jsonl", {"reason": reason, "operation": operation})
 
     def record(self) -> RunRecord:
         """Return the record of the run."""

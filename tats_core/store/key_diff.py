@@ -5,10 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import zip_longest
-from typing import Any, Literal
+from itertools import groupby, zip_longest
+from typing import Any, Final, Literal
 
 Component = Literal["config", "code", "inputs", "external", "kind"]
+
+_WORDS: Final[dict[Component, str]] = {
+    "config": "",
+    "code": "code changed",
+    "inputs": "inputs changed",
+    "external": "data changed on disk",
+    "kind": "",
+}
+"""The components of a key, the most informative first, and how a change is called ("": each by its name)."""
 
 _LISTED = 4  # names; a change of a base module may reach thirty others
 
@@ -32,49 +41,39 @@ def between(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Change, ...
     Components that `new` lacks are not compared: a stage has no inputs before they are made.
     """
     changes: list[Change] = []
-    if "config" in new:
-        changes += _differences("config", old["config"], new["config"])
-    if "code" in new:
-        changes += _differences("code", old["code"], new["code"], nested=False)
-    if "inputs" in new:
-        changes += _inputs(old["inputs"], new["inputs"])
-    if "external" in new:
-        changes += _differences("external", old["external"], new["external"], nested=False)
-    if "kind" in new and old["kind"] != new["kind"]:
-        changes.append(Change("kind", "kind", old["kind"], new["kind"]))
+    for component in _WORDS:
+        if component not in new:
+            continue
+        before, after = old[component], new[component]
+        if component == "inputs":
+            changes += _inputs(before, after)
+        elif component == "kind":
+            changes += [Change("kind", "kind", before, after)] if before != after else []
+        else:
+            changes += _differences(component, before, after, nested=component == "config")
     return tuple(changes)
 
 
 def in_words(changes: Iterable[Change]) -> list[str]:
     """Return a phrase for each changed key of the configuration, and one for each other component."""
-    by_component: dict[Component, list[Change]] = {}
-    for change in changes:
-        by_component.setdefault(change.component, []).append(change)
-    phrases = [
-        f"{change.name}: {_brief(change.old)} → {_brief(change.new)}"
-        for change in by_component.get("config", ())
-    ]
-    for component, words in (
-        ("code", "code changed"),
-        ("inputs", "inputs changed"),
-        ("external", "data changed on disk"),
-    ):
-        if component in by_component:
-            phrases.append(f"{words}: {_listed(by_component[component])}")
-    return phrases + [f"{change.old} → {change.new}" for change in by_component.get("kind", ())]
+    phrases = []
+    for component, members in groupby(changes, lambda change: change.component):
+        if component == "config":
+            phrases += [f"{change.name}: {_brief(change.old)} → {_brief(change.new)}" for change in members]
+        elif component == "kind":
+            phrases += [f"{change.old} → {change.new}" for change in members]
+        else:
+            phrases.append(f"{_WORDS[component]}: {_listed(list(members))}")
+    return phrases
 
 
 def _differences(
-    component: Component,
-    old: Mapping[str, Any],
-    new: Mapping[str, Any],
-    prefix: str = "",
-    nested: bool = True,
+    component: Component, old: Mapping[str, Any], new: Mapping[str, Any], *, nested: bool, prefix: str = ""
 ) -> Iterator[Change]:
     for key in [*old, *(key for key in new if key not in old)]:
         before, after = old.get(key), new.get(key)
         if nested and isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from _differences(component, before, after, f"{prefix}{key}.")
+            yield from _differences(component, before, after, nested=True, prefix=f"{prefix}{key}.")
         elif before != after:
             yield Change(component, prefix + key, before, after)
 

@@ -15,6 +15,9 @@ EVENTS = "events.jsonl"
 RESULT = "result.json"
 RESULTS = "results.json"
 
+OUTPUT = "output"
+"""What the program of a `command` stage writes, apart from what the engine writes."""
+
 CHECKPOINTS = "checkpoints"
 RAY = "ray"
 SCRATCH = (CHECKPOINTS, RAY)

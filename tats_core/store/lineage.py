@@ -18,10 +18,10 @@ from pydantic import JsonValue
 
 from tats_core.data.manifest import Manifest
 from tats_core.errors import DataError, SpecError, StoreError, did_you_mean
-from tats_core.files import digest
+from tats_core.files import FileEntry
 from tats_core.specs import flatten
 from tats_core.store.layout import RESULTS
-from tats_core.store.outputs import FileEntry, StageKey
+from tats_core.store.outputs import StageKey
 from tats_core.store.run import Row, Run, RunRecord, Source, Stage
 
 # The files of an output that a chain lists.
@@ -149,8 +149,7 @@ def chain(run: Run, ends: Collection[str], *, whole: bool) -> list[Link]:
     """Return the stages `ends` and all that they were made from, each before what it was made from.
 
     Args:
-        whole: read the weights too and compare their digests; otherwise files of up to 1 MB are read and
-            of larger ones the size is compared.
+        whole: see `StageStore.fault`.
     """
     wanted = set(ends)
     links: dict[str, Link] = {}
@@ -161,10 +160,11 @@ def chain(run: Run, ends: Collection[str], *, whole: bool) -> list[Link]:
     for name, link in links.items():
         origin = run.stages[name].origin if link.digest is not None else None
         if origin is not None:
+            read = [entry["digest"] for entry in origin.components["inputs"]]
             link.faults += [
                 f"it was made from another output of {need} than the present one"
                 for need in link.needs
-                if links[need].digest not in (None, *origin.inputs)
+                if links[need].digest not in (None, *read)
             ]
     return list(links.values())
 
@@ -211,7 +211,7 @@ def _link(run: Run, stage: Stage, whole: bool) -> Link:
         link.faults.append(f"it is {record.status}, there is no output yet")
         return link
     folder = Path(record.folder)
-    fault = stage.store.fault(folder)
+    fault = stage.store.fault(folder, whole=whole)
     if fault is not None:
         link.faults.append(fault or f"its output is gone from {folder}")
     try:
@@ -222,7 +222,7 @@ def _link(run: Run, stage: Stage, whole: bool) -> Link:
         return link
     link.run, link.pipeline, link.origin, link.made = origin.run, origin.pipeline, origin.stage, origin.time
     link.digest = manifest.digest
-    link.code = hashlib.sha256(json.dumps(origin.code, sort_keys=True).encode()).hexdigest()
+    link.code = hashlib.sha256(json.dumps(origin.components["code"], sort_keys=True).encode()).hexdigest()
     link.commit = _commit(run, origin.run, link)
     link.files = [
         OutputFile(str(folder / name), entry.size, entry.sha256)
@@ -236,12 +236,6 @@ def _link(run: Run, stage: Stage, whole: bool) -> Link:
         link.faults.append(
             f"its output was made anew by {link.run} at {when} and differs from the one of this run"
         )
-    if whole and not link.faults:
-        link.faults += [
-            f"{file.path} has another content"
-            for file in link.files
-            if digest(Path(file.path)) != file.sha256
-        ]
     if record.kind == "data":
         link.data = _data_sets(folder, manifest.files, link)
     return link

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,17 +89,13 @@ def recent_progress(stage: Stage) -> list[Event]:
     """Return the newest progress events of a running stage, oldest first; reads the end of the file only."""
     if stage.folder is None:
         return []
-    first = stage.record.said_from
+    path = stage.folder / EVENTS
     try:
-        with (stage.folder / EVENTS).open("rb") as file:
-            size = file.seek(0, 2)
-            start = file.seek(max(first, size - _TAIL_BYTES))
-            lines = file.read().split(b"\n")
+        # The first line may be half of one, and is passed over.
+        start = max(stage.record.said_from, path.stat().st_size - _TAIL_BYTES)
+        return [event for _, event in read_events(path, start) if event["kind"] == "progress"]
     except FileNotFoundError:
         return []
-    complete = lines[1:-1] if start > first else lines[:-1]
-    events = (json.loads(line) for line in complete if b'"progress"' in line)
-    return [event for event in events if event["kind"] == "progress"]
 
 
 def _is_of_another_run(run: Run, stage: Stage) -> bool:

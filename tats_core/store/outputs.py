@@ -14,20 +14,29 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
-import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict
 
 from tats_core.errors import StoreError
-from tats_core.files import digest, read_json, read_json_if_there, sync, write_json
+from tats_core.files import (
+    Digests,
+    FileEntry,
+    read_json,
+    read_json_if_there,
+    sync,
+    write_json,
+)
 from tats_core.store.layout import ATTEMPT, EVENTS, KEY, MANIFEST, SCRATCH
 
 # At a cache hit, the digests of files up to this size are verified; of larger ones only the size is compared,
@@ -40,29 +49,40 @@ _NOT_OUTPUT = (EVENTS, "log/")
 _SCRATCH = tuple(f"{name}/" for name in SCRATCH)
 
 
+class KeyInput(TypedDict):
+    """An output that a stage reads; a stage that gathers also names the stage that made it, and its axes."""
+
+    kind: str
+    digest: str
+    axes: NotRequired[dict[str, str]]
+    stage: NotRequired[str]
+
+
+class OwnComponents(TypedDict):
+    """The components of a stage's key that do not wait for its inputs."""
+
+    kind: str
+    config: dict[str, Any]
+    code: dict[str, str]
+    external: dict[str, str]
+
+
+class Components(OwnComponents):
+    """All components of a stage's key."""
+
+    inputs: list[KeyInput]
+
+
 @dataclass(frozen=True)
 class StageKey:
     """The components of a stage's identity, and their digest."""
 
-    components: Mapping[str, Any]
+    components: Components
 
     @cached_property
     def digest(self) -> str:
-        """64 hex digits."""
+        """64 hex digits; folders are named after the first 12."""
         return hashlib.sha256(canonical(self.components)).hexdigest()
-
-    @property
-    def short(self) -> str:
-        """The first 12 of them, as in folder names."""
-        return self.digest[:12]
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """A file of an output as its manifest lists it."""
-
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -71,6 +91,18 @@ class Manifest:
 
     digest: str
     files: dict[str, FileEntry]
+    identities: dict[str, str] | None = None
+    """See `StageKind.identities`; None in a manifest of before they were written."""
+
+    @classmethod
+    def of(cls, files: dict[str, FileEntry], identities: Mapping[str, str]) -> Manifest:
+        """Return the manifest of `files`, with its digest."""
+        output = {
+            name: identities.get(name, entry.sha256)
+            for name, entry in files.items()
+            if not name.startswith(_NOT_OUTPUT)
+        }
+        return cls(hashlib.sha256(canonical(output)).hexdigest(), files, dict(identities))
 
 
 @dataclass(frozen=True)
@@ -81,17 +113,7 @@ class Origin:
     stage: str
     run: str
     time: float
-    components: dict[str, Any]
-
-    @property
-    def code(self) -> dict[str, str]:
-        """Module → digest of the code that made it."""
-        return dict(self.components.get("code", {}))
-
-    @property
-    def inputs(self) -> set[str]:
-        """The digests of the outputs that it was made from."""
-        return {entry["digest"] for entry in self.components.get("inputs", ())}
+    components: Components
 
 
 @dataclass(frozen=True)
@@ -109,43 +131,47 @@ class StageStore:
 
     def __init__(self, home: Path) -> None:
         self.root = home / "stages"
-        self._digests: dict[tuple[int, ...], str] = {}
+        self._digests = Digests()
 
     def folder(self, kind: str, key: StageKey | str) -> Path:
         """Return the folder of the output of `key` (or of the key with this digest), once committed."""
-        return self.root / f"{kind}-{key[:12] if isinstance(key, str) else key.short}"
+        return self.root / f"{kind}-{(key if isinstance(key, str) else key.digest)[:12]}"
 
-    def fault(self, folder: Path, key: StageKey | None = None) -> str | None:
-        """Return why the output in `folder` cannot be used, or None if it can ("" where there is none)."""
+    def fault(self, folder: Path, key: StageKey | None = None, *, whole: bool = False) -> str | None:
+        """Return why the output in `folder` cannot be used, or None if it can ("" where there is none).
+
+        Args:
+            key: that it must have been made under; None: any.
+            whole: read large files too, instead of comparing their sizes.
+        """
         if not folder.is_dir():
             return ""
         try:
-            files = self.manifest(folder).files
+            manifest = self.manifest(folder)
             stored = StageKey(self.origin(folder).components)
         except StoreError as error:
             return f"its manifest cannot be read ({error})"
         if key is not None and stored.digest != key.digest:
             return "it was made under another key"
-        for name, entry in files.items():
-            path = os.path.join(folder, name)  # noqa: PTH118 (thousands of files)
-            try:
-                status = os.stat(path)  # noqa: PTH116
-            except (FileNotFoundError, NotADirectoryError):
-                return f"{name} is gone"
-            if not stat.S_ISREG(status.st_mode):
-                return f"{name} is gone"
-            if status.st_size != entry.size:
-                return f"{name} has another size"
-            if entry.size <= VERIFIED_BYTES and self._digest(path, status) != entry.sha256:
-                return f"{name} has another content"
-        return None
+        identities = manifest.identities
+        if identities is not None and manifest != Manifest.of(manifest.files, identities):
+            return "its manifest was changed"
+        return self._digests.fault(folder, manifest.files, math.inf if whole else VERIFIED_BYTES)
 
-    def _digest(self, path: str, status: os.stat_result) -> str:
-        """Return a file's digest; an unchanged file is read once by this process."""
-        version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        if version not in self._digests:
-            self._digests[version] = digest(Path(path))
-        return self._digests[version]
+    def verify(self, folder: Path) -> None:
+        """Read a committed output in full; where it is corrupt, the next run makes it anew.
+
+        Raises:
+            StoreError: a file is not as the manifest says.
+        """
+        fault = self.fault(folder, whole=True)
+        if fault is not None:
+            # At a cache hit only small files are read: it must not be taken for a complete output again.
+            with suppress(FileNotFoundError):
+                (folder / MANIFEST).rename(folder / f"{MANIFEST}.corrupt")
+            raise StoreError(
+                f"{folder}: {fault or 'it is gone'}; run again: the stage that made it runs anew"
+            )
 
     def manifest(self, folder: Path) -> Manifest:
         """Return the manifest of a committed output.
@@ -155,10 +181,6 @@ class StageStore:
         """
         return read_json(folder / MANIFEST, Manifest, "the manifest of an output")
 
-    def output_digest(self, folder: Path) -> str:
-        """Return the digest of a committed output, as the keys of the stages that read it contain it."""
-        return self.manifest(folder).digest
-
     def origin(self, folder: Path) -> Origin:
         """Return where a committed output comes from.
 
@@ -167,7 +189,7 @@ class StageStore:
         """
         return read_json(folder / KEY, Origin, "the key of an output")
 
-    def history(self, kind: str) -> dict[tuple[str, str], Mapping[str, Any]]:
+    def history(self, kind: str) -> dict[tuple[str, str], Components]:
         """Return (pipeline, stage) → components of its newest output, for all stages of `kind`."""
         newest: dict[tuple[str, str], Origin] = {}
         for path in self.root.glob(f"{kind}-*/{KEY}"):
@@ -246,9 +268,12 @@ class StageStore:
         partial = self.partial(folder)
         return partial if partial.exists() else folder
 
-    def unfinished(self, folder: Path) -> Literal["forced", "begun"] | None:
+    def unfinished(self, folder: Path) -> Literal["forced", "begun", "corrupt"] | None:
         """Return whether an attempt at `folder` was interrupted, and whether it had been forced."""
-        attempt = read_json_if_there(self.partial(folder) / ATTEMPT, _Attempt, "the mark of an attempt")
+        try:
+            attempt = read_json_if_there(self.partial(folder) / ATTEMPT, _Attempt, "the mark of an attempt")
+        except StoreError:
+            return "corrupt"
         return None if attempt is None else "forced" if attempt.forced else "begun"
 
     def commit(
@@ -266,7 +291,7 @@ class StageStore:
             identities: see `StageKind.identities`.
         """
         write_json(partial / KEY, {**origin, "time": time.time(), "components": key.components})
-        write_json(partial / MANIFEST, asdict(_manifest(partial, identities)))
+        write_json(partial / MANIFEST, asdict(self._manifest(partial, identities)))
         if folder.exists():
             replaced = folder.with_name(f"{folder.name}.old-{uuid.uuid4().hex[:8]}")
             folder.rename(replaced)
@@ -280,25 +305,19 @@ class StageStore:
         for name in SCRATCH:
             shutil.rmtree(folder / name, ignore_errors=True)
 
-
-def _manifest(folder: Path, identities: Mapping[str, str]) -> Manifest:
-    files: dict[str, FileEntry] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if not path.is_file() or name in (MANIFEST, KEY, ATTEMPT) or name.endswith(".tmp"):
-            continue
-        if name.startswith(_SCRATCH):
-            continue
-        size = path.stat().st_size
-        if size > VERIFIED_BYTES:
-            sync(path)  # a power cut must not change its content: a cache hit compares only its size
-        files[name] = FileEntry(size, digest(path))
-    output = {
-        name: identities.get(name, entry.sha256)
-        for name, entry in files.items()
-        if not name.startswith(_NOT_OUTPUT)
-    }
-    return Manifest(hashlib.sha256(canonical(output)).hexdigest(), files)
+    def _manifest(self, folder: Path, identities: Mapping[str, str]) -> Manifest:
+        files: dict[str, FileEntry] = {}
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            if not path.is_file() or name in (MANIFEST, KEY, ATTEMPT) or name.endswith(".tmp"):
+                continue
+            if name.startswith(_SCRATCH):
+                continue
+            status = path.stat()
+            if status.st_size > VERIFIED_BYTES:
+                sync(path)  # a power cut must not change its content: a cache hit compares only its size
+            files[name] = FileEntry(status.st_size, self._digests.of(path, status))
+        return Manifest.of(files, identities)
 
 
 def make_folder(folder: Path) -> None:

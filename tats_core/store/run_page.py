@@ -143,10 +143,11 @@ def _results(report: Mapping[str, Any], stages: Sequence[Stage]) -> dict[str, An
     tracks = [_track(row, results.further_axes(rows)) for row in rows if row.get("top1") is not None]
     styles = {mark.style for track in tracks for mark in track.marks}
     return {
-        "table": results.paper(report) if rows else None,
+        "table": results.table(report) if rows else None,
         "tracks": tracks,
         "marks": {style: words for style, words in _MARKS.items() if style in styles},
         "policies": results.policy_table(policies, labels, SAMPLER) if policies else None,
+        "footnotes": results.footnotes(report),
         "meanings": LEGEND.items(),
         "classes": [
             _classes(_label(stage.record), stage.folder)
@@ -164,7 +165,7 @@ def _track(row: Row, axes: Sequence[str]) -> Track:
     marks.append(Mark(f"dot{side}", row["top1"]))
     if row.get("linear_top1") is not None:
         marks.append(Mark("diamond", row["linear_top1"]))
-    labels = [str(row["benchmark"]), STARTS.get(str(row["init"]), str(row["init"]))]
+    labels = [results.marked(row), STARTS.get(str(row["init"]), str(row["init"]))]
     label = " · ".join([*labels, *(str(row.get(axis, "")) for axis in axes)])
     return Track(label, marks, f"{row['top1']:.1f}%")
 

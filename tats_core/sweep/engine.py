@@ -22,11 +22,10 @@ from tats_core.store import key_diff
 from tats_core.store.outputs import make_folder
 from tats_core.sweep import page, spec, summary, trial
 from tats_core.sweep.progress import Progress, SweepUI
-from tats_core.sweep.results import results
 from tats_core.sweep.search import Points
 from tats_core.sweep.spec import Sweep
 from tats_core.sweep.summary import Summary
-from tats_core.sweep.trial import TrialResult
+from tats_core.sweep.trial import TrialResult, results
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from tats_core import __version__
 from tats_core.files import write_text
@@ -21,10 +21,10 @@ from tats_core.store.run import Run, RunRecord
 from tats_core.store.run_page import surroundings
 from tats_core.sweep import plots
 from tats_core.sweep.plots import Plot
-from tats_core.sweep.results import results
-from tats_core.sweep.space import Range
+from tats_core.sweep.space import values_text
 from tats_core.sweep.spec import Sweep, as_run
 from tats_core.sweep.summary import BEST, ROWS, Summary, busy_of
+from tats_core.sweep.trial import results
 
 FILE: Final = "report.html"
 
@@ -64,7 +64,7 @@ def _render(summary: Summary, folder: Path, drawn: Sequence[Plot], missing: Sequ
         error=f"{failed} of {len(summary.trials)} trials failed; causes are listed below." if failed else "",
         tiles=_tiles(summary, run.record),
         best_text=summary.best_text,
-        results=sweeps.table(rows, summary.columns, sweep.objectives[0].name, summary.best),
+        results=sweeps.table(rows, summary.columns, sweep.objective.name, summary.best),
         note=f"The first {len(rows)} of {len(summary.rows)} points; results.csv has all."
         if len(summary.rows) > len(rows)
         else "",
@@ -75,7 +75,7 @@ def _render(summary: Summary, folder: Path, drawn: Sequence[Plot], missing: Sequ
         missing=missing,
         causes=summary.causes,
         trials=_trials(summary),
-        space=[(key, _values(values)) for key, values in sweep.space.values.items()],
+        space=[(key, values_text(values)) for key, values in sweep.space.values.items()],
         fixed=list(_fixed(sweep)),
         best_command=f"tats run pipeline {shlex.quote(str(best))}",
         best_pipeline=best.read_text(encoding="utf-8") if best.exists() else "",
@@ -86,12 +86,14 @@ def _render(summary: Summary, folder: Path, drawn: Sequence[Plot], missing: Sequ
 
 
 def _tiles(summary: Summary, record: RunRecord) -> Iterator[tuple[str, object, str]]:
-    top, objective = summary.best, summary.sweep.objectives[0]
-    if top is not None:
+    objective = summary.sweep.objective
+    for top in summary.best[:1]:
         names = short_keys(summary.sweep.keys)
         chosen = ", ".join(f"{names[key]} {value_text(value)}" for key, value in top.point.items())
         remark = f"with {chosen}" if len(top.point) <= _KEYS_IN_A_TILE else "see below"
-        yield f"best {objective.shown}", top.values[objective.name].text(objective.digits), remark
+        if len(summary.best) > 1:
+            remark = f"shared by {len(summary.best)} points"
+        yield f"best {objective.heading}", top.values[objective.name].text(objective.digits), remark
     counts = Counter(trial.status for trial in summary.trials)
     yield "trials", len(summary.trials), ", ".join(f"{count} {status}" for status, count in counts.items())
     if summary.epochs and summary.epochs[0] < summary.epochs[1]:
@@ -134,15 +136,6 @@ def _fixed(sweep: Sweep) -> Iterator[tuple[str, object]]:
     yield "scheduler", _equations(sweep.scheduler.model_dump(mode="json", exclude_none=True))
     for key, value in sweep.fixed.items():
         yield f"set for all: {key}", value
-
-
-def _values(values: Any) -> str:
-    if not isinstance(values, Range):
-        return ", ".join(map(value_text, values))
-    ((kind, ends),) = values.model_dump(by_alias=True, exclude_none=True).items()
-    if kind == "choice":
-        return ", ".join(map(value_text, ends))
-    return f"{ends[0]:g} to {ends[1]:g} ({kind})"
 
 
 def _equations(values: Mapping[str, object]) -> str:

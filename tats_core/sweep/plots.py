@@ -15,7 +15,7 @@ from tats_core.report.units import DASH, short_keys
 from tats_core.store.layout import RUN
 from tats_core.store.run import Points, Run
 from tats_core.sweep.space import Range
-from tats_core.sweep.spec import Sweep
+from tats_core.sweep.spec import Metric, Sweep
 from tats_core.sweep.trial import TrialResult
 
 if TYPE_CHECKING:
@@ -55,16 +55,8 @@ class Outcome:
     @property
     def metrics(self) -> list[Named]:
         """The metrics that any point has."""
-        measured = (
-            metric for metric in self.sweep.metrics if any(metric.name in row.values for row in self.rows)
-        )
-        return [Named(metric.name, metric.shown, metric.mode) for metric in measured]
-
-    @property
-    def objective(self) -> Named:
-        """The metric that is searched for."""
-        metric = self.sweep.objectives[0]
-        return Named(metric.name, metric.shown, metric.mode)
+        measured = {name for row in self.rows for name in row.values}
+        return [_named(metric) for metric in self.sweep.metrics if metric.name in measured]
 
     def first_key(self, *, numeric: bool) -> Named | None:
         """Return the first key whose listed values are all numbers, or the first whose are not."""
@@ -84,6 +76,10 @@ class Outcome:
         if key is None or isinstance(values, Range) or len(values) > charts.SERIES:
             return None
         return Series(key.key, key.title, tuple(values))
+
+
+def _named(metric: Metric) -> Named:
+    return Named(metric.name, metric.heading, metric.mode)
 
 
 def of(
@@ -152,7 +148,7 @@ def _curves(folder: Path) -> dict[str, Points]:
 
 
 def _parallel(outcome: Outcome) -> list[Plot]:
-    metrics, best = outcome.metrics, outcome.objective
+    metrics, best = outcome.metrics, _named(outcome.sweep.objective)
     measured = [row for row in outcome.rows if all(metric.key in row.values for metric in metrics)]
     if len(outcome.keys) < 2 or len(measured) < 3 or best.key not in [metric.key for metric in metrics]:
         raise Missing("Parallel coordinates: they need two keys and three measured points.")
@@ -166,7 +162,7 @@ def _parallel(outcome: Outcome) -> list[Plot]:
 def _importance(outcome: Outcome) -> list[Plot]:
     if outcome.sweep.searcher.kind == "pbt":
         raise Missing("Importance of the keys: a population changes them while it trains.")
-    best = outcome.objective
+    best = _named(outcome.sweep.objective)
     done = [trial for trial in outcome.trials if trial.status == "finished" and best.key in trial.metrics]
     common = {key.key: key.title for key in outcome.keys if all(key.key in trial.point for trial in done)}
     needed = _TRIALS_A_KEY * len(common)

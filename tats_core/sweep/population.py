@@ -75,7 +75,7 @@ def _scores(
     sweep: Sweep, points: Sequence[Mapping[str, Any]], ended: Mapping[str, TrialResult]
 ) -> list[float] | None:
     """Return each member's objective, the higher the better; that of a failed member is minus infinity."""
-    objective = sweep.objectives[0]
+    objective = sweep.objective
     sign = 1 if objective.mode == "max" else -1
     trials = [ended.get(sweep.trials_of(point)[0].id) for point in points]
     if any(trial is None for trial in trials):

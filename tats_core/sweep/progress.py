@@ -35,6 +35,8 @@ class Progress:
     rows: dict[str, Row] = field(default_factory=dict)
     """The newest row of each running trial."""
     ended: dict[str, TrialResult] = field(default_factory=dict)
+    best: str = ""
+    """The best mean over seeds so far, as `best top-1 42.0`; "" before a point has one."""
     before: int = 0
     """Trials that had ended before a resume."""
 

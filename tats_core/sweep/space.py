@@ -76,6 +76,15 @@ class Range(StrictModel):
 Values = tuple[Scalar | None, ...] | Range
 
 
+def values_text(values: Values) -> str:
+    """Return the values of a key for people: `1, 2, 4` or `0.1 to 0.3 (uniform)`."""
+    if isinstance(values, Range) and not values.choice:
+        ((kind, (low, high)),) = values.model_dump(by_alias=True).items()
+        return f"{low:g} to {high:g} ({kind})"
+    listed = values.examples if isinstance(values, Range) else values
+    return ", ".join(json.dumps(value, ensure_ascii=False).strip('"') for value in listed)
+
+
 @dataclass(frozen=True)
 class Constraint:
     """`left operator right`; a side is a key of the space or a value. Holds where a key does not apply."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -48,13 +47,13 @@ class Seeds(StrictModel):
     """The same point with several random seeds."""
 
     keys: tuple[str, ...] = Field((), description="dotted keys that get the seed")
-    values: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    values: tuple[int, ...] = Field((0,), min_length=1, description="the seeds, a trial each")
 
 
 class Metric(StrictModel):
     """A number that the trials are compared by; of a stage with a matrix, the mean over its instances."""
 
-    name: str = Field(description="STAGE.NUMBER, of the stage's result.json")
+    name: str = Field(description="STAGE.NUMBER of the stage's result.json, or STAGE.step_seconds")
     mode: Literal["max", "min"] | None = Field(
         None, description="which is better; null: the metric is only in the table"
     )
@@ -62,10 +61,10 @@ class Metric(StrictModel):
         "", description="its heading in the table; by default the name"
     )
     objective: bool = Field(False, description="is optimised; by default the first metric with a mode")
-    digits: Annotated[int, NotIdentity] = Field(1, ge=0, le=6)
+    digits: Annotated[int, NotIdentity] = Field(1, ge=0, le=6, description="decimals in the table")
 
     @property
-    def shown(self) -> str:
+    def heading(self) -> str:
         """The heading of its column."""
         return self.title or self.name
 
@@ -73,31 +72,31 @@ class Metric(StrictModel):
 class Search(StrictModel):
     """Which points are tried: all of a grid, random ones, or those that Optuna proposes in turn."""
 
-    kind: Literal["grid", "random", "optuna"] = "grid"
+    kind: Literal["grid", "random", "optuna"] = Field("grid", description="how points are chosen")
     seed: int = Field(0, ge=0, description="of all but the grid")
 
 
 class Pbt(StrictModel):
     """Population-based training: `samples` members, compared after every `every` epochs."""
 
-    kind: Literal["pbt"]
-    seed: int = Field(0, ge=0)
+    kind: Literal["pbt"] = Field(description="how points are chosen")
+    seed: int = Field(0, ge=0, description="of all but the grid")
     every: int = Field(ge=1, description="epochs of a generation")
 
 
 class NoScheduler(StrictModel):
     """Every trial runs to its end."""
 
-    kind: Literal["none"] = "none"
+    kind: Literal["none"] = Field("none", description="whether trials are stopped early")
     metric: ClassVar[str | None] = None
 
 
 class Asha(StrictModel):
     """Trials that lag behind are stopped early; the epochs of all their training stages are counted."""
 
-    kind: Literal["asha"]
+    kind: Literal["asha"] = Field(description="whether trials are stopped early")
     metric: str = Field(description="STAGE.NUMBER of the curves")
-    mode: Literal["max", "min"] = "max"
+    mode: Literal["max", "min"] = Field("max", description="which is better")
     grace: int = Field(1, ge=1, description="epochs that every trial gets")
     reduction: float = Field(3, gt=1, description="at each rung, one trial in so many continues")
 
@@ -129,20 +128,39 @@ class Population:
 class Sweep(StrictModel):
     """A sweep whose file and overrides are read and checked; the fields are the top level of the file."""
 
-    name: Annotated[str, NotIdentity]
-    title: Annotated[str, NotIdentity] = ""
-    pipeline: str
-    fixed: dict[str, Any] = Field(default_factory=dict, alias="set")
-    choices: dict[str, Values | Range] = Field(alias="space")
-    conditions: dict[str, dict[str, Annotated[Values, BeforeValidator(_as_list)]]] = Field(
-        default_factory=dict, alias="where"
+    name: Annotated[str, NotIdentity] = Field(description="that of the file, without .yaml")
+    title: Annotated[str, NotIdentity] = Field("", description="one line for `tats list`")
+    pipeline: str = Field(description="its name; only the stages that the metrics need are run")
+    fixed: dict[str, Any] = Field(
+        default_factory=dict, alias="set", description="STAGE.KEY → value, changed for all trials"
     )
-    constraints: tuple[str, ...] = ()
-    seeds: Seeds = Seeds()
-    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
-    searcher: Annotated[Search | Pbt, Field(discriminator="kind")] = Search()
-    scheduler: Annotated[NoScheduler | Asha, Field(discriminator="kind")] = NoScheduler()
-    baseline: Annotated[dict[str, Scalar | None], NotIdentity] = Field(default_factory=dict)
+    choices: dict[str, Values | Range] = Field(
+        alias="space",
+        description="STAGE.KEY → list of the values that are tried, or `{uniform: [a, b]}`, "
+        "`{loguniform: [a, b]}`, `{int: [a, b]}`, `{choice: [a, b]}`",
+    )
+    conditions: dict[str, dict[str, Annotated[Values, BeforeValidator(_as_list)]]] = Field(
+        default_factory=dict,
+        alias="where",
+        description="keys (`*` stands for any end) that apply only beside these values of other keys",
+    )
+    constraints: tuple[str, ...] = Field(
+        (), description="comparisons that must hold: `a.b <= a.c`, `a.b != 3`"
+    )
+    seeds: Seeds = Field(Seeds(), description="each point is run once a seed; tables show mean ± interval")
+    metrics: tuple[Metric, ...] = Field(
+        min_length=1,
+        description="what is compared; the first objective, or else the first with a mode, "
+        "decides which point is best",
+    )
+    searcher: Search | Pbt = Field(Search(), discriminator="kind", description="which points are tried")
+    scheduler: NoScheduler | Asha = Field(
+        NoScheduler(), discriminator="kind", description="which trials are stopped before their end"
+    )
+    baseline: Annotated[dict[str, Scalar | None], NotIdentity] = Field(
+        default_factory=dict,
+        description="values; each point is compared, seed by seed, with the one that has these instead",
+    )
     samples: int | None = Field(None, ge=1, description="points that are tried; of pbt, the members")
     max_concurrent: Annotated[int | None, NotIdentity] = Field(
         None, ge=1, description="trials at a time; null: as many as fit"
@@ -170,9 +188,19 @@ class Sweep(StrictModel):
 
     @property
     def objectives(self) -> tuple[Metric, ...]:
-        """The metrics that are optimised; the first decides which point is best."""
+        """The metrics that are optimised."""
         chosen = tuple(metric for metric in self.metrics if metric.objective)
         return chosen or tuple(metric for metric in self.metrics if metric.mode)[:1]
+
+    @property
+    def objective(self) -> Metric:
+        """The metric that decides which point is best."""
+        return self.objectives[0]
+
+    @property
+    def all_seeds(self) -> tuple[int | None, ...]:
+        """The seeds of each point; None alone where no key gets a seed."""
+        return self.seeds.values if self.seeds.keys else (None,)
 
     def identity(self) -> dict[str, Any]:
         """Return, as plain values, what may not change at a resume."""
@@ -182,7 +210,7 @@ class Sweep(StrictModel):
 
     def trials_of(self, point: Mapping[str, Any]) -> list[Trial]:
         """Return the trials of a point, one a seed."""
-        return [self._trial(point, seed) for seed in (self.seeds.values if self.seeds.keys else [None])]
+        return [self._trial(point, seed) for seed in self.all_seeds]
 
     def _trial(self, point: Mapping[str, Any], seed: int | None) -> Trial:
         seeded = {} if seed is None else dict.fromkeys(self.seeds.keys, seed)
@@ -226,7 +254,7 @@ class Sweep(StrictModel):
         points = len(self.points()) or self.samples or 0
         if isinstance(self.searcher, Pbt):
             points *= self.population.generations
-        return points * (len(self.seeds.values) if self.seeds.keys else 1)
+        return points * len(self.all_seeds)
 
     @property
     def keys(self) -> list[str]:
@@ -242,13 +270,23 @@ class Sweep(StrictModel):
 
     # --- the pipeline of a trial -----------------------------------------------------------------------
 
+    def complete_pipeline(self, overrides: Mapping[str, Any]) -> Pipeline:
+        """Return the pipeline with what the sweep sets for all trials, and `overrides`.
+
+        Raises:
+            SpecError: an override does not fit the pipeline.
+        """
+        values = {**self.fixed, **overrides}
+        sets = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+        return pipelines.load(self.pipeline, sets)
+
     def load(self, overrides: Mapping[str, Any]) -> Pipeline:
         """Return the part of the pipeline that a trial runs, under the sweep's name.
 
         Raises:
             SpecError: an override does not fit the pipeline.
         """
-        pipeline = pipelines.load(self.pipeline, as_sets({**self.fixed, **overrides}))
+        pipeline = self.complete_pipeline(overrides)
         needed = _with_needs(pipeline, [metric.name.partition(".")[0] for metric in self.metrics])
         stages = {name: stage for name, stage in pipeline.stages.items() if name in needed}
         kinds = [KINDS[stage.kind] for stage in stages.values() if stage.kind in KINDS]
@@ -333,12 +371,15 @@ def _sweep(raw: Mapping[str, Any], name: str, source: str, overrides: tuple[str,
     return sweep
 
 
+def _keys() -> list[str]:
+    return [field.alias or name for name, field in Sweep.model_fields.items()]
+
+
 def _override(raw: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
     """Return the file with overrides on top; those of the pipeline go under `set`."""
-    keys = {field.alias or name for name, field in Sweep.model_fields.items()}
     for text in sets:
         path, value = specs.parse_override(text)
-        if path[0] not in keys:
+        if path[0] not in _keys():
             path = ["set", *path]
         if path[0] in ("space", "set", "baseline") and len(path) > 1:
             path = [path[0], ".".join(path[1:])]  # the keys below are dotted names
@@ -361,17 +402,6 @@ def _with_needs(pipeline: Pipeline, names: Iterable[str]) -> set[str]:
             reached.add(name)
             waiting += pipeline.stages[name].needs
     return reached
-
-
-def as_sets(overrides: Mapping[str, Any]) -> list[str]:
-    """Return overrides as `--set` options of `tats run pipeline`."""
-
-    def yaml_text(value: Any) -> str:
-        # Not JSON: YAML reads 5e-05 as a string.
-        text: str = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=math.inf)
-        return text.strip()[1:-1]
-
-    return [f"{key}={yaml_text(value)}" for key, value in overrides.items()]
 
 
 # --- checks: each yields problems, of which the first is raised -------------------------------------------
@@ -437,7 +467,12 @@ def _search_problems(sweep: Sweep) -> Iterator[str]:
 def _pipeline_problems(sweep: Sweep) -> Iterator[str]:
     """Build the pipeline without a trial's values; each metric must name a stage of it."""
     try:
-        pipeline = pipelines.load(sweep.pipeline, as_sets(sweep.fixed))
+        names = [*pipelines.load(sweep.pipeline).stages, "defaults", *_keys()]
+        for key in sweep.fixed:
+            head = key.partition(".")[0]
+            if head not in names:
+                yield f"{key}: no stage and no key of a sweep is named '{head}'{did_you_mean(head, names)}"
+        pipeline = sweep.complete_pipeline({})
         graphs.build(pipeline)
     except SpecError as error:
         yield str(error)

@@ -28,6 +28,7 @@ ROWS: Final = 60
 """How many points a terminal and the page list; files hold all."""
 
 _RESULTS: Final = "results.json"
+_TIED = 3  # points that a tie names
 
 
 class _Busy(TypedDict):
@@ -57,7 +58,7 @@ class Summary:
         """The table, one row a point: of a grid in its order, otherwise the best first."""
         trials = [asdict(trial) for trial in self._compared]
         rows = sweeps.rows(trials, [metric.name for metric in self.sweep.metrics], self.sweep.baseline)
-        objective = self.sweep.objectives[0]
+        objective = self.sweep.objective
         if self.sweep.searcher.kind == "grid":
             return rows
         return sweeps.ranked(rows, objective.name, objective.mode or "max")
@@ -74,23 +75,43 @@ class Summary:
     @property
     def columns(self) -> list[sweeps.Column]:
         """The metrics in the table."""
-        return [(metric.name, metric.shown, metric.digits) for metric in self.sweep.metrics]
+        return [(metric.name, metric.heading, metric.digits) for metric in self.sweep.metrics]
+
+    @cached_property
+    def best(self) -> list[sweeps.Row]:
+        """The point with the best mean of the first objective; all that are printed alike where it is a tie.
+
+        Only points whose seeds have all ended count, none of them early, as for Optuna: a mean without a bad
+        seed would favour its point.
+        """
+        objective, seeds = self.sweep.objective, len(self.sweep.all_seeds)
+        early = [trial.point for trial in self.trials if trial.status == "stopped early"]
+        rows = [row for row in self.rows if row.trials >= seeds and row.point not in early]
+        return sweeps.best(rows, objective.name, objective.mode or "max", objective.digits)
 
     @property
-    def best(self) -> sweeps.Row | None:
-        """The point with the best mean of the first objective."""
-        objective = self.sweep.objectives[0]
-        return sweeps.best(self.rows, objective.name, objective.mode or "max")
+    def best_value(self) -> str:
+        """The best value, as in `best top-1 42.0`; "" where there is none yet."""
+        objective = self.sweep.objective
+        mean = f"{self.best[0].values[objective.name].mean:.{objective.digits}f}" if self.best else ""
+        return mean and f"best {objective.heading} {mean}"
 
     @property
     def best_text(self) -> str:
-        """The best point in a sentence, "" where there is none."""
-        top, objective = self.best, self.sweep.objectives[0]
-        if top is None:
+        """The best point in a sentence, or those that are equally good; "" where there is none."""
+        if not self.best:
             return ""
-        names = short_keys(self.sweep.keys)
-        values = " ".join(f"{names[key]}={value_text(value)}" for key, value in top.point.items())
-        return f"best {objective.shown}: {top.values[objective.name].text(objective.digits)} with {values}"
+        objective, names = self.sweep.objective, short_keys(self.sweep.keys)
+        points = [
+            " ".join(f"{names[key]}={value_text(value)}" for key, value in row.point.items())
+            for row in self.best
+        ]
+        best, digits = self.best[0].values[objective.name], objective.digits
+        if len(points) == 1:
+            return f"best {objective.heading}: {best.text(digits)} with {points[0]}"
+        more = [f"and {len(points) - _TIED} more"] if len(points) > _TIED else []
+        listed = "; ".join([*points[:_TIED], *more])
+        return f"{len(points)} points share the best {objective.heading}, {best.mean:.{digits}f}: {listed}"
 
     @property
     def epochs(self) -> tuple[int, int] | None:
@@ -111,7 +132,7 @@ class Summary:
         return sorted(counted, key=lambda cause: cause[1], reverse=True)
 
     def _table(self, rows: Sequence[sweeps.Row]) -> Table:
-        return sweeps.table(rows, self.columns, self.sweep.objectives[0].name)
+        return sweeps.table(rows, self.columns, self.sweep.objective.name)
 
     def text(self) -> str:
         """Return the table for a terminal, which point is the best, and what the search took."""
@@ -154,7 +175,7 @@ class Summary:
     def latex(self) -> str:
         """Return the table as LaTeX."""
         title = (self.sweep.title or self.sweep.name).rstrip(".") + "."
-        objective = self.sweep.objectives[0].name
+        objective = self.sweep.objective.name
         return sweeps.latex(self.rows, self.columns, objective, name=self.sweep.name, caption=title)
 
     def write(self, folder: Path) -> None:
@@ -162,10 +183,10 @@ class Summary:
         write_json(folder / _RESULTS, self.values())
         write_text(folder / "results.txt", self.text() + "\n")
         write_text(folder / "results.csv", self.csv())
-        if self.best is not None:
-            settings = next(trial.settings for trial in self.trials if trial.point == self.best.point)
+        for top in self.best[:1]:
+            settings = next(trial.settings for trial in self.trials if trial.point == top.point)
             unseeded = {key: value for key, value in settings.items() if key not in self.sweep.seeds.keys}
-            write_text(folder / BEST, best_pipeline(self.sweep, unseeded))
+            write_text(folder / BEST, best_pipeline(self.sweep, unseeded, tied=len(self.best)))
 
 
 def busy_of(folder: Path) -> float | None:
@@ -181,8 +202,12 @@ def busy_of(folder: Path) -> float | None:
     return None if written is None else written["busy"]
 
 
-def best_pipeline(sweep: Sweep, point: dict[str, Any]) -> str:
-    """Return the base pipeline with the sweep's changes and the values of `point`, as YAML."""
+def best_pipeline(sweep: Sweep, point: dict[str, Any], tied: int = 1) -> str:
+    """Return the base pipeline with the sweep's changes and the values of `point`, as YAML.
+
+    Args:
+        tied: how many points are as good as this one, itself included.
+    """
     raw = pipelines.read(specs.find("pipelines", sweep.pipeline))
     for key, value in {**sweep.fixed, **point}.items():
         stage, *rest = key.split(".")
@@ -192,4 +217,9 @@ def best_pipeline(sweep: Sweep, point: dict[str, Any]) -> str:
     raw |= {"name": "best", "title": f"Best of the sweep {sweep.name}"}
     chosen = ", ".join(f"{key}={value}" for key, value in plain(point).items())
     head = f"# The best point of the sweep {sweep.name}{chosen and f': {chosen}'}\n"
+    if tied > 1:
+        head += (
+            f"# {tied} points have this {sweep.objective.heading} as printed. This one has the best\n"
+            "# unrounded mean, and of equals it is the first in the table.\n"
+        )
     return head + yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=110)

@@ -27,12 +27,11 @@ from tats_core.store import environment
 from tats_core.store.run import RunRecord, StageRecord
 from tats_core.sweep import page
 from tats_core.sweep.progress import Progress, SweepUI
-from tats_core.sweep.results import results
 from tats_core.sweep.search import Points
 from tats_core.sweep.spec import Asha, Sweep, Trial
 from tats_core.sweep.summary import Summary
 from tats_core.sweep.trainable import PipelineTrial
-from tats_core.sweep.trial import TrialResult
+from tats_core.sweep.trial import TrialResult, results
 from tats_core.tracking import Tracker
 from tats_core.training.events import EventLog, read_events
 
@@ -79,6 +78,11 @@ class Recorder(tune.Callback):
             pid=os.getpid(),
         )
         self.tracker = Tracker(home, self.record)
+        self._compare()
+
+    def _compare(self) -> None:
+        ended = list(self.progress.ended.values())
+        self.progress.best = Summary.of(self.sweep, ended, None).best_value if ended else ""
 
     def _stage(self, trial: Trial) -> StageRecord:
         values = {key: str(value) for key, value in trial.overrides.items()}
@@ -127,8 +131,8 @@ class Recorder(tune.Callback):
             self.summary = Summary.of(self.sweep, results(self.folder), busy)
             try:
                 self.summary.write(self.folder)
-                if self.summary.best is not None:
-                    means = {f"best/{key}": value.mean for key, value in self.summary.best.values.items()}
+                for top in self.summary.best[:1]:
+                    means = {f"best/{key}": value.mean for key, value in top.values.items()}
                     self._send("", 0, means)  # "": the sweep's own run
                 if not stopped:
                     page.write(self.summary, self.folder)
@@ -234,6 +238,7 @@ class Recorder(tune.Callback):
             )
         self.tracker.stage_ended(stage)
         self.record.save()
+        self._compare()
         self.ui.changed(self.progress)
 
 
@@ -282,8 +287,9 @@ class Halving(ASHAScheduler):
         self._actions: dict[tuple[str, int], str] = {}
         path = folder / "asha.jsonl"
         for _, event in read_events(path):
-            ((name, value),) = event["values"].items()
-            self._decide(name, event["step"], value)
+            if event["kind"] == "metrics":  # a torn line is passed over
+                ((name, value),) = event["values"].items()
+                self._decide(name, event["step"], value)
         self._log = EventLog(path)
 
     def _decide(self, name: str, epoch: int, value: float) -> None:

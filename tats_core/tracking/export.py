@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from tats_core.errors import StoreError, WeightsError
 from tats_core.files import write_json
-from tats_core.models import checkpoints_io
+from tats_core.models import checkpoints_io, hugging_face
 from tats_core.models.classifier import VideoClassifier
 from tats_core.models.mae import VideoMAE
 from tats_core.store.models import MLFLOW_DATA, ModelKind
@@ -66,12 +66,12 @@ def _hugging_face(folder: Path, kind: ModelKind, out: Path) -> None:
         views = weights.describe(folder).get("views")
     else:
         model = weights.load_mae(folder)
-    tensors, config = checkpoints_io.to_hugging_face(model, classes)
+    tensors, config = hugging_face.exported(model, classes)
     if views is not None:
         config["tats_views"] = views  # Transformers keeps keys that it does not know
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     write_json(out / "config.json", config)
-    write_json(out / "preprocessor_config.json", checkpoints_io.preprocessor_of(model.encoder.clip))
+    write_json(out / "preprocessor_config.json", hugging_face.preprocessor_of(model.encoder.clip))
 
 
 def _mlflow(folder: Path, kind: ModelKind, out: Path) -> None:

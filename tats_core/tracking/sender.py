@@ -82,6 +82,7 @@ class Sender:
             "run": self._start_run,
             "stage": self._start_stage,
             "event": self._take_event,
+            "note": lambda operation: self.note(operation["text"]),
             "system": lambda operation: self._take_metrics(_PARENT, operation["values"], operation),
             "stage_end": self._end_stage,
             "run_end": self._end_run,

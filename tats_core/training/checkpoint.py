@@ -16,23 +16,24 @@ before it is used, a checkpoint at once when a person asks to stop) hold with ev
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from tats_core.errors import Stopped, StoreError
-from tats_core.files import digest, sync, write_json
+from tats_core.files import Digests, FileEntry, read_json, sync, write_json
 from tats_core.specs import StrictModel
 from tats_core.training.world import World
 
@@ -105,7 +106,7 @@ class CheckpointStore:
             return None
         saved = self._step_folder(step)
         state: dict[str, Any] = torch.load(saved / "state.pt", map_location="cpu", weights_only=True)
-        workers = _manifest(saved)["workers"]
+        workers = _manifest(saved).workers
         same = workers == self.world.size
         files = [saved / f"rank-{rank}.pt" for rank in ([self.world.rank] if same else range(workers))]
         if all(file.exists() for file in files):
@@ -185,12 +186,14 @@ class CheckpointStore:
         Of equal checkpoints the first: those between two health checks have the metrics of the earlier check.
         """
         metric = self.config.best
+        if metric is None:
+            return None
         scored: list[tuple[float, int]] = []
         for saved in self._saved_folders():
-            if metric is not None and (saved / MANIFEST).exists():
+            with suppress(StoreError):  # a corrupt checkpoint is not the best
                 manifest = _manifest(saved)
-                if metric in manifest["figures"]:
-                    scored.append((manifest["figures"][metric], -manifest["step"]))
+                if metric in manifest.figures:
+                    scored.append((manifest.figures[metric], -manifest.step))
         return self._step_folder(-max(scored)[1]) if scored else None
 
     def _saved_folders(self) -> list[Path]:
@@ -229,12 +232,9 @@ class CheckpointStore:
         for path in sorted(draft.glob("*.digest")):
             digests[path.stem + ".pt"] = path.read_text(encoding="ascii")
             path.unlink()
-        files = {
-            name: {"size": (draft / name).stat().st_size, "sha256": digest}
-            for name, digest in digests.items()
-        }
-        manifest = {"step": step, "workers": self.world.size, "figures": dict(metrics), "files": files}
-        write_json(draft / MANIFEST, manifest)
+        files = {name: FileEntry((draft / name).stat().st_size, digest) for name, digest in digests.items()}
+        manifest = _Manifest(step, self.world.size, dict(metrics), files)
+        write_json(draft / MANIFEST, asdict(manifest))
         if target.exists():  # a training that went back to an earlier checkpoint repeats its steps
             shutil.rmtree(target)
         draft.rename(target)
@@ -291,36 +291,26 @@ def _save(state: object, path: Path) -> str:
     return digesting.sha256.hexdigest()
 
 
-class _File(TypedDict):
-    size: int
-    sha256: str
-
-
-class _Manifest(TypedDict):
+@dataclass(frozen=True)
+class _Manifest:
     step: int
     workers: int
     figures: dict[str, float]
-    files: dict[str, _File]
+    files: dict[str, FileEntry]
 
 
 def _manifest(saved: Path) -> _Manifest:
-    manifest: _Manifest = json.loads((saved / MANIFEST).read_text(encoding="utf-8"))
-    return manifest
+    return read_json(saved / MANIFEST, _Manifest, "the manifest of a checkpoint")
 
 
 def _fault(saved: Path) -> str | None:
     """Return why the checkpoint `saved` cannot be used, or None if it can."""
     try:
-        for name, entry in _manifest(saved)["files"].items():
-            if (saved / name).stat().st_size != entry["size"]:
-                return f"{name} has another size"
-            if digest(saved / name) != entry["sha256"]:
-                return f"{name} has another content"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is gone"
-    except (OSError, ValueError, KeyError) as error:
+        return Digests().fault(saved, _manifest(saved).files)
+    except StoreError as error:
         return f"its manifest cannot be read: {error}"
-    return None
+    except OSError as error:
+        return f"it cannot be read: {error}"
 
 
 def _on_cpu(value: Any) -> Any:

@@ -19,8 +19,10 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
+
+from tats_core.files import append_line
 
 Event = dict[str, Any]
 """One line of an event file."""
@@ -42,7 +44,7 @@ class EventLog:
     """Appends events to `path`; with `path=None` (every rank but 0) it drops them.
 
     Each event is one `write` of a complete line, flushed, so a reader never sees half of one unless the
-    machine died or the disk was full; `read_events` ignores such a last line, and the next log removes it.
+    machine died; the next log removes such a line.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -72,11 +74,8 @@ class EventLog:
         self._write("params", values=dict(values))
 
     def _write(self, kind: str, **fields: object) -> None:
-        if self.path is None:
-            return
-        line = json.dumps({"time": time.time(), "kind": kind, **fields}) + "\n"
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line)
+        if self.path is not None:
+            append_line(self.path, {"time": time.time(), "kind": kind, **fields})
 
 
 def cut_torn_line(path: Path) -> None:
@@ -95,7 +94,10 @@ def _finite(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def read_events(path: Path, offset: int = 0) -> Iterator[tuple[int, Event]]:
-    """Yield `(offset after the event, event)` for each complete line of `path` from byte `offset` on."""
+    """Yield `(offset after the event, event)` for each complete line of `path` from byte `offset` on.
+
+    In place of a line that is no event (a disk was full, or a program wrote it) comes a note that says so.
+    """
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -104,4 +106,39 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[int, Event]]:
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            yield offset, json.loads(line)
+            yield offset, _event(line) or _passed_over(path, offset)
+
+
+def _event(line: bytes) -> Event | None:
+    """Return the event in `line`, or None if it is none."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, dict) or not isinstance(event.get("kind"), str):
+        return None
+    fields = _FIELDS.get(event["kind"])
+    if fields is None:
+        return event
+    if not all(isinstance(event.get(name), form) for name, form in fields.items()):
+        return None
+    numbers = event["values"] if event["kind"] == "metrics" else event.get("shown", {})
+    numbers = [event.get("time"), *numbers.values()]
+    path = PurePath(event.get("path", ""))
+    is_valid = all(isinstance(number, int | float) for number in numbers) and not path.is_absolute()
+    return event if is_valid and ".." not in path.parts else None
+
+
+def _passed_over(path: Path, offset: int) -> Event:
+    text = f"{path.name}: the line that ends at byte {offset} is damaged and is passed over"
+    return {"kind": "note", "time": path.stat().st_mtime, "text": text}
+
+
+_FIELDS: dict[str, dict[str, type]] = {
+    "metrics": {"step": int, "values": dict},
+    "progress": {"step": int, "steps": int, "epoch": int, "epochs": int, "shown": dict},
+    "file": {"step": int, "key": str, "path": str},
+    "note": {"text": str},
+    "params": {"values": dict},
+}
+"""Kind → what its fields are; other kinds are those of other files."""

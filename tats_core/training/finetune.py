@@ -13,7 +13,6 @@ from typing import Annotated, Any, Self
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
 from tats_core.errors import SpecError
@@ -130,6 +129,8 @@ class FinetuneTrainer:
         self.average = config.ema.build(self.model) if config.ema else None
         self.mix = None
         if config.mixes:
+            from timm.data.mixup import Mixup  # here: timm takes 2 s to import
+
             self.mix = Mixup(  # type: ignore[no-untyped-call]
                 mixup_alpha=config.mixup,
                 cutmix_alpha=config.cutmix,

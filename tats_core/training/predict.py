@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from tats_core.data.benchmarks.base import VIDEO_SUFFIXES, walk
 from tats_core.data.loaders import ClipOptions, eval_views
 from tats_core.data.manifest import UNLABELLED, Manifest, VideoRecord
 from tats_core.errors import DataError
@@ -95,13 +96,17 @@ class Predictor:
 
 
 def existing(videos: Sequence[str]) -> list[Path]:
-    """Return the paths of video files.
+    """Return the paths of video files; a folder stands for all in it and below it, in sorted order.
 
     Raises:
-        DataError: a file does not exist.
+        DataError: a file does not exist, or a folder holds no video.
     """
-    paths = [Path(video).expanduser() for video in videos]
-    for path in paths:
-        if not path.is_file():
+    paths: list[Path] = []
+    for path in (Path(video).expanduser() for video in videos):
+        if not path.exists():
             raise DataError(f"{path}: there is no such file")
+        files = list(walk(path)) if path.is_dir() else [path]
+        if not files:
+            raise DataError(f"{path}: holds no video (a file that ends in {', '.join(VIDEO_SUFFIXES)})")
+        paths += files
     return paths

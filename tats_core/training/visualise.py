@@ -60,9 +60,7 @@ class Visualiser:
             return indices_BT.flatten()
 
         frames_XHWC = torch.from_numpy(readers.read_clip(path, choose))
-        height, width = frames_XHWC.shape[1:3]
-        (box,) = transforms.view_boxes(height, width, crops=1)
-        cut_XHWC = transforms.crop_resize(frames_XHWC, box, shape.size)
+        (cut_XHWC,) = transforms.crops_of_test(frames_XHWC, shape.size, crops=1)
         frames_BTHWC = cut_XHWC.unflatten(0, (n_clips, shape.frames))  # type: ignore[no-untyped-call]
         return clips.normalise(transforms.channels_first(frames_BTHWC))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from tats_core.errors import WeightsError
 from tats_core.files import replacing, write_json
-from tats_core.models import checkpoints_io
+from tats_core.models import checkpoints_io, hugging_face
 from tats_core.models.checkpoints_io import Match
 from tats_core.models.classifier import VideoClassifier
 from tats_core.models.mae import MAEConfig, VideoMAE
@@ -84,7 +85,7 @@ def load_encoder(encoder: VideoViT, path: Path) -> Match:
     Raises:
         WeightsError: it holds no encoder, or its encoder has another size.
     """
-    return checkpoints_io.load_encoder(encoder, checkpoints_io.read(path))
+    return checkpoints_io.load(encoder, checkpoints_io.read(path))
 
 
 def initialise_mae(mae: VideoMAE, path: Path) -> Match:
@@ -98,10 +99,10 @@ def initialise_mae(mae: VideoMAE, path: Path) -> Match:
     """
     foreign = checkpoints_io.read(path)
     if foreign.kind == "pre-trained":
-        return checkpoints_io.load_mae(mae, foreign)
-    match = checkpoints_io.load_encoder(mae.encoder, foreign)
+        return checkpoints_io.load(mae, foreign)
+    match = checkpoints_io.load(mae.encoder, foreign)
     missing = sorted(mae.state_dict().keys() - {f"encoder.{name}" for name in match.matched})
-    return Match(match.layout, match.matched, tuple(missing), match.unexpected)
+    return replace(match, missing=tuple(missing))
 
 
 def load_mae(folder: Path) -> VideoMAE:
@@ -150,10 +151,10 @@ def _classifier_of_hugging_face(folder: Path) -> tuple[VideoClassifier, list[str
     foreign = checkpoints_io.read(folder)
     if foreign.kind != "fine-tuned":
         raise WeightsError(f"{folder}: its model is {foreign.kind} and has no classes; name a fine-tuned one")
-    vit, clip = checkpoints_io.configs_of_hugging_face(describe(folder, "config"))
+    vit, clip = hugging_face.configs_of(describe(folder, "config"))
     labels = range(len(foreign.tensors["head.weight"]))
     classes = list(foreign.classes) or [f"class {label}" for label in labels]
     with fresh_weights(0):
         model = VideoClassifier(vit, clip, len(classes))
-    checkpoints_io.load_classifier(model, foreign)
+    checkpoints_io.load(model, foreign)
     return model, classes

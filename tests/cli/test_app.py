@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tats_core import __version__
+from tests.cli.conftest import Ended
 
 HEAVY = ("torch", "ray", "mlflow", "numpy", "matplotlib", "pandas", "timm", "av")
 
@@ -28,6 +29,20 @@ def test_help_imports_no_heavy_package_and_takes_less_than_half_a_second():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
+def test_a_plan_imports_nothing_that_only_training_or_a_page_needs(tmp_path):
+    code = (
+        "import sys\nfrom tats_core.cli.app import main\n"
+        "sys.argv = ['tats', 'run', 'pipeline', 'demo', '--plan']\n"
+        "try: main()\nexcept SystemExit as ended: assert ended.code == 0\n"
+        "names = ('timm', 'torchvision', 'pandas', 'matplotlib', 'scipy', 'ray', 'mlflow')\n"
+        "print([name for name in names if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_the_package_runs_as_a_module():
     command = [sys.executable, "-m", "tats_core", "--version"]
     assert (
@@ -39,8 +54,9 @@ def test_help_names_every_command_with_a_sentence(tats):
     listed = tats("--help").out.split("Commands:")[1]
     lines = [line.split(maxsplit=1) for line in listed.splitlines() if line.strip()]
     assert [line[0] for line in lines] == [
-        "run", "sweep", "submit", "jobs", "list", "runs", "show", "logs", "stop", "results", "compare",
-        "report", "ui", "visualise", "predict", "export", "weights", "data", "doctor", "sync", "gc",
+        "run", "sweep", "submit", "jobs", "list", "explain", "runs", "show", "logs", "stop", "results",
+        "compare", "report", "ui", "visualise", "predict", "export", "weights", "data", "doctor", "sync",
+        "gc",
     ]  # fmt: skip
     assert all(len(line) == 2 for line in lines)
 
@@ -56,18 +72,38 @@ def test_an_error_is_one_sentence_without_a_traceback(tats):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["resluts"], "Did you mean 'results'?"),
-        (["data", "generat"], "Did you mean 'generate'?"),
-        (["run", "pipeline", "demo", "--plann"], "--plan"),
-        (["run", "pipeline"], "Missing argument 'NAME'"),
-        (["run", "pipeline", "demo", "--on-error", "wait"], "'stop', 'continue'"),
-        (["ui", "--port", "0"], "greater than or equal to 1"),
+        (["resluts"], "'tats' has no command 'resluts'; did you mean 'results'?"),
+        (["data", "generat"], "'tats data' has no command 'generat'; did you mean 'generate'?"),
+        (["run", "pipline"], "'tats run' has no command 'pipline'; did you mean 'pipeline'?"),
+        (["run", "pipeline", "demo", "--plann"], "run pipeline: no option '--plann'; did you mean '--plan'?"),
+        (["sync", "--frm"], "sync: no option '--frm'; valid: --help, --home"),
+        (["--versio"], "no option '--versio'; did you mean '--version'?"),
+        (["run", "pipeline"], "run pipeline: missing argument 'NAME'; see tats run pipeline --help"),
+        (
+            ["submit", "pipline", "demo"],
+            "submit: invalid value for 'KIND': 'pipline' is not one of 'pipeline', 'sweep'; "
+            "did you mean 'pipeline'?",
+        ),
+        (
+            ["run", "pipeline", "demo", "--on-error", "wait"],
+            "run pipeline: invalid value for '--on-error': 'wait' is not one of 'stop', 'continue'; "
+            "see tats run pipeline --help",
+        ),
+        (
+            ["ui", "--port", "0"],
+            "ui: invalid value for '--port': Input should be greater than or equal to 1; see tats ui --help",
+        ),
+        (["run", "pipeline", "demo", "--set"], "Option '--set' requires an argument."),
     ],
 )
-def test_a_wrong_command_line_exits_with_2_and_names_the_nearest(tats, words, sentence):
-    ended = tats(*words)
-    assert ended.code == 2
-    assert sentence in ended.err
+def test_a_wrong_command_line_is_one_sentence_that_names_the_nearest(tats, words, sentence):
+    assert tats(*words) == Ended(2, "", f"tats: {sentence}\n")
+
+
+def test_a_command_that_needs_words_prints_its_help(tats):
+    ended = tats("submit")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("Usage: tats submit [OPTIONS]")
 
 
 def test_the_home_folder_of_an_unknown_user_is_refused_in_one_sentence(tats):

@@ -67,7 +67,7 @@ def test_a_video_that_cannot_be_decoded_fails_the_check_and_is_named(tats, made)
     for path in made.rglob("*.avi"):
         path.write_bytes(b"not a video")
     ended = tats("data", "check", "ucf101", "--root", str(made), "--decode", "1")
-    assert ended.code == 1
+    assert ended.code == 2
     assert "0 of 1 decoded completely" in ended.out
     assert ".avi: cannot be read" in ended.err
 
@@ -88,8 +88,42 @@ def test_a_wrong_setting_is_reported_with_the_nearest_name(tats):
 
 def test_a_named_set_that_is_missing_fails_with_the_variable_that_locates_it(tats):
     ended = tats("data", "check", "ssv2")
-    assert ended.code == 1
+    assert ended.code == 2
     assert "TATS_DATA_SSV2 is not set" in ended.err
+
+
+def test_a_copy_with_one_split_passes_with_a_warning(tats, made):
+    lists = made / "ucf101" / "ucfTrainTestlist"
+    for listing in lists.glob("*list0[23].txt"):
+        listing.unlink()
+    words = ("data", "check", "ucf101", "--root", str(made), "--decode", "0")
+    ended = tats(*words)
+    assert ended.code == 0, ended.err
+    warned = f"tats: warning: 4 of the 6 lists of ucf101 are missing: {lists}/trainlist02.txt cannot be read"
+    assert ended.err.startswith(warned)
+    assert tats(*words, "--strict").code == 1
+    for listing in lists.glob("*list01.txt"):
+        listing.unlink()
+    ended = tats(*words)
+    assert ended.code == 2
+    assert ended.err.startswith(f"tats: {lists}/trainlist01.txt cannot be read")
+
+
+def test_a_video_of_both_splits_is_a_warning(tats, made):
+    lists = made / "ucf101" / "ucfTrainTestlist"
+    with (lists / "testlist01.txt").open("a") as listing:
+        listing.write((lists / "trainlist01.txt").read_text().splitlines()[0].split()[0] + "\n")
+    ended = tats("data", "check", "ucf101", "--root", str(made), "--decode", "0")
+    assert ended.code == 0, ended.err
+    assert "tats: warning: fold 1: ucf101: the training list has 1 of the " in ended.err
+
+
+def test_a_fault_of_both_splits_is_one_sentence(tats, made):
+    (made / "ucf101" / "ucfTrainTestlist" / "classInd.txt").write_bytes(b"1 caf\xe9\n")
+    ended = tats("data", "check", "ucf101", "--root", str(made))
+    assert ended.code == 2
+    assert ended.err.count("\n") == 1
+    assert "classInd.txt, line 1: is not UTF-8 (byte 0xe9)" in ended.err
 
 
 def test_without_names_and_without_any_set_check_says_how_to_configure_a_set(tats):

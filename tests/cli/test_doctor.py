@@ -47,6 +47,15 @@ def test_a_package_that_does_not_load_is_missing_with_the_reason(monkeypatch):
     assert "pip install" in check.advice
 
 
+def test_the_damaged_record_of_a_run_is_listed(tmp_path):
+    run = tmp_path / "runs" / "toy-20260102-010000000-ab01"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text("{")
+    (check,) = doctor.damaged_runs(tmp_path)
+    assert check.ok, "other runs do without it"
+    assert check.text.startswith(f"damaged: {run}/run.json: is not the record of a run (")
+
+
 def test_configured_data_sets_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("TATS_DATA_UCF101", str(tmp_path))
     (check,) = doctor._data_sets()

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from tats_core.cli.printing import size
 from tats_core.store.outputs import StageKey, StageStore
 
 
@@ -52,8 +51,3 @@ def test_a_missing_project_folder_is_reported(tats):
     refused = tats("gc")
     assert refused.code == 2
     assert "there is no project folder" in refused.err
-
-
-@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB")])
-def test_a_size_is_short(count, text):
-    assert size(count) == text

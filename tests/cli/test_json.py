@@ -29,8 +29,7 @@ class Talk(StageKind[TalkConfig]):
 
     name = "talk"
     Config = TalkConfig
-    waits_for_needs = True
-    waited_for = True
+    any_kind = True
 
     def run(self, config: TalkConfig, ctx: StageContext) -> None:
         ctx.events.params({"words": config.words})

@@ -116,6 +116,6 @@ def test_the_summary_counts_and_says_how_long_it_took_before():
         item("e"),
     )
     assert summary(Plan("demo", "", items)) == (
-        "demo: 5 stages, 3 to run, 1 reused, 1 left out; about 1m12s of work and 1 stage that never ran"
+        "demo: 5 stages, 3 to run, 1 reused, 1 left out; about 1 min 12 s of work and 1 stage that never ran"
     )
     assert summary(Plan("demo", "", items[4:])) == "demo: 1 stage, 1 to run, 0 reused"

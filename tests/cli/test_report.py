@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> RunRecord:
 @pytest.mark.parametrize(
     ("form", "text"),
     [
-        ("md", "| ssv2 | 50.0 (40.0–60.0) |"),
+        ("md", "| ssv2 | pre-trained | 50.0 | 40.0–60.0 |"),
         ("csv", "ssv2,pretrained,50.0,40.0,60.0"),
         ("latex", r"    ssv2 & pre-trained & 50.0 & 40.0--60.0 \\"),
         ("html", "<title>mine</title>"),

@@ -74,7 +74,7 @@ def test_the_home_may_come_from_the_environment(tats, menu, called, tmp_path, mo
 
 def test_a_finished_run_ends_with_its_table_its_legend_and_the_next_commands(tats, menu, called):
     output = tats("run", "pipeline", "mine").out
-    assert "ssv2       pretrained   50.0  40.0–60.0" in output
+    assert "ssv2       pre-trained   50.0  40.0–60.0" in output
     assert "What each number means" in output
     assert output.splitlines()[-4] == "Next"
     assert "tats ui" in output
@@ -129,7 +129,7 @@ def test_a_plan_is_a_tree_and_runs_nothing(tats, menu, called, monkeypatch):
 def test_results_prints_the_newest_finished_run(tats, menu, tmp_path, monkeypatch):
     record = ended(tmp_path / ".tats", "finished")
     monkeypatch.setattr(history, "newest_finished", lambda home, name: record)
-    assert "ssv2       pretrained   50.0" in tats("results", "mine").out
+    assert "ssv2       pre-trained   50.0" in tats("results", "mine").out
     assert json.loads(tats("results", "mine", "--json").out) == {
         "run": "r1", "pipeline": "mine", "rows": ROWS, "policy": {},
     }  # fmt: skip

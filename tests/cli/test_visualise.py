@@ -40,7 +40,7 @@ def test_each_file_is_printed_on_a_line(tats, calls):
     ended = tats("visualise", "demo", "a.mp4", "b.mp4", "--out", "drawn", "--seed", "3", "--clips", "2")
     assert (ended.code, ended.out, ended.err) == (0, "drawn/a.png\ndrawn/b.png\n", "")
     assert calls == [
-        ("demo", Path(".tats"), "pretrain", None),
+        ("demo", Path(".tats").absolute(), "pretrain", None),
         (Path("model"), None),
         ([Path("a.mp4"), Path("b.mp4")], Path("drawn"), {"n_clips": 2, "seed": 3}),
     ]
@@ -51,7 +51,7 @@ def test_an_unreadable_video_is_one_sentence_and_exit_code_2(tats, calls):
     assert ended.code == 2
     assert ended.out == "pictures/b.png\n"
     assert ended.err == "tats: broken.mp4: cannot be read\n"
-    assert calls[0] == ("demo", Path(".tats"), "pretrain", "pretrain")
+    assert calls[0] == ("demo", Path(".tats").absolute(), "pretrain", "pretrain")
     assert calls[1] == (Path("model"), "ssv2")
 
 

@@ -110,7 +110,7 @@ def test_a_pipeline_runs_on_the_cluster_and_submitting_it_again_does_nothing(sit
     job, outcome = started(first)
     assert re.fullmatch(r"once-[0-9a-f]{12}-a1", job)
     assert outcome == "started"
-    assert [path.read_text() for path in site.home.glob("stages/command-*/output")] == ["done\n"]
+    assert [path.read_text() for path in site.home.glob("stages/command-*/output/output")] == ["done\n"]
 
     again = site.submit("once")
     assert again.returncode == 0

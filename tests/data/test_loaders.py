@@ -22,6 +22,7 @@ from tats_core.data.loaders import (
     steps_per_epoch,
 )
 from tats_core.data.manifest import Manifest, VideoRecord
+from tats_core.data.video import Choose, Frames
 from tats_core.errors import DataError, SpecError, VideoError
 from tats_core.specs import validate
 
@@ -145,7 +146,7 @@ def test_a_cached_video_is_read_once(tiny: dict[str, Manifest], monkeypatch: pyt
     reads: Counter[str] = Counter()
     read = readers.read_clip
 
-    def counted(path: str, choose: readers.Choose, *rest: object) -> readers.Frames:
+    def counted(path: str, choose: Choose, *rest: object) -> Frames:
         reads[str(path)] += 1
         return read(path, choose, *rest)  # type: ignore[arg-type]
 
@@ -168,7 +169,7 @@ def test_several_samples_of_a_clip_are_different_cuts_of_the_same_frames(
     reads = Counter[str]()
     read = readers.read_clip
 
-    def counted(path: str, choose: readers.Choose, *rest: object) -> readers.Frames:
+    def counted(path: str, choose: Choose, *rest: object) -> Frames:
         reads[str(path)] += 1
         return read(path, choose, *rest)  # type: ignore[arg-type]
 
@@ -337,7 +338,7 @@ def test_a_video_is_read_once_for_all_its_views(
     asked: list[int] = []
     read = readers.read_clip
 
-    def counted(path: str, choose: readers.Choose, *rest: object) -> readers.Frames:
+    def counted(path: str, choose: Choose, *rest: object) -> Frames:
         frames_THWC = read(path, choose, *rest)  # type: ignore[arg-type]
         asked.append(len(frames_THWC))
         return frames_THWC

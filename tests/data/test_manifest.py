@@ -82,6 +82,8 @@ def test_a_manifest_refuses_what_makes_no_sense(tmp_path: Path) -> None:
         replace(good, videos=())
     with pytest.raises(DataError, match="'left0' has label 3, but there are 3 classes"):
         replace(good, videos=(replace(good.videos[0], label=3),))
+    with pytest.raises(DataError, match="two classes are called 'up'"):
+        replace(good, classes=("up", "left", "up"))
     with pytest.raises(DataError, match="'left0' is listed twice"):
         replace(good, videos=(good.videos[0], good.videos[0]))
     assert replace(good, videos=(replace(good.videos[0], label=UNLABELLED),)).labels() == [-1]

@@ -33,7 +33,23 @@ def recoloured(rgb: list[float], colour: Colour) -> list[float]:
 def test_test_crops_are_squares_from_one_end_of_the_longer_side_to_the_other() -> None:
     assert transforms.view_boxes(4, 10, 3) == [Box(0, 0, 4, 4), Box(0, 3, 4, 4), Box(0, 6, 4, 4)]
     assert transforms.view_boxes(9, 5, 3) == [Box(0, 0, 5, 5), Box(2, 0, 5, 5), Box(4, 0, 5, 5)]
+    assert transforms.view_boxes(4, 11, 3)[1] == transforms.central_box(4, 11) == Box(0, 3, 4, 4)
     assert transforms.view_boxes(4, 10, 1) == [transforms.central_box(4, 10)] == [Box(0, 3, 4, 4)]
+
+
+def test_crops_of_the_test_are_cut_from_the_resized_frame() -> None:
+    # 6 × 9 to 4 × 6: columns 0, 1 and 2 are the crops' left ends; a ramp over the columns stays one.
+    columns_W = torch.arange(0, 180, 20, dtype=torch.uint8)
+    frames_THWC = columns_W.view(1, 1, 9, 1).expand(2, 6, 9, 3)
+    crops = transforms.crops_of_test(frames_THWC, 4, 3)
+    assert [tuple(crop.shape) for crop in crops] == [(2, 4, 4, 3)] * 3
+    assert torch.equal(crops[0][..., 1:, :], crops[1][..., :3, :])
+    assert torch.equal(crops[1][..., 1:, :], crops[2][..., :3, :])
+    # Of one size, nothing is resized; of a square, the only crop is all of it.
+    assert torch.equal(transforms.crops_of_test(frames_THWC, 6, 1)[0], frames_THWC[:, :, 1:7])
+    square_THWC = frames_THWC[:, :, :6]
+    (whole_THWC,) = transforms.crops_of_test(square_THWC, 4, 1)
+    assert torch.equal(whole_THWC, transforms.crop_resize(square_THWC, Box(0, 0, 6, 6), 4))
 
 
 def test_multi_scale_crops_have_near_sides_and_lie_at_the_thirteen_places() -> None:
@@ -195,3 +211,11 @@ def test_what_rand_augment_uncovers_is_grey_whatever_the_frame() -> None:
         colours.add(tuple(done_THWC.unique().tolist()))
     assert (0, 128) in colours
     assert all(len(values) == 1 for values in colours - {(0, 128)})
+
+
+def test_shrinking_keeps_the_shape_and_never_enlarges() -> None:
+    frames_THWC = torch.zeros(2, 60, 90, 3, dtype=torch.uint8)
+    assert transforms.shrink(frames_THWC, 20).shape == (2, 20, 30, 3)
+    assert transforms.shrink(frames_THWC.transpose(1, 2), 20).shape == (2, 30, 20, 3)
+    for short_side in (60, 61, None):
+        assert transforms.shrink(frames_THWC, short_side) is frames_THWC

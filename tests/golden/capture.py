@@ -337,8 +337,8 @@ LIBRARIES: Final = (
 """What takes seconds to import, and none of it is ours."""
 
 COMMANDS: Final = (
-    "run pipeline", "sweep", "submit pipeline", "submit sweep", "jobs", "list", "runs", "show", "logs",
-    "stop", "results", "compare", "report", "ui", "visualise", "predict", "export", "weights",
+    "run pipeline", "sweep", "submit pipeline", "submit sweep", "jobs", "list", "explain", "runs", "show",
+    "logs", "stop", "results", "compare", "report", "ui", "visualise", "predict", "export", "weights",
     "data generate", "data check", "doctor", "sync", "gc",
 )  # fmt: skip
 

@@ -20,7 +20,8 @@ import torch
 
 from tats_core.errors import ResourceError, StageError, Stopped, TrainingError
 from tats_core.launch import ray_internals, ray_train, workers
-from tats_core.launch.workers import Outcomes, Training
+from tats_core.launch.workers import Outcomes
+from tats_core.stages.base import ParallelWork
 from tats_core.training.events import read_events
 
 pytestmark = [
@@ -55,10 +56,10 @@ def expected(steps: int, workers: int) -> float:
 
 
 def fit(
-    out: Path, *, workers: int = 2, stop: threading.Event | None = None, name: str = "fit", **job: Any
+    out: Path, *, workers: int = 2, stop: threading.Event | None = None, name: str = "fit", **job: int
 ) -> None:
-    job = {"steps": STEPS, "out": str(out), **job}
-    ray_train.fit(Training("counting:count", job, workers, name, out, stop or threading.Event()))
+    work = ParallelWork("counting:count", {"steps": STEPS, "out": str(out), **job}, workers)
+    ray_train.fit(work, name, out, stop or threading.Event())
 
 
 def starts(out: Path) -> list[str]:
@@ -105,9 +106,10 @@ def test_an_error_that_is_raised_twice_is_not_retried_again(tmp_path):
 
 
 def test_workers_that_keep_dying_fail_with_the_path_of_their_log(tmp_path):
+    # Called with the job as exit code: no worker survives it.
+    work = ParallelWork("os:_exit", {}, workers=1, max_failures=0)
     with pytest.raises(StageError, match="log"):
-        # Called with the job as exit code: no worker survives it.
-        ray_train.fit(Training("os:_exit", {}, 1, "fit", tmp_path, threading.Event(), max_failures=0))
+        ray_train.fit(work, "fit", tmp_path, threading.Event())
 
 
 def test_a_stop_saves_a_checkpoint_from_which_the_next_fit_resumes_exactly(tmp_path):

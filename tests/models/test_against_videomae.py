@@ -18,7 +18,7 @@ from transformers.models.videomae.modeling_videomae import (
     get_sinusoid_encoding_table,
 )
 
-from tats_core.models import checkpoints_io
+from tats_core.models import checkpoints_io, hugging_face
 from tats_core.models.classifier import VideoClassifier
 from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig, patchify, positions
@@ -76,7 +76,7 @@ def test_the_loss_and_the_predictions_are_videomaes(tmp_path: Path) -> None:
     theirs = _shaken(VideoMAEForPreTraining(_reference(use_mean_pooling=False)))
     theirs.decoder.norm.eps = 1e-6  # the published code's; the port left PyTorch's default here
     ours = VideoMAE(VIT, MAE, CLIP).double()
-    match = checkpoints_io.load_mae(ours, _saved(theirs, tmp_path))
+    match = checkpoints_io.load(ours, _saved(theirs, tmp_path))
     assert (match.missing, match.unexpected) == ((), ())
     video_BCTHW = torch.randn(2, 3, 4, 12, 12, dtype=torch.float64)
     order_BN = torch.rand(2, CLIP.tokens).argsort(1)
@@ -84,7 +84,7 @@ def test_the_loss_and_the_predictions_are_videomaes(tmp_path: Path) -> None:
     masked_BN = torch.ones(2, CLIP.tokens, dtype=torch.bool).scatter(1, visible_BK, False)
     expected = theirs(video_BCTHW.transpose(1, 2), masked_BN)
     reconstruction = ours(patchify(video_BCTHW, CLIP), visible_BK, masked_BM)
-    expected_PBM = checkpoints_io.channels_first(expected.logits.permute(2, 0, 1))
+    expected_PBM = hugging_face.channels_first(expected.logits.permute(2, 0, 1))
     torch.testing.assert_close(
         reconstruction.prediction_BMP, expected_PBM.permute(1, 2, 0), rtol=0, atol=1e-5
     )
@@ -97,7 +97,7 @@ def test_the_class_scores_are_videomaes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = _shaken(VideoMAEForVideoClassification(_reference(num_labels=7)))
     ours = VideoClassifier(VIT, CLIP, 7).double().eval()
-    match = checkpoints_io.load_classifier(ours, _saved(theirs, tmp_path))
+    match = checkpoints_io.load(ours, _saved(theirs, tmp_path))
     assert (match.missing, match.unexpected) == ((), ())
     # The port gives this norm PyTorch's epsilon; the published code gives every norm 1e-6.
     theirs.fc_norm.eps = 1e-6
@@ -110,7 +110,7 @@ def test_the_ports_default_epsilon_moves_no_score_that_one_would_read(tmp_path: 
     torch.manual_seed(0)
     theirs = _shaken(VideoMAEForVideoClassification(_reference(num_labels=7, layer_norm_eps=1e-12)))
     ours = VideoClassifier(VIT, CLIP, 7).double().eval()
-    checkpoints_io.load_classifier(ours, _saved(theirs, tmp_path))
+    checkpoints_io.load(ours, _saved(theirs, tmp_path))
     video_BCTHW = torch.randn(2, 3, 4, 12, 12, dtype=torch.float64)
     expected_BC = theirs(video_BCTHW.transpose(1, 2)).logits
     torch.testing.assert_close(ours(video_BCTHW), expected_BC, rtol=0, atol=1e-4)
@@ -120,7 +120,7 @@ def test_a_pre_trained_model_gives_hugging_face_the_same_loss() -> None:
     torch.manual_seed(1)
     ours = _shaken(VideoMAE(VIT, MAE, CLIP))
     assert isinstance(ours, VideoMAE)
-    tensors, config = checkpoints_io.to_hugging_face(ours)
+    tensors, config = hugging_face.exported(ours)
     theirs = VideoMAEForPreTraining(VideoMAEConfig(**config)).double().eval()
     missing, unexpected = theirs.load_state_dict(tensors, strict=False)
     assert (missing, unexpected) == ([], [])
@@ -139,7 +139,7 @@ def test_a_fine_tuned_model_gives_hugging_face_the_same_scores_whatever_its_key_
     ours = _shaken(VideoClassifier(VIT, CLIP, 5))
     assert isinstance(ours, VideoClassifier)
     assert ours.encoder.blocks[0].attn.qkv.bias[24:48].abs().min() > 0  # type: ignore[union-attr, index, operator]
-    tensors, config = checkpoints_io.to_hugging_face(ours, ["a", "b", "c", "d", "e"])
+    tensors, config = hugging_face.exported(ours, ["a", "b", "c", "d", "e"])
     assert not [name for name in tensors if "key.bias" in name]
     theirs = VideoMAEForVideoClassification(VideoMAEConfig(**config)).double().eval()
     assert theirs.config.id2label[4] == "e"

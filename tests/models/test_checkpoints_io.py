@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tats_core.errors import WeightsError
-from tats_core.models import checkpoints_io
+from tats_core.models import checkpoints_io, hugging_face
 from tats_core.models.classifier import VideoClassifier
 from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig, positions
@@ -44,7 +44,7 @@ def _official(model: nn.Module) -> dict[str, Tensor]:
     for name, tensor in model.state_dict().items():
         theirs = next((t + name.removeprefix(o) for o, t in names if name.startswith(o)), name)
         if name.startswith("to_pixels."):
-            tensor = checkpoints_io.channels_last(tensor)
+            tensor = hugging_face.channels_last(tensor)
         if name.endswith("attn.qkv.bias"):
             query_D, _, value_D = tensor.chunk(3)
             at = theirs.removesuffix("qkv.bias")
@@ -89,7 +89,7 @@ def _assert_same(actual: nn.Module, expected: nn.Module) -> None:
 def test_every_common_wrapping_of_videomaes_pre_training_is_read(wrap: Any, tmp_path: Path) -> None:
     source, target = _mae(0), _mae(1)
     torch.save(wrap(_official(source)), tmp_path / "checkpoint.pth")
-    match = checkpoints_io.load_mae(target, checkpoints_io.read(tmp_path / "checkpoint.pth"))
+    match = checkpoints_io.load(target, checkpoints_io.read(tmp_path / "checkpoint.pth"))
     _assert_same(source, target)
     assert match.layout == "VideoMAE"
     assert match.sentence() == f"{len(source.state_dict())} tensors matched (VideoMAE layout)"
@@ -99,7 +99,7 @@ def test_adamaes_sampler_is_reported_as_unexpected_and_the_encoder_is_taken(tmp_
     source, target = _mae(0), _mae(1)
     sampler = {f"encoder.{name}": torch.zeros(3) for name in ("pos_embed_probs", "get_token_probs.1.weight")}
     torch.save({"model": _official(source) | sampler}, tmp_path / "ada.pth")
-    match = checkpoints_io.load_encoder(target.encoder, checkpoints_io.read(tmp_path / "ada.pth"))
+    match = checkpoints_io.load(target.encoder, checkpoints_io.read(tmp_path / "ada.pth"))
     _assert_same(source.encoder, target.encoder)
     assert match.unexpected == ("encoder.get_token_probs.1.weight", "encoder.pos_embed_probs")
     assert "2 unexpected (such as encoder.get_token_probs.1.weight)" in match.sentence()
@@ -116,7 +116,7 @@ def test_a_fine_tuned_file_of_videomae_has_no_encoder_in_its_names(tmp_path: Pat
     torch.save({"module": theirs | {"pos_embed": table}}, tmp_path / "finetuned.pth")
     foreign = checkpoints_io.read(tmp_path / "finetuned.pth")
     assert foreign.kind == "fine-tuned"
-    assert checkpoints_io.load_classifier(target, foreign).unexpected == ()
+    assert checkpoints_io.load(target, foreign).unexpected == ()
     _assert_same(source, target)
 
 
@@ -125,15 +125,13 @@ def test_an_encoder_of_another_size_is_refused_with_what_differs(tmp_path: Path)
     with pytest.raises(
         WeightsError, match=r"another width 48 \(here 24\), depth 3 \(here 2\), mlp 192 \(here 96\)"
     ):
-        checkpoints_io.load_encoder(_mae().encoder, checkpoints_io.read(tmp_path / "large.pth"))
+        checkpoints_io.load(_mae().encoder, checkpoints_io.read(tmp_path / "large.pth"))
 
 
 def test_a_pre_trained_file_where_classes_are_needed_is_refused(tmp_path: Path) -> None:
     torch.save(_official(_mae()), tmp_path / "pre.pth")
     with pytest.raises(WeightsError, match=r"pre\.pth: is pre-trained and has no classes; name a fine-tuned"):
-        checkpoints_io.load_classifier(
-            VideoClassifier(VIT, CLIP, 5), checkpoints_io.read(tmp_path / "pre.pth")
-        )
+        checkpoints_io.load(VideoClassifier(VIT, CLIP, 5), checkpoints_io.read(tmp_path / "pre.pth"))
 
 
 class _Code:
@@ -185,14 +183,14 @@ def test_a_file_that_is_not_there_or_not_a_checkpoint_is_refused(tmp_path: Path)
 )
 def test_what_hugging_face_cannot_hold_is_refused_by_its_key(changes: dict[str, Any], key: str) -> None:
     with pytest.raises(WeightsError, match=f"has only {key}; export as safetensors"):
-        checkpoints_io.to_hugging_face(_mae(**changes))
+        hugging_face.exported(_mae(**changes))
 
 
 @given(st.integers(1, 4), st.integers(1, 5))
 def test_the_order_of_pixels_goes_there_and_back(pixels: int, width: int) -> None:
     rows_PX = torch.arange(3 * pixels * width).view(3 * pixels, width)
-    turned = checkpoints_io.channels_first(rows_PX)
-    assert torch.equal(checkpoints_io.channels_last(turned), rows_PX)
+    turned = hugging_face.channels_first(rows_PX)
+    assert torch.equal(hugging_face.channels_last(turned), rows_PX)
     # The first rows are all of red: every third one.
     assert torch.equal(turned[:pixels], rows_PX[::3])
 
@@ -202,9 +200,9 @@ def test_out_and_in_again_is_the_same_but_for_the_key_bias(tmp_path: Path) -> No
     with torch.no_grad():
         for parameter in source.parameters():
             parameter.add_(torch.randn_like(parameter))
-    tensors, _ = checkpoints_io.to_hugging_face(source)
+    tensors, _ = hugging_face.exported(source)
     torch.save(tensors, tmp_path / "pytorch_model.bin")
-    checkpoints_io.load_mae(target, checkpoints_io.read(tmp_path))
+    checkpoints_io.load(target, checkpoints_io.read(tmp_path))
     state = target.state_dict()
     for name, tensor in source.state_dict().items():
         if name.endswith("qkv.bias"):
@@ -221,51 +219,91 @@ def test_the_older_names_of_hugging_faces_biases_are_read_too(tmp_path: Path) ->
         for block in source.encoder.blocks:
             block.attn.qkv.bias.copy_(torch.randn(72))  # type: ignore[union-attr, operator]
             block.attn.qkv.bias[24:48] = 0  # type: ignore[union-attr, index, operator]
-    tensors, _ = checkpoints_io.to_hugging_face(source)
+    tensors, _ = hugging_face.exported(source)
     older = {
         name.replace("query.bias", "q_bias").replace("value.bias", "v_bias"): x for name, x in tensors.items()
     }
     assert any(name.endswith("attention.attention.q_bias") for name in older)
     torch.save(older, tmp_path / "pytorch_model.bin")
-    checkpoints_io.load_mae(target, checkpoints_io.read(tmp_path / "pytorch_model.bin"))
+    checkpoints_io.load(target, checkpoints_io.read(tmp_path / "pytorch_model.bin"))
     _assert_same(source, target)
 
 
-def test_an_encoder_without_any_bias_in_its_attention_gets_zeros(tmp_path: Path) -> None:
-    source, target = _mae(0), _mae(1)
-    bare = {name: x for name, x in _official(source).items() if not name.endswith(("q_bias", "v_bias"))}
+@pytest.mark.parametrize("block", [0, 1, None], ids=["first block", "last block", "all blocks"])
+@pytest.mark.parametrize("lacking", [("q_bias", "v_bias"), ("q_bias",), ("v_bias",)])
+def test_a_file_without_biases_of_queries_or_values_is_refused(
+    block: int | None, lacking: tuple[str, ...], tmp_path: Path
+) -> None:
+    where = ".attn." if block is None else f"encoder.blocks.{block}.attn."
+    tensors = _official(_mae())
+    bare = {n: x for n, x in tensors.items() if not (n.endswith(lacking) and where in n)}
+    assert len(bare) == len(tensors) - len(lacking) * (
+        1 if block is not None else 3
+    )  # two blocks, one decoder's
     torch.save(bare, tmp_path / "bare.pth")
-    checkpoints_io.load_encoder(target.encoder, checkpoints_io.read(tmp_path / "bare.pth"))
+    words = " and ".join({"q_bias": "query", "v_bias": "value"}[name] for name in lacking)
+    first = f"encoder.blocks.{block or 0}.attn"
+    with pytest.raises(WeightsError, match=rf"bare\.pth: {first} has no bias of {words} \(q_bias, v_bias\)"):
+        checkpoints_io.read(tmp_path / "bare.pth")
+
+
+def test_a_model_that_declares_to_have_no_biases_in_its_attention_gets_zeros(tmp_path: Path) -> None:
+    source, target = _mae(0), _mae(1)
+    tensors, config = hugging_face.exported(source)
+    bare = {n: x for n, x in tensors.items() if not n.endswith(("query.bias", "value.bias"))}
+    torch.save(bare, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps(config | {"qkv_bias": False}))
+    checkpoints_io.load(target.encoder, checkpoints_io.read(tmp_path))
     for block in target.encoder.blocks:
         assert not block.attn.qkv.bias.any()  # type: ignore[union-attr, operator]
 
 
+def test_weights_of_longer_clips_say_what_is_done_with_shorter_ones(tmp_path: Path) -> None:
+    longer = VideoMAE(VIT, _mae().config, CLIP.model_copy(update={"frames": 8}))
+    tensors, config = hugging_face.exported(longer)
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = "frames 8 (here 4): the fixed positions are computed for the clip here"
+    match = checkpoints_io.load(_mae().encoder, checkpoints_io.read(tmp_path))
+    assert match.sentence().endswith(f", made for clips of {done}")
+    # VideoMAE's files have the command line's arguments; others may have the table of positions.
+    arguments = argparse.Namespace(num_frames=8, input_size=8)
+    torch.save({"model": _official(longer), "args": arguments}, tmp_path / "official.pth")
+    match = checkpoints_io.load(_mae().encoder, checkpoints_io.read(tmp_path / "official.pth"))
+    assert match.adapted == f"made for clips of {done}"
+    table = {"encoder.pos_embed": positions(longer.encoder.clip, 24, "joint").unsqueeze(0)}
+    torch.save(_official(longer) | table, tmp_path / "official.pth")
+    match = checkpoints_io.load(_mae().encoder, checkpoints_io.read(tmp_path / "official.pth"))
+    assert match.adapted.startswith("made for clips of 16 tokens (here 8): the fixed positions are computed")
+    assert checkpoints_io.load(longer.encoder, checkpoints_io.read(tmp_path)).adapted == ""
+
+
 def test_a_bare_encoder_of_hugging_face_is_read_without_its_prefix(tmp_path: Path) -> None:
     source, target = _mae(0), _mae(1)
-    tensors, _ = checkpoints_io.to_hugging_face(source)
+    tensors, _ = hugging_face.exported(source)
     bare = {name.removeprefix("videomae."): x for name, x in tensors.items() if name.startswith("videomae.")}
     torch.save(bare, tmp_path / "encoder.pth")
     foreign = checkpoints_io.read(tmp_path / "encoder.pth")
     assert (foreign.layout, foreign.kind) == ("Hugging Face", "encoder")
-    assert checkpoints_io.load_encoder(target.encoder, foreign).missing == ()
+    assert checkpoints_io.load(target.encoder, foreign).missing == ()
     _assert_same(source.encoder, target.encoder)
 
 
 def test_other_heads_are_refused_where_the_file_beside_the_weights_declares_them(tmp_path: Path) -> None:
-    tensors, config = checkpoints_io.to_hugging_face(_mae())
+    tensors, config = hugging_face.exported(_mae())
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4}))
     foreign = checkpoints_io.read(tmp_path)
     assert foreign.size["heads"] == 4
     with pytest.raises(WeightsError, match=r"another heads 4 \(here 3\); set model and clip alike"):
-        checkpoints_io.load_encoder(_mae().encoder, foreign)
+        checkpoints_io.load(_mae().encoder, foreign)
 
 
 def test_an_encoder_of_videomae_does_not_fit_other_positions(tmp_path: Path) -> None:
     torch.save(_official(_mae()), tmp_path / "pre.pth")
     separable = _mae(positions="separable")
     with pytest.raises(WeightsError, match=r"another positions joint \(here separable\)"):
-        checkpoints_io.load_encoder(separable.encoder, checkpoints_io.read(tmp_path / "pre.pth"))
+        checkpoints_io.load(separable.encoder, checkpoints_io.read(tmp_path / "pre.pth"))
 
 
 def test_learned_positions_are_refused(tmp_path: Path) -> None:
@@ -293,7 +331,7 @@ def test_a_file_with_two_models_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_config_of_another_model_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    tensors, config = checkpoints_io.to_hugging_face(_mae())
+    tensors, config = hugging_face.exported(_mae())
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(WeightsError, match=message):
@@ -302,9 +340,9 @@ def test_a_config_of_another_model_is_refused(changes: dict[str, Any], message: 
 
 @given(st.integers(8, 1408), st.integers(1, 8000))
 def test_any_width_of_an_mlp_comes_back_from_a_config(width: int, mlp: int) -> None:
-    _, config = checkpoints_io.to_hugging_face(_mae())
+    _, config = hugging_face.exported(_mae())
     sizes = {"hidden_size": width, "num_attention_heads": 1, "intermediate_size": mlp}
-    vit, clip = checkpoints_io.configs_of_hugging_face(config | sizes)
+    vit, clip = hugging_face.configs_of(config | sizes)
     assert int(vit.width * vit.mlp_ratio) == mlp
     assert clip == CLIP
 
@@ -313,24 +351,24 @@ def test_blocks_with_a_layer_scale_are_another_architecture(tmp_path: Path) -> N
     scaled = _official(_mae()) | {f"encoder.blocks.{block}.gamma_1": torch.ones(24) for block in (0, 1)}
     torch.save(scaled, tmp_path / "scaled.pth")
     with pytest.raises(WeightsError, match="its blocks have gamma_1, which ours have not"):
-        checkpoints_io.load_encoder(_mae().encoder, checkpoints_io.read(tmp_path / "scaled.pth"))
+        checkpoints_io.load(_mae().encoder, checkpoints_io.read(tmp_path / "scaled.pth"))
 
 
 @pytest.mark.parametrize(
     ("key", "theirs"), [("decoder_heads", 4), ("decoder_depth", 3), ("decoder_width", 24)]
 )
 def test_a_decoder_of_another_shape_is_refused_by_its_key(key: str, theirs: int, tmp_path: Path) -> None:
-    tensors, config = checkpoints_io.to_hugging_face(_mae(**{key: theirs}))
+    tensors, config = hugging_face.exported(_mae(**{key: theirs}))
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text(json.dumps(config))
     here = getattr(_mae().config, key)
     with pytest.raises(
         WeightsError, match=rf"decoder has another {key} {theirs} \(here {here}\); set mae alike"
     ):
-        checkpoints_io.load_mae(_mae(), checkpoints_io.read(tmp_path))
+        checkpoints_io.load(_mae(), checkpoints_io.read(tmp_path))
 
 
 def test_a_decoder_without_a_global_token_is_refused_where_one_is_wanted(tmp_path: Path) -> None:
     torch.save(_official(_mae()), tmp_path / "pre.pth")
     with pytest.raises(WeightsError, match=r"another global_token false \(here true\); set mae alike"):
-        checkpoints_io.load_mae(_mae(global_token=True), checkpoints_io.read(tmp_path / "pre.pth"))
+        checkpoints_io.load(_mae(global_token=True), checkpoints_io.read(tmp_path / "pre.pth"))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tats_core.errors import ResourceError, SpecError, StageError, TatsError
+from tats_core.files import digest, write_json
 from tats_core.pipeline import runner
 from tats_core.stages.base import StageContext
 from tats_core.store import code, history
@@ -118,6 +119,80 @@ def test_a_damaged_output_is_made_again(load, home):
     assert Grow.ran == ["grow[a,scratch]"]
 
 
+def test_a_flipped_byte_in_a_large_input_fails_its_reader_and_the_next_run_makes_it_again(load, home):
+    text = "stages: {make: {kind: make}, grow: {kind: grow, needs: make}}"
+    record = runner.run(load(text), home)
+    shutil.rmtree(record.outputs("grow")[0])
+    (folder,) = record.outputs("make")
+    large = folder / "large.bin"
+    large.write_bytes(b"x" * (1 << 21))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    files = {**manifest["files"], "large.bin": {"size": 1 << 21, "sha256": digest(large)}}
+    write_json(folder / "manifest.json", {"digest": manifest["digest"], "files": files})
+    large.write_bytes(b"x" * ((1 << 21) - 1) + b"y")
+    failed = runner.run(load(text), home)
+    assert failed.stages["make"].status == "cached", "at a hit, only sizes of large files are compared"
+    assert "large.bin has another content; run again" in (failed.error or "")
+    again = runner.run(load(text), home)
+    assert statuses(again) == {"make": "finished", "grow": "finished"}
+
+
+@pytest.mark.parametrize("result", ["[1]", "1", "", "{"])
+def test_a_result_that_is_no_object_fails_its_stage_each_time(load, home, monkeypatch, result):
+    monkeypatch.setattr(Grow, "hook", staticmethod(lambda ctx: (ctx.out / "result.json").write_text(result)))
+    for _ in range(2):
+        record = runner.run(load("stages: {grow: {kind: grow, init: scratch}}"), home)
+        assert statuses(record) == {"grow": "failed"}
+        assert "result.json: is not the result of a stage" in (record.error or "")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"forced": 3}', "[" * 100_000])
+def test_an_attempt_with_a_corrupt_mark_begins_anew(load, home, text):
+    pipeline = "stages: {grow: {kind: grow, init: scratch, fail: always}}"
+    runner.run(load(pipeline), home)
+    (partial,) = home.glob("stages/grow-*.partial")
+    (partial / "attempt.json").write_text(text)
+    (item,) = runner.plan(load(pipeline), home).items
+    assert item.reason == "its work folder is corrupt"
+    (partial / "tried").touch()
+    assert runner.run(load(pipeline), home).status == "failed", "the mark of the first try is gone"
+
+
+def test_what_breaks_while_the_run_is_asked_to_stop_is_stopped_and_not_a_bug(load, home, monkeypatch):
+    def broken(ctx: StageContext) -> None:
+        ctx.stop.set()  # SIGTERM to the group: the stage's helpers are gone
+        raise RuntimeError("DataLoader worker exited unexpectedly")
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(broken))
+    record = runner.run(load("stages: {grow: {kind: grow, init: scratch}}"), home)
+    assert (record.status, statuses(record)) == ("stopped", {"grow": "stopped"})
+
+
+def test_from_a_stage_that_only_leaves_out_is_refused(load, home):
+    runner.run(load(TOY), home)
+    with pytest.raises(SpecError, match=r"--from make: --only leaves it out"):
+        runner.plan(load(TOY), home, only=["grow"], from_stage="make")
+    plan = runner.plan(load(TOY), home, only=["grow"], from_stage="grow[a,scratch]")
+    assert [item.name for item in plan.items if item.action == "run"] == ["grow[a,scratch]"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, '{"id": 1}'])
+def test_the_damaged_record_of_another_run_decides_nothing(load, home, text):
+    (runner.run(load(TOY), home).folder / "run.json").write_text(text)
+    assert runner.plan(load(TOY), home).count("reuse") == 6
+    record = runner.run(load(TOY), home)
+    assert set(statuses(record).values()) == {"cached"}
+    assert history.find("latest", home).id == history.find_finished("toy", home).id == record.id
+
+
+def test_a_record_with_keys_of_a_later_version_is_read(load, home):
+    record = runner.run(load(TOY), home)
+    content = json.loads((record.folder / "run.json").read_text())
+    content["priority"] = content["stages"]["make"]["node"] = {"later": True}
+    write_json(record.folder / "run.json", content)
+    assert RunRecord.load(record.folder) == record
+
+
 def test_force_runs_a_stage_again_and_from_also_what_follows(load, home):
     runner.run(load(TOY), home)
     forced = runner.plan(load(TOY), home, force=["grow[a,scratch]"])
@@ -212,6 +287,18 @@ def test_a_retry_resumes_in_the_same_folder(load, home, ui):
     assert record.stages["grow"].attempts == 2
     assert ("grow", "attempt 2, because it broke") in ui.of("note")
     assert (record.outputs("grow")[0] / "tried").exists()
+
+
+def test_a_retry_follows_what_the_machine_lacked_at_first(load, home, ui, monkeypatch):
+    def hook(ctx: StageContext) -> None:
+        if len(Grow.ran) == 1:
+            raise ResourceError("Ray did not start on this machine")
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(hook))
+    text = "stages: {make: {kind: make}, grow: {kind: grow, needs: make, retries: 1}}"
+    record = runner.run(load(text), home, ui=ui)
+    assert (record.status, record.stages["grow"].attempts) == ("finished", 2)
+    assert ("grow", "attempt 2, because Ray did not start on this machine") in ui.of("note")
 
 
 def test_a_failed_stage_resumes_in_its_folder_in_the_next_run(load, home):

@@ -55,6 +55,7 @@ def run(name: str, **changes: Any) -> str:
             "policies": table,
             "marks": {"dot0": name},
             "tracks": [Track(name, [Mark("bar0", 10, 20, name)], name)],
+            "footnotes": [],
             "meanings": [(name, name)],
             "classes": [
                 {

@@ -33,24 +33,24 @@ def test_the_terminal_table_is_exactly_this() -> None:
     assert results.text(RESULTS) == "\n".join(
         [
             "Fine-tuned",
-            "benchmark  start       top-1        95%  top-5  class  ECE  chance  clips",
-            "─────────  ──────────  ─────  ─────────  ─────  ─────  ───  ──────  ─────",
-            "ssv2       pretrained   50.0  45.0–55.0   90.0   48.0    –    12.5     96",
-            "           scratch      30.0  25.0–35.0   90.0      –  7.5    12.5     96",
-            "ucf101     pretrained   60.0  55.0–65.0   90.0      –    –    12.5     96",
-            "           scratch      20.0  15.0–25.0   90.0      –    –    12.5     96",
-            "mean       pretrained   55.0              90.0      –    –",
-            "           scratch      25.0              90.0      –    –",
+            "benchmark  start         top-1        95%  top-5  class  ECE  chance  clips",
+            "─────────  ────────────  ─────  ─────────  ─────  ─────  ───  ──────  ─────",
+            "ssv2       pre-trained    50.0  45.0–55.0   90.0   48.0    –    12.5     96",
+            "           from scratch   30.0  25.0–35.0   90.0      –  7.5    12.5     96",
+            "ucf101     pre-trained    60.0  55.0–65.0   90.0      –    –    12.5     96",
+            "           from scratch   20.0  15.0–25.0   90.0      –    –    12.5     96",
+            "mean       pre-trained    55.0              90.0",
+            "           from scratch   25.0              90.0",
             "",
             "Frozen encoder",
-            "benchmark  start       linear   kNN",
-            "─────────  ──────────  ──────  ────",
-            "ssv2       pretrained    40.0  25.0",
-            "           scratch       20.0     –",
-            "ucf101     pretrained    42.0     –",
-            "           scratch       30.0     –",
-            "mean       pretrained    41.0     –",
-            "           scratch       25.0     –",
+            "benchmark  start         linear   kNN",
+            "─────────  ────────────  ──────  ────",
+            "ssv2       pre-trained     40.0  25.0",
+            "           from scratch    20.0     –",
+            "ucf101     pre-trained     42.0     –",
+            "           from scratch    30.0     –",
+            "mean       pre-trained     41.0",
+            "           from scratch    25.0",
             "",
             "Sampler 'tats': motion lift 2.76 (random sampling 1.00),",
             "entropy 0.41 of log N, at mask ratio 0.90",
@@ -58,15 +58,13 @@ def test_the_terminal_table_is_exactly_this() -> None:
     )
 
 
-def test_markdown_puts_pretrained_and_scratch_of_a_benchmark_on_one_line() -> None:
+def test_markdown_has_the_same_table_with_the_probes_beside() -> None:
     lines = results.markdown(RESULTS).splitlines()
     assert lines[0] == "## demo"
-    assert (
-        "| ssv2 | 50.0 (45.0–55.0) | 30.0 (25.0–35.0) | 90.0 | 90.0 | 48.0 | – | – | 7.5 "
-        "| 40.0 | 20.0 | 25.0 | – | 12.5 | 96 |" in lines
-    )
+    assert "| ssv2 | pre-trained | 50.0 | 45.0–55.0 | 90.0 | 48.0 | – | 40.0 | 25.0 | 12.5 | 96 |" in lines
+    assert "| mean | from scratch | 25.0 |  | 90.0 |  |  | 25.0 |  |  |  |" in lines
     table = [line for line in lines if line.startswith("|")]
-    assert {line.count("|") for line in table} == {16}
+    assert {line.count("|") for line in table} == {12}
 
 
 def test_csv_has_a_line_for_each_row_and_an_empty_field_for_what_was_not_measured() -> None:
@@ -114,13 +112,11 @@ def test_a_column_or_a_table_of_which_nothing_was_measured_is_left_out() -> None
     probed = {"pipeline": "p", "rows": [{"benchmark": "ssv2", "init": "scratch", "attentive_top1": 31.0}]}
     assert results.text(probed).splitlines() == [
         "Frozen encoder",
-        "benchmark  start    attentive",
-        "─────────  ───────  ─────────",
-        "ssv2       scratch       31.0",
+        "benchmark  start         attentive",
+        "─────────  ────────────  ─────────",
+        "ssv2       from scratch       31.0",
     ]
-    assert "| benchmark | attentive pretrained | attentive scratch | chance | clips |" in results.markdown(
-        probed
-    )
+    assert "| benchmark | start | attentive |" in results.markdown(probed)
 
 
 def test_the_widest_table_fits_a_terminal() -> None:
@@ -233,9 +229,9 @@ def test_a_lower_calibration_error_is_the_better_one() -> None:
 
 
 def test_a_number_without_a_rival_is_not_bold_and_equals_both_are() -> None:
-    alone = results.paper({"pipeline": "demo", "rows": [row("ssv2", "pretrained", 50.0)]})
+    alone = results.table({"pipeline": "demo", "rows": [row("ssv2", "pretrained", 50.0)]})
     assert alone.bold == frozenset()
-    both = results.paper(
+    both = results.table(
         {"pipeline": "demo", "rows": [row("a", "pretrained", 50.01), row("a", "scratch", 50.04)]}
     )
     titles = {both.headings[column] for _, column in both.bold}
@@ -249,7 +245,7 @@ def test_a_further_axis_has_a_column_and_no_mean_over_it() -> None:
         for name in ("a", "b")
         for sampler in ("tats", "random")
     ]
-    table = results.paper({"pipeline": "demo", "rows": rows})
+    table = results.table({"pipeline": "demo", "rows": rows})
     assert table.headings[: table.labels] == ["benchmark", "start", "sampler"]
     assert [row[:3] for row in table.rows] == [
         [benchmark, "pre-trained", sampler] for benchmark in ("a", "b") for sampler in ("tats", "random")
@@ -294,3 +290,28 @@ def test_several_pre_trainings_have_a_table_of_their_own_in_latex_and_in_html() 
     alone = results.html({"pipeline": "p", "rows": [], "policies": several})
     assert alone.count("<table") == 1
     assert '<th scope="rowgroup" rowspan="2">tats</th><td>0</td><td class="n">0.90</td>' in alone
+
+
+def test_every_form_marks_a_benchmark_whose_copy_was_partial() -> None:
+    partial = row("ssv2", "pretrained", 50.0, absent_train=1200, absent_test=1)
+    rows = [partial, {**partial, "init": "scratch"}, ROWS[2]]
+    table = {"pipeline": "demo", "rows": rows, "policy": {**POLICY, "absent_train": 7}}
+    sentences = [
+        "* ssv2: a partial copy, without 1,200 of the listed training videos and 1 of the listed test videos",
+        "* pre-training: a partial copy, without 7 of the listed training videos",
+    ]
+    assert results.footnotes(table) == sentences
+    text = results.text(table)
+    assert "\nssv2*      pre-trained    50.0" in text
+    assert text.endswith("\n".join(sentences))
+    assert "| ssv2* |" in results.markdown(table)
+    assert "\\* ssv2: a partial copy" in results.markdown(table)
+    for form in (results.latex, results.html):
+        assert "ssv2*" in form(table)
+        assert "1,200 of the listed training videos" in form(table)
+    first, _, third = csv.DictReader(io.StringIO(results.csv(table)))
+    assert (first["benchmark"], first["absent_train"], first["absent_test"]) == ("ssv2", "1200", "1")
+    assert third["absent_train"] == ""
+    for form in (results.text, results.markdown, results.latex, results.html, results.csv):
+        assert "absent" not in form(RESULTS)
+        assert "partial" not in form(RESULTS)

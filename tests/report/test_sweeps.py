@@ -43,8 +43,14 @@ def test_only_finished_trials_count() -> None:
 
 def test_the_best_is_by_mean_and_mode() -> None:
     table = sweeps.rows([trial(1, kind="a"), trial(2, kind="b")], ["acc"], {})
-    assert sweeps.best(table, "acc", "max").point == {"kind": "b"}
-    assert sweeps.best(table, "acc", "min").point == {"kind": "a"}
+    assert [row.point for row in sweeps.best(table, "acc", "max", 1)] == [{"kind": "b"}]
+    assert [row.point for row in sweeps.best(table, "acc", "min", 1)] == [{"kind": "a"}]
+
+
+def test_points_that_are_printed_alike_tie_and_the_best_unrounded_is_the_first() -> None:
+    table = sweeps.rows([trial(1.96, kind="a"), trial(1, kind="b"), trial(2.04, kind="c")], ["acc"], {})
+    assert [row.point["kind"] for row in sweeps.best(table, "acc", "max", 1)] == ["c", "a"]
+    assert [row.point["kind"] for row in sweeps.best(table, "acc", "max", 2)] == ["c"]
 
 
 def test_the_table_names_keys_by_as_few_words_as_tell_them_apart() -> None:

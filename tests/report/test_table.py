@@ -15,8 +15,8 @@ TABLE = Table.of(
 )
 
 
-def test_text_has_words_on_the_left_and_numbers_on_the_right() -> None:
-    assert TABLE.text().splitlines() == ["name     n", "────  ────", "a|b    1.0", "a|b      –", "<c>   30.0"]
+def test_text_has_words_on_the_left_numbers_on_the_right_and_a_groups_name_once() -> None:
+    assert TABLE.text().splitlines() == ["name     n", "────  ────", "a|b    1.0", "         –", "<c>   30.0"]
     assert TABLE.text(right=False).splitlines()[2] == "a|b   1.0"
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tats_core.errors import SpecError
-from tats_core.models import checkpoints_io
+from tats_core.models import hugging_face
 from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
@@ -20,8 +20,8 @@ from tats_core.pipeline import graph as graphs
 from tats_core.pipeline.keys import stage_key
 from tats_core.pipeline.spec import Pipeline, Stage
 from tats_core.stages import KINDS, checkpoint_input, finetune, pretrain, probe
-from tats_core.stages.base import Input, Preflight, StageContext
-from tats_core.stages.common import load_encoder
+from tats_core.stages.base import Input, ParallelWork, Preflight, StageContext
+from tats_core.stages.jobs import load_encoder
 from tats_core.training.events import EventLog, read_events
 
 MODEL: dict[str, Any] = {"preset": "vit_micro", "width": 24, "depth": 1, "heads": 2}
@@ -36,7 +36,7 @@ def _mae(seed: int = 0, **changes: Any) -> VideoMAE:
 
 
 def _checkpoint(path: Path, model: VideoMAE) -> Path:
-    torch.save(checkpoints_io.to_hugging_face(model)[0], path)
+    torch.save(hugging_face.exported(model)[0], path)
     return path
 
 
@@ -176,16 +176,14 @@ def test_the_stage_gives_its_job_the_checkpoints_place(
     _checkpoint(tmp_path / "x.pth", _mae())
     jobs: list[Mapping[str, Any]] = []
 
-    def fit(entry: str, job: Mapping[str, Any], **_: Any) -> None:
-        jobs.append(job)
+    def fit(work: ParallelWork) -> None:
+        jobs.append(work.job)
 
     inputs = (
         Input("data", "data", {}, tmp_path / "data"),
         Input("pretrain", "pretrain", {}, tmp_path / "pre"),
     )
-    context = StageContext(
-        "any", {}, "mine", "0" * 64, tmp_path, tmp_path, inputs, EventLog(None), fit, threading.Event()
-    )
+    context = StageContext("any", "mine", "0" * 64, tmp_path, inputs, EventLog(None), fit, threading.Event())
     for changes in ({"encoder": "x.pth"}, {"encoder": "x.pth", "init": "scratch"}, {}):
         config = {"model": MODEL, "clip": CLIP, "benchmark": "ssv2", **changes}
         finetune.KIND.run(finetune.FinetuneStage.model_validate(config), context)

@@ -21,7 +21,7 @@ from tats_core.errors import SpecError, Stopped, TrainingError, VideoError
 from tats_core.models.tokens import ClipConfig, patchify
 from tats_core.models.vit import VideoViT, ViTConfig
 from tats_core.stages import evaluate, finetune, pretrain, probe
-from tats_core.stages.common import clip_options, dump_on_failure
+from tats_core.stages.jobs import clip_options, dump_on_failure
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog, read_events
 from tats_core.training.world import World
@@ -265,10 +265,36 @@ def test_videos_without_labels_are_enough_for_pre_training(data: Path, tmp_path:
 
 def test_a_model_is_not_scored_on_the_classes_of_another_data_set(data: Path, tmp_path: Path) -> None:
     _run(_finetune_job(data, None), finetune.train, tmp_path / "finetune")
-    with pytest.raises(SpecError, match="knows other classes"):
+    with pytest.raises(
+        SpecError, match=r"knows other classes than .* hmdb51: the model alone has '.*' and \d+ more"
+    ):
         _run(
             _evaluate_job(data, tmp_path / "finetune", "hmdb51"), evaluate.score_videos, tmp_path / "evaluate"
         )
+
+
+@pytest.mark.parametrize(
+    ("model", "test", "sentence"),
+    [
+        ("abc", "abd", "the model alone has 'c'; the test alone has 'd'"),
+        ("abcdefg", "ab", "the model alone has 'c', 'd', 'e' and 2 more"),
+        ("abc", "acb", "the same in another order, first at 1, which is 'b' and 'c'"),
+    ],
+)
+def test_classes_that_differ_are_named(model: str, test: str, sentence: str) -> None:
+    assert evaluate.other_classes(list(model), list(test)) == sentence
+
+
+def test_a_partial_copy_marks_the_result_of_every_job(data: Path, tmp_path: Path) -> None:
+    for split in get_args(Split):
+        replace(Manifest.load(data / f"ucf101.{split}.json"), absent=3).save(
+            tmp_path / f"ucf101.{split}.json"
+        )
+    tuned = _run(_finetune_job(tmp_path, None), finetune.train, tmp_path / "finetune")
+    job = _evaluate_job(tmp_path, tmp_path / "finetune", "ucf101")
+    tested = _run(job, evaluate.score_videos, tmp_path / "evaluate")
+    assert (tuned["absent_train"], tested["absent_test"]) == (3, 3)
+    assert Manifest.load(data / "ucf101.train.json").absence() == {}
 
 
 def test_an_unreadable_test_video_is_an_error_that_names_it(data: Path, tmp_path: Path) -> None:

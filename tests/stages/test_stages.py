@@ -15,13 +15,18 @@ from typing import Any
 import psutil
 import pytest
 
+from tats_core.data import benchmarks
+from tats_core.data.generate import generate as generate_videos
 from tats_core.data.manifest import Manifest
-from tats_core.errors import SpecError, StageError, Stopped, StoreError
+from tats_core.errors import DataError, SpecError, StageError, Stopped, StoreError
 from tats_core.files import write_json
+from tats_core.pipeline import graph as graphs
+from tats_core.pipeline import runner, spec
 from tats_core.specs import identity, validate
 from tats_core.stages import KINDS, base, command, data, evaluate, probe, report
 from tats_core.stages.base import Input, Preflight, StageContext
-from tats_core.stages.common import Placed, run_workers
+from tats_core.stages.configs import Placed
+from tats_core.stages.jobs import run_workers
 from tats_core.training.checkpoint import CheckpointConfig
 from tats_core.training.events import EventLog, read_events
 
@@ -35,11 +40,9 @@ def context(tmp_path: Path) -> Context:
         out.mkdir(exist_ok=True)
         fields: dict[str, Any] = {
             "name": "stage",
-            "axes": {},
             "pipeline": "toy",
             "key": "0" * 64,
             "out": out,
-            "home": tmp_path,
             "read": read,
             "events": EventLog(out / "events.jsonl"),
             "fit": None,
@@ -76,7 +79,7 @@ def test_a_command_gets_its_folder_and_its_inputs(context, tmp_path):
         run='echo hello; echo "$TATS_INPUTS" > "$TATS_OUT/inputs"; echo $X', env={"X": "y"}
     )
     command.KIND.run(config, ctx)
-    assert json.loads((ctx.out / "inputs").read_text()) == [
+    assert json.loads((ctx.out / "output" / "inputs").read_text()) == [
         {"name": "grow[a]", "kind": "grow", "axes": {"benchmark": "a"}, "path": str(tmp_path / "in")}
     ]
     assert (ctx.out / "log" / "command.log").read_text() == "hello\ny\n"
@@ -111,6 +114,19 @@ def test_a_command_that_fails_is_named_with_its_code_and_log(context):
         command.KIND.run(command.CommandConfig(run=["no-such-program"]), context())
 
 
+def test_a_command_reads_what_the_program_of_another_wrote(context, tmp_path):
+    ctx = context(Input("first", "command", {}, tmp_path / "in"))
+    command.KIND.run(command.CommandConfig(run='echo "$TATS_INPUTS" > "$TATS_OUT/inputs"'), ctx)
+    (read,) = json.loads((ctx.out / "output" / "inputs").read_text())
+    assert read["path"] == str(tmp_path / "in" / "output")
+
+
+@pytest.mark.parametrize("name", ["", "A=B"])
+def test_a_name_that_no_variable_can_have_is_refused(name):
+    with pytest.raises(SpecError, match=r"demo\.yaml: work\.env: '.*' cannot name a variable"):
+        validate(command.CommandConfig, {"run": "true", "env": {name: "x"}}, "demo.yaml", "work")
+
+
 def test_a_stop_ends_the_command_and_what_it_started(context, tmp_path):
     ctx = context()
     ctx.stop.set()
@@ -130,7 +146,7 @@ def result(folder: Path, kind: str, axes: dict[str, str], **values: Any) -> Inpu
 
 def test_what_a_killed_driver_left_running_is_ended_before_the_command_starts_again(context, tmp_path):
     ctx = context()
-    with subprocess.Popen(["sleep", "600"], env={**os.environ, "TATS_OUT": str(ctx.out)}) as left:
+    with subprocess.Popen(["sleep", "600"], env={**os.environ, "TATS_OUT": str(ctx.out / "output")}) as left:
         command.KIND.run(command.CommandConfig(run=["true"]), ctx)
         assert not psutil.pid_exists(left.pid)
 
@@ -138,7 +154,7 @@ def test_what_a_killed_driver_left_running_is_ended_before_the_command_starts_ag
 def test_what_a_command_leaves_running_is_ended_with_it(context):
     ctx = context()
     command.KIND.run(command.CommandConfig(run="sleep 600 & echo $! > $TATS_OUT/left"), ctx)
-    assert not psutil.pid_exists(int((ctx.out / "left").read_text()))
+    assert not psutil.pid_exists(int((ctx.out / "output" / "left").read_text()))
 
 
 def test_a_report_joins_the_results_of_each_benchmark_and_start(context, tmp_path):
@@ -240,6 +256,53 @@ def test_data_that_is_elsewhere_is_read_in_place_and_has_the_same_identity(conte
     assert data.KIND.identities(tmp_path / "real") == generated
 
 
+@pytest.fixture
+def damaged_copy(context, tmp_path) -> data.DataConfig:
+    """A data set elsewhere, of whose test videos the first two are cut off."""
+    more = {"generate": {**SMALL["generate"], "frames": 30, "test_clips_per_class": 2}}
+    data.KIND.run(validate(data.DataConfig, more, "toy.yaml"), context())
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "ucf101").rename(tmp_path / "elsewhere" / "ucf101")
+    config = data.DataConfig(root=str(tmp_path / "elsewhere"), benchmarks=("ucf101",))
+    videos = benchmarks.find("ucf101").read(tmp_path / "elsewhere" / "ucf101", "test").videos
+    for video, share in zip(videos, (0.05, 0.6), strict=False):
+        content = Path(video.path).read_bytes()
+        Path(video.path).write_bytes(content[: int(share * len(content))])
+    (tmp_path / "real").mkdir()
+    return config
+
+
+def test_damaged_test_videos_are_named_before_anything_is_trained(context, tmp_path, damaged_copy):
+    with pytest.raises(DataError) as caught:
+        data.KIND.run(damaged_copy, context(out=tmp_path / "real"))
+    text = str(caught.value)
+    assert text.startswith("ucf101 (test): 2 of 16 videos are damaged: ")
+    assert "30 frames declared, " in text
+    assert text.endswith("replace them, or set damaged: leave_out in the data stage, which marks every table")
+    assert "\n" not in text
+    assert not (tmp_path / "real" / "ucf101.test.json").exists()
+
+
+def test_damaged_test_videos_may_be_left_out_and_are_counted(context, tmp_path, damaged_copy):
+    config = damaged_copy.model_copy(update={"damaged": "leave_out"})
+    data.KIND.run(config, context(out=tmp_path / "real"))
+    manifest = Manifest.load(tmp_path / "real" / "ucf101.test.json")
+    assert (len(manifest), manifest.absent) == (14, 2)
+    assert Manifest.load(tmp_path / "real" / "ucf101.train.json").absent == 0
+    notes = [
+        event["text"]
+        for _, event in read_events(tmp_path / "out" / "events.jsonl")
+        if event["kind"] == "note"
+    ]
+    assert sum(text.startswith("left out of the test: ") for text in notes) == 2
+
+
+def test_damage_may_be_ignored(context, tmp_path, damaged_copy):
+    config = damaged_copy.model_copy(update={"damaged": "ignore"})
+    data.KIND.run(config, context(out=tmp_path / "real"))
+    assert len(Manifest.load(tmp_path / "real" / "ucf101.test.json")) == 16
+
+
 def test_each_missing_data_set_is_a_sentence_and_does_not_hinder_a_plan(tmp_path):
     config = data.DataConfig(root=str(tmp_path), benchmarks=("ssv2", "hmdb51"))
     sentences = data.KIND.preflight(config, Preflight("data", {}, tmp_path))
@@ -247,6 +310,52 @@ def test_each_missing_data_set_is_a_sentence_and_does_not_hinder_a_plan(tmp_path
     assert "ssv2" in sentences[0]
     assert "TATS_DATA_HMDB51" in sentences[1]
     assert data.KIND.external(config) == {"ssv2": "", "hmdb51": ""}
+
+
+def test_a_data_stage_provides_the_data_sets_of_its_pipeline_and_the_plan_names_them(tmp_path, monkeypatch):
+    (tmp_path / "one.yaml").write_text("""
+stages:
+  data:     {kind: data}
+  finetune: {kind: finetune, needs: data, init: scratch, matrix: {benchmark: [ucf101, ssv2]}}
+""")
+    (tmp_path / "disk" / "ucf101").mkdir(parents=True)
+    monkeypatch.setenv("TATS_DATA", str(tmp_path / "disk"))
+    monkeypatch.setattr(graphs, "KINDS", KINDS)  # the real ones
+    graph = graphs.build(spec.load(str(tmp_path / "one.yaml")))
+    config = graph.instances["data"].config
+    assert config.names == ("ssv2", "ucf101")
+    assert data.KIND.summary(config) == "reads ssv2 (not found), ucf101"
+    missing, empty = data.KIND.preflight(config, Preflight("data", {}, tmp_path))
+    assert "'ssv2' (Something-Something v2) was not found" in missing
+    assert "ucf101: no folder of videos" in empty
+    plan = runner.plan(spec.load(str(tmp_path / "one.yaml")), tmp_path / "home")
+    assert plan.items[0].reason == "has no output yet; reads ssv2 (not found), ucf101"
+    # A choice stands, and so does a stage that nobody reads.
+    chosen = data.DataConfig(benchmarks=("hmdb51",))
+    assert data.KIND.narrowed(chosen, [graph.instances["finetune[ssv2]"].config]) is chosen
+    assert data.KIND.narrowed(data.DataConfig(), []).names == ("ssv2", "kinetics400", "ucf101", "hmdb51")
+
+
+def test_what_is_odd_about_a_copy_is_noted_and_what_it_lacks_is_refused_or_counted(context, tmp_path):
+    generate = data.DataConfig.model_validate(SMALL).generate
+    assert generate is not None
+    root = generate_videos(tmp_path / "disk", generate, workers=1)["ucf101"]
+    lists = root / "ucfTrainTestlist"
+    first, second = (lists / "trainlist01.txt").read_text().splitlines()[:2]
+    with (lists / "testlist01.txt").open("a") as listing:
+        listing.write(first.split()[0] + "\n")
+    (root / "UCF-101" / second.split()[0]).unlink()
+    config = data.DataConfig(root=str(tmp_path / "disk"), benchmarks=("ucf101",))
+    (sentence,) = data.KIND.preflight(config, Preflight("data", {}, tmp_path))
+    with pytest.raises(DataError, match=r"1 of the .* set 'missing: allow' in the data stage") as caught:
+        data.KIND.run(config, context())
+    assert str(caught.value) == sentence
+    ctx = context()
+    data.KIND.run(config.model_copy(update={"missing": "allow"}), ctx)
+    assert Manifest.load(ctx.out / "ucf101.train.json").absent == 1
+    notes = [event["text"] for _, event in read_events(ctx.out / "events.jsonl") if event["kind"] == "note"]
+    assert any(note.startswith("ucf101 (train, fold 1): 1 of the ") for note in notes)
+    assert any("the training list has 1 of the " in note for note in notes)
 
 
 def test_a_change_in_a_list_or_a_folder_of_a_data_set_is_seen(tmp_path):
@@ -270,6 +379,7 @@ def test_a_change_in_a_list_or_a_folder_of_a_data_set_is_seen(tmp_path):
     [
         ({"benchmarks": ["ssv3"]}, "no data set named 'ssv3'; did you mean 'ssv2'?"),
         ({**SMALL, "root": "/data"}, "give either 'generate'"),
+        ({**SMALL, "decoded_size": 64}, "so it needs decoded: true"),
         ({"generate": {"clips": 4}}, "data.generate has no key 'clips'"),
     ],
 )
@@ -307,7 +417,7 @@ def test_a_probe_or_a_test_takes_a_worker_with_a_gpu_where_it_is_given_one_and_n
     ctx = context(
         Input("data", "data", {}, tmp_path / "data"),
         Input("finetune", "finetune", {}, tmp_path / "finetune"),
-        fit=lambda entry, job, **resources: fitted.append((entry, job, resources)),
+        fit=fitted.append,
     )
     entry = getattr(stage, function)
     for gpu in (True, False):
@@ -315,12 +425,12 @@ def test_a_probe_or_a_test_takes_a_worker_with_a_gpu_where_it_is_given_one_and_n
         assert (stage.KIND.cpus(config), stage.KIND.gpus(config)) == (1, int(gpu))
         monkeypatch.setattr(stage, function, entry if gpu else lambda job, *_: here.append(job))
         stage.KIND.run(config, ctx)
-    ((entry, job, resources),) = fitted
-    assert [alone["inputs"] for alone in here] == [job["inputs"]]
-    assert job["config"] == here[0]["config"] | {"gpu": True}
-    assert job["config"]["precision"] == "bf16"
-    assert entry == f"tats_core.stages.{stage.KIND.name}:{function}"
-    assert resources == {"workers": 1, "fewer": (), "gpu": True, "max_failures": 1}
+    (work,) = fitted
+    assert [alone["inputs"] for alone in here] == [work.job["inputs"]]
+    assert work.job["config"] == here[0]["config"] | {"gpu": True}
+    assert work.job["config"]["precision"] == "bf16"
+    assert work.entry == f"tats_core.stages.{stage.KIND.name}:{function}"
+    assert (work.workers, work.fewer, work.gpu, work.max_failures) == (1, (), True, 1)
 
 
 def test_a_job_in_this_process_stops_after_a_checkpoint_if_asked_and_resumes(context):

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from tats_core.errors import StoreError
 from tats_core.store import gc
 from tats_core.store.gc import DAY, Policy, collect, find
 from tats_core.store.journal import Sent, Spool
@@ -265,12 +264,25 @@ def test_an_interrupted_collection_leaves_nothing_half_and_the_next_one_ends_it(
     assert made.left() == set()
 
 
-def test_a_record_that_cannot_be_read_ends_it(made):
-    made.output(1)
-    (made.run(1).folder / "run.json").write_text("{")
-    with pytest.raises(StoreError, match="is not the record of a run"):
-        collect(made.home, Policy(), {})
-    assert made.folder(1).exists()
+@pytest.mark.parametrize("text", [b"{", b"", b"[]", b"\xff"])
+def test_a_damaged_record_ends_no_collection_and_keeps_what_may_be_its_own(made, text):
+    damaged = made.run(1, 2, 3, status="failed")
+    made.output(1, run=damaged.id)
+    made.partial(3)
+    named, orphan = made.output(4), made.output(5)
+    damaged.save_configs({"make": {"all": {"weights": f"{named}/model.pt"}, "set": {}}})
+    (damaged.folder / "run.json").write_bytes(text)
+    other = made.run(6)
+    findings = collect(made.home, Policy(newest=1), {})
+    assert [waste.path for waste in findings.waste] == [orphan]
+    (sentence,) = findings.corrupt
+    assert sentence.startswith(f"{damaged.folder}/run.json: is not the record of a run")
+    assert made.left() == {
+        f"runs/{damaged.id}",
+        f"runs/{other.id}",
+        *(f"stages/{folder.name}" for folder in (made.folder(1), named)),
+        f"stages/{made.folder(3).name}.partial",
+    }
 
 
 def test_an_empty_project_folder_has_nothing_to_collect(tmp_path):

@@ -74,9 +74,9 @@ def test_events_of_other_runs_in_the_same_folder_are_left_out_whatever_their_clo
 
 def test_events_of_the_run_that_made_the_output_again_are_left_out(record, partial):
     note(partial, 101.0, "the newer one")
-    (partial / "key.json").write_text(
-        '{"run": "toy-2026", "pipeline": "toy", "stage": "train", "time": 1, "components": {}}'
-    )
+    components = {"kind": "train", "config": {}, "code": {}, "inputs": [], "external": {}}
+    origin = {"run": "toy-2026", "pipeline": "toy", "stage": "train", "time": 1}
+    (partial / "key.json").write_text(json.dumps({**origin, "components": components}))
     stage = record.stages["train"]
     stage.status, stage.folder, stage.said_to = "finished", str(partial), 1000
     assert read(StageLog("train"), record) == []
@@ -108,8 +108,10 @@ def test_of_a_long_history_only_the_end_is_read_for_the_progress(record, partial
     monkeypatch.setattr(logs, "_TAIL_BYTES", 500)
     with (partial / "events.jsonl").open("w") as file:
         for step in range(1, 101):
-            file.write(json.dumps({"time": 100.0 + step, "kind": "progress", "step": step}) + "\n")
-            file.write(json.dumps({"time": 100.0 + step, "kind": "metrics", "values": {}}) + "\n")
+            at = {"time": 100.0 + step, "step": step}
+            progress = {"kind": "progress", "steps": 100, "epoch": 1, "epochs": 1, "shown": {}}
+            file.write(json.dumps({**at, **progress}) + "\n")
+            file.write(json.dumps({**at, "kind": "metrics", "values": {}}) + "\n")
     steps = [event["step"] for event in logs.recent_progress(Run(record).stages["train"])]
     assert steps == list(range(steps[0], 101))
     assert 2 <= len(steps) < 10

@@ -8,15 +8,15 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
+from tats_core import files
 from tats_core.errors import StoreError
 from tats_core.files import digest
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline.keys import stage_key
-from tats_core.store import outputs
 from tats_core.store.outputs import StageKey, StageStore, make_folder
 from tats_core.store.run import RunRecord
 
@@ -29,10 +29,10 @@ def store(tmp_path: Path) -> StageStore:
     return StageStore(tmp_path)
 
 
-def committed(store: StageStore, key: StageKey = KEY, **files: str) -> Path:
+def committed(store: StageStore, key: StageKey = KEY, **texts: str) -> Path:
     folder = store.folder("make", key)
     partial = store.begin(folder, fresh=False)
-    for name, text in (files or {"value": "1"}).items():
+    for name, text in (texts or {"value": "1"}).items():
         (partial / f"{name}.txt").write_text(text)
     store.commit(partial, folder, key, ORIGIN, {})
     return folder
@@ -50,6 +50,10 @@ def test_an_output_that_is_not_there_has_an_empty_fault(store):
     assert store.fault(store.folder("make", KEY), KEY) == ""
 
 
+def edit(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
 @pytest.mark.parametrize(
     ("harm", "fault"),
     [
@@ -58,6 +62,12 @@ def test_an_output_that_is_not_there_has_an_empty_fault(store):
         (lambda folder: (folder / "value.txt").write_text("2"), "value.txt has another content"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "its manifest cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text("{}"), "its manifest cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text(""), "its manifest cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text("[" * 100_000), "its manifest cannot be read"),
+        (lambda folder: edit(folder / "manifest.json", digest="0" * 64), "its manifest was changed"),
+        (lambda folder: edit(folder / "key.json", components=[]), "its manifest cannot be read"),
+        (lambda folder: edit(folder / "key.json", components={"inputs": 1}), "its manifest cannot be read"),
+        (lambda folder: (folder / "key.json").write_text("null"), "its manifest cannot be read"),
     ],
 )
 def test_a_damaged_output_does_not_count(store, harm, fault):
@@ -67,8 +77,10 @@ def test_a_damaged_output_does_not_count(store, harm, fault):
 
 
 def test_a_file_is_read_again_only_if_it_has_changed(store, monkeypatch):
-    folder, read = committed(store), []
-    monkeypatch.setattr(outputs, "digest", lambda path: read.append(path.name) or digest(path))
+    committed(store)
+    store, read = StageStore(store.root.parent), []
+    folder = store.folder("make", KEY)
+    monkeypatch.setattr(files, "digest", lambda path: read.append(path.name) or digest(path))
     assert store.fault(folder, KEY) is None
     assert store.fault(folder, KEY) is None
     assert read == ["value.txt"]
@@ -91,9 +103,25 @@ def test_a_file_larger_than_a_mebibyte_is_checked_by_its_size_only(store):
     assert store.fault(folder, KEY) == "large.txt has another size"
 
 
+def test_a_flipped_byte_in_a_large_file_is_noticed_in_full_and_the_output_does_not_count_again(store):
+    folder = committed(store, large="x" * (1 << 21))
+    store.verify(folder)
+    (folder / "large.txt").write_text("x" * ((1 << 21) - 1) + "y")
+    with pytest.raises(StoreError, match=r"make-.*: large.txt has another content; run again"):
+        store.verify(folder)
+    assert store.fault(folder, KEY) is not None
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"forced": []}'])
+def test_an_attempt_with_a_corrupt_mark_is_not_resumed(store, text):
+    folder = store.folder("make", KEY)
+    (store.begin(folder, fresh=False) / "attempt.json").write_text(text)
+    assert store.unfinished(folder) == "corrupt"
+
+
 def test_the_output_digest_leaves_out_events_and_logs(store, tmp_path):
     first = committed(store)
-    digest = store.output_digest(first)
+    digest = store.manifest(first).digest
     other = StageStore(tmp_path / "other")
     partial = other.begin(other.folder("make", KEY), fresh=False)
     (partial / "value.txt").write_text("1")
@@ -101,7 +129,7 @@ def test_the_output_digest_leaves_out_events_and_logs(store, tmp_path):
     (partial / "log").mkdir()
     (partial / "log" / "worker-0.log").write_text("hello")
     other.commit(partial, other.folder("make", KEY), KEY, ORIGIN, {})
-    assert other.output_digest(other.folder("make", KEY)) == digest
+    assert other.manifest(other.folder("make", KEY)).digest == digest
 
 
 def test_an_identity_stands_for_the_bytes_of_a_file(store, tmp_path):
@@ -111,12 +139,12 @@ def test_an_identity_stands_for_the_bytes_of_a_file(store, tmp_path):
         partial = copy.begin(copy.folder("make", KEY), fresh=False)
         (partial / "list.json").write_text(f"/data/{name}")
         copy.commit(partial, copy.folder("make", KEY), KEY, ORIGIN, {"list.json": "the same videos"})
-        digests.append(copy.output_digest(copy.folder("make", KEY)))
+        digests.append(copy.manifest(copy.folder("make", KEY)).digest)
     assert digests[0] == digests[1]
 
 
 def test_states_to_go_on_from_are_no_output_and_go_after_the_commit(store, tmp_path):
-    digest = store.output_digest(committed(store))
+    digest = store.manifest(committed(store)).digest
     other = StageStore(tmp_path / "other")
     folder = other.folder("make", KEY)
     partial = other.begin(folder, fresh=False)
@@ -126,7 +154,7 @@ def test_states_to_go_on_from_are_no_output_and_go_after_the_commit(store, tmp_p
         (partial / scratch).touch()
     other.commit(partial, folder, KEY, ORIGIN, {})
     assert sorted(path.name for path in folder.iterdir()) == ["key.json", "manifest.json", "value.txt"]
-    assert other.output_digest(folder) == digest
+    assert other.manifest(folder).digest == digest
     assert other.fault(folder, KEY) is None
 
 
@@ -155,7 +183,7 @@ def test_a_kill_in_the_middle_of_a_commit_leaves_a_forced_attempt_forced(store, 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(outputs, "_manifest", killed)
+    monkeypatch.setattr(StageStore, "_manifest", killed)
     with pytest.raises(KeyboardInterrupt):
         store.commit(partial, folder, KEY, ORIGIN, {})
     assert store.unfinished(folder) == "forced"

@@ -34,7 +34,7 @@ for instance in instances.values():
     partial = store.begin(folder, fresh=True)
     (partial / "output.txt").write_text(key.digest)
     store.commit(partial, folder, key, {"pipeline": pipeline.name, "stage": instance.name, "run": "none"}, {})
-    digests[instance.name] = store.output_digest(folder)
+    digests[instance.name] = store.manifest(folder).digest
 """
 
 PLAN = """

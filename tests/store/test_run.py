@@ -80,8 +80,12 @@ def test_a_run_is_read_with_its_stages_results_curves_configurations_and_environ
     pretrain = Path(str(record.stages["pretrain"].folder))
     with (pretrain / "events.jsonl").open("w") as file:
         for step, loss in ((1, 9.0), (2, 2.0), (1, 1.0)):
-            file.write(json.dumps({"kind": "metrics", "step": step, "values": {"loss": loss}}) + "\n")
-        file.write(json.dumps({"kind": "file", "step": 2, "key": "masks/a", "path": "a.png"}) + "\n")
+            file.write(
+                json.dumps({"time": 1, "kind": "metrics", "step": step, "values": {"loss": loss}}) + "\n"
+            )
+        file.write(
+            json.dumps({"time": 1, "kind": "file", "step": 2, "key": "masks/a", "path": "a.png"}) + "\n"
+        )
     write_json(record.folder / "environment.json", {"torch": "2.14"})
     run = Run.open(record.folder)
     stage = run.stages["pretrain"]

@@ -64,9 +64,9 @@ def stage(home: Path, kind: str, *needs: str, seconds: float = 0.5, **axes: str)
     folder = home / "stages" / f"{kind}-{'-'.join(axes.values()) or '0'}"
     folder.mkdir(parents=True)
     write_json(folder / "manifest.json", {"digest": "d1" * 32, "files": {}})
-    write_json(
-        folder / "key.json", {"run": "toy-0", "stage": name, "pipeline": "toy", "time": 0, "components": {}}
-    )
+    components = {"kind": kind, "config": {}, "code": {}, "inputs": [], "external": {}}
+    origin = {"run": "toy-0", "stage": name, "pipeline": "toy", "time": 0}
+    write_json(folder / "key.json", {**origin, "components": components})
     return StageRecord(
         name, kind, kind, axes, list(needs), "finished", "has no output yet", "abc123" * 11, str(folder), 1,
         100.0, 100.0 + seconds, seconds,
@@ -119,6 +119,17 @@ def test_a_page_has_every_section(record):
         "tats run pipeline toy --set &#39;pretrain.note=it",
     ):
         assert text_part in text, text_part
+    assert "partial copy" not in text
+
+
+def test_a_page_marks_the_results_of_a_partial_copy(record):
+    path = Path(record.stages["report"].folder or "") / "results.json"
+    table = json.loads(path.read_text())
+    table["rows"][0]["absent_test"] = 2
+    write_json(path, table)
+    text = run_page.build(record)
+    assert '<p class="note">* ssv2: a partial copy, without 2 of the listed test videos</p>' in text
+    assert "ssv2* · pre-trained" in text
 
 
 def test_a_page_names_no_password_runs_no_script_and_fetches_nothing(record):

@@ -35,7 +35,7 @@ stages:
       line='{"time": 0, "kind": "metrics", "step": %d, "values": {"epoch": %d, "score": %d}}\\n'
       for epoch in 1 2 3 4; do
         sleep $SLEEP
-        printf "$line" $epoch $epoch $X$epoch >> $TATS_OUT/events.jsonl
+        printf "$line" $epoch $epoch $X$epoch >> $TATS_EVENTS
       done
       echo "{\\"score\\": $X$epoch, \\"cost\\": $Y}" > $TATS_OUT/result.json
 """

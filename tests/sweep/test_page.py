@@ -15,9 +15,8 @@ from PIL import Image
 from tats_core.cli.app import main
 from tats_core.errors import StoreError
 from tats_core.sweep import page, plots, spec
-from tats_core.sweep.results import results
 from tats_core.sweep.summary import Summary
-from tats_core.sweep.trial import TrialResult
+from tats_core.sweep.trial import TrialResult, results
 
 RATIO, KIND = "pretrain.sampler.mask_ratio", "pretrain.sampler.kind"
 TOP1 = "pretrain.linear_top1"
@@ -37,7 +36,7 @@ def test_what_was_run_is_read_from_its_folder_with_its_overrides(swept):
     again = spec.as_run(folder)
     assert again.identity() == sweep.identity()
     assert again.title == sweep.title
-    assert [metric.shown for metric in again.metrics] == [metric.shown for metric in sweep.metrics]
+    assert [metric.heading for metric in again.metrics] == [metric.heading for metric in sweep.metrics]
     assert spec.load(str(folder / "demo_ratio.yaml")).identity() == sweep.identity(), "it can be run again"
 
 
@@ -125,7 +124,7 @@ def test_the_page_tells_everything_and_asks_for_nothing(swept):
     result.write(folder)
     page.write(result, folder)
     text = (folder / "report.html").read_text()
-    assert "Best probe top-1: 31.0 ± 2.5 with mask_ratio=0.9 kind=tats." in text
+    assert "2 points share the best probe top-1, 31.0: mask_ratio=0.9 kind=tats; mask_ratio=0.95" in text
     assert "<b>31.0 ± 2.5</b>" in text
     assert "9 of 27 trials failed" in text
     assert "9 × pretrain: no memory &lt;img" in text
@@ -145,6 +144,46 @@ def test_the_best_point_stands_in_a_file_that_is_a_pipeline(swept):
     summary(sweep, folder).write(folder)
     best = yaml.safe_load((folder / "best.yaml").read_text())
     assert best["stages"]["pretrain"]["sampler"]["kind"] == "tats"
+
+
+def test_a_tie_is_called_one_and_the_file_names_the_rule_that_chose(swept):
+    alike = ("metrics=[{name: pretrain.linear_top1, mode: max, title: top-1}]", f"space.{RATIO}=[0.8, 0.9]")
+    sweep, folder = swept.sweep(*alike, f"space.{KIND}=[random, tats]")
+    result = summary(sweep, folder)
+    assert result.best_text == (
+        "2 points share the best top-1, 31.0: mask_ratio=0.8 kind=tats; mask_ratio=0.9 kind=tats"
+    )
+    result.write(folder)
+    head = (folder / "best.yaml").read_text().split("name:")[0]
+    assert "mask_ratio=0.8" in head
+    assert "# 2 points have this top-1 as printed. This one has the best\n" in head
+    page.write(result, folder)
+    text = (folder / "report.html").read_text()
+    assert text.count("<b>31.0 ± 2.5</b>") == 2
+    assert "shared by 2 points" in text
+
+
+def test_the_best_of_a_running_sweep_is_a_mean_over_all_seeds_of_a_point(swept):
+    sweep, folder = swept.sweep(f"space.{RATIO}=[0.9]", f"space.{KIND}=[random, tats]")
+    first, second = (sweep.trials_of(point) for point in sweep.points())
+    ended = {trial.id: trial for trial in results(folder)}
+
+    def best_of(*trials: Any) -> str:
+        return Summary.of(sweep, [ended[trial.id] for trial in trials], None).best_value
+
+    assert best_of(*first[:2], second[2]) == ""  # seeds 0 and 1 of random, seed 2 of tats
+    assert best_of(*first, second[2]) == "best probe top-1 11.0"
+    assert best_of(*first, *second) == "best probe top-1 31.0"
+
+
+def test_a_point_with_a_seed_that_was_stopped_early_is_not_the_best(swept):
+    def changes(trial: Any) -> dict[str, Any]:
+        return {"status": "stopped early"} if trial.point[KIND] == "tats" and trial.seed == 0 else {}
+
+    sweep, folder = swept.sweep(f"space.{RATIO}=[0.9]", changes=changes)
+    assert (
+        summary(sweep, folder).best_text == "best probe top-1: 21.0 ± 2.5 with mask_ratio=0.9 kind=adaptive"
+    )
 
 
 def test_trials_that_all_failed_make_a_page_without_a_best_one(swept):

@@ -11,8 +11,7 @@ from optuna.trial import TrialState
 
 from tats_core.errors import StoreError
 from tats_core.sweep import search, spec
-from tats_core.sweep.results import results
-from tats_core.sweep.trial import TrialResult
+from tats_core.sweep.trial import TrialResult, results
 
 SWEEP = """
 name: found

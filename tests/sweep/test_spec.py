@@ -40,6 +40,7 @@ def test_every_shipped_sweep_validates_and_opens_with_its_command_and_its_result
         ("metrics=[{name: probe.linear_top1}]", "none has a mode"),
         ("pretrain.sampler.kind=tats", "both set and searched"),
         ("pretrain.epoch=3", "did you mean 'epochs'?"),
+        ("sercher.kind=random", "is named 'sercher'; did you mean 'searcher'?"),
         ("baseline.pretrain.sampler.kind=rand", "none of its values"),
         ('constraints=["pretrain.sampler.mask_ratio > 0.99"]', "leave no point"),
         ("seeds.values=[0, 0]", "the same seed twice"),
@@ -77,8 +78,8 @@ def test_trial_ids_follow_from_name_and_values_alone() -> None:
     [5e-05, 3, 0.5, True, None, "1", "null", "a: b", "ä", "", [1, 2], [{"epoch": 0, "ppo": {"clip": 1e-06}}]],
 )
 def test_a_value_reaches_the_pipeline_as_it_is(value) -> None:
-    (text,) = spec.as_sets({"a.b": value})
-    assert specs.parse_override(text) == (["a", "b"], value)
+    pipeline = spec.load("demo_ratio").complete_pipeline({"pretrain.any": value})
+    assert pipeline.stages["pretrain"].config["any"] == value
 
 
 def test_stages_that_no_trial_changes_are_common_and_those_that_no_metric_needs_are_left_out() -> None:

@@ -84,7 +84,13 @@ def test_a_kill_while_saving_leaves_the_state_before_and_no_half_one(
     ("harm", "reason"),
     [
         (lambda checkpoint: (checkpoint / "state.pt").unlink(), "state.pt is gone"),
-        (lambda checkpoint: (checkpoint / "manifest.json").unlink(), "manifest.json is gone"),
+        (lambda checkpoint: (checkpoint / "manifest.json").unlink(), "its manifest cannot be read"),
+        (lambda checkpoint: (checkpoint / "manifest.json").write_text(""), "its manifest cannot be read"),
+        (lambda checkpoint: (checkpoint / "manifest.json").write_text("[]"), "its manifest cannot be read"),
+        (
+            lambda checkpoint: (checkpoint / "manifest.json").write_text('{"files": 1}'),
+            "its manifest cannot be",
+        ),
         (lambda checkpoint: os.truncate(checkpoint / "state.pt", 10), "state.pt has another size"),
         (lambda checkpoint: (checkpoint / "manifest.json").write_text("{"), "its manifest cannot be read"),
     ],

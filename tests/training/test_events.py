@@ -3,6 +3,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import pytest
+
 from tats_core.training.events import EventLog, read_events
 
 
@@ -44,7 +46,7 @@ def test_half_a_last_line_waits_until_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "e"
     EventLog(path).note("complete")
     with path.open("a") as file:
-        file.write('{"kind": "note", "te')
+        file.write('{"time": 1, "kind": "note", "te')
     ((offset, event),) = read_events(path)
     assert event["text"] == "complete"
     with path.open("a") as file:
@@ -59,3 +61,30 @@ def test_a_log_without_a_path_drops_everything(tmp_path: Path) -> None:
 
 def test_there_are_no_events_before_the_first() -> None:
     assert list(read_events(Path("nowhere.jsonl"))) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"time": 1, "ki{"time": 1, "kind": "note", "text": "two writes in one"}',
+        "no JSON",
+        "[1]",
+        "[" * 100_000,
+        '{"time": 1}',
+        '{"time": 1, "kind": "metrics", "step": 1}',
+        '{"time": 1, "kind": "metrics", "step": 1, "values": {"loss": "low"}}',
+        '{"time": 1, "kind": "progress", "step": "1"}',
+        '{"time": 1, "kind": "file", "step": 1, "key": "k", "path": "../../secret"}',
+        '{"kind": "note", "text": "without a time"}',
+    ],
+)
+def test_a_line_that_is_no_event_is_passed_over_and_a_note_says_so(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "e"
+    EventLog(path).note("before")
+    with path.open("a") as file:
+        file.write(line + "\n")
+    EventLog(path).note("after")
+    texts = [event["text"] for _, event in read_events(path)]
+    assert (texts[0], texts[2]) == ("before", "after")
+    end = path.read_bytes().index(b"\n", path.read_bytes().index(b"\n") + 1) + 1
+    assert texts[1] == f"e: the line that ends at byte {end} is damaged and is passed over"

@@ -110,6 +110,18 @@ def test_a_model_that_does_not_say_how_clips_are_taken_needs_a_benchmark(tmp_pat
         Predictor.load(tmp_path)
 
 
+def test_a_folder_stands_for_its_videos(tmp_path: Path) -> None:
+    for name in ("b/2.mp4", "b/1.webm", "a.AVI", "b/notes.txt"):
+        (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "videos" / name).touch()
+    (tmp_path / "empty").mkdir()
+    paths = existing([str(tmp_path / "videos"), str(tmp_path / "videos" / "b" / "2.mp4")])
+    names = [path.relative_to(tmp_path / "videos").as_posix() for path in paths]
+    assert names == ["a.AVI", "b/1.webm", "b/2.mp4", "b/2.mp4"]
+    with pytest.raises(DataError, match=r"empty: holds no video \(a file that ends in \.mp4, "):
+        existing([str(tmp_path / "empty")])
+
+
 def test_a_video_that_is_missing_or_broken_is_named(tuned: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.mp4: there is no such file"):
         existing([str(tmp_path / "none.mp4")])

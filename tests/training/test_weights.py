@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tats_core.errors import WeightsError
 from tats_core.files import digest
-from tats_core.models import checkpoints_io
+from tats_core.models import hugging_face
 from tats_core.models.classifier import VideoClassifier
 from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig
@@ -245,7 +245,7 @@ def test_a_classifier_of_hugging_face_is_rebuilt_with_its_classes_or_numbers(
     tmp_path: Path, named: bool
 ) -> None:
     source = VideoClassifier(_vit(), CLIP, 3)
-    tensors, config = checkpoints_io.to_hugging_face(source, ["a", "b", "c"])
+    tensors, config = hugging_face.exported(source, ["a", "b", "c"])
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     if not named:
         del config["id2label"]
@@ -257,7 +257,7 @@ def test_a_classifier_of_hugging_face_is_rebuilt_with_its_classes_or_numbers(
 
 
 def test_a_pre_trained_model_of_hugging_face_has_no_classes_either(tmp_path: Path) -> None:
-    tensors, config = checkpoints_io.to_hugging_face(VideoMAE(_vit(), MAE, CLIP))
+    tensors, config = hugging_face.exported(VideoMAE(_vit(), MAE, CLIP))
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(

@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
-from tats_core.data.manifest import Manifest
+from tats_core.data.manifest import Manifest, VideoRecord
 from tats_core.errors import DataError
 
 Split = Literal["train", "test"]
 Sampling = Literal["uniform", "dense"]
+Missing = Literal["refuse", "allow"]
+
+_LINE_END: Final = re.compile(r"\r\n|\r|\n")
+_NESTED_LINKS: Final = 3
 
 
-class Read(Protocol):
-    """Reads one split of a data set as distributed."""
+class NoListError(DataError):
+    """A copy has no list of a split or fold; it may have those of others."""
 
-    def __call__(self, root: Path, split: Split, fold: int = 1) -> Manifest:
-        """Return the videos of `split`; raise DataError if the layout is not the expected one."""
+
+@dataclass(frozen=True)
+class Listing:
+    """What the lists of a split name, and what of it is on disk."""
+
+    classes: tuple[str, ...]
+    videos: tuple[VideoRecord, ...]
+    folder: Path
+    """Where the videos were searched."""
+    absent: tuple[str, ...] = ()
+    """Videos that are listed and not on disk."""
+    notes: tuple[str, ...] = ()
+    """What the person should know of the lists, a sentence each."""
+
+
+class ReadLists(Protocol):
+    """Reads the lists of one split of a data set as distributed."""
+
+    def __call__(self, root: Path, split: Split, fold: int) -> Listing:
+        """Return what is listed; raise DataError if the layout is not the expected one."""
         ...
 
 
@@ -48,12 +72,58 @@ class Benchmark:
     test_crops: int
     layout: str
     """What the folder holds, for the person who has to prepare it."""
-    read: Read
+    lists: ReadLists
+    missing: Missing = "refuse"
+    """Whether a copy may lack listed videos, where nobody says so."""
 
     @property
     def folds(self) -> int:
         """Number of official train/test splits; papers report the mean over them."""
         return len(self.expected["train"])
+
+    def read(self, root: Path, split: Split, fold: int = 1, missing: Missing | None = None) -> Manifest:
+        """Return the videos of `split` in the folder `root`.
+
+        Args:
+            missing: what to do about listed videos that are not on disk; None: as usual for the data set.
+
+        Raises:
+            NoListError: the copy has no list of this split.
+            DataError: the layout is not the expected one, or videos are missing and may not be.
+        """
+        listing = self.lists(root, split, fold)
+        notes = list(listing.notes)
+        name = f"{self.name} ({split}, fold {fold})" if self.folds > 1 else f"{self.name} ({split})"
+        if listing.absent:
+            absence = f"{name}: {_absence(listing)}"
+            if not listing.videos:
+                raise DataError(f"{absence}; expected layout: {self.layout}")
+            if (missing or self.missing) == "refuse":
+                raise DataError(
+                    f"{absence}; complete the copy, point TATS_DATA_{self.name.upper()} at another, or set "
+                    "'missing: allow' in the data stage, which marks every table"
+                )
+            notes.append(absence)
+        return Manifest(
+            self.name, split, listing.classes, root, listing.videos, len(listing.absent), notes=tuple(notes)
+        )
+
+
+def _absence(listing: Listing) -> str:
+    """Return what a copy lacks of its own lists, and where the first of it seems to be."""
+    first, listed = Path(listing.absent[0]), len(listing.videos) + len(listing.absent)
+    share = f"{len(listing.absent)} of the {listed} listed videos are not"
+    if not listing.videos:
+        share = f"none of the {listed} listed videos is"
+    elsewhere = ""
+    for path in walk(listing.folder):
+        if path.name.casefold() == first.name.casefold() or path.stem.casefold() == first.stem.casefold():
+            elsewhere = f", but there is '{path.relative_to(listing.folder)}'"
+            break
+    return f"{share} in {listing.folder} (the first is '{listing.absent[0]}'{elsewhere})"
+
+
+# ------------------------------------------------------------------------------------------- folders
 
 
 def locate(benchmark: Benchmark, root: str | Path | None = None) -> Path:
@@ -78,7 +148,7 @@ def locate(benchmark: Benchmark, root: str | Path | None = None) -> Path:
         folder = Path(value).expanduser().absolute() / below
         if folder.is_dir():
             return folder
-        searched.append(f"by {label} it would be {folder}, which is not a folder")
+        searched.append(f"by {label} it would be {folder}, which is not a folder{_similar(folder)}")
     raise DataError(
         f"the data set '{benchmark.name}' ({benchmark.title}) was not found: {', '.join(searched)}; "
         f"set {variable} to its folder, or TATS_DATA (or the key 'root' of the data stage) to the folder "
@@ -86,50 +156,152 @@ def locate(benchmark: Benchmark, root: str | Path | None = None) -> Path:
     )
 
 
-def first_existing(root: Path, choices: Sequence[str], what: str, benchmark: str, layout: str) -> Path:
+def _similar(folder: Path) -> str:
+    """Return a hint at the folder that may be meant by one that is not there."""
+    parent = folder.parent
+    if parent.name == folder.name:  # the data set's own folder where the one that holds it is wanted
+        return f" (did you mean {parent.parent}?)"
+    near = _nearest(folder.name, parent) if parent.is_dir() else None
+    return f" (did you mean {parent / near}?)" if near else ""
+
+
+def first_existing(
+    root: Path,
+    choices: Sequence[str],
+    what: str,
+    benchmark: str,
+    layout: str,
+    error: type[DataError] = DataError,
+) -> Path:
     """Return the first of `choices` that exists below `root`.
 
     Raises:
-        DataError: none does; names `what` it is and all choices.
+        DataError (or `error`): none does; names `what` it is, all choices, and a folder that may be meant.
     """
     for choice in choices:
         if (root / choice).exists():
             return root / choice
-    raise DataError(
-        f"{benchmark}: no {what} in {root} (looked for {', '.join(choices)}); expected layout: {layout}"
+    raise error(
+        f"{benchmark}: no {what} in {root} (looked for {', '.join(choices)})"
+        f"{_meant(root, choices)}; expected layout: {layout}"
     )
 
 
-def rows(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield `(line number, text)` of each line that is not empty; a carriage return at its end is dropped.
+def _meant(root: Path, choices: Sequence[str]) -> str:
+    """Return a hint at what may be meant where none of `choices` is below `root`: nested, above, renamed."""
+    for choice in choices:
+        nested = (path for depth in ("*", "*/*") for path in sorted(root.glob(f"{depth}/{choice}")))
+        above = [root.parent / choice]
+        for path in (*nested, *above):
+            if path.exists():
+                folder = Path(str(path).removesuffix(os.sep + choice))
+                return f"; {folder} holds '{choice}': did you mean that folder?"
+    for choice in choices:
+        parent, name = (root / choice).parent, Path(choice).name
+        near = _nearest(name, parent) if parent.is_dir() else None
+        if near:
+            return f"; there is '{near}': did you mean to call it '{name}'?"
+    return ""
 
-    Raises:
-        DataError: the file cannot be read.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})") from error
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield number, line.rstrip("\r")
+
+def _nearest(name: str, folder: Path) -> str | None:
+    """Return the entry of `folder` whose name differs from `name` in little more than case and signs."""
+    plain = {re.sub(r"[\W_]", "", entry.name.casefold()): entry.name for entry in sorted(folder.iterdir())}
+    near = difflib.get_close_matches(re.sub(r"[\W_]", "", name.casefold()), plain, n=1, cutoff=0.75)
+    return plain[near[0]] if near else None
 
 
-def walk(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+VIDEO_SUFFIXES: Final = (
+    *(".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts"),
+    ".ogv",
+)
+
+
+def walk(folder: Path, suffixes: tuple[str, ...] = VIDEO_SUFFIXES) -> Iterator[Path]:
     """Yield every file below `folder` whose name ends in one of `suffixes`, in sorted order.
 
-    One pass over the folders: to ask for each listed file by itself takes minutes on a network disk.
+    One pass over the folders: to ask for each listed file by itself takes minutes on a network disk. Symbolic
+    links are followed, save to a folder that the path is in already, and three within each other: folders
+    that link to each other end.
     """
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        for name in sorted(files):
-            if name.lower().endswith(suffixes):
-                yield Path(parent, name)
+    if folder.is_dir():
+        yield from _walk(folder, suffixes, frozenset(), 0)
 
 
-def absent_error(benchmark: str, split: str, absent: list[str], listed: int, folder: Path) -> DataError:
-    """Return the error for a copy that lacks videos of its own lists."""
-    return DataError(
-        f"{benchmark} ({split}): {len(absent)} of the {listed} listed videos are not in {folder} "
-        f"(the first is '{absent[0]}'); complete the copy, or point TATS_DATA_{benchmark.upper()} at another"
+def _walk(folder: Path, suffixes: tuple[str, ...], above: frozenset[str], links: int) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in above or links > _NESTED_LINKS:
+        return
+    try:
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+    except PermissionError:
+        return  # such as lost+found; a listed video in it is reported as missing
+    folders = []
+    for entry in entries:
+        if entry.is_dir():
+            folders.append(entry)
+        elif entry.name.lower().endswith(suffixes):
+            yield Path(folder, entry.name)
+    for entry in folders:
+        yield from _walk(Path(entry.path), suffixes, above | {real}, links + entry.is_symlink())
+
+
+# --------------------------------------------------------------------------------------------- lists
+
+
+def text_of(path: Path, *, file_names: bool = False) -> str:
+    """Return the content of a list: UTF-8 or UTF-16, with or without a byte-order mark.
+
+    Args:
+        file_names: the list names files, whose names may be any bytes; they are taken as they are.
+
+    Raises:
+        NoListError: there is no such file.
+        DataError: it cannot be read, or it has another encoding; names the line.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise NoListError(f"{path} cannot be read ({error.strerror})") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror})") from error
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        return content.decode(encoding, "surrogateescape" if file_names else "strict")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}, line {line}: is not UTF-8 (byte {content[error.start]:#04x}); save the file as UTF-8"
+        ) from error
+
+
+def rows(path: Path, *, file_names: bool = False) -> Iterator[tuple[int, str]]:
+    """Yield `(line number, text)` of each line that is not blank, without blanks around it.
+
+    Raises:
+        NoListError, DataError: as `text_of`.
+    """
+    for number, line in enumerate(_LINE_END.split(text_of(path, file_names=file_names)), start=1):
+        if line.strip():
+            yield number, line.strip()
+
+
+def whole(text: str) -> int | None:
+    """Return the whole number that `text` is, from 0 and of at most nine digits, or None.
+
+    `str.isdigit` also takes "²", and `int` has a limit of its own on digits.
+    """
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
+
+
+def overlap(train: Manifest, test: Manifest) -> str | None:
+    """Return a sentence on the videos that are in both lists, or None if there are none."""
+    trained = {os.path.normpath(video.path) for video in train.videos}
+    both = [video.id for video in test.videos if os.path.normpath(video.path) in trained]
+    if not both:
+        return None
+    return (
+        f"{test.benchmark}: the training list has {len(both)} of the {len(test)} test videos too (the first "
+        f"is '{both[0]}'), so a test flatters the model"
     )

@@ -1,76 +1,206 @@
 """Any videos, given by a list of `path label` rows: the form that VideoMAE, VideoMAE v2 and others use.
 
-Rows accepted (`#` starts a comment line)::
+Rows accepted::
 
     path label              blank between, as in VideoMAE; the path may hold blanks
     path<TAB>label          as in TATS
+    path,label
     path 0 -1               as in VideoMAE v2's pre-training lists: a whole video without a label
     path                    a video without a label
+    # comment               unless it is the row of a file with such a name
+
+Labels count from 0, or as `classes.txt` numbers its classes.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tats_core.data.benchmarks.base import Benchmark, Split, first_existing, rows
-from tats_core.data.manifest import UNLABELLED, Manifest, VideoRecord
+from tats_core.data.benchmarks.base import (
+    Benchmark,
+    Listing,
+    NoListError,
+    Split,
+    first_existing,
+    rows,
+    whole,
+)
+from tats_core.data.manifest import UNLABELLED, VideoRecord
 from tats_core.errors import DataError
 
 _LAYOUT: Final = (
     "'train.txt' and 'test.txt' (or '.csv', '.tsv'; 'val' for 'test') with rows 'path label', paths absolute "
     "or relative to the list, and, if classes have names, 'classes.txt' with one name a line"
 )
+_STEMS: Final[dict[Split, tuple[str, ...]]] = {"train": ("train",), "test": ("test", "val", "validation")}
+_MOST_CLASSES: Final = 100_000
+"""A label from here on is another column, and as many names would fill the memory."""
+_NUMBERED: Final = (
+    re.compile(r"(?P<number>\d+)[\s,:.)-]+(?P<name>.+)"),
+    re.compile(r"(?P<name>.+?)[\s,:]+(?P<number>\d+)"),
+)
 
 
-def read(root: Path, split: Split, fold: int = 1) -> Manifest:
+@dataclass(frozen=True)
+class _Row:
+    line: int
+    name: str
+    label: int
+
+
+@dataclass(frozen=True)
+class _Classes:
+    names: tuple[str, ...]
+    first: int = 0
+    """The label of the first class."""
+    file: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def lists(root: Path, split: Split, fold: int) -> Listing:
     """Read the list of `split` in the folder `root`, with the class names of `classes.txt` if there is one.
 
+    Without it, classes are named by their numbers, 0 to the largest in the lists of both splits.
+
     Raises:
-        DataError: no list, or a row of it is not valid.
+        NoListError: no list.
+        DataError: a row of it is not valid.
     """
     del fold
-    stems = ("train",) if split == "train" else ("test", "val", "validation")
-    choices = [f"{stem}{suffix}" for stem in stems for suffix in (".txt", ".csv", ".tsv")]
-    listing = first_existing(root, choices, f"{split} list", "file_list", _LAYOUT)
-    names = root / "classes.txt"
-    classes = tuple(line.strip() for _, line in rows(names)) if names.exists() else None
-    return read_list(listing, split, classes)
+    listing = _list(root, split)
+    parsed = _rows(listing)
+    if (root / "classes.txt").exists():
+        classes = _named(root / "classes.txt")
+    else:
+        try:
+            other = _rows(_list(root, "test" if split == "train" else "train"))
+        except NoListError:
+            other = []
+        classes = _unnamed([*parsed, *other], listing)
+    videos: list[VideoRecord] = []
+    absent: list[str] = []
+    repeated = 0
+    seen: dict[str, _Row] = {}
+    for row in parsed:
+        label = _label(row, classes, listing)
+        path = root.absolute() / row.name
+        real = _real(path)
+        if real is None:
+            absent.append(row.name)
+            continue
+        before = seen.setdefault(real, row)
+        if before.label != row.label:
+            raise DataError(
+                f"{listing}, line {row.line}: '{row.name}' is the file of line {before.line} "
+                f"('{before.name}'), with another label ({row.label}, there {before.label}); remove one"
+            )
+        if before is row:
+            videos.append(VideoRecord(row.name, str(path), label))
+        else:
+            repeated += 1
+    notes = list(classes.notes)
+    if repeated:
+        notes.append(f"{listing}: {repeated} rows name a file again, which counts as one video")
+    return Listing(classes.names, tuple(videos), root, tuple(absent), notes=tuple(notes))
 
 
-def read_list(listing: Path, split: Split, classes: tuple[str, ...] | None = None) -> Manifest:
-    """Read one list; without `classes` they are named by their numbers, 0 to the largest in the list.
+def _list(root: Path, split: Split) -> Path:
+    choices = [f"{stem}{suffix}" for stem in _STEMS[split] for suffix in (".txt", ".csv", ".tsv")]
+    return first_existing(root, choices, f"{split} list", "file_list", _LAYOUT, NoListError)
 
-    Raises:
-        DataError: a row is not valid or names a class beyond `classes`, or a file is not on disk.
+
+def _real(path: Path) -> str | None:
+    """Return the path that is the same for all spellings of a file's path, or None where there is no file.
+
+    Not the file's number, which some network disks do not have.
     """
-    root = listing.absolute().parent
-    parsed = [_row(line, listing, number) for number, line in rows(listing) if not line.startswith("#")]
-    if classes is None:
-        classes = tuple(str(label) for label in range(max((label for _, label in parsed), default=-1) + 1))
-    videos = []
-    for name, label in parsed:
-        path = root / name
-        if not path.is_file():
-            raise DataError(f"{listing}: '{name}' is not a file (looked for {path})")
-        if label >= len(classes):
-            raise DataError(f"{listing}: '{name}' has label {label}, but classes.txt names {len(classes)}")
-        videos.append(VideoRecord(name, str(path), label))
-    return Manifest("file_list", split, classes, root, tuple(videos))
+    try:
+        return os.path.realpath(path) if path.is_file() else None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # a row that is no path
+            return None
+        raise DataError(f"{path} cannot be read ({error.strerror})") from error
 
 
-def _row(line: str, listing: Path, number: int) -> tuple[str, int]:
-    separator = "\t" if "\t" in line else " "
-    words = line.strip().split(separator)
-    if len(words) >= 3 and words[-2:] == ["0", "-1"]:
-        return separator.join(words[:-2]), UNLABELLED
+def _rows(listing: Path) -> list[_Row]:
+    parsed = []
+    for line, text in rows(listing, file_names=True):
+        name, label = _split(text)
+        if re.match(r"#(\s|$)", text) and (label is None or _real(listing.parent / name) is None):
+            continue
+        if label is None:
+            hint = "; a comment begins with '# '" if text.startswith("#") else ""
+            raise DataError(
+                f"{listing}, line {line}: must be 'path label', the label a whole number below "
+                f"{_MOST_CLASSES:,}, is '{text}'{hint}"
+            )
+        parsed.append(_Row(line, name, label))
+    return parsed
+
+
+def _split(text: str) -> tuple[str, int | None]:
+    """Return path and label of a row; None for a label that is no number."""
+    separator = "\t" if "\t" in text else "," if re.search(r",\s*[0-9]+$", text) else " "
+    words = text.split(separator)
+    if words[-2:] == ["0", "-1"] and len(words) > 2:
+        return separator.join(words[:-2]).strip(), UNLABELLED
     if len(words) == 1:
-        return words[0], UNLABELLED
-    if not words[-1].isdigit():
-        raise DataError(
-            f"{listing}, line {number}: must be 'path label', the label a whole number, is '{line.strip()}'"
+        return text, UNLABELLED
+    label = whole(words[-1].strip())
+    if label is not None and label >= _MOST_CLASSES:
+        label = None
+    return separator.join(words[:-1]).strip(), label
+
+
+def _named(path: Path) -> _Classes:
+    """Read the names of the classes; numbers before or after all of them tell how labels count."""
+    lines = [text for _, text in rows(path)]
+    for form in _NUMBERED:
+        parts = [form.fullmatch(line) for line in lines]
+        numbers = [int(part["number"]) for part in parts if part]
+        if len(numbers) == len(lines) > 1 and numbers == list(range(numbers[0], numbers[0] + len(lines))):
+            names = tuple(part["name"].strip(" \t\"'") for part in parts if part)
+            note = f"{path} numbers its classes: label {numbers[0]} is read as '{names[0]}', and so on"
+            return _Classes(names, numbers[0], path.name, (note,))
+    return _Classes(tuple(lines), 0, path.name)
+
+
+def _unnamed(parsed: Sequence[_Row], listing: Path) -> _Classes:
+    """Name the classes by their numbers."""
+    used = {row.label for row in parsed} - {UNLABELLED}
+    most = max(used, default=-1) + 1
+    return _Classes(tuple(map(str, range(most))), notes=tuple(_gaps(used, most, listing.parent)))
+
+
+def _gaps(used: set[int], most: int, root: Path) -> Iterable[str]:
+    empty = sorted(set(range(most)) - used)
+    if empty == [0]:
+        yield (
+            f"{root}: the labels are 1 to {most - 1}, none is 0; they seem to count from 1, and TATS counts "
+            "from 0: class '0' has no video. Subtract 1 from each, or name the classes in 'classes.txt'"
         )
-    return separator.join(words[:-1]).strip(), int(words[-1])
+    elif empty:
+        yield f"{root}: {len(empty)} of the classes 0 to {most - 1} have no video (the first is {empty[0]})"
+
+
+def _label(row: _Row, classes: _Classes, listing: Path) -> int:
+    if row.label == UNLABELLED:
+        return UNLABELLED
+    label = row.label - classes.first
+    if not 0 <= label < len(classes.names):
+        last = classes.first + len(classes.names) - 1
+        hint = "; labels count from 0" if row.label == last + 1 else ""
+        raise DataError(
+            f"{listing}, line {row.line}: '{row.name}' has label {row.label}, but {classes.file} names the "
+            f"{len(classes.names)} classes {classes.first} to {last}{hint}"
+        )
+    return label
 
 
 FILE_LIST: Final = Benchmark(
@@ -85,5 +215,5 @@ FILE_LIST: Final = Benchmark(
     test_clips=5,
     test_crops=3,
     layout=_LAYOUT,
-    read=read,
+    lists=lists,
 )

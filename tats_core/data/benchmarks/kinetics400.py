@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import csv
+import io
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tats_core.data.benchmarks.base import Benchmark, Split, first_existing, walk
-from tats_core.data.manifest import Manifest, VideoRecord
+from tats_core.data.benchmarks.base import (
+    Benchmark,
+    Listing,
+    NoListError,
+    Split,
+    first_existing,
+    text_of,
+    walk,
+    whole,
+)
+from tats_core.data.manifest import VideoRecord
 from tats_core.errors import DataError
 
 _LAYOUT: Final = (
@@ -15,9 +27,11 @@ _LAYOUT: Final = (
     "label,youtube_id,time_start,time_end,split) and 'train/', 'val/' (or one 'videos/') with "
     "'{youtube_id}_{start:06d}_{end:06d}.mp4', flat or in class folders"
 )
+_STEMS: Final = ("", "kinetics-400_", "kinetics400_", "kinetics_", "k400_")
+"""Of a list's name; "kinetics-400_" is ActivityNet's."""
 _LISTS: Final[dict[Split, tuple[str, ...]]] = {
-    "train": ("train.csv", "kinetics400_train.csv", "kinetics_train.csv"),
-    "test": ("val.csv", "validate.csv", "validation.csv", "kinetics400_val.csv", "kinetics_val.csv"),
+    "train": tuple(f"{stem}train.csv" for stem in _STEMS),
+    "test": tuple(f"{stem}{name}.csv" for stem in _STEMS for name in ("val", "validate", "validation")),
 }
 _FOLDERS: Final[dict[Split, tuple[str, ...]]] = {
     "train": ("train", "videos/train", "videos"),
@@ -26,40 +40,54 @@ _FOLDERS: Final[dict[Split, tuple[str, ...]]] = {
 _COLUMNS: Final = ("label", "youtube_id", "time_start", "time_end")
 
 
-def read(root: Path, split: Split, fold: int = 1) -> Manifest:
+def lists(root: Path, split: Split, fold: int) -> Listing:
     """Read the training list, or the validation list as "test": the split that papers report. One fold.
 
-    Classes are numbered in the sorted order of their names in the *training* list, whichever split is read.
-    Copies of this data set differ, because videos vanish: what is not on disk is left out and counted in
-    `Manifest.absent`, never replaced.
+    Classes are numbered in the sorted order of their names in the *training* list, whichever split is read;
+    without one, of those in the list that is read. Copies of this data set differ, because videos vanish:
+    what is not on disk is left out and counted in `Manifest.absent`, never replaced.
 
     Raises:
-        DataError: a list or folder is missing, a list lacks a column, or no listed video is on disk.
+        NoListError: the list of `split` is missing.
+        DataError: a folder is missing, or a list lacks a column.
     """
     del fold
-    train = _rows(_list(root, "train"))
-    classes = tuple(sorted({row["label"] for row in train}))
+    listing = _list(root, split)
+    clips, notes = _clips(listing), []
+    other = _other(root, split)
+    training = clips if split == "train" else other
+    classes = tuple(sorted({clip.label for clip in training or clips}))
+    if not training:
+        notes.append(f"{listing}: there is no training list; the classes are numbered as in this list")
     index = {name: number for number, name in enumerate(classes)}
-    listed = train if split == "train" else _rows(_list(root, split))
-    folder = first_existing(root, _FOLDERS[split], f"folder of {split} videos", "kinetics400", _LAYOUT)
+    folder = _folder(root, split)
     files = {path.stem: path for path in walk(folder, (".mp4", ".mkv", ".webm"))}
-    videos, absent = [], 0
-    for row in listed:
-        if row["label"] not in index:
-            raise DataError(f"{_list(root, split)}: the class '{row['label']}' is not in the training list")
-        name = clip_name(row["youtube_id"], int(row["time_start"]), int(row["time_end"]))
-        # Some copies name the file by the bare YouTube id.
-        path = files.get(name) or files.get(row["youtube_id"])
+    rivals = other if other and _folder(root, "test" if split == "train" else "train") == folder else []
+    # Some copies name the file by the bare YouTube id: of two segments of a video, it may be either.
+    claims = Counter(clip.youtube_id for clip in (*clips, *rivals) if clip.name not in files)
+    videos: list[VideoRecord] = []
+    absent: list[str] = []
+    unclear: list[str] = []
+    for clip in clips:
+        if clip.label not in index:
+            raise DataError(
+                f"{listing}, line {clip.line}: the class '{clip.label}' is not in the training list"
+            )
+        path = files.get(clip.name, files.get(clip.youtube_id))
+        if path is not None and path.stem != clip.name and claims[clip.youtube_id] > 1:
+            unclear.append(clip.name)
+            path = None
         if path is None:
-            absent += 1
+            absent.append(clip.name)
         else:
-            videos.append(VideoRecord(name, str(path), index[row["label"]]))
-    if not videos:
-        raise DataError(
-            f"kinetics400 ({split}): none of the {len(listed)} listed videos is in {folder}; "
-            f"expected layout: {_LAYOUT}"
+            videos.append(VideoRecord(clip.name, str(path), index[clip.label]))
+    if unclear:
+        notes.append(
+            f"{listing}: {len(unclear)} clips are segments of videos with several, whose only file has the "
+            f"bare YouTube id as its name; it may be any of them, so it is used for none (the first is "
+            f"'{unclear[0]}')"
         )
-    return Manifest("kinetics400", split, classes, root, tuple(videos), absent)
+    return Listing(classes, tuple(videos), folder, tuple(absent), notes=tuple(notes))
 
 
 def clip_name(youtube_id: str, start: int, end: int) -> str:
@@ -69,24 +97,49 @@ def clip_name(youtube_id: str, start: int, end: int) -> str:
 
 def _list(root: Path, split: Split) -> Path:
     choices = [f"{folder}{name}" for folder in ("annotations/", "") for name in _LISTS[split]]
-    return first_existing(root, choices, f"{split} list", "kinetics400", _LAYOUT)
+    return first_existing(root, choices, f"{split} list", "kinetics400", _LAYOUT, NoListError)
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _other(root: Path, split: Split) -> list[_Clip]:
+    """Return the clips of the other split; none where the copy has no list of it."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            lacking = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
-            if lacking:
-                raise DataError(f"{path}: the header must name {', '.join(_COLUMNS)}; it lacks {lacking[0]}")
-            rows = list(reader)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})") from error
-    for number, row in enumerate(rows, start=2):
-        start, end = row["time_start"], row["time_end"]
-        if not row["label"] or not row["youtube_id"] or not f"{start}{end}".isdigit():
-            raise DataError(f"{path}, row {number}: needs a label, a YouTube id and two whole seconds")
-    return rows
+        return _clips(_list(root, "test" if split == "train" else "train"))
+    except NoListError:
+        return []
+
+
+def _folder(root: Path, split: Split) -> Path:
+    return first_existing(root, _FOLDERS[split], f"folder of {split} videos", "kinetics400", _LAYOUT)
+
+
+@dataclass(frozen=True)
+class _Clip:
+    line: int
+    label: str
+    youtube_id: str
+    name: str
+
+
+def _clips(path: Path) -> list[_Clip]:
+    text = text_of(path)
+    delimiter = max(",\t;", key=text.partition("\n")[0].count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    clips = []
+    try:
+        lacking = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
+        if lacking:
+            raise DataError(f"{path}: the header must name {', '.join(_COLUMNS)}; it lacks {lacking[0]}")
+        for row in reader:
+            label, youtube_id, start, end = ((row[name] or "").strip() for name in _COLUMNS)
+            first, last = whole(start), whole(end)
+            if not label or not youtube_id or first is None or last is None:
+                raise DataError(
+                    f"{path}, line {reader.line_num}: needs a label, a YouTube id and two whole seconds"
+                )
+            clips.append(_Clip(reader.line_num, label, youtube_id, clip_name(youtube_id, first, last)))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: is not CSV ({error})") from error
+    return clips
 
 
 KINETICS400: Final = Benchmark(
@@ -101,5 +154,6 @@ KINETICS400: Final = Benchmark(
     test_clips=5,
     test_crops=3,
     layout=_LAYOUT,
-    read=read,
+    lists=lists,
+    missing="allow",
 )

@@ -7,8 +7,16 @@ from typing import Final, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from tats_core.data.benchmarks.base import Benchmark, Split, absent_error, first_existing, walk
-from tats_core.data.manifest import Manifest, VideoRecord
+from tats_core.data.benchmarks.base import (
+    Benchmark,
+    Listing,
+    NoListError,
+    Split,
+    first_existing,
+    text_of,
+    walk,
+)
+from tats_core.data.manifest import VideoRecord
 from tats_core.errors import DataError
 
 Content = TypeVar("Content")
@@ -26,12 +34,13 @@ def class_of(template: str) -> str:
     return template.replace("[", "").replace("]", "")
 
 
-def read(root: Path, split: Split, fold: int = 1) -> Manifest:
+def lists(root: Path, split: Split, fold: int) -> Listing:
     """Read `train.json`, or `validation.json` as "test": the split that papers report, since the labels of
     the official test split came late. There is one fold.
 
     Raises:
-        DataError: a file or folder is missing, a template is no class, or videos are not on disk.
+        NoListError: a list is missing.
+        DataError: the folder is missing, or a template is no class.
     """
     del fold
     labels_json = _file(root, "labels")
@@ -41,9 +50,9 @@ def read(root: Path, split: Split, fold: int = 1) -> Manifest:
     listing = _file(root, "train" if split == "train" else "validation")
     folder = first_existing(root, (VIDEOS, "videos"), "folder of videos", "ssv2", _LAYOUT)
     files = {path.stem: path for path in walk(folder, (".webm", ".mp4"))}
-    videos, absent = [], []
-    rows = _json(listing, list[_Row])
-    for row in rows:
+    videos: list[VideoRecord] = []
+    absent: list[str] = []
+    for row in _json(listing, list[_Row]):
         video_id, name = str(row.id), class_of(row.template)
         if name not in index:
             raise DataError(f"{listing}: video '{video_id}' has the class '{name}', which labels.json lacks")
@@ -51,15 +60,13 @@ def read(root: Path, split: Split, fold: int = 1) -> Manifest:
             videos.append(VideoRecord(video_id, str(files[video_id]), index[name]))
         else:
             absent.append(video_id)
-    if absent:
-        raise absent_error("ssv2", split, absent, len(rows), folder)
-    return Manifest("ssv2", split, tuple(sorted(index, key=index.__getitem__)), root, tuple(videos))
+    return Listing(tuple(sorted(index, key=index.__getitem__)), tuple(videos), folder, tuple(absent))
 
 
 def _file(root: Path, name: str) -> Path:
     stems = (name, f"something-something-v2-{name}")
     choices = [f"{prefix}{stem}.json" for prefix in ("labels/", "", "annotations/") for stem in stems]
-    return first_existing(root, choices, f"{name}.json", "ssv2", _LAYOUT)
+    return first_existing(root, choices, f"{name}.json", "ssv2", _LAYOUT, NoListError)
 
 
 class _Row(BaseModel):
@@ -69,14 +76,13 @@ class _Row(BaseModel):
 
 def _json(path: Path, kind: type[Content]) -> Content:
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})") from error
+        return TypeAdapter(kind).validate_json(text_of(path))
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             raise DataError(f"{path} is not JSON ({first['msg']}); download it again") from error
-        entry = ".".join(map(str, first["loc"])) or "its content"
+        steps = [f"entry {step + 1}" if isinstance(step, int) else f"'{step}'" for step in first["loc"]]
+        entry = ", ".join(steps) or "its content"
         raise DataError(f"{path}: {entry} is not as the data set has it: {first['msg'].lower()}") from error
 
 
@@ -92,5 +98,5 @@ SSV2: Final = Benchmark(
     test_clips=2,
     test_crops=3,
     layout=_LAYOUT,
-    read=read,
+    lists=lists,
 )

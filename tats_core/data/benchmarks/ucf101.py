@@ -5,8 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from tats_core.data.benchmarks.base import Benchmark, Split, absent_error, first_existing, rows, walk
-from tats_core.data.manifest import Manifest, VideoRecord
+from tats_core.data.benchmarks.base import (
+    Benchmark,
+    Listing,
+    NoListError,
+    Split,
+    first_existing,
+    rows,
+    walk,
+    whole,
+)
+from tats_core.data.manifest import VideoRecord
 from tats_core.errors import DataError
 
 VIDEOS: Final = "UCF-101"
@@ -17,51 +26,52 @@ _LAYOUT: Final = (
 )
 
 
-def read(root: Path, split: Split, fold: int = 1) -> Manifest:
+def lists(root: Path, split: Split, fold: int) -> Listing:
     """Read `trainlist0N.txt` or `testlist0N.txt` of `fold` N.
 
     The label is the folder's line in `classInd.txt`: the test lists carry none, and where a training list
     carries one it must agree. Upper and lower case are taken as equal, since copies differ in
-    "HandStandPushups".
+    "HandstandPushups".
 
     Raises:
-        DataError: a list or folder is missing, a class is unknown, or videos are not on disk.
+        NoListError: a list is missing.
+        DataError: the folder is missing, or a class is unknown.
     """
     folder = first_existing(root, (VIDEOS, "videos"), "folder of videos", "ucf101", _LAYOUT)
-    lists = first_existing(root, (LISTS, "splits", "."), "folder of lists", "ucf101", _LAYOUT)
-    classes = _classes(lists / "classInd.txt")
+    choices = [f"{LISTS}/classInd.txt", "splits/classInd.txt", "classInd.txt"]
+    class_list = first_existing(root, choices, "class list", "ucf101", _LAYOUT, NoListError)
+    classes = _classes(class_list)
     index = {name.lower(): number for number, name in enumerate(classes)}
     files = {path.relative_to(folder).as_posix().lower(): path for path in walk(folder, (".avi",))}
-    listing = lists / f"{split}list{fold:02d}.txt"
-    videos, absent = [], []
+    listing = class_list.with_name(f"{split}list{fold:02d}.txt")
+    videos: list[VideoRecord] = []
+    absent: list[str] = []
     for number, line in rows(listing):
-        listed, _, label = line.strip().partition(" ")
-        class_name, _, file_name = listed.partition("/")
+        listed, label = (*line.rsplit(None, 1), "")[:2]
+        if label and whole(label) is None:
+            listed, label = line, ""
+        class_name, _, file_name = listed.replace("\\", "/").partition("/")
         if class_name.lower() not in index or not file_name:
             raise DataError(f"{listing}, line {number}: '{listed}' is not 'Class/video.avi' of a known class")
         known = index[class_name.lower()]
-        if label and label.strip() != str(known + 1):
-            raise DataError(
-                f"{listing}, line {number}: label {label.strip()}, but classInd.txt says {known + 1}"
-            )
-        path = files.get(listed.lower())
+        if label and whole(label) != known + 1:
+            raise DataError(f"{listing}, line {number}: label {label}, but classInd.txt says {known + 1}")
+        path = files.get(f"{class_name}/{file_name}".lower())
         if path is None:
             absent.append(listed)
         else:
             videos.append(VideoRecord(Path(file_name).stem, str(path), known))
-    if absent:
-        raise absent_error("ucf101", f"{split}, fold {fold}", absent, len(absent) + len(videos), folder)
-    return Manifest("ucf101", split, classes, root, tuple(videos))
+    return Listing(classes, tuple(videos), folder, tuple(absent))
 
 
 def _classes(path: Path) -> tuple[str, ...]:
     classes: list[str] = []
     for number, line in rows(path):
-        label, _, name = line.strip().partition(" ")
+        label, name = (*line.split(None, 1), "")[:2]
         expected = len(classes) + 1
-        if label != str(expected) or not name:
-            raise DataError(f"{path}, line {number}: must be '{expected} ClassName', is '{line.strip()}'")
-        classes.append(name.strip())
+        if whole(label) != expected or not name:
+            raise DataError(f"{path}, line {number}: must be '{expected} ClassName', is '{line}'")
+        classes.append(name)
     return tuple(classes)
 
 
@@ -77,5 +87,5 @@ UCF101: Final = Benchmark(
     test_clips=5,
     test_crops=3,
     layout=_LAYOUT,
-    read=read,
+    lists=lists,
 )

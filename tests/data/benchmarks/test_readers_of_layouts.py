@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from tats_core.data.benchmarks import BENCHMARKS, find, locate
-from tats_core.data.benchmarks.file_list import FILE_LIST, read_list
+from tats_core.data.benchmarks.base import NoListError, overlap, walk
+from tats_core.data.benchmarks.file_list import FILE_LIST
 from tats_core.errors import DataError
 
 
@@ -62,7 +64,7 @@ def test_ssv2_refuses_a_copy_that_lacks_a_video(tmp_path: Path) -> None:
 
 def test_ssv2_names_the_row_that_is_not_as_expected_and_the_file_that_is_no_json(tmp_path: Path) -> None:
     write(ssv2(tmp_path), "labels/train.json", json.dumps([{"id": "1", "label": "a"}]))
-    with pytest.raises(DataError, match=r"train\.json: 0\.template is not as .*: field required"):
+    with pytest.raises(DataError, match=r"train\.json: entry 1, 'template' is not as .*: field required"):
         BENCHMARKS["ssv2"].read(tmp_path, "train")
     write(tmp_path, "labels/train.json", "[{")
     with pytest.raises(DataError, match=r"train\.json is not JSON \(.*\); download it again"):
@@ -78,6 +80,39 @@ def test_ssv2_refuses_a_template_that_is_no_class_and_labels_that_leave_a_gap(tm
     write(tmp_path, "labels/labels.json", json.dumps({"Moving something up": "1"}))
     with pytest.raises(DataError, match="must number the classes 0 to 0"):
         BENCHMARKS["ssv2"].read(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("labels", "key"),
+    [
+        ({"Moving something up": "zero", "Dropping something": "1"}, "'Moving something up'"),
+        ({"Moving something up": None, "Dropping something": "1"}, "'Moving something up'"),
+        (["Moving something up"], "its content"),
+    ],
+)
+def test_ssv2_names_the_label_that_is_no_number(tmp_path: Path, labels: object, key: str) -> None:
+    write(ssv2(tmp_path), "labels/labels.json", json.dumps(labels))
+    with pytest.raises(DataError, match=rf"labels\.json: {key} is not as the data set has it: input should"):
+        BENCHMARKS["ssv2"].read(tmp_path, "test")
+
+
+def test_ssv2_names_the_entry_whose_template_is_null(tmp_path: Path) -> None:
+    row = {"id": "78687", "template": "Moving [something] up"}
+    write(ssv2(tmp_path), "labels/train.json", json.dumps([row, {"id": "42326", "template": None}]))
+    with pytest.raises(DataError, match=r"train\.json: entry 2, 'template' is not as the data set has it"):
+        BENCHMARKS["ssv2"].read(tmp_path, "train")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_every_list_may_begin_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    makers = {"ssv2": ssv2, "kinetics400": kinetics, "ucf101": ucf, "hmdb51": hmdb}
+    for name, make in makers.items():
+        root = make(tmp_path / name)
+        before = BENCHMARKS[name].read(root, "train")
+        for listing in root.rglob("*"):
+            if listing.suffix in (".json", ".csv", ".txt"):
+                listing.write_text(listing.read_text("utf-8"), encoding)
+        assert BENCHMARKS[name].read(root, "train") == before
 
 
 # --------------------------------------------------------------------------------------- Kinetics-400
@@ -124,6 +159,61 @@ def test_kinetics_refuses_a_list_without_a_column_and_a_copy_without_any_video(t
         BENCHMARKS["kinetics400"].read(tmp_path, "train")
 
 
+def test_kinetics_names_the_line_that_lacks_a_second_and_the_one_that_is_not_utf_8(tmp_path: Path) -> None:
+    for second in ("", "²", "10.5", "9" * 5000):
+        write(kinetics(tmp_path), "annotations/val.csv", f"{HEADER}zumba,LMNOPQRSTUV,100,{second},validate\n")
+        with pytest.raises(
+            DataError, match=r"val\.csv, line 2: needs a label, a YouTube id and two whole sec"
+        ):
+            BENCHMARKS["kinetics400"].read(tmp_path, "test")
+    latin = f"{HEADER}zumba,a,1,2,train\ncafé,b,1,2,train\n".encode("latin-1")
+    (tmp_path / "annotations" / "train.csv").write_bytes(latin)
+    with pytest.raises(DataError, match=r"train\.csv, line 3: is not UTF-8 \(byte 0xe9\); save the file as"):
+        BENCHMARKS["kinetics400"].read(tmp_path, "train")
+
+
+def test_kinetics_gives_a_file_with_a_bare_id_to_one_row_at_most(tmp_path: Path) -> None:
+    train = "zumba,-abcdefghij,12,22,train\nzumba,ABCDEFGHIJK,0,10,train\njuggling,ABCDEFGHIJK,30,40,train\n"
+    write(kinetics(tmp_path), "annotations/train.csv", HEADER + train)
+    manifest = BENCHMARKS["kinetics400"].read(tmp_path, "train")
+    assert ([video.id for video in manifest.videos], manifest.absent) == (["-abcdefghij_000012_000022"], 2)
+    assert "2 clips are segments of videos with several" in manifest.notes[0]
+    # With a file of the first segment, the other file can only be the second.
+    touch(tmp_path, "train/ABCDEFGHIJK_000000_000010.mp4")
+    manifest = BENCHMARKS["kinetics400"].read(tmp_path, "train")
+    assert [Path(video.path).stem for video in manifest.videos[1:]] == [
+        "ABCDEFGHIJK_000000_000010",
+        "ABCDEFGHIJK",
+    ]
+
+
+def test_kinetics_does_not_give_a_file_with_a_bare_id_to_both_splits(tmp_path: Path) -> None:
+    write(tmp_path, "train.csv", HEADER + "zumba,ABCDEFGHIJK,0,10,train\nzumba,b,0,10,train\n")
+    write(tmp_path, "val.csv", HEADER + "zumba,ABCDEFGHIJK,30,40,validate\nzumba,c,0,10,validate\n")
+    touch(tmp_path, "videos/ABCDEFGHIJK.mp4", "videos/b.mp4", "videos/c.mp4")
+    for split, only in (("train", "b"), ("test", "c")):
+        videos = BENCHMARKS["kinetics400"].read(tmp_path, split).videos  # type: ignore[arg-type]
+        assert [Path(video.path).stem for video in videos] == [only]
+
+
+def test_kinetics_reads_activitynets_names_and_lists_with_tabs(tmp_path: Path) -> None:
+    before = BENCHMARKS["kinetics400"].read(kinetics(tmp_path), "test")
+    for name, split in (("train", "train"), ("val", "val")):
+        listing = tmp_path / "annotations" / f"{name}.csv"
+        write(tmp_path, f"kinetics-400_{split}.csv", listing.read_text().replace(",", "\t"))
+        listing.unlink()
+    assert BENCHMARKS["kinetics400"].read(tmp_path, "test") == before
+
+
+def test_kinetics_tests_without_a_training_list(tmp_path: Path) -> None:
+    (kinetics(tmp_path) / "annotations" / "train.csv").unlink()
+    manifest = BENCHMARKS["kinetics400"].read(tmp_path, "test")
+    assert (manifest.classes, manifest.labels()) == (("zumba",), [0])
+    assert "there is no training list; the classes are numbered as in this list" in manifest.notes[0]
+    with pytest.raises(NoListError, match="no train list"):
+        BENCHMARKS["kinetics400"].read(tmp_path, "train")
+
+
 # --------------------------------------------------------------------------------------------- UCF101
 
 
@@ -165,6 +255,39 @@ def test_ucf101_names_the_list_of_a_fold_that_is_not_there(tmp_path: Path) -> No
         BENCHMARKS["ucf101"].read(ucf(tmp_path), "train", 3)
 
 
+def test_ucf101_reads_lists_with_tabs_and_backslashes(tmp_path: Path) -> None:
+    before = [BENCHMARKS["ucf101"].read(ucf(tmp_path), split) for split in ("train", "test")]
+    for listing in (tmp_path / "ucfTrainTestlist").iterdir():
+        listing.write_text(listing.read_text().replace(" ", "\t").replace("/", "\\"))
+    assert [BENCHMARKS["ucf101"].read(tmp_path, split) for split in ("train", "test")] == before
+
+
+def test_a_video_of_both_lists_is_counted_and_named(tmp_path: Path) -> None:
+    write(ucf(tmp_path), "ucfTrainTestlist/testlist01.txt", "Archery/v_Archery_g01_c01.avi\n")
+    train, test = (BENCHMARKS["ucf101"].read(tmp_path, split) for split in ("train", "test"))
+    assert overlap(train, test) == (
+        "ucf101: the training list has 1 of the 1 test videos too (the first is 'v_Archery_g01_c01'), "
+        "so a test flatters the model"
+    )
+    write(tmp_path, "ucfTrainTestlist/testlist01.txt", "Archery/v_Archery_g02_c01.avi\n")
+    assert overlap(train, BENCHMARKS["ucf101"].read(tmp_path, "test")) is None
+
+
+def test_a_partial_copy_is_read_where_that_is_allowed(tmp_path: Path) -> None:
+    (ucf(tmp_path) / "UCF-101" / "Archery" / "v_Archery_g01_c01.avi").unlink()
+    with pytest.raises(DataError, match=r"ucf101 \(train, fold 1\): 1 of the 2 .* set 'missing: allow'"):
+        BENCHMARKS["ucf101"].read(tmp_path, "train")
+    manifest = BENCHMARKS["ucf101"].read(tmp_path, "train", missing="allow")
+    assert ([video.label for video in manifest.videos], manifest.absent) == ([0], 1)
+    assert manifest.classes == ("HandstandPushups", "Archery")
+    assert "(the first is 'Archery/v_Archery_g01_c01.avi')" in manifest.notes[0]
+
+
+def test_kinetics_may_lack_videos_unless_that_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"kinetics400 \(train\): 1 of the 3 listed videos are not in"):
+        BENCHMARKS["kinetics400"].read(kinetics(tmp_path), "train", missing="refuse")
+
+
 # --------------------------------------------------------------------------------------------- HMDB51
 
 
@@ -200,6 +323,30 @@ def test_hmdb51_refuses_a_row_without_a_flag_and_a_fold_without_lists(tmp_path: 
         BENCHMARKS["hmdb51"].read(tmp_path, "train", 2)
 
 
+def test_hmdb51_names_the_class_that_has_no_list(tmp_path: Path) -> None:
+    write(hmdb(tmp_path), "testTrainMulti_7030_splits/brush_hair_test_split2.txt", "hair.avi 1\n")
+    with pytest.raises(DataError, match=r"has no list 'clap_test_split2\.txt', though there are videos or"):
+        BENCHMARKS["hmdb51"].read(tmp_path, "train", 2)
+    # A class that has a folder of videos and no list at all.
+    touch(tmp_path, "hmdb51_org/wave/wave.avi")
+    with pytest.raises(DataError, match=r"has no list 'wave_test_split1\.txt'"):
+        BENCHMARKS["hmdb51"].read(tmp_path, "train")
+
+
+def test_hmdb51_numbers_the_classes_in_the_order_of_the_lists_names(tmp_path: Path) -> None:
+    for name in ("kick", "kick_ball", "push", "pushup"):
+        write(tmp_path, f"splits/{name}_test_split1.txt", f"{name}.avi\t1\n")
+        touch(tmp_path, f"videos/{name}/{name}.avi")
+    manifest = BENCHMARKS["hmdb51"].read(tmp_path, "train")
+    assert manifest.classes == ("kick_ball", "kick", "push", "pushup")
+    assert [(video.id, video.label) for video in manifest.videos] == [
+        ("kick_ball", 0),
+        ("kick", 1),
+        ("push", 2),
+        ("pushup", 3),
+    ]
+
+
 # ------------------------------------------------------------------------------------------ file list
 
 
@@ -215,18 +362,177 @@ def test_a_file_list_may_be_blank_separated_tabbed_or_without_labels(tmp_path: P
 
 def test_a_file_list_names_the_row_that_is_wrong(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4")
-    write(tmp_path, "list.txt", "a.mp4 jumping\n")
-    with pytest.raises(DataError, match=r"list\.txt, line 1: must be 'path label'"):
-        read_list(tmp_path / "list.txt", "train")
-    write(tmp_path, "list.txt", "b.mp4 0\n")
-    with pytest.raises(DataError, match=r"'b\.mp4' is not a file"):
-        read_list(tmp_path / "list.txt", "train")
-    write(tmp_path, "list.txt", "a.mp4 2\n")
-    with pytest.raises(DataError, match=r"label 2, but classes\.txt names 2"):
-        read_list(tmp_path / "list.txt", "train", ("x", "y"))
+    write(tmp_path, "train.txt", "a.mp4 jumping\n")
+    with pytest.raises(DataError, match=r"train\.txt, line 1: must be 'path label'"):
+        FILE_LIST.read(tmp_path, "train")
+    write(tmp_path, "train.txt", "b.mp4 0\n")
+    with pytest.raises(DataError, match=r"none of the 1 listed videos is in .* \(the first is 'b\.mp4'\)"):
+        FILE_LIST.read(tmp_path, "train")
+    write(tmp_path, "train.txt", "a.mp4 0\na.mp4 2\n")
+    write(tmp_path, "classes.txt", "x\ny\n")
+    with pytest.raises(
+        DataError, match=r"train\.txt, line 2: 'a\.mp4' has label 2, but .* names the 2 classes 0 to 1; .* 0$"
+    ):
+        FILE_LIST.read(tmp_path, "train")
+
+
+@pytest.mark.parametrize("label", ["²", "99999999", "9" * 5000, "1.0", "-2"])
+def test_a_file_list_refuses_a_label_that_cannot_be_one_at_once(tmp_path: Path, label: str) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4")
+    write(tmp_path, "train.txt", f"a.mp4 0\nb.mp4 {label}\n")
+    with pytest.raises(
+        DataError, match=r"train\.txt, line 2: must be 'path label', the label a whole number"
+    ):
+        FILE_LIST.read(tmp_path, "train")
+
+
+def test_a_name_that_begins_with_a_hash_is_no_comment(tmp_path: Path) -> None:
+    touch(tmp_path, "#20_clap.avi", "# 3.avi", "b.avi")
+    write(tmp_path, "train.txt", "# made by hand\n#\n#20_clap.avi 0\n# 3.avi 1\n# 4.avi 1\nb.avi 1\n")
+    manifest = FILE_LIST.read(tmp_path, "train")
+    assert [(video.id, video.label) for video in manifest.videos] == [
+        ("#20_clap.avi", 0),
+        ("# 3.avi", 1),
+        ("b.avi", 1),
+    ]
+    write(tmp_path, "train.txt", "#path label\nb.avi 1\n")
+    with pytest.raises(DataError, match=r"line 1: .* is '#path label'; a comment begins with '# '"):
+        FILE_LIST.read(tmp_path, "train")
+
+
+def test_two_spellings_of_a_path_are_one_video(tmp_path: Path) -> None:
+    touch(tmp_path, "v/a.mp4", "b.mp4")
+    (tmp_path / "w").symlink_to("v")
+    spellings = ("v/a.mp4", "./v/a.mp4", "v/../v//a.mp4", f"{tmp_path}/v/a.mp4", "w/a.mp4")
+    write(tmp_path, "train.txt", "".join(f"{path} 0\n" for path in spellings) + "b.mp4 1\n")
+    manifest = FILE_LIST.read(tmp_path, "train")
+    assert [video.id for video in manifest.videos] == ["v/a.mp4", "b.mp4"]
+    assert "4 rows name a file again, which counts as one video" in manifest.notes[0]
+    for spelling in spellings[1:]:
+        write(tmp_path, "train.txt", f"v/a.mp4 0\n{spelling} 1\n")
+        with pytest.raises(DataError, match=r"line 2: .* is the file of line 1 \('v/a\.mp4'\), with another"):
+            FILE_LIST.read(tmp_path, "train")
+
+
+def test_a_row_that_no_file_can_have_as_its_name_is_a_missing_file(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "train.txt").write_bytes(b"a.mp4 0\n" + b"x" * 5000 + b" 0\nzero\0byte.mp4 0\n")
+    assert FILE_LIST.read(tmp_path, "train", missing="allow").absent == 2
+
+
+def test_a_test_list_is_read_without_a_training_list(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4")
+    write(tmp_path, "val.txt", "a.mp4 0\nb.mp4 1\n")
+    assert FILE_LIST.read(tmp_path, "test").labels() == [0, 1]
+    with pytest.raises(NoListError, match="file_list: no train list"):
+        FILE_LIST.read(tmp_path, "train")
+
+
+def test_labels_that_count_from_one_are_noted(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4")
+    write(tmp_path, "train.txt", "a.mp4 1\nb.mp4 2\n")
+    write(tmp_path, "test.txt", "b.mp4 2\n")
+    for split in ("train", "test"):
+        manifest = FILE_LIST.read(tmp_path, split)  # type: ignore[arg-type]
+        assert manifest.classes == ("0", "1", "2")  # of both lists, so that they agree
+        assert "the labels are 1 to 2, none is 0; they seem to count from 1" in manifest.notes[0]
+    write(tmp_path, "test.txt", "b.mp4 0\n")
+    assert FILE_LIST.read(tmp_path, "train").notes == ()
+    write(tmp_path, "test.txt", "b.mp4 7\n")
+    assert (
+        "5 of the classes 0 to 7 have no video (the first is 0)" in FILE_LIST.read(tmp_path, "test").notes[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("1 run\n2 jump up\n", 1),
+        ("0 run\n1 jump up\n", 0),
+        ('"run" 1\n"jump up" 2\n', 1),
+        ("1. run\n2. jump up", 1),
+    ],
+)
+def test_a_numbered_class_file_says_how_labels_count(tmp_path: Path, text: str, first: int) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4")
+    write(tmp_path, "classes.txt", text)
+    write(tmp_path, "train.txt", f"a.mp4 {first}\nb.mp4 {first + 1}\n")
+    manifest = FILE_LIST.read(tmp_path, "train")
+    assert (manifest.classes, manifest.labels()) == (("run", "jump up"), [0, 1])
+    assert f"label {first} is read as 'run'" in manifest.notes[0]
+    write(tmp_path, "train.txt", f"a.mp4 {first + 2}\n")
+    with pytest.raises(DataError, match=rf"label {first + 2}, but .* the 2 classes {first} to {first + 1}"):
+        FILE_LIST.read(tmp_path, "train")
+
+
+def test_a_file_list_may_have_commas_and_a_name_that_is_not_text(tmp_path: Path) -> None:
+    touch(tmp_path, "a, b.mp4", "d.mp4")
+    (tmp_path / os.fsdecode(b"caf\xe9.mp4")).touch()
+    (tmp_path / "train.csv").write_bytes(b"a, b.mp4,0\nd.mp4, 1\rcaf\xe9.mp4,1\r\n")
+    manifest = FILE_LIST.read(tmp_path, "train")
+    assert [(Path(video.path).name, video.label) for video in manifest.videos] == [
+        ("a, b.mp4", 0),
+        ("d.mp4", 1),
+        ("caf\udce9.mp4", 1),
+    ]
 
 
 # -------------------------------------------------------------------------------------------- looking
+
+
+def test_folders_that_link_to_each_other_end(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        touch(tmp_path, f"{name}/{name}.avi")
+    for folder, target in (("a", "b"), ("b", "a"), ("a", "c"), ("c", "b"), ("b", "b"), ("c", ".")):
+        (tmp_path / folder / f"to_{target}").symlink_to(Path("..") / target)
+    paths = [path.relative_to(tmp_path).as_posix() for path in walk(tmp_path, (".avi",))]
+    assert paths[:3] == ["a/a.avi", "a/to_b/b.avi", "a/to_c/c.avi"]
+    assert len(paths) == len(set(paths)) < 30
+    # Many folders that all link to each other would be 8! paths.
+    for folder in "klmnopqr":
+        touch(tmp_path, f"many/{folder}/{folder}.avi")
+        for target in "klmnopqr":
+            (tmp_path / "many" / folder / f"to_{target}").symlink_to(Path("..") / target)
+    assert 8 < sum(1 for _ in walk(tmp_path / "many", (".avi",))) < 8 * 7 * 6 * 5 * 2
+
+
+def test_a_link_to_a_folder_of_videos_is_followed(tmp_path: Path) -> None:
+    touch(tmp_path, "disk/Archery/v_Archery_g01_c01.avi")
+    (tmp_path / "UCF-101").mkdir()
+    (tmp_path / "UCF-101" / "Archery").symlink_to(tmp_path / "disk" / "Archery")
+    assert [path.name for path in walk(tmp_path / "UCF-101")] == ["v_Archery_g01_c01.avi"]
+
+
+def test_a_nested_a_renamed_and_an_outer_folder_are_hinted_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ucf(tmp_path / "ucf101" / "inner" / "data")
+    meant = tmp_path / "ucf101" / "inner" / "data"
+    with pytest.raises(DataError, match=f"; {meant} holds 'UCF-101': did you mean that folder"):
+        BENCHMARKS["ucf101"].read(tmp_path / "ucf101", "train")
+    with pytest.raises(DataError, match=f"; {meant} holds 'UCF-101': did you mean that folder"):
+        BENCHMARKS["ucf101"].read(meant / "UCF-101", "train")
+    (meant / "UCF-101").rename(meant / "ucf_101")
+    with pytest.raises(DataError, match="; there is 'ucf_101': did you mean to call it 'UCF-101'"):
+        BENCHMARKS["ucf101"].read(meant, "train")
+    monkeypatch.setenv("TATS_DATA", str(tmp_path / "ucf101"))
+    with pytest.raises(DataError, match=rf"\(did you mean {tmp_path}\?\)"):
+        locate("ucf101")
+    (tmp_path / "ucf101").rename(tmp_path / "UCF-101")
+    monkeypatch.setenv("TATS_DATA", str(tmp_path))
+    with pytest.raises(DataError, match=rf"\(did you mean {tmp_path}/UCF-101\?\)"):
+        locate("ucf101")
+
+
+def test_a_video_in_another_folder_than_listed_is_named(tmp_path: Path) -> None:
+    folder = ucf(tmp_path) / "UCF-101"
+    (folder / "inner").mkdir()
+    for name in ("Archery", "HandStandPushups"):
+        (folder / name).rename(folder / "inner" / name)
+    with pytest.raises(
+        DataError, match=r"none of the 1 listed .* but there is 'inner/Archery/v_Archery_g02_c01\.avi'\)"
+    ):
+        BENCHMARKS["ucf101"].read(tmp_path, "test")
 
 
 def test_a_data_set_is_looked_up_by_key_then_own_variable_then_common_variable(

@@ -46,7 +46,7 @@ def main(out: Path, fewest: int) -> None:
     from ray.cluster_utils import Cluster
 
     from tats_core.launch import ray_train
-    from tats_core.launch.workers import Training
+    from tats_core.stages.base import ParallelWork
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     leaves = cluster.add_node(num_cpus=1)
@@ -55,9 +55,9 @@ def main(out: Path, fewest: int) -> None:
 
     def fit() -> None:
         try:
-            stop, fewer = threading.Event(), range(fewest, 2)
-            job = {"out": str(out)}
-            ray_train.fit(Training("come_and_go:work", job, 2, "fit", out, stop, False, 3, fewer))
+            fewer = tuple(range(fewest, 2))
+            parallel = ParallelWork("come_and_go:work", {"out": str(out)}, 2, fewer, max_failures=3)
+            ray_train.fit(parallel, "fit", out, threading.Event())
         except BaseException as error:  # noqa: BLE001, it ends the process
             failed.append(error)
 

@@ -15,8 +15,9 @@ from tats_core.models.tokens import ClipConfig
 from tats_core.specs import validate
 from tats_core.stages import finetune, pretrain
 from tats_core.stages.base import Preflight
-from tats_core.stages.common import Trained, clip_options, labelled, write_result
+from tats_core.stages.configs import Trained
 from tats_core.stages.finetune import FinetuneStage
+from tats_core.stages.jobs import clip_options, labelled, write_result
 from tats_core.stages.pretrain import PretrainStage
 
 CLIP = ClipConfig(frames=8, size=48, patch=8)

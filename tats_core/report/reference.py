@@ -1,0 +1,169 @@
+"""The keys of a configuration, read off its pydantic models: type, default, meaning."""
+
+from __future__ import annotations
+
+import textwrap
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from tats_core.report.table import Table
+
+_WORDS: Mapping[object, str] = {
+    int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null",
+    object: "any value", Any: "any value",
+}  # fmt: skip
+_LIMITS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: its dotted name (`[]` stands for each element of a list), and what may be its value."""
+
+    name: str
+    type: str
+    default: str
+    """As in YAML; "" where the key has keys of its own, "required" where it must be given."""
+    meaning: str
+
+    @property
+    def path(self) -> str:
+        """The name as a user types it."""
+        return self.name.replace("[]", "")
+
+
+def keys(model: type[BaseModel], values: BaseModel | None = None, prefix: str = "") -> Iterator[Key]:
+    """Yield the keys of a model, each before the keys below it.
+
+    Args:
+        values: a configuration whose values are the defaults, instead of those of the model.
+        prefix: comes before each name.
+    """
+    yield from _keys([model], values, prefix)
+
+
+def _keys(members: Sequence[type[BaseModel]], values: BaseModel | None, prefix: str) -> Iterator[Key]:
+    """Yield the keys of one model, or of all members of a union: those of one alone name its `kind`."""
+    fields: dict[str, list[tuple[type[BaseModel], FieldInfo]]] = {}
+    for member in members:
+        for name, field in member.model_fields.items():
+            fields.setdefault(field.alias or name, []).append((member, field))
+    for name, owners in fields.items():
+        field = owners[0][1]
+        of = f" (of {', '.join(_kinds(owners))})" if len(owners) < len(members) else ""
+        default = field.get_default(call_default_factory=True)
+        attribute = next(key for key, other in owners[0][0].model_fields.items() if other is field)
+        if isinstance(values, owners[0][0]):
+            default = getattr(values, attribute)
+        annotations = [owner.annotation for _, owner in owners]
+        below = list(dict.fromkeys(model for _, owner in owners for model in _models(owner.annotation)))
+        meaning = field.description or _first_line(below[0] if below else None)
+        yield Key(
+            f"{prefix}{name}",
+            _limited(_type(Union[tuple(annotations)]), field),  # noqa: UP007
+            _default(default, nested=bool(below)),
+            f"{meaning}{of}",
+        )
+        if below:
+            element = "[]" if get_origin(field.annotation) in (tuple, list) else ""
+            inner = default if isinstance(default, BaseModel) else None
+            yield from _keys(below, inner, f"{prefix}{name}{element}.")
+
+
+def _kinds(owners: Sequence[tuple[type[BaseModel], FieldInfo]]) -> list[str]:
+    return [str(kind) for owner, _ in owners for kind in get_args(owner.model_fields["kind"].annotation)]
+
+
+def _models(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) not in (dict, Literal):
+        for part in get_args(annotation):
+            yield from _models(part)
+
+
+def _type(annotation: object) -> str:
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(parts[0])
+    if origin is Literal:
+        return " | ".join(map(str, parts))
+    if origin in (Union, types.UnionType):
+        if {str, int, float, bool} <= set(parts):
+            return "any value"
+        literals = [part for part in parts if get_origin(part) is Literal]
+        words = " | ".join(map(_type, literals))
+        others = [_type(part) for part in parts if part not in literals]
+        return " or ".join(dict.fromkeys([*([words] if words else []), *others]))
+    if origin is tuple and parts[-1] is not ...:
+        return f"list of {len(parts)}: {', '.join(map(_type, parts))}"
+    if origin in (tuple, list):
+        return f"list of {_type(parts[0])}"
+    if origin is dict:
+        return f"mapping to {_type(parts[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "keys"
+    if isinstance(annotation, TypeVar):
+        return _type(annotation.__bound__)
+    return _WORDS[annotation]
+
+
+def _limited(words: str, field: FieldInfo) -> str:
+    limits = ", ".join(
+        f"{sign} {getattr(mark, name)}"
+        for mark in field.metadata
+        for name, sign in _LIMITS
+        if hasattr(mark, name)
+    )
+    first, null, _ = words.partition(" or null")
+    return f"{first} {limits}{null}" if limits else words
+
+
+def _default(value: object, *, nested: bool) -> str:
+    if value is PydanticUndefined:
+        return "required"
+    if isinstance(value, BaseModel):
+        return ""
+    if nested and value == ():
+        return "[]"
+    return as_yaml(list(value) if isinstance(value, tuple) else value)
+
+
+def as_yaml(value: object) -> str:
+    """Return a value as YAML on one line."""
+    text: str = yaml.safe_dump(
+        [value], default_flow_style=True, allow_unicode=True, width=10**6, sort_keys=False
+    )
+    return text.strip()[1:-1]
+
+
+def _first_line(model: type[BaseModel] | None) -> str:
+    text = (model.__doc__ or "").strip().splitlines()[0].rstrip(".") if model else ""
+    return text[:1].lower() + text[1:] if text.split(" ")[0].istitle() else text
+
+
+def as_text(listed: Sequence[Key]) -> str:
+    """Return keys for a terminal: a line each, the meaning below it."""
+    width = max(len(key.name) for key in listed)
+    lines = []
+    for key in listed:
+        default = f" = {key.default}" if key.default and key.default != "required" else ""
+        required = "  (required)" if key.default == "required" else ""
+        lines.append(f"{key.name:<{width}}  {key.type}{default}{required}")
+        lines.append(textwrap.indent(textwrap.fill(key.meaning, 92), "    "))
+    return "\n".join(lines)
+
+
+def as_markdown(listed: Sequence[Key]) -> str:
+    """Return keys as a table of GitHub Markdown."""
+    rows = []
+    for key in listed:
+        default = key.default if key.default in ("", "required") else f"`{key.default}`"
+        rows.append([f"`{key.name}`", key.type, default, key.meaning])
+    return Table.of(("key", "type", "default", "meaning"), rows, labels=4).markdown()
