@@ -23,12 +23,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from tats_core.pipeline import graph, runner, spec
 from tats_core.pipeline.keys import stage_key
 from tats_core.pipeline.spec import Pipeline
-from tats_core.stages.base import Input, StageContext
+from tats_core.stages.base import Input, ParallelWork, StageContext
 from tats_core.store import code
 from tats_core.store.layout import KEY, MANIFEST
 from tats_core.store.outputs import StageStore
@@ -129,20 +128,16 @@ def pretrain(epochs: int) -> None:
             pipeline = spec.load("demo", (*cut, f"pretrain.seed={round_index}"))
             instance = graph.build(pipeline).instances["pretrain"]
             data = runner.run(pipeline, home, only=("data",)).outputs("data")[0]
-            jobs: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
-
-            def note(entry: str, job: dict[str, Any], **where: Any) -> None:
-                jobs.append((entry, job, where))  # noqa: B023 (used up within the round)
-
+            works: list[ParallelWork] = []
             out = home / f"alone-{round_index}"
             context = StageContext(
-                "pretrain", {}, "demo", "", out, home, (Input("data", "data", {}, data),),
-                EventLog(None), note, threading.Event(),
+                "pretrain", "demo", "", out, (Input("data", "data", {}, data),),
+                EventLog(None), works.append, threading.Event(),
             )  # fmt: skip
             instance.kind.run(instance.config, context)
-            ((entry, job, where),) = jobs
+            (work,) = works
             start = time.perf_counter()
-            ray_train.fit(entry, job, name="fit-1", out=out, stop=threading.Event(), **where)
+            ray_train.fit(work, "fit-1", out.absolute(), threading.Event())
             seconds["alone"] += time.perf_counter() - start
             start = time.perf_counter()
             record = runner.run(pipeline, home, only=("pretrain",))

@@ -1,11 +1,60 @@
-"""Addresses of servers as they may be shown."""
+"""Addresses of servers: checked where they enter, and every text without the secrets that it may repeat."""
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+import os
+import re
+from collections.abc import Iterator
+from urllib.parse import unquote, urlsplit
+
+from tats_core.errors import SpecError
+
+# User and password of an address, also where an unquoted '/', '?' or '#' in the password hides its end. What
+# looks like a port is none: `http://mlflow:5000/team@home` has no user.
+_USER = re.compile(r"(?<=://)(?:[^\s/?#'\"<>]*@|[^\s/?#'\"<>@:]*:(?!\d+(?:/|$))[^\s'\"<>]*@)")
+_SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "RAY_AUTH_TOKEN", "AWS_SECRET_ACCESS_KEY")
+_ADDRESSES = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+_SHORTEST = 4  # letters of a secret: a shorter one would be replaced in the middle of words
 
 
-def without_password(uri: str) -> str:
-    """Return `uri` without the user and password that it may hold."""
-    parts = urlsplit(uri)
-    return uri if "@" not in parts.netloc else parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+def masked(text: str) -> str:
+    """Return `text` without users and passwords of addresses, and without the secrets of the environment.
+
+    Everything that is printed, stored or sent passes through it where it may hold an address, or an error of
+    a library, which may repeat one.
+    """
+    text = _USER.sub("", text)
+    for secret in _secrets():
+        text = text.replace(secret, "***")
+    return text
+
+
+def _secrets() -> Iterator[str]:
+    values = [os.environ.get(name, "") for name in _SECRETS]
+    for name in _ADDRESSES:
+        for user in _USER.findall(os.environ.get(name, "")):
+            # Errors repeat the password as it stands in the address, or decoded.
+            password = user.removesuffix("@").partition(":")[2]
+            values += [password, unquote(password)]
+    return (value for value in values if len(value) >= _SHORTEST)
+
+
+def check(uri: str, where: str, example: str = "http://host:5000") -> str:
+    """Return the address of a server, if it can be one; `where` opens the message of an error.
+
+    Raises:
+        SpecError: it holds spaces or control characters, has no host, or an impossible port.
+    """
+    problem = ""
+    if re.search(r"[\s\x00-\x1f\x7f]", uri):
+        problem = "must not hold spaces, line breaks or control characters"
+    else:
+        try:
+            parts = urlsplit(uri)
+            missing = parts.scheme in ("http", "https") and not parts.hostname
+            problem = "names no host" if missing or parts.port == 0 else ""
+        except ValueError:
+            problem = "has an impossible port, or an unfinished '['"
+    if problem:
+        raise SpecError(f"{where} {masked(uri)!r} {problem}; it must look like {example}")
+    return uri

@@ -16,6 +16,13 @@ def available_cpus() -> int:
     return os.cpu_count() or 1  # macOS has no affinity
 
 
+def available_gpus() -> int:
+    """Return the number of GPUs that this process may use, as torch counts them."""
+    import torch  # here: it takes seconds, and only what asks for GPUs needs it
+
+    return torch.cuda.device_count()
+
+
 def end_with_parent(*_: object) -> None:
     """End this process, which `multiprocessing` started, when the process that started it ends.
 

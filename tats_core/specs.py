@@ -17,12 +17,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from tats_core.addresses import masked
 from tats_core.errors import SpecError, brief, did_you_mean
 
 Menu = Literal["pipelines", "sweeps"]
 Model = TypeVar("Model", bound=BaseModel)
 Raw = dict[str, Any]
 """A mapping of YAML as it is read, before a model validates it."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME_LENGTH = 80
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -90,13 +94,23 @@ def find(menu: Menu, name: str) -> Path:
     """
     if name.endswith((".yaml", ".yml")):
         if Path(name).is_file():
-            return Path(name)
-        raise SpecError(f"there is no file '{name}'")
+            return _named(Path(name))
+        raise SpecError(f"there is no file {name!r}")
     known = names(menu)
     if name in known:
-        return known[name]
+        return _named(known[name])
     searched = " and ".join(label for label, _ in folders(menu))
     raise SpecError(f"no {menu[:-1]} named '{name}' (looked in {searched}){did_you_mean(name, known)}")
+
+
+def _named(path: Path) -> Path:
+    """Return a file whose name can be that of folders, jobs, MLflow's experiments and Kubernetes' objects."""
+    if not _NAME.fullmatch(path.stem) or len(path.stem) > _NAME_LENGTH:
+        raise SpecError(
+            f"{str(path)!r}: the file's name is the name of its runs; use at most {_NAME_LENGTH} letters "
+            "A-Z, digits, '-', '_' and '.', the first a letter or digit"
+        )
+    return path
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -276,7 +290,7 @@ def validate(model: type[Model], raw: Mapping[str, object], where: str, prefix: 
     except ValidationError as error:
         # A misspelt required key is missing and unknown at once: the unknown one names the mistake.
         first = min(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
-        raise SpecError(f"{where}: {_sentence(model, first, prefix)}") from error
+        raise SpecError(masked(f"{where}: {_sentence(model, first, prefix)}")) from error
 
 
 # Pydantic's messages that use Python's words, in those of YAML.

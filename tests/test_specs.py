@@ -94,6 +94,22 @@ def test_a_path_is_taken_as_it_is(here: Path) -> None:
         specs.find("pipelines", "nowhere.yaml")
 
 
+@pytest.mark.parametrize("name", ["_-_", "it's", 'say "no"', "a b", "a\nb", "x" * 81, "größe", "-set"])
+def test_a_file_name_that_cannot_be_the_name_of_runs_jobs_and_experiments_is_refused(tmp_path, name):
+    path = tmp_path / f"{name}.yaml"
+    path.write_text("stages: {}")
+    with pytest.raises(SpecError, match="name is the name of its runs; use at most 80 letters") as error:
+        specs.find("sweeps", str(path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a", "2.fast", "full_ssv2-v1.2", "x" * 80])
+def test_a_file_name_of_letters_digits_dashes_and_dots_is_accepted(tmp_path, name):
+    path = tmp_path / f"{name}.yaml"
+    path.write_text("stages: {}")
+    assert specs.find("pipelines", str(path)) == path
+
+
 # ------------------------------------------------------------------------------------------------ reading
 
 

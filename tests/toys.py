@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -12,7 +12,7 @@ import pytest
 from tats_core.errors import StageError, Stopped
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import runner, spec
-from tats_core.pipeline.observers import Display
+from tats_core.pipeline.observers import Display, Observer
 from tats_core.pipeline.plan import Plan
 from tats_core.pipeline.spec import Pipeline
 from tats_core.specs import NotIdentity, StrictModel
@@ -139,30 +139,10 @@ class RecordingUI(Display):
         return [(name, more) for kind, name, more in self.calls if kind == what]
 
 
-class NoTracker:
+class NoTracker(Observer):
     """In place of MLflow, whose database takes seconds to create."""
 
     def __init__(self, home: Path, record: RunRecord) -> None:
-        pass
-
-    def run_started(self, resolved: Mapping[str, Any]) -> None:
-        pass
-
-    def stage_started(self, stage: StageRecord, *more: Any) -> None:
-        pass
-
-    def events(
-        self, stage: str, file: Path, start: int, end: int, events: Sequence[Mapping[str, Any]]
-    ) -> None:
-        pass
-
-    def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
-        pass
-
-    def run_ended(self) -> None:
-        pass
-
-    def deliver(self) -> None:
         pass
 
 
@@ -174,7 +154,7 @@ def toy_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "Tracker", NoTracker)
+    monkeypatch.setattr(runner, "Tracking", NoTracker)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from tats_core import __version__
+from tats_core.addresses import masked
 from tats_core.cli import (
     compare,
     data,
@@ -135,9 +136,9 @@ def main() -> None:
     try:
         sys.exit(app(prog_name="tats", standalone_mode=False) or 0)
     except TatsError as error:
-        code, text = error.exit_code, str(error)
+        code, text = error.exit_code, masked(str(error))
     except TyperException as error:
-        code, text = error.exit_code, _wrong_usage(error)
+        code, text = error.exit_code, masked(_wrong_usage(error))
     for line in text.splitlines():  # a line for each problem
         typer.echo(f"tats: {line}", err=True)
     sys.exit(code)

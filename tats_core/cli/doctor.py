@@ -14,6 +14,7 @@ from pathlib import Path
 
 import typer
 
+from tats_core.addresses import masked
 from tats_core.cli.options import DEFAULT_HOME, Home, many
 from tats_core.errors import TatsError
 from tats_core.machine import available_cpus
@@ -171,10 +172,9 @@ def _ray() -> Check:
 
     try:
         cpus, gpus = ray_train.capacity()
-    except (OSError, RuntimeError) as error:
-        advice = "start the cluster, or unset RAY_ADDRESS to run here"
-        return Check("Ray", False, f"{version}, the cluster at {address} does not answer ({error})", advice)
-    return Check("Ray", True, f"{version}, the cluster at {address} has {cpus} CPUs and {gpus} GPUs")
+    except TatsError as error:
+        return Check("Ray", False, f"{version}, but {error}")
+    return Check("Ray", True, f"{version}, the cluster at {masked(address)} has {cpus} CPUs and {gpus} GPUs")
 
 
 def _data_sets() -> Iterator[Check]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tats_core.addresses import masked
 from tats_core.cli import printing
 from tats_core.cli.options import DEFAULT_HOME, AnyRun, AsJson, Home, command_line, complete_stage
 from tats_core.errors import StoreError
@@ -88,7 +89,7 @@ def _print_json(run: Run, number: Number | None, links: list[Link], *, everythin
         "overrides": record.overrides,
         "command": printing.resume_command(record),
         "git_commit": record.git_commit,
-        "tracking_uri": record.tracking_uri,
+        "tracking_uri": masked(record.tracking_uri) if record.tracking_uri else None,
         "tracking_run": record.tracking_run,
     }
     document: dict[str, object] = {"schema": SCHEMA, "run": asdict(overview(run)) | facts}

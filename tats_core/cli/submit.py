@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
+from tats_core.addresses import masked
 from tats_core.cli import printing
 from tats_core.cli.options import INTERRUPTED, complete_pipeline, complete_sweep, write_file
 from tats_core.errors import RunError, SpecError
@@ -115,7 +116,9 @@ def jobs(address: Annotated[str, typer.Option("--address", metavar="URL", help=_
     for job in cluster.jobs():
         age = f"{duration(time.time() - job.started)} ago" if job.started else DASH
         if not job.id.startswith(CHECK):
-            rows.append([printing.plain(job.id), job.status.lower(), age, printing.plain(job.command)])
+            rows.append(
+                [printing.plain(job.id), job.status.lower(), age, printing.plain(masked(job.command))]
+            )
     if rows:
         printing.table(("job", "state", "started", "command"), rows, fold=("command",))
     else:

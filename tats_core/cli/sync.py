@@ -17,7 +17,9 @@ def sync(home: Home = DEFAULT_HOME) -> None:
     if not pending(home):
         typer.echo(f"Nothing to send: MLflow has everything that is in {home}.")
         return
-    left = tracking.sync(home, log=typer.echo)
-    if left:
-        still = "is" if left == 1 else "are"
-        raise RunError(f"{many(left, 'run')} {still} not sent yet; try again when the MLflow server answers")
+    errors = tracking.sync(home, log=typer.echo)
+    if errors:
+        still = "is" if len(errors) == 1 else "are"
+        refused = any(isinstance(error, tracking.RefusedError) for error in errors)
+        again = "mend that, and try again" if refused else "try again when the MLflow server answers"
+        raise RunError(f"{many(len(errors), 'run')} {still} not sent yet; {again}")

@@ -8,11 +8,13 @@ import socket
 import subprocess
 import sys
 import time
+import webbrowser
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tats_core.addresses import masked
 from tats_core.cli.options import DEFAULT_HOME, Home, command_line
 from tats_core.errors import ResourceError, RunError
 
@@ -24,32 +26,38 @@ def ui(
     host: Annotated[
         str, typer.Option(help="The address to listen on; 0.0.0.0 lets other machines connect.")
     ] = "127.0.0.1",
+    open_page: Annotated[
+        bool | None,
+        typer.Option("--open/--no-open", help="Open it in a web browser; default: in a desktop's terminal."),
+    ] = None,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Show the runs of this project in MLflow's web page.
+    """Show the runs of this project in MLflow's web page, which is served until Ctrl-C.
 
-    The page is served until Ctrl-C.
+    The address shows the newest pipeline or sweep. Runs that only reused what others had made are left out
+    (empty the page's filter to see them).
     """
     from tats_core import tracking
 
     home = home.expanduser().absolute()
     uri = tracking.tracking_uri(home)
     if uri.startswith(("http://", "https://")):
-        typer.echo(f"The runs are on an MLflow server: open {uri}")
+        _show_server(home, uri, open_page)
         return
     if not os.environ.get("MLFLOW_TRACKING_URI") and not (home / "mlflow.db").exists():
         start = command_line(["run", "pipeline", "demo"], home)
         raise RunError(f"nothing has run in {home} yet, so there is nothing to show; start with: {start}")
     if _answers(host, port):
         raise ResourceError(f"port {port} of {host} is in use; give another port with --port")
-    tracking.connect(home, uri)  # brings a database of an older MLflow up to date
+    address = _newest(home, uri, f"http://{f'[{host}]' if ':' in host else host}:{port}")
     log = home / "ui.log"
     # `kill` ends the page as Ctrl-C does; by itself it would leave the server behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     server = _start(uri, home, host, port, log)
     try:
         _wait_until_up(server, host, port, log)
-        typer.echo(f"MLflow shows the runs of {home} at http://{host}:{port} (Ctrl-C ends it)")
+        typer.echo(f"MLflow shows the runs of {home} at {address} (Ctrl-C ends it)")
+        _open(address, open_page)
         code = server.wait()
     except KeyboardInterrupt:
         return
@@ -58,8 +66,38 @@ def ui(
     raise RunError(f"the MLflow server ended by itself with exit code {code}; its messages are in {log}")
 
 
+def _show_server(home: Path, uri: str, open_page: bool | None) -> None:
+    from tats_core import tracking
+
+    address = masked(uri).rstrip("/")
+    try:
+        address = tracking.asked(lambda: _newest(home, uri, address), uri)
+    except tracking.AwayError as error:
+        typer.echo(f"The runs are on an MLflow server that does not answer now: {address} ({error})")
+        return
+    typer.echo(f"The runs are on an MLflow server: open {address}")
+    _open(address, open_page)
+
+
+def _newest(home: Path, uri: str, page: str) -> str:
+    """Return the address of the newest pipeline or sweep; brings a database of an older MLflow up to date."""
+    from tats_core import tracking
+    from tats_core.store import history
+    from tats_core.tracking import view
+
+    client = tracking.connect(home, uri)
+    newest = next(history.records(home, corrupt=[]), None)
+    return view.address(client, page, newest) if newest else page
+
+
+def _open(address: str, wanted: bool | None) -> None:
+    desktop = sys.platform == "darwin" or any(name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    if wanted or (wanted is None and desktop and sys.stdout.isatty()):
+        webbrowser.open(address)
+
+
 def _start(uri: str, home: Path, host: str, port: int, log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", uri]
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     command += ["--artifacts-destination", (home / "mlflow-artifacts").as_uri()]
     command += ["--host", host, "--port", str(port)]
     # Otherwise seven more processes wait for jobs (scoring of language models) that never come.
@@ -67,6 +105,8 @@ def _start(uri: str, home: Path, host: str, port: int, log: Path) -> subprocess.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         **os.environ,
+        # Not on the command line, which every user of the machine can read: it may hold a password.
+        "MLFLOW_BACKEND_STORE_URI": uri,
     }
     with log.open("wb") as out:
         return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)

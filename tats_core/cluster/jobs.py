@@ -31,6 +31,8 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from tats_core import addresses
+from tats_core.addresses import masked
 from tats_core.cluster import preflight
 from tats_core.cluster.submission import Submission
 from tats_core.errors import ResourceError, SpecError, did_you_mean
@@ -78,21 +80,23 @@ class Cluster:
     """
 
     def __init__(self, address: str) -> None:
-        if not re.fullmatch(r"https?://[^/\s]+/?", address):
-            raise SpecError(f"--address {address}: must look like http://head:8265")
-        self.address = address.rstrip("/")
+        if not re.fullmatch(r"https?://[^/\s]+/?", addresses.check(address, "--address")):
+            raise SpecError(f"--address {masked(address)}: must look like http://head:8265")
+        uri = address.rstrip("/")
+        self.address = masked(uri)
         for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
             # Ray would silently use it instead of the argument.
-            if os.environ.get(name, self.address).rstrip("/") != self.address:
+            other = os.environ.get(name, uri).rstrip("/")
+            if other != uri:
                 raise SpecError(
-                    f"--address {address}: {name} is set to {os.environ[name]} and Ray would go there; "
+                    f"--address {self.address}: {name} is set to {masked(other)} and Ray would go there; "
                     f"unset {name}"
                 )
         # These loggers report each uploaded package.
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
             logging.getLogger(name).setLevel(logging.WARNING)
         with self._connection():
-            self._client = JobSubmissionClient(self.address)
+            self._client = JobSubmissionClient(uri)
 
     @contextmanager
     def _connection(self) -> Iterator[None]:
@@ -198,7 +202,7 @@ class Cluster:
         ]
         raise ResourceError(
             "\n".join(problems)
-            or f"{self.address}: cannot be checked ({lines[-1] if lines else job.message})"
+            or f"{self.address}: cannot be checked ({masked(lines[-1] if lines else job.message)})"
         )
 
     def follow(self, job_id: str, echo: Callable[[str], None]) -> Job:
@@ -249,4 +253,4 @@ class Cluster:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    return masked(str(error)).strip().partition("\n")[0] or type(error).__name__

@@ -19,9 +19,10 @@ from typing import Annotated, Literal, NamedTuple
 import jinja2
 import yaml
 from markupsafe import Markup
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from tats_core import specs
+from tats_core import addresses, specs
+from tats_core.addresses import masked
 from tats_core.cluster.jobs import ENVIRONMENT
 from tats_core.cluster.submission import Submission
 from tats_core.errors import SpecError
@@ -38,6 +39,19 @@ _NAME_LENGTH = 47  # KubeRay adds a suffix for the cluster of each attempt
 _POD_CPUS = 16  # of a pod without GPUs, at most
 
 _Label = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+
+
+def _without_password(uri: str | None) -> str | None:
+    """Refuse an address that is none, or whose password everybody who sees the manifest could read."""
+    if uri is not None:
+        try:
+            addresses.check(uri, "the address")
+        except SpecError as error:
+            raise ValueError(str(error)) from error
+        if masked(uri) != uri:
+            raise ValueError("has a user or password, which the manifest would show; use tracking_secret")
+    return uri
+
 
 # How each cloud marks machines that it may take away: label, value, whether the label is also a taint.
 _SPOT: Mapping[str, tuple[str, str, bool]] = {
@@ -101,7 +115,9 @@ class Settings(StrictModel):
     cluster_name: _Label = Field("tats", description="of a cluster that stays")
     home_claim: _Label = Field("tats-home", description="ReadWriteMany claim: the project folder")
     data_claim: _Label | None = Field(None, description="claim with the data sets; mounted as TATS_DATA")
-    tracking_uri: str | None = Field(None, description="MLflow's server; null: a file in the project folder")
+    tracking_uri: Annotated[str | None, AfterValidator(_without_password)] = Field(
+        None, description="MLflow's server; null: a file in the project folder"
+    )
     tracking_secret: _Label | None = Field(None, description="Secret with its 'username' and 'password'")
     pull_secret: _Label | None = Field(None, description="Secret for the image's registry")
     user: int = Field(1000, ge=1, description="user and group of all processes, as in the image")
@@ -192,6 +208,8 @@ def render(
     identity = submission.identity(home)
     key = identity.rpartition("-")[2]
     readable = re.sub("[^a-z0-9]+", "-", submission.name.lower()).strip("-")
+    if not readable[:1].isalpha():
+        readable = f"tats-{readable}"
     job = target == "kuberay"
     name = f"{readable[: _NAME_LENGTH - len(key) - 1]}-{key}" if job else settings.cluster_name
     namespace = {"namespace": settings.namespace} if settings.namespace else {}

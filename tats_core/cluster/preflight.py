@@ -20,10 +20,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict, cast, get_args
 
-import requests
-
-from tats_core import __version__
-from tats_core.addresses import without_password
+from tats_core import __version__, tracking
+from tats_core.addresses import masked
 from tats_core.cluster import submission
 from tats_core.cluster.submission import Submission
 from tats_core.errors import TatsError
@@ -32,7 +30,6 @@ from tats_core.stages.base import Preflight
 
 PROBLEM = "tats-problem: "
 _NODE_SECONDS = 120
-_SERVER_SECONDS = 10
 
 Load = Callable[[], Submission]
 """Reads the submission on the machine that calls it."""
@@ -71,7 +68,7 @@ def check(load: Load, home: Path, expected: Mapping[str, str]) -> list[str]:
         problems += _on_each(nodes, _check_shared, folder, sorted(node["NodeID"] for node in nodes))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return problems + server_problems(os.environ)
+    return problems + server_problems(home)
 
 
 def too_small(stages: Iterable[Instance], cpus: int, gpus: int) -> list[str]:
@@ -100,31 +97,21 @@ def without_cuda(cuda: str | None) -> list[str]:
     return [sentence] if cuda is None else []
 
 
-def server_problems(environment: Mapping[str, str]) -> list[str]:
+def server_problems(home: Path) -> list[str]:
     """Return a sentence if the tracking server of MLFLOW_TRACKING_URI does not answer or refuses.
 
-    The request goes to an API path: `/health` answers even where the server refuses the host name.
+    The client is MLflow's own: it knows the same users, passwords, tokens and certificates as the run.
     """
-    uri = environment.get("MLFLOW_TRACKING_URI", "")
-    if not uri.startswith(("http://", "https://")):
-        return []
-    user, token = (environment.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "TOKEN"))
-    auth = (user, environment.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None
-    headers = {"Authorization": f"Bearer {token}"} if token and not user else {}
-    url = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1"
-    server = f"the tracking server {without_password(uri)}"
     try:
-        response = requests.get(url, auth=auth, headers=headers, timeout=_SERVER_SECONDS)
-    except requests.RequestException as error:
-        reason = getattr(error.args[0], "reason", error)
-        return [f"{server} does not answer the cluster ({reason}); start it, or correct the URI"]
-    if response.ok:
-        return []
-    advice = {
-        401: "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the cluster's environment",
-        403: "add the name to the server's --allowed-hosts, or give the user access",
-    }.get(response.status_code, "see the server's log")
-    return [f"{server} answers {response.status_code}; {advice}"]
+        uri = tracking.tracking_uri(home)
+        if uri.startswith(("http://", "https://")):
+            tracking.check(tracking.connect(home, uri), uri)
+    except TatsError as error:
+        return [masked(str(error))]
+    except tracking.AwayError as error:
+        server = f"the tracking server {masked(uri)}"
+        return [f"{server} does not answer the cluster ({error}); start it, or correct MLFLOW_TRACKING_URI"]
+    return []
 
 
 def _nodes() -> list[Node]:

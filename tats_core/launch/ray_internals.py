@@ -8,6 +8,7 @@ used: at the top they would also import Ray Data in every worker.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
 _TRAIN: Final = "ray.train.v2._internal"
 _SCALING: Final = f"{_TRAIN}.execution.scaling_policy"
 _NO_TOKEN = "other users of the machine can use a local cluster: Ray reads its token only when imported"
+_NO_LOOPBACK = "a local cluster listens on all network interfaces"
 _NO_POLICY = "a permanent error is retried max_failures times before its stage fails"
 _NO_ELASTIC = "min_workers allows any number of workers, and resizing loses the steps since a checkpoint"
 
 NAMES: Final[Mapping[str, str]] = {
     "ray._raylet:Config.initialize": _NO_TOKEN,
+    "ray._private.ray_constants:ENABLE_RAY_CLUSTER": _NO_LOOPBACK,
+    "ray._private.ray_constants:ENABLE_RAY_CLUSTERS_ENV_VAR": _NO_LOOPBACK,
     "ray._private.worker:_global_node": "a run ends where the head of its local cluster dies",
     f"{_TRAIN}.exceptions:WorkerHealthCheckFailedError": "a worker lost beside an error is not replaced",
     f"{_TRAIN}.exceptions:WorkerHealthCheckTimeoutError": "a worker lost beside an error is not replaced",
@@ -42,6 +46,8 @@ NAMES: Final[Mapping[str, str]] = {
     f"{_SCALING}:NoopDecision": _NO_ELASTIC,
 }
 """`"module:attribute"` → what breaks without it."""
+
+LOOPBACK = "127.0.0.1"
 
 # A local cluster needs both.
 _SERVERS = ("gcs_server", "raylet")
@@ -57,6 +63,18 @@ def read_environment() -> None:
     from ray._raylet import Config  # type: ignore[attr-defined]
 
     Config.initialize("")
+
+
+def set_loopback(on: bool) -> None:
+    """Make a cluster that this process starts listen on the loopback interface alone, or no longer.
+
+    It is what Ray does on laptops (macOS, Windows). `ray.init` has no argument for it: it replaces a loopback
+    address by the machine's own. Its servers read the environment, this process what it read at the import.
+    """
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = not on
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = str(int(not on))
 
 
 def local_head() -> Any:

@@ -11,6 +11,7 @@ import logging
 import os
 import queue
 import secrets
+import socket
 import threading
 import uuid
 from collections.abc import Callable
@@ -22,6 +23,8 @@ import ray
 import ray.train
 from ray.train.backend import Backend, BackendConfig
 
+from tats_core import addresses
+from tats_core.addresses import masked
 from tats_core.errors import ResourceError, StageError, TatsError
 from tats_core.launch import ray_internals
 from tats_core.launch import workers as launched
@@ -40,6 +43,9 @@ _STARTED = threading.Lock()
 # One token for the lifetime of this process: Ray uses the first that it reads for every cluster it starts.
 _TOKEN = secrets.token_hex(32)
 _CONTROLLER_FAILURES = 2
+_TICK = 0.2  # seconds between two checks of `stop` and of the local cluster
+# Ray gives up after 30 s; at loads of 12 to 40 on 2 cores, a third of the starts took longer.
+_START_TRIES = 4
 
 # Errors that a restart would only repeat: the user's mistakes, and our bugs.
 _PERMANENT = (
@@ -66,7 +72,7 @@ def fit(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> None
     Raises:
         TatsError: a worker raised it.
         StageError: workers died too often, or raised a permanent error; names the log folder.
-        ResourceError: the cluster is too small.
+        ResourceError: the cluster is too small, does not answer, or does not start.
         Stopped: `stop` was set.
     """
     out = out.absolute()
@@ -75,7 +81,8 @@ def fit(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> None
             _fit(work, name, out, stop)
         except _HeadLost as error:
             if not left:
-                raise StageError(f"{error}; what the workers printed is in {out / launched.LOG}") from error
+                log = out / launched.LOG
+                raise StageError(f"{error}; what the workers printed is in {log}") from error
         else:
             return
 
@@ -87,17 +94,11 @@ def _fit(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> Non
     outcomes = Outcomes(out)
     outcomes.clear()
     trainer = _trainer(work, launched.task_of(work, out, name), outcomes, out / RAY)
-    ended = threading.Event()
-    watch = threading.Thread(target=_forward_stop, args=(stop, ended, outcomes), daemon=True)
-    watch.start()
     try:
-        _run(trainer, head)
+        _run(trainer, head, stop, outcomes)
     except ray.train.TrainingFailedError as error:
         outcomes.check()
         raise StageError(f"{_reason(error)}; what the workers printed is in {outcomes.folder}") from error
-    finally:
-        ended.set()
-        watch.join()
     outcomes.check()
 
 
@@ -109,28 +110,61 @@ def capacity() -> tuple[int, int]:
 
 
 def connect() -> None:
-    """Connect to the cluster that RAY_ADDRESS names, or start a local one; the second call does nothing."""
+    """Connect to the cluster that RAY_ADDRESS names, or start a local one; the second call does nothing.
+
+    A local one listens on the loopback interface alone.
+
+    Raises:
+        SpecError: RAY_ADDRESS cannot be an address.
+        ResourceError: the cluster does not answer, or the local one does not start.
+    """
     with _STARTED:
+        address = os.environ.get("RAY_ADDRESS")
+        if address:
+            addresses.check(address, "RAY_ADDRESS", "host:6379")
         os.environ.update(_environment())
         if ray.is_initialized():
             return
-        address = os.environ.get("RAY_ADDRESS")
         if not address and "RAY_AUTH_MODE" not in os.environ:
             # By default, Ray would write a token into the home folder. A token that lives as long as this
             # process keeps other users of the machine out just as well.
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_TOKEN)
             ray_internals.read_environment()
-        _run_in_permanent_thread(
-            lambda: ray.init(
-                # "local": else Ray would join a cluster that somebody else has started on this machine.
-                address=address or "local",
-                include_dashboard=None if address else False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=True,
-            )
-        )
+        ray_internals.set_loopback(not address)
+        _start(address)
         atexit.register(ray.shutdown)
+
+
+def _start(address: str | None) -> None:
+    tries = 1 if address else _START_TRIES
+    for left in range(tries - 1, -1, -1):
+        try:
+            _run_in_permanent_thread(
+                lambda: ray.init(
+                    # "local": else Ray would join a cluster that somebody else has started on this machine.
+                    address=address or "local",
+                    include_dashboard=None if address else False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    configure_logging=True,
+                )
+            )
+        except Exception as error:  # Ray raises a bare Exception where its servers do not come up in time
+            ray.shutdown()
+            reason = masked(ray_internals.last_line(error))
+            if address:
+                raise ResourceError(
+                    f"the Ray cluster of RAY_ADDRESS={masked(address)} cannot be joined ({reason}); start "
+                    "it, or unset RAY_ADDRESS to run here"
+                ) from error
+            if not left:
+                raise ResourceError(
+                    f"Ray did not start on this machine in {tries} tries ({reason}); is the machine very "
+                    "busy, or /tmp full? Run again to resume; Ray's logs are in /tmp/ray/session_latest/logs"
+                ) from error
+            logging.getLogger(__name__).warning("Ray did not start (%s); it is started again", reason)
+        else:
+            return
 
 
 def _run_in_permanent_thread(work: Callable[[], object]) -> None:
@@ -174,6 +208,8 @@ def _environment() -> dict[str, str]:
     else:
         # One process less for each training: nobody preempts this machine.
         wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+        # Pages of metrics have fixed ports, which a second run on this machine would find in use.
+        wanted |= {"AUTOSCALER_METRIC_PORT": "0", "DASHBOARD_METRIC_PORT": "0"}
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
@@ -208,8 +244,10 @@ class _GlooBackend(Backend):
         size = len(worker_group)
         if size == 1:
             return
-        address = worker_group.execute_single(0, _free_address)
-        calls = [worker_group.execute_single_async(rank, _join, rank, size, address) for rank in range(size)]
+        host, port = worker_group.execute_single(0, _listen)
+        calls = [
+            worker_group.execute_single_async(rank, _join, rank, size, host, port) for rank in range(size)
+        ]
         ray.get(calls)
 
     def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
@@ -217,20 +255,42 @@ class _GlooBackend(Backend):
             ray.get(worker_group.execute_async(_leave))
 
 
-def _free_address() -> str:
-    import socket
+_listeners: list[socket.socket] = []
+"""In rank 0, between `_listen` and `_join`."""
 
+
+def _listen() -> tuple[str, int]:
+    """Open the port of the store at which the workers meet: torch would open it on all interfaces."""
     host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-        listener.bind((host, 0))
-        port = listener.getsockname()[1]
-    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.bind((host, 0))
+    listener.listen()
+    _listeners.append(listener)
+    return host, listener.getsockname()[1]
 
 
-def _join(rank: int, size: int, address: str) -> None:
+def _join(rank: int, size: int, host: str, port: int) -> None:
     import torch.distributed as dist
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
+    if host == ray_internals.LOOPBACK:
+        # Else gloo listens where the machine's name leads.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface(host))
+    listening = _listeners.pop().detach() if rank == 0 else None
+    store = TCPStore(host, port, size, rank == 0, master_listen_fd=listening)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+
+
+def _interface(host: str) -> str:
+    """Return the network interface that has this address."""
+    import psutil
+
+    names: list[str] = [
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if host in {address.address for address in addresses}
+    ]
+    return names[0]
 
 
 def _leave() -> None:
@@ -276,8 +336,8 @@ class _HeadLost(Exception):  # noqa: N818 (it never leaves this module)
     """A server of the local Ray cluster is gone; the next `connect` starts a new one."""
 
 
-def _run(trainer: TorchTrainer, head: Any) -> None:
-    """Call `trainer.fit()`, and abandon it when the local cluster dies.
+def _run(trainer: TorchTrainer, head: Any, stop: threading.Event, outcomes: Outcomes) -> None:
+    """Call `trainer.fit()`; pass `stop` on to the workers, and abandon them when the local cluster dies.
 
     Without a head Ray would wait for a minute, then end this process without an error of ours.
     """
@@ -295,8 +355,10 @@ def _run(trainer: TorchTrainer, head: Any) -> None:
     threading.Thread(target=work, name="ray-fit", daemon=True).start()
     while True:
         try:
-            error = ended.get(timeout=0.5)
+            error = ended.get(timeout=_TICK)
         except queue.Empty:
+            if stop.is_set():
+                outcomes.please_stop.touch()
             _check_head(head)
             continue
         if error is not None:
@@ -324,13 +386,6 @@ def _reason(error: Exception) -> str:
         return f"the training failed: {ray_internals.last_line(error)}"
     rank, first = min(failures.items())
     return f"worker {rank} failed: {ray_internals.last_line(first)}"
-
-
-def _forward_stop(stop: threading.Event, ended: threading.Event, outcomes: Outcomes) -> None:
-    while not ended.wait(0.2):
-        if stop.is_set():
-            outcomes.please_stop.touch()
-            return
 
 
 def _work(task: dict[str, Any]) -> None:

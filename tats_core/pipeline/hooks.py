@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from tats_core.addresses import masked
 from tats_core.errors import RunError
 from tats_core.pipeline.observers import Observer
 from tats_core.pipeline.spec import Event, Hook
@@ -112,7 +113,8 @@ def call(command: str, message: Message) -> None:
     """Run a command, with a message in its environment and, as JSON, on its standard input.
 
     Raises:
-        RunError: it cannot be started, takes too long, or fails.
+        RunError: it cannot be started, takes too long, or fails. The message leaves the command out, which
+            often holds the secret address of a chat.
     """
     # A variable cannot hold every character or any length; the JSON has everything.
     environment = os.environ | {
@@ -130,15 +132,15 @@ def call(command: str, message: Message) -> None:
                 start_new_session=True,  # Ctrl-C is for the run
             )
         except OSError as error:
-            raise RunError(f"'{command}' cannot be started ({error.strerror})") from error
+            raise RunError(f"its command cannot be started ({error.strerror})") from error
         try:
             process.communicate(json.dumps(message, ensure_ascii=False).encode(), timeout=COMMAND_SECONDS)
         except subprocess.TimeoutExpired as error:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-            raise RunError(f"'{command}' took longer than {COMMAND_SECONDS:.0f} s") from error
+            raise RunError(f"its command took longer than {COMMAND_SECONDS:.0f} s") from error
         if process.returncode != 0:
             printed.seek(0)
             last = printed.read().decode(errors="replace").strip().splitlines()[-1:]
-            why = f": {last[0]}" if last else ""
-            raise RunError(f"'{command}' ended with code {process.returncode}{why}")
+            why = f": {masked(last[0].replace(command, '...'))}" if last else ""
+            raise RunError(f"its command ended with code {process.returncode}{why}")

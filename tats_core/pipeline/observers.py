@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from tats_core.pipeline.plan import Plan
-from tats_core.store.run import Run, RunRecord, StageConfig, StageRecord
+from tats_core.store.run import Run, RunRecord, StageRecord
 from tats_core.tracking import Tracker
-from tats_core.training.events import Event
-
-
-@dataclass(frozen=True)
-class Events:
-    """What was appended to a stage's event file: complete lines from byte `start` to byte `end` of `file`."""
-
-    file: Path
-    start: int
-    end: int
-    all: tuple[Event, ...]
-    new: tuple[Event, ...]
-    """Those of this run; earlier runs of an unfinished stage wrote the others."""
+from tats_core.training.events import Event, Events
 
 
 class Observer:
@@ -92,55 +79,14 @@ class Display(Observer):
             self.stage_failed(stage.name, stage.error or "")
 
 
-class Tracking(Observer):
-    """Writes events into the journal of MLflow's `tracker`."""
-
-    def __init__(self, tracker: Tracker, record: RunRecord) -> None:
-        self._tracker = tracker
-        self._stages = record.stages
-        self._configs: dict[str, StageConfig] = {}
-        self._begun: set[str] = set()
+class Tracking(Tracker, Observer):
+    """MLflow's tracker, which writes what it observes into a journal."""
 
     def started(self, plan: Plan, record: RunRecord) -> None:
         """Log the resolved pipeline."""
-        self._configs = Run(record).configs
+        self.configs.update(Run(record).configs)
         stages = {
-            stage.name: {"kind": stage.kind, "needs": stage.needs, **self._configs[stage.name]["all"]}
+            stage.name: {"kind": stage.kind, "needs": stage.needs, **self.configs[stage.name]["all"]}
             for stage in record.stages.values()
         }
-        self._tracker.run_started({"name": record.pipeline, "overrides": record.overrides, "stages": stages})
-
-    def stage_started(self, stage: StageRecord, folders: tuple[Path, ...]) -> None:
-        """Log the stage's configuration, the videos that it reads and the digests of its inputs."""
-        self._begun.add(stage.name)
-        config = self._configs[stage.name]
-        inputs = [self._stages[need] for need in stage.needs]
-        benchmark = config["all"].get("benchmark")
-        data = [
-            path
-            for need in inputs
-            if need.kind == "data" and need.folder
-            for path in sorted(Path(need.folder).glob("*.json"))
-            if path.name.endswith((".train.json", ".test.json"))
-            and (benchmark is None or path.name.startswith(f"{benchmark}."))
-        ]
-        digests = {need.name: need.digest or "" for need in inputs}
-        self._tracker.stage_started(stage, config["all"], config["set"], folders, data, digests)
-
-    def events(self, stage: str, events: Events) -> None:
-        """Log how far the stage's event file was read."""
-        self._tracker.events(stage, events.file, events.start, events.end, events.all)
-
-    def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
-        """Log how the stage ended; a reused one begins and ends here."""
-        if stage.name not in self._begun and stage.folder:
-            self.stage_started(stage, (Path(stage.folder),))
-        self._tracker.stage_ended(stage, source)
-
-    def run_ended(self, record: RunRecord) -> None:
-        """Log the end; the run's page is on disk."""
-        self._tracker.run_ended()
-
-    def deliver(self) -> None:
-        """Wait while the server makes progress."""
-        self._tracker.deliver()
+        self.begin({"name": record.pipeline, "overrides": record.overrides, "stages": stages})

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tats_core.errors import ResourceError
-from tats_core.machine import available_cpus
+from tats_core.machine import available_cpus, available_gpus
 from tats_core.pipeline.graph import Instance
 
 
@@ -77,9 +77,9 @@ def available(instances: Sequence[Instance]) -> Resources:
 
 
 def capacity(wants_gpu: bool) -> Resources:
-    """Return what this machine has, or the Ray cluster; without GPUs or a cluster, Ray is not started."""
-    if not wants_gpu and not os.environ.get("RAY_ADDRESS"):
-        return Resources(available_cpus(), 0)
+    """Return what this machine has, or the Ray cluster of RAY_ADDRESS; starts no Ray."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return Resources(available_cpus(), available_gpus() if wants_gpu else 0)
     from tats_core.launch import ray_train
 
     return Resources(*ray_train.capacity())

@@ -24,7 +24,7 @@ from tats_core.pipeline import plan as plans
 from tats_core.pipeline import resources
 from tats_core.pipeline.graph import Graph, Instance
 from tats_core.pipeline.hooks import Notifier
-from tats_core.pipeline.observers import Events, Observer, Tracking
+from tats_core.pipeline.observers import Observer, Tracking
 from tats_core.pipeline.plan import Decider, Decision, Options, Plan, PlanItem
 from tats_core.pipeline.resources import Pool
 from tats_core.pipeline.spec import Pipeline
@@ -33,8 +33,7 @@ from tats_core.stages.base import Input, Preflight
 from tats_core.store import environment
 from tats_core.store.outputs import make_folder
 from tats_core.store.run import RunRecord, StageConfig, StageRecord
-from tats_core.tracking import Tracker
-from tats_core.training.events import read_events
+from tats_core.training.events import Events, read_events
 
 __all__ = ["Host", "Plan", "PlanItem", "RunRecord", "StageRecord", "plan", "run"]
 
@@ -194,8 +193,7 @@ class _Run:
         if host:
             self.observers = [host.observer, *displays, hooks]
         else:
-            tracker = Tracker(Path(record.home), record)
-            self.observers = [_Page(self), Tracking(tracker, record), *displays, hooks]
+            self.observers = [_Page(self), Tracking(Path(record.home), record), *displays, hooks]
 
     def execute(self, todo: Plan) -> RunRecord:
         """Run until nothing runs and nothing can start."""

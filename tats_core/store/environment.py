@@ -12,9 +12,11 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tats_core import __version__
+from tats_core.addresses import masked
 from tats_core.files import write_json, write_text
 from tats_core.machine import available_cpus
 from tats_core.store.layout import ENVIRONMENT
@@ -24,7 +26,7 @@ FILE = ENVIRONMENT
 PATCH = "changes.patch"
 
 _PACKAGES = ("torch", "timm", "ray", "mlflow", "pydantic", "numpy", "av", "decord")
-# They change how a run behaves. None of them holds a password or token, so their values may be shown.
+# They change how a run behaves.
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "RAY_ADDRESS", "TATS_DATA", "TATS_HOME")
 _PATCH_BYTES = 1 << 20
 
@@ -49,15 +51,23 @@ def describe() -> dict[str, str]:
         "processor": _processor(),
         "CPUs": str(available_cpus()),
         "GPUs": ", ".join(_gpus()) or "none",
-        "command": shlex.join([_program(), *sys.argv[1:]]),
+        "command": shlex.join([_program(), *_without_hooks(sys.argv[1:])]),
     }
     for name in _PACKAGES:
         try:
             described[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    described |= {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    described |= {name: masked(os.environ[name]) for name in _VARIABLES if name in os.environ}
     return described | {"git": "changed since its commit"} if changes() else described
+
+
+def _without_hooks(words: Sequence[str]) -> list[str]:
+    """Return a command line without the value of `--notify`: often it holds the secret address of a chat."""
+    return [
+        "--notify=..." if word.startswith("--notify=") else "..." if before == "--notify" else masked(word)
+        for before, word in zip(["", *words], words, strict=False)
+    ]
 
 
 def git_commit() -> str | None:

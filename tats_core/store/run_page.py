@@ -16,7 +16,7 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from tats_core import __version__
-from tats_core.addresses import without_password
+from tats_core.addresses import masked
 from tats_core.errors import StoreError
 from tats_core.files import write_text
 from tats_core.report import charts, graph, page, results
@@ -385,7 +385,7 @@ def surroundings(run: Run, *words: str, **sources: str) -> dict[str, Any]:
         "started": moment(record.started),
         "ended": moment(record.finished),
         "git commit": record.git_commit or "not run from a checkout",
-        "MLflow": without_password(record.tracking_uri or DASH),
+        "MLflow": masked(record.tracking_uri or DASH),
         "MLflow run": record.tracking_run or DASH,
         **environment,
     }

@@ -6,7 +6,6 @@ are left. One that was interrupted resumes from its stages' outputs and checkpoi
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from dataclasses import dataclass
@@ -16,9 +15,8 @@ from typing import Any
 from tats_core.errors import ResourceError, RunError, SpecError, StoreError
 from tats_core.files import read_json, write_json
 from tats_core.launch import ray_train
-from tats_core.machine import available_cpus
 from tats_core.pipeline import graph as graphs
-from tats_core.pipeline import runner
+from tats_core.pipeline import resources, runner
 from tats_core.pipeline.observers import Observer
 from tats_core.store import key_diff
 from tats_core.store.outputs import make_folder
@@ -61,15 +59,14 @@ def slots(sweep: Sweep) -> tuple[int, bool]:
     ]
     cpus = max(instance.kind.cpus(instance.config) for instance in instances)
     gpus = max(instance.kind.gpus(instance.config) for instance in instances)
-    local = not gpus and not os.environ.get("RAY_ADDRESS")
-    all_cpus, all_gpus = (available_cpus(), 0) if local else ray_train.capacity()
-    for name, needed, has in (("CPU", cpus, all_cpus), ("GPU", gpus, all_gpus)):
+    total = resources.capacity(gpus > 0)
+    for name, needed, has in (("CPU", cpus, total.cpus), ("GPU", gpus, total.gpus)):
         if needed > has:
             raise ResourceError(
                 f"a trial of {sweep.name} needs {needed} {name}s, but there are {has}; "
                 "ask for fewer workers (--set STAGE.workers=…) or use a larger machine"
             )
-    fit = min(all_cpus // max(cpus, 1), all_gpus // gpus if gpus else all_cpus)
+    fit = min(total.cpus // max(cpus, 1), total.gpus // gpus if gpus else total.cpus)
     return max(1, min(fit, sweep.max_concurrent or fit)), cpus <= 1 and not gpus
 
 

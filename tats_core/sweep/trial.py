@@ -21,13 +21,13 @@ from typing import Any, Literal
 from tats_core.errors import TatsError
 from tats_core.files import read_json_if_there, write_json
 from tats_core.pipeline import runner
-from tats_core.pipeline.observers import Events, Observer
+from tats_core.pipeline.observers import Observer
 from tats_core.pipeline.stage_thread import Launch
 from tats_core.stages.base import read_result
 from tats_core.store import history
 from tats_core.store.run import RunRecord, StageRecord
 from tats_core.sweep.spec import STEP_SECONDS, Sweep, Trial, plain
-from tats_core.training.events import read_events
+from tats_core.training.events import Events, read_events
 
 _RESULT = "trial.json"
 

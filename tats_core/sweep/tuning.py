@@ -112,7 +112,7 @@ class Recorder(tune.Callback):
         with record.alive():
             record.save()
             environment.save(record)
-            self.tracker.run_started(self.sweep.identity())
+            self.tracker.begin(self.sweep.identity())
             self.ui.started(self.sweep, progress)
             try:
                 if self.more():
@@ -137,7 +137,8 @@ class Recorder(tune.Callback):
                 if not stopped:
                     page.write(self.summary, self.folder)
             finally:
-                self.tracker.close()
+                self.tracker.run_ended(record)
+                self.tracker.deliver()
                 record.save()
         return stopped
 
@@ -187,7 +188,8 @@ class Recorder(tune.Callback):
         stage = self.record.stages[ours.id]
         if stage.status == "waiting":
             stage.status, stage.started, stage.key, stage.attempts = "running", time.time(), ours.id, 1
-            self.tracker.stage_started(stage, dict(ours.overrides), dict(ours.overrides), (), (), {})
+            self.tracker.configs[stage.name] = {"all": dict(ours.overrides), "set": dict(ours.overrides)}
+            self.tracker.stage_started(stage, ())
         self.ui.changed(self.progress)
 
     def on_trial_result(

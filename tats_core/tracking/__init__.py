@@ -8,7 +8,18 @@ restarts, or is away for the whole run costs the training nothing and the record
 from __future__ import annotations
 
 from tats_core.tracking.sender import numbers
-from tats_core.tracking.server import aliased, connect, tracking_uri
+from tats_core.tracking.server import AwayError, RefusedError, aliased, asked, check, connect, tracking_uri
 from tats_core.tracking.tracker import Tracker, sync
 
-__all__ = ["Tracker", "aliased", "connect", "numbers", "sync", "tracking_uri"]
+__all__ = [
+    "AwayError",
+    "RefusedError",
+    "Tracker",
+    "aliased",
+    "asked",
+    "check",
+    "connect",
+    "numbers",
+    "sync",
+    "tracking_uri",
+]

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tats_core.errors import StoreError
+from tats_core.addresses import masked
 from tats_core.report import metrics
 from tats_core.specs import flatten
 from tats_core.store import environment
@@ -27,6 +27,7 @@ from tats_core.store.layout import EVENTS, KEY, MANIFEST
 from tats_core.store.run import RunRecord
 from tats_core.tracking import server
 from tats_core.tracking.registry import Registry
+from tats_core.tracking.server import AwayError, RefusedError, brief
 from tats_core.training.events import Event, read_events
 
 if TYPE_CHECKING:
@@ -47,17 +48,6 @@ _CHECKPOINTS = (".pt", ".safetensors")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 # In a run's folder: its page; of a sweep, its results too.
 _OF_A_RUN = ("report.html", "results.json", "results.txt", "results.csv", "best.yaml", "plots")
-
-
-class AwayError(Exception):
-    """The server does not answer, or cannot do its work now; the same call may succeed later.
-
-    `broken`: it did answer, with an internal error, so the call may never succeed.
-    """
-
-    def __init__(self, reason: str, *, broken: bool = False) -> None:
-        super().__init__(reason)
-        self.broken = broken
 
 
 @dataclass
@@ -84,6 +74,7 @@ class Sender:
 
         Raises:
             AwayError: the server does not answer.
+            RefusedError: it takes nothing from this user, or at all.
         """
         self.spool, self.uri, self.note = spool, uri, note
         self.sent = spool.sent()
@@ -102,9 +93,12 @@ class Sender:
         self._inputs: dict[Path, DatasetInput] = {}
         self._flushed = self.last_answer = time.monotonic()
         self._read = self.sent.cursor
-        self.client = _asked(partial(server.connect, spool.home, uri))
+        self.client = self._ask(lambda: server.connect(spool.home, uri))
         self.registry = Registry(self.client)
-        self._check_alive()
+        server.check(self.client, uri)
+
+    def _ask(self, call: Callable[[], Result]) -> Result:
+        return server.asked(call, self.uri)
 
     def send(self) -> bool:
         """Send what is new in the journal; return whether there was anything.
@@ -142,21 +136,21 @@ class Sender:
         """End the MLflow runs of a killed driver, whose journal stays incomplete."""
         self.flush()
         for run_id in reversed(self.sent.runs.values()):
-            if _asked(partial(self.client.get_run, run_id)).info.status == "RUNNING":
-                _asked(partial(self.client.set_terminated, run_id, "KILLED"))
+            if self._ask(partial(self.client.get_run, run_id)).info.status == "RUNNING":
+                self._ask(partial(self.client.set_terminated, run_id, "KILLED"))
         self.sent.ended = True
         self.spool.save(self.sent)
 
     def _log_points(self, run: _Logged, points: list[Metric]) -> None:
         try:
-            _asked(lambda: self.client.log_batch(run.id, metrics=points))
-        except AwayError:
+            self._ask(lambda: self.client.log_batch(run.id, metrics=points))
+        except (AwayError, RefusedError):
             raise
         except Exception as error:  # noqa: BLE001 (refused for good: find the curve that is refused)
             keys = sorted({point.key for point in points})
             if len(keys) == 1:
                 steps = [point.step for point in points]
-                self._reject({"kind": f"curve {keys[0]}", "run": run.id, "steps": steps}, _brief(error))
+                self._reject({"kind": f"curve {keys[0]}", "run": run.id, "steps": steps}, brief(error))
                 return
             for key in keys:
                 self._log_points(run, [point for point in points if point.key == key])
@@ -169,23 +163,23 @@ class Sender:
 
     def _do(self, operation: Operation) -> None:
         try:
-            _asked(lambda: self._operations[operation["kind"]](operation))
+            self._ask(lambda: self._operations[operation["kind"]](operation))
             self.last_answer = time.monotonic()
         except AwayError as error:
             if not error.broken:
                 raise
             # A server that answers but fails at this operation each time would block the journal for ever.
-            self._check_alive()
+            server.check(self.client, self.uri)
             self.sent.failures += 1
             self.spool.save(self.sent)
             if self.sent.failures < _STUBBORN:
                 raise
             self._reject(operation, str(error))
+        except RefusedError:
+            raise
         except Exception as error:  # noqa: BLE001 (the server refuses it for good, or a file is gone)
-            self._reject(operation, _brief(error))
-
-    def _check_alive(self) -> None:
-        _asked(lambda: self.client.search_experiments(max_results=1))
+            server.check(self.client, self.uri)
+            self._reject(operation, brief(error))
 
     def _reject(self, operation: Operation, reason: str) -> None:
         self.spool.reject(operation, reason)
@@ -204,10 +198,9 @@ class Sender:
         """Create the MLflow run of a stage ("": of the pipeline), or find the existing run."""
         experiment = server.experiment(self.client, self.spool.home, self.uri, tags["pipeline"])
         identity = {"run": self.spool.run, "stage_instance": stage or "(pipeline)"}
-        query = " and ".join(f"tags.`{key}` = {server.quoted(value)}" for key, value in identity.items())
-        existing = self.client.search_runs([experiment], query, max_results=1)
+        existing = server.run_with(self.client, experiment, identity)
         if existing:
-            run = _Logged(existing[0].info.run_id, created=False)
+            run = _Logged(existing.info.run_id, created=False)
             self.client.update_run(run.id, "RUNNING")  # a resumed sweep had ended
         else:
             new = self.client.create_run(experiment, run_name=name, tags={**tags, **identity})
@@ -231,10 +224,13 @@ class Sender:
             "mlflow.note.content": operation["title"],
             **_commit_tags(operation["git_commit"]),
             "git_dirty": str((folder / environment.PATCH).exists()).lower(),
+            "reused": "false",
         }
         run = self._create(_PARENT, self.spool.run, tags)
-        # The overrides of this run, which distinguish two runs of a pipeline at a glance.
-        self._log_params(run, dict(text.split("=", 1) for text in overrides))
+        # The overrides of this run distinguish two runs of a pipeline at a glance.
+        self._log_params(
+            run, {**_sampling(operation["resolved"]), **dict(text.split("=", 1) for text in overrides)}
+        )
         self.client.log_dict(run.id, operation["resolved"], "pipeline.json")
         for name, below in ((environment.FILE, None), (environment.PATCH, "git")):
             if (folder / name).exists():
@@ -342,7 +338,7 @@ class Sender:
         if status in ("finished", "cached") and operation["folder"]:
             self._log_output(name, Path(operation["folder"]), made_here=status == "finished")
         if operation["error"]:
-            self.client.set_tag(run.id, "error", operation["error"])
+            self.client.set_tag(run.id, "error", masked(operation["error"]))
         self.flush()
         self.client.set_terminated(run.id, _status(status))
 
@@ -414,6 +410,8 @@ class Sender:
                 self.client.log_artifacts(run.id, str(path), path.name)
             elif path.exists():
                 self.client.log_artifact(run.id, str(path))
+        if operation.get("reused"):
+            self.client.set_tag(run.id, "reused", "true")
         self.client.set_terminated(run.id, _status(operation["status"]))
         self.sent.ended = True
 
@@ -432,34 +430,6 @@ def numbers(values: Mapping[str, object], prefix: str) -> dict[str, float]:
         for key, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-
-
-def _asked(call: Callable[[], Result]) -> Result:
-    """Return what `call` returns.
-
-    Raises:
-        AwayError: it failed for a temporary reason.
-        Exception: the server refuses it, or a file is gone.
-    """
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import OperationalError
-
-    try:
-        return call()
-    except (FileNotFoundError, StoreError):
-        raise
-    except (OSError, OperationalError) as error:
-        raise AwayError(_brief(error)) from error  # a connection (`requests`), or a locked database
-    except MlflowException as error:
-        status = error.get_http_status_code()  # type: ignore[no-untyped-call]
-        if status < 500 and status not in (408, 429):
-            raise
-        raise AwayError(_brief(error), broken=status == 500) from error
-
-
-def _brief(error: Exception) -> str:
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
-    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _dataset(manifest: Path) -> DatasetInput:
@@ -495,6 +465,17 @@ def _user() -> str:
 
 def _commit_tags(commit: str | None) -> dict[str, str]:
     return {"git_commit": commit, "mlflow.source.git.commit": commit} if commit else {}
+
+
+def _sampling(resolved: Json) -> dict[str, str]:
+    """Return how the stages of a pipeline sample, for the table of its runs."""
+    samplers = [stage["sampler"] for stage in resolved.get("stages", {}).values() if stage.get("sampler")]
+    columns = {"sampler": "kind", "mask_ratio": "mask_ratio"}
+    values = {
+        name: dict.fromkeys(str(sampler[key]) for sampler in samplers if key in sampler)
+        for name, key in columns.items()
+    }
+    return {name: ", ".join(several) for name, several in values.items() if several}
 
 
 def _picture(path: Path) -> Image:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from tats_core.addresses import without_password
+from tats_core.addresses import masked
 from tats_core.store.journal import TRACKED, Spool, pending
-from tats_core.store.run import RunRecord, StageRecord
-from tats_core.tracking.sender import AwayError, Sender, remember
-from tats_core.tracking.server import tracking_uri
-from tats_core.training.events import Event
+from tats_core.store.run import RunRecord, StageConfig, StageRecord
+from tats_core.tracking.sender import Sender, remember
+from tats_core.tracking.server import AwayError, RefusedError, brief, tracking_uri
+from tats_core.training.events import Event, Events
 
 _POLL_SECONDS = 0.5  # between two readings of the journal
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds between two tries while the server is away
@@ -24,12 +24,16 @@ _SYSTEM_SECONDS = 10.0
 
 
 class Tracker:
-    """Logs one run. Only `deliver` and `close` wait for the server, while it makes progress."""
+    """Logs one run. Only `deliver` waits for the server, while it makes progress.
+
+    `configs` holds the configuration of each stage before the stage begins.
+    """
 
     def __init__(self, home: Path, record: RunRecord) -> None:
         self._home = home.absolute()
         self._record = record
-        record.tracking_uri = tracking_uri(home)
+        self._uri = tracking_uri(home)
+        record.tracking_uri = masked(self._uri)
         self._spool = Spool(self._home, record.id)
         self._spool.begin()
         self._writing = threading.Lock()
@@ -38,15 +42,17 @@ class Tracker:
         self._done = threading.Event()
         self._last_answer = time.monotonic()
         self._sender: Sender | None = None
-        self._away = ""
+        self._away, self._refused = "", ""
         self._rejected: list[str] = []
         self._links: dict[tuple[str, int], str] = {}  # (stage, inode of its event file) → link
+        self._begun: set[str] = set()
+        self.configs: dict[str, StageConfig] = {}
         self._threads = [
             threading.Thread(target=self._send, name="tracking", daemon=True),
             threading.Thread(target=self._watch_system, name="system metrics", daemon=True),
         ]
 
-    def run_started(self, resolved: Mapping[str, object]) -> None:
+    def begin(self, resolved: Mapping[str, object]) -> None:
         """The run begins; `resolved` is the pipeline with all its stages' configurations."""
         record = self._record
         self._write(
@@ -60,43 +66,30 @@ class Tracker:
         for thread in self._threads:
             thread.start()
 
-    def stage_started(
-        self,
-        stage: StageRecord,
-        config: Mapping[str, object],
-        settings: Mapping[str, object],
-        folders: tuple[Path, ...],
-        data: Iterable[Path],
-        inputs: Mapping[str, str],
-    ) -> None:
-        """A stage begins, or begins again.
-
-        Args:
-            config: the resolved configuration, an artifact.
-            settings: what of it the pipeline sets, the run's parameters.
-            folders: where the stage's files are: its work folder, and its folder once committed.
-            data: manifests of the videos that the stage reads.
-            inputs: name of each stage that this stage reads → digest of its output.
-        """
+    def stage_started(self, stage: StageRecord, folders: tuple[Path, ...]) -> None:
+        """A stage begins, or begins again; its files are in the first of `folders` that exists."""
+        self._begun.add(stage.name)
+        config = self.configs[stage.name]
+        inputs = [self._record.stages[need] for need in stage.needs]
         self._write(
             "stage",
             stage=asdict(stage),
             pipeline=self._record.pipeline,
             git_commit=self._record.git_commit,
-            config=config,
-            settings=settings,
+            config=config["all"],
+            settings=config["set"],
             folders=[str(folder) for folder in folders],
-            data=[str(path) for path in data],
-            inputs=dict(inputs),
+            data=[str(path) for path in _manifests(inputs, config["all"].get("benchmark"))],
+            inputs={need.name: need.digest or "" for need in inputs},
         )
 
-    def events(self, stage: str, file: Path, start: int, end: int, events: Sequence[Event]) -> None:
-        """A stage wrote `events` into its event file, from byte `start` to byte `end`."""
-        link = self._link(stage, file)
+    def events(self, stage: str, events: Events) -> None:
+        """A stage wrote something into its event file."""
+        link = self._link(stage, events.file)
         if link:
-            self._write("events", stage=stage, file=link, start=start, end=end)
+            self._write("events", stage=stage, file=link, start=events.start, end=events.end)
             return
-        for event in events:
+        for event in events.all:
             self.event(stage, event)
 
     def _link(self, stage: str, file: Path) -> str | None:
@@ -118,7 +111,9 @@ class Tracker:
             self._write("event", stage=stage, event=event)
 
     def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
-        """A stage ended; `source` is the run and the stage that made the output of a cached one."""
+        """A stage ended, or is reused; `source` is the run and the stage that made a reused output."""
+        if stage.name not in self._begun and stage.folder:
+            self.stage_started(stage, (Path(stage.folder),))  # a reused stage begins and ends here
         self._write(
             "stage_end",
             stage=stage.name,
@@ -128,15 +123,16 @@ class Tracker:
             source=source,
         )
 
-    def run_ended(self) -> None:
+    def run_ended(self, record: RunRecord) -> None:
         """The run ended; nothing comes after it."""
         self._closing.set()
-        self._write("run_end", status=self._record.status)
+        reused = all(stage.status in ("cached", "skipped") for stage in record.stages.values())
+        self._write("run_end", status=record.status, reused=reused)
 
     def deliver(self) -> None:
         """Wait until all is sent, and record what could not be sent."""
         self._last_answer = time.monotonic()
-        local = (self._record.tracking_uri or "").startswith("sqlite:")
+        local = self._uri.startswith("sqlite:")
         grace = _DATABASE_SECONDS if local else _GRACE_SECONDS
         while not self._done.wait(0.05):
             sender = self._sender
@@ -148,17 +144,13 @@ class Tracker:
         faults = list(dict.fromkeys(self._rejected))
         waiting = self._spool.waiting
         if waiting:
-            faults.append(
-                f"{waiting} entries could not be sent to {without_password(self._record.tracking_uri or '')} "
-                f"({self._away or 'it does not answer'}) and wait on disk; "
-                "`tats sync` sends them, and so does the next run"
-            )
+            why = self._refused or self._away or "it does not answer"
+            later = "`tats sync` sends them, and so does the next run"
+            if self._refused:
+                later = f"once that is mended, {later}"
+            where = self._record.tracking_uri
+            faults.append(f"{waiting} entries could not be sent to {where} ({why}) and wait on disk; {later}")
         self._record.tracking_error = "; ".join(faults) or None
-
-    def close(self) -> None:
-        """End the run and deliver it."""
-        self.run_ended()
-        self.deliver()
 
     def _write(self, kind: str, **fields: object) -> None:
         with self._writing:
@@ -177,8 +169,10 @@ class Tracker:
                         return
                 # A `tats sync`, or another run, is sending this journal.
                 self._give_up.wait(_POLL_SECONDS)
+        except RefusedError as error:
+            self._refused = masked(str(error))
         except Exception as error:  # a fault of tracking must not end hours of training
-            self._away = f"{type(error).__name__}: {error}".splitlines()[0]
+            self._away = brief(error)
             logging.getLogger(__name__).debug("tracking ended", exc_info=True)
         finally:
             self._done.set()
@@ -190,7 +184,7 @@ class Tracker:
         while not self._give_up.is_set():
             try:
                 if sender is None:
-                    sender = Sender(self._spool, self._record.tracking_uri or "", self._rejected.append)
+                    sender = Sender(self._spool, self._uri, self._rejected.append)
                     self._sender = sender
                 sender.send()
                 self._last_answer, self._away, wait = time.monotonic(), "", _FIRST_WAIT
@@ -227,14 +221,28 @@ class Tracker:
             step += 1
 
 
-def sync(home: Path, *, but: str | None = None, log: Callable[[str], None] = lambda text: None) -> int:
-    """Send what earlier runs left, the oldest first; return how many runs still have something to send.
+def _manifests(inputs: Iterable[StageRecord], benchmark: str | None) -> list[Path]:
+    """Return the manifests of the videos that a stage reads from its `inputs`."""
+    return [
+        path
+        for need in inputs
+        if need.kind == "data" and need.folder
+        for path in sorted(Path(need.folder).glob("*.json"))
+        if path.name.endswith((".train.json", ".test.json"))
+        and (benchmark is None or path.name.startswith(f"{benchmark}."))
+    ]
+
+
+def sync(
+    home: Path, *, but: str | None = None, log: Callable[[str], None] = lambda text: None
+) -> list[Exception]:
+    """Send what earlier runs left, the oldest first; return the error of each run that could not be sent.
 
     Args:
         but: a run that sends its own journal.
         log: takes a sentence about each run that was sent or cannot be sent, and each refused entry.
     """
-    left = 0
+    errors: list[Exception] = []
     home = home.absolute()
     for spool in pending(home):
         if spool.run == but:
@@ -245,15 +253,18 @@ def sync(home: Path, *, but: str | None = None, log: Callable[[str], None] = lam
             try:
                 _send_left(spool, log)
             except Exception as error:  # noqa: BLE001 (whatever is wrong with a run, the others are still sent)
-                left += 1
-                log(f"{spool.run}: {error}")
-    return left
+                errors.append(error)
+                log(f"{spool.run}: {masked(str(error))}")
+    return errors
 
 
 def _send_left(spool: Spool, log: Callable[[str], None]) -> None:
     record = spool.record()
     alive = record.is_alive()
-    sender = Sender(spool, record.tracking_uri or tracking_uri(spool.home), log)
+    here = tracking_uri(spool.home)
+    # A record has no password; the environment has it, where it names the same server.
+    uri = here if record.tracking_uri in (None, masked(here)) else str(record.tracking_uri)
+    sender = Sender(spool, uri, log)
     sender.send()
     sender.flush()
     if not sender.sent.ended:

@@ -18,6 +18,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -25,6 +26,18 @@ from tats_core.files import append_line
 
 Event = dict[str, Any]
 """One line of an event file."""
+
+
+@dataclass(frozen=True)
+class Events:
+    """What was appended to a stage's event file: complete lines from byte `start` to byte `end` of `file`."""
+
+    file: Path
+    start: int
+    end: int
+    all: tuple[Event, ...]
+    new: tuple[Event, ...]
+    """Those of this run; earlier runs of an unfinished stage wrote the others."""
 
 
 class EventLog:

@@ -43,7 +43,7 @@ class Talk(StageKind[TalkConfig]):
 @pytest.fixture(autouse=True)
 def menu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "KINDS", {"talk": Talk()})
-    monkeypatch.setattr(runner, "Tracker", MagicMock())
+    monkeypatch.setattr(runner, "Tracking", MagicMock())
     (tmp_path / "pipelines").mkdir()
     (tmp_path / "pipelines" / "mine.yaml").write_text(
         "stages: {first: {kind: talk}, second: {kind: talk, needs: first, matrix: {words: [2, 3]}}}"

@@ -72,3 +72,20 @@ def test_with_a_tracking_server_its_address_is_named(tats, monkeypatch):
     assert (ended.code, ended.out) == (
         0, "The runs are on an MLflow server: open https://runs.example.org\n"
     )  # fmt: skip
+
+
+def test_a_password_in_the_servers_address_is_not_printed(tats, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hidden@runs.example.org")
+    ended = tats("ui")
+    assert (ended.code, ended.out) == (
+        0, "The runs are on an MLflow server: open https://runs.example.org\n"
+    )  # fmt: skip
+
+
+def test_a_database_that_mlflow_cannot_open_is_a_sentence(tats, tmp_path):
+    (tmp_path / ".tats").mkdir()
+    (tmp_path / ".tats" / "mlflow.db").write_text("no database, and longer than the head of one is" * 9)
+    ended = tats("ui", "--port", "59999")
+    assert ended.code == 2
+    assert ended.err.startswith(f"tats: {tmp_path / '.tats' / 'mlflow.db'}: cannot be opened as a database")
+    assert len(ended.err.splitlines()) == 1

@@ -157,8 +157,9 @@ def test_a_job_has_a_deadline_is_retried_and_leaves_no_cluster_behind(write):
     assert limits == [5, 60, 7200]
 
 
-def test_the_name_suits_kubernetes_and_is_that_of_the_submission(write):
-    submitted = write("My_very_long_pipeline_of_many_words_and_Capitals")
+@pytest.mark.parametrize("name", ["My_very_long_pipeline_of_many_words_and_Capitals", "2-.fast", "A" * 80])
+def test_the_name_suits_kubernetes_and_is_that_of_the_submission(write, name):
+    submitted = write(name)
     files, job = rendered(submitted)
     name = job["metadata"]["name"]
     assert re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name)
@@ -350,6 +351,25 @@ def test_the_documented_settings_are_all_settings_at_their_defaults():
     assert documented.keys() == Settings.model_fields.keys()
     for part, model in (("head", manifests.Head), ("workers", manifests.Workers)):
         assert documented[part].keys() == model.model_fields.keys()
+
+
+@pytest.mark.parametrize(
+    ("uri", "sentence"),
+    [
+        (
+            "http://me:hidden@mlflow:5000",
+            "has a user or password, which the manifest would show; use",
+        ),
+        ("http://mlflow:5000\n# kind: Pod", "must not hold spaces, line breaks or control characters"),
+        ("http://me:hidden@mlflow:port", "has an impossible port"),
+    ],
+)
+def test_a_tracking_address_with_a_password_or_a_line_break_is_refused(tmp_path, uri, sentence):
+    path = tmp_path / "lab.yaml"
+    path.write_text(yaml.safe_dump({"tracking_uri": uri}))
+    with pytest.raises(SpecError, match=sentence) as error:
+        manifests.settings(path)
+    assert "hidden" not in str(error.value)
 
 
 def test_a_typo_in_the_settings_names_file_and_key(tmp_path):

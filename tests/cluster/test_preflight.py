@@ -16,11 +16,11 @@ from tats_core.pipeline import graph, spec
 class Server(BaseHTTPRequestHandler):
     """Knows one user and refuses everybody else."""
 
-    def do_GET(self) -> None:
+    def do_POST(self) -> None:
         known = self.headers["Authorization"] == "Basic bWU6c2VjcmV0"  # me:secret
         self.send_response(200 if known else 401)
         self.end_headers()
-        self.wfile.write(self.path.encode())
+        self.wfile.write(b"{}" if known else b"")
 
     def log_message(self, *_: object) -> None:
         """Log nothing."""
@@ -36,21 +36,35 @@ def server() -> Iterator[str]:
         thread.join()
 
 
-def test_a_wrong_password_is_a_problem_and_the_right_one_is_not(server):
-    settings = {"MLFLOW_TRACKING_URI": server, "MLFLOW_TRACKING_USERNAME": "me"}
-    assert preflight.server_problems({**settings, "MLFLOW_TRACKING_PASSWORD": "secret"}) == []
-    (sentence,) = preflight.server_problems({**settings, "MLFLOW_TRACKING_PASSWORD": "guess"})
-    assert sentence.startswith(f"the tracking server {server} answers 401; set MLFLOW_TRACKING_USERNAME")
+def problems(monkeypatch: pytest.MonkeyPatch, home: Path, uri: str, **login: str) -> list[str]:
+    """Return what the preflight says of a server, asked with these `MLFLOW_TRACKING_…` of the environment."""
+    for name, value in {"uri": uri, **login}.items():
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name.upper()}", value)
+    return preflight.server_problems(home)
 
 
-def test_a_server_that_does_not_answer_is_named():
-    (sentence,) = preflight.server_problems({"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"})
+def test_a_wrong_password_is_a_problem_and_the_right_one_is_not(server, monkeypatch, tmp_path):
+    assert problems(monkeypatch, tmp_path, server, username="me", password="secret") == []
+    (sentence,) = problems(monkeypatch, tmp_path, server, username="me", password="guess")
+    assert sentence == (
+        f"the tracking server {server} answers 401; "
+        "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    )  # fmt: skip
+
+
+def test_a_server_that_does_not_answer_is_named(monkeypatch, tmp_path):
+    (sentence,) = problems(monkeypatch, tmp_path, "http://127.0.0.1:1")
     assert sentence.startswith("the tracking server http://127.0.0.1:1 does not answer the cluster")
 
 
 @pytest.mark.parametrize("uri", ["", "sqlite:////shared/mlflow.db"])
-def test_a_database_in_a_file_needs_no_answer(uri):
-    assert preflight.server_problems({"MLFLOW_TRACKING_URI": uri}) == []
+def test_a_database_in_a_file_needs_no_answer(uri, monkeypatch, tmp_path):
+    assert problems(monkeypatch, tmp_path, uri) == []
+
+
+def test_an_impossible_port_is_a_sentence(monkeypatch, tmp_path):
+    (sentence,) = problems(monkeypatch, tmp_path, "http://me:guess@mlflow:port")
+    assert sentence.startswith("MLFLOW_TRACKING_URI 'http://mlflow:port' has an impossible port")
 
 
 def test_another_version_is_named_with_both_sides():
@@ -90,9 +104,9 @@ def test_a_folder_that_is_not_shared_is_known_by_the_missing_files(tmp_path: Pat
     assert sentence == f"{tmp_path} lacks what 1 of 2 machines wrote there; it must be shared by all"
 
 
-def test_a_password_in_the_servers_address_is_used_and_never_printed(server):
+def test_a_password_in_the_servers_address_is_used_and_never_printed(server, monkeypatch, tmp_path):
     address = server.replace("http://", "http://me:{}@")
-    assert preflight.server_problems({"MLFLOW_TRACKING_URI": address.format("secret")}) == []
+    assert problems(monkeypatch, tmp_path, address.format("secret")) == []
     for uri in (address.format("guess"), "http://me:guess@127.0.0.1:1"):
-        (sentence,) = preflight.server_problems({"MLFLOW_TRACKING_URI": uri})
+        (sentence,) = problems(monkeypatch, tmp_path, uri)
         assert "guess" not in sentence

@@ -8,7 +8,9 @@ from pathlib import Path
 import tats_core
 from tats_core.launch.ray_internals import NAMES
 
-PRIVATE = re.compile(r"ray\._private\.worker|ray\._raylet|ray\.train\.v2\._internal|_and_run_controller")
+PRIVATE = re.compile(
+    r"ray\._private\.worker|ray_constants|ray\._raylet|ray\.train\.v2\._internal|_and_run_controller"
+)
 
 
 def lacking(names: Mapping[str, str]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import ipaddress
 import os
 import signal
 import threading
@@ -12,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -174,6 +177,85 @@ def test_a_worker_that_waits_for_its_predecessor_reports_it_in_its_log(tmp_path,
         fcntl.flock(earlier, fcntl.LOCK_UN)
         assert later.result(10) == "works"
     assert printed == "waiting until this worker's process of an earlier attempt has ended\n"
+
+
+def listening() -> dict[str, set[str]]:
+    """Return the programs that this process started, and itself → addresses at which each of them listens."""
+    addresses: dict[str, set[str]] = {}
+    me = psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            sockets = process.net_connections(kind="inet")
+            waiting = [socket.laddr.ip for socket in sockets if not socket.raddr]
+            if waiting:
+                addresses.setdefault(process.name(), set()).update(waiting)
+    return addresses
+
+
+def test_nothing_of_a_local_run_listens_beyond_the_loopback_interface(tmp_path):
+    run = threading.Thread(target=fit, args=(tmp_path,), kwargs={"ask_at": 2})
+    run.start()
+    everything: dict[str, set[str]] = {}
+    while run.is_alive():
+        for program, addresses in listening().items():
+            everything.setdefault(program, set()).update(addresses)
+        time.sleep(0.1)
+    run.join()
+    assert (tmp_path / "total").exists()
+    assert {"gcs_server", "raylet"} <= set(everything)
+    assert any(program.startswith("ray::") for program in everything), "the workers"
+    beyond = {
+        (program, address)
+        for program, addresses in everything.items()
+        for address in addresses
+        if not ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback
+    }
+    assert beyond == set()
+
+
+TIMED_OUT = "The current node timed out during startup. This could happen because the raylet failed"
+
+
+@pytest.fixture
+def failing_starts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let `ray.init` raise what is in the list, one a call, then succeed."""
+    left: list[str] = []
+
+    def init(**options: object) -> None:
+        if left:
+            raise Exception(left.pop())  # noqa: TRY002 (as Ray does)
+
+    monkeypatch.setattr(ray_train.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_train.ray, "init", init)
+    monkeypatch.setattr(ray_train.ray, "shutdown", lambda: None)
+    return left
+
+
+def test_a_ray_that_does_not_come_up_in_time_is_started_again(failing_starts, monkeypatch, caplog):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    failing_starts += [TIMED_OUT] * 3
+    ray_train.connect()
+    assert failing_starts == []
+    assert caplog.text.count("Ray did not start (The current node timed out") == 3
+
+
+def test_a_ray_that_never_comes_up_is_a_sentence(failing_starts, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    failing_starts += [TIMED_OUT] * 9
+    with pytest.raises(ResourceError, match=r"^Ray did not start on this machine in 4 tries \(The current"):
+        ray_train.connect()
+    assert len(failing_starts) == 5
+
+
+def test_a_cluster_that_cannot_be_joined_is_tried_once_and_its_password_not_repeated(
+    failing_starts, monkeypatch
+):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://me:hidden@head:10001")
+    failing_starts += ["no ray://me:hidden@head:10001 (me:hidden is refused)"] * 2
+    with pytest.raises(ResourceError, match=r"RAY_ADDRESS=ray://head:10001 cannot be joined") as raised:
+        ray_train.connect()
+    assert "hidden" not in str(raised.value)
+    assert len(failing_starts) == 1
 
 
 def test_without_an_address_a_cluster_that_somebody_else_started_is_not_joined(monkeypatch):

@@ -67,7 +67,7 @@ def test_an_error_that_no_variable_can_hold_is_in_the_json(record, tmp_path):
 
 def test_a_command_that_fails_is_a_note_with_its_last_line(record):
     (note,) = notified(Hook(command="echo no mail >&2; exit 3"), record)
-    assert note.endswith("'echo no mail >&2; exit 3' ended with code 3: no mail")
+    assert note.endswith("its command ended with code 3: no mail")
 
 
 def test_a_command_that_hangs_is_ended_with_all_that_it_started(record, monkeypatch, tmp_path):
@@ -117,7 +117,9 @@ def test_a_hook_tells_only_of_what_it_is_asked_for(load, tmp_path):
 def test_a_hook_that_fails_is_a_note_and_the_run_is_as_finished_as_ever(load, tmp_path, ui):
     record = runner.run(load(f"notify: [{{command: exit 1}}]\n{STAGES}"), tmp_path / "home", ui=ui)
     assert record.status == "finished"
-    assert ("", "a notification of 'finished' was not delivered: 'exit 1' ended with code 1") in ui.of("note")
+    assert ("", "a notification of 'finished' was not delivered: its command ended with code 1") in ui.of(
+        "note"
+    )
 
 
 def test_hooks_are_no_part_of_a_key(load, tmp_path):

@@ -8,9 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,6 +19,7 @@ from tats_core.stages.base import StageContext
 from tats_core.store import code, history
 from tats_core.store.outputs import StageStore
 from tats_core.store.run import Run, RunRecord
+from tats_core.training.events import Events
 from tests.toys import Grow, NoTracker, RecordingUI
 
 pytestmark = pytest.mark.usefixtures("no_tracker")
@@ -222,12 +221,10 @@ def test_a_forced_stage_does_not_log_the_events_of_the_output_that_it_replaces(l
     read: list[float] = []
 
     class Listening(NoTracker):
-        def events(
-            self, stage: str, file: Path, start: int, end: int, events: Sequence[Mapping[str, Any]]
-        ) -> None:
-            read.extend(event["values"]["value"] for event in events)
+        def events(self, stage: str, events: Events) -> None:
+            read.extend(event["values"]["value"] for event in events.all)
 
-    monkeypatch.setattr(runner, "Tracker", Listening)
+    monkeypatch.setattr(runner, "Tracking", Listening)
     begin = StageStore.begin
 
     def slowly(self: StageStore, folder: Path, *, fresh: bool) -> Path:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
 import shutil
+import socket
+import sqlite3
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +21,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from tats_core import tracking
-from tats_core.addresses import without_password
-from tats_core.errors import StoreError
+from tats_core.errors import SpecError, StoreError
 from tats_core.files import write_json
 from tats_core.pipeline import runner
 from tats_core.specs import flatten
 from tats_core.stages.base import StageContext
+from tats_core.store import environment
 from tats_core.store.journal import Spool, pending
 from tats_core.store.run import RunRecord, StageRecord
 from tats_core.tracking import sender, server, tracker
@@ -146,7 +150,7 @@ def test_events_that_were_not_sent_outlive_a_forced_run_that_removes_their_files
         assert "entries could not be sent" in (first.tracking_error or "")
         monkeypatch.setattr(Grow, "hook", staticmethod(lambda ctx: ctx.events.metrics(9, {"loss": 9.0})))
         runner.run(load(ALONE), home, force=["grow"])
-    assert tracking.sync(home) == 0
+    assert tracking.sync(home) == []
     run = RunRecord.load(first.folder).stages["grow"].tracking_run
     assert [point.step for point in client.get_metric_history(run, "loss")] == [1, 2, 3]
 
@@ -259,19 +263,89 @@ def test_a_run_whose_journal_another_process_sends_just_then_has_its_turn(load, 
     assert children(client, record).keys() == {"make"}
 
 
-def test_names_of_pipelines_and_axes_may_hold_quotes(load, home, client):
-    text = "stages: {make: {kind: make, matrix: {shape.preset: [it's, 'a\"b']}}}"
-    record = runner.run(load(text, name="one's"), home)
-    assert children(client, record).keys() == {"make[it's]", 'make[a"b]'}
+def test_values_of_axes_may_hold_quotes(load, home, client):
+    values = ["it's", 'a"b', """it's "both\""""]
+    text = json.dumps({"stages": {"make": {"kind": "make", "matrix": {"shape.preset": values}}}})
+    record = runner.run(load(text), home)
+    assert children(client, record).keys() == {f"make[{value}]" for value in values}
+    identity = {"run": record.id, "stage_instance": f"make[{values[2]}]"}
+    existing = server.run_with(client, client.get_experiment_by_name("toy").experiment_id, identity)
+    assert existing.info.run_id == record.stages[f"make[{values[2]}]"].tracking_run
 
 
 def test_what_the_server_refuses_does_not_hold_up_the_end_of_a_run(load, home, client, monkeypatch):
-    monkeypatch.setattr(server, "quoted", lambda value: f"'{value}'")  # as if both quotes were in it
+    monkeypatch.setattr(server, "quoted", lambda value: f"'{value}")
     start = time.monotonic()
-    record = runner.run(load("stages: {make: {kind: make}}", name="one's"), home)
+    record = runner.run(load("stages: {make: {kind: make}}"), home)
     assert time.monotonic() - start < tracker._DATABASE_SECONDS / 2
     assert "MLflow did not take one entry (run_end): " in (record.tracking_error or "")
     assert pending(home) == []
+
+
+def test_a_database_of_a_later_mlflow_is_left_alone_with_advice_that_can_come_true(load, home):
+    def migrate(revision: str) -> str:
+        with closing(sqlite3.connect(home / "mlflow.db")) as database:
+            ((before,),) = database.execute("SELECT version_num FROM alembic_version").fetchall()
+            database.execute("UPDATE alembic_version SET version_num = ?", [revision])
+            database.commit()
+        return str(before)
+
+    ours = migrate("feedc0ffee00")
+    record = runner.run(load("stages: {make: {kind: make}}"), home)
+    assert record.status == "finished"
+    error = record.tracking_error or ""
+    assert "was written by a later MLflow than" in error
+    assert error.endswith("once that is mended, `tats sync` sends them, and so does the next run")
+    (left,) = tracking.sync(home)
+    assert isinstance(left, tracking.RefusedError)
+    with pytest.raises(tracking.RefusedError, match="move the file away as a backup and a new one is made"):
+        tracking.connect(home, tracking.tracking_uri(home))
+    assert migrate(ours) == "feedc0ffee00"
+    assert tracking.sync(home) == []
+    assert RunRecord.load(record.folder).tracking_error is None
+
+
+def test_a_refused_password_loses_no_entry_and_is_named(load, home, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def refuse() -> None:
+            with contextlib.suppress(OSError):  # the listener is closed
+                while True:
+                    connection, _ = listener.accept()
+                    with connection:
+                        connection.recv(65536)
+                        connection.sendall(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
+
+        threading.Thread(target=refuse, daemon=True).start()
+        uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        record = runner.run(load("stages: {make: {kind: make}}"), home)
+        listener.shutdown(socket.SHUT_RDWR)
+    advice = f"the tracking server {uri} answers 401; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASS"
+    assert advice in (record.tracking_error or "")
+    assert not (record.folder / "tracking" / "rejected.jsonl").exists()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    record.tracking_uri = None
+    record.save()
+    assert tracking.sync(home) == []
+
+
+def test_a_file_that_is_no_database_is_a_sentence_at_once(tmp_path):
+    (tmp_path / "mlflow.db").write_text("not a database, and long enough to be read as the head of one" * 9)
+    with pytest.raises(tracking.RefusedError, match=r"mlflow\.db: cannot be opened as a database .*backup"):
+        tracking.connect(tmp_path, tracking.tracking_uri(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["two words", "it's", 'a"b', "#1;&=+", "größe"])
+def test_homes_with_odd_names_are_tracked(name, load, home, tmp_path, empty_database):
+    odd = tmp_path / name
+    home.rename(odd)
+    record = runner.run(load("stages: {make: {kind: make}}"), odd)
+    client = tracking.connect(odd, tracking.tracking_uri(odd))
+    assert children(client, record).keys() == {"make"}
+    artifacts = {artifact.path for artifact in client.list_artifacts(record.tracking_run)}
+    assert "report.html" in artifacts
+    assert (odd / "mlflow-artifacts").is_dir()
 
 
 def test_a_user_without_a_name_has_a_number(load, home, client, monkeypatch):
@@ -302,7 +376,7 @@ def test_no_system_metric_comes_after_the_end_of_a_run(tmp_path, monkeypatch):
 
     def ends_meanwhile() -> float:
         if measured:
-            follower.close()
+            follower.run_ended(record)
         measured.append(1.0)
         return 1.0
 
@@ -327,21 +401,35 @@ def test_the_place_of_a_database_does_not_depend_on_the_working_directory(given,
     assert tracking.tracking_uri(Path("home")) == uri.format(here=tmp_path)
 
 
-def test_a_folder_whose_name_would_cut_off_the_databases_is_refused(tmp_path):
-    with pytest.raises(StoreError, match=r"why\?: a '\?' would cut off the database's path; take another"):
-        tracking.tracking_uri(tmp_path / "why?")
+@pytest.mark.parametrize("name", ["why?", "a%20b"])
+def test_a_folder_whose_name_would_change_the_databases_is_refused_at_once(name, load, tmp_path):
+    with pytest.raises(StoreError, match="would change the path of the tracking database; take another"):
+        runner.run(load("stages: {make: {kind: make}}"), tmp_path / name)
 
 
-@pytest.mark.parametrize(
-    ("uri", "printed"),
-    [
-        ("http://me:secret@mlflow:5000/a", "http://mlflow:5000/a"),
-        ("http://mlflow:5000/team@home", "http://mlflow:5000/team@home"),
-        ("sqlite:////srv/me@home/mlflow.db", "sqlite:////srv/me@home/mlflow.db"),
-    ],
-)
-def test_an_address_is_printed_without_its_password(uri, printed):
-    assert without_password(uri) == printed
+@pytest.mark.parametrize("uri", ["http://me:hidden@host:port", "http://", "http://host:5000\n# kind: Pod"])
+def test_an_address_that_is_none_is_refused_before_a_run_starts(uri, load, home, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(
+        SpecError, match=r"^MLFLOW_TRACKING_URI .*; it must look like http://host:5000$"
+    ) as error:
+        runner.run(load("stages: {make: {kind: make}}"), home)
+    assert "hidden" not in str(error.value)
+
+
+def test_a_password_in_the_address_is_in_no_file_and_no_message_of_a_run(load, home, monkeypatch, ui):
+    password, quoted = "sword" + "fish", "sword%66ish"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{quoted}@127.0.0.1:1")
+    monkeypatch.setattr(tracker, "_GRACE_SECONDS", 0.5)
+    monkeypatch.setattr("sys.argv", ["tats", "run", "--notify", f"curl https://chat.test/{password}", "demo"])
+    record = runner.run(load("stages: {make: {kind: make}}"), home, ui=ui)
+    assert "could not be sent to http://127.0.0.1:1" in (record.tracking_error or "")
+    (error,) = tracking.sync(home)
+    texts = [note for _, note in ui.of("note")] + [str(error)]
+    files = [path for path in home.rglob("*") if path.is_file() and path.name != environment.PATCH]
+    assert record.folder / "run.json" in files
+    texts += [path.read_text(errors="replace") for path in files]
+    assert not [text for text in texts if password in text or quoted in text]
 
 
 def test_nested_settings_become_dotted_parameters():
@@ -364,10 +452,11 @@ def test_the_trials_of_a_sweep_can_be_compared_and_its_charts_lie_with_their_par
     )
     write_json(record.folder / "sweep.json", {})
     tracker = tracking.Tracker(home, record)
-    tracker.run_started({})
+    tracker.begin({})
     for stage, settings in zip(stages.values(), values, strict=True):
         stage.status, stage.key = "running", stage.name
-        tracker.stage_started(stage, settings, settings, (), (), {})
+        tracker.configs[stage.name] = {"all": settings, "set": settings}
+        tracker.stage_started(stage, ())
         for epoch in (1, 2):
             event = {"kind": "metrics", "step": epoch, "time": 1.0, "values": {"pretrain.loss": 1 / epoch}}
             tracker.event(stage.name, event)
@@ -377,7 +466,8 @@ def test_the_trials_of_a_sweep_can_be_compared_and_its_charts_lie_with_their_par
         (record.folder / name).parent.mkdir(exist_ok=True)
         (record.folder / name).write_text("x")
     record.status = "finished"
-    tracker.close()
+    tracker.run_ended(record)
+    tracker.deliver()
     runs = children(client, record)
     assert {name: run.data.params for name, run in runs.items()} == {
         f"kind={kind} seed=1": {"pretrain.sampler.kind": kind, "pretrain.seed": "1"}
