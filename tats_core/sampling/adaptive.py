@@ -53,7 +53,7 @@ def sampling_loss(policy: Policy, rollout: Rollout, error_BM: Tensor, weight: fl
 class SamplingObjective(Objective):
     """One step on AdaMAE's sampling loss after every draw."""
 
-    first_pass_is_the_draw = True
+    learns_from_the_draw = True
 
     def __init__(self, weight: float) -> None:
         self.weight, self.memory = weight, []

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -96,10 +96,8 @@ class Objective(ABC):
     memory: list[Transition]
     """Draws not yet learned from."""
 
-    @property
-    @abstractmethod
-    def first_pass_is_the_draw(self) -> bool:
-        """Whether the first pass of `update` is over just the clips drawn, so that it can use their graph."""
+    learns_from_the_draw: ClassVar[bool] = False
+    """Whether `update` makes one pass over just the clips drawn, so that it can use the draw's graph."""
 
     @abstractmethod
     def update(self, transition: Transition, learner: Learner) -> dict[str, float]:

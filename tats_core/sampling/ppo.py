@@ -14,6 +14,10 @@ the reward itself: once it is right, the advantage of every token is noise aroun
 nothing left to learn from. A baseline must not depend on the action, and in ``masked_token`` the token is
 the action.
 
+`epochs` x `minibatches` optimiser steps use one memory. At the first, new and old policy are the same and
+every ratio is 1; from the second on they differ, and the clip has something to do. With one epoch of one
+mini-batch there is no second step: that is REINFORCE with a critic, not PPO.
+
 Axes: B clips, N tokens, K visible and M masked ones.
 """
 
@@ -22,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from pydantic import Field
@@ -53,14 +57,22 @@ class PPOConfig(StrictModel):
         0.6, gt=0, lt=1, description="entropy held by adapting c_e, as a share of log N; null: c_e is fixed"
     )
     rollout_length: int = Field(1, ge=1, description="iterations of joint training between two updates")
-    epochs: int = Field(1, ge=1, description="passes over the rollout memory")
-    minibatches: int = Field(1, ge=1, description="parts of the memory, each one optimiser step")
+    epochs: int = Field(
+        3, ge=1, description="passes over the rollout memory; one, of one mini-batch, is REINFORCE, not PPO"
+    )
+    minibatches: int = Field(
+        2, ge=1, description="parts of each iteration in the memory, each one optimiser step"
+    )
     kl_stop: float | None = Field(0.05, gt=0, description="KL(old || new) that ends an update early, nats")
+
+
+_LOG_RATIO: Final = 2.0
+"""Largest |log ratio|; the clip acts at a tenth of it."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """The parts of the objective, and what a healthy update looks like; all are scalars."""
+    """The parts of the objective, and the health of the update; all are scalars."""
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -122,13 +134,15 @@ def ppo_loss(
     target_B1 = return_BX.mean(1, keepdim=True)
     advantage_BX = (return_BX - old.value_B1 - scale.mean) / scale.deviation
 
-    ratio_BA = (new_log_BA - old_log_BA).exp()
+    # Bounded, since exp must not overflow, and since a single token that became far likelier although it
+    # earned nothing would otherwise be the whole of a clipped gradient (dual-clip PPO, arXiv 1912.09729).
+    ratio_BA = (new_log_BA - old_log_BA).clamp(-_LOG_RATIO, _LOG_RATIO).exp()
     policy_loss = -surrogate(ratio_BA, advantage_BX.expand_as(ratio_BA), config.clip).mean()
     critic_loss = value_loss(new.value_B1, old.value_B1, target_B1, config.value_clip)
     entropy_share = new.entropy_B.mean() / math.log(rollout.tokens)
     total = policy_loss + config.value_weight * critic_loss - entropy_weight * entropy_share
     with torch.no_grad():
-        variance, left = (x_B1.var(correction=0) for x_B1 in (target_B1, target_B1 - new.value_B1))
+        low, high = torch.quantile(ratio_BA.flatten(), ratio_BA.new_tensor([0.01, 0.99]))
         parts = {
             "policy_loss": policy_loss,
             "value_loss": critic_loss,
@@ -136,9 +150,9 @@ def ppo_loss(
             # Exact: both policies are known in full. The masked tokens are no sample of the old policy.
             "kl": (old_log_BN.exp() * (old_log_BN - new_log_BN)).sum(1).mean(),
             "clip_fraction": ((ratio_BA - 1).abs() > config.clip).float().mean(),
-            "ratio_max": ratio_BA.max(),
-            "ratio_min": ratio_BA.min(),
-            "explained_variance": (variance - left) / variance.clamp_min(1e-12),
+            # Quantiles: the extremes of thousands of ratios say nothing about the others.
+            "ratio_q01": low,
+            "ratio_q99": high,
         }
     return Loss(total, {name: part.detach() for name, part in parts.items()})
 
@@ -173,20 +187,18 @@ def improve(
     generator: torch.Generator,
     *,
     parts: int = 1,
-    first: Policy | None = None,
 ) -> dict[str, float]:
     """One PPO update: `epochs` passes over `memory` in mini-batches.
 
     Args:
         generator: shuffles the mini-batches.
         parts: gradients of a mini-batch are added up over so many parts of it, to save memory.
-        first: the policy that drew `memory`, with its graph: where one mini-batch is the whole memory, the
-            first pass would compute the same again.
 
     Returns:
-        The mean of each metric over the optimiser steps made.
+        The mean of each metric over the mini-batches, the one that ended the update early included; and
+        `ppo_steps`, the optimiser steps made.
     """
-    totals: dict[str, float] = {}
+    logged: dict[str, list[float]] = {}
     steps = 0
     earned = torch.cat([advantages(transition, config).flatten() for transition in memory])
     mean, deviation = (float(moment) for moment in learner.moments(earned))
@@ -197,31 +209,46 @@ def improve(
         pieces = [piece for piece in index.tensor_split(parts) if len(piece)]
         for number, piece in enumerate(pieces, start=1):
             last = number == len(pieces)
-            if first is not None:
-                part, policy = transition, first
-            else:
-                part = transition.part(piece)
-                policy = learner.policy(part.tokens_BND, last=last)
+            part = transition.part(piece)
+            policy = learner.policy(part.tokens_BND, last=last)
             loss = ppo_loss(policy, part, config, controller.weight, scale)
             share = len(piece) / len(index)
             learner.backward(loss.total * share, last=last)
             names = list(loss.parts)
             metrics = torch.stack([loss.parts[name] for name in names]) * share
             sums = metrics if number == 1 else sums + metrics
-        first = None
         means = dict(zip(names, learner.mean(sums).tolist(), strict=True))
+        for name, value in means.items():
+            logged.setdefault(name, []).append(value)
         if steps and config.kl_stop is not None and means["kl"] > config.kl_stop:
             learner.discard()
             break
         learner.step()
         steps += 1
-        for name, mean_of_step in means.items():
-            totals[name] = totals.get(name, 0.0) + mean_of_step
-    health = {name: total / steps for name, total in totals.items()}
-    controller.update(health["entropy_share"])
+        controller.update(means["entropy_share"])  # at the policy's pace, however many steps an update has
+    health = {name: sum(values) / len(values) for name, values in logged.items()}
     # Before they are normalised: a mean far from 0 is a critic that is wrong about all clips alike.
     health |= {"advantage_mean": mean, "advantage_std": deviation}
+    health |= explained_variance(learner, memory, config)
     return health | {"entropy_weight": controller.weight, "ppo_steps": float(steps)}
+
+
+def explained_variance(learner: Learner, memory: Sequence[Transition], config: PPOConfig) -> dict[str, float]:
+    """`1 - Var(R - V) / Var(R)` of the clips' returns: 1 for a perfect critic, 0 for a constant one.
+
+    Of all clips in the memories of all workers, with the values that the update started from. Empty where
+    returns do not differ between clips: there is nothing to explain then, and the quotient is noise.
+    """
+    return_XB1 = [returns(transition, config).mean(1, keepdim=True) for transition in memory]
+    left_XB1 = [
+        return_B1 - transition.policy.value_B1
+        for return_B1, transition in zip(return_XB1, memory, strict=True)
+    ]
+    deviation, left = (float(learner.moments(torch.cat(x_XB1))[1]) for x_XB1 in (return_XB1, left_XB1))
+    # Rewards are standardised: returns within a thousandth of their deviation are the same.
+    if deviation < 1e-3:
+        return {}
+    return {"explained_variance": 1 - (left / deviation) ** 2}
 
 
 def _minibatches(
@@ -245,11 +272,6 @@ class PPO(Objective):
         self.controller = EntropyController(config.entropy_weight, config.target_entropy)
         self.config = config
 
-    @property
-    def first_pass_is_the_draw(self) -> bool:
-        """True where the memory is one draw and a mini-batch is all of it."""
-        return self.config.rollout_length == self.config.minibatches == 1
-
     def configure(self, config: PPOConfig, *, restart: bool) -> None:
         """Learn as `config` says from here on; `restart` the control of the entropy at its weight."""
         weight = config.entropy_weight if restart else self.controller.weight
@@ -261,10 +283,8 @@ class PPO(Objective):
         """Remember a draw, its rewards standardised over all workers; learn once the memory is full."""
         mean, deviation = learner.moments(transition.reward_BM)
         metrics = {"reward_mean": float(mean), "reward_std": float(deviation)}
-        policy, reward_BM = transition.policy, transition.reward_BM
-        rollout = replace(transition.rollout, policy=policy.detached())
-        standard_BM = ((reward_BM - mean) / deviation.clamp_min(1e-8)).float()
-        self.memory.append(Transition(transition.tokens_BND, rollout, standard_BM))
+        standard_BM = ((transition.reward_BM - mean) / deviation.clamp_min(1e-8)).float()
+        self.memory.append(replace(transition, reward_BM=standard_BM))
         if len(self.memory) < self.config.rollout_length:
             return metrics
         metrics |= improve(
@@ -274,7 +294,6 @@ class PPO(Objective):
             self.controller,
             self.shuffles,
             parts=learner.accumulate,
-            first=policy if policy.logits_BN.requires_grad else None,
         )
         self.memory.clear()
         return metrics

@@ -52,7 +52,7 @@ class PretrainConfig(StepConfig):
     )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     sampler_lr: float = Field(
-        5e-4, gt=0, description="AdamW's learning rate of the sampler, constant, not scaled by the batch"
+        2e-3, gt=0, description="AdamW's learning rate of the sampler, constant, not scaled by the batch"
     )
     schedule: tuple[Change, ...] = Field(
         (), description="changes of sampler.ppo and sampler_lr while it trains; each holds until the next"
@@ -249,9 +249,9 @@ class JointTrainer:
             return self.mae.encoder.tokenize(patches_BNP)
 
     def policy(self, tokens_BND: Tensor) -> Policy:
-        """Return the sampler's current policy; with its graph where the update's first pass can use it."""
+        """Return the sampler's current policy; with its graph where the objective learns from that."""
         assert self.objective is not None
-        with torch.set_grad_enabled(self.objective.first_pass_is_the_draw and self.config.accumulate == 1):
+        with torch.set_grad_enabled(self.objective.learns_from_the_draw and self.config.accumulate == 1):
             parts = [self.learner.policy(part_BND, last=True) for part_BND in self.parts(tokens_BND)]
         if len(parts) == 1:
             return parts[0]

@@ -69,7 +69,6 @@ def test_it_imports_nothing_but_pytorch_and_the_standard_library() -> None:
     assert {name.partition(".")[0] for name in names} == {
         "argparse",
         "math",
-        "random",
         "time",
         "typing",
         "torch",
@@ -168,13 +167,12 @@ def test_a_few_steps_start_from_the_old_policy_and_leave_it(
     minimal: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(minimal, "BATCH", 4)
-    monkeypatch.setattr(minimal, "ROLLOUTS", 2)
     monkeypatch.setattr(minimal, "ENTROPY_WEIGHT", 0.0)
     history = minimal.train(steps=4, every=2)
     assert [row["step"] for row in history] == [2, 4]
     assert history[-1]["loss"] < history[0]["loss"]
     for row in history:
-        assert row["first_ratio"] == 1.0
+        assert row["first_ratio"] == pytest.approx(1, abs=1e-6), "but for the rounding of another batch size"
         assert row["kl"] > 0
 
 

@@ -3,18 +3,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tats_core.sampling import ppo
 from tats_core.sampling.base import Policy, Rollout
 from tats_core.sampling.objective import Transition
 from tats_core.sampling.plackett_luce import complement, gumbel_top_k
 from tats_core.sampling.ppo import (
+    PPO,
     EntropyController,
+    Loss,
     PPOConfig,
     Scale,
+    explained_variance,
     improve,
     ppo_loss,
     surrogate,
@@ -92,9 +97,8 @@ def test_the_whole_objective_with_credit_to_masked_tokens() -> None:
     # KL((1/2, 1/2) || (3/4, 1/4)) = 1/2 log(2/3) + 1/2 log 2, the same for both clips.
     assert metrics["kl"] == pytest.approx(math.log(4 / 3) / 2, rel=1e-5)
     assert metrics["clip_fraction"] == 1
-    assert (metrics["ratio_min"], metrics["ratio_max"]) == pytest.approx((0.5, 1.5))
-    # Residuals 0.5 and -0.5 of returns 1 and -1: a quarter of their variance is left.
-    assert metrics["explained_variance"] == pytest.approx(0.75)
+    # A hundredth of the way from the smaller of two ratios to the larger one, and back.
+    assert (metrics["ratio_q01"], metrics["ratio_q99"]) == pytest.approx((0.51, 1.49))
 
 
 def test_normalised_advantages_are_those_of_the_reference() -> None:
@@ -126,11 +130,26 @@ def test_a_critic_that_is_wrong_about_all_clips_alike_does_not_move_the_policy(w
     assert metrics[1]["advantage_mean"] == pytest.approx(metrics[0]["advantage_mean"] - wrong_by, abs=1e-4)
 
 
-def test_of_a_single_clips_value_nothing_is_explained() -> None:
-    new, transition = _two_clips()
-    policy = Policy(new.logits_BN[:1], new.value_BN[:1])
-    loss = ppo_loss(policy, transition.part(torch.tensor([0])), PPOConfig(), entropy_weight=0.0)
-    assert loss.parts["explained_variance"] == 0
+def _returns_and_values(returns: list[float], values: list[float]) -> Transition:
+    """Clips of two tokens, one of them masked and rewarded."""
+    clips = len(returns)
+    policy = Policy(torch.zeros(clips, 2), torch.tensor(values).view(-1, 1).expand(-1, 2))
+    rollout = Rollout(torch.zeros(clips, 1, dtype=torch.int64), torch.ones(clips, 1).long(), 2, policy)
+    return Transition(torch.zeros(clips, 2, 1), rollout, torch.tensor(returns).view(-1, 1))
+
+
+def test_the_explained_variance_is_that_of_all_clips_in_the_memory() -> None:
+    learner = Taught(lambda tokens_BND: Policy(torch.zeros(0), torch.zeros(0)))
+    # Residuals 0.5, -0.5, 0.5, -0.5 of returns 1, -1, 1, -1: a quarter of their variance is left.
+    memory = [_returns_and_values([1.0, -1.0], [0.5, -0.5]), _returns_and_values([1.0, -1.0], [0.5, -0.5])]
+    assert explained_variance(learner, memory, PPOConfig()) == {"explained_variance": pytest.approx(0.75)}
+
+
+@pytest.mark.parametrize("returns", [[0.3], [0.3, 0.3]], ids=["a single clip", "clips with the same return"])
+def test_where_returns_do_not_differ_no_explained_variance_is_logged(returns: list[float]) -> None:
+    learner = Taught(lambda tokens_BND: Policy(torch.zeros(0), torch.zeros(0)))
+    memory = [_returns_and_values(returns, [0.1, 0.7][: len(returns)])]
+    assert explained_variance(learner, memory, PPOConfig()) == {}
 
 
 def test_only_the_unclipped_clip_moves_the_policy() -> None:
@@ -179,8 +198,21 @@ def test_before_the_first_step_old_and_new_policy_are_one(credit: str) -> None:
     rollout = Rollout(visible_BK, complement(visible_BK, 10), 10, policy)
     transition = Transition(torch.zeros(4, 10, 1), rollout, torch.randn(4, 7))
     parts = ppo_loss(policy, transition, PPOConfig(credit=credit), 0.1).parts  # type: ignore[arg-type]
-    assert parts["ratio_min"].item() == parts["ratio_max"].item() == 1
+    assert parts["ratio_q01"].item() == parts["ratio_q99"].item() == 1
     assert parts["kl"].item() == parts["clip_fraction"].item() == 0
+
+
+def test_a_token_that_became_far_likelier_leaves_loss_and_gradient_finite() -> None:
+    old = Policy(torch.zeros(1, 3), torch.zeros(1, 3))
+    new_logits_BN = torch.tensor([[0.0, 300.0, 0.0]], requires_grad=True)
+    rollout = Rollout(torch.tensor([[0]]), torch.tensor([[1, 2]]), 3, old)
+    transition = Transition(torch.zeros(1, 3, 1), rollout, torch.tensor([[-1.0, 1.0]]))
+    loss = ppo_loss(Policy(new_logits_BN, torch.zeros(1, 3)), transition, PPOConfig(), 0.1)
+    # Log-ratios are log 3 and log 3 - 300, which is held at -2.
+    assert loss.parts["policy_loss"].item() == pytest.approx(-(-3 + math.exp(-2)) / 2)
+    loss.total.backward()
+    assert new_logits_BN.grad is not None
+    assert torch.isfinite(new_logits_BN.grad).all()
 
 
 @pytest.mark.parametrize(
@@ -254,7 +286,8 @@ class Table(nn.Module):
 def _draw(table: Table, reward_N: Tensor, clips: int, generator: torch.Generator) -> Transition:
     tokens_BND = torch.zeros(clips, len(reward_N), 1)
     with torch.no_grad():
-        policy = table(tokens_BND)
+        drawn = table(tokens_BND)
+    policy = Policy(drawn.logits_BN.clone(), drawn.value_BN.clone())  # no view of the table, which moves
     visible_BK = gumbel_top_k(policy.logits_BN, 2, torch.rand(policy.logits_BN.shape, generator=generator))
     rollout = Rollout(visible_BK, complement(visible_BK, len(reward_N)), len(reward_N), policy)
     return Transition(tokens_BND, rollout, reward_N[rollout.masked_BM])
@@ -348,16 +381,16 @@ def test_a_part_of_a_transition_keeps_what_belongs_together() -> None:
 
 
 def test_an_update_stops_when_the_policy_has_moved_too_far_but_never_before_its_first_step() -> None:
-    sizes, steps = _count_clips(PPOConfig(epochs=5, kl_stop=0.01), _memory(4), kl=1.0)
+    sizes, steps = _count_clips(PPOConfig(epochs=5, minibatches=1, kl_stop=0.01), _memory(4), kl=1.0)
     # The second pass measures the KL and takes no step.
     assert (sizes, steps) == ([4, 4], 1)
-    sizes, steps = _count_clips(PPOConfig(epochs=5, kl_stop=None), _memory(4), kl=1.0)
+    sizes, steps = _count_clips(PPOConfig(epochs=5, minibatches=1, kl_stop=None), _memory(4), kl=1.0)
     assert (len(sizes), steps) == (5, 5)
 
 
 def test_a_pass_that_moved_too_far_leaves_no_gradient_behind() -> None:
     learner = Taught(lambda tokens_BND: _shifted(tokens_BND))
-    config = PPOConfig(epochs=3, kl_stop=0.01)
+    config = PPOConfig(epochs=3, minibatches=1, kl_stop=0.01)
     improve(learner, _memory(4), config, EntropyController(0.1, None), torch.Generator().manual_seed(0))
     assert learner.discarded == 1
 
@@ -377,7 +410,7 @@ def test_a_mini_batch_in_parts_has_the_gradient_of_the_whole(credit: str) -> Non
             table.logits_N.copy_(torch.linspace(-1, 1, 6))
         optimizer = torch.optim.SGD(table.parameters(), lr=1.0)
         before = table.logits_N.detach().clone()
-        config = PPOConfig.model_validate({"credit": credit})
+        config = PPOConfig.model_validate({"credit": credit, "epochs": 1, "minibatches": 1})
         health = improve(
             Taught(table, optimizer),
             _memory(7),
@@ -392,21 +425,37 @@ def test_a_mini_batch_in_parts_has_the_gradient_of_the_whole(credit: str) -> Non
         assert loss == pytest.approx(gradients[0][1], abs=1e-6)
 
 
-def test_the_first_pass_may_go_on_from_the_policy_that_drew() -> None:
-    steps = []
-    for reuse in (False, True):
-        table = Table(6)
-        optimizer = torch.optim.SGD(table.parameters(), lr=1.0)
-        memory = _memory(5)
-        first = table(memory[0].tokens_BND) if reuse else None
-        learner = Taught(table, optimizer)
-        controller = EntropyController(0.1, None)
-        improve(
-            learner, memory, PPOConfig(epochs=2), controller, torch.Generator().manual_seed(0), first=first
-        )
-        steps.append(table.logits_N.detach().clone())
-    torch.testing.assert_close(steps[0], steps[1], rtol=0, atol=1e-7)
-    assert steps[0].abs().max() > 0.01
+def test_by_default_the_ratios_leave_1_after_the_first_mini_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    ratios: list[tuple[float, float]] = []
+
+    def watched(*arguments: Any) -> Loss:
+        loss = ppo_loss(*arguments)
+        ratios.append((loss.parts["ratio_q01"].item(), loss.parts["ratio_q99"].item()))
+        return loss
+
+    monkeypatch.setattr(ppo, "ppo_loss", watched)
+    table = Table(6)
+    learner = Taught(table, torch.optim.Adam(table.parameters(), lr=2e-3))
+    (transition,) = _memory(8)
+    metrics = PPO(PPOConfig(), seed=0).update(transition, learner)
+    assert metrics["ppo_steps"] == len(ratios) == 6
+    assert ratios[0] == (1.0, 1.0)
+    assert all(low < 1 < high for low, high in ratios[1:])
+
+
+def test_one_pass_over_the_whole_memory_is_reinforce() -> None:
+    # Its ratios are 1 and its clip never acts: the gradient is that of log pi times the advantage.
+    (transition,) = _memory(5)
+    table = Table(6)
+    learner = Taught(table, torch.optim.SGD(table.parameters(), lr=1.0))
+    config = PPOConfig(epochs=1, minibatches=1, target_entropy=None, entropy_weight=0, value_weight=0)
+    improve(learner, [transition], config, EntropyController(0.0, None), torch.Generator().manual_seed(0))
+    advantage_BM = transition.reward_BM - transition.policy.value_B1
+    advantage_BM = (advantage_BM - advantage_BM.mean()) / advantage_BM.std(correction=0)
+    plain = Table(6)
+    log_probs_BM = plain(transition.tokens_BND).log_probs_BN.gather(1, transition.rollout.masked_BM)
+    (log_probs_BM * advantage_BM).mean().backward()
+    torch.testing.assert_close(table.logits_N, plain.logits_N.grad, rtol=0, atol=1e-6)
 
 
 def test_the_weight_never_falls_below_a_tenth_of_its_start_while_the_policy_is_blind() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tats_core.errors import SpecError, TrainingError
 from tats_core.models.mae import VideoMAE
-from tats_core.sampling import Sampler, Transition
+from tats_core.sampling import Sampler, Transition, ppo
 from tats_core.specs import validate
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog, read_events
@@ -273,6 +273,32 @@ def test_all_tokens_are_embedded_only_for_a_sampler_that_reads_them(
     (video_BCTHW, _, _), *_ = clips().epoch(0)
     trainer.step(video_BCTHW, lr=1e-3, warming_up=warming_up)
     assert len(seen) == passes
+
+
+def test_by_default_a_joint_step_is_one_of_ppo(
+    tiny: dict[str, Any], clips: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = {
+        **tiny,
+        "sampler": {"network": {"width": 12, "heads": 2}, "ppo": {"kl_stop": None}},
+        "batch_size": 4,
+    }
+    trainer = JointTrainer(PretrainConfig.model_validate(raw), World())
+    ratios: list[tuple[float, float]] = []
+
+    def watched(*arguments: Any) -> ppo.Loss:
+        loss = ppo_loss(*arguments)
+        ratios.append((loss.parts["ratio_q01"].item(), loss.parts["ratio_q99"].item()))
+        return loss
+
+    ppo_loss = ppo.ppo_loss
+    monkeypatch.setattr(ppo, "ppo_loss", watched)
+    (video_BCTHW, _, _), *_ = clips().epoch(0)
+    metrics = trainer.step(video_BCTHW, lr=1e-3)
+    # The first mini-batch meets the policy that drew, but for the rounding of another batch size.
+    assert ratios[0] == pytest.approx((1, 1), abs=1e-6)
+    assert all(low < 1 - 1e-4 < 1 + 1e-4 < high for low, high in ratios[1:])
+    assert metrics["ppo_steps"] == len(ratios) == 6
 
 
 def test_rewards_are_standardised_and_their_moments_logged(tiny: dict[str, Any]) -> None:
