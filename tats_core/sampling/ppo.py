@@ -3,16 +3,17 @@
 One draw of K visible tokens is one decision: there is no time, hence no discount and no GAE. Two ways to
 say which token earned what (`credit`):
 
-* ``masked_token``: for each masked token i the reward is its reconstruction error, the advantage
-  ``A_i = R_i - V``, the ratio ``pi_new(i) / pi_old(i)``: what was hard to reconstruct becomes likelier to
-  be visible next time (AdaMAE's idea under PPO).
+* ``masked_token``: for each masked token i the reward is what its reconstruction earned (`reward`), the
+  advantage ``A_i = R_i - V``, the ratio ``pi_new(i) / pi_old(i)``: what was hard to reconstruct becomes
+  likelier to be visible next time (AdaMAE's idea under PPO).
 * ``sequence``: the K picks are the actions, each with its exact Plackett-Luce conditional; all share the
-  clip's advantage, how far its mean error lies below what the critic expects.
+  clip's advantage, how far its mean reward lies below what the critic expects.
 
 The critic's value is the clip's (the mean of its per-token outputs). A value of each token would predict
 the reward itself: once it is right, the advantage of every token is noise around zero and the policy has
 nothing left to learn from. A baseline must not depend on the action, and in ``masked_token`` the token is
-the action.
+the action. Where rewards are scaled within each clip, the clip's own mean is the baseline (as in GRPO, arXiv
+2402.03300): it is 0, the critic learns just that, and `sequence`, which compares clips, is refused.
 
 `epochs` x `minibatches` optimiser steps use one memory. At the first, new and old policy are the same and
 every ratio is 1; from the second on they differ, and the clip has something to do. With one epoch of one
@@ -26,28 +27,50 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from tats_core.sampling.base import Policy
 from tats_core.sampling.objective import Learner, Objective, Transition
 from tats_core.sampling.plackett_luce import ordered_log_probs
+from tats_core.sampling.reward import REWARDS, Outcome, RewardKind, RewardScale, ranks, top, within_clips
 from tats_core.specs import StrictModel
 
 
 class PPOConfig(StrictModel):
     """How the sampler learns."""
 
+    @model_validator(mode="after")
+    def _clips_can_be_compared(self) -> Self:
+        if self.credit == "sequence" and self.reward_scale != "global":
+            raise ValueError(
+                "credit: sequence compares clips, of which all earn the same with "
+                f"reward_scale: {self.reward_scale}; set reward_scale: global"
+            )
+        return self
+
     credit: Literal["masked_token", "sequence"] = Field("masked_token", description="what a reward is for")
     normalize_advantage: bool = Field(
         True, description="advantages to mean 0, deviation 1 over the memory of all workers"
     )
-    error_space: Literal["pixel", "normalized"] = Field(
-        "pixel",
-        description="where the reward's error is measured; normalized makes flat noise as hard as motion",
+    reward: RewardKind = Field(
+        "motion",
+        description="what a masked token earns: pixel, its squared error; normalized, that over its variance "
+        "in space; dynamic, the error of what changes; motion, normalized times how much it moves",
+    )
+    reward_floor: float = Field(
+        0.2,
+        gt=0,
+        description="deviation below which a token counts as flat (normalized, motion), in ImageNet's",
+    )
+    reward_scale: RewardScale = Field(
+        "top",
+        description="rewards to mean 0, deviation 1 over the clips of all workers (global), or within each "
+        "clip: by value (clip), by rank (rank), or 1 for as large a share of its tokens as is visible, those "
+        "that earn most, and 0 for others (top); within clips the critic has nothing to explain",
     )
     clip: float = Field(0.2, gt=0, lt=1, description="epsilon: a ratio earns nothing beyond 1 +- epsilon")
     value_clip: float | None = Field(None, gt=0, description="largest move of the value in one update")
@@ -279,12 +302,27 @@ class PPO(Objective):
         self.controller = EntropyController(config.entropy_weight, config.target_entropy)
         self.controller.weight = weight
 
+    def reward(self, outcome: Outcome) -> Tensor:
+        """The reward of the configuration."""
+        return REWARDS[self.config.reward](outcome, self.config.reward_floor)
+
     def update(self, transition: Transition, learner: Learner) -> dict[str, float]:
-        """Remember a draw, its rewards standardised over all workers; learn once the memory is full."""
-        mean, deviation = learner.moments(transition.reward_BM)
+        """Remember a draw, its rewards scaled; learn once the memory is full."""
+        reward_BM = transition.reward_BM
+        mean, deviation = learner.moments(reward_BM)
         metrics = {"reward_mean": float(mean), "reward_std": float(deviation)}
-        standard_BM = ((transition.reward_BM - mean) / deviation.clamp_min(1e-8)).float()
-        self.memory.append(replace(transition, reward_BM=standard_BM))
+        match self.config.reward_scale:
+            case "global":
+                scaled_BM = ((reward_BM - mean) / deviation.clamp_min(1e-8)).float()
+            case "clip":
+                scaled_BM = within_clips(reward_BM.float())
+            case "rank":
+                scaled_BM = within_clips(ranks(reward_BM.float()))
+            case "top":
+                rollout = transition.rollout
+                visible_share = rollout.visible_BK.shape[1] / rollout.tokens
+                scaled_BM = within_clips(top(reward_BM.float(), visible_share))
+        self.memory.append(replace(transition, reward_BM=scaled_BM))
         if len(self.memory) < self.config.rollout_length:
             return metrics
         metrics |= improve(

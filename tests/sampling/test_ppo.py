@@ -169,7 +169,9 @@ def test_the_whole_objective_with_credit_to_the_sequence() -> None:
     rollout = Rollout(torch.tensor([[0, 1], [1, 0]]), torch.tensor([[2], [2]]), 3, old)
     # Errors below the mean, which is 0: returns 1 and 2.
     transition = Transition(torch.zeros(2, 3, 1), rollout, torch.tensor([[-1.0], [-2.0]]))
-    loss = ppo_loss(new, transition, PPOConfig(credit="sequence", clip=0.2), entropy_weight=0.0)
+    loss = ppo_loss(
+        new, transition, PPOConfig(credit="sequence", reward_scale="global", clip=0.2), entropy_weight=0.0
+    )
     # Clip 0: 2/4 : 1/3 = 1.5 (clipped to 1.2), then 1/2 : 1/2 = 1; advantage 1.
     # Clip 1: 1/4 : 1/3 = 0.75, then 2/3 : 1/2 = 4/3 (clipped to 1.2); advantage 2.
     assert loss.parts["policy_loss"].item() == pytest.approx(-(1.2 + 1 + 2 * 0.75 + 2 * 1.2) / 4)
@@ -184,7 +186,7 @@ def test_tokens_that_are_hardly_ever_drawn_do_not_make_the_policies_differ(credi
     old = Policy(rare_N.expand(2, -1), torch.zeros(2, 16))
     new = Policy((rare_N + torch.tensor([0.0] * 8 + [3.0] * 8)).expand(2, -1), torch.zeros(2, 16))
     rollout = Rollout(torch.tensor([[0, 1]] * 2), complement(torch.tensor([[0, 1]] * 2), 16), 16, old)
-    config = PPOConfig.model_validate({"credit": credit})
+    config = PPOConfig.model_validate({"credit": credit, "reward_scale": "global"})
     loss = ppo_loss(new, Transition(torch.zeros(2, 16, 1), rollout, torch.zeros(2, 14)), config, 0.0)
     assert loss.parts["kl"].item() == pytest.approx(0, abs=1e-6)
 
@@ -197,7 +199,7 @@ def test_before_the_first_step_old_and_new_policy_are_one(credit: str) -> None:
     )
     rollout = Rollout(visible_BK, complement(visible_BK, 10), 10, policy)
     transition = Transition(torch.zeros(4, 10, 1), rollout, torch.randn(4, 7))
-    parts = ppo_loss(policy, transition, PPOConfig(credit=credit), 0.1).parts  # type: ignore[arg-type]
+    parts = ppo_loss(policy, transition, PPOConfig(credit=credit, reward_scale="global"), 0.1).parts  # type: ignore[arg-type]
     assert parts["ratio_q01"].item() == parts["ratio_q99"].item() == 1
     assert parts["kl"].item() == parts["clip_fraction"].item() == 0
 
@@ -309,7 +311,7 @@ def _train(config: PPOConfig, updates: int) -> tuple[Table, dict[str, float]]:
 
 @pytest.mark.parametrize(("credit", "updates"), [("masked_token", 40), ("sequence", 80)])
 def test_tokens_that_are_hard_when_masked_become_likelier_to_be_visible(credit: str, updates: int) -> None:
-    fixed = {"credit": credit, "target_entropy": None, "entropy_weight": 0.0}
+    fixed = {"credit": credit, "reward_scale": "global", "target_entropy": None, "entropy_weight": 0.0}
     table, _ = _train(PPOConfig.model_validate(fixed), updates)
     probability_N = table.logits_N.detach().softmax(0)
     assert probability_N[:2].min() > 2 * probability_N[2:].max()
@@ -410,7 +412,9 @@ def test_a_mini_batch_in_parts_has_the_gradient_of_the_whole(credit: str) -> Non
             table.logits_N.copy_(torch.linspace(-1, 1, 6))
         optimizer = torch.optim.SGD(table.parameters(), lr=1.0)
         before = table.logits_N.detach().clone()
-        config = PPOConfig.model_validate({"credit": credit, "epochs": 1, "minibatches": 1})
+        config = PPOConfig.model_validate(
+            {"credit": credit, "reward_scale": "global", "epochs": 1, "minibatches": 1}
+        )
         health = improve(
             Taught(table, optimizer),
             _memory(7),
@@ -441,6 +445,13 @@ def test_by_default_the_ratios_leave_1_after_the_first_mini_batch(monkeypatch: p
     assert metrics["ppo_steps"] == len(ratios) == 6
     assert ratios[0] == (1.0, 1.0)
     assert all(low < 1 < high for low, high in ratios[1:])
+
+
+def test_credit_to_the_sequence_is_refused_where_all_clips_earn_the_same() -> None:
+    with pytest.raises(
+        ValueError, match="compares clips, of which all earn the same with reward_scale: rank"
+    ):
+        PPOConfig(credit="sequence", reward_scale="rank")
 
 
 def test_one_pass_over_the_whole_memory_is_reinforce() -> None:
