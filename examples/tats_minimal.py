@@ -24,9 +24,10 @@ FRAMES, SIZE, TUBELET, PATCH = 8, 32, 2, 4
 F, S = FRAMES // TUBELET, (SIZE // PATCH) ** 2
 N, P = F * S, 3 * TUBELET * PATCH**2
 K = round((1 - 0.9) * N)  # mask ratio 0.9: the encoder sees a tenth of the tokens
-BATCH, EPOCHS, MINIBATCHES = 16, 3, 2  # PPO makes EPOCHS passes over each batch, in MINIBATCHES steps
+BATCH, EPOCHS, MINIBATCHES = 16, 1, 4  # PPO makes EPOCHS passes over each batch, in MINIBATCHES steps each
 CLIP, VALUE_WEIGHT, ENTROPY_WEIGHT = 0.2, 0.5, 0.1  # epsilon, c_v and c_e of PPO
 KL_STOP = 0.05  # an update ends when the policy has moved so far, in nats
+FLOOR = 0.2  # deviation of pixels below which a token counts as flat
 
 
 # --- data: a textured disc crosses a smooth background that stands still ---------------------------------
@@ -174,7 +175,30 @@ def draw(log_probs_BN: Tensor) -> tuple[Tensor, Tensor]:
     return order_BN[:, :K], order_BN[:, K:]
 
 
-# --- PPO: what was hard to reconstruct becomes likelier to be seen ---------------------------------------
+# --- PPO: what moves and was hard to reconstruct becomes likelier to be seen ------------------------------
+
+
+def reward(patches_BNP: Tensor, error_BM: Tensor, masked_BM: Tensor) -> Tensor:
+    """1 for the tokens that moved most and were reconstructed worst, as many as may be visible: `[B, M]`.
+
+    The share of a token's variance that is left unexplained, times its change to the next frame over that
+    variance: about the squared speed, whatever brightness and contrast. Scaled to mean 0, deviation 1 a clip.
+    """
+    frames_BFSCTQ = patches_BNP.view(len(patches_BNP), F, S, 3, TUBELET, PATCH**2)
+    variance_BN = frames_BFSCTQ.var(-1, correction=0).mean((3, 4)).flatten(1) + FLOOR**2
+    line_BSCXQ = frames_BFSCTQ.permute(0, 2, 3, 1, 4, 5).flatten(3, 4)  # the X=F*T frames of a place
+    change_BSX = line_BSCXQ.diff(dim=3).square().mean((2, 4))
+    change_BSX = torch.cat([change_BSX, change_BSX[:, :, -1:]], 2)
+    change_BN = change_BSX.unflatten(2, (F, TUBELET)).mean(3).transpose(1, 2).flatten(1)
+    earned_BM = error_BM * (change_BN / variance_BN.square()).gather(1, masked_BM)
+    top = round(K / N * earned_BM.shape[1])
+    last_B1 = earned_BM.topk(top, 1).values[:, -1:]
+    above_BM, equal_BM = (
+        earned_BM > last_B1,
+        earned_BM == last_B1,
+    )  # tokens that earn the same share what is left
+    reward_BM = above_BM + equal_BM * (top - above_BM.sum(1, keepdim=True)) / equal_BM.sum(1, keepdim=True)
+    return (reward_BM - reward_BM.mean(1, keepdim=True)) / reward_BM.std(1, correction=0, keepdim=True)
 
 
 class Transition(NamedTuple):
@@ -238,7 +262,7 @@ def train(steps: int, seed: int = 0, every: int = 20) -> list[dict[str, float]]:
     torch.manual_seed(seed)
     mae, sampler = MAE(), Sampler()
     mae_optimizer = torch.optim.AdamW(mae.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
-    sampler_optimizer = torch.optim.AdamW(sampler.parameters(), lr=2e-3, weight_decay=0.0)
+    sampler_optimizer = torch.optim.AdamW(sampler.parameters(), lr=1e-3, weight_decay=0.0)
     history: list[dict[str, float]] = []
     losses, lifts, began = [], [], time.perf_counter()
     for step in range(1, steps + 1):
@@ -251,8 +275,8 @@ def train(steps: int, seed: int = 0, every: int = 20) -> list[dict[str, float]]:
         mae_optimizer.zero_grad()
         error_BM.mean().backward()
         mae_optimizer.step()
-        error_BM = error_BM.detach()  # 3. the error of a masked token is its reward
-        reward_BM = (error_BM - error_BM.mean()) / error_BM.std()
+        error_BM = error_BM.detach()  # 3. and the policy from what the errors of masked tokens earn
+        reward_BM = reward(patches_BNP, error_BM, masked_BM)
         transition = Transition(tokens_BND, masked_BM, reward_BM, log_probs_BN, value_B)
         health = ppo_update(sampler, sampler_optimizer, transition)
         # Motion lift: motion of the visible tokens over motion of all; 1 for random masking.

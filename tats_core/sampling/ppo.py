@@ -81,10 +81,10 @@ class PPOConfig(StrictModel):
     )
     rollout_length: int = Field(1, ge=1, description="iterations of joint training between two updates")
     epochs: int = Field(
-        3, ge=1, description="passes over the rollout memory; one, of one mini-batch, is REINFORCE, not PPO"
+        1, ge=1, description="passes over the rollout memory; one, of one mini-batch, is REINFORCE, not PPO"
     )
     minibatches: int = Field(
-        2, ge=1, description="parts of each iteration in the memory, each one optimiser step"
+        4, ge=1, description="parts of each iteration in the memory, each one optimiser step"
     )
     kl_stop: float | None = Field(0.05, gt=0, description="KL(old || new) that ends an update early, nats")
 
@@ -199,7 +199,7 @@ class EntropyController:
         # swings between blind and collapsed.
         gap = (self.target_share - entropy_share) / self.target_share
         moved = max(self.weight, self.lowest) * math.exp(self.rate * gap)
-        self.weight = min(max(moved, self.lowest), 2.0)
+        self.weight = min(max(moved, self.lowest), 10.0)
 
 
 def improve(

@@ -128,9 +128,13 @@ def ranks(values_BX: Tensor) -> Tensor:
 
 
 def top(values_BX: Tensor, share: float) -> Tensor:
-    """1 for the `share` of each row with the highest values, with all ties; 0 for others."""
+    """1 for the `share` of each row with the highest values, 0 for others; ties share."""
     count = max(1, round(share * values_BX.shape[1]))
-    return (values_BX >= values_BX.topk(count, 1).values[:, -1:]).to(values_BX.dtype)
+    last_B1 = values_BX.topk(count, 1).values[:, -1:]
+    above_BX, equal_BX = values_BX > last_B1, values_BX == last_B1
+    # Of a clip in which little moves, most tokens are equal: they share what is left.
+    left_B1 = (count - above_BX.sum(1, keepdim=True)) / equal_BX.sum(1, keepdim=True)
+    return above_BX + equal_BX * left_B1
 
 
 def within_clips(values_BX: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class PretrainConfig(StepConfig):
     )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     sampler_lr: float = Field(
-        2e-3, gt=0, description="AdamW's learning rate of the sampler, constant, not scaled by the batch"
+        1e-3, gt=0, description="AdamW's learning rate of the sampler, constant, not scaled by the batch"
     )
     schedule: tuple[Change, ...] = Field(
         (), description="changes of sampler.ppo and sampler_lr while it trains; each holds until the next"

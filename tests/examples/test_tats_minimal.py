@@ -19,6 +19,7 @@ from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
 from tats_core.sampling import Policy, Rollout
 from tats_core.sampling.ppo import PPOConfig, Scale, Transition, ppo_loss
+from tats_core.sampling.reward import Outcome, motion, top, within_clips
 from tats_core.sampling.tats import TATSConfig, TATSSampler
 from tats_core.sampling.trajectory_attention import TrajectoryAttention
 
@@ -123,6 +124,17 @@ def test_the_autoencoders_loss_is_that_of_tats_core(minimal: ModuleType) -> None
     visible_BK, masked_BM = minimal.draw(torch.zeros(CLIPS, minimal.N))
     expected_BM = full(patches_BNP, visible_BK, masked_BM).error_BM
     assert_close(mae(patches_BNP, visible_BK, masked_BM), expected_BM, atol=1e-5, rtol=1e-5)
+
+
+def test_the_reward_is_that_of_tats_core(minimal: ModuleType) -> None:
+    patches_BNP = minimal.draw_clips(CLIPS)
+    _, masked_BM = minimal.draw(torch.zeros(CLIPS, minimal.N))
+    target_BMP = minimal.take(patches_BNP, masked_BM)
+    prediction_BMP = target_BMP + torch.randn_like(target_BMP)
+    error_BM = (prediction_BMP - target_BMP).square().mean(2)
+    outcome = Outcome(patches_BNP, prediction_BMP, error_BM, masked_BM, minimal.F, minimal.TUBELET)
+    expected_BM = within_clips(top(motion(outcome, minimal.FLOOR), minimal.K / minimal.N))
+    assert_close(minimal.reward(patches_BNP, error_BM, masked_BM), expected_BM, atol=1e-5, rtol=1e-5)
 
 
 def test_the_loss_of_ppo_and_its_gradient_are_those_of_tats_core(minimal: ModuleType) -> None:

@@ -114,9 +114,11 @@ def test_ranks_do_not_know_by_how_much_a_value_is_larger() -> None:
 
 def test_the_top_is_a_share_of_each_clip() -> None:
     values_BX = torch.tensor([[3.0, 1.0, 9.0, 2.0, 0.0], [7.0, 7.0, 7.0, 7.0, 0.0]])
-    # Two of five; of values that are equal to the second, all.
-    assert top(values_BX, 0.4).tolist() == [[1, 0, 1, 0, 0], [1, 1, 1, 1, 0]]
-    assert top(values_BX, 0.01).sum(1).tolist() == [1, 4], "at least one"
+    # Two of five; four that are equal share the two.
+    assert top(values_BX, 0.4).tolist() == [[1, 0, 1, 0, 0], [0.5, 0.5, 0.5, 0.5, 0]]
+    # Three of five: the largest and half of each of the four.
+    assert top(torch.tensor([[7.0, 9.0, 7.0, 7.0, 7.0]]), 0.6).tolist() == [[0.5, 1, 0.5, 0.5, 0.5]]
+    assert top(values_BX, 0.01).sum(1).tolist() == [1, 1], "at least one"
 
 
 def test_a_clip_whose_tokens_all_earn_the_same_teaches_nothing() -> None:
