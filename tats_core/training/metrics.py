@@ -67,7 +67,8 @@ def rank_correlation(first_BN: Tensor, second_BN: Tensor) -> Tensor:
     mean = (first_BN.shape[1] - 1) / 2
     centred = [ranks(values_BN.double()) - mean for values_BN in (first_BN, second_BN)]
     length_B = centred[0].norm(dim=1) * centred[1].norm(dim=1)
-    return (centred[0] * centred[1]).sum(1) / length_B.clamp_min(1e-12)
+    correlation_B: Tensor = (centred[0] * centred[1]).sum(1) / length_B.clamp_min(1e-12)
+    return correlation_B
 
 
 def confusion(predicted_B: Tensor, label_B: Tensor, classes: int) -> Tensor:

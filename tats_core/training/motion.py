@@ -46,7 +46,7 @@ def flow_motion(video_BCTHW: Tensor) -> Tensor:
         grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in video_THWC]
         lengths = []
         for before, after in pairwise(grey):
-            flow_HW2 = flow.calc(before, after, None)
+            flow_HW2 = flow.calc(before, after, np.zeros((*before.shape, 2), np.float32))
             flow_HW2 = flow_HW2 - np.median(flow_HW2, axis=(0, 1))
             lengths.append(np.hypot(flow_HW2[..., 0], flow_HW2[..., 1]))
         clips.append(np.stack([lengths[0], *lengths]))
