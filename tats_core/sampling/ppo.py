@@ -214,7 +214,7 @@ def improve(
     """One PPO update: `epochs` passes over `memory` in mini-batches.
 
     Args:
-        generator: shuffles the mini-batches.
+        generator: of the order of the mini-batches, the same on all workers.
         parts: gradients of a mini-batch are added up over so many parts of it, to save memory.
 
     Returns:
@@ -277,13 +277,24 @@ def explained_variance(learner: Learner, memory: Sequence[Transition], config: P
 def _minibatches(
     memory: Sequence[Transition], config: PPOConfig, generator: torch.Generator
 ) -> list[tuple[Transition, Tensor]]:
-    order: list[tuple[Transition, Tensor]] = []
-    for _ in range(config.epochs):
-        for transition in memory:
-            clips = transition.tokens_BND.shape[0]
-            shuffled = torch.randperm(clips, generator=generator).to(transition.tokens_BND.device)
-            order += [(transition, part) for part in shuffled.tensor_split(config.minibatches) if len(part)]
-    return order
+    """Each pass is over all mini-batches in random order, each a run of clips of one draw.
+
+    The clips of a batch are in random order already. Row i of worker r of n is row `i n + r` of the global
+    batch, so that the workers' runs together are those of a single worker with all clips; mini-batches drawn
+    from each worker's own clips would not be.
+    """
+    parts = [
+        (transition, part)
+        for transition in memory
+        for part in torch.arange(len(transition.tokens_BND)).tensor_split(config.minibatches)
+        if len(part)
+    ]
+    orders = (torch.randperm(len(parts), generator=generator).tolist() for _ in range(config.epochs))
+    return [
+        (parts[number][0], parts[number][1].to(parts[number][0].tokens_BND.device))
+        for order in orders
+        for number in order
+    ]
 
 
 class PPO(Objective):

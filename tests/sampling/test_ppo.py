@@ -347,7 +347,7 @@ def _memory(*clips: int) -> list[Transition]:
 
 def test_an_update_passes_over_the_whole_memory_in_mini_batches() -> None:
     sizes, steps = _count_clips(PPOConfig(epochs=2, minibatches=2), _memory(5, 4))
-    assert sizes == [3, 2, 2, 2] * 2
+    assert sorted(sizes[:4]) == sorted(sizes[4:]) == [2, 2, 2, 3]
     assert steps == 8
 
 
@@ -366,8 +366,8 @@ def test_every_clip_is_seen_once_in_a_pass() -> None:
     generator = torch.Generator().manual_seed(0)
     controller = EntropyController(0.1, None)
     improve(Taught(policy), [marked], config, controller, generator)
-    assert sorted(seen) == list(range(7))
-    assert seen != sorted(seen)
+    # Neighbours form a mini-batch, and the order of the mini-batches is random.
+    assert seen == [5, 6, 0, 1, 2, 3, 4]
 
 
 def test_a_part_of_a_transition_keeps_what_belongs_together() -> None:
