@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from tats_core.models.mae import MAEConfig
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
+from tats_core.sampling import SamplerConfig
 from tats_core.sampling.tats import TATSConfig
 
 
@@ -66,14 +67,16 @@ def sampler(vit: ViTConfig, config: TATSConfig, clip: ClipConfig) -> Work:
 
 
 def joint_step(
-    vit: ViTConfig, config: MAEConfig, network: TATSConfig, clip: ClipConfig, visible: int
+    vit: ViTConfig, config: MAEConfig, tats: SamplerConfig, clip: ClipConfig, visible: int
 ) -> float:
-    """FLOPs of one joint step for one clip: all tokens embedded for the sampler, MAE, one PPO pass.
+    """FLOPs of one joint step for one clip: all tokens embedded for the sampler, rollout, MAE, PPO's passes.
 
-    The sampler's forward is the rollout's. What its backward recomputes to save memory is not counted.
+    What the sampler's backward recomputes to save memory is not counted.
     """
     tokenized = 2 * clip.tokens * clip.pixels * vit.width
-    return tokenized + mae(vit, config, clip, visible).training + sampler(vit, network, clip).training
+    policy = sampler(vit, tats.network, clip)
+    learning = policy.forward + tats.ppo.epochs * policy.training
+    return tokenized + mae(vit, config, clip, visible).training + learning
 
 
 def finetune_step(vit: ViTConfig, clip: ClipConfig) -> float:

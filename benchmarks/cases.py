@@ -64,7 +64,7 @@ def recipe(scale: Scale, **changes: Any) -> PretrainConfig:
 
 
 def joint(scale: Scale, **changes: Any) -> Step:
-    """Our step: rollout, MAE, one PPO epoch (unless the sampler is another one)."""
+    """Our step: rollout, MAE, one PPO epoch of mini-batches (unless the sampler is another one)."""
     trainer = JointTrainer(recipe(scale, **changes), World(device=torch.device(scale.device)))
     shape = (scale.batch, 3, scale.frames, scale.size, scale.size)
     video_BCTHW = torch.randn(shape, device=scale.device)
@@ -103,7 +103,6 @@ CASES: dict[str, Callable[[Scale], Step]] = {
     "hf_pretrain": lambda s: peers.hf_pretrain(s.vit, s.clip, s.batch, s.visible, torch.device(s.device)),
     "hf_finetune": lambda s: peers.hf_finetune(s.vit, s.clip, s.batch, CLASSES, torch.device(s.device)),
     "attention_literal": lambda s: attention(s, peers.literal_trajectory_attention),
-    "attention_autograd": lambda s: attention(s, peers.autograd_trajectory_attention),
     "attention": attention,
     "joint": joint,
     "joint_half_decoder": lambda s: joint(s, mae={"decoded_share": 0.5}),

@@ -80,9 +80,3 @@ def literal_trajectory_attention(attention: TrajectoryAttention, tokens_BND: Ten
     weight_BNH1F = (query_BNH1E @ key_BNHFE.transpose(-1, -2)).softmax(-1)
     along_BND: Tensor = attention.out((weight_BNH1F @ value_BNHFE).reshape(b, n, d))
     return along_BND
-
-
-def autograd_trajectory_attention(attention: TrajectoryAttention, tokens_BND: Tensor) -> Tensor:
-    """The absorbed form with the backward that autograd derives."""
-    mixed_BND: Tensor = attention.out(attention.along(attention.trajectories(tokens_BND)))
-    return mixed_BND

@@ -52,7 +52,7 @@ def ratios(scale: Scale, rounds: int) -> tuple[dict[str, float], dict[str, Any]]
     device = torch.device(scale.device)
     rates = {"fp32": matmul_rate(torch.float32, device), "bf16": matmul_rate(torch.bfloat16, device)}
     names = ("hf_pretrain", "joint", "joint_half_decoder", "no_sampler", "adamae", "joint_bf16")
-    alone = ("attention_literal", "attention_autograd", "attention")
+    alone = ("attention_literal", "attention")
     before = seconds_in_turn({name: CASES[name](scale) for name in alone}, rounds)
     before |= seconds_in_turn({name: CASES[name](scale) for name in names[:3]}, rounds)
     # For us and for the peers alike: without it, page faults are up to a fifth of a step on a CPU.
@@ -66,9 +66,7 @@ def ratios(scale: Scale, rounds: int) -> tuple[dict[str, float], dict[str, Any]]
     peaks = {name: peak_mib(name, *scale.options()) for name in measured}
     config = recipe(scale)
     gflop = {
-        "joint": arithmetic.joint_step(
-            config.model, config.mae, config.sampler.network, scale.clip, scale.visible
-        ),
+        "joint": arithmetic.joint_step(config.model, config.mae, config.sampler, scale.clip, scale.visible),
         "hf_pretrain": arithmetic.mae(config.model, config.mae, scale.clip, scale.visible).training
         # It embeds all tokens, with gradients.
         + 4 * (scale.clip.tokens - scale.visible) * scale.clip.pixels * config.model.width,
@@ -87,9 +85,7 @@ def ratios(scale: Scale, rounds: int) -> tuple[dict[str, float], dict[str, Any]]
         "matmul_share_fp32": gflop["joint"] / median["joint"] / rates["fp32"],
         "matmul_share_bf16": gflop["joint"] / median["joint_bf16"] / rates["bf16"],
         "finetune_step_vs_hf": ratio(taken, "finetune", "hf_finetune"),
-        # For comparison: the hand-written backward stays while autograd's takes 1.2 times its time or memory.
-        "trajectory_attention_autograd_seconds": ratio(before, "attention_autograd", "attention"),
-        "trajectory_attention_autograd_memory": peaks["attention_autograd"] / peaks["attention"],
+        # For comparison.
         "trajectory_attention_speedup_kept_memory": ratio(taken, "attention_literal", "attention"),
         "joint_step_vs_hf_default_allocator": ratio(before, "joint", "hf_pretrain"),
         "joint_step_decoder_masking_vs_hf_default_allocator": ratio(

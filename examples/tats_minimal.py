@@ -13,7 +13,6 @@ axes:
 
 import argparse
 import math
-import random
 import time
 from typing import NamedTuple
 
@@ -25,8 +24,10 @@ FRAMES, SIZE, TUBELET, PATCH = 8, 32, 2, 4
 F, S = FRAMES // TUBELET, (SIZE // PATCH) ** 2
 N, P = F * S, 3 * TUBELET * PATCH**2
 K = round((1 - 0.9) * N)  # mask ratio 0.9: the encoder sees a tenth of the tokens
-BATCH, ROLLOUTS, EPOCHS = 16, 4, 2  # PPO makes EPOCHS passes over a memory of ROLLOUTS batches
+BATCH, EPOCHS, MINIBATCHES = 16, 1, 4  # PPO makes EPOCHS passes over each batch, in MINIBATCHES steps each
 CLIP, VALUE_WEIGHT, ENTROPY_WEIGHT = 0.2, 0.5, 0.1  # epsilon, c_v and c_e of PPO
+KL_STOP = 0.05  # an update ends when the policy has moved so far, in nats
+FLOOR = 0.2  # deviation of pixels below which a token counts as flat
 
 
 # --- data: a textured disc crosses a smooth background that stands still ---------------------------------
@@ -174,7 +175,30 @@ def draw(log_probs_BN: Tensor) -> tuple[Tensor, Tensor]:
     return order_BN[:, :K], order_BN[:, K:]
 
 
-# --- PPO: what was hard to reconstruct becomes likelier to be seen ---------------------------------------
+# --- PPO: what moves and was hard to reconstruct becomes likelier to be seen ------------------------------
+
+
+def reward(patches_BNP: Tensor, error_BM: Tensor, masked_BM: Tensor) -> Tensor:
+    """1 for the tokens that moved most and were reconstructed worst, as many as may be visible: `[B, M]`.
+
+    The share of a token's variance that is left unexplained, times its change to the next frame over that
+    variance: about the squared speed, whatever brightness and contrast. Scaled to mean 0, deviation 1 a clip.
+    """
+    frames_BFSCTQ = patches_BNP.view(len(patches_BNP), F, S, 3, TUBELET, PATCH**2)
+    variance_BN = frames_BFSCTQ.var(-1, correction=0).mean((3, 4)).flatten(1) + FLOOR**2
+    line_BSCXQ = frames_BFSCTQ.permute(0, 2, 3, 1, 4, 5).flatten(3, 4)  # the X=F*T frames of a place
+    change_BSX = line_BSCXQ.diff(dim=3).square().mean((2, 4))
+    change_BSX = torch.cat([change_BSX, change_BSX[:, :, -1:]], 2)
+    change_BN = change_BSX.unflatten(2, (F, TUBELET)).mean(3).transpose(1, 2).flatten(1)
+    earned_BM = error_BM * (change_BN / variance_BN.square()).gather(1, masked_BM)
+    top = round(K / N * earned_BM.shape[1])
+    last_B1 = earned_BM.topk(top, 1).values[:, -1:]
+    above_BM, equal_BM = (
+        earned_BM > last_B1,
+        earned_BM == last_B1,
+    )  # tokens that earn the same share what is left
+    reward_BM = above_BM + equal_BM * (top - above_BM.sum(1, keepdim=True)) / equal_BM.sum(1, keepdim=True)
+    return (reward_BM - reward_BM.mean(1, keepdim=True)) / reward_BM.std(1, correction=0, keepdim=True)
 
 
 class Transition(NamedTuple):
@@ -191,8 +215,8 @@ def ppo_loss(sampler: Sampler, batch: Transition, advantage_BM: Tensor) -> tuple
     """L = -E[min(r A, clip(r, 1-eps, 1+eps) A)] + c_v (V - R)^2 - c_e H(pi) / log N (PPO, eq. 7 and 9)."""
     log_probs_BN, value_B = sampler(batch.tokens_BND)
     log_ratio_BN = log_probs_BN - batch.old_log_probs_BN
-    # Bounded: in a few steps a rare token can become e^90 times as likely, and exp would overflow.
-    ratio_BM = log_ratio_BN.gather(1, batch.masked_BM).clamp(-10, 10).exp()
+    # Bounded: exp must not overflow, nor a single token be the whole gradient (arXiv 1912.09729).
+    ratio_BM = log_ratio_BN.gather(1, batch.masked_BM).clamp(-2, 2).exp()
     surrogate_BM = torch.minimum(ratio_BM * advantage_BM, ratio_BM.clamp(1 - CLIP, 1 + CLIP) * advantage_BM)
     value_loss = (value_B - batch.reward_BM.mean(1)).square().mean()
     # Without the bonus the policy soon shows the same few tokens, and never learns what others would earn.
@@ -207,25 +231,26 @@ def ppo_loss(sampler: Sampler, batch: Transition, advantage_BM: Tensor) -> tuple
     return loss, {name: value.item() for name, value in health.items()}
 
 
-def ppo_update(
-    sampler: Sampler, optimizer: torch.optim.Optimizer, memory: list[Transition]
-) -> dict[str, float]:
-    """EPOCHS passes over the memory, a step for each batch; return the health of the last and first step.
+def ppo_update(sampler: Sampler, optimizer: torch.optim.Optimizer, batch: Transition) -> dict[str, float]:
+    """EPOCHS passes over the batch in MINIBATCHES steps; return the health of the last and first step.
 
     Before the first step new and old policy are one, so its ratio is exactly 1; then they part.
     """
     # The baseline is one value a clip: a critic of each token's error would leave nothing to learn from.
-    advantages = torch.stack([batch.reward_BM - batch.old_value_B[:, None] for batch in memory])
-    advantages = (advantages - advantages.mean()) / advantages.std()
+    advantage_BM = batch.reward_BM - batch.old_value_B[:, None]
+    advantage_BM = (advantage_BM - advantage_BM.mean()) / advantage_BM.std()
     health = []
     for _ in range(EPOCHS):
-        for index in random.sample(range(len(memory)), len(memory)):
-            loss, figures = ppo_loss(sampler, memory[index], advantages[index])
+        for index in torch.randperm(len(advantage_BM)).chunk(MINIBATCHES):
+            part = Transition(*(values[index] for values in batch))
+            loss, figures = ppo_loss(sampler, part, advantage_BM[index])
+            health.append(figures)
+            if figures["kl"] > KL_STOP:
+                return figures | {"first_ratio": health[0]["first_ratio"]}
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(sampler.parameters(), 1.0)
             optimizer.step()
-            health.append(figures)
     return health[-1] | {"first_ratio": health[0]["first_ratio"]}
 
 
@@ -235,13 +260,11 @@ def ppo_update(
 def train(steps: int, seed: int = 0, every: int = 20) -> list[dict[str, float]]:
     """Train autoencoder and sampler together; print and return loss, lift and PPO's health."""
     torch.manual_seed(seed)
-    random.seed(seed)
     mae, sampler = MAE(), Sampler()
     mae_optimizer = torch.optim.AdamW(mae.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
-    sampler_optimizer = torch.optim.AdamW(sampler.parameters(), lr=3e-4, weight_decay=0.0)
-    memory: list[Transition] = []
+    sampler_optimizer = torch.optim.AdamW(sampler.parameters(), lr=1e-3, weight_decay=0.0)
     history: list[dict[str, float]] = []
-    losses, lifts, health, began = [], [], {}, time.perf_counter()
+    losses, lifts, began = [], [], time.perf_counter()
     for step in range(1, steps + 1):
         patches_BNP = draw_clips(BATCH)
         with torch.no_grad():  # 1. the old policy chooses what is visible
@@ -252,12 +275,10 @@ def train(steps: int, seed: int = 0, every: int = 20) -> list[dict[str, float]]:
         mae_optimizer.zero_grad()
         error_BM.mean().backward()
         mae_optimizer.step()
-        error_BM = error_BM.detach()  # 3. the error of a masked token is its reward
-        reward_BM = (error_BM - error_BM.mean()) / error_BM.std()
-        memory.append(Transition(tokens_BND, masked_BM, reward_BM, log_probs_BN, value_B))
-        if len(memory) == ROLLOUTS:
-            health = ppo_update(sampler, sampler_optimizer, memory)
-            memory.clear()
+        error_BM = error_BM.detach()  # 3. and the policy from what the errors of masked tokens earn
+        reward_BM = reward(patches_BNP, error_BM, masked_BM)
+        transition = Transition(tokens_BND, masked_BM, reward_BM, log_probs_BN, value_B)
+        health = ppo_update(sampler, sampler_optimizer, transition)
         # Motion lift: motion of the visible tokens over motion of all; 1 for random masking.
         motion_BN = motion(patches_BNP)
         lifts.append((motion_BN.gather(1, visible_BK).mean() / motion_BN.mean()).item())

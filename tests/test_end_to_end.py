@@ -99,7 +99,7 @@ def test_mlflow_holds_parent_and_stages_with_curves_pictures_parameters_and_the_
     pretrain = children["pretrain"].info.run_id
     curve = client.get_metric_history(pretrain, "loss")
     assert [point.step for point in curve] == list(range(1, 16))
-    for name in ("entropy_share", "kl", "clip_fraction", "explained_variance", "ratio_max", "reward_std"):
+    for name in ("entropy_share", "kl", "clip_fraction", "ratio_q99", "reward_std"):
         assert client.get_metric_history(pretrain, name), name
     lifts = client.get_metric_history(pretrain, "motion_lift")
     assert [point.step for point in lifts] == [0, 5, 10, 15]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import re
 import sys
@@ -13,32 +14,34 @@ from typer.exceptions import TyperException
 
 from tats_core import __version__
 from tats_core.addresses import masked
-from tats_core.cli import (
-    compare,
-    data,
-    doctor,
-    explain,
-    gc,
-    logs,
-    models,
-    report,
-    results,
-    run,
-    runs,
-    show,
-    stop,
-    submit,
-    sweep,
-    sync,
-    ui,
-    visualise,
-)
 from tats_core.errors import SpecError, TatsError, did_you_mean
 
-_ORDER = (
-    "run", "sweep", "submit", "jobs", "list", "explain", "runs", "show", "logs", "stop", "results",
-    "compare", "report", "ui", "visualise", "predict", "export", "weights", "data", "doctor", "sync", "gc",
-)  # fmt: skip
+_COMMANDS = {
+    "run pipeline": "run.pipeline",
+    "sweep": "sweep.sweep",
+    "submit": "submit.submit",
+    "jobs": "submit.jobs",
+    "list": "results.list_pipelines",
+    "explain": "explain.explain",
+    "runs": "runs.runs",
+    "show": "show.show",
+    "logs": "logs.logs",
+    "stop": "stop.stop",
+    "results": "results.results",
+    "compare": "compare.compare",
+    "report": "report.report",
+    "ui": "ui.ui",
+    "visualise": "visualise.visualise",
+    "predict": "models.predict",
+    "export": "models.export",
+    "weights": "models.weights",
+    "data generate": "data.generate",
+    "data check": "data.check",
+    "doctor": "doctor.doctor",
+    "sync": "sync.sync",
+    "gc": "gc.gc",
+}
+"""Words of a command → the function of this package that it calls, in the order of their use."""
 
 
 class _Group(TyperGroup):
@@ -57,7 +60,8 @@ class _Root(_Group):
     """Lists the commands in the order of their use; Typer would list groups last."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(self.commands, key=_ORDER.index)
+        order = [words.split()[0] for words in _COMMANDS]
+        return sorted(self.commands, key=order.index)
 
 
 class _RunGroup(_Group):
@@ -81,36 +85,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     **_PLAIN,
 )
-run_app = typer.Typer(
-    cls=_RunGroup, help="Run a pipeline here, or on the Ray cluster of RAY_ADDRESS.", **_PLAIN
-)
-data_app = typer.Typer(cls=_Group, help="Generate and check video data sets.", **_PLAIN)
-
-app.add_typer(run_app, name="run")
-run_app.command("pipeline")(run.pipeline)
-app.command("sweep")(sweep.sweep)
-app.command("submit", no_args_is_help=True)(submit.submit)
-app.command("jobs")(submit.jobs)
-app.command("list")(results.list_pipelines)
-app.command("explain")(explain.explain)
-app.command("runs")(runs.runs)
-app.command("show")(show.show)
-app.command("logs")(logs.logs)
-app.command("stop")(stop.stop)
-app.command("results")(results.results)
-app.command("compare")(compare.compare)
-app.command("report")(report.report)
-app.command("ui")(ui.ui)
-app.command("visualise")(visualise.visualise)
-app.command("predict")(models.predict)
-app.command("export")(models.export)
-app.command("weights")(models.weights)
-app.add_typer(data_app, name="data")
-data_app.command("generate")(data.generate)
-data_app.command("check")(data.check)
-app.command("doctor")(doctor.doctor)
-app.command("sync")(sync.sync)
-app.command("gc")(gc.gc)
+_GROUPS = {
+    "run": typer.Typer(
+        cls=_RunGroup, help="Run a pipeline here, or on the Ray cluster of RAY_ADDRESS.", **_PLAIN
+    ),
+    "data": typer.Typer(cls=_Group, help="Generate and check video data sets.", **_PLAIN),
+}
+for _name, _group in _GROUPS.items():
+    app.add_typer(_group, name=_name)
+for _words, _function in _COMMANDS.items():
+    _first, _, _second = _words.partition(" ")
+    _module, _, _attribute = _function.partition(".")
+    _called = getattr(importlib.import_module(f"{__package__}.{_module}"), _attribute)
+    (_GROUPS[_first] if _second else app).command(_second or _first)(_called)
 
 
 def _print_version(wanted: bool) -> None:

@@ -7,7 +7,6 @@ each, D encoder and E decoder width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -59,16 +58,11 @@ class Reconstruction:
 
     prediction_BMP: Tensor
     target_BMP: Tensor
+    mean_BMC: Tensor
     scale_BMC: Tensor
-    """Factor from an error in the target's space to an error in pixels of [0, 1]."""
+    """With the mean, they lead from the target's space to pixels of [0, 1]."""
     tubelet: int
     motion_weight: float = 1.0
-
-    @cached_property
-    def error_BMC(self) -> Tensor:
-        """Mean squared error of each channel of each masked token in the target's space."""
-        error_BMC: Tensor = _SquaredError.apply(self.prediction_BMP.float(), self.target_BMP)
-        return error_BMC
 
     @property
     def error_BM(self) -> Tensor:
@@ -77,7 +71,7 @@ class Reconstruction:
         A token's error is the sum of two orthogonal parts, of its mean over the tubelet's frames and of
         what changes between them; `motion_weight` multiplies the second.
         """
-        error_BM: Tensor = self.error_BMC.mean(-1)
+        error_BM: Tensor = _SquaredError.apply(self.prediction_BMP.float(), self.target_BMP)
         if self.motion_weight == 1:
             return error_BM
         difference_BMP = self.prediction_BMP.float() - self.target_BMP
@@ -88,13 +82,18 @@ class Reconstruction:
         return error_BM + (self.motion_weight - 1) * extra_BM
 
     @property
-    def pixel_error_BM(self) -> Tensor:
-        """Mean squared error of each masked token in pixels: what a viewer would see as wrong."""
-        return (self.error_BMC * self.scale_BMC.square()).mean(-1)
+    def pixels_BMP(self) -> Tensor:
+        """The prediction as pixels that the encoder sees, without gradients."""
+        mean_C, deviation_C = (self.mean_BMC.new_tensor(values) for values in (imagenet.MEAN, imagenet.STD))
+        pixels = self.prediction_BMP.shape[-1]
+        factor_BMP = per_pixel(self.scale_BMC / deviation_C, pixels)
+        return self.prediction_BMP.detach().float() * factor_BMP + per_pixel(
+            (self.mean_BMC - mean_C) / deviation_C, pixels
+        )
 
 
 class _SquaredError(torch.autograd.Function):
-    """Mean squared error of each channel: prediction and target `[B, M, P]` to `[B, M, C]`.
+    """Mean squared error of each token: prediction and target `[B, M, P]` to `[B, M]`.
 
     At ViT-B these are the largest tensors of a step. Autograd (difference, square, mean, and back) would
     allocate and pass over five tensors of this size; here it is one.
@@ -102,18 +101,18 @@ class _SquaredError(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
-        difference_XQ = (prediction_BMP - target_BMP).view(-1, prediction_BMP.shape[-1] // 3)
-        ctx.save_for_backward(difference_XQ)
-        squares_X = torch.bmm(difference_XQ.unsqueeze(1), difference_XQ.unsqueeze(2))
-        return squares_X.view(*prediction_BMP.shape[:2], 3) / difference_XQ.shape[1]
+        difference_XP = (prediction_BMP - target_BMP).flatten(0, 1)
+        ctx.save_for_backward(difference_XP)
+        squares_X = torch.bmm(difference_XP.unsqueeze(1), difference_XP.unsqueeze(2))
+        return squares_X.view(prediction_BMP.shape[:2]) / difference_XP.shape[1]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BMC: Tensor) -> tuple[Tensor, None]:
-        (difference_XQ,) = ctx.saved_tensors
-        factor_X1 = grad_BMC.reshape(-1, 1) * (2 / difference_XQ.shape[1])
+    def backward(ctx: Any, grad_BM: Tensor) -> tuple[Tensor, None]:
+        (difference_XP,) = ctx.saved_tensors
+        factor_X1 = grad_BM.reshape(-1, 1) * (2 / difference_XP.shape[1])
         # In place: nothing else reads it, and torch refuses a second backward, since its version has changed.
-        return difference_XQ.mul_(factor_X1).view(*grad_BMC.shape[:2], -1), None
+        return difference_XP.mul_(factor_X1).view(*grad_BM.shape, -1), None
 
 
 class VideoMAE(nn.Module):
@@ -146,9 +145,8 @@ class VideoMAE(nn.Module):
         encoded_BKD = self.encoder(patches_BNP, visible_BK)
         decoded_BME = self.decode(encoded_BKD, visible_BK, masked_BM)
         prediction_BMP = self.to_pixels(self.decoder_norm(decoded_BME))
-        target_BMP, _, scale_BMC = self.target(take(patches_BNP, masked_BM))
-        tubelet, motion_weight = self.clip.tubelet, self.config.motion_weight
-        return Reconstruction(prediction_BMP, target_BMP, scale_BMC, tubelet, motion_weight)
+        target = self.target(take(patches_BNP, masked_BM))
+        return Reconstruction(prediction_BMP, *target, self.clip.tubelet, self.config.motion_weight)
 
     def decode(self, encoded_BKD: Tensor, visible_BK: Tensor, masked_BM: Tensor) -> Tensor:
         """Run the decoder over visible and masked tokens; return the masked ones `[B, M, E]`."""

@@ -3,8 +3,8 @@
 Axes: T frames, H × W pixels of a frame, C = 3 colours (RGB). A map `_THW` may be coarser than the video:
 one value a token is spread over the frames and pixels that the token covers.
 
-Maps are coloured so that colour-blind readers see their order: viridis (policy) and magma (error) rise in
-lightness, purple to orange (value) is lightest at 0. Each has its scale beside it.
+Maps are coloured so that colour-blind readers see their order: cividis (motion), viridis (policy) and magma
+(error) rise in lightness, purple to orange (value) is lightest at 0. Each has its scale beside it.
 """
 
 from __future__ import annotations
@@ -51,8 +51,11 @@ class Picture:
     policy_THW: Map | None = None
     """The sampler's probabilities, in units of blind drawing: 1 is 1/N."""
     value_THW: Map | None = None
-    """The critic's, in deviations of the error. A clip's value is the mean over its tokens, and the map is
+    """The critic's, in deviations of the reward. A clip's value is the mean over its tokens, and the map is
     what each adds to it."""
+    motion_THW: Map | None = None
+    """How much each pixel moves, in the unit that `motion_remarks` say."""
+    motion_remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class _Row:
 
 
 def mask_grid(picture: Picture, *, title: str, remark: str = "") -> Image.Image:
-    """Draw a clip as a grid: video, visible tokens, policy, value, prediction, error, one column a frame.
+    """Draw a clip as a grid: video, motion, visible tokens, policy, value, prediction, error by frame.
 
     At most eight frames are shown, evenly spread. Frames are enlarged by whole pixels.
 
@@ -181,6 +184,10 @@ def _rows(picture: Picture) -> list[_Row]:
         _Row("video", (f"{shape[0]} × {shape[1]} × {shape[2]}",), frames_THWC),
         _Row("visible", (f"{100 * visible_THW.mean():.0f}% of tokens",), seen_THWC),
     ]
+    if picture.motion_THW is not None:
+        motion_THW = _spread(picture.motion_THW, shape, "motion_THW")
+        scale = _Scale("cividis", 0.0, _largest(motion_THW))
+        rows.insert(1, _Row("motion", picture.motion_remarks, scale.paint(motion_THW), scale))
     if picture.policy_THW is not None:
         policy_THW = _spread(picture.policy_THW, shape, "policy_THW")
         scale = _Scale("viridis", 0.0, _largest(policy_THW))

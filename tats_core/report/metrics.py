@@ -46,6 +46,12 @@ _MEANINGS: Final = {
     "init": "pre-trained: from the joint pre-training; from scratch: from random weights, with the same"
     " labels and the same budget.",
     "motion_lift": "how much more motion the visible tokens hold than an average token; random sampling: 1.",
+    "flow_lift": "the same with motion measured by optical flow, the camera's taken out.",
+    "flow_share": "how much of the flow lift that the best choice of tokens would gain the sampler gains: 0"
+    " for random sampling, 1 for the best.",
+    "motion_share": "the same share for the motion of the motion lift.",
+    "motion_correlation": "rank correlation of the policy's scores with the tokens' motion; beside it those"
+    " with flow, brightness and contrast: the largest says what the policy follows.",
     "entropy_share": "how open the policy still is: 1 picks evenly, 0 always picks the same tokens.",
     "mask_ratio": "share of tokens that the encoder does not see while it is pre-trained.",
 }
@@ -62,6 +68,20 @@ _REGISTRY: Final = (
     Metric("attentive_top1", "attentive", 1, "%", "more"),
     Metric("init", "start"),
     Metric("motion_lift", "motion lift", 2, "", "more", "motion lift", "random_lift"),
+    Metric("motion_share", "motion share", 2, "", "more", "share of the oracle's motion lift"),
+    Metric("motion_oracle", "motion oracle", 2),
+    Metric("pixel_motion_lift", "pixel lift", 2, "", "more", "pixel motion lift", "random_lift"),
+    Metric("pixel_motion_share", "pixel share", 2, "", "more", "share of the oracle's pixel motion lift"),
+    Metric("pixel_motion_oracle", "pixel oracle", 2),
+    Metric("flow_lift", "flow lift", 2, "", "more", "flow lift", "random_lift"),
+    Metric("flow_share", "flow share", 2, "", "more", "share of the oracle's flow lift"),
+    Metric("flow_oracle", "flow oracle", 2),
+    Metric("motion_correlation", "with motion", 2, "", "more", "correlation of the policy with motion"),
+    Metric("flow_correlation", "with flow", 2, "", "more", "correlation of the policy with flow"),
+    Metric(
+        "brightness_correlation", "with brightness", 2, "", "", "correlation of the policy with brightness"
+    ),
+    Metric("contrast_correlation", "with contrast", 2, "", "", "correlation of the policy with contrast"),
     Metric("entropy_share", "entropy", 2, "", "", "entropy of the policy / log N"),
     Metric("mask_ratio", "mask ratio", 2),
     Metric("random_lift", "random", 2, "", "", "random sampling"),
@@ -90,13 +110,35 @@ FROZEN: Final = ("linear_top1", "knn_top1", "attentive_top1")
 RESULTS: Final = tuple(key for key in (*TUNED, *FROZEN) if key != "interval")
 
 _POLICY: Final = ("mask_ratio", "motion_lift", "random_lift", "entropy_share")
-PRETRAINED: Final = (*_POLICY, "linear_top1", "knn_top1", "seconds", "peak_memory_mb")
+_YARDSTICKS: Final = ("flow_lift", "flow_share", "motion_share")
+_CORRELATIONS: Final = (
+    *("motion_correlation", "flow_correlation", "brightness_correlation", "contrast_correlation"),
+)
+PRETRAINED: Final = (*_POLICY, *_YARDSTICKS, "linear_top1", "knn_top1", "seconds", "peak_memory_mb")
 """Of a pre-training, in tables of several."""
-SAMPLER: Final = (*_POLICY, "coverage", "linear_top1", "knn_top1", "effective_rank", "loss")
+SAMPLER: Final = (
+    *_POLICY,
+    *_YARDSTICKS,
+    *_CORRELATIONS,
+    "coverage",
+    "linear_top1",
+    "knn_top1",
+    "effective_rank",
+    "loss",
+)
 """Of a pre-training, on a page."""
 
 CURVES: Final = (
-    *("loss", "attentive_loss", "train_top1", "motion_lift", "entropy_share", "kl", "clip_fraction"),
+    *(
+        "loss",
+        "attentive_loss",
+        "train_top1",
+        "motion_lift",
+        "flow_lift",
+        "entropy_share",
+        "kl",
+        "clip_fraction",
+    ),
     *("explained_variance", "linear_top1", "knn_top1", "effective_rank", "lr", "clips_per_second"),
 )
 """Drawn first, in this order; all others after them by their names."""

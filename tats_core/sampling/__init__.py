@@ -40,8 +40,7 @@ class SamplerConfig(StrictModel):
     objective_weight: float = Field(
         1e-4,
         gt=0,
-        description="weight of AdaMAE's sampling loss, for adaptive, whose error is that of ppo.error_space "
-        "(AdaMAE's own: normalized)",
+        description="weight of AdaMAE's sampling loss, for adaptive, whose error is the autoencoder's loss",
     )
 
     @model_validator(mode="before")

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from tats_core.sampling.base import LearnedSampler, Policy, Rollout
 from tats_core.sampling.objective import Learner, Objective, Transition
+from tats_core.sampling.reward import Outcome
 
 
 class AdaptiveSampler(LearnedSampler):
@@ -53,10 +54,14 @@ def sampling_loss(policy: Policy, rollout: Rollout, error_BM: Tensor, weight: fl
 class SamplingObjective(Objective):
     """One step on AdaMAE's sampling loss after every draw."""
 
-    first_pass_is_the_draw = True
+    learns_from_the_draw = True
 
     def __init__(self, weight: float) -> None:
         self.weight, self.memory = weight, []
+
+    def reward(self, outcome: Outcome) -> Tensor:
+        """The autoencoder's own loss, as published."""
+        return outcome.loss_BM
 
     def update(self, transition: Transition, learner: Learner) -> dict[str, float]:
         """Learn from one draw."""

@@ -39,10 +39,6 @@ class Policy:
         log_probs_BN = self.log_probs_BN
         return -(log_probs_BN.exp() * log_probs_BN).sum(1)
 
-    def detached(self) -> Policy:
-        """The same numbers as constants: the old policy of a PPO update."""
-        return Policy(self.logits_BN.detach(), self.value_BN.detach())
-
 
 @dataclass(frozen=True)
 class Rollout:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from tats_core.sampling.base import Policy, Rollout
+from tats_core.sampling.reward import Outcome
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Transition:
     tokens_BND: Tensor
     rollout: Rollout
     reward_BM: Tensor
-    """Errors of the decoded tokens."""
+    """Of the decoded tokens."""
 
     @property
     def policy(self) -> Policy:
@@ -91,15 +92,17 @@ class Learner(Protocol):
 
 
 class Objective(ABC):
-    """How a learned sampler is trained on the errors that its draws led to."""
+    """How a learned sampler is trained on what its draws led to."""
 
     memory: list[Transition]
     """Draws not yet learned from."""
 
-    @property
+    learns_from_the_draw: ClassVar[bool] = False
+    """Whether `update` makes one pass over just the clips drawn, so that it can use the draw's graph."""
+
     @abstractmethod
-    def first_pass_is_the_draw(self) -> bool:
-        """Whether the first pass of `update` is over just the clips drawn, so that it can use their graph."""
+    def reward(self, outcome: Outcome) -> Tensor:
+        """Return what each decoded token of a draw earned, `[B, M]`, from each clip alone."""
 
     @abstractmethod
     def update(self, transition: Transition, learner: Learner) -> dict[str, float]:

@@ -3,16 +3,21 @@
 One draw of K visible tokens is one decision: there is no time, hence no discount and no GAE. Two ways to
 say which token earned what (`credit`):
 
-* ``masked_token``: for each masked token i the reward is its reconstruction error, the advantage
-  ``A_i = R_i - V``, the ratio ``pi_new(i) / pi_old(i)``: what was hard to reconstruct becomes likelier to
-  be visible next time (AdaMAE's idea under PPO).
+* ``masked_token``: for each masked token i the reward is what its reconstruction earned (`reward`), the
+  advantage ``A_i = R_i - V``, the ratio ``pi_new(i) / pi_old(i)``: what was hard to reconstruct becomes
+  likelier to be visible next time (AdaMAE's idea under PPO).
 * ``sequence``: the K picks are the actions, each with its exact Plackett-Luce conditional; all share the
-  clip's advantage, how far its mean error lies below what the critic expects.
+  clip's advantage, how far its mean reward lies below what the critic expects.
 
 The critic's value is the clip's (the mean of its per-token outputs). A value of each token would predict
 the reward itself: once it is right, the advantage of every token is noise around zero and the policy has
 nothing left to learn from. A baseline must not depend on the action, and in ``masked_token`` the token is
-the action.
+the action. Where rewards are scaled within each clip, the clip's own mean is the baseline (as in GRPO, arXiv
+2402.03300): it is 0, the critic learns just that, and `sequence`, which compares clips, is refused.
+
+`epochs` x `minibatches` optimiser steps use one memory. At the first, new and old policy are the same and
+every ratio is 1; from the second on they differ, and the clip has something to do. With one epoch of one
+mini-batch there is no second step: that is REINFORCE with a critic, not PPO.
 
 Axes: B clips, N tokens, K visible and M masked ones.
 """
@@ -22,28 +27,50 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from tats_core.sampling.base import Policy
 from tats_core.sampling.objective import Learner, Objective, Transition
 from tats_core.sampling.plackett_luce import ordered_log_probs
+from tats_core.sampling.reward import REWARDS, Outcome, RewardKind, RewardScale, ranks, top, within_clips
 from tats_core.specs import StrictModel
 
 
 class PPOConfig(StrictModel):
     """How the sampler learns."""
 
+    @model_validator(mode="after")
+    def _clips_can_be_compared(self) -> Self:
+        if self.credit == "sequence" and self.reward_scale != "global":
+            raise ValueError(
+                "credit: sequence compares clips, of which all earn the same with "
+                f"reward_scale: {self.reward_scale}; set reward_scale: global"
+            )
+        return self
+
     credit: Literal["masked_token", "sequence"] = Field("masked_token", description="what a reward is for")
     normalize_advantage: bool = Field(
         True, description="advantages to mean 0, deviation 1 over the memory of all workers"
     )
-    error_space: Literal["pixel", "normalized"] = Field(
-        "pixel",
-        description="where the reward's error is measured; normalized makes flat noise as hard as motion",
+    reward: RewardKind = Field(
+        "motion",
+        description="what a masked token earns: pixel, its squared error; normalized, that over its variance "
+        "in space; dynamic, the error of what changes; motion, normalized times how much it moves",
+    )
+    reward_floor: float = Field(
+        0.2,
+        gt=0,
+        description="deviation below which a token counts as flat (normalized, motion), in ImageNet's",
+    )
+    reward_scale: RewardScale = Field(
+        "top",
+        description="rewards to mean 0, deviation 1 over the clips of all workers (global), or within each "
+        "clip: by value (clip), by rank (rank), or 1 for as large a share of its tokens as is visible, those "
+        "that earn most, and 0 for others (top); within clips the critic has nothing to explain",
     )
     clip: float = Field(0.2, gt=0, lt=1, description="epsilon: a ratio earns nothing beyond 1 +- epsilon")
     value_clip: float | None = Field(None, gt=0, description="largest move of the value in one update")
@@ -53,14 +80,22 @@ class PPOConfig(StrictModel):
         0.6, gt=0, lt=1, description="entropy held by adapting c_e, as a share of log N; null: c_e is fixed"
     )
     rollout_length: int = Field(1, ge=1, description="iterations of joint training between two updates")
-    epochs: int = Field(1, ge=1, description="passes over the rollout memory")
-    minibatches: int = Field(1, ge=1, description="parts of the memory, each one optimiser step")
+    epochs: int = Field(
+        1, ge=1, description="passes over the rollout memory; one, of one mini-batch, is REINFORCE, not PPO"
+    )
+    minibatches: int = Field(
+        4, ge=1, description="parts of each iteration in the memory, each one optimiser step"
+    )
     kl_stop: float | None = Field(0.05, gt=0, description="KL(old || new) that ends an update early, nats")
+
+
+_LOG_RATIO: Final = 2.0
+"""Largest |log ratio|; the clip acts at a tenth of it."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """The parts of the objective, and what a healthy update looks like; all are scalars."""
+    """The parts of the objective, and the health of the update; all are scalars."""
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -122,13 +157,15 @@ def ppo_loss(
     target_B1 = return_BX.mean(1, keepdim=True)
     advantage_BX = (return_BX - old.value_B1 - scale.mean) / scale.deviation
 
-    ratio_BA = (new_log_BA - old_log_BA).exp()
+    # Bounded, since exp must not overflow, and since a single token that became far likelier although it
+    # earned nothing would otherwise be the whole of a clipped gradient (dual-clip PPO, arXiv 1912.09729).
+    ratio_BA = (new_log_BA - old_log_BA).clamp(-_LOG_RATIO, _LOG_RATIO).exp()
     policy_loss = -surrogate(ratio_BA, advantage_BX.expand_as(ratio_BA), config.clip).mean()
     critic_loss = value_loss(new.value_B1, old.value_B1, target_B1, config.value_clip)
     entropy_share = new.entropy_B.mean() / math.log(rollout.tokens)
     total = policy_loss + config.value_weight * critic_loss - entropy_weight * entropy_share
     with torch.no_grad():
-        variance, left = (x_B1.var(correction=0) for x_B1 in (target_B1, target_B1 - new.value_B1))
+        low, high = torch.quantile(ratio_BA.flatten(), ratio_BA.new_tensor([0.01, 0.99]))
         parts = {
             "policy_loss": policy_loss,
             "value_loss": critic_loss,
@@ -136,9 +173,9 @@ def ppo_loss(
             # Exact: both policies are known in full. The masked tokens are no sample of the old policy.
             "kl": (old_log_BN.exp() * (old_log_BN - new_log_BN)).sum(1).mean(),
             "clip_fraction": ((ratio_BA - 1).abs() > config.clip).float().mean(),
-            "ratio_max": ratio_BA.max(),
-            "ratio_min": ratio_BA.min(),
-            "explained_variance": (variance - left) / variance.clamp_min(1e-12),
+            # Quantiles: the extremes of thousands of ratios say nothing about the others.
+            "ratio_q01": low,
+            "ratio_q99": high,
         }
     return Loss(total, {name: part.detach() for name, part in parts.items()})
 
@@ -162,7 +199,7 @@ class EntropyController:
         # swings between blind and collapsed.
         gap = (self.target_share - entropy_share) / self.target_share
         moved = max(self.weight, self.lowest) * math.exp(self.rate * gap)
-        self.weight = min(max(moved, self.lowest), 2.0)
+        self.weight = min(max(moved, self.lowest), 10.0)
 
 
 def improve(
@@ -173,20 +210,18 @@ def improve(
     generator: torch.Generator,
     *,
     parts: int = 1,
-    first: Policy | None = None,
 ) -> dict[str, float]:
     """One PPO update: `epochs` passes over `memory` in mini-batches.
 
     Args:
-        generator: shuffles the mini-batches.
+        generator: of the order of the mini-batches, the same on all workers.
         parts: gradients of a mini-batch are added up over so many parts of it, to save memory.
-        first: the policy that drew `memory`, with its graph: where one mini-batch is the whole memory, the
-            first pass would compute the same again.
 
     Returns:
-        The mean of each metric over the optimiser steps made.
+        The mean of each metric over the mini-batches, the one that ended the update early included; and
+        `ppo_steps`, the optimiser steps made.
     """
-    totals: dict[str, float] = {}
+    logged: dict[str, list[float]] = {}
     steps = 0
     earned = torch.cat([advantages(transition, config).flatten() for transition in memory])
     mean, deviation = (float(moment) for moment in learner.moments(earned))
@@ -197,43 +232,69 @@ def improve(
         pieces = [piece for piece in index.tensor_split(parts) if len(piece)]
         for number, piece in enumerate(pieces, start=1):
             last = number == len(pieces)
-            if first is not None:
-                part, policy = transition, first
-            else:
-                part = transition.part(piece)
-                policy = learner.policy(part.tokens_BND, last=last)
+            part = transition.part(piece)
+            policy = learner.policy(part.tokens_BND, last=last)
             loss = ppo_loss(policy, part, config, controller.weight, scale)
             share = len(piece) / len(index)
             learner.backward(loss.total * share, last=last)
             names = list(loss.parts)
             metrics = torch.stack([loss.parts[name] for name in names]) * share
             sums = metrics if number == 1 else sums + metrics
-        first = None
         means = dict(zip(names, learner.mean(sums).tolist(), strict=True))
+        for name, value in means.items():
+            logged.setdefault(name, []).append(value)
         if steps and config.kl_stop is not None and means["kl"] > config.kl_stop:
             learner.discard()
             break
         learner.step()
         steps += 1
-        for name, mean_of_step in means.items():
-            totals[name] = totals.get(name, 0.0) + mean_of_step
-    health = {name: total / steps for name, total in totals.items()}
-    controller.update(health["entropy_share"])
+        controller.update(means["entropy_share"])  # at the policy's pace, however many steps an update has
+    health = {name: sum(values) / len(values) for name, values in logged.items()}
     # Before they are normalised: a mean far from 0 is a critic that is wrong about all clips alike.
     health |= {"advantage_mean": mean, "advantage_std": deviation}
+    health |= explained_variance(learner, memory, config)
     return health | {"entropy_weight": controller.weight, "ppo_steps": float(steps)}
+
+
+def explained_variance(learner: Learner, memory: Sequence[Transition], config: PPOConfig) -> dict[str, float]:
+    """`1 - Var(R - V) / Var(R)` of the clips' returns: 1 for a perfect critic, 0 for a constant one.
+
+    Of all clips in the memories of all workers, with the values that the update started from. Empty where
+    returns do not differ between clips: there is nothing to explain then, and the quotient is noise.
+    """
+    return_XB1 = [returns(transition, config).mean(1, keepdim=True) for transition in memory]
+    left_XB1 = [
+        return_B1 - transition.policy.value_B1
+        for return_B1, transition in zip(return_XB1, memory, strict=True)
+    ]
+    deviation, left = (float(learner.moments(torch.cat(x_XB1))[1]) for x_XB1 in (return_XB1, left_XB1))
+    # Rewards are standardised: returns within a thousandth of their deviation are the same.
+    if deviation < 1e-3:
+        return {}
+    return {"explained_variance": 1 - (left / deviation) ** 2}
 
 
 def _minibatches(
     memory: Sequence[Transition], config: PPOConfig, generator: torch.Generator
 ) -> list[tuple[Transition, Tensor]]:
-    order: list[tuple[Transition, Tensor]] = []
-    for _ in range(config.epochs):
-        for transition in memory:
-            clips = transition.tokens_BND.shape[0]
-            shuffled = torch.randperm(clips, generator=generator).to(transition.tokens_BND.device)
-            order += [(transition, part) for part in shuffled.tensor_split(config.minibatches) if len(part)]
-    return order
+    """Each pass is over all mini-batches in random order, each a run of clips of one draw.
+
+    The clips of a batch are in random order already. Row i of worker r of n is row `i n + r` of the global
+    batch, so that the workers' runs together are those of a single worker with all clips; mini-batches drawn
+    from each worker's own clips would not be.
+    """
+    parts = [
+        (transition, part)
+        for transition in memory
+        for part in torch.arange(len(transition.tokens_BND)).tensor_split(config.minibatches)
+        if len(part)
+    ]
+    orders = (torch.randperm(len(parts), generator=generator).tolist() for _ in range(config.epochs))
+    return [
+        (parts[number][0], parts[number][1].to(parts[number][0].tokens_BND.device))
+        for order in orders
+        for number in order
+    ]
 
 
 class PPO(Objective):
@@ -245,11 +306,6 @@ class PPO(Objective):
         self.controller = EntropyController(config.entropy_weight, config.target_entropy)
         self.config = config
 
-    @property
-    def first_pass_is_the_draw(self) -> bool:
-        """True where the memory is one draw and a mini-batch is all of it."""
-        return self.config.rollout_length == self.config.minibatches == 1
-
     def configure(self, config: PPOConfig, *, restart: bool) -> None:
         """Learn as `config` says from here on; `restart` the control of the entropy at its weight."""
         weight = config.entropy_weight if restart else self.controller.weight
@@ -257,14 +313,27 @@ class PPO(Objective):
         self.controller = EntropyController(config.entropy_weight, config.target_entropy)
         self.controller.weight = weight
 
+    def reward(self, outcome: Outcome) -> Tensor:
+        """The reward of the configuration."""
+        return REWARDS[self.config.reward](outcome, self.config.reward_floor)
+
     def update(self, transition: Transition, learner: Learner) -> dict[str, float]:
-        """Remember a draw, its rewards standardised over all workers; learn once the memory is full."""
-        mean, deviation = learner.moments(transition.reward_BM)
+        """Remember a draw, its rewards scaled; learn once the memory is full."""
+        reward_BM = transition.reward_BM
+        mean, deviation = learner.moments(reward_BM)
         metrics = {"reward_mean": float(mean), "reward_std": float(deviation)}
-        policy, reward_BM = transition.policy, transition.reward_BM
-        rollout = replace(transition.rollout, policy=policy.detached())
-        standard_BM = ((reward_BM - mean) / deviation.clamp_min(1e-8)).float()
-        self.memory.append(Transition(transition.tokens_BND, rollout, standard_BM))
+        match self.config.reward_scale:
+            case "global":
+                scaled_BM = ((reward_BM - mean) / deviation.clamp_min(1e-8)).float()
+            case "clip":
+                scaled_BM = within_clips(reward_BM.float())
+            case "rank":
+                scaled_BM = within_clips(ranks(reward_BM.float()))
+            case "top":
+                rollout = transition.rollout
+                visible_share = rollout.visible_BK.shape[1] / rollout.tokens
+                scaled_BM = within_clips(top(reward_BM.float(), visible_share))
+        self.memory.append(replace(transition, reward_BM=scaled_BM))
         if len(self.memory) < self.config.rollout_length:
             return metrics
         metrics |= improve(
@@ -274,7 +343,6 @@ class PPO(Objective):
             self.controller,
             self.shuffles,
             parts=learner.accumulate,
-            first=policy if policy.logits_BN.requires_grad else None,
         )
         self.memory.clear()
         return metrics

@@ -23,8 +23,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from tats_core.sampling.trajectory_kernel import TemporalStep
-
 
 class TrajectoryAttention(nn.Module):
     """Each token follows its probable path through all slices, then attends along that path.
@@ -65,14 +63,7 @@ class TrajectoryAttention(nn.Module):
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         """`[B, N, D]` to `[B, N, D]`; N must be slices times patches, slice-major."""
-        paths = self.trajectories(tokens_BND)
-        weights = [self.temporal_query.weight, self.temporal_query.bias, self.temporal_key.weight]
-        if self.temporal_value is not None:
-            weights += [self.temporal_value.weight, self.temporal_value.bias]
-        # Under autocast the trajectories are in bfloat16, and so is all arithmetic on them.
-        weights = [weight.to(paths[0].dtype) for weight in weights]
-        along_BND = TemporalStep.apply(self.heads, self.slices, *weights, *paths)
-        mixed: Tensor = self.out(along_BND)
+        mixed: Tensor = self.out(self.along(self.trajectories(tokens_BND)))
         return mixed
 
     def along(self, paths: list[Tensor]) -> Tensor:

@@ -43,9 +43,13 @@ _HEALTH = frozenset(
         "entropy_share",
         "knn_top1",
         "linear_top1",
-        "motion_lift",
-        "pixel_motion_lift",
         "random_lift",
+        *(
+            f"{motion}_{of}"
+            for motion in ("motion", "pixel_motion", "flow")
+            for of in ("lift", "oracle", "share")
+        ),
+        *(f"{look}_correlation" for look in ("motion", "flow", "brightness", "contrast")),
     }
 )
 """Metrics of a health check of features and policy (`training.health`)."""

@@ -24,8 +24,8 @@ from tats_core.sweep import page, spec, summary, trial
 from tats_core.sweep.progress import Progress, SweepUI
 from tats_core.sweep.search import Points
 from tats_core.sweep.spec import Sweep
-from tats_core.sweep.summary import Summary
-from tats_core.sweep.trial import TrialResult, results
+from tats_core.sweep.summary import Summary, results
+from tats_core.sweep.trial import TrialResult
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ from tats_core.sweep import plots
 from tats_core.sweep.plots import Plot
 from tats_core.sweep.space import values_text
 from tats_core.sweep.spec import Sweep, as_run
-from tats_core.sweep.summary import BEST, ROWS, Summary, busy_of
-from tats_core.sweep.trial import results
+from tats_core.sweep.summary import BEST, ROWS, Summary, busy_of, results
 
 FILE: Final = "report.html"
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from tats_core.report import sweeps
 from tats_core.report.table import Table
 from tats_core.report.units import short_keys, value_text
 from tats_core.sweep.spec import Sweep, plain
-from tats_core.sweep.trial import TrialResult
+from tats_core.sweep.trial import STUDY, TrialResult
 
 BEST: Final = "best.yaml"
 ROWS: Final = 60
@@ -187,6 +188,26 @@ class Summary:
             settings = next(trial.settings for trial in self.trials if trial.point == top.point)
             unseeded = {key: value for key, value in settings.items() if key not in self.sweep.seeds.keys}
             write_text(folder / BEST, best_pipeline(self.sweep, unseeded, tied=len(self.best)))
+
+
+def results(folder: Path) -> list[TrialResult]:
+    """Return the trials that have ended; those of a study are in the order of its points.
+
+    Raises:
+        StoreError: a record of them cannot be read.
+    """
+    loaded = (TrialResult.load(path) for path in sorted((folder / "trials").glob("*")))
+    trials = [result for result in loaded if result is not None]
+    if not (folder / STUDY).exists():
+        return trials
+    from tats_core.sweep.search import read_points  # here: Optuna is slow to import
+
+    order = {_identity(plain(point)): number for number, point in enumerate(read_points(folder))}
+    return sorted(trials, key=lambda trial: order.get(_identity(trial.point), len(order)))
+
+
+def _identity(point: Mapping[str, Any]) -> str:
+    return json.dumps(point, sort_keys=True)
 
 
 def busy_of(folder: Path) -> float | None:

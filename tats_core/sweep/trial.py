@@ -6,7 +6,6 @@ and the sweep has seen all its epochs.
 
 from __future__ import annotations
 
-import json
 import math
 import queue
 import threading
@@ -26,7 +25,7 @@ from tats_core.pipeline.stage_thread import Launch
 from tats_core.stages.base import read_result
 from tats_core.store import history
 from tats_core.store.run import RunRecord, StageRecord
-from tats_core.sweep.spec import STEP_SECONDS, Sweep, Trial, plain
+from tats_core.sweep.spec import STEP_SECONDS, Sweep, Trial
 from tats_core.training.events import Events, read_events
 
 _RESULT = "trial.json"
@@ -71,26 +70,6 @@ def newest(home: Path, name: str) -> Path | None:
     """Return the folder of the newest run of the sweep `name`, or None."""
     folders = (home / "runs" / run for run in history.ids(home, name))
     return next((folder for folder in folders if (folder / "sweep.json").exists()), None)
-
-
-def results(folder: Path) -> list[TrialResult]:
-    """Return the trials that have ended; those of a study are in the order of its points.
-
-    Raises:
-        StoreError: a record of them cannot be read.
-    """
-    loaded = (TrialResult.load(path) for path in sorted((folder / "trials").glob("*")))
-    trials = [result for result in loaded if result is not None]
-    if not (folder / STUDY).exists():
-        return trials
-    from tats_core.sweep.search import read_points  # here: Optuna is slow to import
-
-    order = {_identity(plain(point)): number for number, point in enumerate(read_points(folder))}
-    return sorted(trials, key=lambda trial: order.get(_identity(trial.point), len(order)))
-
-
-def _identity(point: Mapping[str, Any]) -> str:
-    return json.dumps(point, sort_keys=True)
 
 
 class EpochRows(Observer):

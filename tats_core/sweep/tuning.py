@@ -29,9 +29,9 @@ from tats_core.sweep import page
 from tats_core.sweep.progress import Progress, SweepUI
 from tats_core.sweep.search import Points
 from tats_core.sweep.spec import Asha, Sweep, Trial
-from tats_core.sweep.summary import Summary
+from tats_core.sweep.summary import Summary, results
 from tats_core.sweep.trainable import PipelineTrial
-from tats_core.sweep.trial import TrialResult, results
+from tats_core.sweep.trial import TrialResult
 from tats_core.tracking import Tracker
 from tats_core.training.events import EventLog, read_events
 

@@ -10,6 +10,7 @@ values a token, D width.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +20,18 @@ from torch import Tensor
 from tats_core.data.clips import normalise
 from tats_core.data.manifest import UNLABELLED
 from tats_core.models.mae import VideoMAE
-from tats_core.models.tokens import patchify, per_token
+from tats_core.models.tokens import ClipConfig, patchify, per_token
 from tats_core.sampling import Sampler
 from tats_core.sampling.fixed import RandomSampler
 from tats_core.training import metrics, pictures, probes
 from tats_core.training.events import EventLog
+from tats_core.training.motion import NO_FLOW, brightness, contrast, flow_motion, has_flow, pixel_motion
 from tats_core.training.optim import evaluating
 from tats_core.training.world import World
 
 _BLIND_DRAWS = 16
+_PART = 32
+"""Clips that are looked at side by side."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,6 @@ class HeldOut:
     motion_BTHW: Tensor | None
     """Ground truth of motion of the held-out clips, 1 where something moves; None for filmed videos."""
     classes: int
-
-
-def pixel_motion(video_BCTHW: Tensor) -> Tensor:
-    """Mean absolute temporal difference of each pixel, `[B, T, H, W]`; the first frame repeats the next."""
-    change_BTHW = (video_BCTHW[:, :, 1:] - video_BCTHW[:, :, :-1]).abs().mean(1)
-    return torch.cat([change_BTHW[:, :1], change_BTHW], 1)
 
 
 class HealthCheck:
@@ -68,6 +66,9 @@ class HealthCheck:
         self.held_out, self.world, self.events, self.folder, self.seed = held_out, world, events, folder, seed
         self.mask_ratio = mask_ratio
         self.drawn = drawn
+        self.flow_BN: Tensor | None = None
+        if not has_flow():
+            events.note(NO_FLOW)
 
     def __call__(self, mae: VideoMAE, sampler: Sampler, step: int) -> dict[str, float]:
         """Return the metrics; rank 0 also writes a picture grid and an animation."""
@@ -104,49 +105,82 @@ class HealthCheck:
     def _pooled(self, mae: VideoMAE, video_BCTHW: Tensor) -> Tensor:
         encoder = mae.encoder
         parts = []
-        for part_BCTHW in torch.split(video_BCTHW, 32):
+        for part_BCTHW in torch.split(video_BCTHW, _PART):
             patches_BNP = patchify(normalise(part_BCTHW.to(self.world.device)), encoder.clip)
             # Before the final norm, as the fine-tuned model pools them.
             parts.append(encoder.encode(encoder.tokenize(patches_BNP)).mean(1).float())
         return torch.cat(parts)
 
     def policy(self, mae: VideoMAE, sampler: Sampler) -> dict[str, float]:
-        """Motion lift of the sampler and of blind drawing, entropy and coverage, on held-out clips."""
+        """What the sampler shows of the held-out clips, against blind drawing and against the best choice.
+
+        For each kind of motion (`motion`: ground truth, else `pixel_motion`; `flow` where OpenCV is
+        installed) the lift, the oracle's, whose K tokens have the most motion, and the share of it. Of a
+        learned policy also its entropy, and what its scores are correlated with.
+        """
         held, device = self.held_out, self.world.device
         blind = RandomSampler(sampler.tokens, self.mask_ratio)
         generator = torch.Generator(device).manual_seed(self.seed)
         covered_N = torch.zeros(sampler.tokens, device=device)
-        sums: list[Tensor] = []
-        for start in range(0, len(held.test_BCTHW), 32):
-            part = slice(start, start + 32)
+        columns: defaultdict[str, list[Tensor]] = defaultdict(list)
+        for start in range(0, len(held.test_BCTHW), _PART):
+            part = slice(start, start + _PART)
             video_BCTHW = normalise(held.test_BCTHW[part].to(device))
             tokens_BND = mae.encoder.tokenize(patchify(video_BCTHW, mae.clip))
             rollout = sampler.act(tokens_BND, generator)
             # Several draws: a single one has too few tokens to distinguish 1.0 from noise.
             draws = [blind.act(tokens_BND, generator).visible_BK for _ in range(_BLIND_DRAWS)]
-            blind_BK = torch.cat(draws, 1)
-            change_BN = per_token(pixel_motion(video_BCTHW), mae.clip)
-            motion_BN = change_BN
-            if held.motion_BTHW is not None:
-                motion_BN = per_token(held.motion_BTHW[part].float().to(device), mae.clip)
-            entropy_B = rollout.policy.entropy_B if rollout.policy is not None else None
-            share_B = entropy_B / math.log(sampler.tokens) if entropy_B is not None else torch.ones(1)
-            lifts_and_share = (
-                metrics.motion_lift(motion_BN, rollout.visible_BK),
-                metrics.motion_lift(motion_BN, blind_BK),
-                metrics.motion_lift(change_BN, rollout.visible_BK),
-                float(share_B.mean()),
-            )
-            sums.append(torch.tensor(lifts_and_share, device=device) * len(video_BCTHW))
+            motions = self.motions(part, mae.clip)
+            for name, motion_BN in motions.items():
+                columns[name].append(motion_BN.mean(1))
+                columns[f"{name}_lift"].append(motion_BN.gather(1, rollout.visible_BK).mean(1))
+                columns[f"{name}_oracle"].append(motion_BN.topk(sampler.visible, 1).values.mean(1))
+            columns["random_lift"].append(motions["motion"].gather(1, torch.cat(draws, 1)).mean(1))
+            if rollout.policy is not None:
+                columns["entropy_share"].append(rollout.policy.entropy_B / math.log(sampler.tokens))
+                looks = {
+                    "motion": motions["motion"],
+                    **({"flow": motions["flow"]} if "flow" in motions else {}),
+                    "brightness": brightness(video_BCTHW, mae.clip),
+                    "contrast": contrast(video_BCTHW, mae.clip),
+                }
+                for name, look_BN in looks.items():
+                    correlation_B = metrics.rank_correlation(rollout.policy.logits_BN, look_BN)
+                    columns[f"{name}_correlation"].append(correlation_B.float())
             covered_N += rollout.visible_BN.sum(0)
-        clips = torch.tensor(float(len(held.test_BCTHW)), device=device)
-        means = (self.world.sum(torch.stack(sums).sum(0)) / self.world.sum(clips)).tolist()
-        names = ("motion_lift", "random_lift", "pixel_motion_lift", "entropy_share")
+        of_clips = {name: self.world.gather(torch.cat(parts)) for name, parts in columns.items()}
+        health = {"random_lift": metrics.lift(of_clips["random_lift"], of_clips["motion"])}
+        for name in motions:
+            lift, oracle = (
+                metrics.lift(of_clips[f"{name}_{choice}"], of_clips[name]) for choice in ("lift", "oracle")
+            )
+            share = metrics.share_of_oracle(lift, oracle)
+            health |= {f"{name}_lift": lift, f"{name}_oracle": oracle, f"{name}_share": share}
+        means = [name for name in of_clips if name == "entropy_share" or name.endswith("_correlation")]
         coverage = (self.world.sum(covered_N) > 0).float().mean()
-        return dict(zip(names, means, strict=True)) | {"coverage": float(coverage)}
+        return {
+            **health,
+            "entropy_share": 1.0,  # of a sampler without a policy
+            **{name: float(of_clips[name].mean()) for name in means},
+            "coverage": float(coverage),
+        }
+
+    def motions(self, part: slice, clip: ClipConfig) -> dict[str, Tensor]:
+        """Each kind of motion of a part of the held-out clips, by token: `[B, N]`."""
+        device = self.world.device
+        change_BN = per_token(pixel_motion(normalise(self.held_out.test_BCTHW[part].to(device))), clip)
+        motions = {"motion": change_BN, "pixel_motion": change_BN}
+        if self.held_out.motion_BTHW is not None:
+            motions["motion"] = per_token(self.held_out.motion_BTHW[part].float().to(device), clip)
+        if has_flow():
+            if self.flow_BN is None:  # once: the clips stay the same
+                videos = torch.split(self.held_out.test_BCTHW, _PART)
+                self.flow_BN = torch.cat([per_token(flow_motion(video), clip) for video in videos])
+            motions["flow"] = self.flow_BN[part].to(device)
+        return motions
 
     def pictures(self, mae: VideoMAE, sampler: Sampler, step: int) -> None:
-        """Write video, visible tokens, policy, value, prediction and error of the first held-out clips."""
+        """Write video, motion, visible tokens, policy, value, prediction and error of the first clips."""
         video_BCTHW = normalise(self.held_out.test_BCTHW[: self.drawn].to(self.world.device))
         generator = torch.Generator(self.world.device).manual_seed(self.seed)
         title = f"step {step}: {sampler.visible} of {sampler.tokens} tokens visible"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +19,10 @@ from tats_core.report import masks
 from tats_core.report.masks import Picture
 from tats_core.sampling import Sampler
 from tats_core.sampling.tats import TATSSampler
+from tats_core.training.motion import flow_motion, has_flow, pixel_motion
+
+_FLOW = ("optical flow, pixels", "without the camera's")
+_CHANGE = ("change of the pixels,", "of 255")
 
 
 def remark(mae: VideoMAE) -> str:
@@ -53,19 +56,21 @@ def reconstructions(
     prediction_BNP = true_BNP.scatter(1, index_BMP, guess_BMP.clamp(0, 1))
     error_BN = (prediction_BNP - true_BNP).abs().mean(-1).masked_fill(rollout.visible_BN, torch.nan)
     maps = {"visible_THW": rollout.visible_BN, "error_THW": error_BN}
+    frames_BCTHW = (transforms.to_display(video_BCTHW) * 255).round().to(torch.uint8)
+    motion_BTHW = flow_motion(frames_BCTHW) if has_flow() else pixel_motion(frames_BCTHW.float())
     if rollout.policy is not None:
         maps["policy_THW"] = rollout.policy.log_probs_BN.exp() * rollout.tokens
         if isinstance(sampler, TATSSampler):  # AdaMAE's sampler has no critic
             maps["value_THW"] = rollout.policy.value_BN
     grid = (-1, clip.slices, clip.side, clip.side)
     drawn = {name: values_BN.view(grid).cpu().numpy() for name, values_BN in maps.items()}
-    true_BTHWC, prediction_BTHWC = (
-        unpatchify(x_BNP, clip).permute(0, 2, 3, 4, 1).cpu().numpy() for x_BNP in (true_BNP, prediction_BNP)
-    )
+    prediction_BTHWC = unpatchify(prediction_BNP, clip).permute(0, 2, 3, 4, 1).cpu().numpy()
     return [
         Picture(
-            frames_THWC=(true_BTHWC[clip_index] * 255).round().astype(np.uint8),
+            frames_THWC=frames_BCTHW[clip_index].permute(1, 2, 3, 0).cpu().numpy(),
             prediction_THWC=prediction_BTHWC[clip_index],
+            motion_THW=motion_BTHW[clip_index].cpu().numpy(),
+            motion_remarks=_FLOW if has_flow() else _CHANGE,
             **{name: values_BTHW[clip_index] for name, values_BTHW in drawn.items()},
         )
         for clip_index in range(len(video_BCTHW))

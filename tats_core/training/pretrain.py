@@ -1,6 +1,7 @@
 """Joint pre-training of masked autoencoder and token sampler (TATS, arXiv 2505.08561).
 
-Axes: B clips, C=3 channels, T frames, H W pixels, N tokens, M masked ones, P pixel values a token.
+Axes: B clips (b: of a part of the batch), C=3 channels, T frames, H W pixels, N tokens, K visible and M
+masked ones, P pixel values a token.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tats_core.sampling import Policy, Rollout, Sampler, SamplerConfig, SamplerS
 from tats_core.sampling.fixed import RandomSampler
 from tats_core.sampling.plackett_luce import Noise
 from tats_core.sampling.ppo import PPO, PPOConfig
+from tats_core.sampling.reward import Outcome
 from tats_core.specs import NotIdentity, StrictModel
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog
@@ -52,7 +54,7 @@ class PretrainConfig(StepConfig):
     )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     sampler_lr: float = Field(
-        5e-4, gt=0, description="AdamW's learning rate of the sampler, constant, not scaled by the batch"
+        1e-3, gt=0, description="AdamW's learning rate of the sampler, constant, not scaled by the batch"
     )
     schedule: tuple[Change, ...] = Field(
         (), description="changes of sampler.ppo and sampler_lr while it trains; each holds until the next"
@@ -182,8 +184,7 @@ class JointTrainer:
         self.warmup_sampler = RandomSampler(clip.tokens, config.sampler.mask_ratio)
         self.mae_parallel = self.world.parallel(self.mae)
         self.mae_step = config.optimizer.build(self.mae, "masked autoencoder")
-        ppo, sampler_lr = config.learning(0)
-        self.error_space = ppo.error_space
+        _, sampler_lr = config.learning(0)
         self.objective = config.sampler.objective(config.seed)
         if self.objective is not None:
             optimizer = torch.optim.AdamW(
@@ -208,7 +209,6 @@ class JointTrainer:
     def begin_epoch(self, epoch: int, batch: int) -> None:
         """Apply the schedule of the sampler's learning, at the start of an epoch or on a resume within it."""
         ppo, sampler_lr = self.config.learning(epoch)
-        self.error_space = ppo.error_space
         if self.objective is not None:
             self.learner.guarded.set_lr(sampler_lr)
         if isinstance(self.objective, PPO):  # the schedule's keys are PPO's
@@ -227,18 +227,18 @@ class JointTrainer:
             tokens_BND = self.tokenize(patches_BNP)
             policy = self.policy(tokens_BND)
         rollout = self.decoded(sampler.draw(len(video_BCTHW), self.noise, policy))
-        errors = self.reconstruct(patches_BNP, rollout)
+        loss_BM, reward_BM = self.reconstruct(patches_BNP, rollout)
         self.mae_step.set_lr(lr)
         stepped = self.mae_step.step()
 
         metrics: dict[str, float | Tensor] = {
-            "loss": errors["normalized"].mean(),
+            "loss": loss_BM.mean(),
             "lr": lr,
             "grad_norm": self.mae_step.last_norm,
         }
         # Non-finite errors are no rewards: a single such batch would make policy and objective non-finite.
-        if policy is not None and self.objective is not None and stepped:
-            transition = Transition(tokens_BND, rollout, errors[self.error_space])
+        if reward_BM is not None and self.objective is not None and stepped:
+            transition = Transition(tokens_BND, rollout, reward_BM)
             metrics |= self.objective.update(transition, self.learner)
         return {name: float(metric) for name, metric in metrics.items()}
 
@@ -249,9 +249,9 @@ class JointTrainer:
             return self.mae.encoder.tokenize(patches_BNP)
 
     def policy(self, tokens_BND: Tensor) -> Policy:
-        """Return the sampler's current policy; with its graph where the update's first pass can use it."""
+        """Return the sampler's current policy; with its graph where the objective learns from that."""
         assert self.objective is not None
-        with torch.set_grad_enabled(self.objective.first_pass_is_the_draw and self.config.accumulate == 1):
+        with torch.set_grad_enabled(self.objective.learns_from_the_draw and self.config.accumulate == 1):
             parts = [self.learner.policy(part_BND, last=True) for part_BND in self.parts(tokens_BND)]
         if len(parts) == 1:
             return parts[0]
@@ -261,21 +261,29 @@ class JointTrainer:
         """The parts of a batch over which gradients are accumulated."""
         return values_BX.tensor_split(self.config.accumulate)
 
-    def reconstruct(self, patches_BNP: Tensor, rollout: Rollout) -> dict[str, Tensor]:
-        """Errors `[B, M]` of the decoded tokens by error space; adds up the MAE's gradients."""
-        errors: dict[str, list[Tensor]] = {"normalized": [], "pixel": []}
+    def reconstruct(self, patches_BNP: Tensor, rollout: Rollout) -> tuple[Tensor, Tensor | None]:
+        """Losses `[B, M]` of the decoded tokens, and what they earn a policy; adds up the MAE's gradients."""
+        losses: list[Tensor] = []
+        rewards: list[Tensor] = []
         batch = (self.parts(x) for x in (patches_BNP, rollout.visible_BK, rollout.masked_BM))
-        for number, part in enumerate(zip(*batch, strict=True), start=1):
+        clip = self.config.clip
+        for number, (patches_bNP, visible_bK, masked_bM) in enumerate(zip(*batch, strict=True), start=1):
             with self.world.accumulating(self.mae_parallel, last=number == self.config.accumulate):
                 with self.world.autocast(self.config.precision):
-                    reconstruction = self.mae_parallel(*part)
-                error_BM = reconstruction.error_BM
-                errors["normalized"].append(error_BM.detach())
-                errors["pixel"].append(reconstruction.pixel_error_BM.detach())
+                    reconstruction = self.mae_parallel(patches_bNP, visible_bK, masked_bM)
+                loss_bM = reconstruction.error_BM
+                losses.append(loss_bM.detach())
+                if rollout.policy is not None and self.objective is not None:
+                    pixels_bMP = reconstruction.pixels_BMP
+                    outcome = Outcome(
+                        patches_bNP, pixels_bMP, losses[-1], masked_bM, clip.slices, clip.tubelet
+                    )
+                    rewards.append(self.objective.reward(outcome))
+                    del pixels_bMP, outcome
                 # Prediction and target are the largest tensors of a step, and backward needs neither.
                 del reconstruction
-                self.mae_step.backward(error_BM.mean() * (len(error_BM) / len(patches_BNP)))
-        return {space: torch.cat(parts) for space, parts in errors.items()}
+                self.mae_step.backward(loss_bM.mean() * (len(loss_bM) / len(patches_BNP)))
+        return torch.cat(losses), torch.cat(rewards) if rewards else None
 
     def decoded(self, rollout: Rollout) -> Rollout:
         """Choose a random part of the masked tokens to decode (VideoMAE V2); the others get no reward."""

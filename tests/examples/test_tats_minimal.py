@@ -19,6 +19,7 @@ from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
 from tats_core.sampling import Policy, Rollout
 from tats_core.sampling.ppo import PPOConfig, Scale, Transition, ppo_loss
+from tats_core.sampling.reward import Outcome, motion, top, within_clips
 from tats_core.sampling.tats import TATSConfig, TATSSampler
 from tats_core.sampling.trajectory_attention import TrajectoryAttention
 
@@ -69,7 +70,6 @@ def test_it_imports_nothing_but_pytorch_and_the_standard_library() -> None:
     assert {name.partition(".")[0] for name in names} == {
         "argparse",
         "math",
-        "random",
         "time",
         "typing",
         "torch",
@@ -126,6 +126,17 @@ def test_the_autoencoders_loss_is_that_of_tats_core(minimal: ModuleType) -> None
     assert_close(mae(patches_BNP, visible_BK, masked_BM), expected_BM, atol=1e-5, rtol=1e-5)
 
 
+def test_the_reward_is_that_of_tats_core(minimal: ModuleType) -> None:
+    patches_BNP = minimal.draw_clips(CLIPS)
+    _, masked_BM = minimal.draw(torch.zeros(CLIPS, minimal.N))
+    target_BMP = minimal.take(patches_BNP, masked_BM)
+    prediction_BMP = target_BMP + torch.randn_like(target_BMP)
+    error_BM = (prediction_BMP - target_BMP).square().mean(2)
+    outcome = Outcome(patches_BNP, prediction_BMP, error_BM, masked_BM, minimal.F, minimal.TUBELET)
+    expected_BM = within_clips(top(motion(outcome, minimal.FLOOR), minimal.K / minimal.N))
+    assert_close(minimal.reward(patches_BNP, error_BM, masked_BM), expected_BM, atol=1e-5, rtol=1e-5)
+
+
 def test_the_loss_of_ppo_and_its_gradient_are_those_of_tats_core(minimal: ModuleType) -> None:
     sampler = minimal.Sampler()
     tokens_BND, reward_BM = torch.randn(CLIPS, minimal.N, 96), torch.randn(CLIPS, minimal.N - minimal.K)
@@ -168,17 +179,16 @@ def test_a_few_steps_start_from_the_old_policy_and_leave_it(
     minimal: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(minimal, "BATCH", 4)
-    monkeypatch.setattr(minimal, "ROLLOUTS", 2)
     monkeypatch.setattr(minimal, "ENTROPY_WEIGHT", 0.0)
     history = minimal.train(steps=4, every=2)
     assert [row["step"] for row in history] == [2, 4]
     assert history[-1]["loss"] < history[0]["loss"]
     for row in history:
-        assert row["first_ratio"] == 1.0
+        assert row["first_ratio"] == pytest.approx(1, abs=1e-6), "but for the rounding of another batch size"
         assert row["kl"] > 0
 
 
 @pytest.mark.slow
 def test_the_sampler_finds_what_moves(minimal: ModuleType) -> None:
-    before, *_, after = (row["motion_lift"] for row in minimal.train(steps=80, every=20))
-    assert before < 2 < after
+    before, *_, after = (row["motion_lift"] for row in minimal.train(steps=40, every=5))
+    assert before < 2 < 4 < after

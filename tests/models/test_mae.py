@@ -34,6 +34,7 @@ def _reconstruction(difference: list[float], motion_weight: float) -> Reconstruc
         prediction,
         torch.zeros_like(prediction),
         prediction[..., :3],
+        prediction[..., :3],
         tubelet=2,
         motion_weight=motion_weight,
     )
@@ -102,15 +103,21 @@ def test_the_floored_target_of_a_flat_token_is_zero_and_of_a_faint_one_is_faint(
     assert loud_BMP[0, 1].abs().mean().item() == pytest.approx((31 / 32) ** 0.5, rel=1e-3)
 
 
-def test_the_pixel_target_is_what_the_encoder_sees_and_its_error_is_in_pixels() -> None:
+def test_the_pixel_target_is_what_the_encoder_sees() -> None:
     patches_BMP = torch.randn(1, 2, P)
-    target_BMP, _, scale_BMC = _mae(target="pixel").target(patches_BMP)
+    target_BMP, mean_BMC, scale_BMC = _mae(target="pixel").target(patches_BMP)
     assert torch.equal(target_BMP, patches_BMP)
-    reconstruction = Reconstruction(target_BMP + 1, target_BMP, scale_BMC, tubelet=2)
+    reconstruction = Reconstruction(target_BMP + 1, target_BMP, mean_BMC, scale_BMC, tubelet=2)
     torch.testing.assert_close(reconstruction.error_BM, torch.ones(1, 2))
-    torch.testing.assert_close(
-        reconstruction.pixel_error_BM, torch.full((1, 2), DEVIATION.square().mean().item())
-    )
+    assert torch.equal(reconstruction.pixels_BMP, patches_BMP + 1)
+
+
+@pytest.mark.parametrize("target", ["pixel", "normalized", "floored"])
+def test_a_prediction_of_the_target_is_the_pixels_that_the_encoder_sees(target: str) -> None:
+    patches_BMP = torch.randn(2, 5, P)
+    target_BMP, mean_BMC, scale_BMC = _mae(target=target).target(patches_BMP)
+    reconstruction = Reconstruction(target_BMP, target_BMP, mean_BMC, scale_BMC, tubelet=2)
+    torch.testing.assert_close(reconstruction.pixels_BMP, patches_BMP)
 
 
 def test_an_error_that_stays_the_same_within_the_tubelet_is_not_reweighted() -> None:
@@ -134,7 +141,7 @@ def test_the_weighted_error_is_linear_in_the_weight(weight: float, tubelet: int,
     zero = torch.zeros_like(difference)
 
     def error(motion_weight: float) -> torch.Tensor:
-        return Reconstruction(difference, zero, zero, tubelet, motion_weight).error_BM
+        return Reconstruction(difference, zero, zero, zero, tubelet, motion_weight).error_BM
 
     # Exactly the change is added: two points of a line give a third.
     expected = error(1.0) + (weight - 1) * (error(2.0) - error(1.0))
@@ -144,10 +151,10 @@ def test_the_weighted_error_is_linear_in_the_weight(weight: float, tubelet: int,
 
 def test_the_hand_derived_gradient_of_the_error_is_that_of_finite_differences() -> None:
     prediction, target = torch.randn(2, 1, 2, 12, dtype=torch.float64).unbind(0)
-    weight_BMC = torch.randn(1, 2, 3, dtype=torch.float64)
+    weight_BM = torch.randn(1, 2, dtype=torch.float64)
 
     def weighted(prediction: torch.Tensor) -> torch.Tensor:
-        return (_SquaredError.apply(prediction, target) * weight_BMC).sum()
+        return (_SquaredError.apply(prediction, target) * weight_BM).sum()
 
     leaf = prediction.clone().requires_grad_()
     weighted(leaf).backward()

@@ -70,6 +70,17 @@ def test_the_policy_is_brightest_at_its_largest_value_with_one_scale_for_all_fra
     assert (tile(picture, "policy", 3)[:8] == low).all()
 
 
+def test_motion_has_a_row_below_the_video_where_it_was_measured() -> None:
+    motion = np.zeros((T, H, W))
+    motion[0, :8] = 3.0
+    with_motion = replace(CLIP, motion_THW=motion, motion_remarks=("optical flow, pixels",))
+    picture = np.asarray(masks.mask_grid(with_motion, title="").convert("RGB"))
+    top = picture[TOP + STEP : TOP + 2 * STEP - 4, LEFT : LEFT + 112]
+    brightest, darkest = (np.array(mpl.colormaps["cividis"](end)[:3]) * 255 for end in (1.0, 0.0))
+    assert np.abs(top[:56].mean((0, 1)) - brightest).max() < 1
+    assert np.abs(top[56:].mean((0, 1)) - darkest).max() < 1
+
+
 def test_values_are_coloured_from_purple_to_orange_with_zero_in_the_middle() -> None:
     colours = mpl.colormaps["PuOr_r"]
     picture = grid()

@@ -3,18 +3,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tats_core.sampling import ppo
 from tats_core.sampling.base import Policy, Rollout
 from tats_core.sampling.objective import Transition
 from tats_core.sampling.plackett_luce import complement, gumbel_top_k
 from tats_core.sampling.ppo import (
+    PPO,
     EntropyController,
+    Loss,
     PPOConfig,
     Scale,
+    explained_variance,
     improve,
     ppo_loss,
     surrogate,
@@ -92,9 +97,8 @@ def test_the_whole_objective_with_credit_to_masked_tokens() -> None:
     # KL((1/2, 1/2) || (3/4, 1/4)) = 1/2 log(2/3) + 1/2 log 2, the same for both clips.
     assert metrics["kl"] == pytest.approx(math.log(4 / 3) / 2, rel=1e-5)
     assert metrics["clip_fraction"] == 1
-    assert (metrics["ratio_min"], metrics["ratio_max"]) == pytest.approx((0.5, 1.5))
-    # Residuals 0.5 and -0.5 of returns 1 and -1: a quarter of their variance is left.
-    assert metrics["explained_variance"] == pytest.approx(0.75)
+    # A hundredth of the way from the smaller of two ratios to the larger one, and back.
+    assert (metrics["ratio_q01"], metrics["ratio_q99"]) == pytest.approx((0.51, 1.49))
 
 
 def test_normalised_advantages_are_those_of_the_reference() -> None:
@@ -126,11 +130,26 @@ def test_a_critic_that_is_wrong_about_all_clips_alike_does_not_move_the_policy(w
     assert metrics[1]["advantage_mean"] == pytest.approx(metrics[0]["advantage_mean"] - wrong_by, abs=1e-4)
 
 
-def test_of_a_single_clips_value_nothing_is_explained() -> None:
-    new, transition = _two_clips()
-    policy = Policy(new.logits_BN[:1], new.value_BN[:1])
-    loss = ppo_loss(policy, transition.part(torch.tensor([0])), PPOConfig(), entropy_weight=0.0)
-    assert loss.parts["explained_variance"] == 0
+def _returns_and_values(returns: list[float], values: list[float]) -> Transition:
+    """Clips of two tokens, one of them masked and rewarded."""
+    clips = len(returns)
+    policy = Policy(torch.zeros(clips, 2), torch.tensor(values).view(-1, 1).expand(-1, 2))
+    rollout = Rollout(torch.zeros(clips, 1, dtype=torch.int64), torch.ones(clips, 1).long(), 2, policy)
+    return Transition(torch.zeros(clips, 2, 1), rollout, torch.tensor(returns).view(-1, 1))
+
+
+def test_the_explained_variance_is_that_of_all_clips_in_the_memory() -> None:
+    learner = Taught(lambda tokens_BND: Policy(torch.zeros(0), torch.zeros(0)))
+    # Residuals 0.5, -0.5, 0.5, -0.5 of returns 1, -1, 1, -1: a quarter of their variance is left.
+    memory = [_returns_and_values([1.0, -1.0], [0.5, -0.5]), _returns_and_values([1.0, -1.0], [0.5, -0.5])]
+    assert explained_variance(learner, memory, PPOConfig()) == {"explained_variance": pytest.approx(0.75)}
+
+
+@pytest.mark.parametrize("returns", [[0.3], [0.3, 0.3]], ids=["a single clip", "clips with the same return"])
+def test_where_returns_do_not_differ_no_explained_variance_is_logged(returns: list[float]) -> None:
+    learner = Taught(lambda tokens_BND: Policy(torch.zeros(0), torch.zeros(0)))
+    memory = [_returns_and_values(returns, [0.1, 0.7][: len(returns)])]
+    assert explained_variance(learner, memory, PPOConfig()) == {}
 
 
 def test_only_the_unclipped_clip_moves_the_policy() -> None:
@@ -150,7 +169,9 @@ def test_the_whole_objective_with_credit_to_the_sequence() -> None:
     rollout = Rollout(torch.tensor([[0, 1], [1, 0]]), torch.tensor([[2], [2]]), 3, old)
     # Errors below the mean, which is 0: returns 1 and 2.
     transition = Transition(torch.zeros(2, 3, 1), rollout, torch.tensor([[-1.0], [-2.0]]))
-    loss = ppo_loss(new, transition, PPOConfig(credit="sequence", clip=0.2), entropy_weight=0.0)
+    loss = ppo_loss(
+        new, transition, PPOConfig(credit="sequence", reward_scale="global", clip=0.2), entropy_weight=0.0
+    )
     # Clip 0: 2/4 : 1/3 = 1.5 (clipped to 1.2), then 1/2 : 1/2 = 1; advantage 1.
     # Clip 1: 1/4 : 1/3 = 0.75, then 2/3 : 1/2 = 4/3 (clipped to 1.2); advantage 2.
     assert loss.parts["policy_loss"].item() == pytest.approx(-(1.2 + 1 + 2 * 0.75 + 2 * 1.2) / 4)
@@ -165,7 +186,7 @@ def test_tokens_that_are_hardly_ever_drawn_do_not_make_the_policies_differ(credi
     old = Policy(rare_N.expand(2, -1), torch.zeros(2, 16))
     new = Policy((rare_N + torch.tensor([0.0] * 8 + [3.0] * 8)).expand(2, -1), torch.zeros(2, 16))
     rollout = Rollout(torch.tensor([[0, 1]] * 2), complement(torch.tensor([[0, 1]] * 2), 16), 16, old)
-    config = PPOConfig.model_validate({"credit": credit})
+    config = PPOConfig.model_validate({"credit": credit, "reward_scale": "global"})
     loss = ppo_loss(new, Transition(torch.zeros(2, 16, 1), rollout, torch.zeros(2, 14)), config, 0.0)
     assert loss.parts["kl"].item() == pytest.approx(0, abs=1e-6)
 
@@ -178,9 +199,22 @@ def test_before_the_first_step_old_and_new_policy_are_one(credit: str) -> None:
     )
     rollout = Rollout(visible_BK, complement(visible_BK, 10), 10, policy)
     transition = Transition(torch.zeros(4, 10, 1), rollout, torch.randn(4, 7))
-    parts = ppo_loss(policy, transition, PPOConfig(credit=credit), 0.1).parts  # type: ignore[arg-type]
-    assert parts["ratio_min"].item() == parts["ratio_max"].item() == 1
+    parts = ppo_loss(policy, transition, PPOConfig(credit=credit, reward_scale="global"), 0.1).parts  # type: ignore[arg-type]
+    assert parts["ratio_q01"].item() == parts["ratio_q99"].item() == 1
     assert parts["kl"].item() == parts["clip_fraction"].item() == 0
+
+
+def test_a_token_that_became_far_likelier_leaves_loss_and_gradient_finite() -> None:
+    old = Policy(torch.zeros(1, 3), torch.zeros(1, 3))
+    new_logits_BN = torch.tensor([[0.0, 300.0, 0.0]], requires_grad=True)
+    rollout = Rollout(torch.tensor([[0]]), torch.tensor([[1, 2]]), 3, old)
+    transition = Transition(torch.zeros(1, 3, 1), rollout, torch.tensor([[-1.0, 1.0]]))
+    loss = ppo_loss(Policy(new_logits_BN, torch.zeros(1, 3)), transition, PPOConfig(), 0.1)
+    # Log-ratios are log 3 and log 3 - 300, which is held at -2.
+    assert loss.parts["policy_loss"].item() == pytest.approx(-(-3 + math.exp(-2)) / 2)
+    loss.total.backward()
+    assert new_logits_BN.grad is not None
+    assert torch.isfinite(new_logits_BN.grad).all()
 
 
 @pytest.mark.parametrize(
@@ -193,7 +227,7 @@ def test_before_the_first_step_old_and_new_policy_are_one(credit: str) -> None:
         (0.1, 0.6, 0.0, 0.1 * math.exp(0.1)),
         # It can start from nothing, and it has a ceiling.
         (0.0, 0.6, 0.0, 1e-3 * math.exp(0.1)),
-        (1.99, 0.6, 0.0, 2.0),
+        (9.99, 0.6, 0.0, 10.0),
         (0.1, None, 0.0, 0.1),
     ],
 )
@@ -254,7 +288,8 @@ class Table(nn.Module):
 def _draw(table: Table, reward_N: Tensor, clips: int, generator: torch.Generator) -> Transition:
     tokens_BND = torch.zeros(clips, len(reward_N), 1)
     with torch.no_grad():
-        policy = table(tokens_BND)
+        drawn = table(tokens_BND)
+    policy = Policy(drawn.logits_BN.clone(), drawn.value_BN.clone())  # no view of the table, which moves
     visible_BK = gumbel_top_k(policy.logits_BN, 2, torch.rand(policy.logits_BN.shape, generator=generator))
     rollout = Rollout(visible_BK, complement(visible_BK, len(reward_N)), len(reward_N), policy)
     return Transition(tokens_BND, rollout, reward_N[rollout.masked_BM])
@@ -276,7 +311,7 @@ def _train(config: PPOConfig, updates: int) -> tuple[Table, dict[str, float]]:
 
 @pytest.mark.parametrize(("credit", "updates"), [("masked_token", 40), ("sequence", 80)])
 def test_tokens_that_are_hard_when_masked_become_likelier_to_be_visible(credit: str, updates: int) -> None:
-    fixed = {"credit": credit, "target_entropy": None, "entropy_weight": 0.0}
+    fixed = {"credit": credit, "reward_scale": "global", "target_entropy": None, "entropy_weight": 0.0}
     table, _ = _train(PPOConfig.model_validate(fixed), updates)
     probability_N = table.logits_N.detach().softmax(0)
     assert probability_N[:2].min() > 2 * probability_N[2:].max()
@@ -312,7 +347,7 @@ def _memory(*clips: int) -> list[Transition]:
 
 def test_an_update_passes_over_the_whole_memory_in_mini_batches() -> None:
     sizes, steps = _count_clips(PPOConfig(epochs=2, minibatches=2), _memory(5, 4))
-    assert sizes == [3, 2, 2, 2] * 2
+    assert sorted(sizes[:4]) == sorted(sizes[4:]) == [2, 2, 2, 3]
     assert steps == 8
 
 
@@ -331,8 +366,8 @@ def test_every_clip_is_seen_once_in_a_pass() -> None:
     generator = torch.Generator().manual_seed(0)
     controller = EntropyController(0.1, None)
     improve(Taught(policy), [marked], config, controller, generator)
-    assert sorted(seen) == list(range(7))
-    assert seen != sorted(seen)
+    # Neighbours form a mini-batch, and the order of the mini-batches is random.
+    assert seen == [5, 6, 0, 1, 2, 3, 4]
 
 
 def test_a_part_of_a_transition_keeps_what_belongs_together() -> None:
@@ -348,16 +383,16 @@ def test_a_part_of_a_transition_keeps_what_belongs_together() -> None:
 
 
 def test_an_update_stops_when_the_policy_has_moved_too_far_but_never_before_its_first_step() -> None:
-    sizes, steps = _count_clips(PPOConfig(epochs=5, kl_stop=0.01), _memory(4), kl=1.0)
+    sizes, steps = _count_clips(PPOConfig(epochs=5, minibatches=1, kl_stop=0.01), _memory(4), kl=1.0)
     # The second pass measures the KL and takes no step.
     assert (sizes, steps) == ([4, 4], 1)
-    sizes, steps = _count_clips(PPOConfig(epochs=5, kl_stop=None), _memory(4), kl=1.0)
+    sizes, steps = _count_clips(PPOConfig(epochs=5, minibatches=1, kl_stop=None), _memory(4), kl=1.0)
     assert (len(sizes), steps) == (5, 5)
 
 
 def test_a_pass_that_moved_too_far_leaves_no_gradient_behind() -> None:
     learner = Taught(lambda tokens_BND: _shifted(tokens_BND))
-    config = PPOConfig(epochs=3, kl_stop=0.01)
+    config = PPOConfig(epochs=3, minibatches=1, kl_stop=0.01)
     improve(learner, _memory(4), config, EntropyController(0.1, None), torch.Generator().manual_seed(0))
     assert learner.discarded == 1
 
@@ -377,7 +412,9 @@ def test_a_mini_batch_in_parts_has_the_gradient_of_the_whole(credit: str) -> Non
             table.logits_N.copy_(torch.linspace(-1, 1, 6))
         optimizer = torch.optim.SGD(table.parameters(), lr=1.0)
         before = table.logits_N.detach().clone()
-        config = PPOConfig.model_validate({"credit": credit})
+        config = PPOConfig.model_validate(
+            {"credit": credit, "reward_scale": "global", "epochs": 1, "minibatches": 1}
+        )
         health = improve(
             Taught(table, optimizer),
             _memory(7),
@@ -392,21 +429,44 @@ def test_a_mini_batch_in_parts_has_the_gradient_of_the_whole(credit: str) -> Non
         assert loss == pytest.approx(gradients[0][1], abs=1e-6)
 
 
-def test_the_first_pass_may_go_on_from_the_policy_that_drew() -> None:
-    steps = []
-    for reuse in (False, True):
-        table = Table(6)
-        optimizer = torch.optim.SGD(table.parameters(), lr=1.0)
-        memory = _memory(5)
-        first = table(memory[0].tokens_BND) if reuse else None
-        learner = Taught(table, optimizer)
-        controller = EntropyController(0.1, None)
-        improve(
-            learner, memory, PPOConfig(epochs=2), controller, torch.Generator().manual_seed(0), first=first
-        )
-        steps.append(table.logits_N.detach().clone())
-    torch.testing.assert_close(steps[0], steps[1], rtol=0, atol=1e-7)
-    assert steps[0].abs().max() > 0.01
+def test_by_default_the_ratios_leave_1_after_the_first_mini_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    ratios: list[tuple[float, float]] = []
+
+    def watched(*arguments: Any) -> Loss:
+        loss = ppo_loss(*arguments)
+        ratios.append((loss.parts["ratio_q01"].item(), loss.parts["ratio_q99"].item()))
+        return loss
+
+    monkeypatch.setattr(ppo, "ppo_loss", watched)
+    table = Table(6)
+    learner = Taught(table, torch.optim.Adam(table.parameters(), lr=2e-3))
+    (transition,) = _memory(8)
+    metrics = PPO(PPOConfig(), seed=0).update(transition, learner)
+    assert metrics["ppo_steps"] == len(ratios) == 4
+    assert ratios[0] == (1.0, 1.0)
+    assert all(max(1 - low, high - 1) > 1e-4 for low, high in ratios[1:])
+
+
+def test_credit_to_the_sequence_is_refused_where_all_clips_earn_the_same() -> None:
+    with pytest.raises(
+        ValueError, match="compares clips, of which all earn the same with reward_scale: rank"
+    ):
+        PPOConfig(credit="sequence", reward_scale="rank")
+
+
+def test_one_pass_over_the_whole_memory_is_reinforce() -> None:
+    # Its ratios are 1 and its clip never acts: the gradient is that of log pi times the advantage.
+    (transition,) = _memory(5)
+    table = Table(6)
+    learner = Taught(table, torch.optim.SGD(table.parameters(), lr=1.0))
+    config = PPOConfig(epochs=1, minibatches=1, target_entropy=None, entropy_weight=0, value_weight=0)
+    improve(learner, [transition], config, EntropyController(0.0, None), torch.Generator().manual_seed(0))
+    advantage_BM = transition.reward_BM - transition.policy.value_B1
+    advantage_BM = (advantage_BM - advantage_BM.mean()) / advantage_BM.std(correction=0)
+    plain = Table(6)
+    log_probs_BM = plain(transition.tokens_BND).log_probs_BN.gather(1, transition.rollout.masked_BM)
+    (log_probs_BM * advantage_BM).mean().backward()
+    torch.testing.assert_close(table.logits_N, plain.logits_N.grad, rtol=0, atol=1e-6)
 
 
 def test_the_weight_never_falls_below_a_tenth_of_its_start_while_the_policy_is_blind() -> None:

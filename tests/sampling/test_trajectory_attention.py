@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Literal
 
 import pytest
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tats_core.sampling import trajectory_kernel
 from tats_core.sampling.trajectory_attention import TrajectoryAttention
 
 Values = Literal["paper", "shipped"]
@@ -41,11 +39,6 @@ def literal(attention: TrajectoryAttention, tokens_BND: Tensor, key_bias_D: Tens
     return attention.out(torch.einsum("bnhf,bnfhe->bnhe", weight_BNHF, value_BNFHE).flatten(-2))
 
 
-def autograd_form(attention: TrajectoryAttention, tokens_BND: Tensor) -> Tensor:
-    """The absorbed form with the backward that autograd derives."""
-    return attention.out(attention.along(attention.trajectories(tokens_BND)))
-
-
 def _attention(values: Values, slices: int = 3, width: int = 24, heads: int = 4) -> TrajectoryAttention:
     torch.manual_seed(0)
     attention = TrajectoryAttention(width, heads, slices, values)
@@ -60,51 +53,28 @@ def _attention(values: Values, slices: int = 3, width: int = 24, heads: int = 4)
 
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("values", ["paper", "shipped"])
-def test_both_absorbed_forms_equal_the_literal_one_with_their_gradients(
+def test_the_absorbed_form_equals_the_literal_one_with_its_gradients(
     values: Values, dtype: torch.dtype, close: float
 ) -> None:
     attention = _attention(values).to(dtype)
     results = []
-    plain = partial(autograd_form, attention)
-    for form in (attention, plain, partial(literal, attention)):
+    for form in (TrajectoryAttention.__call__, literal):
         tokens_BND = torch.randn(2, 15, 24, dtype=dtype, generator=torch.Generator().manual_seed(1))
         tokens_BND.requires_grad_()
         attention.zero_grad()
-        mixed_BND = form(tokens_BND)
+        mixed_BND = form(attention, tokens_BND)
         (
             mixed_BND * torch.linspace(-1, 1, mixed_BND.numel(), dtype=dtype).view_as(mixed_BND)
         ).mean().backward()
         gradients = {name: p.grad.clone() for name, p in attention.named_parameters() if p.grad is not None}
         results.append({"output": mixed_BND.detach(), "tokens": tokens_BND.grad} | gradients)
-    *forms, written = results
-    for absorbed in forms:
-        assert absorbed.keys() == written.keys()
-        assert len(absorbed) == 2 + len(list(attention.parameters()))
-        for name, expected in written.items():
-            assert expected is not None
-            difference = (absorbed[name] - expected).abs().max().item()
-            assert difference < close, f"{name} differs by {difference}"
-
-
-@pytest.mark.parametrize("values", ["paper", "shipped"])
-@pytest.mark.parametrize(
-    "part_bytes", [1, 800, 1 << 30], ids=["clip by clip", "two clips at once", "all clips at once"]
-)
-def test_its_hand_derived_gradients_are_those_of_finite_differences(
-    values: Values, part_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(trajectory_kernel._PART_BYTES, "cpu", part_bytes)
-    attention = _attention(values, slices=2, width=4, heads=2).double()
-    tokens_BND = torch.randn(3, 4, 4, dtype=torch.float64, requires_grad=True)
-    parameters = dict(attention.named_parameters())
-
-    def form(tokens_BND: Tensor, *weights: Tensor) -> Tensor:
-        mixed_BND: Tensor = torch.func.functional_call(
-            attention, dict(zip(parameters, weights, strict=True)), (tokens_BND,)
-        )
-        return mixed_BND
-
-    assert torch.autograd.gradcheck(form, (tokens_BND, *parameters.values()))
+    absorbed, written = results
+    assert absorbed.keys() == written.keys()
+    assert len(absorbed) == 2 + len(list(attention.parameters()))
+    for name, expected in written.items():
+        assert expected is not None
+        difference = (absorbed[name] - expected).abs().max().item()
+        assert difference < close, f"{name} differs by {difference}"
 
 
 @pytest.mark.parametrize("values", ["paper", "shipped"])

@@ -15,8 +15,8 @@ from PIL import Image
 from tats_core.cli.app import main
 from tats_core.errors import StoreError
 from tats_core.sweep import page, plots, spec
-from tats_core.sweep.summary import Summary
-from tats_core.sweep.trial import TrialResult, results
+from tats_core.sweep.summary import Summary, results
+from tats_core.sweep.trial import TrialResult
 
 RATIO, KIND = "pretrain.sampler.mask_ratio", "pretrain.sampler.kind"
 TOP1 = "pretrain.linear_top1"

@@ -11,7 +11,8 @@ from optuna.trial import TrialState
 
 from tats_core.errors import StoreError
 from tats_core.sweep import search, spec
-from tats_core.sweep.trial import TrialResult, results
+from tats_core.sweep.summary import results
+from tats_core.sweep.trial import TrialResult
 
 SWEEP = """
 name: found

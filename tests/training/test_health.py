@@ -9,13 +9,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tats_core.data.clips import normalise
 from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
-from tats_core.sampling import Policy, Rollout, Sampler, SamplerConfig, SamplerSite
+from tats_core.sampling import LearnedSampler, Policy, Rollout, Sampler, SamplerConfig, SamplerSite
 from tats_core.sampling.plackett_luce import Noise
+from tats_core.training import health
 from tats_core.training.events import EventLog, read_events
-from tats_core.training.health import HealthCheck, HeldOut, pixel_motion
+from tats_core.training.health import HealthCheck, HeldOut
+from tats_core.training.motion import brightness
 from tats_core.training.world import World
 
 CLIP = ClipConfig(frames=4, size=16, tubelet=2, patch=4)
@@ -58,14 +61,6 @@ def _check(folder: Path, events: EventLog | None = None, motion: bool = True) ->
     return HealthCheck(held_out, 0.875, World(), events or EventLog(None), folder, seed=0)
 
 
-def test_pixel_motion_is_the_change_from_the_frame_before() -> None:
-    video_BCTHW = torch.tensor([0.0, 1.0, 1.0, 4.0]).view(1, 1, 4, 1, 1).repeat(1, 3, 1, 2, 2)
-    video_BCTHW[:, 0] = 0
-    # Two of three channels change; the first frame repeats the change of the second.
-    expected = [2 / 3, 2 / 3, 0.0, 2.0]
-    assert pixel_motion(video_BCTHW)[0, :, 0, 0].tolist() == pytest.approx(expected)
-
-
 def test_the_policy_is_measured_by_the_ground_truth_of_motion(tmp_path: Path) -> None:
     metrics = _check(tmp_path).policy(_mae(), Corner(32, 0.875))
     # The four visible tokens are the four that move: 1 over 4/32.
@@ -75,6 +70,9 @@ def test_the_policy_is_measured_by_the_ground_truth_of_motion(tmp_path: Path) ->
     assert metrics["random_lift"] == pytest.approx(1, abs=4 * deviation)
     # Noise moves everywhere alike.
     assert metrics["pixel_motion_lift"] == pytest.approx(1, abs=0.1)
+    # No choice of four tokens is better.
+    assert metrics["motion_oracle"] == pytest.approx(8)
+    assert metrics["motion_share"] == pytest.approx(1)
     assert metrics["coverage"] == 4 / 32
     assert metrics["entropy_share"] == 1
 
@@ -82,6 +80,54 @@ def test_the_policy_is_measured_by_the_ground_truth_of_motion(tmp_path: Path) ->
 def test_without_ground_truth_motion_is_that_of_pixels(tmp_path: Path) -> None:
     metrics = _check(tmp_path, motion=False).policy(_mae(), Corner(32, 0.875))
     assert metrics["motion_lift"] == metrics["pixel_motion_lift"]
+
+
+def test_the_flow_is_computed_once_and_left_out_with_a_note_where_there_is_no_opencv(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+
+    def flow(video_BCTHW: Tensor) -> Tensor:
+        computed.append(len(video_BCTHW))
+        return _moving_corner(len(video_BCTHW))
+
+    monkeypatch.setattr(health, "flow_motion", flow)
+    monkeypatch.setattr(health, "has_flow", lambda: True)
+    check = _check(tmp_path)
+    for _ in range(2):
+        metrics = check.policy(_mae(), Corner(32, 0.875))
+    assert (metrics["flow_lift"], metrics["flow_oracle"], metrics["flow_share"]) == pytest.approx((8, 8, 1))
+    assert computed == [32, 8]
+
+    monkeypatch.setattr(health, "has_flow", lambda: False)
+    metrics = _check(tmp_path, EventLog(tmp_path / "events.jsonl")).policy(_mae(), Corner(32, 0.875))
+    assert not [name for name in metrics if name.startswith("flow")]
+    (note,) = (
+        event["text"] for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "note"
+    )
+    assert "pip install 'tats-core[flow]'" in note
+
+
+class Bright(LearnedSampler):
+    """A policy that scores tokens by what it is given."""
+
+    def __init__(self, score_BN: Tensor) -> None:
+        super().__init__(32, 0.875)
+        self.score_BN = score_BN
+
+    def forward(self, tokens_BND: Tensor) -> Policy:
+        scores_BN = self.score_BN[: len(tokens_BND)]
+        self.score_BN = self.score_BN[len(tokens_BND) :]
+        return Policy(scores_BN, torch.zeros_like(scores_BN))
+
+
+def test_a_policy_that_follows_brightness_is_seen_at_a_glance(tmp_path: Path) -> None:
+    check = _check(tmp_path)
+    video_BCTHW = normalise(check.held_out.test_BCTHW)
+    metrics = check.policy(_mae(), Bright(brightness(video_BCTHW, CLIP)))
+    assert metrics["brightness_correlation"] == pytest.approx(1)
+    # Of the motion only the four moving tokens of 32 are known, and chance decides how bright they are.
+    assert abs(metrics["motion_correlation"]) < 0.2
 
 
 def test_the_entropy_of_a_learned_policy_is_a_share_of_log_n(tmp_path: Path) -> None:

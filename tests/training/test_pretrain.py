@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tats_core.errors import SpecError, TrainingError
 from tats_core.models.mae import VideoMAE
-from tats_core.sampling import Sampler, Transition
+from tats_core.sampling import Sampler, Transition, ppo
 from tats_core.specs import validate
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog, read_events
@@ -22,7 +22,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "random": {"kind": "random"},
     "adaptive": {"kind": "adaptive"},
     "tats": {"kind": "tats", "ppo": {"epochs": 2, "minibatches": 2}},
-    "tats, sequence": {"kind": "tats", "ppo": {"credit": "sequence"}},
+    "tats, sequence": {"kind": "tats", "ppo": {"credit": "sequence", "reward_scale": "global"}},
     # Three steps an epoch, two in the memory: a checkpoint falls between two updates.
     "tats, long rollout": {"kind": "tats", "ppo": {"rollout_length": 2, "epochs": 2, "minibatches": 2}},
 }
@@ -275,8 +275,36 @@ def test_all_tokens_are_embedded_only_for_a_sampler_that_reads_them(
     assert len(seen) == passes
 
 
-def test_rewards_are_standardised_and_their_moments_logged(tiny: dict[str, Any]) -> None:
-    trainer = JointTrainer(_recipe(tiny, {"kind": "tats", "ppo": {"rollout_length": 9}}), World())
+def test_by_default_a_joint_step_is_one_of_ppo(
+    tiny: dict[str, Any], clips: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = {
+        **tiny,
+        "sampler": {"network": {"width": 12, "heads": 2}, "ppo": {"kl_stop": None}},
+        "batch_size": 4,
+    }
+    trainer = JointTrainer(PretrainConfig.model_validate(raw), World())
+    ratios: list[tuple[float, float]] = []
+
+    def watched(*arguments: Any) -> ppo.Loss:
+        loss = ppo_loss(*arguments)
+        ratios.append((loss.parts["ratio_q01"].item(), loss.parts["ratio_q99"].item()))
+        return loss
+
+    ppo_loss = ppo.ppo_loss
+    monkeypatch.setattr(ppo, "ppo_loss", watched)
+    (video_BCTHW, _, _), *_ = clips().epoch(0)
+    metrics = trainer.step(video_BCTHW, lr=1e-3)
+    # The first mini-batch meets the policy that drew, but for the rounding of another batch size.
+    assert ratios[0] == pytest.approx((1, 1), abs=1e-6)
+    assert all(max(1 - low, high - 1) > 1e-4 for low, high in ratios[1:])
+    assert metrics["ppo_steps"] == len(ratios) == 4
+
+
+@pytest.mark.parametrize("scale", ["global", "clip", "rank", "top"])
+def test_rewards_are_scaled_and_their_moments_logged(scale: str, tiny: dict[str, Any]) -> None:
+    ppo_keys = {"rollout_length": 9, "reward_scale": scale}
+    trainer = JointTrainer(_recipe(tiny, {"kind": "tats", "ppo": ppo_keys}), World())
     tokens_BND = torch.randn(2, 32, 24)
     policy = trainer.policy(tokens_BND)
     rollout = trainer.sampler.draw(2, trainer.noise, policy)
@@ -285,15 +313,34 @@ def test_rewards_are_standardised_and_their_moments_logged(tiny: dict[str, Any])
     metrics = trainer.objective.update(Transition(tokens_BND, rollout, reward_BM), trainer.learner)
     assert metrics["reward_mean"] == pytest.approx(reward_BM.mean().item())
     assert metrics["reward_std"] == pytest.approx(reward_BM.std(correction=0).item())
-    standard_BM = trainer.objective.memory[0].reward_BM
-    assert standard_BM.mean().item() == pytest.approx(0, abs=1e-6)
-    assert standard_BM.std(correction=0).item() == pytest.approx(1, abs=1e-5)
+    scaled_BM = trainer.objective.memory[0].reward_BM
+    for rewards in [scaled_BM] if scale == "global" else scaled_BM:
+        assert rewards.mean().item() == pytest.approx(0, abs=1e-6)
+        assert rewards.std(correction=0).item() == pytest.approx(1, abs=1e-5)
+    if scale == "rank":
+        assert torch.equal(scaled_BM.argsort(1), reward_BM.argsort(1))
+        assert scaled_BM.abs().max() < math.sqrt(3), "ranks are spread evenly"
+    if scale == "top":  # 6 of 32 tokens are visible: 5 of 26 masked ones
+        assert [len(rewards.unique()) for rewards in scaled_BM] == [2, 2]
+        assert (scaled_BM > 0).sum(1).tolist() == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("scale", "explains"), [("global", True), ("clip", False), ("rank", False), ("top", False)]
+)
+def test_the_critic_is_judged_only_where_clips_earn_differently(
+    scale: str, explains: bool, tiny: dict[str, Any], clips: Any
+) -> None:
+    trainer = JointTrainer(_recipe(tiny, {"kind": "tats", "ppo": {"reward_scale": scale}}), World())
+    (video_BCTHW, _, _), *_ = clips().epoch(0)
+    assert ("explained_variance" in trainer.step(video_BCTHW, lr=1e-3)) == explains
 
 
 def test_a_skipped_step_of_the_sampler_is_counted_and_logged(
     tiny: dict[str, Any], clips: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = JointTrainer(_recipe(tiny, SAMPLERS["tats"], epochs=1), World())
+    sampler = {"kind": "tats", "ppo": {"epochs": 2, "minibatches": 2, "reward_scale": "global"}}
+    trainer = JointTrainer(_recipe(tiny, sampler, epochs=1), World())
     assert trainer.objective is not None
     update = trainer.objective.update
     monkeypatch.setattr(
@@ -399,9 +446,7 @@ def test_the_log_has_every_step_the_health_metrics_and_the_end(
     points = [e for e in events if e["kind"] == "metrics" and "loss" in e["values"]]
     assert [e["step"] for e in points] == list(range(1, 10))
     assert points[-1]["values"]["loss"] == metrics["loss"]
-    assert {"entropy_share", "kl", "clip_fraction", "explained_variance", "reward_std"} <= points[0][
-        "values"
-    ].keys()
+    assert {"entropy_share", "kl", "clip_fraction", "ratio_q99", "reward_std"} <= points[0]["values"].keys()
     # One epoch of warm-up to 0.05 * 4 / 256, from 1e-6 * 4 / 256 in three steps.
     rates = [e["values"]["lr"] for e in points]
     assert rates[:4] == pytest.approx([s * (5e-2 - 1e-6) / 64 / 3 + 1e-6 / 64 for s in range(4)])

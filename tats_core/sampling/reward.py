@@ -1,0 +1,143 @@
+"""What a masked token earns the sampler by its reconstruction.
+
+Only the reconstruction and the clip's pixels enter: no optical flow, no ground truth, no labels. All pixels
+are those that the encoder sees, in units of ImageNet's deviation, whatever the autoencoder's target is.
+
+Axes: B clips, N=F*S tokens in F temporal slices of S patches, M decoded masked tokens, P=C*T*Q pixel values
+a token: C=3 channels, T frames of its tubelet, Q pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+RewardKind = Literal["pixel", "normalized", "dynamic", "motion"]
+RewardScale = Literal["global", "clip", "rank", "top"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the autoencoder made of a draw, without gradients."""
+
+    patches_BNP: Tensor
+    prediction_BMP: Tensor
+    """Of the decoded tokens, in the units of `patches_BNP`."""
+    loss_BM: Tensor
+    """The autoencoder's loss of each decoded token."""
+    masked_BM: Tensor
+    slices: int
+    tubelet: int
+
+    @property
+    def difference_BMP(self) -> Tensor:
+        """Prediction minus pixels."""
+        index_BMP = self.masked_BM.unsqueeze(-1).expand_as(self.prediction_BMP)
+        return self.prediction_BMP - self.patches_BNP.gather(1, index_BMP)
+
+    def by_frame(self, values_BNP: Tensor) -> Tensor:
+        """View a value of each pixel by slice, patch, channel and frame: `[B, F, S, C, T, Q]`."""
+        values_BFSP = values_BNP.unflatten(1, (self.slices, -1))  # type: ignore[no-untyped-call]
+        values_BFSCTQ: Tensor = values_BFSP.unflatten(-1, (3, self.tubelet, -1))
+        return values_BFSCTQ
+
+    def masked(self, values_BN: Tensor) -> Tensor:
+        """Pick the decoded tokens' values: `[B, M]`."""
+        return values_BN.gather(1, self.masked_BM)
+
+    def contrast(self, floor: float) -> Tensor:
+        """Variance over space within a token's frames, channels alike, plus `floor^2`: `[B, N]`."""
+        return self.by_frame(self.patches_BNP).var(-1, correction=0).mean((3, 4)).flatten(1) + floor**2
+
+    def change(self) -> Tensor:
+        """Mean squared difference of a token's frames to the next frame at the same place: `[B, N]`.
+
+        The last frame of the clip repeats the difference of the one before.
+        """
+        line_BSCXQ = self.by_frame(self.patches_BNP).permute(0, 2, 3, 1, 4, 5).flatten(3, 4)
+        step_BSX = (line_BSCXQ[:, :, :, 1:] - line_BSCXQ[:, :, :, :-1]).square().mean((2, 4))
+        step_BSX = torch.cat([step_BSX, step_BSX[:, :, -1:]], 2)
+        return step_BSX.unfold(2, self.tubelet, self.tubelet).mean(3).transpose(1, 2).flatten(1)
+
+
+def pixel(outcome: Outcome, floor: float) -> Tensor:
+    """Mean squared error of a token's pixels, `[B, M]`: what a viewer would see as wrong.
+
+    While the decoder still predicts one mean colour, it is how far a token lies from that colour: the
+    policy goes to what is bright. `floor` is not used.
+    """
+    return outcome.difference_BMP.square().mean(-1)
+
+
+def normalized(outcome: Outcome, floor: float) -> Tensor:
+    """Squared error over the token's variance over space, `[B, M]`: `e / (var + floor^2)`.
+
+    It is the share of the token that the prediction left unexplained: an error in proportion to brightness
+    or contrast, which any token has, drops out, and the floor keeps flat noise from being as hard as motion.
+    """
+    return pixel(outcome, floor) / outcome.masked(outcome.contrast(floor))
+
+
+def dynamic(outcome: Outcome, floor: float) -> Tensor:
+    """Mean squared error of what changes, `[B, M]`: of target and prediction minus their means over time.
+
+    The mean is that of each pixel of the frame over all slices, tokens that were visible (or not decoded)
+    as they are. With d = prediction - target, zero at those, `(p - mean p) - (y - mean y) = d - mean d`:
+    an error that is the same in all slices, as of a texture that stands still, earns nothing. The error of
+    a moving edge still grows with its contrast. `floor` is not used.
+    """
+    index_BMP = outcome.masked_BM.unsqueeze(-1).expand_as(outcome.prediction_BMP)
+    difference_BNP = torch.zeros_like(outcome.patches_BNP).scatter(1, index_BMP, outcome.difference_BMP)
+    difference_BFSCTQ = outcome.by_frame(difference_BNP)
+    moving_BFSCTQ = difference_BFSCTQ - difference_BFSCTQ.mean((1, 4), keepdim=True)
+    return outcome.masked(moving_BFSCTQ.square().mean((3, 4, 5)).flatten(1))
+
+
+def motion(outcome: Outcome, floor: float) -> Tensor:
+    """Unexplained share times motion, `[B, M]`: `e / (var + floor^2) * d / (var + floor^2)`.
+
+    A pattern I that moves by u changes by `dI/dt = -u . grad I` (the brightness constancy of optical flow),
+    so d, its mean squared change to the next frame, is about `|u|^2 |grad I|^2`. Its quotient by the
+    variance over space grows with the speed and not with the contrast, and the floor keeps the noise of flat
+    tokens from having a speed. The first factor (`normalized`) makes it what is *hard* about motion: what
+    the visible tokens already explain earns little.
+    """
+    speed_BN = outcome.change() / outcome.contrast(floor)
+    return normalized(outcome, floor) * outcome.masked(speed_BN)
+
+
+REWARDS: Final[dict[RewardKind, Callable[[Outcome, float], Tensor]]] = {
+    "pixel": pixel,
+    "normalized": normalized,
+    "dynamic": dynamic,
+    "motion": motion,
+}
+
+
+def ranks(values_BX: Tensor) -> Tensor:
+    """Rank of each value within its row, from 0 on; equal values share the mean of their ranks."""
+    sorted_BX = values_BX.sort(1).values
+    values_BX = values_BX.contiguous()
+    below_BX = torch.searchsorted(sorted_BX, values_BX)
+    up_to_BX = torch.searchsorted(sorted_BX, values_BX, right=True)
+    return (below_BX + up_to_BX - 1).to(values_BX.dtype) / 2
+
+
+def top(values_BX: Tensor, share: float) -> Tensor:
+    """1 for the `share` of each row with the highest values, 0 for others; ties share."""
+    count = max(1, round(share * values_BX.shape[1]))
+    last_B1 = values_BX.topk(count, 1).values[:, -1:]
+    above_BX, equal_BX = values_BX > last_B1, values_BX == last_B1
+    # Of a clip in which little moves, most tokens are equal: they share what is left.
+    left_B1 = (count - above_BX.sum(1, keepdim=True)) / equal_BX.sum(1, keepdim=True)
+    return above_BX + equal_BX * left_B1
+
+
+def within_clips(values_BX: Tensor) -> Tensor:
+    """Bring each row to mean 0 and deviation 1; a row of equal values becomes 0."""
+    deviation_B1, mean_B1 = torch.std_mean(values_BX, 1, correction=0, keepdim=True)
+    return (values_BX - mean_B1) / deviation_B1.clamp_min(1e-8)

@@ -1,0 +1,65 @@
+"""How much each token of a clip moves, for clips of any video: yardsticks of a policy, never its reward.
+
+Axes: B clips, C=3 channels, T frames, H W pixels, N tokens.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tats_core.models.tokens import ClipConfig, patchify
+
+NO_FLOW = "no flow lift is measured: optical flow needs OpenCV (pip install 'tats-core[flow]')"
+
+
+def pixel_motion(video_BCTHW: Tensor) -> Tensor:
+    """Mean absolute temporal difference of each pixel, `[B, T, H, W]`; the first frame repeats the next.
+
+    It grows with contrast, and a moving camera moves everything.
+    """
+    change_BTHW = (video_BCTHW[:, :, 1:] - video_BCTHW[:, :, :-1]).abs().mean(1)
+    return torch.cat([change_BTHW[:, :1], change_BTHW], 1)
+
+
+def has_flow() -> bool:
+    """Whether OpenCV is installed (the extra `flow`)."""
+    return find_spec("cv2") is not None
+
+
+def flow_motion(video_BCTHW: Tensor) -> Tensor:
+    """Length of the optical flow from the frame before, the camera taken out, in pixels: `[B, T, H, W]`.
+
+    Dense inverse search (DIS, arXiv 1603.03590) between grey frames of uint8 clips, minus the frame's median
+    flow, which is what a camera that pans leaves everywhere. The first frame repeats the next.
+    """
+    import cv2
+
+    cv2.setNumThreads(1)  # its parts of a frame, and so its bits, would depend on the number of threads
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    clips = []
+    for video_THWC in video_BCTHW.permute(0, 2, 3, 4, 1).cpu().numpy():
+        grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in video_THWC]
+        lengths = []
+        for before, after in pairwise(grey):
+            flow_HW2 = flow.calc(before, after, np.zeros((*before.shape, 2), np.float32))
+            flow_HW2 = flow_HW2 - np.median(flow_HW2, axis=(0, 1))
+            lengths.append(np.hypot(flow_HW2[..., 0], flow_HW2[..., 1]))
+        clips.append(np.stack([lengths[0], *lengths]))
+    return torch.from_numpy(np.stack(clips))
+
+
+def brightness(video_BCTHW: Tensor, clip: ClipConfig) -> Tensor:
+    """Mean pixel of each token: `[B, N]`."""
+    return patchify(video_BCTHW, clip).mean(-1)
+
+
+def contrast(video_BCTHW: Tensor, clip: ClipConfig) -> Tensor:
+    """Deviation over space within each token's frames and channels, their mean: `[B, N]`."""
+    pixels_BNXQ = patchify(video_BCTHW, clip).unflatten(-1, (3 * clip.tubelet, -1))  # type: ignore[no-untyped-call]
+    deviation_BN: Tensor = pixels_BNXQ.std(-1, correction=0).mean(-1)
+    return deviation_BN

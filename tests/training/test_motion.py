@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tats_core.models.tokens import ClipConfig
+from tats_core.training.motion import brightness, contrast, flow_motion, pixel_motion
+
+CLIP = ClipConfig(frames=2, size=4, tubelet=2, patch=2)
+
+
+def test_pixel_motion_is_the_change_from_the_frame_before() -> None:
+    video_BCTHW = torch.tensor([0.0, 1.0, 1.0, 4.0]).view(1, 1, 4, 1, 1).repeat(1, 3, 1, 2, 2)
+    video_BCTHW[:, 0] = 0
+    # Two of three channels change; the first frame repeats the change of the second.
+    expected = [2 / 3, 2 / 3, 0.0, 2.0]
+    assert pixel_motion(video_BCTHW)[0, :, 0, 0].tolist() == pytest.approx(expected)
+
+
+def _texture(height: int, width: int, seed: int) -> Tensor:
+    """Smooth grey noise, uint8 `[H, W]`."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 1, height // 4, width // 4, generator=generator)
+    fine = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
+    return (fine[0, 0].clamp(0, 1) * 255).to(torch.uint8)
+
+
+def _video(*frames_HW: Tensor) -> Tensor:
+    return torch.stack(frames_HW)[None, None].expand(1, 3, -1, -1, -1).contiguous()
+
+
+def test_a_camera_that_pans_is_no_motion() -> None:
+    pytest.importorskip("cv2")
+    wide_HW = _texture(64, 96, 0)
+    video_BCTHW = _video(*(wide_HW[:, 2 * frame : 2 * frame + 64] for frame in range(4)))
+    motion_BTHW = flow_motion(video_BCTHW)
+    assert motion_BTHW.shape == (1, 4, 64, 64)
+    assert motion_BTHW[..., 16:48, 16:48].mean() < 0.1, "2 pixels a frame, all of them the camera's"
+
+
+def test_what_moves_against_the_background_has_its_speed_in_pixels() -> None:
+    pytest.importorskip("cv2")
+    frames = []
+    for frame in range(3):
+        image_HW = _texture(64, 64, 1).clone()
+        image_HW[20:44, 10 + 3 * frame : 34 + 3 * frame] = _texture(24, 24, 2)
+        frames.append(image_HW)
+    motion_BTHW = flow_motion(_video(*frames))
+    # The middle of the square in the frame before each flow; the first frame repeats the next.
+    assert motion_BTHW[0, 1, 26:38, 16:28].median().item() == pytest.approx(3, abs=0.5)
+    assert torch.equal(motion_BTHW[0, 0], motion_BTHW[0, 1])
+    assert motion_BTHW[0, 1, :12].median().item() < 0.1
+
+
+def test_flow_repeats_itself_to_the_bit() -> None:
+    pytest.importorskip("cv2")
+    wide_HW = _texture(64, 96, 3)
+    video_BCTHW = _video(*(wide_HW[:, frame**2 : frame**2 + 64] for frame in range(4)))
+    assert torch.equal(flow_motion(video_BCTHW), flow_motion(video_BCTHW))
+
+
+def test_brightness_and_contrast_of_a_token_are_its_mean_and_its_deviation_in_space() -> None:
+    video_BCTHW = torch.zeros(1, 3, 2, 4, 4)
+    # Of the first token the second frame is brighter; within each frame two pixels are 1 above the others.
+    video_BCTHW[:, :, :, 0, :2] = 1
+    video_BCTHW[:, :, 1, :2, :2] += 4
+    assert brightness(video_BCTHW, CLIP).tolist() == [[0.5 + 2, 0, 0, 0]]
+    assert contrast(video_BCTHW, CLIP).tolist() == [[0.5, 0, 0, 0]]
