@@ -80,7 +80,7 @@ class Cluster:
     """
 
     def __init__(self, address: str) -> None:
-        if not re.fullmatch(r"https?://[^/\s]+/?", addresses.check(address, "--address")):
+        if not re.fullmatch(r"https?://[^/\s]+/?", addresses.check(address, "--address", "http://head:8265")):
             raise SpecError(f"--address {masked(address)}: must look like http://head:8265")
         uri = address.rstrip("/")
         self.address = masked(uri)

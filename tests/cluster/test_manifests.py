@@ -41,7 +41,9 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
     def call(name: str = "mine", sets: tuple[str, ...] = (), **config: Any) -> submission.Submission:
         stage = {"kind": "command", "run": "true", **config}
-        (tmp_path / "pipelines" / f"{name}.yaml").write_text(yaml.safe_dump({"stages": {"work": stage}}))
+        (tmp_path / "pipelines" / f"{name}.yaml").write_text(
+            yaml.safe_dump({"stages": {"work": stage}}, default_style='"')
+        )
         return submission.load("pipeline", name, sets)
 
     return call
