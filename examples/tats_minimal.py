@@ -101,13 +101,13 @@ class MAE(nn.Module):
         return self.embed(patches_BNP) + self.position_ND
 
     def forward(self, patches_BNP: Tensor, visible_BK: Tensor, masked_BM: Tensor) -> Tensor:
-        """Mean squared error of each masked token `[B, M]`; the loss is its mean."""
+        """Prediction minus pixels of the masked tokens `[B, M, P]`; the loss is its mean square."""
         encoded_BKD = self.encoder(take(self.tokenize(patches_BNP), visible_BK))
         visible_BKE = self.to_decoder(encoded_BKD) + self.decoder_position_NE[visible_BK]
         masked_BME = self.mask_token + self.decoder_position_NE[masked_BM]
         decoded_BNE = self.decoder(torch.cat([visible_BKE, masked_BME], 1))
         prediction_BMP = self.to_pixels(decoded_BNE[:, visible_BK.shape[1] :])
-        return (prediction_BMP - take(patches_BNP, masked_BM)).square().mean(2)
+        return prediction_BMP - take(patches_BNP, masked_BM)
 
 
 # --- the sampler: trajectory attention, then an actor and a critic ---------------------------------------
@@ -178,11 +178,12 @@ def draw(log_probs_BN: Tensor) -> tuple[Tensor, Tensor]:
 # --- PPO: what moves and was hard to reconstruct becomes likelier to be seen ------------------------------
 
 
-def reward(patches_BNP: Tensor, error_BM: Tensor, masked_BM: Tensor) -> Tensor:
+def reward(patches_BNP: Tensor, difference_BMP: Tensor, masked_BM: Tensor) -> Tensor:
     """1 for the tokens that moved most and were reconstructed worst, as many as may be visible: `[B, M]`.
 
-    The share of a token's variance that is left unexplained, times its change to the next frame over that
-    variance: about the squared speed, whatever brightness and contrast. Scaled to mean 0, deviation 1 a clip.
+    The share of a token's variance that is left unexplained (but for its mean colour), times its change to
+    the next frame over that variance: about the squared speed, whatever brightness and contrast. Scaled to
+    mean 0, deviation 1 a clip.
     """
     frames_BFSCTQ = patches_BNP.view(len(patches_BNP), F, S, 3, TUBELET, PATCH**2)
     variance_BN = frames_BFSCTQ.var(-1, correction=0).mean((3, 4)).flatten(1) + FLOOR**2
@@ -190,6 +191,7 @@ def reward(patches_BNP: Tensor, error_BM: Tensor, masked_BM: Tensor) -> Tensor:
     change_BSX = line_BSCXQ.diff(dim=3).square().mean((2, 4))
     change_BSX = torch.cat([change_BSX, change_BSX[:, :, -1:]], 2)
     change_BN = change_BSX.unflatten(2, (F, TUBELET)).mean(3).transpose(1, 2).flatten(1)
+    error_BM = difference_BMP.unflatten(2, (3, -1)).var(3, correction=0).mean(2)
     earned_BM = error_BM * (change_BN / variance_BN.square()).gather(1, masked_BM)
     top = round(K / N * earned_BM.shape[1])
     last_B1 = earned_BM.topk(top, 1).values[:, -1:]
@@ -271,18 +273,19 @@ def train(steps: int, seed: int = 0, every: int = 20) -> list[dict[str, float]]:
             tokens_BND = mae.tokenize(patches_BNP)
             log_probs_BN, value_B = sampler(tokens_BND)
             visible_BK, masked_BM = draw(log_probs_BN)
-        error_BM = mae(patches_BNP, visible_BK, masked_BM)  # 2. the autoencoder learns from it
+        difference_BMP = mae(patches_BNP, visible_BK, masked_BM)  # 2. the autoencoder learns from it
+        loss = difference_BMP.square().mean()
         mae_optimizer.zero_grad()
-        error_BM.mean().backward()
+        loss.backward()
         mae_optimizer.step()
-        error_BM = error_BM.detach()  # 3. and the policy from what the errors of masked tokens earn
-        reward_BM = reward(patches_BNP, error_BM, masked_BM)
+        # 3. and the policy from what the errors of masked tokens earn
+        reward_BM = reward(patches_BNP, difference_BMP.detach(), masked_BM)
         transition = Transition(tokens_BND, masked_BM, reward_BM, log_probs_BN, value_B)
         health = ppo_update(sampler, sampler_optimizer, transition)
         # Motion lift: motion of the visible tokens over motion of all; 1 for random masking.
         motion_BN = motion(patches_BNP)
         lifts.append((motion_BN.gather(1, visible_BK).mean() / motion_BN.mean()).item())
-        losses.append(error_BM.mean().item())
+        losses.append(loss.item())
         if step % every == 0:
             recent = {"loss": sum(losses[-every:]) / every, "motion_lift": sum(lifts[-every:]) / every}
             history.append({"step": step, **recent, **health})

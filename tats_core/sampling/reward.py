@@ -74,12 +74,16 @@ def pixel(outcome: Outcome, floor: float) -> Tensor:
 
 
 def normalized(outcome: Outcome, floor: float) -> Tensor:
-    """Squared error over the token's variance over space, `[B, M]`: `e / (var + floor^2)`.
+    """Error over the token's variance over space, `[B, M]`: `e / (var + floor^2)`.
 
-    It is the share of the token that the prediction left unexplained: an error in proportion to brightness
-    or contrast, which any token has, drops out, and the floor keeps flat noise from being as hard as motion.
+    It is the share of the token's pattern that the prediction left unexplained: an error in proportion to
+    contrast, which any token has, drops out, and the floor keeps flat noise from being as hard as motion.
+    e is the variance of prediction - target within each channel of the token: an error of its mean colour,
+    which targets without a mean do not have, would count most where the token is flat.
     """
-    return pixel(outcome, floor) / outcome.masked(outcome.contrast(floor))
+    difference_BMCX = outcome.difference_BMP.unflatten(-1, (3, -1))  # type: ignore[no-untyped-call]
+    error_BM: Tensor = difference_BMCX.var(-1, correction=0).mean(-1)
+    return error_BM / outcome.masked(outcome.contrast(floor))
 
 
 def dynamic(outcome: Outcome, floor: float) -> Tensor:

@@ -42,10 +42,13 @@ def test_the_pixel_reward_is_the_squared_error_and_follows_brightness() -> None:
 
 
 def test_the_normalised_reward_divides_by_the_variance_in_space() -> None:
-    # Off by 2 everywhere. Pixels 9 and 7 deviate by 1 from their mean, 8 and 4 by 2; the floor adds 0.25.
+    # Off by 2 or -2. Pixels 9 and 7 deviate by 1 from their mean, 8 and 4 by 2; the floor adds 0.25.
     clip = _patches([5, 5, 5, 5], [9, 7, 9, 7], [-1, 1, -1, 1], [8, 4, 8, 4])
-    outcome = _outcome(clip, clip[:, [0, 1, 3]] + 2, [0, 1, 3])
+    outcome = _outcome(clip, clip[:, [0, 1, 3]] + _patches([2, -2, -2, 2]), [0, 1, 3])
     assert normalized(outcome, FLOOR)[0].tolist() == pytest.approx([4 / 0.25, 4 / 1.25, 4 / 4.25])
+    # A wrong mean colour earns nothing: of flat tokens it would be all.
+    outcome = _outcome(clip, clip[:, [0, 1, 3]] + 2, [0, 1, 3])
+    assert normalized(outcome, FLOOR).tolist() == [[0, 0, 0]]
 
 
 def test_the_dynamic_reward_of_an_error_that_stays_is_nothing() -> None:
@@ -72,8 +75,8 @@ def test_the_change_of_a_token_is_that_to_the_next_frame_of_its_place() -> None:
 
 
 def test_the_motion_reward_is_the_unexplained_share_times_the_change() -> None:
-    # Off by 3 everywhere: the error is 9, the variance in space 1, the change 2 on the left, 0 on the right.
-    outcome = _outcome(CLIP, CLIP[:, [0, 1]] + 3, [0, 1])
+    # Off by 3 or -3: the error is 9, the variance in space 1, the change 2 on the left, 0 on the right.
+    outcome = _outcome(CLIP, CLIP[:, [0, 1]] + _patches([3, -3, 3, -3]), [0, 1])
     assert motion(outcome, FLOOR)[0].tolist() == pytest.approx([9 / 1.25 * 2 / 1.25, 0])
 
 
@@ -92,7 +95,7 @@ def test_of_what_is_predicted_no_reward_is_left() -> None:
 
 
 def test_each_objective_pays_its_own_reward() -> None:
-    outcome = _outcome(CLIP, CLIP[:, [0, 1]] + 3, [0, 1])
+    outcome = _outcome(CLIP, CLIP[:, [0, 1]] + _patches([3, -3, 3, -3]), [0, 1])
     assert PPO(PPOConfig(reward="pixel"), 0).reward(outcome).tolist() == [[9, 9]]
     expected = [9 / 1.25 * 2 / 1.25, 0]
     assert PPO(PPOConfig(reward="motion", reward_floor=0.5), 0).reward(outcome)[0].tolist() == pytest.approx(
