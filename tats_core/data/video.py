@@ -190,6 +190,10 @@ class Video:
             self._packets.append(packet)
             self._hidden += packet.is_discard
         self.numbering = numberer.numbering()
+        # An empty chunk of an AVI shows the frame before it again. FFmpeg leaves it out, and numbers those that
+        # follow (`dts`) as if it were there.
+        last = self._packets[-1].dts if self._packets and container.format.name == "avi" else None
+        self._repeats = 0 if last is None else max(0, last + 1 - len(self._packets))
 
     def frames(self, choose: Choose) -> Frames:
         """Return the frames `choose(number of frames)` as `frames_THWC`, uint8, RGB.
@@ -358,7 +362,7 @@ class Video:
         """Return the number of frames by the header: stored, or by duration and rate."""
         stream = self.stream
         if stream.frames:
-            return stream.frames - self._hidden
+            return stream.frames - self._hidden - self._repeats
         rate = stream.average_rate
         seconds = _seconds(stream)
         if seconds is None and len(self.container.streams) == 1 and self.container.duration:

@@ -136,6 +136,28 @@ def test_of_a_damaged_file_the_frames_that_decode_are_read_and_the_rest_is_count
     assert f"{FRAMES} frames declared, {condition.decodable} decodable" in str(condition)
 
 
+@pytest.mark.parametrize("damage", [None, cut])
+def test_an_avi_that_shows_frames_again_by_empty_chunks_is_sound_and_is_damaged_where_it_ends_early(
+    films: dict[str, bytes], tmp_path: Path, damage: Callable[[bytes], bytes] | None
+) -> None:
+    whole, gaps = tmp_path / "whole.avi", tmp_path / "gaps.avi"
+    whole.write_bytes(films["avi"])
+    with av.open(str(whole)) as source, av.open(str(gaps), "w") as target:
+        copy = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(source.demux(video=0)):
+            if packet.size:
+                # The muxer fills the gaps of the numbering, every fifth chunk, as the tools behind HMDB51 did.
+                packet.pts = packet.dts = number * 5 // 4
+                packet.stream = copy
+                target.mux(packet)
+    if damage is not None:
+        gaps.write_bytes(damage(gaps.read_bytes()))
+    condition = check_reads(gaps)
+    assert condition.is_sound == (damage is None)
+    if damage is None:
+        assert (condition.declared, condition.frames) == (FRAMES, FRAMES)
+
+
 def test_an_mp4_that_is_cut_before_its_index_is_named_as_such(
     films: dict[str, bytes], tmp_path: Path
 ) -> None:
