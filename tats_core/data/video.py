@@ -190,8 +190,8 @@ class Video:
             self._packets.append(packet)
             self._hidden += packet.is_discard
         self.numbering = numberer.numbering()
-        # An empty chunk of an AVI shows the frame before it again. FFmpeg leaves it out, and numbers those that
-        # follow (`dts`) as if it were there.
+        # An empty chunk of an AVI shows the frame before it again. FFmpeg leaves it out, and numbers those
+        # that follow (`dts`) as if it were there.
         last = self._packets[-1].dts if self._packets and container.format.name == "avi" else None
         self._repeats = 0 if last is None else max(0, last + 1 - len(self._packets))
 

@@ -146,7 +146,7 @@ def test_an_avi_that_shows_frames_again_by_empty_chunks_is_sound_and_is_damaged_
         copy = target.add_stream_from_template(source.streams.video[0])
         for number, packet in enumerate(source.demux(video=0)):
             if packet.size:
-                # The muxer fills the gaps of the numbering, every fifth chunk, as the tools behind HMDB51 did.
+                # The muxer fills the gaps of the numbering: every fifth chunk is empty, as in HMDB51's clips.
                 packet.pts = packet.dts = number * 5 // 4
                 packet.stream = copy
                 target.mux(packet)
