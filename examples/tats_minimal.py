@@ -179,7 +179,7 @@ def draw(log_probs_BN: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reward(patches_BNP: Tensor, difference_BMP: Tensor, masked_BM: Tensor) -> Tensor:
-    """1 for the tokens that moved most and were reconstructed worst, as many as may be visible: `[B, M]`.
+    """1 for the tenth of the tokens that moved most and were reconstructed worst, 0 for others: `[B, M]`.
 
     The share of a token's variance that is left unexplained (but for its mean colour), times its change to
     the next frame over that variance: about the squared speed, whatever brightness and contrast. Scaled to
@@ -195,10 +195,7 @@ def reward(patches_BNP: Tensor, difference_BMP: Tensor, masked_BM: Tensor) -> Te
     earned_BM = error_BM * (change_BN / variance_BN.square()).gather(1, masked_BM)
     top = round(K / N * earned_BM.shape[1])
     last_B1 = earned_BM.topk(top, 1).values[:, -1:]
-    above_BM, equal_BM = (
-        earned_BM > last_B1,
-        earned_BM == last_B1,
-    )  # tokens that earn the same share what is left
+    above_BM, equal_BM = earned_BM > last_B1, earned_BM == last_B1  # equal tokens share what is left
     reward_BM = above_BM + equal_BM * (top - above_BM.sum(1, keepdim=True)) / equal_BM.sum(1, keepdim=True)
     return (reward_BM - reward_BM.mean(1, keepdim=True)) / reward_BM.std(1, correction=0, keepdim=True)
 
@@ -218,7 +215,7 @@ def ppo_loss(sampler: Sampler, batch: Transition, advantage_BM: Tensor) -> tuple
     log_probs_BN, value_B = sampler(batch.tokens_BND)
     log_ratio_BN = log_probs_BN - batch.old_log_probs_BN
     # Bounded: exp must not overflow, nor a single token be the whole gradient (arXiv 1912.09729).
-    ratio_BM = log_ratio_BN.gather(1, batch.masked_BM).clamp(-2, 2).exp()
+    ratio_BM = log_ratio_BN.gather(1, batch.masked_BM).clamp(max=2).exp()
     surrogate_BM = torch.minimum(ratio_BM * advantage_BM, ratio_BM.clamp(1 - CLIP, 1 + CLIP) * advantage_BM)
     value_loss = (value_B - batch.reward_BM.mean(1)).square().mean()
     # Without the bonus the policy soon shows the same few tokens, and never learns what others would earn.

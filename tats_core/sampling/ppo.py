@@ -90,7 +90,7 @@ class PPOConfig(StrictModel):
 
 
 _LOG_RATIO: Final = 2.0
-"""Largest |log ratio|; the clip acts at a tenth of it."""
+"""Largest log ratio; the clip acts at a tenth of it."""
 
 
 @dataclass(frozen=True)
@@ -153,13 +153,13 @@ def ppo_loss(
     else:
         new_log_BA = ordered_log_probs(new.logits_BN, rollout.visible_BK)
         old_log_BA = ordered_log_probs(old.logits_BN, rollout.visible_BK)
-    return_BX = returns(transition, config)
-    target_B1 = return_BX.mean(1, keepdim=True)
-    advantage_BX = (return_BX - old.value_B1 - scale.mean) / scale.deviation
+    target_B1 = returns(transition, config).mean(1, keepdim=True)
+    advantage_BX = (advantages(transition, config) - scale.mean) / scale.deviation
 
     # Bounded, since exp must not overflow, and since a single token that became far likelier although it
     # earned nothing would otherwise be the whole of a clipped gradient (dual-clip PPO, arXiv 1912.09729).
-    ratio_BA = (new_log_BA - old_log_BA).clamp(-_LOG_RATIO, _LOG_RATIO).exp()
+    # From above alone: a good token that became far less likely must still be corrected.
+    ratio_BA = (new_log_BA - old_log_BA).clamp(max=_LOG_RATIO).exp()
     policy_loss = -surrogate(ratio_BA, advantage_BX.expand_as(ratio_BA), config.clip).mean()
     critic_loss = value_loss(new.value_B1, old.value_B1, target_B1, config.value_clip)
     entropy_share = new.entropy_B.mean() / math.log(rollout.tokens)
@@ -246,9 +246,10 @@ def improve(
         if steps and config.kl_stop is not None and means["kl"] > config.kl_stop:
             learner.discard()
             break
-        learner.step()
-        steps += 1
-        controller.update(means["entropy_share"])  # at the policy's pace, however many steps an update has
+        # Not after a skipped step, whose entropy may be NaN: the weight would stay NaN for good.
+        if learner.step():
+            steps += 1
+            controller.update(means["entropy_share"])  # at the policy's pace: an update has several steps
     health = {name: sum(values) / len(values) for name, values in logged.items()}
     # Before they are normalised: a mean far from 0 is a critic that is wrong about all clips alike.
     health |= {"advantage_mean": mean, "advantage_std": deviation}

@@ -210,11 +210,27 @@ def test_a_token_that_became_far_likelier_leaves_loss_and_gradient_finite() -> N
     rollout = Rollout(torch.tensor([[0]]), torch.tensor([[1, 2]]), 3, old)
     transition = Transition(torch.zeros(1, 3, 1), rollout, torch.tensor([[-1.0, 1.0]]))
     loss = ppo_loss(Policy(new_logits_BN, torch.zeros(1, 3)), transition, PPOConfig(), 0.1)
-    # Log-ratios are log 3 and log 3 - 300, which is held at -2.
-    assert loss.parts["policy_loss"].item() == pytest.approx(-(-3 + math.exp(-2)) / 2)
+    # Log-ratios are log 3 and log 3 - 300, a ratio of 0.
+    assert loss.parts["policy_loss"].item() == pytest.approx(3 / 2)
     loss.total.backward()
     assert new_logits_BN.grad is not None
     assert torch.isfinite(new_logits_BN.grad).all()
+
+
+@pytest.mark.parametrize(("moved", "advantage", "is_corrected"), [(2.5, -1.0, False), (-2.5, 1.0, True)])
+def test_the_bound_of_the_ratio_is_from_above_alone(moved: float, advantage: float, is_corrected: bool) -> None:
+    # A token that became far likelier although it was bad is not the whole gradient; one that became far
+    # less likely although it was good is still pulled back, in proportion to its ratio.
+    new_logits_BN = torch.tensor([[0.0, math.log(3) + moved, 0.0]], requires_grad=True)
+    new = Policy(new_logits_BN, torch.zeros(1, 3))
+    old = Policy(new_logits_BN.detach() - torch.tensor([[0.0, 2 * moved, 0.0]]), torch.zeros(1, 3))
+    rollout = Rollout(torch.tensor([[0, 2]]), torch.tensor([[1]]), 3, old)
+    transition = Transition(torch.zeros(1, 3, 1), rollout, torch.tensor([[advantage]]))
+    loss = ppo_loss(new, transition, PPOConfig(value_weight=0), 0.0)
+    loss.total.backward()
+    assert new_logits_BN.grad is not None
+    assert (new_logits_BN.grad[0, 1].item() < 0) == is_corrected
+    assert bool(new_logits_BN.grad.any()) == is_corrected
 
 
 @pytest.mark.parametrize(
@@ -388,6 +404,17 @@ def test_an_update_stops_when_the_policy_has_moved_too_far_but_never_before_its_
     assert (sizes, steps) == ([4, 4], 1)
     sizes, steps = _count_clips(PPOConfig(epochs=5, minibatches=1, kl_stop=None), _memory(4), kl=1.0)
     assert (len(sizes), steps) == (5, 5)
+
+
+def test_a_skipped_step_is_not_counted_and_moves_no_controller(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(tokens_BND: Tensor) -> Policy:
+        return Policy(torch.full(tokens_BND.shape[:2], math.nan), torch.zeros(tokens_BND.shape[:2]))
+
+    learner = Taught(broken)
+    monkeypatch.setattr(learner, "step", lambda: False)
+    controller = EntropyController(0.1, 0.6)
+    health = improve(learner, _memory(4), PPOConfig(), controller, torch.Generator().manual_seed(0))
+    assert (health["ppo_steps"], controller.weight) == (0, 0.1)
 
 
 def test_a_pass_that_moved_too_far_leaves_no_gradient_behind() -> None:
