@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -70,5 +71,8 @@ class TATSSampler(LearnedSampler):
     def forward(self, tokens_BND: Tensor) -> Policy:
         """Policy and values of clips; the tokens are detached: no sampler gradient reaches the MAE."""
         mixed_BNW = self.norm(self.blocks(self.project(tokens_BND.detach())))
-        logits_BN = self.actor(mixed_BNW).squeeze(-1).float() / self.config.temperature
-        return Policy(logits_BN, self.critic(mixed_BNW).squeeze(-1).float())
+        # In bfloat16 a logit of 4 moves by steps of 1/32, a sixth of what PPO's clip allows in one update.
+        with torch.autocast(mixed_BNW.device.type, enabled=False):
+            mixed_BNW = mixed_BNW.to(self.actor.weight.dtype)
+            logits_BN = self.actor(mixed_BNW).squeeze(-1).float() / self.config.temperature
+            return Policy(logits_BN, self.critic(mixed_BNW).squeeze(-1).float())

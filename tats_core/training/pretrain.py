@@ -54,7 +54,10 @@ class PretrainConfig(StepConfig):
     )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     sampler_lr: float = Field(
-        1e-3, gt=0, description="AdamW's learning rate of the sampler, constant, not scaled by the batch"
+        1e-3,
+        gt=0,
+        description="AdamW's learning rate of the sampler, constant, not scaled by the batch; chosen for "
+        "sampler.network.width 48, for another width multiply it by 48 / width",
     )
     schedule: tuple[Change, ...] = Field(
         (), description="changes of sampler.ppo and sampler_lr while it trains; each holds until the next"

@@ -218,7 +218,9 @@ def test_a_token_that_became_far_likelier_leaves_loss_and_gradient_finite() -> N
 
 
 @pytest.mark.parametrize(("moved", "advantage", "is_corrected"), [(2.5, -1.0, False), (-2.5, 1.0, True)])
-def test_the_bound_of_the_ratio_is_from_above_alone(moved: float, advantage: float, is_corrected: bool) -> None:
+def test_the_bound_of_the_ratio_is_from_above_alone(
+    moved: float, advantage: float, is_corrected: bool
+) -> None:
     # A token that became far likelier although it was bad is not the whole gradient; one that became far
     # less likely although it was good is still pulled back, in proportion to its ratio.
     new_logits_BN = torch.tensor([[0.0, math.log(3) + moved, 0.0]], requires_grad=True)

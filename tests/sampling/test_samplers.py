@@ -171,6 +171,15 @@ def test_a_temperature_divides_the_logits() -> None:
     torch.testing.assert_close(cold(_tokens()).logits_BN, 4 * warm(_tokens()).logits_BN)
 
 
+def test_in_bfloat16_the_logits_are_finer_than_the_clip_of_ppo() -> None:
+    sampler = _build("tats")
+    assert isinstance(sampler, TATSSampler)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits_BN = sampler(_tokens()).logits_BN
+    assert logits_BN.dtype == torch.float32
+    assert not torch.equal(logits_BN, logits_BN.bfloat16().float())
+
+
 def test_tats_draws_what_its_actor_prefers() -> None:
     sampler = _build("tats")
     assert isinstance(sampler, TATSSampler)
