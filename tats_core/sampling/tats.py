@@ -74,5 +74,5 @@ class TATSSampler(LearnedSampler):
         # In bfloat16 a logit of 4 moves by steps of 1/32, a sixth of what PPO's clip allows in one update.
         with torch.autocast(mixed_BNW.device.type, enabled=False):
             mixed_BNW = mixed_BNW.to(self.actor.weight.dtype)
-            logits_BN = self.actor(mixed_BNW).squeeze(-1).float() / self.config.temperature
-            return Policy(logits_BN, self.critic(mixed_BNW).squeeze(-1).float())
+            logits_BN, value_BN = self.actor(mixed_BNW).squeeze(-1), self.critic(mixed_BNW).squeeze(-1)
+        return Policy(logits_BN.float() / self.config.temperature, value_BN.float())
