@@ -261,7 +261,7 @@ def train(steps: int, seed: int = 0, every: int = 20) -> list[dict[str, float]]:
     torch.manual_seed(seed)
     mae, sampler = MAE(), Sampler()
     mae_optimizer = torch.optim.AdamW(mae.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
-    sampler_optimizer = torch.optim.AdamW(sampler.parameters(), lr=1e-3, weight_decay=0.0)
+    sampler_optimizer = torch.optim.AdamW(sampler.parameters(), lr=5e-4, weight_decay=0.0)
     history: list[dict[str, float]] = []
     losses, lifts, began = [], [], time.perf_counter()
     for step in range(1, steps + 1):
