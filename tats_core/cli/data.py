@@ -105,11 +105,11 @@ def check(
     problems: list[str] = []
     warnings: list[str] = []
     checked = 0
-    for benchmark in [benchmarks.find(name) for name in names or benchmarks.BENCHMARKS]:
+    for benchmark in [benchmarks.find(name) for name in names or benchmarks.READABLE]:
         try:
             folder = benchmarks.locate(benchmark.name, root)
         except DataError as error:
-            # Without names, an absent data set is no problem: few people have all four.
+            # Without names, an absent data set is no problem: few people have all.
             if names:
                 problems.append(str(error))
             continue
@@ -119,9 +119,14 @@ def check(
         problems += wrong
         warnings += noted
     if not checked and not problems:
+        known = ", ".join(benchmarks.READABLE)
+        if root is not None:
+            inner = root.absolute().name in benchmarks.READABLE
+            hint = f"; did you mean {root.absolute().parent}?" if inner else ""
+            raise DataError(f"--root: {root} holds none of the folders {known}{hint}")
         raise DataError(
-            "no data set is configured; give --root, or set TATS_DATA to the folder that holds "
-            f"{', '.join(benchmarks.BENCHMARKS)}, or TATS_DATA_<NAME> for a single data set"
+            f"no data set is configured; give --root, or set TATS_DATA to the folder that holds {known}, or "
+            "TATS_DATA_<NAME> for a single data set"
         )
     # Both lists may have the same fault, such as one of the class list.
     for warning in dict.fromkeys(warnings):

@@ -47,8 +47,8 @@ def in_pieces(
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
             raise StageError(
-                "one of its processes was ended from outside, perhaps for want of memory; run again: what is "
-                "done stays"
+                "one of its processes was ended from outside, perhaps for want of memory, or by a file on "
+                "which a decoder crashes; run again"
             ) from error
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -80,7 +80,7 @@ class Condition:
         if self.missing:
             text += f", {len(self.missing)} missing ({_ranges(self.missing)})"
         if self.refused:
-            text += f", {self.refused} packets unreadable"
+            text += f", {self.refused} {'packet' if self.refused == 1 else 'packets'} unreadable"
         return text
 
 
@@ -162,9 +162,11 @@ def _lacks_index(path: Path) -> bool:
             header = file.read(16)
             names.append(header[4:8])
             length = int.from_bytes(header[:4])
-            at += int.from_bytes(header[8:16]) if length == 1 else length
-            if names[0] != b"ftyp" or length == 0:
+            if length == 1:
+                length = int.from_bytes(header[8:16])
+            if names[0] != b"ftyp" or length < len(header[:8]):  # 0: to the end of the file; else damage
                 break
+            at += length
     return names[:1] == [b"ftyp"] and b"moov" not in names
 
 

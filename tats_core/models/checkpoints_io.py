@@ -369,8 +369,15 @@ def _join_attention(tensors: dict[str, Tensor], file: Path, biases: bool) -> Non
     """
     for name in [name for name in tensors if name.endswith(".mlp.fc1.weight")]:
         at = name.replace("mlp.fc1.weight", "attn.")
-        if f"{at}query.weight" in tensors:
-            tensors[f"{at}qkv.weight"] = torch.cat([tensors.pop(f"{at}{part}.weight") for part in ATTENTION])
+        weights = {part: tensors.pop(f"{at}{part}.weight", None) for part in ATTENTION}
+        split = [weight for weight in weights.values() if weight is not None]
+        if 0 < len(split) < len(weights) or len({weight.shape for weight in split}) > 1:
+            raise WeightsError(
+                f"{file}: {at.removesuffix('.')} needs weights of {', '.join(ATTENTION)}, of equal shapes; "
+                "save the complete state_dict"
+            )
+        if split:
+            tensors[f"{at}qkv.weight"] = torch.cat(split)
         bias = {part: tensors.pop(f"{at}{part}.bias", None) for part in ATTENTION}
         if f"{at}qkv.weight" not in tensors or f"{at}qkv.bias" in tensors:
             continue

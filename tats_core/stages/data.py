@@ -16,7 +16,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, model_validator
 
 from tats_core.data import benchmarks, decoded, verify
-from tats_core.data.benchmarks.base import Missing, Split, overlap
+from tats_core.data.benchmarks.base import Missing, Split, is_folder, overlap
 from tats_core.data.generate import GenerateConfig, generate
 from tats_core.data.manifest import Manifest
 from tats_core.errors import DataError, did_you_mean
@@ -237,9 +237,9 @@ def _changes(folder: str, depth: int) -> Iterator[tuple[str, int]]:
     except PermissionError:
         return  # such as lost+found; reading the lists reports a folder that is needed
     for entry in entries:
-        if entry.is_dir():
+        if is_folder(entry):
             yield from _changes(entry.path, depth + 1)
-        elif entry.name.endswith(_LISTS) and entry.is_file():  # not a broken link
+        elif entry.name.endswith(_LISTS) and Path(entry).is_file():  # not a broken link
             yield entry.path, entry.stat().st_mtime_ns
 
 

@@ -132,6 +132,13 @@ def test_without_names_and_without_any_set_check_says_how_to_configure_a_set(tat
     assert "TATS_DATA" in ended.err
 
 
+def test_a_root_without_data_sets_is_named_and_the_one_above_where_that_is_meant(tats, made):
+    ended = tats("data", "check", "--root", str(made / "ucf101"))
+    assert ended.code == 2
+    assert ended.err.startswith(f"tats: --root: {made / 'ucf101'} holds none of the folders ssv2, ")
+    assert ended.err.endswith(f"; did you mean {made}?\n")
+
+
 def test_an_unknown_data_set_is_refused_with_the_nearest(tats):
     ended = tats("data", "check", "ufc101")
     assert ended.code == 2

@@ -193,7 +193,7 @@ def test_damage_is_told_in_numbers() -> None:
         str(Condition(62, 100, (), (61,), 0)) == "100 frames declared, 62 decodable, 1 of them corrupt (61)"
     )
     assert str(Condition(9, None, (3, 4, 5, 8), (), 0)) == "5 decodable, 4 missing (3-5, 8)"
-    assert str(Condition(59, 100, (), (), 1)).endswith("59 decodable, 1 packets unreadable")
+    assert str(Condition(59, 100, (), (), 1)).endswith("59 decodable, 1 packet unreadable")
     assert Condition(99, 100, (), (), 0).is_sound  # a header that counts the frame that a decoder never shows
     assert not Condition(95, 100, (), (), 0).is_sound
 
@@ -262,6 +262,15 @@ def test_a_picture_is_no_video(tmp_path: Path) -> None:
         container.mux(stream.encode(None))
     with pytest.raises(VideoError, match=r"picture\.mp4: holds no video stream"):
         readers.read_all(path)
+
+
+@pytest.mark.parametrize("length", [bytes(8), (8).to_bytes(8), (2**63).to_bytes(8)])
+def test_a_damaged_length_of_a_box_does_not_hang(tmp_path: Path, length: bytes) -> None:
+    path = tmp_path / "odd.mp4"
+    # A box with its length in 8 bytes more, after which nothing is known.
+    path.write_bytes((16).to_bytes(4) + b"ftypisom\0\0\2\0" + (1).to_bytes(4) + b"free" + length + bytes(100))
+    with pytest.raises(VideoError, match=r"odd\.mp4: cannot be read"):
+        readers.check(path)
 
 
 def test_a_codec_that_is_not_known_is_said(films: dict[str, bytes], tmp_path: Path) -> None:

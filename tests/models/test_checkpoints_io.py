@@ -247,6 +247,17 @@ def test_a_file_without_biases_of_queries_or_values_is_refused(
         checkpoints_io.read(tmp_path / "bare.pth")
 
 
+def test_a_file_without_the_weight_of_keys_is_refused(tmp_path: Path) -> None:
+    tensors, _ = hugging_face.exported(_mae())
+    lacking = next(name for name in tensors if name.endswith("key.weight"))
+    del tensors[lacking]
+    torch.save(tensors, tmp_path / "bare.pth")
+    with pytest.raises(
+        WeightsError, match=r"bare\.pth: encoder\.blocks\.0\.attn needs weights of query, key"
+    ):
+        checkpoints_io.read(tmp_path / "bare.pth")
+
+
 def test_a_model_that_declares_to_have_no_biases_in_its_attention_gets_zeros(tmp_path: Path) -> None:
     source, target = _mae(0), _mae(1)
     tensors, config = hugging_face.exported(source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,11 +90,18 @@ class Benchmark:
 
         Raises:
             NoListError: the copy has no list of this split.
-            DataError: the layout is not the expected one, or videos are missing and may not be.
+            DataError: the layout is not the expected one, a folder cannot be read, or videos are missing and
+                may not be.
         """
-        listing = self.lists(root, split, fold)
-        notes = list(listing.notes)
         name = f"{self.name} ({split}, fold {fold})" if self.folds > 1 else f"{self.name} ({split})"
+        try:
+            listing = self.lists(root, split, fold)
+        except OSError as error:
+            raise DataError(
+                f"{name}: {error.filename or root} cannot be read ({error.strerror}); expected layout: "
+                f"{self.layout}"
+            ) from error
+        notes = list(listing.notes)
         if listing.absent:
             absence = f"{name}: {_absence(listing)}"
             if not listing.videos:
@@ -239,12 +247,22 @@ def _walk(folder: Path, suffixes: tuple[str, ...], above: frozenset[str], links:
         return  # such as lost+found; a listed video in it is reported as missing
     folders = []
     for entry in entries:
-        if entry.is_dir():
+        if is_folder(entry):
             folders.append(entry)
         elif entry.name.lower().endswith(suffixes):
             yield Path(folder, entry.name)
     for entry in folders:
         yield from _walk(Path(entry.path), suffixes, above | {real}, links + entry.is_symlink())
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder or leads to one; a link to itself leads nowhere."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
 
 
 # --------------------------------------------------------------------------------------------- lists
@@ -297,8 +315,9 @@ def whole(text: str) -> int | None:
 
 def overlap(train: Manifest, test: Manifest) -> str | None:
     """Return a sentence on the videos that are in both lists, or None if there are none."""
-    trained = {os.path.normpath(video.path) for video in train.videos}
-    both = [video.id for video in test.videos if os.path.normpath(video.path) in trained]
+    ids = {video.id for video in train.videos}  # of a clip that lies in the folders of both splits, too
+    paths = {os.path.normpath(video.path) for video in train.videos}
+    both = [video.id for video in test.videos if video.id in ids or os.path.normpath(video.path) in paths]
     if not both:
         return None
     return (

@@ -166,6 +166,8 @@ def _named(path: Path) -> _Classes:
         numbers = [int(part["number"]) for part in parts if part]
         if len(numbers) == len(lines) > 1 and numbers == list(range(numbers[0], numbers[0] + len(lines))):
             names = tuple(part["name"].strip(" \t\"'") for part in parts if part)
+            if len(set(names)) < len(names):
+                continue  # "gesture 1", "gesture 2": the number is a part of the name
             note = f"{path} numbers its classes: label {numbers[0]} is read as '{names[0]}', and so on"
             return _Classes(names, numbers[0], path.name, (note,))
     return _Classes(tuple(lines), 0, path.name)
@@ -195,7 +197,7 @@ def _label(row: _Row, classes: _Classes, listing: Path) -> int:
     label = row.label - classes.first
     if not 0 <= label < len(classes.names):
         last = classes.first + len(classes.names) - 1
-        hint = "; labels count from 0" if row.label == last + 1 else ""
+        hint = "; labels count from 0" if row.label == last + 1 and classes.first == 0 else ""
         raise DataError(
             f"{listing}, line {row.line}: '{row.name}' has label {row.label}, but {classes.file} names the "
             f"{len(classes.names)} classes {classes.first} to {last}{hint}"

@@ -273,6 +273,18 @@ def test_a_video_of_both_lists_is_counted_and_named(tmp_path: Path) -> None:
     assert overlap(train, BENCHMARKS["ucf101"].read(tmp_path, "test")) is None
 
 
+def test_a_clip_in_the_folders_of_both_splits_is_of_both(tmp_path: Path) -> None:
+    folder = kinetics(tmp_path)
+    rows = (folder / "annotations" / "train.csv").read_text().splitlines()
+    write(folder, "annotations/val.csv", "\n".join(rows[:2]) + "\n")
+    train = BENCHMARKS["kinetics400"].read(folder, "train")
+    clip = train.videos[0]
+    touch(folder, f"val/{clip.id}.mp4")
+    test = BENCHMARKS["kinetics400"].read(folder, "test")
+    assert test.videos[0].path != clip.path
+    assert "has 1 of the 1 test videos too" in (overlap(train, test) or "")
+
+
 def test_a_partial_copy_is_read_where_that_is_allowed(tmp_path: Path) -> None:
     (ucf(tmp_path) / "UCF-101" / "Archery" / "v_Archery_g01_c01.avi").unlink()
     with pytest.raises(DataError, match=r"ucf101 \(train, fold 1\): 1 of the 2 .* set 'missing: allow'"):
@@ -461,8 +473,19 @@ def test_a_numbered_class_file_says_how_labels_count(tmp_path: Path, text: str, 
     assert (manifest.classes, manifest.labels()) == (("run", "jump up"), [0, 1])
     assert f"label {first} is read as 'run'" in manifest.notes[0]
     write(tmp_path, "train.txt", f"a.mp4 {first + 2}\n")
-    with pytest.raises(DataError, match=rf"label {first + 2}, but .* the 2 classes {first} to {first + 1}"):
+    hint = "; labels count from 0" if first == 0 else ""
+    with pytest.raises(
+        DataError, match=rf"label {first + 2}, but .* the 2 classes {first} to {first + 1}{hint}$"
+    ):
         FILE_LIST.read(tmp_path, "train")
+
+
+def test_a_number_that_is_a_part_of_a_class_name_is_no_numbering(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4")
+    write(tmp_path, "classes.txt", "gesture 1\ngesture 2\n")
+    write(tmp_path, "train.txt", "a.mp4 0\nb.mp4 1\n")
+    manifest = FILE_LIST.read(tmp_path, "train")
+    assert (manifest.classes, manifest.labels()) == (("gesture 1", "gesture 2"), [0, 1])
 
 
 def test_a_file_list_may_have_commas_and_a_name_that_is_not_text(tmp_path: Path) -> None:
@@ -494,6 +517,18 @@ def test_folders_that_link_to_each_other_end(tmp_path: Path) -> None:
         for target in "klmnopqr":
             (tmp_path / "many" / folder / f"to_{target}").symlink_to(Path("..") / target)
     assert 8 < sum(1 for _ in walk(tmp_path / "many", (".avi",))) < 8 * 7 * 6 * 5 * 2
+
+
+def test_a_link_to_itself_is_no_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "a.avi")
+    (tmp_path / "loop").symlink_to("loop")
+    assert [path.name for path in walk(tmp_path, (".avi",))] == ["a.avi"]
+
+
+def test_a_file_in_place_of_a_folder_is_one_sentence(tmp_path: Path) -> None:
+    touch(tmp_path, "hmdb51_org/clap/a.avi", "testTrainMulti_7030_splits")
+    with pytest.raises(DataError, match=r"hmdb51 \(train, fold 1\): .*_splits cannot be read \(Not a dir"):
+        BENCHMARKS["hmdb51"].read(tmp_path, "train")
 
 
 def test_a_link_to_a_folder_of_videos_is_followed(tmp_path: Path) -> None:
