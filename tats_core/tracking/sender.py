@@ -338,7 +338,9 @@ class Sender:
         if status in ("finished", "cached") and operation["folder"]:
             self._log_output(name, Path(operation["folder"]), made_here=status == "finished")
         if operation["error"]:
-            self.client.set_tag(run.id, "error", masked(operation["error"]))
+            # A file's name may hold bytes that are no text, which no server takes.
+            error = masked(operation["error"]).encode(errors="backslashreplace").decode()
+            self.client.set_tag(run.id, "error", error)
         self.flush()
         self.client.set_terminated(run.id, _status(status))
 

@@ -485,6 +485,24 @@ def test_the_trials_of_a_sweep_can_be_compared_and_its_charts_lie_with_their_par
     assert artifacts >= {"report.html", "best.yaml", "plots"}
 
 
+@pytest.mark.slow
+def test_a_stage_that_fails_over_a_name_that_is_no_text_ends_in_mlflow_too(home, client):
+    stage = StageRecord("data", "data", "data", {}, [])
+    record = RunRecord("s-1", "s", "A run", "", str(home), "running", 1.0, {"data": stage})
+    tracker = tracking.Tracker(home, record)
+    tracker.begin({})
+    stage.status, stage.key = "running", "data"
+    tracker.configs["data"] = {"all": {}, "set": {}}
+    tracker.stage_started(stage, ())
+    stage.status, stage.error = "failed", "m\udce9.webm: is damaged"
+    tracker.stage_ended(stage)
+    record.status = "failed"
+    tracker.run_ended(record)
+    tracker.deliver()
+    run = children(client, record)["data"]
+    assert (run.info.status, run.data.tags["error"]) == ("FAILED", "m\\udce9.webm: is damaged")
+
+
 def test_the_places_of_models_with_an_alias_are_found_in_the_registry(tmp_path: Path) -> None:
     assert tracking.aliased(tmp_path) == {}, "nothing was tracked"
     client = tracking.connect(tmp_path, tracking.tracking_uri(tmp_path))
