@@ -171,14 +171,15 @@ def _verified(manifest: Manifest, config: DataConfig, ctx: StageContext) -> Mani
     if not faults:
         return manifest
     some = f"{name}: {len(faults)} of {len(manifest)} videos are damaged"
-    if config.damaged == "refuse" or len(faults) == len(manifest):
+    refused = config.damaged == "refuse" or len(faults) == len(manifest)
+    for text in faults.values():
+        ctx.events.note(text if refused else f"left out of the test: {text}")
+    if refused:
         first = "; ".join([*faults.values()][:3])
         raise DataError(
             f"{some}: {first}{'; …' if len(faults) > 3 else ''}: replace them, or set damaged: leave_out in "
             "the data stage, which marks every table"
         )
-    for text in faults.values():
-        ctx.events.note(f"left out of the test: {text}")
     return replace(
         manifest,
         videos=tuple(video for video in manifest.videos if video.id not in faults),

@@ -281,6 +281,11 @@ def test_damaged_test_videos_are_named_before_anything_is_trained(context, tmp_p
     assert text.endswith("replace them, or set damaged: leave_out in the data stage, which marks every table")
     assert "\n" not in text
     assert not (tmp_path / "real" / "ucf101.test.json").exists()
+    events = [event for _, event in read_events(tmp_path / "out" / "events.jsonl") if event["kind"] == "note"]
+    assert (
+        sum(": is damaged (" in event["text"] or ": cannot be read (" in event["text"] for event in events)
+        == 2
+    )
 
 
 def test_damaged_test_videos_may_be_left_out_and_are_counted(context, tmp_path, damaged_copy):

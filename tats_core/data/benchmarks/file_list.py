@@ -161,6 +161,8 @@ def _split(text: str) -> tuple[str, int | None]:
 def _named(path: Path) -> _Classes:
     """Read the names of the classes; numbers before or after all of them tell how labels count."""
     lines = [text for _, text in rows(path)]
+    if not lines:
+        raise DataError(f"{path} is empty; write one name a line, or remove the file")
     for form in _NUMBERED:
         parts = [form.fullmatch(line) for line in lines]
         numbers = [int(part["number"]) for part in parts if part]

@@ -480,6 +480,14 @@ def test_a_numbered_class_file_says_how_labels_count(tmp_path: Path, text: str, 
         FILE_LIST.read(tmp_path, "train")
 
 
+def test_a_class_file_without_names_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4")
+    write(tmp_path, "classes.txt", "\n")
+    write(tmp_path, "train.txt", "a.mp4 0\n")
+    with pytest.raises(DataError, match=r"classes\.txt is empty; write one name a line"):
+        FILE_LIST.read(tmp_path, "train")
+
+
 def test_a_number_that_is_a_part_of_a_class_name_is_no_numbering(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4", "b.mp4")
     write(tmp_path, "classes.txt", "gesture 1\ngesture 2\n")
