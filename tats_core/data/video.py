@@ -15,11 +15,13 @@ The packets of a file are read once and remain in memory, compressed; a seek in 
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from bisect import bisect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -41,6 +43,8 @@ Choose = Callable[[int], Indices]
 _NO_VIDEO: Final = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
 _IO_LIMIT: Final = 600.0  # seconds that FFmpeg may wait for a disk
+
+_VARIABLE: Final = 1.5  # times as long as the stated rate has it, half of the pictures or more are shown
 
 _HOLD_BYTES: Final = 512 * 2**20  # of decoded frames, while it is not known which are wanted
 
@@ -192,6 +196,8 @@ class Video:
             self._packets.append(packet)
             self._hidden += packet.is_discard
         self.numbering = numberer.numbering()
+        # Before decoding numbers them anew.
+        self._times = sorted(packet.pts for packet in self._packets if packet.pts is not None)
         # An empty chunk of an AVI shows the frame before it again. FFmpeg leaves it out, and numbers those
         # that follow (`dts`) as if it were there.
         last = self._packets[-1].dts if self._packets and container.format.name == "avi" else None
@@ -365,20 +371,31 @@ class Video:
         stream = self.stream
         if stream.frames:
             return stream.frames - self._hidden - self._repeats
-        rate = stream.average_rate
-        seconds = _seconds(stream)
-        if seconds is None and len(self.container.streams) == 1 and self.container.duration:
-            seconds = self.container.duration / av.time_base
-        return None if seconds is None or not rate else round(seconds * rate)
+        if not stream.average_rate or not stream.time_base or not self._times:
+            return None
+        rate = float(stream.average_rate)
+        if stream.duration:
+            seconds = float(stream.duration * stream.time_base)
+        else:
+            end = _end(stream)
+            if end is None and len(self.container.streams) == 1 and self.container.duration:
+                end = self.container.duration / av.time_base
+            if end is None:
+                return None
+            seconds = end - float(self._times[0] * stream.time_base)
+        # Matroska states one rate for videos of a variable one too.
+        steps = [later - earlier for earlier, later in pairwise(self._times)]
+        usual = float(statistics.median(steps) * stream.time_base) if steps else 0.0
+        if usual * rate > _VARIABLE:
+            rate = 1 / usual
+        return round(seconds * rate)
 
     def _no_frame(self) -> VideoError:
         return VideoError(f"{self.path}: holds no frame that can be decoded")
 
 
-def _seconds(stream: av.VideoStream) -> float | None:
-    """Return the duration of a stream by its own header; Matroska has it as a text, "00:00:04.000000000"."""
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
+def _end(stream: av.VideoStream) -> float | None:
+    """Return when a stream of Matroska ends, in seconds; it has that as a text, "00:00:04.000000000"."""
     parts = stream.metadata.get("DURATION", "").split(":")
     try:
         hours, minutes, seconds = map(float, parts)

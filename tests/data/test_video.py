@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -262,6 +263,26 @@ def test_a_picture_is_no_video(tmp_path: Path) -> None:
         container.mux(stream.encode(None))
     with pytest.raises(VideoError, match=r"picture\.mp4: holds no video stream"):
         readers.read_all(path)
+
+
+@pytest.mark.parametrize("container", ["mkv", "mp4"])
+@pytest.mark.parametrize(
+    "times", [[t * t for t in range(20)], [100 + t for t in range(20)]], ids=["slower", "late"]
+)
+def test_a_variable_rate_or_a_late_start_is_no_damage(
+    tmp_path: Path, container: str, times: list[int]
+) -> None:
+    path = tmp_path / f"film.{container}"
+    with av.open(str(path), "w", format={"mkv": "matroska"}.get(container, container)) as output:
+        stream = output.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for time in times:
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), time % 256, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 25)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    condition = readers.check(path)
+    assert (condition.frames, condition.is_sound) == (20, True), condition
 
 
 @pytest.mark.parametrize("length", [bytes(8), (8).to_bytes(8), (2**63).to_bytes(8)])
