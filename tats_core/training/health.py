@@ -23,9 +23,8 @@ from tats_core.models.mae import VideoMAE
 from tats_core.models.tokens import ClipConfig, patchify, per_token
 from tats_core.sampling import Sampler
 from tats_core.sampling.fixed import RandomSampler
-from tats_core.training import metrics, pictures, probes
+from tats_core.training import metrics, motion, pictures, probes
 from tats_core.training.events import EventLog
-from tats_core.training.motion import NO_FLOW, brightness, contrast, flow_motion, has_flow, pixel_motion
 from tats_core.training.optim import evaluating
 from tats_core.training.world import World
 
@@ -67,8 +66,8 @@ class HealthCheck:
         self.mask_ratio = mask_ratio
         self.drawn = drawn
         self.flow_BN: Tensor | None = None
-        if not has_flow():
-            events.note(NO_FLOW)
+        if not motion.has_flow():
+            events.note(motion.NO_FLOW)
 
     def __call__(self, mae: VideoMAE, sampler: Sampler, step: int) -> dict[str, float]:
         """Return the metrics; rank 0 also writes a picture grid and an animation."""
@@ -141,20 +140,20 @@ class HealthCheck:
                 looks = {
                     "motion": motions["motion"],
                     **({"flow": motions["flow"]} if "flow" in motions else {}),
-                    "brightness": brightness(video_BCTHW, mae.clip),
-                    "contrast": contrast(video_BCTHW, mae.clip),
+                    "brightness": motion.brightness(video_BCTHW, mae.clip),
+                    "contrast": motion.contrast(video_BCTHW, mae.clip),
                 }
                 for name, look_BN in looks.items():
-                    correlation_B = metrics.rank_correlation(rollout.policy.logits_BN, look_BN)
+                    correlation_B = motion.rank_correlation(rollout.policy.logits_BN, look_BN)
                     columns[f"{name}_correlation"].append(correlation_B.float())
             covered_N += rollout.visible_BN.sum(0)
         of_clips = {name: self.world.gather(torch.cat(parts)) for name, parts in columns.items()}
-        health = {"random_lift": metrics.lift(of_clips["random_lift"], of_clips["motion"])}
+        health = {"random_lift": motion.lift(of_clips["random_lift"], of_clips["motion"])}
         for name in motions:
             lift, oracle = (
-                metrics.lift(of_clips[f"{name}_{choice}"], of_clips[name]) for choice in ("lift", "oracle")
+                motion.lift(of_clips[f"{name}_{choice}"], of_clips[name]) for choice in ("lift", "oracle")
             )
-            share = metrics.share_of_oracle(lift, oracle)
+            share = motion.share_of_oracle(lift, oracle)
             health |= {f"{name}_lift": lift, f"{name}_oracle": oracle, f"{name}_share": share}
         means = [name for name in of_clips if name == "entropy_share" or name.endswith("_correlation")]
         coverage = (self.world.sum(covered_N) > 0).float().mean()
@@ -168,14 +167,14 @@ class HealthCheck:
     def motions(self, part: slice, clip: ClipConfig) -> dict[str, Tensor]:
         """Each kind of motion of a part of the held-out clips, by token: `[B, N]`."""
         device = self.world.device
-        change_BN = per_token(pixel_motion(normalise(self.held_out.test_BCTHW[part].to(device))), clip)
+        change_BN = per_token(motion.pixel_motion(normalise(self.held_out.test_BCTHW[part].to(device))), clip)
         motions = {"motion": change_BN, "pixel_motion": change_BN}
         if self.held_out.motion_BTHW is not None:
             motions["motion"] = per_token(self.held_out.motion_BTHW[part].float().to(device), clip)
-        if has_flow():
+        if motion.has_flow():
             if self.flow_BN is None:  # once: the clips stay the same
                 videos = torch.split(self.held_out.test_BCTHW, _PART)
-                self.flow_BN = torch.cat([per_token(flow_motion(video), clip) for video in videos])
+                self.flow_BN = torch.cat([per_token(motion.flow_motion(video), clip) for video in videos])
             motions["flow"] = self.flow_BN[part].to(device)
         return motions
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tats_core.sampling.reward import ranks
-
 
 def top_k_percent(scores_BC: Tensor, label_B: Tensor, k: int) -> float:
     """Share of clips, in percent, whose class is among the `k` highest scores (k is cut to C)."""
@@ -42,33 +40,6 @@ def effective_rank(features_BD: Tensor) -> float:
     values = torch.linalg.svdvals((features_BD - features_BD.mean(0)).double())
     share = values / values.sum().clamp_min(1e-12)
     return float(torch.exp(-(share * share.clamp_min(1e-12).log()).sum()))
-
-
-def lift(chosen_B: Tensor, mean_B: Tensor) -> float:
-    """Return the mean over clips of motion of the chosen tokens over motion of all: 1 for a blind choice.
-
-    Clips in which next to nothing moves, less than a fifth of the median clip, do not count: their quotient
-    is noise. Where nothing moves in any clip, every choice is blind.
-    """
-    moves_B = (mean_B > 0) & (mean_B >= 0.2 * mean_B.median())
-    return float((chosen_B[moves_B] / mean_B[moves_B]).mean()) if moves_B.any() else 1.0
-
-
-def share_of_oracle(lift: float, oracle: float) -> float:
-    """Return how much of what the best choice gains over a blind one was gained: `(lift - 1) / (oracle - 1)`.
-
-    0 where the best choice gains nothing.
-    """
-    return (lift - 1) / (oracle - 1) if oracle > 1 else 0.0
-
-
-def rank_correlation(first_BN: Tensor, second_BN: Tensor) -> Tensor:
-    """Spearman's rank correlation within each clip, `[B]`; 0 where all tokens have the same value."""
-    mean = (first_BN.shape[1] - 1) / 2
-    centred = [ranks(values_BN.double()) - mean for values_BN in (first_BN, second_BN)]
-    length_B = centred[0].norm(dim=1) * centred[1].norm(dim=1)
-    correlation_B: Tensor = (centred[0] * centred[1]).sum(1) / length_B.clamp_min(1e-12)
-    return correlation_B
 
 
 def confusion(predicted_B: Tensor, label_B: Tensor, classes: int) -> Tensor:

@@ -60,33 +60,6 @@ def test_features_on_one_line_have_effective_rank_one() -> None:
     assert metrics.effective_rank(line_BD) == pytest.approx(1, abs=1e-3)
 
 
-def test_a_lift_is_the_mean_over_clips_of_chosen_motion_over_that_of_all() -> None:
-    assert metrics.lift(torch.tensor([1.0, 4.0]), torch.tensor([1.0, 2.0])) == pytest.approx((1 + 2) / 2)
-    # A clip of a tenth of the median clip's motion is noise and does not count.
-    assert metrics.lift(torch.tensor([1.0, 4.0, 2.0]), torch.tensor([1.0, 2.0, 0.1])) == pytest.approx(1.5)
-
-
-def test_where_nothing_moves_every_choice_is_blind() -> None:
-    assert metrics.lift(torch.zeros(3), torch.zeros(3)) == 1
-
-
-def test_the_share_of_the_oracle_is_0_for_a_blind_choice_and_1_for_the_best() -> None:
-    assert metrics.share_of_oracle(1.0, 5.0) == 0
-    assert metrics.share_of_oracle(3.0, 5.0) == 0.5
-    assert metrics.share_of_oracle(5.0, 5.0) == 1
-    assert metrics.share_of_oracle(1.0, 1.0) == 0, "nothing to gain"
-
-
-def test_the_rank_correlation_is_spearmans() -> None:
-    score_BN = torch.tensor([[0.1, 0.5, 0.9, 3.0]] * 4)
-    look_BN = torch.tensor(
-        [[1.0, 2.0, 3.0, 100.0], [4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 4.0, 3.0], [7.0, 7.0, 7.0, 7.0]]
-    )
-    # The third: 1 - 6 * (0 + 0 + 1 + 1) / (4 * 15). The last has no order.
-    expected = [1, -1, 0.8, 0]
-    assert metrics.rank_correlation(score_BN, look_BN).tolist() == pytest.approx(expected)
-
-
 def test_a_confusion_counts_true_classes_in_rows_and_predictions_in_columns() -> None:
     predicted_B, label_B = torch.tensor([0, 1, 1, 0, 1]), torch.tensor([0, 0, 0, 2, 1])
     confusion_CC = metrics.confusion(predicted_B, label_B, 4)

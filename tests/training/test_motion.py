@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from tats_core.models.tokens import ClipConfig
+from tats_core.training import motion
 from tats_core.training.motion import brightness, contrast, flow_motion, pixel_motion
 
 CLIP = ClipConfig(frames=2, size=4, tubelet=2, patch=2)
@@ -67,3 +68,30 @@ def test_brightness_and_contrast_of_a_token_are_its_mean_and_its_deviation_in_sp
     video_BCTHW[:, :, 1, :2, :2] += 4
     assert brightness(video_BCTHW, CLIP).tolist() == [[0.5 + 2, 0, 0, 0]]
     assert contrast(video_BCTHW, CLIP).tolist() == [[0.5, 0, 0, 0]]
+
+
+def test_a_lift_is_the_mean_over_clips_of_chosen_motion_over_that_of_all() -> None:
+    assert motion.lift(torch.tensor([1.0, 4.0]), torch.tensor([1.0, 2.0])) == pytest.approx((1 + 2) / 2)
+    # A clip of a tenth of the median clip's motion is noise and does not count.
+    assert motion.lift(torch.tensor([1.0, 4.0, 2.0]), torch.tensor([1.0, 2.0, 0.1])) == pytest.approx(1.5)
+
+
+def test_where_nothing_moves_every_choice_is_blind() -> None:
+    assert motion.lift(torch.zeros(3), torch.zeros(3)) == 1
+
+
+def test_the_share_of_the_oracle_is_0_for_a_blind_choice_and_1_for_the_best() -> None:
+    assert motion.share_of_oracle(1.0, 5.0) == 0
+    assert motion.share_of_oracle(3.0, 5.0) == 0.5
+    assert motion.share_of_oracle(5.0, 5.0) == 1
+    assert motion.share_of_oracle(1.0, 1.0) == 0, "nothing to gain"
+
+
+def test_the_rank_correlation_is_spearmans() -> None:
+    score_BN = torch.tensor([[0.1, 0.5, 0.9, 3.0]] * 4)
+    look_BN = torch.tensor(
+        [[1.0, 2.0, 3.0, 100.0], [4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 4.0, 3.0], [7.0, 7.0, 7.0, 7.0]]
+    )
+    # The third: 1 - 6 * (0 + 0 + 1 + 1) / (4 * 15). The last has no order.
+    expected = [1, -1, 0.8, 0]
+    assert motion.rank_correlation(score_BN, look_BN).tolist() == pytest.approx(expected)
