@@ -13,7 +13,6 @@ def sync(home: Home = DEFAULT_HOME) -> None:
     from tats_core import tracking
     from tats_core.store.journal import pending
 
-    home = home.expanduser().absolute()
     if not pending(home):
         typer.echo(f"Nothing to send: MLflow has everything that is in {home}.")
         return

@@ -287,8 +287,8 @@ def _interface(host: str) -> str:
 
     names: list[str] = [
         name
-        for name, addresses in psutil.net_if_addrs().items()
-        if host in {address.address for address in addresses}
+        for name, own in psutil.net_if_addrs().items()
+        if host in {address.address for address in own}
     ]
     return names[0]
 
