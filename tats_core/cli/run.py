@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tats_core.addresses import masked
 from tats_core.cli.options import (
     DEFAULT_HOME,
     INTERRUPTED,
@@ -105,7 +106,7 @@ def pipeline(
     except TatsError as error:
         if not isinstance(ui, progress.JsonUI):
             raise
-        ui.error(str(error))
+        ui.error(masked(str(error)))
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt:
         ui.close()
