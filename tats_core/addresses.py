@@ -11,7 +11,10 @@ from tats_core.errors import SpecError
 
 # User and password of an address, also where an unquoted '/', '?' or '#' in the password hides its end. What
 # looks like a port is none: `http://mlflow:5000/team@home` has no user.
-_USER = re.compile(r"(?<=://)(?:[^\s/?#'\"<>]*@|[^\s/?#'\"<>@:]*:(?!\d+(?:/|$))[^\s'\"<>]*@)")
+_USER = r"(?:[^\s/?#{0}]*@|[^\s/?#@:{0}]*:(?!\d+(?:/|$))[^\s{0}]*@)"
+# Quotes and brackets end an address in a sentence. Where a text begins with one, they may be of a password.
+_IN_TEXT = re.compile("(?<=://)" + _USER.format("'\"<>"))
+_AT_START = re.compile(r"^(\w[\w+.-]*://)(" + _USER.format("") + ")")
 _SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "RAY_AUTH_TOKEN", "AWS_SECRET_ACCESS_KEY")
 _ADDRESSES = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 _SHORTEST = 4  # letters of a secret: a shorter one would be replaced in the middle of words
@@ -23,19 +26,20 @@ def masked(text: str) -> str:
     Everything that is printed, stored or sent passes through it where it may hold an address, or an error of
     a library, which may repeat one.
     """
-    text = _USER.sub("", text)
+    text = _AT_START.sub(r"\1", text)
     for secret in _secrets():
         text = text.replace(secret, "***")
-    return text
+    return _IN_TEXT.sub("", text)
 
 
 def _secrets() -> Iterator[str]:
     values = [os.environ.get(name, "") for name in _SECRETS]
     for name in _ADDRESSES:
-        for user in _USER.findall(os.environ.get(name, "")):
-            # Errors repeat the password as it stands in the address, or decoded.
-            password = user.removesuffix("@").partition(":")[2]
-            values += [password, unquote(password)]
+        address = _AT_START.match(os.environ.get(name, ""))
+        if address:
+            # Errors repeat it as it stands in the address, or decoded. A user without a password is a token.
+            user, _, password = address[2].removesuffix("@").partition(":")
+            values += [password or user, unquote(password or user)]
     return (value for value in values if len(value) >= _SHORTEST)
 
 

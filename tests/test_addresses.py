@@ -16,6 +16,7 @@ from tats_core.errors import SpecError
         ("http://hiddentoken@mlflow:5000/", "http://mlflow:5000/"),
         ("http://mlflow:5000/team@home", "http://mlflow:5000/team@home"),
         ("sqlite:////srv/me@home/mlflow.db", "sqlite:////srv/me@home/mlflow.db"),
+        ("http://me:hid'den<\">@mlflow:5000/", "http://mlflow:5000/"),
         (
             "no answer of 'postgresql://a:hidden@c/d' (tried http://a:hidden@c); write to me@example.org",
             "no answer of 'postgresql://c/d' (tried http://c); write to me@example.org",
@@ -33,6 +34,19 @@ def test_the_secrets_of_the_environment_are_masked_wherever_a_library_repeats_th
     assert masked(text) == (
         "Failed to parse: me:***@mlflow:port; header 'Bearer ***'; user me, password ***"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("user", "printed"),
+    [("me:hid'den", "me:***"), ('me:hid"d<en>', "me:***"), ("hiddentoken", "***"), ("hidden%20token", "***")],
+)
+def test_a_password_with_quotes_and_a_user_that_is_a_token_are_masked_in_sentences(
+    monkeypatch, user, printed
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{user}@mlflow:5000")
+    assert masked(f"'http://{user}@mlflow:5000/api' fails for {user}") == (
+        f"'http://mlflow:5000/api' fails for {printed}"
+    )
 
 
 def test_a_secret_too_short_to_be_one_changes_no_words(monkeypatch):

@@ -40,7 +40,7 @@ def doctor(home: Home = DEFAULT_HOME) -> None:
     anything is missing.
     """
     missing = 0
-    for check in checks(home.expanduser().absolute()):
+    for check in checks(home):
         missing += not check.ok
         typer.echo(f"{'ok     ' if check.ok else 'MISSING'}  {check.name:<9}  {check.text}")
         if check.advice:

@@ -148,6 +148,13 @@ def _example(topic: Topic, path: str, listed: Sequence[Key]) -> str:
             leaf = next((key for key in listed if key.default not in unset), listed[0])
             value = "…" if leaf.default in unset else yaml.safe_load(leaf.default)
             steps = leaf.name.split(".")
+            parent = leaf.name.rpartition(".")[0]
+            beside = [key for key in listed if key.default == "required" and key is not leaf]
+            needed = {
+                key.name.rpartition(".")[2]: "…" for key in beside if key.name.rpartition(".")[0] == parent
+            }
+            if needed and leaf.path != path:
+                value = {steps.pop(): value, **needed}
         else:
             value = {key.name: "…" for key in listed if key.default == "required" and "." not in key.name}
             value["kind"] = name

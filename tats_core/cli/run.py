@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tats_core.addresses import masked
 from tats_core.cli.options import (
     DEFAULT_HOME,
     INTERRUPTED,
@@ -21,7 +21,7 @@ from tats_core.cli.options import (
 from tats_core.errors import RunError, SpecError, TatsError
 
 if TYPE_CHECKING:
-    from tats_core.pipeline.plan import Plan
+    from tats_core.pipeline.plan import Options, Plan
     from tats_core.store.run import RunRecord
 
 
@@ -86,7 +86,7 @@ def pipeline(
     words = [*repeated("--set", sets), *repeated("--only", only)]
     resume = command_line(["run", "pipeline", name, *words], home)
     ui = progress.JsonUI(resume) if as_json else progress.for_terminal()
-    choice: Choice = {"force": force or (), "only": only or (), "from_stage": from_stage}
+    choice: Options = {"force": force or (), "only": only or (), "from_stage": from_stage}
     try:
         loaded = spec.load(name, sets or [])
         if notify:
@@ -106,7 +106,7 @@ def pipeline(
     except TatsError as error:
         if not isinstance(ui, progress.JsonUI):
             raise
-        ui.error(str(error))
+        ui.error(masked(str(error)))
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt:
         ui.close()
@@ -118,14 +118,6 @@ def pipeline(
     if as_json:
         raise typer.Exit({"finished": 0, "stopped": INTERRUPTED}.get(record.status, RunError.exit_code))
     _conclude(record, name, home, resume)
-
-
-class Choice(TypedDict):
-    """The stages to run, as arguments of `runner.plan` and `runner.run`."""
-
-    force: Sequence[str]
-    only: Sequence[str]
-    from_stage: str | None
 
 
 def _print_plan(plan: Plan) -> None:

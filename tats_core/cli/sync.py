@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from tats_core.cli.options import DEFAULT_HOME, Home, many
-from tats_core.errors import RunError
+from tats_core.errors import RunError, StoreError
 
 
 def sync(home: Home = DEFAULT_HOME) -> None:
@@ -13,13 +13,12 @@ def sync(home: Home = DEFAULT_HOME) -> None:
     from tats_core import tracking
     from tats_core.store.journal import pending
 
-    home = home.expanduser().absolute()
     if not pending(home):
         typer.echo(f"Nothing to send: MLflow has everything that is in {home}.")
         return
     errors = tracking.sync(home, log=typer.echo)
     if errors:
         still = "is" if len(errors) == 1 else "are"
-        refused = any(isinstance(error, tracking.RefusedError) for error in errors)
-        again = "mend that, and try again" if refused else "try again when the MLflow server answers"
+        permanent = any(isinstance(error, StoreError) for error in errors)  # RefusedError, or a damaged file
+        again = "mend that, and try again" if permanent else "try again when the MLflow server answers"
         raise RunError(f"{many(len(errors), 'run')} {still} not sent yet; {again}")

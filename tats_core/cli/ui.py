@@ -16,7 +16,7 @@ import typer
 
 from tats_core.addresses import masked
 from tats_core.cli.options import DEFAULT_HOME, Home, command_line
-from tats_core.errors import ResourceError, RunError
+from tats_core.errors import ResourceError, RunError, StoreError
 
 _START_SECONDS = 60.0
 
@@ -39,7 +39,6 @@ def ui(
     """
     from tats_core import tracking
 
-    home = home.expanduser().absolute()
     uri = tracking.tracking_uri(home)
     if uri.startswith(("http://", "https://")):
         _show_server(home, uri, open_page)
@@ -67,11 +66,20 @@ def ui(
 
 
 def _show_server(home: Path, uri: str, open_page: bool | None) -> None:
+    from mlflow.exceptions import MlflowException
+
     from tats_core import tracking
+    from tats_core.tracking.server import brief
 
     address = masked(uri).rstrip("/")
     try:
-        address = tracking.asked(lambda: _newest(home, uri, address), uri)
+        try:
+            address = tracking.asked(lambda: _newest(home, uri, address), uri)
+        except MlflowException as error:
+            tracking.check(tracking.connect(home, uri), uri)  # is it an MLflow server at all?
+            typer.echo(
+                f"tats: warning: the server keeps no view of the newest runs ({brief(error)})", err=True
+            )
     except tracking.AwayError as error:
         typer.echo(f"The runs are on an MLflow server that does not answer now: {address} ({error})")
         return
@@ -86,8 +94,14 @@ def _newest(home: Path, uri: str, page: str) -> str:
     from tats_core.tracking import view
 
     client = tracking.connect(home, uri)
-    newest = next(history.records(home, corrupt=[]), None)
-    return view.address(client, page, newest) if newest else page
+    newest = next(history.records(home), None)
+    if newest is None:
+        return page
+    try:
+        return view.address(client, page, newest)
+    except StoreError as error:  # its own files are damaged; all others can be shown
+        typer.echo(f"tats: warning: {error}", err=True)
+        return f"{page}/#/experiments"
 
 
 def _open(address: str, wanted: bool | None) -> None:

@@ -286,9 +286,7 @@ def _interface(host: str) -> str:
     import psutil
 
     names: list[str] = [
-        name
-        for name, addresses in psutil.net_if_addrs().items()
-        if host in {address.address for address in addresses}
+        name for name, own in psutil.net_if_addrs().items() if host in {address.address for address in own}
     ]
     return names[0]
 

@@ -94,7 +94,9 @@ class Choice:
         wanted = graph.select(only, "only") if only else set(graph.instances)
         named = [("force", name) for name in options.get("force", ())]
         forced: set[str] = set()
-        for option, name in [*named, ("from", from_stage)] if from_stage else named:
+        if from_stage is not None:
+            named.append(("from", from_stage))
+        for option, name in named:
             chosen = graph.select([name], option)
             if not chosen & wanted:
                 raise SpecError(

@@ -157,7 +157,7 @@ class Variant(StrictModel):
 
     name: str | None = Field(None, description="that of the file, without .yaml")
     title: str = Field("", description="one line for `tats list`")
-    like: str = Field(description="the pipeline whose stages and defaults it has")
+    like: str = Field(description="instead of `stages`: the pipeline whose stages and defaults it has")
     set: dict[str, object] = Field(
         default_factory=dict, description="STAGE.KEY or defaults.KEY → the value that it has here"
     )

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean, stdev
 from typing import Any
 
@@ -31,17 +32,22 @@ class Estimate:
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate | None:
         """Return the estimate of one or more values, None of none."""
-        from scipy.stats import t  # takes half a second to import
-
         if len(values) < 2:
             return cls(values[0], None, 1) if values else None
-        quantile = float(t.ppf(0.975, len(values) - 1))
-        return cls(fmean(values), quantile * stdev(values) / math.sqrt(len(values)), len(values))
+        half = _quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+        return cls(fmean(values), half, len(values))
 
     def text(self, digits: int, sign: str = "") -> str:
         """Return `42.0 ± 1.3`."""
         mean = f"{self.mean:{sign}.{digits}f}"
         return mean if self.half is None else f"{mean} ± {self.half:.{digits}f}"
+
+
+@cache
+def _quantile(freedom: int) -> float:
+    from scipy.stats import t  # takes half a second to import
+
+    return float(t.ppf(0.975, freedom))
 
 
 @dataclass(frozen=True)
@@ -68,9 +74,12 @@ def rows(trials: Sequence[Trial], metrics: Sequence[str], baseline: Mapping[str,
     for trial in trials:
         points.setdefault(_name(trial["point"]), []).append(trial)
     table = []
+    bases = [
+        members[0]["point"] for members in points.values() if baseline.items() <= members[0]["point"].items()
+    ]
     for name, members in points.items():
         point = members[0]["point"]
-        base = _name(_baseline_point(point, baseline, points))
+        base = _name(_baseline_point(point, baseline, points, bases))
         rivals = points.get(base, []) if baseline and name != base else []
         values, gains = {}, {}
         for key in metrics:
@@ -86,17 +95,21 @@ def _known(estimates: Mapping[str, Estimate | None]) -> dict[str, Estimate]:
 
 
 def _baseline_point(
-    point: Mapping[str, Any], baseline: Mapping[str, Any], points: Mapping[str, Any]
+    point: Mapping[str, Any],
+    baseline: Mapping[str, Any],
+    points: Container[str],
+    bases: Sequence[Mapping[str, Any]],
 ) -> Mapping[str, Any]:
-    """Return the point that has the baseline's values; keys that do not apply there are not in it."""
+    """Return the point that has the baseline's values; keys that do not apply there are not in it.
+
+    Args:
+        points: the names of all points.
+        bases: the points that have the baseline's values.
+    """
     wanted = {**point, **baseline}
     if _name(wanted) in points:
         return wanted
-    fitting = [
-        other
-        for other in map(json.loads, points)
-        if all(wanted.get(key) == value for key, value in other.items()) and baseline.items() <= other.items()
-    ]
+    fitting = [other for other in bases if all(wanted.get(key) == value for key, value in other.items())]
     return max(fitting, key=len, default=wanted)
 
 

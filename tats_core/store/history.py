@@ -7,6 +7,7 @@ order: of thousands of runs only those asked for are opened.
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -63,7 +64,16 @@ def records(home: Path, pipeline: str | None = None, corrupt: list[str] | None =
 
 def newest_finished(home: Path, pipeline: str) -> RunRecord | None:
     """Return the record of the newest run of this pipeline that finished with all its stages, or None."""
-    return next((record for record in records(home, pipeline) if record.complete), None)
+    corrupt: list[str] = []
+    newest = next((record for record in records(home, pipeline, corrupt) if record.complete), None)
+    _warn(corrupt)
+    return newest
+
+
+def _warn(corrupt: list[str]) -> None:
+    """Say which records were passed over on the way to the newest that can be read."""
+    for sentence in corrupt:
+        logging.getLogger(__name__).warning("tats: warning: a damaged run is passed over: %s", sentence)
 
 
 def find(run: str, home: Path) -> RunRecord:
@@ -80,7 +90,9 @@ def find(run: str, home: Path) -> RunRecord:
     if run in known:
         return RunRecord.load(home.absolute() / "runs" / run)
     name = _stem(run)
-    newest = next(records(home, None if run == LATEST else name), None)
+    corrupt: list[str] = []
+    newest = next(records(home, None if run == LATEST else name, corrupt), None)
+    _warn(corrupt)
     if newest is not None:
         return newest
     menu = specs.names("pipelines")

@@ -57,7 +57,7 @@ class Summary:
     @cached_property
     def rows(self) -> list[sweeps.Row]:
         """The table, one row a point: of a grid in its order, otherwise the best first."""
-        trials = [asdict(trial) for trial in self._compared]
+        trials = [vars(trial) for trial in self._compared]
         rows = sweeps.rows(trials, [metric.name for metric in self.sweep.metrics], self.sweep.baseline)
         objective = self.sweep.objective
         if self.sweep.searcher.kind == "grid":

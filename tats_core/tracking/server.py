@@ -71,8 +71,8 @@ def tracking_uri(home: Path) -> str:
     path = path.absolute()
     if not uri and ("?" in str(path) or unquote(str(path)) != str(path)):
         raise StoreError(
-            f"{path.parent}: a '?', or a '%' before two digits, would change the path of the tracking "
-            "database; take another folder"
+            f"{path.parent}: a '?', or a '%' before two hexadecimal digits, would change the path of the "
+            "tracking database; take another folder"
         )
     return f"{_DATABASE}{path}"
 

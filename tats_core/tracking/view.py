@@ -7,9 +7,11 @@ stored in a tag of the experiment, as its button "share" does; the address then 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
+
+from typing_extensions import TypedDict
 
 from tats_core.files import read_json_if_there
 from tats_core.store.run import RunRecord
@@ -26,15 +28,29 @@ _NEW = "tags.stage_instance = '(pipeline)' and tags.reused = 'false'"
 _SCORES = ("/top1", "policy/motion_lift")
 
 
+class _Metric(TypedDict):
+    name: str
+    mode: str | None
+    objective: bool
+
+
+class _Sweep(TypedDict):
+    space: dict[str, Any]
+    metrics: list[_Metric]
+
+
 def address(client: MlflowClient, page: str, record: RunRecord) -> str:
     """Return the address below `page` that shows the runs of a run's pipeline, or the trials of a sweep.
 
     Where MLflow has nothing of the run yet, it is that of all experiments.
+
+    Raises:
+        StoreError: the file of a sweep is damaged.
     """
     experiment = client.get_experiment_by_name(record.pipeline)
     if experiment is None or record.tracking_run is None:
         return f"{page}/#/experiments"
-    sweep = read_json_if_there(record.folder / "sweep.json", dict[str, Any], "the identity of a sweep")
+    sweep = read_json_if_there(record.folder / "sweep.json", _Sweep, "the identity of a sweep")
     if sweep is None:
         key, query = "tats", {}
         runs = client.search_runs([experiment.experiment_id], _NEW, max_results=_RUNS)
@@ -56,7 +72,7 @@ def _runs(runs: Iterable[Run]) -> dict[str, object]:
     return _state(_NEW, columns, "attributes.start_time")
 
 
-def _trials(runs: Iterable[Run], trials: str, sweep: Mapping[str, Any]) -> dict[str, object]:
+def _trials(runs: Iterable[Run], trials: str, sweep: _Sweep) -> dict[str, object]:
     values, results = list(sweep["space"]), [name for name in _metrics(runs) if name.startswith("result/")]
     columns = [*_columns("params", values), *_columns("metrics", results)]
     ranked = [metric for metric in sweep["metrics"] if metric["mode"]]

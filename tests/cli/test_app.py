@@ -140,8 +140,9 @@ def test_a_broken_file_hides_no_other_file_from_the_list(tats, tmp_path):
 
 
 def test_a_terminal_that_lacks_letters_shows_the_rest(tmp_path):
-    (tmp_path / "Über.yaml").write_text("stages: {a: {kind: command, run: 'true'}}")
-    command = [sys.executable, "-m", "tats_core", "run", "pipeline", "Über.yaml", "--plan"]
+    matrix = "stages: {a: {kind: command, run: 'true', matrix: {cpus: [0, 1]}}}"
+    (tmp_path / "mine.yaml").write_text(matrix)
+    command = [sys.executable, "-m", "tats_core", "run", "pipeline", "mine.yaml", "--plan"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("?ber: 1 stage, 1 to run")
+    assert "a ? 2  run: has no output yet" in done.stdout  # a × 2

@@ -55,7 +55,7 @@ def test_words_and_dots_name_the_same_key(tats):
         ("finetune.ema", ["ema         keys or null = null"]),
         ("finetune.ema", ["      ema: {decay: 0.9999}"]),
         ("command", ["    command: {kind: command, run: …}"]),
-        ("pipeline.notify", ["  - 'on': [finished, failed, stopped]"]),
+        ("pipeline.notify", ["  - 'on': [finished, failed, stopped]", "    command: …"]),
         ("sampler.tats.mask_ratio", ["  # pipelines/demo.yaml", "      sampler: {mask_ratio: 0.9}"]),
         ("pretrain.schedule.epoch", ["      schedule:", "      - {epoch: …}"]),
         ("pretrain.clip.frames", ["clip.frames  integer ≥ 1 = 16", "    T, frames a clip"]),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 
 import pytest
 
 from tats_core import tracking
+from tats_core.cli import ui
+from tats_core.store.run import RunRecord
 
 
 @pytest.fixture
@@ -89,3 +93,45 @@ def test_a_database_that_mlflow_cannot_open_is_a_sentence(tats, tmp_path):
     assert ended.code == 2
     assert ended.err.startswith(f"tats: {tmp_path / '.tats' / 'mlflow.db'}: cannot be opened as a database")
     assert len(ended.err.splitlines()) == 1
+
+
+@pytest.fixture
+def home_of_a_run(tmp_path):
+    run = "demo-20260102-100000000-aaaa"
+    record = RunRecord(run, "demo", "", "demo.yaml", str(tmp_path / ".tats"), "finished", 0.0, {})
+    record.tracking_run = "1"
+    record.save()
+    return tmp_path / ".tats"
+
+
+class NotFound(http.server.BaseHTTPRequestHandler):
+    """A server of something else."""
+
+    def do_GET(self):
+        self.send_error(404)
+
+    do_POST = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_server_that_is_no_mlflow_is_a_sentence(tats, home_of_a_run, monkeypatch):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), NotFound) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        ended = tats("ui", "--no-open")
+        server.shutdown()
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith(f"tats: the tracking server {address} answers 404; it is no MLflow server")
+
+
+@pytest.mark.parametrize("content", ["{}", "["])
+def test_a_damaged_file_of_the_newest_sweep_hides_no_other_run(home_of_a_run, capsys, content):
+    uri = tracking.tracking_uri(home_of_a_run)
+    tracking.connect(home_of_a_run, uri).create_experiment("demo")
+    (home_of_a_run / "runs" / "demo-20260102-100000000-aaaa" / "sweep.json").write_text(content)
+    assert ui._newest(home_of_a_run, uri, "http://page") == "http://page/#/experiments"
+    assert "sweep.json: is not the identity of a sweep" in capsys.readouterr().err

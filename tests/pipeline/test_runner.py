@@ -176,6 +176,11 @@ def test_from_a_stage_that_only_leaves_out_is_refused(load, home):
     assert [item.name for item in plan.items if item.action == "run"] == ["grow[a,scratch]"]
 
 
+def test_from_an_empty_name_is_refused_as_any_unknown_stage(load, home):
+    with pytest.raises(SpecError, match="--from : no stage named ''"):
+        runner.plan(load(TOY), home, from_stage="")
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, '{"id": 1}'])
 def test_the_damaged_record_of_another_run_decides_nothing(load, home, text):
     (runner.run(load(TOY), home).folder / "run.json").write_text(text)

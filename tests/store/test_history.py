@@ -48,6 +48,15 @@ def test_a_run_is_named_by_pipeline_id_or_its_beginning(home, name, meant):
     assert history.find(name, home).id == meant
 
 
+def test_a_damaged_record_that_is_passed_over_is_named(home, caplog):
+    (home / "runs" / IDS[2] / "run.json").write_text("{")
+    assert history.find("latest", home).id == IDS[1]
+    assert history.find("demo", home).id == IDS[0]
+    assert history.newest_finished(home, "demo_samplers") is not None
+    warning = f"tats: warning: a damaged run is passed over: {home / 'runs' / IDS[2] / 'run.json'}: is not"
+    assert [text[: len(warning)] for text in caplog.messages] == [warning, warning]
+
+
 def test_a_beginning_of_several_names_lists_them(home):
     with pytest.raises(
         SpecError, match=r"the ids of 2 runs begin with 'demo-2026' \(demo-20260103.*more of the id"
