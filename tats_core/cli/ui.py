@@ -66,23 +66,17 @@ def ui(
 
 
 def _show_server(home: Path, uri: str, open_page: bool | None) -> None:
-    from mlflow.exceptions import MlflowException
-
     from tats_core import tracking
-    from tats_core.tracking.server import brief
+    from tats_core.tracking import view
 
-    address = masked(uri).rstrip("/")
+    page = masked(uri).rstrip("/")
     try:
-        try:
-            address = tracking.asked(lambda: _newest(home, uri, address), uri)
-        except MlflowException as error:
-            tracking.check(tracking.connect(home, uri), uri)  # is it an MLflow server at all?
-            typer.echo(
-                f"tats: warning: the server keeps no view of the newest runs ({brief(error)})", err=True
-            )
+        address, refusal = view.on_server(home, uri, page, lambda: _newest(home, uri, page))
     except tracking.AwayError as error:
-        typer.echo(f"The runs are on an MLflow server that does not answer now: {address} ({error})")
+        typer.echo(f"The runs are on an MLflow server that does not answer now: {page} ({error})")
         return
+    if refusal:
+        typer.echo(f"tats: warning: the server keeps no view of the newest runs ({refusal})", err=True)
     typer.echo(f"The runs are on an MLflow server: open {address}")
     _open(address, open_page)
 

@@ -7,7 +7,8 @@ stored in a tag of the experiment, as its button "share" does; the address then 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -64,6 +65,22 @@ def address(client: MlflowClient, page: str, record: RunRecord) -> str:
     # Else the menu beside the runs is that of language models.
     query = {"workflowType": "machine_learning", "viewStateShareKey": key, **query}
     return f"{page}/#/experiments/{experiment.experiment_id}/runs?{urlencode(query)}"
+
+
+def on_server(home: Path, uri: str, page: str, find: Callable[[], str]) -> tuple[str, str]:
+    """Return what `find` returns, an address, and ""; or `page`, and why the server keeps no such view.
+
+    Raises:
+        AwayError: the server does not answer.
+        RefusedError: it is no MLflow server, or refuses this user.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return server.asked(find, uri), ""
+    except MlflowException as error:
+        server.check(server.connect(home, uri), uri)
+        return page, server.brief(error)
 
 
 def _runs(runs: Iterable[Run]) -> dict[str, object]:

@@ -91,15 +91,15 @@ def test_the_flow_is_computed_once_and_left_out_with_a_note_where_there_is_no_op
         computed.append(len(video_BCTHW))
         return _moving_corner(len(video_BCTHW))
 
-    monkeypatch.setattr(health, "flow_motion", flow)
-    monkeypatch.setattr(health, "has_flow", lambda: True)
+    monkeypatch.setattr(health.motion, "flow_motion", flow)
+    monkeypatch.setattr(health.motion, "has_flow", lambda: True)
     check = _check(tmp_path)
     for _ in range(2):
         metrics = check.policy(_mae(), Corner(32, 0.875))
     assert (metrics["flow_lift"], metrics["flow_oracle"], metrics["flow_share"]) == pytest.approx((8, 8, 1))
     assert computed == [32, 8]
 
-    monkeypatch.setattr(health, "has_flow", lambda: False)
+    monkeypatch.setattr(health.motion, "has_flow", lambda: False)
     metrics = _check(tmp_path, EventLog(tmp_path / "events.jsonl")).policy(_mae(), Corner(32, 0.875))
     assert not [name for name in metrics if name.startswith("flow")]
     (note,) = (
