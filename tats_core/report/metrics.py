@@ -46,10 +46,10 @@ _MEANINGS: Final = {
     "init": "pre-trained: from the joint pre-training; from scratch: from random weights, with the same"
     " labels and the same budget.",
     "motion_lift": "how much more motion the visible tokens hold than an average token; random sampling: 1.",
-    "flow_lift": "the same with motion measured by optical flow, the camera's taken out.",
-    "flow_share": "how much of the flow lift that the best choice of tokens would gain the sampler gains: 0"
-    " for random sampling, 1 for the best.",
-    "motion_share": "the same share for the motion of the motion lift.",
+    "motion_share": "the sampler's gain in motion lift as a share of the gain of the best choice of tokens:"
+    " 0 for random sampling, 1 for the best.",
+    "flow_lift": "the motion lift with motion measured by optical flow, the camera's taken out.",
+    "flow_share": "the sampler's gain in flow lift as a share of the gain of the best choice of tokens.",
     "motion_correlation": "rank correlation of the policy's scores with the tokens' motion; beside it those"
     " with flow, brightness and contrast: the largest says what the policy follows.",
     "entropy_share": "how open the policy still is: 1 picks evenly, 0 always picks the same tokens.",
