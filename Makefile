@@ -77,7 +77,7 @@ $(VENV)/.dev-installed: pyproject.toml requirements.lock | $(BIN)/pip
 	@touch $(VENV)/.dev-installed $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml requirements.lock | $(BIN)/pip
-	$(PIP) -e .
+	$(PIP) -e '.[flow]'
 	@touch $(VENV)/.installed
 
 # pip is the last thing that venv writes: an interrupted set-up is done again.
