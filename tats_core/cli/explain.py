@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tats_core.cli.options import writing
+from tats_core.cli.options import write_file, writing
 from tats_core.errors import SpecError, did_you_mean
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def explain(
     if out is not None:
         with writing(out, "--out"):
             out.mkdir(parents=True, exist_ok=True)
-            for name, page in pages().items():
-                (out / name).write_text(page, encoding="utf-8")
+        for name, page in pages().items():
+            write_file(out / name, page, "--out")
         return
     if not topic:
         typer.echo(_overview())

@@ -112,7 +112,10 @@ RESULTS: Final = tuple(key for key in (*TUNED, *FROZEN) if key != "interval")
 _POLICY: Final = ("mask_ratio", "motion_lift", "random_lift", "entropy_share")
 _YARDSTICKS: Final = ("flow_lift", "flow_share", "motion_share")
 _CORRELATIONS: Final = (
-    *("motion_correlation", "flow_correlation", "brightness_correlation", "contrast_correlation"),
+    "motion_correlation",
+    "flow_correlation",
+    "brightness_correlation",
+    "contrast_correlation",
 )
 PRETRAINED: Final = (*_POLICY, *_YARDSTICKS, "linear_top1", "knn_top1", "seconds", "peak_memory_mb")
 """Of a pre-training, in tables of several."""
@@ -129,17 +132,20 @@ SAMPLER: Final = (
 """Of a pre-training, on a page."""
 
 CURVES: Final = (
-    *(
-        "loss",
-        "attentive_loss",
-        "train_top1",
-        "motion_lift",
-        "flow_lift",
-        "entropy_share",
-        "kl",
-        "clip_fraction",
-    ),
-    *("explained_variance", "linear_top1", "knn_top1", "effective_rank", "lr", "clips_per_second"),
+    "loss",
+    "attentive_loss",
+    "train_top1",
+    "motion_lift",
+    "flow_lift",
+    "entropy_share",
+    "kl",
+    "clip_fraction",
+    "explained_variance",
+    "linear_top1",
+    "knn_top1",
+    "effective_rank",
+    "lr",
+    "clips_per_second",
 )
 """Drawn first, in this order; all others after them by their names."""
 REFERENCES: Final = frozenset(metric.against for metric in _REGISTRY if metric.against)

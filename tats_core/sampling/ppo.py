@@ -43,15 +43,6 @@ from tats_core.specs import StrictModel
 class PPOConfig(StrictModel):
     """How the sampler learns."""
 
-    @model_validator(mode="after")
-    def _clips_can_be_compared(self) -> Self:
-        if self.credit == "sequence" and self.reward_scale != "global":
-            raise ValueError(
-                "credit: sequence compares clips, of which all earn the same with "
-                f"reward_scale: {self.reward_scale}; set reward_scale: global"
-            )
-        return self
-
     credit: Literal["masked_token", "sequence"] = Field("masked_token", description="what a reward is for")
     normalize_advantage: bool = Field(
         True, description="advantages to mean 0, deviation 1 over the memory of all workers"
@@ -87,6 +78,15 @@ class PPOConfig(StrictModel):
         4, ge=1, description="parts of each iteration in the memory, each one optimiser step"
     )
     kl_stop: float | None = Field(0.05, gt=0, description="KL(old || new) that ends an update early, nats")
+
+    @model_validator(mode="after")
+    def _clips_can_be_compared(self) -> Self:
+        if self.credit == "sequence" and self.reward_scale != "global":
+            raise ValueError(
+                "credit: sequence compares clips, of which all earn the same with "
+                f"reward_scale: {self.reward_scale}; set reward_scale: global"
+            )
+        return self
 
 
 _LOG_RATIO: Final = 2.0

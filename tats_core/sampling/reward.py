@@ -34,10 +34,14 @@ class Outcome:
     tubelet: int
 
     @property
+    def index_BMP(self) -> Tensor:
+        """The token of each predicted value."""
+        return self.masked_BM.unsqueeze(-1).expand_as(self.prediction_BMP)
+
+    @property
     def difference_BMP(self) -> Tensor:
         """Prediction minus pixels."""
-        index_BMP = self.masked_BM.unsqueeze(-1).expand_as(self.prediction_BMP)
-        return self.prediction_BMP - self.patches_BNP.gather(1, index_BMP)
+        return self.prediction_BMP - self.patches_BNP.gather(1, self.index_BMP)
 
     def by_frame(self, values_BNP: Tensor) -> Tensor:
         """View a value of each pixel by slice, patch, channel and frame: `[B, F, S, C, T, Q]`."""
@@ -94,8 +98,8 @@ def dynamic(outcome: Outcome, floor: float) -> Tensor:
     an error that is the same in all slices, as of a texture that stands still, earns nothing. The error of
     a moving edge still grows with its contrast. `floor` is not used.
     """
-    index_BMP = outcome.masked_BM.unsqueeze(-1).expand_as(outcome.prediction_BMP)
-    difference_BNP = torch.zeros_like(outcome.patches_BNP).scatter(1, index_BMP, outcome.difference_BMP)
+    zero_BNP = torch.zeros_like(outcome.patches_BNP)
+    difference_BNP = zero_BNP.scatter(1, outcome.index_BMP, outcome.difference_BMP)
     difference_BFSCTQ = outcome.by_frame(difference_BNP)
     moving_BFSCTQ = difference_BFSCTQ - difference_BFSCTQ.mean((1, 4), keepdim=True)
     return outcome.masked(moving_BFSCTQ.square().mean((3, 4, 5)).flatten(1))

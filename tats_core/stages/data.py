@@ -110,8 +110,9 @@ class Data(StageKind[DataConfig]):
         for name in () if config.generate else config.names:
             try:
                 folder = _folder(config, name)
+                fingerprint = _fingerprint(folder)
                 for split in get_args(Split):
-                    _manifest(name, folder, split, config.fold, config.missing, _fingerprint(folder))
+                    _manifest(name, folder, split, config.fold, config.missing, fingerprint)
             except DataError as error:
                 faults.append(str(error))
         return faults
@@ -136,9 +137,10 @@ class Data(StageKind[DataConfig]):
             folders = {name: _folder(config, name) for name in config.names}
         for name, folder in folders.items():
             read: list[Manifest] = []
+            fingerprint = _fingerprint(folder)
             for split in get_args(Split):
                 ctx.check_stop()
-                manifest = _manifest(name, folder, split, config.fold, config.missing, _fingerprint(folder))
+                manifest = _manifest(name, folder, split, config.fold, config.missing, fingerprint)
                 for note in manifest.notes:
                     ctx.events.note(note)
                 read.append(manifest)

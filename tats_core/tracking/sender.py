@@ -27,7 +27,7 @@ from tats_core.store.layout import EVENTS, KEY, MANIFEST
 from tats_core.store.run import RunRecord
 from tats_core.tracking import server
 from tats_core.tracking.registry import Registry
-from tats_core.tracking.server import AwayError, RefusedError, brief
+from tats_core.tracking.server import AwayError, RefusedError, first_line
 from tats_core.training.events import Event, read_events
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Sender:
             keys = sorted({point.key for point in points})
             if len(keys) == 1:
                 steps = [point.step for point in points]
-                self._reject({"kind": f"curve {keys[0]}", "run": run.id, "steps": steps}, brief(error))
+                self._reject({"kind": f"curve {keys[0]}", "run": run.id, "steps": steps}, first_line(error))
                 return
             for key in keys:
                 self._log_points(run, [point for point in points if point.key == key])
@@ -179,7 +179,7 @@ class Sender:
             raise
         except Exception as error:  # noqa: BLE001 (the server refuses it for good, or a file is gone)
             server.check(self.client, self.uri)
-            self._reject(operation, brief(error))
+            self._reject(operation, first_line(error))
 
     def _reject(self, operation: Operation, reason: str) -> None:
         self.spool.reject(operation, reason)

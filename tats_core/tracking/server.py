@@ -165,7 +165,7 @@ def asked(call: Callable[[], Result], uri: str) -> Result:
     except (FileNotFoundError, StoreError):
         raise
     except (OSError, OperationalError) as error:
-        raise AwayError(brief(error)) from error  # a connection (`requests`), or a locked database
+        raise AwayError(first_line(error)) from error  # a connection (`requests`), or a locked database
     except MlflowException as error:
         status = error.get_http_status_code()  # type: ignore[no-untyped-call]
         if status == 401:
@@ -175,7 +175,7 @@ def asked(call: Callable[[], Result], uri: str) -> Result:
                 raise RefusedError(f"the tracking server {masked(uri)} {advice}") from error
         if status < 500 and status not in (408, 429):
             raise
-        raise AwayError(brief(error), broken=status == 500) from error
+        raise AwayError(first_line(error), broken=status == 500) from error
 
 
 def check(client: MlflowClient, uri: str) -> None:
@@ -191,11 +191,11 @@ def check(client: MlflowClient, uri: str) -> None:
         asked(lambda: client.search_experiments(max_results=1), uri)
     except MlflowException as error:
         status = error.get_http_status_code()  # type: ignore[no-untyped-call]
-        advice = _ADVICE.get(status, f"see the server's log ({brief(error)})")
+        advice = _ADVICE.get(status, f"see the server's log ({first_line(error)})")
         raise RefusedError(f"the tracking server {masked(uri)} answers {status}; {advice}") from error
 
 
-def brief(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error, short and without secrets."""
     text = masked(f"{type(error).__name__}: {error}").splitlines()[0]
     return text if len(text) <= 200 else text[:197] + "..."
@@ -214,7 +214,7 @@ def aliased(home: Path) -> dict[Path, str]:
         return dict(_aliased(connect(home, uri)))
     except Exception as error:  # any error: which models have an alias is unknown
         raise StoreError(
-            f"the tracking server cannot be asked which models have an alias ({brief(error)})"
+            f"the tracking server cannot be asked which models have an alias ({first_line(error)})"
         ) from error
 
 

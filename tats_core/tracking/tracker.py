@@ -13,7 +13,7 @@ from tats_core.addresses import masked
 from tats_core.store.journal import TRACKED, Spool, pending
 from tats_core.store.run import RunRecord, StageConfig, StageRecord
 from tats_core.tracking.sender import Sender, remember
-from tats_core.tracking.server import AwayError, RefusedError, brief, tracking_uri
+from tats_core.tracking.server import AwayError, RefusedError, first_line, tracking_uri
 from tats_core.training.events import Event, Events
 
 _POLL_SECONDS = 0.5  # between two readings of the journal
@@ -172,7 +172,7 @@ class Tracker:
         except RefusedError as error:
             self._refused = masked(str(error))
         except Exception as error:  # a fault of tracking must not end hours of training
-            self._away = brief(error)
+            self._away = first_line(error)
             logging.getLogger(__name__).debug("tracking ended", exc_info=True)
         finally:
             self._done.set()

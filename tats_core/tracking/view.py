@@ -80,7 +80,7 @@ def on_server(home: Path, uri: str, page: str, find: Callable[[], str]) -> tuple
         return server.asked(find, uri), ""
     except MlflowException as error:
         server.check(server.connect(home, uri), uri)
-        return page, server.brief(error)
+        return page, server.first_line(error)
 
 
 def _runs(runs: Iterable[Run]) -> dict[str, object]:

@@ -129,7 +129,7 @@ class HealthCheck:
             rollout = sampler.act(tokens_BND, generator)
             # Several draws: a single one has too few tokens to distinguish 1.0 from noise.
             draws = [blind.act(tokens_BND, generator).visible_BK for _ in range(_BLIND_DRAWS)]
-            motions = self.motions(part, mae.clip)
+            motions = self.motions(part, video_BCTHW, mae.clip)
             for name, motion_BN in motions.items():
                 columns[name].append(motion_BN.mean(1))
                 columns[f"{name}_lift"].append(motion_BN.gather(1, rollout.visible_BK).mean(1))
@@ -164,10 +164,10 @@ class HealthCheck:
             "coverage": float(coverage),
         }
 
-    def motions(self, part: slice, clip: ClipConfig) -> dict[str, Tensor]:
-        """Each kind of motion of a part of the held-out clips, by token: `[B, N]`."""
+    def motions(self, part: slice, video_BCTHW: Tensor, clip: ClipConfig) -> dict[str, Tensor]:
+        """Each kind of motion of a part of the held-out clips, given its normalised videos: `[B, N]`."""
         device = self.world.device
-        change_BN = per_token(motion.pixel_motion(normalise(self.held_out.test_BCTHW[part].to(device))), clip)
+        change_BN = per_token(motion.pixel_motion(video_BCTHW), clip)
         motions = {"motion": change_BN, "pixel_motion": change_BN}
         if self.held_out.motion_BTHW is not None:
             motions["motion"] = per_token(self.held_out.motion_BTHW[part].float().to(device), clip)

@@ -4,7 +4,6 @@ import contextlib
 import getpass
 import json
 import os
-import shutil
 import socket
 import sqlite3
 import threading
@@ -43,25 +42,6 @@ stages:
   make: {kind: make, value: 3}
   grow: {kind: grow, needs: make, matrix: {init: [pretrained, scratch]}}
 """
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("empty")
-    tracking.connect(home, tracking.tracking_uri(home))
-    return home / "mlflow.db"
-
-
-@pytest.fixture
-def home(tmp_path: Path, empty_database: Path) -> Path:
-    (tmp_path / "home").mkdir()
-    shutil.copy(empty_database, tmp_path / "home" / "mlflow.db")
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def client(home: Path) -> MlflowClient:
-    return tracking.connect(home, tracking.tracking_uri(home))
 
 
 def children(client: MlflowClient, record: RunRecord) -> dict[str, Run]:

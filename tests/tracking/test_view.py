@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from mlflow import MlflowClient
 
-from tats_core import tracking
 from tats_core.files import write_json
 from tats_core.pipeline import runner
 from tats_core.stages.base import StageContext
@@ -26,25 +23,6 @@ pytestmark = [
 
 PAGE = "http://127.0.0.1:5000"
 GROW = "stages: {grow: {kind: grow, init: scratch}}"
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("empty")
-    tracking.connect(home, tracking.tracking_uri(home))
-    return home / "mlflow.db"
-
-
-@pytest.fixture
-def home(tmp_path: Path, empty_database: Path) -> Path:
-    (tmp_path / "home").mkdir()
-    shutil.copy(empty_database, tmp_path / "home" / "mlflow.db")
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def client(home: Path) -> MlflowClient:
-    return tracking.connect(home, tracking.tracking_uri(home))
 
 
 def shown(client: MlflowClient, address: str) -> tuple[dict[str, Any], list[str], dict[str, list[str]]]:
