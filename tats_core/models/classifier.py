@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tats_core.models.tokens import ClipConfig, patchify
-from tats_core.models.vit import VideoViT, ViTConfig
+from tats_core.models.vit import VideoViT, ViTConfig, initialise, small_normal
 
 HeadNorm = Literal["layer", "batch"]
 
@@ -36,7 +36,7 @@ class VideoClassifier(nn.Module):
         head_scale: float = 0.001,
     ) -> None:
         super().__init__()
-        self.encoder = VideoViT(vit, clip, drop_path)
+        self.encoder = VideoViT(vit, clip, drop_path, small_normal)
         # Mean pooling has its own norm; the encoder's, trained for single tokens, is removed.
         self.encoder.norm = nn.Identity()  # type: ignore[assignment]
         self.head_norm: nn.Module = (
@@ -46,8 +46,7 @@ class VideoClassifier(nn.Module):
         )
         self.head_dropout = nn.Dropout(head_dropout)
         self.head = nn.Linear(vit.width, classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        initialise(self.head, small_normal)
         with torch.no_grad():
             self.head.weight.mul_(head_scale)
 

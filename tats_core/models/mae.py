@@ -132,10 +132,11 @@ class VideoMAE(nn.Module):
         self.decoder = blocks(width, mae.decoder_depth, mae.decoder_heads, vit.mlp_ratio, 0.0)
         self.decoder_norm = nn.LayerNorm(width, eps=1e-6)
         self.to_pixels = nn.Linear(width, clip.pixels)
+        # VideoMAE's first weights: Xavier's inside encoder and decoder, which `to_pixels` is a part of;
+        # PyTorch's own for `to_decoder`; a mask token cut at one deviation, so that .0108 of .02 remain.
         initialise_blocks(self.decoder, vit)
-        for module in (self.to_decoder, self.to_pixels):
-            module.apply(initialise)
-        nn.init.normal_(self.mask_token, std=0.02)
+        initialise(self.to_pixels)
+        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
 
     def forward(self, patches_BNP: Tensor, visible_BK: Tensor, masked_BM: Tensor) -> Reconstruction:
         """Predict `masked_BM` from `visible_BK`; `patches_BNP` are normalised pixels cut by `patchify`.

@@ -84,15 +84,14 @@ class CubeEmbedding(nn.Module):
     """Linear embedding of each token's pixels; its weight has Conv3d's shape `[D, 3, t, p, p]`.
 
     A 3-D convolution with kernel = stride is this matrix product, which is several times faster on a CPU
-    and can be applied to the visible tokens alone. The shape is kept so that VideoMAE's weights load.
+    and can be applied to the visible tokens alone. The shape is kept so that VideoMAE's weights load, and so
+    are PyTorch's first weights of a convolution, which VideoMAE leaves as they are: weights and biases
+    uniform in +-1 / sqrt(P). (The image MAE and timm draw Xavier's here, which is wider.)
     """
 
     def __init__(self, clip: ClipConfig, width: int) -> None:
         super().__init__()
         convolution = nn.Conv3d(3, width, (clip.tubelet, clip.patch, clip.patch))
-        # timm's and VideoMAE's choice for this layer: Xavier on the flattened kernel.
-        nn.init.xavier_uniform_(convolution.weight.view(width, -1))
-        nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
         self.weight, self.bias = convolution.weight, convolution.bias
 
     def forward(self, patches_BMP: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Axes: B clips, N tokens, M some of the tokens, P pixel values a token, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -94,22 +95,33 @@ def run_blocks(blocks: nn.ModuleList, tokens_BMD: Tensor, recompute: bool) -> Te
     return tokens_BMD
 
 
-def initialise(module: nn.Module) -> None:
-    """VideoMAE's initialisation of a layer: Xavier-uniform matrices, zero biases, unit norms."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm):
-        nn.init.ones_(module.weight)
-        nn.init.zeros_(module.bias)
+Matrices = Callable[[Tensor], object]
+"""Draws the first weights of a Linear layer in place."""
 
 
-def initialise_blocks(blocks: nn.ModuleList, config: ViTConfig) -> None:
+def small_normal(weight: Tensor) -> None:
+    """The matrices of VideoMAE's fine-tuning model, where no checkpoint replaces them.
+
+    Its truncation, at +-2 and not at two deviations, cuts nothing.
+    """
+    nn.init.trunc_normal_(weight, std=0.02)
+
+
+def initialise(module: nn.Module, matrices: Matrices = nn.init.xavier_uniform_) -> None:
+    """Initialise the Linear layers in `module`: Xavier-uniform (VideoMAE's pre-training), zero biases."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            matrices(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
+def initialise_blocks(
+    blocks: nn.ModuleList, config: ViTConfig, matrices: Matrices = nn.init.xavier_uniform_
+) -> None:
     """Initialise transformer blocks as `config` says."""
     from timm.models.vision_transformer import Block
 
-    blocks.apply(initialise)
+    initialise(blocks, matrices)
     if config.attention_init == "mimetic":
         for block in blocks:
             assert isinstance(block, Block)
@@ -151,7 +163,13 @@ class VideoViT(nn.Module):
 
     position_ND: Tensor
 
-    def __init__(self, config: ViTConfig, clip: ClipConfig, drop_path: float = 0.0) -> None:
+    def __init__(
+        self,
+        config: ViTConfig,
+        clip: ClipConfig,
+        drop_path: float = 0.0,
+        matrices: Matrices = nn.init.xavier_uniform_,
+    ) -> None:
         super().__init__()
         self.config, self.clip = config, clip
         self.embedding = CubeEmbedding(clip, config.width)
@@ -159,7 +177,7 @@ class VideoViT(nn.Module):
         self.register_buffer("position_ND", positions(clip, config.width, config.positions), persistent=False)
         self.blocks = blocks(config.width, config.depth, config.heads, config.mlp_ratio, drop_path)
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
-        initialise_blocks(self.blocks, config)
+        initialise_blocks(self.blocks, config, matrices)
 
     def tokenize(self, patches_BNP: Tensor) -> Tensor:
         """Embed all tokens and add their positions: `[B, N, P]` to `[B, N, D]`."""

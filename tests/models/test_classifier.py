@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -47,3 +48,25 @@ def test_a_layer_norm_before_the_head_sees_one_clip_at_a_time() -> None:
     assert isinstance(model.head_norm, nn.LayerNorm)
     video_BCTHW = torch.randn(3, 3, 4, 8, 8)
     torch.testing.assert_close(model(video_BCTHW)[:1], model(video_BCTHW[:1]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_training_from_scratch_starts_with_normal_matrices_as_videomaes() -> None:
+    # modeling_finetune.py: truncated normal of .02, at +-2, which cuts nothing; zero biases; the cube
+    # embedding is a convolution and keeps PyTorch's, uniform in +-1 / sqrt(96).
+    encoder = _classifier().encoder
+    for layer in (module for module in encoder.blocks.modules() if isinstance(module, nn.Linear)):
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.1)
+        assert 0.05 < layer.weight.abs().max() < 0.12
+        assert not layer.bias.any()
+    assert 0.98 * 96**-0.5 < encoder.embedding.weight.abs().max() <= 96**-0.5
+    head = _classifier(head_scale=0.001).head
+    assert head.weight.std().item() == pytest.approx(2e-5, rel=0.2)
+    assert not head.bias.any()
+
+
+def test_mimetic_attention_replaces_the_normal_matrices_of_attention_alone() -> None:
+    torch.manual_seed(0)
+    mimetic = VIT.model_copy(update={"attention_init": "mimetic"})
+    block = VideoClassifier(mimetic, CLIP, 5).encoder.blocks[0]
+    assert block.mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert block.attn.proj.weight.std() > 0.05

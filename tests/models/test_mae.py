@@ -197,3 +197,24 @@ def test_the_loss_reaches_every_parameter() -> None:
     mae = _mae(global_token=True)
     mae(torch.randn(2, N, P), *_split()).error_BM.mean().backward()
     assert [name for name, p in mae.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_the_first_weights_are_those_of_videomaes_pre_training() -> None:
+    torch.manual_seed(0)
+    vit = ViTConfig.model_validate({"preset": "vit_micro", "width": 48, "depth": 1, "heads": 3})
+    mae = VideoMAE(vit, MAEConfig(decoder_width=256, decoder_depth=1, decoder_heads=2), CLIP)
+    # modeling_pretrain.py: `_init_weights` of encoder and decoder draws Xavier's, sqrt(6 / (in + out)), ...
+    for layer, fans in (
+        (mae.encoder.blocks[0].attn.qkv, 48 + 144),
+        (mae.decoder[0].mlp.fc1, 256 + 1024),
+        (mae.to_pixels, 256 + P),
+    ):
+        assert 0.99 * (6 / fans) ** 0.5 < layer.weight.abs().max() <= (6 / fans) ** 0.5
+        assert layer.weight.std().item() == pytest.approx((2 / fans) ** 0.5, rel=0.03)
+        assert not layer.bias.any()
+    # ... encoder_to_decoder, outside both, keeps PyTorch's: uniform in +-1 / sqrt(in), ...
+    assert 0.99 * 48**-0.5 < mae.to_decoder.weight.abs().max() <= 48**-0.5
+    assert mae.to_decoder.weight.std().item() == pytest.approx(144**-0.5, rel=0.03)
+    # ... and the mask token's normal is cut at one deviation, which leaves .5396 of it.
+    assert mae.mask_token.abs().max() <= 0.02
+    assert mae.mask_token.std().item() == pytest.approx(0.5396 * 0.02, rel=0.1)

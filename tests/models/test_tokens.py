@@ -65,13 +65,18 @@ def test_the_cube_embedding_is_a_convolution_whose_stride_is_its_kernel() -> Non
     torch.testing.assert_close(embedded_BND, expected_BDFHW.flatten(2).transpose(1, 2), rtol=0, atol=1e-12)
 
 
-def test_the_cube_embedding_starts_with_xavier_on_the_flattened_kernel() -> None:
+def test_the_cube_embedding_has_the_first_weights_of_a_convolution_as_videomaes() -> None:
     torch.manual_seed(0)
-    embedding = CubeEmbedding(CLIP, 64)
-    bound = math.sqrt(6 / (CLIP.pixels + 64))
-    assert embedding.weight.shape == (64, 3, 2, 3, 3)
-    assert 0.95 * bound < embedding.weight.abs().max() <= bound
-    assert not embedding.bias.any()
+    embedding = CubeEmbedding(CLIP, 640)
+    # VideoMAE's modeling_finetune.py initialises Linear layers and norms only. A kernel sees 3*2*3*3 = 54
+    # values: uniform in +-1 / sqrt(54), deviation that by sqrt(3).
+    bound = 54**-0.5
+    assert embedding.weight.shape == (640, 3, 2, 3, 3)
+    for values in (embedding.weight, embedding.bias):
+        assert 0.99 * bound < values.abs().max() <= bound
+        assert values.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+    torch.manual_seed(0)
+    assert torch.equal(embedding.weight, nn.Conv3d(3, 640, (2, 3, 3)).weight)
 
 
 def test_joint_positions_start_as_worked_by_hand() -> None:
