@@ -25,7 +25,11 @@ class OptimizerConfig(StrictModel):
 
     base_lr: float = Field(1.5e-4, gt=0, description="peak learning rate at a global batch of 256")
     min_lr: float = Field(1e-5, ge=0, description="learning rate at the end, scaled alike")
-    warmup_lr: float = Field(1e-6, ge=0, description="learning rate at the start, scaled alike")
+    warmup_lr: float = Field(
+        0.0,
+        ge=0,
+        description="learning rate of the first step, scaled alike (VideoMAE's declares 1e-6, uses 0)",
+    )
     warmup_epochs: float = Field(40, ge=0, description="epochs of linear warm-up")
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's betas")
     weight_decay: float = Field(0.05, ge=0, description="AdamW's decoupled weight decay")
@@ -52,9 +56,12 @@ class OptimizerConfig(StrictModel):
 
 
 def cosine(step: float, steps: float, warmup: float, peak: float, start: float, end: float) -> float:
-    """Learning rate at `step` of `steps`: linear from `start` to `peak`, then a cosine down to `end`."""
+    """Learning rate at `step` of `steps`: linear from `start` to `peak`, then a cosine from there to `end`.
+
+    The last step of the warm-up has the peak, and so has the first one after it, as in VideoMAE's code.
+    """
     if step < warmup:
-        return start + (peak - start) * step / warmup
+        return start + (peak - start) * min(1.0, step / max(1.0, warmup - 1))
     share = min(1.0, (step - warmup) / max(1e-9, steps - warmup))
     return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * share))
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -31,8 +32,9 @@ from tats_core.training.optim import (
     ("step", "rate"),
     [
         (0, 1.0),  # the start
-        (5, 5.5),  # half of the warm-up
-        (10, 10.0),  # the peak
+        (3, 4.0),  # a third of the warm-up: numpy.linspace(1, 10, 10)[3]
+        (9, 10.0),  # its last step has the peak,
+        (10, 10.0),  # and so has the first of the cosine
         (35, 2.0 + 8.0 * 0.5 * (1 + math.cos(math.pi / 4))),
         (60, 6.0),  # half way down: the mean of peak and end
         (110, 2.0),
@@ -262,3 +264,17 @@ def test_models_built_side_by_side_have_the_weights_of_models_built_alone() -> N
         together = list(threads.map(build, range(6)))
     for first, second in zip(alone, together, strict=True):
         assert torch.equal(first, second)
+
+
+def test_a_warm_up_is_numpys_linspace_and_a_cosine_of_the_other_steps_as_in_videomae() -> None:
+    # utils.py's cosine_scheduler: 4 steps of warm-up from 0 to the peak of 3, then 12 steps of the cosine.
+    expected = [*np.linspace(0, 3, 4), *(0.1 + 1.45 * (1 + math.cos(math.pi * i / 12)) for i in range(12))]
+    config = OptimizerConfig(base_lr=3.0, min_lr=0.1, warmup_epochs=2)
+    rates = [config.lr(step, steps_per_epoch=2, epochs=8, global_batch=256) for step in range(16)]
+    assert rates == pytest.approx(expected)
+
+
+def test_a_warm_up_of_one_step_or_of_a_part_of_one_starts_at_its_start() -> None:
+    assert cosine(0, 100, 1, peak=3.0, start=1.0, end=0.0) == 1
+    assert cosine(0, 100, 0.5, peak=3.0, start=1.0, end=0.0) == 1
+    assert cosine(1, 100, 1.5, peak=3.0, start=1.0, end=0.0) == 3

@@ -447,9 +447,9 @@ def test_the_log_has_every_step_the_health_metrics_and_the_end(
     assert [e["step"] for e in points] == list(range(1, 10))
     assert points[-1]["values"]["loss"] == metrics["loss"]
     assert {"entropy_share", "kl", "clip_fraction", "ratio_q99", "reward_std"} <= points[0]["values"].keys()
-    # One epoch of warm-up to 0.05 * 4 / 256, from 1e-6 * 4 / 256 in three steps.
+    # One epoch of warm-up from 0 to 0.05 * 4 / 256 in three steps; the cosine begins at the peak.
     rates = [e["values"]["lr"] for e in points]
-    assert rates[:4] == pytest.approx([s * (5e-2 - 1e-6) / 64 / 3 + 1e-6 / 64 for s in range(4)])
+    assert rates[:4] == pytest.approx([share * 5e-2 / 64 for share in (0, 0.5, 1, 1)])
     # Health before the first step, every second epoch and at the end.
     checked = [(e["step"], e["values"]["checked_at"]) for e in events if "checked_at" in e.get("values", {})]
     assert checked == [(0, 0.0), (6, 6.0), (9, 9.0)]
