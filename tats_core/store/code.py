@@ -22,6 +22,7 @@ _NEUTRAL = (
     "tats_core.errors",
     "tats_core.files",
     "tats_core.machine",
+    "tats_core.registry",
     "tats_core.specs",
     "tats_core.training.checkpoint",
     "tats_core.training.events",
