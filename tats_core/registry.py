@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import Distribution, EntryPoint, entry_points
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from tats_core.errors import SpecError, did_you_mean
 
@@ -63,6 +63,14 @@ class Registry(Generic[Member]):
     def register(self, name: str, member: Member) -> None:
         """Add a member for the rest of this process; a known name is replaced."""
         self._members[name] = member
+
+    def module(self, name: str) -> str:
+        """Return the module of a member."""
+        member: Any = self[name]
+        if name in self.shipped:
+            return self.shipped[name].partition(":")[0]
+        points = [] if name in self._members else self._plugins[name]
+        return points[0].module if points else str(member.__module__)
 
     def distribution(self, name: str) -> Distribution | None:
         """Return the installed package that a member comes from; None for this one."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -42,26 +42,44 @@ class NotIdentity:
 
 
 def identity(config: BaseModel) -> Raw:
+    """Return what is part of a key: `config` as JSON values, at every depth without what cannot matter.
+
+    That are the fields marked `NotIdentity`, and those that are off: None, or where None is no choice, False
+    or empty. An option that a later version adds, off by default, thus leaves all keys as they are, while a
+    default that changes, to or from off too, changes them. An option with another default changes what is
+    done, and so the keys.
+    """
+    return config.model_dump(mode="json", by_alias=True, exclude=_left_out(config, off=True))
+
+
+def settings(config: BaseModel) -> Raw:
     """Return `config` as JSON values, at every depth without the fields marked `NotIdentity`."""
-    return config.model_dump(mode="json", by_alias=True, exclude=_marked(config))
+    return config.model_dump(mode="json", by_alias=True, exclude=_left_out(config, off=False))
 
 
-def _marked(value: object) -> Any:
-    """Return the marked fields of `value`, as pydantic's `exclude` takes them."""
+def _left_out(value: object, *, off: bool) -> Any:
+    """Return the fields of `value` to leave out, as pydantic's `exclude` takes them."""
     parts: dict[str | int, object]
     if isinstance(value, BaseModel):
-        fields = type(value).model_fields
-        parts = {
-            name: True if NotIdentity in field.metadata else _marked(getattr(value, name))
-            for name, field in fields.items()
-        }
+        parts = {}
+        for name, field in type(value).model_fields.items():
+            part = getattr(value, name)
+            out = NotIdentity in field.metadata or (off and _is_off(part, field))
+            parts[name] = out or _left_out(part, off=off)
     elif isinstance(value, Mapping):
-        parts = {key: _marked(part) for key, part in value.items()}
+        parts = {key: _left_out(part, off=off) for key, part in value.items()}
     elif isinstance(value, list | tuple):
-        parts = {index: _marked(part) for index, part in enumerate(value)}
+        parts = {index: _left_out(part, off=off) for index, part in enumerate(value)}
     else:
         return None
     return {key: part for key, part in parts.items() if part} or None
+
+
+def _is_off(value: object, field: FieldInfo) -> bool:
+    # One value of a field: of two that are left out, the keys would be the same.
+    if value is None or type(None) in get_args(field.annotation):
+        return value is None
+    return isinstance(value, bool | Mapping | list | tuple) and not value
 
 
 def folders(menu: Menu) -> list[tuple[str, Path]]:

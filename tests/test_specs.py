@@ -344,6 +344,38 @@ def test_marked_fields_are_no_part_of_an_identity_at_any_depth_and_names_alone_m
     }
 
 
+class Later(Training):
+    ema: float | None = None
+    mirror: bool = False
+    tags: tuple[str, ...] = ()
+    either: bool | None = None
+
+
+def test_an_option_that_is_added_and_off_changes_no_identity_and_every_other_value_does():
+    assert specs.identity(Later()) == specs.identity(Training())
+    others = [{"ema": 0.0}, {"mirror": True}, {"tags": ("a",)}, {"either": True}, {"either": False}]
+    identities = [specs.identity(Later(**values)) for values in others]
+    assert len({str(identity) for identity in identities}) == len(others)
+    assert specs.identity(Training()) not in identities
+
+
+class Changed(Later):
+    a: int = 2
+    ema: float | None = 0.9
+    mirror: bool = True
+
+
+def test_a_default_that_changes_changes_the_identity_of_what_left_it_out():
+    before, after = specs.identity(Later()), specs.identity(Changed())
+    assert after == before | {"a": 2, "ema": 0.9, "mirror": True}
+    assert specs.identity(Changed(a=1, ema=None, mirror=False)) == before
+
+
+def test_settings_can_be_built_again():
+    changed = Changed(ema=None, mirror=False)
+    assert Changed.model_validate(specs.settings(changed)) == changed
+
+
 class Grid(StrictModel):
     kind: Literal["grid"]
 

@@ -18,8 +18,8 @@ from tats_core.errors import SpecError
 from tats_core.pipeline import graph
 from tats_core.pipeline import spec as pipelines
 from tats_core.pipeline.graph import Instance
+from tats_core.pipeline.keys import code_of
 from tats_core.specs import identity
-from tats_core.store import code
 from tats_core.sweep import spec as sweeps
 
 Kind = Literal["pipeline", "sweep"]
@@ -118,7 +118,7 @@ def _facts(stages: Iterable[Instance]) -> dict[str, object]:
         stage.name: {
             "kind": f"{stage.kind.name}/{stage.kind.version}",
             "config": identity(stage.config),
-            "code": code.digests((stage.kind.__module__, *stage.kind.code)),
+            "code": code_of(stage),
             "needs": list(stage.needs),
         }
         for stage in stages

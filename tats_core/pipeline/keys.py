@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+
+from pydantic import BaseModel
 
 from tats_core.pipeline.graph import Instance
-from tats_core.specs import identity
+from tats_core.registry import Registry
+from tats_core.specs import NotIdentity, identity
 from tats_core.store import code
 from tats_core.store.outputs import KeyInput, OwnComponents, StageKey, canonical
 
@@ -32,6 +35,31 @@ def own_components(instance: Instance, pipeline: str) -> OwnComponents:
     return {
         "kind": f"{kind.name}/{kind.version}" + (f" of {pipeline}" if kind.gathers else ""),
         "config": identity(instance.config),
-        "code": dict(code.digests((kind.__module__, *kind.code))),
+        "code": code_of(instance),
         "external": dict(kind.external(instance.config)),
     }
+
+
+def code_of(instance: Instance) -> dict[str, str]:
+    """Return module → digest of the code that can change the output of `instance`."""
+    kind = instance.kind
+    chosen = sorted(set(_chosen(instance.config)))
+    return dict(code.digests((kind.__module__, *kind.code, *chosen)))
+
+
+def _chosen(value: object) -> Iterator[str]:
+    """Yield the modules of what a configuration chooses: those of its parts, and of members that it names."""
+    if isinstance(value, BaseModel):
+        yield type(value).__module__
+        for name, field in type(value).model_fields.items():
+            part = getattr(value, name)
+            if NotIdentity not in field.metadata:
+                yield from _chosen(part)
+                registries = (mark for mark in field.metadata if isinstance(mark, Registry))
+                yield from (registry.module(part) for registry in registries if part is not None)
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _chosen(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _chosen(part)

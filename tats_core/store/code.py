@@ -1,20 +1,25 @@
 """The digest of the code that a stage depends on.
 
-A module's digest is that of its syntax tree without docstrings, so comments and formatting do not change it.
-A stage depends on its module and on every module of tats_core that this imports, directly or not.
+A stage depends on the module of its kind, on those of the members that its configuration chooses, and on
+every module of tats_core (or of the same plugin) that these import, directly or not. A registry names its
+members as text, which is no import: what is not chosen does not count.
+
+A module's digest is that of its syntax tree without what cannot change an output: comments and docstrings,
+the texts of errors, the names in a registry, and of a configuration's field what only checks or describes it
+(its value is in the key). A field that is off by default is left out altogether: see `specs.identity`.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.util
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
 PACKAGE = "tats_core"
-_ROOT = Path(__file__).resolve().parents[1]
 
 # These cannot change an output: messages, the reading of a configuration (the key holds its result), the
 # machine's description, logs, checkpoints, the engine around the stages.
@@ -41,10 +46,10 @@ _STAGES = "tats_core.stages."
 
 @cache
 def digests(modules: tuple[str, ...]) -> Mapping[str, str]:
-    """Return module → digest (16 hex digits) for `modules` and all they import from tats_core."""
+    """Return module → digest (16 hex digits) for `modules` and all they import of their packages."""
     named = set(modules)
     known: dict[str, str] = {}
-    waiting = [(part, part in named) for module in named for part in list(_with_packages(module)) or [module]]
+    waiting = [(part, part in named) for module in named for part in _with_packages(module)]
     while waiting:
         module, as_output = waiting.pop()
         drawn = _within(module, _DRAWN)
@@ -90,8 +95,9 @@ def _text(module: str) -> bytes:
 
 
 def _path(module: str) -> Path:
-    # A stage kind may live outside of the package; of what it imports, only tats_core counts.
-    return _file(module) or Path(sys.modules[module].__file__ or "")
+    path = _file(module)
+    assert path is not None, f"{module} has no file"
+    return path
 
 
 @cache
@@ -103,53 +109,100 @@ def _parsed(module: str) -> tuple[str, tuple[str, ...]]:
 
 
 def digest_of(tree: ast.Module) -> str:
-    """Return the digest of a module's syntax tree; the tree loses its docstrings."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            # Every string that is a statement: a docstring, or the explanation under a field.
-            node.body = [statement for statement in node.body if not _is_text(statement)] or [ast.Pass()]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+    """Return the digest of a module's syntax tree; the tree loses what cannot change an output."""
+    return hashlib.sha256(ast.dump(_Essence().visit(tree)).encode()).hexdigest()[:16]
 
 
-def _is_text(node: ast.stmt) -> bool:
-    value = node.value if isinstance(node, ast.Expr) else None
-    return isinstance(value, ast.Constant) and isinstance(value.value, str)
+class _Essence(ast.NodeTransformer):
+    """Takes away what cannot change an output."""
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        """Take it from `node` and all that is in it."""
+        super().generic_visit(node)
+        match node:
+            case ast.Module() | ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+                node.body = [part for part in node.body if not _says_nothing(part)] or [ast.Pass()]
+            case ast.Raise(exc=ast.Call() as call):
+                call.args = [arg for arg in call.args if not _is_text(arg)]
+            case ast.Call() if _calls(node, "Field"):
+                # Its limits and its description: what it is by default stays.
+                node.keywords = [word for word in node.keywords if word.arg in ("default", "default_factory")]
+        return node
+
+
+def _says_nothing(node: ast.stmt) -> bool:
+    match node:
+        case ast.Expr(value=value):  # a docstring, or the explanation under a field
+            return _is_text(value)
+        case ast.AnnAssign(value=ast.Call() as call) if _calls(call, "Field"):
+            return _is_off(call) or any(_names(part, "NotIdentity") for part in ast.walk(node.annotation))
+        case ast.Assign(value=ast.Call() as call) | ast.AnnAssign(value=ast.Call() as call):
+            return _calls(call, "Registry")
+    return False
+
+
+def _calls(call: ast.Call, name: str) -> bool:
+    return _names(call.func.value if isinstance(call.func, ast.Subscript) else call.func, name)
+
+
+def _names(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def _is_off(field: ast.Call) -> bool:
+    match [*field.args, *(word.value for word in field.keywords)]:
+        case (
+            [ast.Constant(value=None | False)]
+            | [ast.Tuple(elts=[])]
+            | [ast.Name(id="dict" | "tuple" | "list")]
+        ):
+            return True
+    return False
 
 
 def _imports(tree: ast.Module, module: str, is_package: bool) -> Iterator[str]:
+    packages = (PACKAGE, module.split(".")[0])
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for name in node.names:
-                yield from _with_packages(name.name)
+                yield from _with_packages(name.name, packages)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 parts = module.split(".")
                 above = parts[: len(parts) - node.level + is_package]
                 base = ".".join([*above, *([node.module] if node.module else [])])
-            yield from _with_packages(base)
+            yield from _with_packages(base, packages)
             for name in node.names:
                 # `from tats_core.data import manifest` imports a module, `... import BENCHMARKS` a name.
-                if _file(f"{base}.{name.name}"):
-                    yield from _with_packages(f"{base}.{name.name}")
+                yield from _with_packages(f"{base}.{name.name}", packages)
 
 
-def _with_packages(module: str) -> Iterator[str]:
+def _with_packages(module: str, packages: Iterable[str] | None = None) -> Iterator[str]:
+    """Yield those of a module and of the packages around it that are files, in `packages` (None: in any)."""
     parts = module.split(".")
-    if parts[0] != PACKAGE:
-        return
-    for length in range(1, len(parts) + 1):
-        if _file(".".join(parts[:length])):
-            yield ".".join(parts[:length])
+    if packages is None or parts[0] in packages:
+        for length in range(1, len(parts) + 1):
+            if _file(".".join(parts[:length])):
+                yield ".".join(parts[:length])
 
 
 @cache
 def _file(module: str) -> Path | None:
-    first, *rest = module.split(".")
-    if first != PACKAGE:
+    """Return the file of a module, if it is one; its package must be installed or be imported."""
+    loaded = sys.modules.get(module)
+    if loaded is not None and loaded.__file__ is not None:
+        return Path(loaded.__file__)
+    package, _, name = module.rpartition(".")
+    if not package:
+        spec = importlib.util.find_spec(module)
+        return Path(spec.origin) if spec is not None and spec.origin is not None else None
+    parent = _file(package)
+    if parent is None or parent.name != "__init__.py":
         return None
-    base = _ROOT.joinpath(*rest)
-    for path in (base.with_suffix(".py") if rest else base / "__init__.py", base / "__init__.py"):
-        if path.is_file():
-            return path
-    return None
+    paths = (parent.parent / f"{name}.py", parent.parent / name / "__init__.py")
+    return next((path for path in paths if path.is_file()), None)

@@ -59,7 +59,10 @@ def in_words(changes: Iterable[Change]) -> list[str]:
     phrases = []
     for component, members in groupby(changes, lambda change: change.component):
         if component == "config":
-            phrases += [f"{change.name}: {_brief(change.old)} → {_brief(change.new)}" for change in members]
+            phrases += [
+                f"{change.name}: {_brief(change.old, change.new)} → {_brief(change.new, change.old)}"
+                for change in members
+            ]
         elif component == "kind":
             phrases += [f"{change.old} → {change.new}" for change in members]
         else:
@@ -107,6 +110,8 @@ def _listed(changes: list[Change]) -> str:
     return ", ".join(names[:_LISTED]) + more
 
 
-def _brief(value: object) -> str:
-    text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+def _brief(value: object, other: object) -> str:
+    if value is None:  # what is off is not part of a key
+        return "false" if other is True else "none"
+    text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 40 else text[:37] + "..."

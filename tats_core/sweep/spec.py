@@ -204,7 +204,7 @@ class Sweep(StrictModel):
 
     def identity(self) -> dict[str, Any]:
         """Return, as plain values, what may not change at a resume."""
-        return specs.identity(self)
+        return specs.settings(self)
 
     # --- trials ----------------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ def test_each_component_is_told_with_what_was_and_what_is():
     )
     assert in_words(changes) == [
         "model.depth: 2 → 4",
-        "only_once: true → none",
+        "only_once: true → false",
         "code changed: b, c (gone), d (new)",
         "inputs changed: make",
         "data changed on disk: ssv2",

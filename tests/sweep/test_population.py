@@ -217,7 +217,7 @@ def test_the_winner_is_a_pipeline_that_ends_in_the_same_bits_without_a_populatio
         made = {}
         for folder in (where / "stages").glob("pretrain-*"):
             config = json.loads((folder / "key.json").read_text())["components"]["config"]
-            made[json.dumps(config["schedule"]), config["until"] or 4] = folder
+            made[json.dumps(config.get("schedule", [])), config.get("until", 4)] = folder
         return made
 
     parts = trained(home)
