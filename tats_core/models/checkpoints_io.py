@@ -70,6 +70,10 @@ _OF_BLOCK: Final = frozenset(
 """Tensors of a block. With another one, such as a layer scale, the block would compute something else."""
 _TABLES: Final = re.compile(r"(^|\.)(pos_embed|position_embeddings|decoder_pos_embed)$")
 
+_HEADS: Final = {192: 3, 384: 6, 512: 8, 640: 8, 768: 12, 1024: 16, 1280: 16}
+"""Attention heads by width of all encoders and decoders in VideoMAE's modeling_pretrain.py: they do not show
+in the weights, and with other heads the same weights predict something else without a word."""
+
 _COMPARED: Final = ("width", "depth", "heads", "mlp", "positions", "tubelet", "patch")
 """Sizes in which an encoder must agree; frames and size may differ."""
 
@@ -108,7 +112,8 @@ class Foreign:
     def size(self) -> dict[str, int | str]:
         """Width, depth, MLP width, tubelet and patch of its encoder, and what is declared.
 
-        The number of heads does not show in the weights, and VideoMAE's files declare nothing.
+        The number of heads does not show in the weights: of VideoMAE's files it is that of its code for this
+        width, and unknown for other widths.
         """
         kernel = self.tensors["encoder.embedding.weight"].shape
         return {
@@ -182,7 +187,7 @@ class Match:
     unexpected: tuple[str, ...]
     """Tensors of the file that the module does not have."""
     adapted: str = ""
-    """What was done since its clips were others; "" where they were not."""
+    """What was done since its clips were others or its heads unknown; "" where neither is so."""
 
     def sentence(self) -> str:
         """Return a line for a log."""
@@ -217,6 +222,11 @@ def read(path: Path) -> Foreign:
         raise WeightsError(
             f"{file}: holds no encoder of VideoMAE's, AdaMAE's, Hugging Face's or our layout, but {some}"
         )
+    known = {
+        key: _HEADS[width]
+        for key, name in (("heads", "encoder.blocks.0.norm1.weight"), ("decoder_heads", "mask_token"))
+        if name in ours and (width := ours[name].shape[-1]) in _HEADS
+    }
     tables = {name: table for name, table in tensors.items() if _TABLES.search(name) and table.ndim == 3}
     _refuse_learned_positions(tables, file)
     _join_attention(ours, file, biases)
@@ -227,7 +237,7 @@ def read(path: Path) -> Foreign:
         "Hugging Face" if any(".attention.attention." in name for name in named) else "VideoMAE",
         ours,
         tuple(sorted(name for name in tensors if name not in named and not _TABLES.search(name))),
-        {**sizes, "positions": "joint"},
+        {**known, **sizes, "positions": "joint"},
         classes,
         next((table.shape[1] for name, table in tables.items() if "decoder" not in name), None),
     )
@@ -428,5 +438,7 @@ def load(module: VideoViT | VideoClassifier | VideoMAE, foreign: Foreign) -> Mat
         )
     module.load_state_dict({name: tensors[name] for name in matched}, strict=False)
     unexpected = sorted({*(tensors.keys() - wanted.keys()), *foreign.unknown})
-    adapted = foreign.adapted(encoder.clip)
+    declared = {"heads", "decoder_heads"} if mae else {"heads"}
+    guess = "" if declared <= foreign.declared.keys() else "its number of heads is unknown: as set here"
+    adapted = "; ".join(filter(None, [foreign.adapted(encoder.clip), guess]))
     return Match(foreign.layout, tuple(matched), tuple(missing), tuple(unexpected), adapted)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -50,6 +50,15 @@ class MAEConfig(StrictModel):
         "error); more makes motion worth more than appearance, which fills most of a clip",
     )
     target_floor: float = Field(0.1, gt=0, description="smallest deviation (of [0,1] pixels) for `floored`")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> MAEConfig:
+        if self.decoder_width % self.decoder_heads:
+            raise ValueError(
+                f"decoder_width ({self.decoder_width}) must be a multiple of decoder_heads "
+                f"({self.decoder_heads})"
+            )
+        return self
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ def test_every_common_wrapping_of_videomaes_pre_training_is_read(wrap: Any, tmp_
     match = checkpoints_io.load(target, checkpoints_io.read(tmp_path / "checkpoint.pth"))
     _assert_same(source, target)
     assert match.layout == "VideoMAE"
-    assert match.sentence() == f"{len(source.state_dict())} tensors matched (VideoMAE layout)"
+    matched = f"{len(source.state_dict())} tensors matched (VideoMAE layout)"
+    assert match.sentence() == f"{matched}, its number of heads is unknown: as set here"
 
 
 def test_adamaes_sampler_is_reported_as_unexpected_and_the_encoder_is_taken(tmp_path: Path) -> None:
@@ -281,7 +282,7 @@ def test_weights_of_longer_clips_say_what_is_done_with_shorter_ones(tmp_path: Pa
     arguments = argparse.Namespace(num_frames=8, input_size=8)
     torch.save({"model": _official(longer), "args": arguments}, tmp_path / "official.pth")
     match = checkpoints_io.load(_mae().encoder, checkpoints_io.read(tmp_path / "official.pth"))
-    assert match.adapted == f"made for clips of {done}"
+    assert match.adapted == f"made for clips of {done}; its number of heads is unknown: as set here"
     table = {"encoder.pos_embed": positions(longer.encoder.clip, 24, "joint").unsqueeze(0)}
     torch.save(_official(longer) | table, tmp_path / "official.pth")
     match = checkpoints_io.load(_mae().encoder, checkpoints_io.read(tmp_path / "official.pth"))
@@ -383,3 +384,27 @@ def test_a_decoder_without_a_global_token_is_refused_where_one_is_wanted(tmp_pat
     torch.save(_official(_mae()), tmp_path / "pre.pth")
     with pytest.raises(WeightsError, match=r"another global_token false \(here true\); set mae alike"):
         checkpoints_io.load(_mae(global_token=True), checkpoints_io.read(tmp_path / "pre.pth"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "differs"),
+    [
+        ({"decoder_heads": 4}, r"its decoder has another decoder_heads 3 \(here 4\); set mae alike"),
+        ({"heads": 4}, r"its encoder has another heads 3 \(here 4\); set model and clip alike"),
+    ],
+)
+def test_heads_that_do_not_show_in_videomaes_files_are_known_by_the_width(
+    changes: dict[str, int], differs: str, tmp_path: Path
+) -> None:
+    # VideoMAE's small decoder is 192 wide and has 3 heads; loaded with 4 it would predict something else.
+    small = {"width": 192, "heads": 3, "decoder_width": 192, "decoder_heads": 3}
+    source = _mae(0, **small)
+    torch.save({"model": _official(source)}, tmp_path / "small.pth")
+    foreign = checkpoints_io.read(tmp_path / "small.pth")
+    with pytest.raises(WeightsError, match=differs):
+        checkpoints_io.load(_mae(1, **(small | changes)), foreign)
+    target = _mae(1, **small)
+    assert checkpoints_io.load(target, foreign).adapted == ""
+    _assert_same(source, target)
+    # Of the encoder alone, the decoder's heads are of no interest.
+    assert checkpoints_io.load(_mae(1, **(small | {"decoder_heads": 4})).encoder, foreign).adapted == ""

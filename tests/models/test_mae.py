@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import nn
 
 from tats_core.models.mae import MAEConfig, Reconstruction, VideoMAE, _SquaredError, per_pixel
@@ -191,6 +192,13 @@ def test_gradient_checkpointing_recomputes_the_decoder_too_and_changes_no_gradie
         runs.append(sorted(counted))
     assert runs == [["decoder", "encoder"], ["decoder"] * 2 + ["encoder"] * 2]
     assert all(torch.equal(first, second) for first, second in zip(*gradients, strict=True))
+
+
+def test_a_decoder_width_that_its_heads_do_not_divide_is_refused() -> None:
+    with pytest.raises(
+        ValidationError, match=r"decoder_width \(16\) must be a multiple of decoder_heads \(3\)"
+    ):
+        MAEConfig(decoder_width=16, decoder_heads=3)
 
 
 def test_the_loss_reaches_every_parameter() -> None:
