@@ -38,13 +38,19 @@ _DIFFICULTIES: Final[dict[str, dict[str, float]]] = {
     "textured": {"background": 0.2, "background_colour": 0.5},
     "shaky": {"camera_jitter": 1.0},
     "noisy": {"noise": 0.06},
+    "panned": {"camera_pan": 0.25},
+    "lit": {"illumination": 0.3},
+    "distracting": {"still_sprites": 3, "still_texture": 0.3},
 }
 PRESETS: Final = {
     "demo": {},
     **_DIFFICULTIES,
-    "hard": {knob: value for knobs in _DIFFICULTIES.values() for knob, value in knobs.items()},
+    "hard": {knob: value for knobs in _DIFFICULTIES.values() for knob, value in knobs.items()}
+    # As bright on average as all else, the bright sprites that stand still counted.
+    | {"colour": 0.7},
 }
-"""Scenes by name: "demo" teaches something in minutes, each of the next adds one difficulty, "hard" all."""
+"""Scenes by name: "demo" teaches something in minutes, each of the next adds one difficulty, "hard" has all,
+and what moves in it is neither brighter nor darker than the rest."""
 
 MOTION: Final = "ground_truth_motion"
 """Folder of the masks, below the root of a set."""

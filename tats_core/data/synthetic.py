@@ -43,6 +43,12 @@ class SceneConfig(StrictModel):
         "learns first",
     )
     still_sprites: int = Field(0, ge=0, description="sprites that stand still, beside the one that moves")
+    still_texture: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="contrast of the texture of these sprites, which then are bright; null: drawn alike",
+    )
     travel: tuple[float, float] = Field(
         (0.6, 0.9), description="way of the moving sprite in one clip, as a share of the frame's width"
     )
@@ -53,6 +59,12 @@ class SceneConfig(StrictModel):
         0.0, ge=0, le=1, description="spread of the background's colour over clips"
     )
     camera_jitter: float = Field(0.0, ge=0, description="standard deviation of the camera's shake")
+    camera_pan: float = Field(
+        0.0, ge=0, description="way of the camera in one clip in a random direction, as a share of the width"
+    )
+    illumination: float = Field(
+        0.0, ge=0, lt=1, description="strength of a band of light that crosses the scene (0: even light)"
+    )
     noise: float = Field(0.0, ge=0, le=1, description="standard deviation of each pixel's noise (1: white)")
 
 
@@ -151,15 +163,23 @@ def render(
         `frames_THWC` RGB and `motion_THW`, True where the moving sprite is (ground truth of motion).
     """
     size = config.size
+    time_T = np.linspace(0, 1, frames, dtype=np.float32)
     shake_T2 = rng.normal(0, 1, (frames, 2)).astype(np.float32) * config.camera_jitter
+    if config.camera_pan:
+        angle = rng.uniform(0, 2 * math.pi)
+        heading_2 = np.array([math.cos(angle), math.sin(angle)], np.float32)
+        shake_T2 += config.camera_pan * size * time_T[:, None] * heading_2
     video_THWC = _background(config, frames, shake_T2, rng)
+    bright = {"colour": 0.0, "texture": config.still_texture}
+    still_config = config if config.still_texture is None else config.model_copy(update=bright)
     for _ in range(config.still_sprites):
         still = np.zeros(frames, np.float32)
-        _draw(video_THWC, config, still, still, shake_T2, rng)
-    time_T = np.linspace(0, 1, frames, dtype=np.float32)
+        _draw(video_THWC, still_config, still, still, shake_T2, rng)
     x_T, y_T = MOTIONS[benchmark][motion](time_T, rng)
     travel = rng.uniform(*config.travel) * size
     motion_THW = _draw(video_THWC, config, x_T * travel, y_T * travel, shake_T2, rng)
+    if config.illumination:
+        video_THWC *= _light(config, time_T, rng)
     if config.noise:
         video_THWC += rng.normal(0, config.noise, video_THWC.shape).astype(np.float32)
     return (video_THWC.clip(0, 1) * 255).round().astype(np.uint8), motion_THW
@@ -185,6 +205,16 @@ def _background(config: SceneConfig, frames: int, shake_T2: Floats, rng: np.rand
     still_HWC = colour + config.background * _texture(size, 6, rng)
     moved = np.rint(shake_T2).astype(int)
     return np.stack([np.roll(still_HWC, (dy, dx), (0, 1)) for dx, dy in moved]).astype(np.float32)
+
+
+def _light(config: SceneConfig, time_T: Floats, rng: np.random.Generator) -> Floats:
+    """Return factors `[T, H, W, 1]` of mean 1: a wave of light, one long and seamless, that moves on."""
+    across, down = ((0, 1), (1, 0), (1, 1), (1, -1))[rng.integers(4)]
+    row_HW, column_HW = np.mgrid[: config.size, : config.size] / config.size
+    way_T = rng.uniform() + rng.choice((-1, 1)) * rng.uniform(0.4, 0.8) * time_T
+    wave_THW = np.cos(2 * math.pi * (across * column_HW + down * row_HW - way_T[:, None, None]))
+    light_THW1: Floats = (1 + config.illumination * wave_THW[..., None]).astype(np.float32)
+    return light_THW1
 
 
 def _draw(

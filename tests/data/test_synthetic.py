@@ -10,7 +10,8 @@ import math
 import numpy as np
 import pytest
 
-from tats_core.data.synthetic import MOTIONS, VOCABULARIES, SceneConfig, render
+from tats_core.data.generate import GenerateConfig
+from tats_core.data.synthetic import MOTIONS, VOCABULARIES, SceneConfig, _light, render
 
 _SMALL = SceneConfig(size=32, sprite_radius=(4.5, 6.5))
 
@@ -109,7 +110,10 @@ def test_a_sprite_that_leaves_on_one_side_enters_on_the_other():
 
 @pytest.mark.parametrize(
     ("knob", "value"),
-    [("noise", 0.2), ("background", 0.3), ("still_sprites", 3), ("camera_jitter", 2.0), ("colour", 1.0)],
+    [
+        *(("noise", 0.2), ("background", 0.3), ("still_sprites", 3), ("camera_jitter", 2.0), ("colour", 1.0)),
+        *(("camera_pan", 0.5), ("illumination", 0.4)),
+    ],
 )
 def test_each_knob_changes_what_is_filmed(knob, value):
     plain, changed = (
@@ -117,3 +121,59 @@ def test_each_knob_changes_what_is_filmed(knob, value):
         for config in (SceneConfig(), SceneConfig(**{knob: value}))
     )
     assert np.abs(plain - changed).mean() > 0.5
+
+
+def _of_tokens(pixels_THW: np.ndarray) -> np.ndarray:
+    """Means over tokens of two frames and 8 x 8 pixels."""
+    t, h, w = pixels_THW.shape
+    return pixels_THW.reshape(t // 2, 2, h // 8, 8, w // 8, 8).mean((1, 3, 5)).ravel()
+
+
+def _brightness_and_motion(preset: str, clips: int) -> float:
+    """Mean over clips of the correlation, over a clip's tokens, of brightness and ground truth of motion."""
+    config = GenerateConfig.model_validate({"preset": preset}).scene
+    correlations = []
+    for clip in range(clips):
+        benchmark = list(VOCABULARIES)[clip % 4]
+        motion = VOCABULARIES[benchmark][clip // 4 % 8]
+        frames_THWC, motion_THW = render(benchmark, motion, config, 8, np.random.default_rng(clip))
+        brightness_N = _of_tokens(frames_THWC.mean(-1))
+        correlations.append(np.corrcoef(brightness_N, _of_tokens(motion_THW))[0, 1])
+    return float(np.mean(correlations))
+
+
+def test_brightness_is_motion_in_the_demo_and_has_nothing_to_do_with_it_in_hard():
+    assert _brightness_and_motion("demo", clips=8) > 0.9
+    # Of a single clip the deviation is .21: of the mean of 96, .021.
+    assert abs(_brightness_and_motion("hard", clips=96)) < 0.06
+
+
+def test_still_sprites_with_a_texture_of_their_own_are_bright():
+    config = SceneConfig(colour=1.0, still_sprites=3, still_texture=0.3, background=0.0)
+    frames, motion = render("ucf101", "EastRun", config, 4, np.random.default_rng(0))
+    still = (frames[0] == frames[-1]).all(-1) & ~motion.any(0) & (frames[0] != frames[0, 0, 0]).any(-1)
+    assert frames[0][still].mean() > 190
+    assert frames[0][still].std() > 30
+
+
+def test_a_camera_that_pans_moves_all_there_is_by_its_way():
+    config = SceneConfig(still_sprites=2, camera_pan=0.5)
+    panned = render("ucf101", "EastRun", config, 5, np.random.default_rng(2))[0].astype(int)
+    # Half a width in 5 frames; the same background, moved to where it fits best.
+    spectra = [np.fft.fft2(panned[frame].mean(-1) - panned[frame].mean()) for frame in (0, -1)]
+    moved = np.fft.ifft2(spectra[0].conj() * spectra[1]).real
+    down, across = np.unravel_index(moved.argmax(), moved.shape)
+    way = np.hypot(*(min(shift, 64 - shift) for shift in (down, across)))
+    assert way == pytest.approx(32, abs=1.5)
+
+
+def test_the_light_is_one_on_average_has_no_seam_and_moves():
+    time_T = np.linspace(0, 1, 6, dtype=np.float32)
+    for seed in range(4):
+        light_THW = _light(SceneConfig(illumination=0.4), time_T, np.random.default_rng(seed))[..., 0]
+        assert light_THW.mean((1, 2)) == pytest.approx(np.ones(6), abs=1e-5)
+        assert (light_THW.min(), light_THW.max()) == pytest.approx((0.6, 1.4), abs=0.01)
+        # One wave a frame: neighbours differ by at most .4 * 2 pi / 64 (twice along a diagonal), edges too.
+        for axis in (1, 2):
+            assert np.abs(light_THW - np.roll(light_THW, 1, axis)).max() < 0.04
+        assert np.abs(np.diff(light_THW, axis=0)).max() > 0.1
