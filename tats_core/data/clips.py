@@ -15,6 +15,10 @@ from torch import Tensor
 
 from tats_core.imagenet import MEAN, STD
 
+Purpose = Literal["pretrain", "finetune"]
+Sampling = Literal["uniform", "dense"]
+Protocol = Literal["ours", "published"]
+
 Indices = NDArray[np.int64]
 """Frames of a video, from 0; a video that is too short repeats its last one."""
 
@@ -90,25 +94,75 @@ def uniform_indices(
 
 
 def train_indices(
-    n_frames: int, frames: int, sampling: Literal["uniform", "dense"], stride: int, rng: np.random.Generator
+    n_frames: int,
+    frames: int,
+    sampling: Sampling,
+    stride: int,
+    rng: np.random.Generator,
+    published: Purpose | None = None,
 ) -> Indices:
-    """Return `indices_T` of a random clip."""
+    """Return `indices_T` of a random clip; with `published`, as VideoMAE's code for this purpose."""
+    if published is not None:
+        return _published_indices(n_frames, frames, sampling, stride, rng, published)
     if sampling == "uniform":
         return uniform_indices(n_frames, frames, rng)
     return dense_indices(n_frames, frames, stride, rng)
 
 
+def _published_indices(
+    n_frames: int, frames: int, sampling: Sampling, stride: int, rng: np.random.Generator, purpose: Purpose
+) -> Indices:
+    """Return `indices_T` as kinetics.py and ssv2.py of VideoMAE's code do (docs/method.md: how ours differ).
+
+    Uniform: segments of whole frames, so up to T - 1 frames at the end are never seen, and of a video that is
+    shorter than T the first frame alone. Dense: a clip spans T times the stride; fine-tuning spreads its T
+    frames over all of it, so that they lie T / (T - 1) strides apart.
+    """
+    number_T = np.arange(frames, dtype=np.int64)
+    if sampling == "uniform":
+        segment = n_frames // frames
+        return segment * number_T + rng.integers(segment, size=frames) if segment else 0 * number_T
+    span = frames * stride
+    if purpose == "pretrain":
+        start = int(rng.integers(max(n_frames - span, 0) + 1))
+        return start + stride * np.minimum(number_T, max(n_frames - 2 - start, 0) // stride)
+    if n_frames > span:
+        end = int(rng.integers(span, n_frames))
+        index_T = np.linspace(end - span, end, frames).clip(end - span, end - 1)
+    else:
+        index_T = np.full(frames, n_frames - 1.0)
+        taken = n_frames // stride
+        index_T[:taken] = np.linspace(0, n_frames, taken).clip(0, n_frames - 1)
+    return index_T.astype(np.int64)
+
+
 def view_indices(
-    n_frames: int, frames: int, sampling: Literal["uniform", "dense"], stride: int, clips: int
+    n_frames: int,
+    frames: int,
+    sampling: Sampling,
+    stride: int,
+    clips: int,
+    published: bool = False,
 ) -> NDArray[np.int64]:
     """Return `indices_VT` of `clips` temporal views that cover the video evenly; a single view is central.
 
     Dense views start at equal distances from the first to the last possible start. Uniform views take
     each segment at the middle of its 1st, 2nd, … `clips`-th part, so that no two are equal.
+
+    With `published` and several views, as VideoMAE's code: uniform views take each segment at the beginning
+    of these parts; dense ones start at a multiple of the stride, a short video repeats its last such frame.
     """
+    published = published and clips > 1
     if sampling == "uniform":
+        into = 0.0 if published else 0.5
         return np.stack(
-            [uniform_indices(n_frames, frames, position=(view + 0.5) / clips) for view in range(clips)]
+            [uniform_indices(n_frames, frames, position=(view + into) / clips) for view in range(clips)]
         )
+    if published:
+        taken = -(-n_frames // stride)
+        latest = max(taken - frames, 0)
+        starts_V1 = (np.arange(clips) * latest / (clips - 1)).astype(np.int64)[:, None]
+        number_VT: NDArray[np.int64] = np.minimum(starts_V1 + np.arange(frames), taken - 1)
+        return stride * number_VT
     positions = [view / (clips - 1) if clips > 1 else 0.5 for view in range(clips)]
     return np.stack([dense_indices(n_frames, frames, stride, position=position) for position in positions])

@@ -22,15 +22,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tats_core.data import benchmarks, clips, decoded, readers, transforms
-from tats_core.data.benchmarks import Benchmark
-from tats_core.data.clips import Batch, Erased
+from tats_core.data.benchmarks import Benchmark, Sampling
+from tats_core.data.clips import Batch, Erased, Protocol, Purpose
 from tats_core.data.manifest import Manifest
 from tats_core.data.video import Choose
 from tats_core.errors import DataError, SpecError, TatsError, VideoError
 from tats_core.machine import end_with_parent
 from tats_core.specs import NotIdentity, StrictModel
 
-Purpose = Literal["pretrain", "finetune"]
 Result = TypeVar("Result")
 
 
@@ -39,7 +38,12 @@ class ClipOptions(StrictModel):
 
     frames: int = Field(16, ge=1, description="frames T of a clip")
     size: int = Field(224, ge=8, description="height and width of a clip in pixels")
-    sampling: Literal["uniform", "dense"] | None = Field(
+    protocol: Protocol = Field(
+        "ours",
+        description="published: frames and resizing of VideoMAE's code, to compare with its numbers; ours: "
+        "every frame can be drawn, and what is reduced is antialiased (docs/method.md)",
+    )
+    sampling: Sampling | None = Field(
         None,
         description="a frame of each segment, or every stride-th; pre-training: dense, else the benchmark's",
     )
@@ -99,10 +103,17 @@ class ClipOptions(StrictModel):
 class ClipRules:
     """What `ClipOptions` leave open, decided for one data set and purpose."""
 
-    sampling: Literal["uniform", "dense"]
+    sampling: Sampling
     stride: int
     crop: Literal["multi_scale", "random_resized", "centre"]
     flip: bool
+    published: Purpose | None = None
+    """Of which of VideoMAE's trainings frames and resizing are; None: ours."""
+
+    @property
+    def antialias(self) -> bool:
+        """Whether what is reduced is antialiased: not in VideoMAE's fine-tuning and test."""
+        return self.published != "finetune"
 
 
 def clip_rules(options: ClipOptions, benchmark: Benchmark, purpose: Purpose) -> ClipRules:
@@ -113,6 +124,7 @@ def clip_rules(options: ClipOptions, benchmark: Benchmark, purpose: Purpose) -> 
         stride=options.stride or (benchmark.pretrain_stride if pretrain else benchmark.stride),
         crop=options.crop or ("multi_scale" if pretrain else "random_resized"),
         flip=options.flip if options.flip is not None else (not pretrain and benchmark.flip),
+        published=purpose if options.protocol == "published" else None,
     )
 
 
@@ -310,6 +322,7 @@ class _TrainClips(_Clips):
             sampling=self.rules.sampling,
             stride=self.rules.stride,
             rng=rng,
+            published=self.rules.published,
         )
         return self.frames(index, choose), rng
 
@@ -320,13 +333,13 @@ class _TrainClips(_Clips):
             # On the whole frame, as VideoMAE does: a crop of a turned frame is not a turned crop.
             clip_THWC = transforms.rand_augment(clip_THWC, options.rand_augment, rng)
         if self.rules.crop == "multi_scale":
-            box = transforms.multi_scale_box(height, width, options.crop_scales, rng)
+            box = transforms.multi_scale_box(height, width, options.size, options.crop_scales, rng)
         elif self.rules.crop == "random_resized":
             box = transforms.random_resized_box(height, width, options.crop_area, options.crop_ratio, rng)
         else:
             box = transforms.central_box(height, width)
         flip = self.rules.flip and rng.random() < 0.5
-        return transforms.crop_resize(clip_THWC, box, options.size, flip)
+        return transforms.crop_resize(clip_THWC, box, options.size, flip, self.rules.antialias)
 
     def _erased(self, clip: int, rng: np.random.Generator) -> Erased | None:
         """Draw the box of a clip that is erased, and its standard normal noise, another for each frame."""
@@ -424,7 +437,12 @@ class _TestViews(_Clips):
 
         def choose(n_frames: int) -> clips.Indices:
             indices_VT = clips.view_indices(
-                n_frames, options.frames, rules.sampling, rules.stride, self.n_clips
+                n_frames,
+                options.frames,
+                rules.sampling,
+                rules.stride,
+                self.n_clips,
+                published=rules.published is not None,
             )
             # Views overlap; a frame of several views is decoded and resized once.
             needed, inverse = np.unique(indices_VT, return_inverse=True)
@@ -432,7 +450,7 @@ class _TestViews(_Clips):
             return needed
 
         frames_THWC = self.frames(index, choose)
-        crops = transforms.crops_of_test(frames_THWC, options.size, self.n_crops)
+        crops = transforms.crops_of_test(frames_THWC, options.size, self.n_crops, rules.antialias)
         views = [crop_THWC[torch.from_numpy(index_T)] for index_T in inverse_VT for crop_THWC in crops]
         return transforms.channels_first(torch.stack(views))
 

@@ -30,7 +30,7 @@ MULTI_SCALES: Final = (1.0, 0.875, 0.75, 0.66)
 
 _LUMA: Final = (0.299, 0.587, 0.114)
 
-# A crop's offset (x, y) in quarters of what is left of the frame (TSN, arXiv 1608.00859).
+# A crop's offset (x, y) in quarters, in whole pixels, of what is left of the frame (TSN, arXiv 1608.00859).
 _OFFSETS: Final = (
     *((0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0)),
     *((1, 1), (3, 1), (1, 3), (3, 3)),
@@ -61,18 +61,21 @@ def central_box(height: int, width: int) -> Box:
     return Box((height - side) // 2, (width - side) // 2, side, side)
 
 
-def multi_scale_box(height: int, width: int, scales: tuple[float, ...], rng: np.random.Generator) -> Box:
+def multi_scale_box(
+    height: int, width: int, size: int, scales: tuple[float, ...], rng: np.random.Generator
+) -> Box:
     """Return a crop whose sides are shares of the shorter side, at one of TSN's 13 positions.
 
-    The two sides may differ by one step in `scales`, which also varies the aspect ratio a little.
+    All pairs of sides that differ by at most one step in `scales` are equally likely, which also varies the
+    aspect ratio a little. A side within two pixels of `size`, that of the clip, becomes `size`, if it fits.
     """
-    side = min(height, width)
-    first = int(rng.integers(len(scales)))
-    near = [step for step in range(len(scales)) if abs(step - first) <= 1]
-    second = near[rng.integers(len(near))]
-    crop_height, crop_width = round(side * scales[first]), round(side * scales[second])
+    shorter = min(height, width)
+    sides = [int(shorter * scale) for scale in scales]
+    sides = [size if abs(side - size) <= 2 and size <= shorter else side for side in sides]
+    pairs = [(side, near) for step, side in enumerate(sides) for near in sides[max(step - 1, 0) : step + 2]]
+    crop_height, crop_width = pairs[rng.integers(len(pairs))]
     across, down = _OFFSETS[rng.integers(len(_OFFSETS))]
-    top, left = (height - crop_height) * down // 4, (width - crop_width) * across // 4
+    top, left = (height - crop_height) // 4 * down, (width - crop_width) // 4 * across
     return Box(top, left, crop_height, crop_width)
 
 
@@ -149,21 +152,24 @@ def draw_erased(size: int, probability: float, rng: np.random.Generator) -> Box 
 # ------------------------------------------------------------------------------------------- pixels
 
 
-def crop_resize(frames_THWC: Tensor, box: Box, size: int, flip: bool = False) -> Tensor:
-    """Cut `box` out of uint8 frames and resize it to `size` × `size` (bilinear, antialiased).
+def crop_resize(
+    frames_THWC: Tensor, box: Box, size: int, flip: bool = False, antialias: bool = True
+) -> Tensor:
+    """Cut `box` out of uint8 frames and resize it to `size` × `size` (bilinear).
 
     Returns:
         uint8 `frames_THWC`; mirrored left to right if `flip`.
     """
-    cut_THWC = _resized(frames_THWC[:, *box.slices], size, size)
+    cut_THWC = _resized(frames_THWC[:, *box.slices], size, size, antialias)
     return cut_THWC.flip(2) if flip else cut_THWC
 
 
-def crops_of_test(frames_THWC: Tensor, size: int, crops: int) -> list[Tensor]:
+def crops_of_test(frames_THWC: Tensor, size: int, crops: int, antialias: bool = True) -> list[Tensor]:
     """Resize the shorter side of uint8 frames to `size`, then cut `crops` squares along the longer side.
 
     In this order, and rounded down, as in VideoMAE's test and Hugging Face's preprocessor: squares that are
-    cut before they are resized lie up to a pixel beside these.
+    cut before they are resized lie up to a pixel beside these. The preprocessor antialiases, VideoMAE's test
+    does not.
 
     Returns:
         Views of uint8 `frames_THWC`, `size` × `size`.
@@ -171,16 +177,16 @@ def crops_of_test(frames_THWC: Tensor, size: int, crops: int) -> list[Tensor]:
     height, width = frames_THWC.shape[1:3]
     side = min(height, width)
     height, width = size * height // side, size * width // side
-    resized_THWC = _resized(frames_THWC, height, width)
+    resized_THWC = _resized(frames_THWC, height, width, antialias)
     return [resized_THWC[:, *box.slices] for box in view_boxes(height, width, crops)]
 
 
-def _resized(frames_THWC: Tensor, height: int, width: int) -> Tensor:
+def _resized(frames_THWC: Tensor, height: int, width: int, antialias: bool = True) -> Tensor:
     if frames_THWC.shape[1:3] == (height, width):
         return frames_THWC
     # A view in channels-last order, which is what makes the uint8 kernel fast.
     frames_TCHW = frames_THWC.permute(0, 3, 1, 2)
-    resized_TCHW = interpolate(frames_TCHW, (height, width), mode="bilinear", antialias=True)
+    resized_TCHW = interpolate(frames_TCHW, (height, width), mode="bilinear", antialias=antialias)
     return resized_TCHW.permute(0, 2, 3, 1)
 
 

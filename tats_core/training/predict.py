@@ -77,7 +77,11 @@ class Predictor:
         world = world or World()
         shape = self.model.encoder.clip
         options = ClipOptions(
-            frames=shape.frames, size=shape.size, sampling=self.views.sampling, stride=self.views.stride
+            frames=shape.frames,
+            size=shape.size,
+            protocol=self.views.protocol,
+            sampling=self.views.sampling,
+            stride=self.views.stride,
         )
         records = tuple(
             VideoRecord(str(number), str(path.absolute()), UNLABELLED) for number, path in enumerate(videos)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, ValidationError
 
 from tats_core.data import benchmarks
+from tats_core.data.benchmarks import Sampling
+from tats_core.data.clips import Protocol
 from tats_core.data.loaders import ClipOptions, TrainLoader, clip_rules
 from tats_core.errors import WeightsError
 from tats_core.specs import StrictModel
@@ -18,14 +20,20 @@ class Views(StrictModel):
     """How clips are taken from a video to test a model; saved with it."""
 
     benchmark: str = Field(description="whose test gives the number of clips and crops")
-    sampling: Literal["uniform", "dense"] = Field(description="a frame of each segment, or every stride-th")
+    sampling: Sampling = Field(description="a frame of each segment, or every stride-th")
     stride: int = Field(ge=1, description="frames from one to the next of a dense clip")
+    protocol: Protocol = Field("ours", description="of frames and resizing, as in `data.protocol`")
 
     @classmethod
     def of(cls, loader: TrainLoader) -> Self:
         """Those of the clips that a model was trained on."""
-        name = loader.manifest.benchmark
-        return cls(benchmark=name, sampling=loader.rules.sampling, stride=loader.rules.stride)
+        rules = loader.rules
+        return cls(
+            benchmark=loader.manifest.benchmark,
+            sampling=rules.sampling,
+            stride=rules.stride,
+            protocol="published" if rules.published else "ours",
+        )
 
     @classmethod
     def named(cls, benchmark: str) -> Self:

@@ -62,19 +62,87 @@ def test_uniform_views_share_no_frame_and_a_single_one_is_central() -> None:
     assert view_indices(12, 4, "uniform", 9, clips=1).tolist() == [uniform_indices(12, 4).tolist()]
 
 
+class _Draws:
+    """Stands for a generator: draws the least or the greatest that is asked for."""
+
+    def __init__(self, greatest: bool) -> None:
+        self.greatest = greatest
+
+    def integers(self, low: int, high: int | None = None, size: int | None = None) -> object:
+        low, high = (0, low) if high is None else (low, high)
+        drawn = high - 1 if self.greatest else low
+        return drawn if size is None else np.full(size, drawn)
+
+
+def _published(n_frames: int, frames: int, sampling: str, stride: int, purpose: str) -> list[list[int]]:
+    """The clips of VideoMAE's code for the least and the greatest draw."""
+    return [
+        train_indices(n_frames, frames, sampling, stride, _Draws(greatest), purpose).tolist()  # type: ignore[arg-type]
+        for greatest in (False, True)
+    ]
+
+
+def test_published_pre_training_starts_while_t_strides_are_left_and_never_takes_the_last_frame() -> None:
+    # kinetics.py, VideoMAE: offset = randint(20 - 4 * 3 + 1); ours could start at 10, two later.
+    assert _published(20, 4, "dense", 3, "pretrain") == [[0, 3, 6, 9], [8, 11, 14, 17]]
+    # Too short: the next frame is taken while it lies before the last one.
+    assert _published(9, 4, "dense", 3, "pretrain") == [[0, 3, 6, 6]] * 2
+    assert _published(8, 4, "dense", 3, "pretrain") == [[0, 3, 6, 6]] * 2
+    assert _published(7, 4, "dense", 3, "pretrain") == [[0, 3, 3, 3]] * 2
+    assert _published(1, 4, "dense", 3, "pretrain") == [[0, 0, 0, 0]] * 2
+
+
+def test_published_dense_fine_tuning_spreads_its_frames_over_t_strides() -> None:
+    # kinetics.py, VideoClsDataset: linspace(end - 64, end, 16), end from 64 to 99: a stride of 64 / 15.
+    first, last = _published(100, 16, "dense", 4, "finetune")
+    assert first == [0, 4, 8, 12, 17, 21, 25, 29, 34, 38, 42, 46, 51, 55, 59, 63]
+    assert last == [35 + index for index in first]
+    # Too short: linspace(0, 10, 10 // 3) and the last frame; its own last value, 10, is no frame.
+    assert _published(10, 4, "dense", 3, "finetune") == [[0, 5, 9, 9]] * 2
+    assert _published(2, 4, "dense", 3, "finetune") == [[1, 1, 1, 1]] * 2
+
+
+def test_published_uniform_training_has_segments_of_whole_frames() -> None:
+    # ssv2.py: 11 // 4 = 2 frames a segment, so frames 8 to 10 are never seen.
+    assert _published(11, 4, "uniform", 9, "finetune") == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert _published(3, 4, "uniform", 9, "finetune") == [[0, 0, 0, 0]] * 2
+
+
+def test_published_uniform_views_begin_and_halve_their_segments() -> None:
+    # ssv2.py: int(tick * x) and int(tick / 2 + tick * x) with a tick of 10 / 4.
+    views_VT = view_indices(10, 4, "uniform", 9, clips=2, published=True)
+    assert views_VT.tolist() == [[0, 2, 5, 7], [1, 3, 6, 8]]
+
+
+def test_published_dense_views_start_at_multiples_of_the_stride() -> None:
+    # kinetics.py: of 100 frames every fourth, 25; views of 16 begin at int(2.25 * view) of them.
+    views_VT = view_indices(100, 16, "dense", 4, clips=5, published=True)
+    assert [view_T[0] for view_T in views_VT] == [0, 8, 16, 24, 36]
+    assert all(np.diff(view_T).tolist() == [4] * 15 for view_T in views_VT)
+    # Too short: 0, 3, 6 and 9 of 11, and the last of these again.
+    assert view_indices(11, 6, "dense", 3, 2, published=True).tolist() == [[0, 3, 6, 9, 9, 9]] * 2
+
+
+def test_a_single_view_is_central_in_both_protocols() -> None:
+    for sampling in ("uniform", "dense"):
+        ours, published = (view_indices(50, 4, sampling, 3, 1, published=p) for p in (False, True))  # type: ignore[arg-type]
+        assert ours.tolist() == published.tolist()
+
+
 @given(
     st.integers(1, 400),
     st.integers(1, 32),
     st.integers(1, 8),
     st.sampled_from(["uniform", "dense"]),
+    st.sampled_from([None, "pretrain", "finetune"]),
     st.integers(),
 )
 def test_indices_lie_in_the_video_and_never_go_back(
-    n_frames: int, frames: int, stride: int, sampling: str, seed: int
+    n_frames: int, frames: int, stride: int, sampling: str, published: str | None, seed: int
 ) -> None:
     rng = np.random.default_rng(abs(seed))
-    clip_T = train_indices(n_frames, frames, sampling, stride, rng)  # type: ignore[arg-type]
-    views_VT = view_indices(n_frames, frames, sampling, stride, 3)  # type: ignore[arg-type]
+    clip_T = train_indices(n_frames, frames, sampling, stride, rng, published)  # type: ignore[arg-type]
+    views_VT = view_indices(n_frames, frames, sampling, stride, 3, published is not None)  # type: ignore[arg-type]
     for indices_T in (clip_T, *views_VT):
         assert indices_T.shape == (frames,)
         assert indices_T.min() >= 0

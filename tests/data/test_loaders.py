@@ -11,11 +11,11 @@ import torch
 
 from tats_core.data import clips, readers, transforms
 from tats_core.data.benchmarks import BENCHMARKS
+from tats_core.data.clips import Purpose
 from tats_core.data.loaders import (
     Batch,
     ClipOptions,
     ClipRules,
-    Purpose,
     TrainLoader,
     clip_rules,
     eval_views,
@@ -302,6 +302,37 @@ def test_open_fields_follow_the_benchmark_and_the_purpose(
 def test_what_is_set_wins_over_the_benchmark() -> None:
     options = ClipOptions(sampling="dense", stride=3, crop="centre", flip=True)
     assert clip_rules(options, BENCHMARKS["ssv2"], "pretrain") == ClipRules("dense", 3, "centre", True)
+
+
+def test_the_published_protocol_antialiases_in_pre_training_alone() -> None:
+    published = ClipOptions(protocol="published")
+    for benchmark in BENCHMARKS.values():
+        for purpose, antialias in (("pretrain", True), ("finetune", False)):
+            rules = clip_rules(published, benchmark, purpose)
+            assert (rules.published, rules.antialias) == (purpose, antialias)
+            assert replace(rules, published=None) == clip_rules(ClipOptions(), benchmark, purpose)
+            assert clip_rules(ClipOptions(), benchmark, purpose).antialias
+
+
+def test_published_views_have_published_frames_and_are_not_antialiased(tiny_root: Path) -> None:
+    manifest = BENCHMARKS["ucf101"].read(tiny_root / "ucf101", "test")
+    options = ClipOptions(frames=4, size=16, stride=3, protocol="published")
+    views_VCTHW = next(eval_views(manifest, options, clips=2, crops=1))[0][0]
+    whole_THWC = torch.from_numpy(readers.read_all(manifest.videos[0].path))
+    for view, first in zip(views_VCTHW, (0, 9), strict=True):  # of 20 frames, 0, 3, … 18 are taken
+        (crop_THWC,) = transforms.crops_of_test(whole_THWC[first : first + 12 : 3], 16, 1, antialias=False)
+        assert torch.equal(view, crop_THWC.permute(3, 0, 1, 2))
+
+
+def test_published_training_clips_have_published_frames_and_are_not_antialiased(
+    tiny: dict[str, Manifest],
+) -> None:
+    options = ClipOptions(frames=4, size=16, crop="centre", flip=False, protocol="published")
+    batch = next(loader(tiny["ucf101"], options, batch_size=1).epoch(0))
+    whole_THWC = torch.from_numpy(readers.read_all(tiny["ucf101"].videos[int(batch.index_B[0])].path))
+    (crop_THWC,) = transforms.crops_of_test(whole_THWC, options.size, 1, antialias=False)
+    possible = {crop_THWC[start : start + 1].numpy().tobytes() for start in range(len(whole_THWC))}
+    assert {frame.permute(1, 2, 0).numpy().tobytes() for frame in batch.video_BCTHW[0].unbind(1)} <= possible
 
 
 def test_options_that_contradict_each_other_are_refused_with_a_sentence() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import colorsys
 import math
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_crops_of_the_test_are_cut_from_the_resized_frame() -> None:
 
 def test_multi_scale_crops_have_near_sides_and_lie_at_the_thirteen_places() -> None:
     rng = np.random.default_rng(0)
-    boxes = [transforms.multi_scale_box(80, 120, (1.0, 0.75, 0.5), rng) for _ in range(3000)]
+    boxes = [transforms.multi_scale_box(80, 120, 16, (1.0, 0.75, 0.5), rng) for _ in range(3000)]
     assert {(box.height, box.width) for box in boxes} == {
         *((80, 80), (60, 60), (40, 40)),
         *((80, 60), (60, 80), (60, 40), (40, 60)),
@@ -64,6 +65,41 @@ def test_multi_scale_crops_have_near_sides_and_lie_at_the_thirteen_places() -> N
     assert len(places) == 13
     assert places < quarters
     assert {(0, 0), (40, 80), (20, 40), (10, 20), (30, 60)} < places
+
+
+def test_the_ten_pairs_of_videomaes_four_sides_are_equally_likely() -> None:
+    rng = np.random.default_rng(0)
+    boxes = [transforms.multi_scale_box(320, 426, 112, transforms.MULTI_SCALES, rng) for _ in range(20_000)]
+    counted = Counter((box.height, box.width) for box in boxes)
+    # 320 times 1, .875, .75 and .66, rounded down: 211.2 is 211.
+    sides = [320, 280, 240, 211]
+    assert counted.keys() == {(a, b) for i, a in enumerate(sides) for b in sides[max(0, i - 1) : i + 2]}
+    # .1 of 20,000 each, five deviations of a binomial: 5 * sqrt(20,000 * .1 * .9) = 212.
+    assert all(abs(times - 2000) < 212 for times in counted.values())
+
+
+def test_a_crop_side_within_two_pixels_of_the_clip_becomes_its_size_so_that_nothing_is_resized() -> None:
+    rng = np.random.default_rng(0)
+
+    def sides(shorter: int, size: int) -> set[int]:
+        boxes = (transforms.multi_scale_box(shorter, 900, size, (1.0, 0.875), rng) for _ in range(99))
+        return {side for box in boxes for side in (box.height, box.width)}
+
+    # 256 * .875 = 224; 258 * .875 = 225.75, 225 rounded down; 259 * .875 = 226; 260 * .875 = 227, too far.
+    assert [sides(shorter, 224) for shorter in (256, 258, 259, 260)] == [
+        {256, 224},
+        {258, 224},
+        {259, 224},
+        {260, 227},
+    ]
+    assert sides(225, 224) == {224, 196}
+    assert sides(223, 224) == {223, 195}  # a crop never leaves the frame; VideoMAE's has a black border then
+
+
+def test_a_crops_place_is_a_whole_number_of_quarters_rounded_down() -> None:
+    rng = np.random.default_rng(0)
+    boxes = [transforms.multi_scale_box(40, 51, 9, (1.0,), rng) for _ in range(300)]
+    assert {(box.top, box.left) for box in boxes} == {(0, left) for left in (0, 2, 4, 6, 8)}  # 11 // 4 = 2
 
 
 def test_random_resized_crops_keep_to_area_and_ratio() -> None:
@@ -124,6 +160,17 @@ def test_resizing_in_uint8_equals_resizing_in_float_up_to_rounding() -> None:
     cut_TCHW = clip_THWC[:, 5:35, 7:48].permute(0, 3, 1, 2).float()
     reference_TCHW = interpolate(cut_TCHW, (24, 24), mode="bilinear", antialias=True)
     assert (small_THWC.permute(0, 3, 1, 2) - reference_TCHW).abs().max().item() <= 1.01
+
+
+def test_without_antialiasing_a_reduced_pixel_is_a_mean_of_its_four_neighbours_alone() -> None:
+    # 8 columns to 2: centres at 1.5 and 5.5, so the means of columns 1 and 2 and of 5 and 6, as OpenCV's.
+    columns_W = torch.tensor([0, 10, 50, 200, 0, 40, 80, 0], dtype=torch.uint8)
+    frames_THWC = columns_W.view(1, 1, 8, 1).expand(1, 8, 8, 3)
+    plain_THWC = transforms.crop_resize(frames_THWC, Box(0, 0, 8, 8), 2, antialias=False)
+    assert plain_THWC[0, :, :, 0].tolist() == [[30, 60]] * 2
+    (test_THWC,) = transforms.crops_of_test(frames_THWC, 2, 1, antialias=False)
+    assert torch.equal(test_THWC, plain_THWC)
+    assert not torch.equal(transforms.crop_resize(frames_THWC, Box(0, 0, 8, 8), 2), plain_THWC)
 
 
 def test_a_clip_is_channels_first() -> None:
