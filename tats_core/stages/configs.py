@@ -29,6 +29,12 @@ class Placed(StrictModel):
     benchmark: str = Field(description="whose videos")
     data: ClipOptions = Field(default_factory=ClipOptions, description="how clips are cut out of videos")
     gpu: Annotated[bool, NotIdentity] = Field(False, description="each worker takes a GPU")
+    max_workers: int | None = Field(
+        None,
+        ge=1,
+        description="start no more workers, so that a recipe runs on fewer GPUs: each does more parts of the "
+        "same step (`accumulate`); null: as many as the recipe says",
+    )
     max_failures: Annotated[int, NotIdentity] = Field(
         2, ge=0, description="lost workers that are replaced before the stage fails"
     )
@@ -63,11 +69,15 @@ class Trained(Placed, ABC):
         """The recipe alone."""
 
     @property
+    def started(self) -> int:
+        """How many workers are started."""
+        return min(self.workers, self.max_workers or self.workers)
+
+    @property
     def fewer(self) -> tuple[int, ...]:
-        """The numbers of workers below `workers` that do the same step, ascending."""
-        return tuple(
-            n for n in range(self.min_workers or self.workers, self.workers) if self._misfit(n) is None
-        )
+        """The numbers of workers below `started` that do the same step, ascending."""
+        fewest = self.min_workers or self.started
+        return tuple(n for n in range(fewest, self.started) if self._misfit(n) is None)
 
     def _misfit(self, workers: int) -> str | None:
         """Return why so many workers cannot do the recipe's step, or None."""
@@ -80,12 +90,13 @@ class Trained(Placed, ABC):
 
     @model_validator(mode="after")
     def _workers_share_the_batch_evenly(self) -> Self:
-        fewest = self.workers if self.min_workers is None else self.min_workers
-        if fewest > self.workers:
-            raise ValueError(f"min_workers ({fewest}) is more than workers ({self.workers})")
+        fewest = self.min_workers or self.started
+        if fewest > self.started:
+            raise ValueError(f"min_workers ({fewest}) is more than workers ({self.started})")
         misfit = self._misfit(fewest)
         if misfit is not None:
-            raise ValueError(misfit if self.min_workers is None else f"min_workers: {misfit}")
+            key = "min_workers: " if self.min_workers else "max_workers: " * (self.started < self.workers)
+            raise ValueError(key + misfit)
         return self
 
 
@@ -97,7 +108,7 @@ class TrainedKind(StageKind[TrainedConfig]):
 
     def cpus(self, config: TrainedConfig) -> int:
         """One a worker."""
-        return config.min_workers or config.workers
+        return config.min_workers or config.started
 
     def gpus(self, config: TrainedConfig) -> int:
         """One a worker, if at all."""
@@ -105,7 +116,7 @@ class TrainedKind(StageKind[TrainedConfig]):
 
     def spare(self, config: TrainedConfig) -> int:
         """The workers that may be missing."""
-        return config.workers - self.cpus(config)
+        return config.started - self.cpus(config)
 
     def preflight(self, config: TrainedConfig, ctx: Preflight) -> list[str]:
         """On CPUs, torch.compile needs a compiler."""

@@ -53,7 +53,8 @@ class EvaluateStage(Placed):
     @property
     def beside(self) -> int:
         """How many workers are started beside the driver, which never holds a GPU."""
-        return self.test_workers or int(self.gpu)
+        workers = self.test_workers or int(self.gpu)
+        return min(workers, self.max_workers or workers)
 
 
 class Evaluate(StageKind[EvaluateStage]):

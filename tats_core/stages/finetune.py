@@ -60,7 +60,7 @@ class Finetune(EncoderKind[FinetuneStage], TrainedKind[FinetuneStage]):
     def run(self, config: FinetuneStage, ctx: StageContext) -> None:
         """Train on Ray Train's workers."""
         inputs = {"data": ctx.input("data").path, "encoder": self.encoder(config, ctx)}
-        run_workers(train, config, inputs, ctx, workers=config.workers, fewer=config.fewer)
+        run_workers(train, config, inputs, ctx, workers=config.started, fewer=config.fewer)
 
 
 # --- in a worker ---------------------------------------------------------------------------------------

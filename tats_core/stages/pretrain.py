@@ -115,7 +115,7 @@ class Pretrain(TrainedKind[PretrainStage]):
         before = next((output for first in shorter if (output := ctx.output_of(first))), None)
         start = checkpoint_input.path_of(config.start) if config.start else None
         inputs = {"data": ctx.input("data").path, "start": start, "before": before}
-        run_workers(train, config, inputs, ctx, workers=config.workers, fewer=config.fewer)
+        run_workers(train, config, inputs, ctx, workers=config.started, fewer=config.fewer)
 
 
 # --- in a worker ---------------------------------------------------------------------------------------

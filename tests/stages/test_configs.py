@@ -13,7 +13,7 @@ from tats_core.data.manifest import Manifest, VideoRecord
 from tats_core.errors import DataError, SpecError
 from tats_core.models.tokens import ClipConfig
 from tats_core.specs import validate
-from tats_core.stages import finetune, pretrain
+from tats_core.stages import evaluate, finetune, pretrain
 from tats_core.stages.base import Preflight
 from tats_core.stages.configs import Trained
 from tats_core.stages.finetune import FinetuneStage
@@ -118,3 +118,19 @@ def test_a_video_without_a_label_is_named_where_labels_are_needed() -> None:
     assert labelled(whole) is whole
     with pytest.raises(DataError, match=r"file_list \(test\): 2 of 3 have no label .*'b'"):
         labelled(Manifest("file_list", "test", ("x",), Path("/"), videos))
+
+
+def test_with_fewer_workers_each_does_more_parts_of_the_same_size() -> None:
+    config = {"benchmark": "ssv2", "batch_size": 512, "workers": 32, "max_workers": 8, "gpu": True}
+    for stage, kind in ((PretrainStage, pretrain.KIND), (FinetuneStage, finetune.KIND)):
+        asked = validate(stage, config, "demo.yaml")
+        assert (asked.started, kind.gpus(asked), kind.spare(asked), asked.fewer) == (8, 8, 0, ())
+        # 16 clips a worker, 4 times as many in 4 parts of 16.
+        recipe = asked.recipe.among(asked.started, asked.workers)
+        assert (recipe.batch_size, recipe.accumulate, recipe.per_worker(8)) == (512, 4, 64)
+        assert validate(stage, config | {"max_workers": 64}, "demo.yaml").started == 32
+        with pytest.raises(SpecError, match="max_workers: 5 workers cannot share evenly what 32 do"):
+            validate(stage, config | {"max_workers": 5}, "demo.yaml")
+    test = {"benchmark": "ssv2", "gpu": True, "test_workers": 8}
+    for most, beside in ((None, 8), (1, 1), (16, 8)):
+        assert evaluate.EvaluateStage.model_validate(test | {"max_workers": most}).beside == beside
