@@ -97,7 +97,7 @@ class _RunLog:
         from tats_core.store.logs import StageLog
 
         self.run = run
-        self.running = run.record.state == "running"
+        self.running = run.record.is_under_way
         self._logs: dict[str, StageLog] = {name: StageLog(name, worker) for name in names}
         self._printed: dict[str, str] = {}
         """Stage → the status printed last."""
@@ -106,7 +106,7 @@ class _RunLog:
     def update(self) -> None:
         """Read the record again."""
         self.run = type(self.run).open(self.run.record.folder)
-        self.running = self.run.record.state == "running"
+        self.running = self.run.record.is_under_way
 
     def new(self) -> Iterator[str]:
         """Yield the lines since the last call."""
@@ -132,7 +132,7 @@ class _RunLog:
     def _ended(self, stage: StageRecord) -> Iterator[str]:
         if stage.status == "running":
             if not self.running:
-                yield _at(None, stage.name, "died")
+                yield _at(None, stage.name, "lost")
             return
         if self._printed.get(stage.name) == stage.status or stage.status in ("waiting", "skipped"):
             return

@@ -23,7 +23,7 @@ _STYLES: Final = {
     "finished": "green",
     "cached": "dim",
     "failed": "red",
-    "died": "bold red",
+    "lost": "bold red",
     "stopped": "yellow",
     "waiting": "dim",
     "skipped": "dim",
@@ -45,8 +45,8 @@ def state(word: str) -> str:
 
 
 def stage_state(record: RunRecord, stage: StageRecord) -> str:
-    """Return a stage's status; a stage that was running when its run's process ended has died with it."""
-    return "died" if stage.status == "running" and record.state == "died" else stage.status
+    """Return a stage's status; a stage that was running when its run was lost is lost with it."""
+    return "lost" if stage.status == "running" and record.state == "lost" else stage.status
 
 
 def table(

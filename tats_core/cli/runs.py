@@ -76,6 +76,9 @@ def runs(
 ) -> None:
     """List runs, newest first, with their progress and best result.
 
+    A run is running; waiting (no stage is at work: another run makes what it needs); lost (its process was
+    killed, or has shown no sign of life for most of a minute); finished, failed or stopped.
+
     ETA is the time until the stages that run now are done. Best is the mean top-1 accuracy over the
     benchmarks, of pre-trained or from-scratch models, whichever is higher; the motion lift where no accuracy
     was measured.
@@ -105,7 +108,7 @@ def overview(run: Run) -> Overview:
     record, state = run.record, run.record.state
     running = [_running(stage) for stage in run.stages.values() if stage.record.status == "running"]
     etas = [stage.eta for stage in running if stage.eta is not None]
-    ended = record.finished if state != "died" else _last_written(run)
+    ended = record.finished if state != "lost" else _last_written(run)
     return Overview(
         id=record.id,
         pipeline=record.pipeline,
@@ -158,7 +161,7 @@ def _running(stage: Stage) -> RunningStage:
 
 
 def _last_written(run: Run) -> float:
-    """Return when a run that died, or a stage of it, last wrote something."""
+    """Return when a lost run, or a stage of it, last wrote something."""
     paths = [run.record.folder / "run.json"]
     for stage in run.stages.values():
         if stage.record.status == "running" and stage.folder is not None:

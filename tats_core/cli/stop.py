@@ -39,7 +39,7 @@ def stop(
     from tats_core.store import history
 
     record = history.find(run, home)
-    if record.state != "running":
+    if not record.is_under_way:
         typer.echo(_not_running(record))
         return
     record.ask_to_stop(now=now)
@@ -61,11 +61,12 @@ def stop(
 def _stopped(record: RunRecord) -> str:
     if record.state == "finished":
         return f"{record.id} finished before it could be stopped; there is nothing to resume"
-    how = "died" if record.state == "died" else f"has {record.state}"
+    how = "was lost" if record.state == "lost" else f"has {record.state}"
     return f"{record.id} {how}; finished work is saved. Resume with: {printing.resume_command(record)}"
 
 
 def _not_running(record: RunRecord) -> str:
     ended = f" {duration(time.time() - record.finished)} ago" if record.finished else ""
+    how = "it was lost" if record.state == "lost" else f"it {record.state}"
     resume = "" if record.state == "finished" else f"; resume with: {printing.resume_command(record)}"
-    return f"{record.id} is not running: it {record.state}{ended}{resume}"
+    return f"{record.id} is not running: {how}{ended}{resume}"

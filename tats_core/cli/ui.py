@@ -88,6 +88,8 @@ def _newest(home: Path, uri: str, page: str) -> str:
     from tats_core.tracking import view
 
     client = tracking.connect(home, uri)
+    for error in tracking.sync(home):  # what a killed run left, and that it was killed
+        typer.echo(f"tats: warning: {masked(str(error))}", err=True)
     newest = next(history.records(home), None)
     if newest is None:
         return page

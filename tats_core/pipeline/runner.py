@@ -242,7 +242,7 @@ class _Run:
             for instance in self.graph.instances.values():
                 stage = self.record.stages[instance.name]
                 needs = [self.record.stages[need].status for need in instance.needs]
-                if stage.status != "waiting" or self.stop.is_set():
+                if stage.status != "waiting" or instance.name in self.running or self.stop.is_set():
                     continue
                 if any(status in ("failed", "skipped", "stopped") for status in needs):
                     self._leave_out(instance.name, "its inputs are missing")
@@ -331,8 +331,10 @@ class _Run:
         elif answer.what == "waits":
             self.note(answer.name, answer.text)
             self.pool.release(answer.name)
+            self._record_status(answer.name, "waiting")
         elif answer.what == "works":
             self.pool.take(self.running[answer.name].instance)
+            self._record_status(answer.name, "running")
         elif answer.what == "again":
             stage = self.record.stages[answer.name]
             stage.attempts += 1
@@ -340,6 +342,10 @@ class _Run:
             self._started(self.running[answer.name])
         else:
             self._take_end(answer, answer.what)
+
+    def _record_status(self, name: str, status: Literal["waiting", "running"]) -> None:
+        self.record.stages[name].status = status
+        self.record.save()
 
     def _take_end(self, answer: Answer, status: Literal["finished", "cached", "failed", "stopped"]) -> None:
         work, stage = self.running[answer.name], self.record.stages[answer.name]

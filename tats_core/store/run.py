@@ -8,8 +8,12 @@ configurations, the environment, the table of results and, of each stage, what i
 from __future__ import annotations
 
 import fcntl
+import os
+import platform
+import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,13 +30,15 @@ from tats_core.training.events import Event, read_events
 
 StageStatus = Literal["waiting", "running", "finished", "cached", "failed", "stopped", "skipped"]
 RunStatus = Literal["running", "finished", "failed", "stopped"]
-RunState = Literal["running", "finished", "failed", "stopped", "died"]
+RunState = Literal["running", "waiting", "finished", "failed", "stopped", "lost"]
 Form = TypeVar("Form")
 
 SCHEMA = 1
 
-# Beside `run.json`: the file that the run's process holds locked, and the two that ask it to stop.
+# Beside `run.json`: the file that the run's process holds locked and touches, and the two that ask it to stop.
 _ALIVE, _PLEASE_STOP, _STOP_NOW = "alive.lock", "please-stop", "stop-now"
+_BEAT = 10.0  # seconds between two touches
+_SILENT = 45.0  # seconds after which a run that does not touch the file is lost
 
 
 @dataclass
@@ -109,31 +115,64 @@ class RunRecord:
 
     @property
     def state(self) -> RunState:
-        """`status`, or "died" where the record says "running" and no process runs it."""
-        if self.status != "running" or self.is_alive():
+        """`status`, where that is "running" more exactly: "waiting" while no stage is at work, "lost" where no
+        process runs it, or none has shown a sign of life for most of a minute.
+        """
+        if self.status != "running":
             return self.status
+        if self.is_alive() and self._is_heard():
+            return (
+                "running" if any(stage.status == "running" for stage in self.stages.values()) else "waiting"
+            )
         # The run may have ended after this record was read.
         status = RunRecord.load(self.folder).status
-        return "died" if status == "running" else status
+        return "lost" if status == "running" else status
+
+    @property
+    def is_under_way(self) -> bool:
+        """True where a process runs it, as far as can be seen."""
+        return self.state in ("running", "waiting")
 
     def is_alive(self) -> bool:
-        """Return whether a process runs this run, on any machine that shares the project folder."""
+        """Return whether a process may run this run, on any machine that shares the project folder."""
         try:
-            with (self.folder / _ALIVE).open("rb") as file:
+            with (self.folder / _ALIVE).open() as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                machine = file.read()
         except BlockingIOError:
             return True
         except FileNotFoundError:
             return False
-        return False
+        # Some network storage shows the locks of other machines to nobody.
+        return machine != platform.node() and self._is_heard()
+
+    def _is_heard(self) -> bool:
+        try:
+            return time.time() - (self.folder / _ALIVE).stat().st_mtime < _SILENT
+        except FileNotFoundError:
+            return False
 
     @contextmanager
     def alive(self) -> Iterator[None]:
-        """Hold the run's lock; the kernel releases it when this process ends."""
+        """Hold the run's lock, which the kernel releases when this process ends, and show signs of life."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / _ALIVE).open("wb") as file:
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(_BEAT):
+                with suppress(OSError):  # whoever writes more than that here says what is wrong
+                    os.utime(path)
+
+        path = self.folder / _ALIVE
+        with path.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            file.write(platform.node())
+            file.flush()
+            threading.Thread(target=beat, name="signs of life", daemon=True).start()
+            try:
+                yield
+            finally:
+                ended.set()
 
     def ask_to_stop(self, *, now: bool = False) -> None:
         """Ask the run's process to stop at the next checkpoints (Ctrl-C once), or `now` (twice)."""

@@ -33,11 +33,11 @@ def test_an_unreadable_record_hides_no_other_run(tats, kept):
     assert "list more with" not in ended.out
 
 
-def test_the_log_of_a_dead_stage_ends_with_died(tats, kept):
+def test_the_log_of_a_lost_stage_ends_with_lost(tats, kept):
     record = kept.run(1)
     record.status = record.stages["report"].status = "running"
     record.save()
-    assert tats("logs", "mine", "report").out.endswith("report  died\n")
+    assert tats("logs", "mine", "report").out.endswith("report  lost\n")
 
 
 def test_a_comparison_of_five_runs_fits_into_120_columns(tats, kept):

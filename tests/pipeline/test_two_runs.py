@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tats_core.machine import available_cpus
+from tats_core.store import history
 
 pytestmark = pytest.mark.slow
 
@@ -75,6 +76,8 @@ def test_the_second_waits_without_holding_cpus_and_takes_what_the_first_made(sta
     until(lambda: worked(tmp_path) == ["slow"])
     second = start("second")
     until(lambda: f"slow: waits for process {first.process.pid}, which is making the same" in second.printed)
+    newest = next(history.records(tmp_path / "home", "two"))
+    assert newest.stages["slow"].status == "waiting"
     # The CPUs that the waiting stage gave back are at work.
     until(lambda: "other: finished" in second.printed)
     (tmp_path / "go").touch()

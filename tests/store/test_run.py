@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tats_core.errors import StoreError
 from tats_core.files import write_json
-from tats_core.store.run import Run, RunRecord, WrittenFile
+from tats_core.store import run as run_module
+from tats_core.store.run import Run, RunRecord, StageRecord, WrittenFile
 
 _HOLD = """
 import sys, time
@@ -31,17 +34,17 @@ def running(home: Path) -> RunRecord:
     return record
 
 
-def test_a_run_is_alive_while_its_process_is_and_died_once_it_was_killed(tmp_path):
+def test_a_run_is_alive_while_its_process_is_and_lost_once_it_was_killed(tmp_path):
     record = running(tmp_path)
     command = [sys.executable, "-c", _HOLD, str(record.folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "alive\n"
         assert record.is_alive()
-        assert record.state == "running"
+        assert record.state == "waiting", "it has no stage at work"
         os.kill(process.pid, signal.SIGKILL)
     assert not record.is_alive()
-    assert record.state == "died"
+    assert record.state == "lost"
     assert record.status == "running", "what the record says stays as it was"
 
 
@@ -54,7 +57,7 @@ def test_to_look_does_not_keep_another_from_looking_or_the_run_from_living(tmp_p
     assert not record.is_alive()
 
 
-def test_a_run_that_ended_after_its_record_was_read_has_not_died(tmp_path):
+def test_a_run_that_ended_after_its_record_was_read_is_not_lost(tmp_path):
     read_before = running(tmp_path)
     ended = RunRecord.load(read_before.folder)
     ended.status = "finished"
@@ -62,8 +65,36 @@ def test_a_run_that_ended_after_its_record_was_read_has_not_died(tmp_path):
     assert read_before.state == "finished"
 
 
-def test_a_record_without_a_lock_file_is_of_a_run_that_died(tmp_path):
-    assert running(tmp_path).state == "died"
+def test_a_record_without_a_lock_file_is_of_a_lost_run(tmp_path):
+    assert running(tmp_path).state == "lost"
+
+
+def test_a_run_shows_signs_of_life_and_is_lost_without_them_though_its_lock_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "_BEAT", 0.01)
+    record = running(tmp_path)
+    record.stages["a"] = StageRecord("a", "a", "make", {}, [], status="running")
+    lock = record.folder / "alive.lock"
+    with record.alive():
+        os.utime(lock, (0, 0))
+        while lock.stat().st_mtime == 0:
+            time.sleep(0.01)
+        assert record.state == "running"
+        monkeypatch.setattr(run_module, "_SILENT", -1.0)
+        assert record.state == "lost"
+        assert record.is_alive(), "a process that stands still may wake up: nothing of it is removed"
+
+
+@pytest.mark.parametrize(("seconds", "state"), [(0, "waiting"), (60, "lost")])
+def test_of_a_run_on_a_machine_whose_locks_are_not_seen_here_the_signs_of_life_count(
+    tmp_path, seconds, state
+):
+    record = running(tmp_path)
+    lock = record.folder / "alive.lock"
+    lock.write_text("another-machine")
+    os.utime(lock, (time.time() - seconds,) * 2)
+    assert record.state == state
+    lock.write_text(platform.node())
+    assert record.state == "lost", "here the lock alone decides"
 
 
 def test_a_request_to_stop_at_once_outdoes_one_to_stop(tmp_path):
