@@ -73,6 +73,10 @@ class Stopped(Exception):  # noqa: N818 (nothing went wrong)
     """A person asked to stop, and the work did; the next run resumes from what is saved."""
 
 
+class Preempted(Exception):  # noqa: N818 (nothing went wrong)
+    """The machine of a worker is taken away; all workers have saved their work, and may resume elsewhere."""
+
+
 def brief(text: str, limit: int = 200) -> str:
     """Return `text`, or its beginning and its length where it has more letters than `limit`."""
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} letters)"

@@ -35,6 +35,7 @@ _COMMANDS = {
     "predict": "models.predict",
     "export": "models.export",
     "weights": "models.weights",
+    "replay": "replay.replay",
     "data generate": "data.generate",
     "data check": "data.check",
     "doctor": "doctor.doctor",

@@ -73,6 +73,15 @@ def pipeline(
             help="A command to run when the run has ended.",
         ),
     ] = None,
+    grace: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            envvar="TATS_GRACE",
+            help="After SIGTERM, wait so long for the next checkpoints; default: as long as they take.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per line (docs/json.md).")
     ] = False,
@@ -102,7 +111,7 @@ def pipeline(
             elif show_plan:
                 _print_plan(plan)
             return
-        record = runner.run(loaded, home, **choice, on_error=on_error, ui=ui)
+        record = runner.run(loaded, home, **choice, on_error=on_error, grace=grace, ui=ui)
     except TatsError as error:
         if not isinstance(ui, progress.JsonUI):
             raise

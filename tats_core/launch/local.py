@@ -15,7 +15,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tats_core.errors import StageError
+from tats_core.errors import Preempted, StageError
 from tats_core.launch import workers as launched
 from tats_core.launch.workers import Outcomes, Task
 from tats_core.machine import end_with_parent, keep_freed_memory
@@ -32,6 +32,7 @@ _PRELOADED = [
     "matplotlib",
 ]
 _POLL_SECONDS = 0.1
+_PREEMPTED = 75  # exit code: "try again later" of sysexits.h
 
 
 def prepare() -> ForkServerContext:
@@ -46,22 +47,27 @@ def fit(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> None
 
     Raises:
         TatsError: the worker raised it.
-        StageError: the worker died more than `max_failures` times, or raised another error.
+        StageError: the worker died more than `max_failures` times, or got SIGTERM more than `max_preemptions`
+            times, or raised another error.
         Stopped: `stop` was set.
     """
     assert work.workers == 1, "several workers need Ray Train"
     assert not work.gpu, "only Ray assigns GPUs"
     out = out.absolute()
     outcomes = Outcomes(out)
-    for _ in range(work.max_failures + 1):
+    failures = preemptions = 0
+    while failures <= work.max_failures and preemptions <= work.max_preemptions:
         outcomes.clear()
         code = _attempt(launched.task_of(work, out, name), outcomes, stop)
         outcomes.check()
         if code == 0:
             return
+        failures += code != _PREEMPTED
+        preemptions += code == _PREEMPTED
     cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    how = f"died {failures} times ({cause})" if code != _PREEMPTED else f"got SIGTERM {preemptions} times"
     log = outcomes.folder / "worker-0.log"
-    raise StageError(f"its worker died {work.max_failures + 1} times ({cause}); what it printed is in {log}")
+    raise StageError(f"its worker {how}; what it printed is in {log}")
 
 
 def _attempt(task: Task, outcomes: Outcomes, stop: threading.Event) -> int:
@@ -80,8 +86,11 @@ def _attempt(task: Task, outcomes: Outcomes, stop: threading.Event) -> int:
 def _work(task: Task) -> None:
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent decides
+    launched.expect_preemption()
     try:
         launched.work(task, _world, 0, permanent=(Exception,))
+    except Preempted:
+        os._exit(_PREEMPTED)
     except Exception:  # noqa: BLE001, the parent raises what was recorded
         os._exit(1)
     os._exit(0)

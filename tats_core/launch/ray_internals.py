@@ -28,6 +28,7 @@ _SCALING: Final = f"{_TRAIN}.execution.scaling_policy"
 _NO_TOKEN = "other users of the machine can use a local cluster: Ray reads its token only when imported"
 _NO_LOOPBACK = "a local cluster listens on all network interfaces"
 _NO_POLICY = "a permanent error is retried max_failures times before its stage fails"
+_NO_NOTICE = "a machine that Ray takes away is taken without a checkpoint"
 _NO_ELASTIC = "min_workers allows any number of workers, and resizing loses the steps since a checkpoint"
 
 NAMES: Final[Mapping[str, str]] = {
@@ -39,6 +40,8 @@ NAMES: Final[Mapping[str, str]] = {
     f"{_TRAIN}.exceptions:WorkerHealthCheckTimeoutError": "a worker lost beside an error is not replaced",
     f"{_TRAIN}.execution.failure_handling:DefaultFailurePolicy.make_decision": _NO_POLICY,
     f"{_TRAIN}.execution.failure_handling:FailureDecision.RAISE": _NO_POLICY,
+    f"{_TRAIN}.execution.context:get_train_context": _NO_NOTICE,
+    f"{_TRAIN}.execution.context:TrainContext.__dataclass_fields__": _NO_NOTICE,
     "ray.train.torch:TorchTrainer._initialize_and_run_controller": f"{_NO_POLICY}, and {_NO_ELASTIC}",
     f"{_SCALING}:ElasticScalingPolicy._count_possible_workers": _NO_ELASTIC,
     f"{_SCALING}:ElasticScalingPolicy.make_decision_for_non_running_worker_group": _NO_ELASTIC,
@@ -92,17 +95,30 @@ def end_if_dead(head: Any) -> str | None:
     return str(dead[0])
 
 
+def is_preempted() -> bool:
+    """Return whether Ray has announced to this worker that the machine of a worker will be taken away.
+
+    `ray.train.get_preemption_info` also makes the workers agree, which ours do when they save a checkpoint.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
+
+
 def failure_policy(config: FailureConfig, outcomes: Outcomes) -> Any:
     """Return Ray's policy of replacing lost workers, which does not retry permanent errors.
 
     Ray restarts the workers after any exception, which takes seconds and fails again with the same message.
-    An exception that may only be the consequence of another worker's death is retried once.
+    An exception that may only be the consequence of another worker's death is retried once. Workers that
+    saved their work because a machine is taken away are charged to the budget of preemptions.
     """
+    from ray.train import PreemptionInfo
     from ray.train.v2._internal.exceptions import (
         WorkerHealthCheckFailedError,
         WorkerHealthCheckTimeoutError,
     )
     from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+    from ray.train.v2.api.exceptions import PreemptionError
 
     lost = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
 
@@ -112,11 +128,14 @@ def failure_policy(config: FailureConfig, outcomes: Outcomes) -> Any:
             self.before: set[str] = set()
 
         def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+            if outcomes.preempted.exists() and not outcomes.please_stop.exists():
+                outcomes.preempted.unlink()
+                return super().make_decision(PreemptionError(PreemptionInfo(None, {})))
             failures = list(getattr(training_failed_error, "worker_failures", {}).values())
             raised = {last_line(failure) for failure in failures}
             again = bool(raised & self.before) and not any(isinstance(failure, lost) for failure in failures)
             self.before = raised
-            if again or outcomes.failures():
+            if again or outcomes.failures() or outcomes.preempted.exists():
                 return FailureDecision.RAISE
             return super().make_decision(training_failed_error)
 

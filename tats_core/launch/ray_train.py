@@ -241,6 +241,7 @@ class Gloo(BackendConfig):
 
 class _GlooBackend(Backend):
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        ray.get(worker_group.execute_async(launched.expect_preemption))
         size = len(worker_group)
         if size == 1:
             return
@@ -253,6 +254,22 @@ class _GlooBackend(Backend):
     def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
         if len(worker_group) > 1:
             ray.get(worker_group.execute_async(_leave))
+
+
+def _nccl() -> BackendConfig:
+    from ray.train.torch import TorchConfig
+
+    config = TorchConfig(backend="nccl")
+
+    class NcclBackend(config.backend_cls):  # type: ignore[misc, name-defined]
+        def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+            ray.get(worker_group.execute_async(launched.expect_preemption))
+            super().on_start(worker_group, backend_config)
+
+    class Nccl(TorchConfig):
+        backend_cls = property(lambda self: NcclBackend)
+
+    return Nccl(backend="nccl")
 
 
 _listeners: list[socket.socket] = []
@@ -300,7 +317,6 @@ def _leave() -> None:
 
 def _trainer(work: ParallelWork, task: Task, outcomes: Outcomes, storage: Path) -> TorchTrainer:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig
 
     sizes = (*work.fewer, work.workers)
     scaling = ScalingConfig(  # type: ignore[call-arg]
@@ -316,7 +332,7 @@ def _trainer(work: ParallelWork, task: Task, outcomes: Outcomes, storage: Path) 
     return trainer(
         _work,
         train_loop_config={**task},
-        torch_config=TorchConfig(backend="nccl") if work.gpu else Gloo(),  # type: ignore[arg-type]
+        torch_config=_nccl() if work.gpu else Gloo(),  # type: ignore[arg-type]
         scaling_config=scaling,
         run_config=RunConfig(
             # A known name would make Ray resume from its own records; ours are in `checkpoints/`.
@@ -324,7 +340,9 @@ def _trainer(work: ParallelWork, task: Task, outcomes: Outcomes, storage: Path) 
             storage_path=str(storage),
             # The default is to retry forever.
             failure_config=FailureConfig(  # type: ignore[call-arg]
-                max_failures=work.max_failures, controller_failure_limit=_CONTROLLER_FAILURES
+                max_failures=work.max_failures,
+                max_preemption_failures=work.max_preemptions,
+                controller_failure_limit=_CONTROLLER_FAILURES,
             ),
         ),
     )
@@ -390,7 +408,9 @@ def _work(task: dict[str, Any]) -> None:
     """Do the task in a worker of Ray Train."""
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
-    launched.work(cast("Task", task), lambda: _world(rank, size), rank, _PERMANENT)
+    launched.work(
+        cast("Task", task), lambda: _world(rank, size), rank, _PERMANENT, ray_internals.is_preempted
+    )
 
 
 def _world(rank: int, size: int) -> World:

@@ -9,7 +9,9 @@ import fcntl
 import importlib
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from tats_core import errors
-from tats_core.errors import StageError, Stopped, TatsError
+from tats_core.errors import Preempted, StageError, Stopped, TatsError
 from tats_core.files import write_json
 from tats_core.store.layout import CHECKPOINTS, EVENTS
 
@@ -52,6 +54,16 @@ def task_of(work: ParallelWork, out: Path, name: str) -> Task:
     return {"entry": work.entry, "job": dict(work.job), "out": str(out), "checkpoints": checkpoints}
 
 
+_sigterm = threading.Event()
+
+
+def expect_preemption() -> None:
+    """Let SIGTERM, which announces that the machine is taken away, save a checkpoint instead of ending this
+    process; call it in the worker's main thread.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: _sigterm.set())
+
+
 class Outcomes:
     """Files in the stage's folder, which driver and workers share even on different machines."""
 
@@ -59,11 +71,12 @@ class Outcomes:
         self.folder = out / LOG
         self.please_stop = self.folder / "please-stop"
         self.stopped = self.folder / "stopped"
+        self.preempted = self.folder / "preempted"
 
     def clear(self) -> None:
         """Delete the outcome of an earlier attempt."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in (self.please_stop, self.stopped, *self.failures()):
+        for path in (self.please_stop, self.stopped, self.preempted, *self.failures()):
             path.unlink(missing_ok=True)
 
     def failures(self) -> list[Path]:
@@ -88,28 +101,39 @@ class Outcomes:
             if failure["type"]:
                 raise getattr(errors, failure["type"])(failure["text"])
             raise StageError(f"{failure['text']}; the traceback is in {self.folder}")
-        if self.stopped.exists():
+        # Where a person asks to stop while a machine is taken away, nothing has to resume elsewhere.
+        if self.stopped.exists() or (self.preempted.exists() and self.please_stop.exists()):
             raise Stopped
 
 
 def work(
-    task: Task, make_world: Callable[[], World], rank: int, permanent: tuple[type[Exception], ...]
+    task: Task,
+    make_world: Callable[[], World],
+    rank: int,
+    permanent: tuple[type[Exception], ...],
+    preempted: Callable[[], bool] = lambda: False,
 ) -> None:
     """Do the task as worker `rank`; the output of this process goes to `log/worker-<rank>.log`.
 
     Args:
         make_world: called once the output is redirected, since it imports torch.
         permanent: errors that a restart would only repeat; they are recorded.
+        preempted: whether the launcher knows that this worker's machine will be taken away, as SIGTERM says.
 
     Raises:
+        Preempted: the machine of a worker is taken away, and a checkpoint is saved.
         Exception: the task raised it; only Stopped is recorded instead.
     """
     out = Path(task["out"])
     outcomes = Outcomes(out)
     _redirect_output(outcomes.folder / f"worker-{rank}.log")
     try:
-        _run(task, make_world(), outcomes, rank)
+        _run(task, make_world(), outcomes, rank, lambda: _sigterm.is_set() or preempted())
     except Stopped:
+        if not outcomes.please_stop.exists():
+            outcomes.preempted.touch()
+            print("the machine of a worker is taken away; a checkpoint is saved", flush=True)  # noqa: T201
+            raise Preempted("its machine was taken away") from None
         if rank == 0:
             outcomes.stopped.touch()
     except Exception as error:
@@ -122,15 +146,19 @@ def work(
         sys.stderr.flush()
 
 
-def _run(task: Task, world: World, outcomes: Outcomes, rank: int) -> None:
+def _run(task: Task, world: World, outcomes: Outcomes, rank: int, preempted: Callable[[], bool]) -> None:
     from tats_core.training.checkpoint import CheckpointStore
     from tats_core.training.events import EventLog
 
     events = EventLog(Path(task["out"]) / EVENTS if rank == 0 else None)
     module, _, function = task["entry"].partition(":")
     with _only_process(outcomes.folder / f"worker-{rank}.lock"):
-        stop = outcomes.please_stop.exists
-        store = CheckpointStore(Path(task["checkpoints"]), world, stop=stop, say=events.note)
+        store = CheckpointStore(
+            Path(task["checkpoints"]),
+            world,
+            stop=lambda: preempted() or outcomes.please_stop.exists(),
+            say=events.note,
+        )
         getattr(importlib.import_module(module), function)(task["job"], world, events, store)
         store.wait()
 

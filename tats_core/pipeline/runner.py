@@ -6,6 +6,7 @@ which answers through a queue. A stage starts when what it reads exists and enou
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import secrets
@@ -72,6 +73,7 @@ def run(
     home: Path,
     *,
     on_error: OnError = "stop",
+    grace: float | None = None,
     ui: Observer | None = None,
     host: Host | None = None,
     **options: Unpack[Options],
@@ -84,6 +86,8 @@ def run(
     Args:
         on_error: after a failure let running stages end and start no other ("stop"), or run all stages
             that do not need the failed one ("continue").
+        grace: seconds after SIGTERM until the run ends at once, as by the second Ctrl-C; None: it is not
+            known when this process will be killed, and the run takes as long as the next checkpoints take.
         host: the sweep that this run is a trial of.
 
     Raises:
@@ -99,7 +103,7 @@ def run(
     if host is not None:
         record.id = host.run_id
     try:
-        return _Run(decider, record, pool, on_error, ui, host).execute(todo)
+        return _Run(decider, record, pool, on_error, ui, host).execute(todo, grace)
     except BrokenPipeError:
         raise  # the reader of the output has closed it; the storage works
     except OSError as error:
@@ -195,7 +199,7 @@ class _Run:
         else:
             self.observers = [_Page(self), Tracking(Path(record.home), record), *displays, hooks]
 
-    def execute(self, todo: Plan) -> RunRecord:
+    def execute(self, todo: Plan, grace: float | None) -> RunRecord:
         """Run until nothing runs and nothing can start."""
         with self.record.alive():
             self.record.save()
@@ -207,7 +211,7 @@ class _Run:
                 if item.action == "skip":
                     self._leave_out(item.name, item.reason)
             try:
-                with _signals(self.stop) as renew:
+                with _signals(self.stop, grace) as renew:
                     self._loop(renew)
             except BaseException as error:
                 self._abort(error)
@@ -439,8 +443,9 @@ def _configs(graph: Graph) -> dict[str, StageConfig]:
 
 
 @contextmanager
-def _signals(stop: threading.Event) -> Iterator[Callable[[], None]]:
-    """Ctrl-C and SIGTERM set `stop`; the second Ctrl-C raises. Call what it yields now and then.
+def _signals(stop: threading.Event, grace: float | None = None) -> Iterator[Callable[[], None]]:
+    """Ctrl-C and SIGTERM set `stop`; the second one raises, and so does what it yields, `grace` seconds after
+    SIGTERM. Call that now and then.
 
     When Ray starts, in the thread of a stage, it replaces the handler of SIGTERM by one of its own, which
     prints a stack and aborts the process three seconds later.
@@ -449,14 +454,21 @@ def _signals(stop: threading.Event) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
 
+    until = math.inf
+
     def handle(number: int, frame: types.FrameType | None) -> None:
+        nonlocal until
         signal.alarm(0)  # Ray's abort
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()  # the loop does all else: a handler may interrupt anything
+        if number == signal.SIGTERM and grace is not None:
+            until = time.monotonic() + grace
 
     def renew() -> None:
         signal.signal(signal.SIGTERM, handle)
+        if time.monotonic() > until:
+            raise KeyboardInterrupt
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

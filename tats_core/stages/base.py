@@ -49,6 +49,8 @@ class ParallelWork:
     gpu: bool = False
     max_failures: int = 2
     """How often dead workers are replaced before the stage fails."""
+    max_preemptions: int = 100
+    """How often workers whose machine is taken away resume elsewhere before the stage fails."""
 
 
 @dataclass(frozen=True)

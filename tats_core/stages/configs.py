@@ -38,6 +38,9 @@ class Placed(StrictModel):
     max_failures: Annotated[int, NotIdentity] = Field(
         2, ge=0, description="lost workers that are replaced before the stage fails"
     )
+    max_preemptions: Annotated[int, NotIdentity] = Field(
+        100, ge=0, description="announced losses of a machine after which workers resume elsewhere"
+    )
 
     @field_validator("benchmark")
     @classmethod

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from tats_core.data.benchmarks.base import Split
 from tats_core.data.loaders import ClipOptions
@@ -18,11 +16,12 @@ from tats_core.errors import DataError, SpecError, TrainingError
 from tats_core.files import write_json
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import VideoViT
+from tats_core.report.units import size
 from tats_core.specs import StrictModel
 from tats_core.stages.base import ParallelWork, StageContext
 from tats_core.stages.configs import Placed
-from tats_core.store.layout import CHECKPOINTS, RESULT
-from tats_core.training import weights
+from tats_core.store.layout import CHECKPOINTS, DUMP, RESULT
+from tats_core.training import replay, weights
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog
 from tats_core.training.world import World
@@ -72,7 +71,7 @@ def run_workers(
         entry(job, World(), ctx.events, store)
         return
     name = f"{entry.__module__}:{entry.__name__}"
-    ctx.fit(ParallelWork(name, job, workers, fewer, config.gpu, config.max_failures))
+    ctx.fit(ParallelWork(name, job, workers, fewer, config.gpu, config.max_failures, config.max_preemptions))
 
 
 def load_encoder(encoder: VideoViT, path: str | None, events: EventLog) -> dict[str, str]:
@@ -120,34 +119,25 @@ def note_unreadable(unreadable: Mapping[str, str], events: EventLog) -> None:
         events.note(f"skipped a video that cannot be read: {path}: {reason}")
 
 
-class Dumpable(Protocol):
-    """A trainer whose state can be saved when it fails."""
-
-    last_index_B: Tensor | None
-    """Indices of the last batch's videos in the manifest."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
-        ...
-
-
 @contextmanager
-def dump_on_failure(trainer: Dumpable, manifest: Manifest, out: Path, world: World) -> Iterator[None]:
-    """Where training fails, save its state and the paths of its last videos, to be examined.
+def dump_on_failure(trainer: replay.Trainer, manifest: Manifest, out: Path, world: World) -> Iterator[None]:
+    """Where training fails, save what a replay of its last step needs; an earlier dump is replaced.
 
     Raises:
-        TrainingError: the one that was raised inside, with the folder of the dump.
+        TrainingError: the one that was raised inside, with the folder of the dump and its size.
     """
     try:
         yield
     except TrainingError as error:
-        folder = out / "dump"
-        folder.mkdir(parents=True, exist_ok=True)
-        if world.is_first:  # all workers hold the same, which is gigabytes
-            torch.save(trainer.state_dict(), folder / "state.pt")
-        last = trainer.last_index_B.tolist() if trainer.last_index_B is not None else []
-        write_json(folder / f"videos-{world.rank}.json", [manifest.videos[index].path for index in last])
-        raise TrainingError(f"{error}; state and last videos are in {folder}") from error
+        if trainer.last is None:
+            raise
+        folder = out / DUMP
+        videos = [manifest.videos[index].path for index in trainer.last.batch.index_B.tolist()]
+        written = replay.dump(trainer, videos, folder, world)
+        raise TrainingError(
+            f"{error}; its last step is in {folder} ({size(written)} of this worker): "
+            f"`tats replay {folder}` names what went non-finite first"
+        ) from error
 
 
 def write_result(out: Path, result: Mapping[str, Any]) -> None:

@@ -20,5 +20,7 @@ OUTPUT = "output"
 
 CHECKPOINTS = "checkpoints"
 RAY = "ray"
-SCRATCH = (CHECKPOINTS, RAY)
-"""Folders that an attempt needs and that are not part of the output: checkpoints, and Ray's own records."""
+DUMP = "dump"
+SCRATCH = (CHECKPOINTS, RAY, DUMP)
+"""Folders of an attempt that are not part of the output: checkpoints, Ray's own records, and what a training
+that went non-finite left for `tats replay`."""

@@ -35,7 +35,7 @@ Form = TypeVar("Form")
 
 SCHEMA = 1
 
-# Beside `run.json`: the file that the run's process holds locked and touches, and the two that ask it to stop.
+# Beside `run.json`: the file that the run's process locks and touches, and the two that ask it to stop.
 _ALIVE, _PLEASE_STOP, _STOP_NOW = "alive.lock", "please-stop", "stop-now"
 _BEAT = 10.0  # seconds between two touches
 _SILENT = 45.0  # seconds after which a run that does not touch the file is lost
@@ -115,15 +115,14 @@ class RunRecord:
 
     @property
     def state(self) -> RunState:
-        """`status`, where that is "running" more exactly: "waiting" while no stage is at work, "lost" where no
-        process runs it, or none has shown a sign of life for most of a minute.
+        """`status`, but of a run that the record calls "running": "waiting" while no stage is at work, "lost"
+        where no process runs it, or none has shown a sign of life for most of a minute.
         """
         if self.status != "running":
             return self.status
         if self.is_alive() and self._is_heard():
-            return (
-                "running" if any(stage.status == "running" for stage in self.stages.values()) else "waiting"
-            )
+            at_work = any(stage.status == "running" for stage in self.stages.values())
+            return "running" if at_work else "waiting"
         # The run may have ended after this record was read.
         status = RunRecord.load(self.folder).status
         return "lost" if status == "running" else status

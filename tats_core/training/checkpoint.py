@@ -144,7 +144,7 @@ class CheckpointStore:
         if self.world.is_first:
             shared = {key: value for key, value in state.items() if key != "rank"}
             if self._background:
-                shared = _on_cpu(shared)
+                shared = on_cpu(shared)
             commit = partial(self._commit, draft, target, shared, step, metrics)
             self._writing = threading.Thread(target=self._guarded, args=(draft, commit), name="checkpoint")
             self._writing.start()
@@ -313,12 +313,12 @@ def _fault(saved: Path) -> str | None:
         return f"it cannot be read: {error}"
 
 
-def _on_cpu(value: Any) -> Any:
+def on_cpu(value: Any) -> Any:
     """A copy of a state that further training does not change."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
-        return {key: _on_cpu(entry) for key, entry in value.items()}
+        return {key: on_cpu(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_on_cpu(entry) for entry in value)
+        return type(value)(on_cpu(entry) for entry in value)
     return value

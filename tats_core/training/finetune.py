@@ -22,7 +22,7 @@ from tats_core.models.vit import ViTConfig
 from tats_core.specs import NotIdentity
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog
-from tats_core.training.loop import Loader, Pace, Position
+from tats_core.training.loop import LastStep, Loader, Pace, Position
 from tats_core.training.optim import AverageConfig, OptimizerConfig, fresh_weights
 from tats_core.training.world import StepConfig, World
 
@@ -102,7 +102,7 @@ class FinetuneTrainer:
     classes: int
     world: World
     model: VideoClassifier = field(init=False)
-    last_index_B: Tensor | None = field(default=None, init=False)
+    last: LastStep | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         config = self.config
@@ -139,6 +139,11 @@ class FinetuneTrainer:
             )
         # The targets of mixed clips are smooth already.
         self.loss = nn.CrossEntropyLoss(label_smoothing=0.0 if self.mix else config.label_smoothing)
+
+    @property
+    def struggles(self) -> bool:
+        """True where the latest gradient was not finite."""
+        return self.guarded.in_a_row > 0
 
     @property
     def finished(self) -> VideoClassifier:
@@ -243,10 +248,11 @@ def finetune(
         trainer.model.train()
         pace = Pace()
         for batch in pace.timed(loader.epoch(at.epoch, at.batch)):
-            trainer.last_index_B = batch.index_B
             lr = config.optimizer.lr(at.step, loader.steps, config.epochs, config.batch_size)
             label_B = batch.label_B.to(world.device, non_blocking=True)
-            metrics = trainer.step(batch.normalised(world.device), label_B, at.step, lr)
+            arguments = {"label_B": label_B, "step": at.step, "lr": lr}
+            trainer.last = LastStep.of(trainer, at.step, batch, arguments)
+            metrics = trainer.step(batch.normalised(world.device), **arguments)
             if not trainer.guarded.in_a_row:  # a skipped step has no metrics
                 for name in ("loss", "train_top1"):
                     at.sums[name] = at.sums.get(name, 0.0) + metrics[name] / loader.steps

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any, Protocol, Self
 
 from tats_core.data.clips import Batch
+from tats_core.training.checkpoint import on_cpu
 
 
 class Loader(Protocol):
@@ -58,6 +59,36 @@ class Position:
         self.epoch += 1
         self.batch = 0
         self.sums = {}
+
+
+class Stepping(Protocol):
+    """A trainer, as far as its last step is concerned."""
+
+    @property
+    def struggles(self) -> bool:
+        """True where the latest gradient was not finite."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        ...
+
+
+@dataclass(frozen=True)
+class LastStep:
+    """What the latest step of a trainer was given, by which it can be replayed (`training.replay`)."""
+
+    number: int
+    batch: Batch
+    arguments: Mapping[str, Any]
+    """Of the trainer's `step`, besides the videos."""
+    before: dict[str, Any] | None
+    """The state before it, on the CPU; copied only where the step before it was not finite."""
+
+    @classmethod
+    def of(cls, trainer: Stepping, number: int, batch: Batch, arguments: Mapping[str, Any]) -> Self:
+        """Return what the step that comes now is given."""
+        return cls(number, batch, arguments, on_cpu(trainer.state_dict()) if trainer.struggles else None)
 
 
 class Pace:

@@ -27,7 +27,7 @@ from tats_core.sampling.reward import Outcome
 from tats_core.specs import NotIdentity, StrictModel
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog
-from tats_core.training.loop import Loader, Pace, Position
+from tats_core.training.loop import LastStep, Loader, Pace, Position
 from tats_core.training.optim import GuardedStep, OptimizerConfig, fresh_weights
 from tats_core.training.world import Precision, StepConfig, World
 
@@ -173,7 +173,7 @@ class JointTrainer:
     world: World
     mae: VideoMAE = field(init=False)
     sampler: Sampler = field(init=False)
-    last_index_B: Tensor | None = field(default=None, init=False)
+    last: LastStep | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         config, device = self.config, self.world.device
@@ -208,6 +208,11 @@ class JointTrainer:
     def skipped(self) -> int:
         """Steps whose gradient was not finite, the autoencoder's and the sampler's."""
         return self.mae_step.skipped + (self.learner.guarded.skipped if self.objective is not None else 0)
+
+    @property
+    def struggles(self) -> bool:
+        """True where the latest gradient of the autoencoder or the sampler was not finite."""
+        return bool(self.mae_step.in_a_row or (self.objective is not None and self.learner.guarded.in_a_row))
 
     def begin_epoch(self, epoch: int, batch: int) -> None:
         """Apply the schedule of the sampler's learning, at the start of an epoch or on a resume within it."""
@@ -386,10 +391,11 @@ def pretrain(
         trainer.begin_epoch(at.epoch, at.batch)
         pace = Pace()
         for batch in pace.timed(loader.epoch(at.epoch, at.batch)):
-            trainer.last_index_B = batch.index_B
             lr = config.optimizer.lr(at.step, loader.steps, config.epochs, config.batch_size)
             warming_up = at.step < config.sampler_warmup_epochs * loader.steps
-            at.metrics |= trainer.step(batch.normalised(world.device), lr, warming_up=warming_up)
+            arguments = {"lr": lr, "warming_up": warming_up}
+            trainer.last = LastStep.of(trainer, at.step, batch, arguments)
+            at.metrics |= trainer.step(batch.normalised(world.device), **arguments)
             at.next_batch()
             if at.step % config.log_every == 0 or at.step == steps:
                 events.metrics(at.step, world.mean(at.metrics))

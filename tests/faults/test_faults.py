@@ -52,6 +52,30 @@ def the_driver_is_killed(lab: Lab) -> None:
     assert code == -signal.SIGKILL
 
 
+def a_workers_machine_is_taken_away(lab: Lab) -> None:
+    with lab.held(STEP, 5, rank=1) as run:
+        (worker,) = [pid for pid in run.of("ray::RayTrainWorker") if _holds(lab, pid, rank=1)]
+        os.kill(worker, signal.SIGTERM)
+    code, said = run.wait()
+    assert code == 0, said
+    assert re.search(r"resumed after step [56] of 36", said), "no step is lost"
+
+
+def _holds(lab: Lab, pid: int, rank: int) -> bool:
+    log = lab.partial("pretrain") / "log" / f"worker-{rank}.log"
+    return Path(f"/proc/{pid}/fd/1").resolve() == log.resolve()
+
+
+def the_machine_is_taken_away_before_a_checkpoint(lab: Lab) -> None:
+    with lab.held(STEP, 4, "--grace", "1", rank=0) as run:
+        os.kill(run.process.pid, signal.SIGTERM)
+        # The worker stands still: a second later, nothing waits for it.
+        code, said = run.wait()
+    assert code == STOPPED, said
+    assert "Stopped at once" in said
+    assert lab.record()["status"] == "stopped"
+
+
 def the_head_is_killed(lab: Lab) -> None:
     with lab.held(STEP, 5, rank=0) as run:
         (head,) = run.of("gcs_server")
@@ -229,6 +253,7 @@ CUT_OFF: list[Fault] = [
     ctrl_c_is_pressed,
     a_stage_raises,
     it_is_asked_to_end,
+    the_machine_is_taken_away_before_a_checkpoint,
     the_disk_is_full,
     the_newest_checkpoint_is_corrupt,
     ctrl_c_is_pressed_twice,
@@ -237,6 +262,7 @@ CUT_OFF: list[Fault] = [
 ]
 GONE_THROUGH: list[Fault] = [
     a_worker_is_killed,
+    a_workers_machine_is_taken_away,
     the_head_is_killed,
     the_raylet_is_killed,
     the_clock_jumps,

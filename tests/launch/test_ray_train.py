@@ -161,6 +161,46 @@ def test_different_errors_in_turn_are_retried_as_often_as_allowed(tmp_path):
     assert decisions == ["RETRY", "RETRY", "RETRY", "RAISE"]
 
 
+def test_saved_work_of_preempted_workers_is_charged_to_a_budget_of_its_own(tmp_path):
+    from ray.train import FailureConfig
+
+    outcomes = Outcomes(tmp_path)
+    outcomes.clear()
+    policy = ray_internals.failure_policy(FailureConfig(max_failures=1, max_preemption_failures=2), outcomes)
+    decisions = []
+    for _ in range(3):
+        outcomes.preempted.touch()
+        decisions.append(decide(policy, saved=RuntimeError("its machine was taken away")))
+    assert decisions == ["RETRY", "RETRY", "RAISE"]
+    assert decide(policy, error=RuntimeError("no memory")) == "RETRY", "the budget of failures is untouched"
+
+
+def test_where_a_person_asks_to_stop_preempted_workers_are_not_replaced(tmp_path):
+    from ray.train import FailureConfig
+
+    outcomes = Outcomes(tmp_path)
+    outcomes.clear()
+    outcomes.preempted.touch()
+    outcomes.please_stop.touch()
+    policy = ray_internals.failure_policy(FailureConfig(max_failures=5), outcomes)
+    assert decide(policy, saved=RuntimeError("its machine was taken away")) == "RAISE"
+    with pytest.raises(Stopped):
+        outcomes.check()
+
+
+def test_sigterm_to_a_worker_saves_a_checkpoint_and_loses_no_step(tmp_path):
+    def take_away() -> None:
+        while not (tmp_path / "ask").exists():
+            time.sleep(0.05)
+        os.kill(int((tmp_path / "ask").read_text()), signal.SIGTERM)
+
+    threading.Thread(target=take_away, daemon=True).start()
+    fit(tmp_path, ask_at=2)
+    total, _, _ = (tmp_path / "total").read_text().split()
+    assert float(total) == pytest.approx(expected(STEPS, 2), abs=1e-6)
+    assert starts(tmp_path) == ["starts after step 0", "starts after step 3"]
+
+
 def test_a_worker_that_waits_for_its_predecessor_reports_it_in_its_log(tmp_path, capsys):
     with ThreadPoolExecutor() as other, (tmp_path / "worker-0.lock").open("w") as earlier:
         fcntl.flock(earlier, fcntl.LOCK_EX)

@@ -21,7 +21,8 @@ from tats_core.errors import SpecError, Stopped, TrainingError, VideoError
 from tats_core.models.tokens import ClipConfig, patchify
 from tats_core.models.vit import VideoViT, ViTConfig
 from tats_core.stages import evaluate, finetune, pretrain, probe
-from tats_core.stages.jobs import clip_options, dump_on_failure
+from tats_core.stages.jobs import clip_options
+from tats_core.training import replay
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog, read_events
 from tats_core.training.world import World
@@ -366,28 +367,14 @@ def test_frames_that_contradict_the_models_clip_are_refused(data: Path, tmp_path
         _run(job, finetune.train, tmp_path / "finetune")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_failed_training_leaves_its_state_once_and_the_last_videos_of_each_worker(
-    rank: int, data: Path, tmp_path: Path
-) -> None:
-    class Trainer:
-        last_index_B = torch.tensor([2, 0])
-
-        def state_dict(self) -> dict[str, Any]:
-            return {"weight": torch.ones(2)}
-
-    manifest = Manifest.load(data / "ucf101.train.json")
-    with (
-        pytest.raises(TrainingError, match=r"not finite; state and last videos are in .*dump"),
-        dump_on_failure(Trainer(), manifest, tmp_path, World(rank=rank)),
-    ):
-        raise TrainingError("not finite")
-    folder = tmp_path / "dump"
-    assert (folder / "state.pt").exists() == (rank == 0)
-    if rank == 0:
-        assert torch.equal(torch.load(folder / "state.pt", weights_only=True)["weight"], torch.ones(2))
-    last = json.loads((folder / f"videos-{rank}.json").read_text())
-    assert last == [manifest.videos[index].path for index in (2, 0)]
+def test_a_failed_training_says_how_its_last_step_is_replayed(data: Path, tmp_path: Path) -> None:
+    recipe = {"optimizer": {"base_lr": 1e30, "warmup_epochs": 0}, "epochs": 30}
+    with pytest.raises(TrainingError, match=r" [kM]B of this worker\): `tats replay .*dump`"):
+        _run(_finetune_job(data, None, **recipe), finetune.train, tmp_path)
+    about = replay.read(tmp_path / "dump")
+    culprit = replay.replay(tmp_path / "dump", about, torch.device("cpu"))
+    assert culprit is not None
+    assert "in the weights: model." in culprit.text or "Classifier" in culprit.text
 
 
 def test_frames_and_size_come_from_the_models_clip() -> None:

@@ -85,9 +85,7 @@ def test_a_run_shows_signs_of_life_and_is_lost_without_them_though_its_lock_is_h
 
 
 @pytest.mark.parametrize(("seconds", "state"), [(0, "waiting"), (60, "lost")])
-def test_of_a_run_on_a_machine_whose_locks_are_not_seen_here_the_signs_of_life_count(
-    tmp_path, seconds, state
-):
+def test_of_a_run_on_another_machine_the_signs_of_life_count(tmp_path, seconds, state):
     record = running(tmp_path)
     lock = record.folder / "alive.lock"
     lock.write_text("another-machine")

@@ -471,7 +471,7 @@ def test_a_storm_of_nans_changes_no_weight_and_ends_training_with_a_sentence(
     with pytest.raises(TrainingError, match="20 steps in a row had a non-finite gradient"):
         pretrain(trainer, Broken(), events=EventLog(None), store=CheckpointStore(tmp_path), health=_health)
     _assert_same(before, dict(trainer.mae.state_dict()))
-    assert trainer.last_index_B is not None
+    assert trainer.last is not None
 
 
 def test_one_broken_batch_is_skipped_and_counted(tiny: dict[str, Any], clips: Any, tmp_path: Path) -> None:
