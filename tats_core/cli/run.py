@@ -57,6 +57,14 @@ def pipeline(
             "--force", metavar="STAGE", help="Run this stage even if its output exists; repeatable."
         ),
     ] = None,
+    fork: Annotated[
+        str | None,
+        typer.Option(
+            "--fork",
+            metavar="RUN:STAGE@STEP",
+            help="Start this stage from another run's checkpoint at a step, with the settings given here.",
+        ),
+    ] = None,
     on_error: Annotated[
         Literal["stop", "continue"],
         typer.Option(
@@ -91,6 +99,10 @@ def pipeline(
     from tats_core.cli import progress
     from tats_core.pipeline import runner, spec
 
+    if fork is not None:
+        from tats_core.store import forks
+
+        sets = [*(sets or []), forks.override(fork, home)]
     # Without --force and --from: the stages that they started resume and need not start again.
     words = [*repeated("--set", sets), *repeated("--only", only)]
     resume = command_line(["run", "pipeline", name, *words], home)

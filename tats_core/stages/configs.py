@@ -55,6 +55,15 @@ class Placed(StrictModel):
 # --- stages that train ---------------------------------------------------------------------------------
 
 
+class Fork(StrictModel):
+    """A checkpoint of another run."""
+
+    run: Annotated[str, NotIdentity] = Field(description="the run's id")
+    stage: Annotated[str, NotIdentity] = Field(description="its stage")
+    key: str = Field(pattern="^[0-9a-f]{64}$", description="the key of that stage")
+    step: int = Field(ge=0, description="the step of the checkpoint")
+
+
 class Trained(Placed, ABC):
     """A stage whose recipe runs on data-parallel workers."""
 
@@ -64,6 +73,12 @@ class Trained(Placed, ABC):
         ge=1,
         description="resume with as few where machines are taken away, and with more when they are back; "
         "the step stays the same but for rounding, and fine-tuning's mixing; null: always all",
+    )
+
+    fork: Fork | None = Field(
+        None,
+        description="resume from a checkpoint of another run with the settings given here (`--fork`); what "
+        "training controls itself, as PPO's entropy weight, is the checkpoint's",
     )
 
     @property

@@ -13,6 +13,7 @@ from tats_core.stages.configs import EncoderKind, Initialised, Trained, TrainedK
 from tats_core.stages.jobs import (
     Job,
     clip_options,
+    copy_fork,
     dump_on_failure,
     labelled,
     load_encoder,
@@ -59,6 +60,7 @@ class Finetune(EncoderKind[FinetuneStage], TrainedKind[FinetuneStage]):
 
     def run(self, config: FinetuneStage, ctx: StageContext) -> None:
         """Train on Ray Train's workers."""
+        copy_fork(self.name, config.fork, ctx.out)
         inputs = {"data": ctx.input("data").path, "encoder": self.encoder(config, ctx)}
         run_workers(train, config, inputs, ctx, workers=config.started, fewer=config.fewer)
 

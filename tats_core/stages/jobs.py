@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,17 +13,18 @@ from pydantic import Field
 from tats_core.data.benchmarks.base import Split
 from tats_core.data.loaders import ClipOptions
 from tats_core.data.manifest import UNLABELLED, Manifest
-from tats_core.errors import DataError, SpecError, TrainingError
+from tats_core.errors import DataError, SpecError, StoreError, TrainingError
 from tats_core.files import write_json
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import VideoViT
 from tats_core.report.units import size
 from tats_core.specs import StrictModel
 from tats_core.stages.base import ParallelWork, StageContext
-from tats_core.stages.configs import Placed
+from tats_core.stages.configs import Fork, Placed
+from tats_core.store import forks
 from tats_core.store.layout import CHECKPOINTS, DUMP, RESULT
 from tats_core.training import replay, weights
-from tats_core.training.checkpoint import CheckpointStore
+from tats_core.training.checkpoint import CheckpointStore, checkpoint_fault
 from tats_core.training.events import EventLog
 from tats_core.training.world import World
 
@@ -72,6 +74,28 @@ def run_workers(
         return
     name = f"{entry.__module__}:{entry.__name__}"
     ctx.fit(ParallelWork(name, job, workers, fewer, config.gpu, config.max_failures, config.max_preemptions))
+
+
+def copy_fork(kind: str, fork: Fork | None, out: Path) -> None:
+    """Put the checkpoint that a training forks from where it resumes, unless it has saved its own since.
+
+    Raises:
+        StoreError: it is gone, or corrupt.
+    """
+    own = out / CHECKPOINTS / forks.FIRST_FIT
+    if fork is None or any(not folder.suffix for folder in own.glob("step-*")):
+        return
+    saved = forks.checkpoints(out.parents[1], kind, fork.key).get(fork.step)
+    what = f"the checkpoint of step {fork.step} of {fork.stage} of {fork.run}"
+    if saved is None:
+        raise StoreError(f"{what} is gone; fork from another (--fork)")
+    copied = own / f"{saved.name}.tmp"
+    shutil.rmtree(copied, ignore_errors=True)
+    shutil.copytree(saved, copied)
+    fault = checkpoint_fault(copied)
+    if fault is not None:
+        raise StoreError(f"{what} is corrupt ({fault}); fork from another (--fork)")
+    copied.rename(own / saved.name)
 
 
 def load_encoder(encoder: VideoViT, path: str | None, events: EventLog) -> dict[str, str]:

@@ -21,11 +21,13 @@ from tats_core.stages.configs import Trained, TrainedKind
 from tats_core.stages.jobs import (
     Job,
     clip_options,
+    copy_fork,
     dump_on_failure,
     note_unreadable,
     run_workers,
     write_result,
 )
+from tats_core.store.layout import STATE
 from tats_core.training import metrics, weights
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog
@@ -53,10 +55,6 @@ _HEALTH = frozenset(
     }
 )
 """Metrics of a health check of features and policy (`training.health`)."""
-
-
-STATE = "state"
-"""Folder of the checkpoint in which a training that stops before its last epoch ends."""
 
 
 class PretrainStage(Trained, PretrainConfig):
@@ -111,6 +109,7 @@ class Pretrain(TrainedKind[PretrainStage]):
 
     def run(self, config: PretrainStage, ctx: StageContext) -> None:
         """Train; if the store has the first epochs of the same training, from where they end."""
+        copy_fork(self.name, config.fork, ctx.out)
         shorter = (config.beginning(until) for until in range(config.last_epoch - 1, 0, -1))
         before = next((output for first in shorter if (output := ctx.output_of(first))), None)
         start = checkpoint_input.path_of(config.start) if config.start else None

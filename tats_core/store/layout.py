@@ -19,6 +19,8 @@ OUTPUT = "output"
 """What the program of a `command` stage writes, apart from what the engine writes."""
 
 CHECKPOINTS = "checkpoints"
+STATE = "state"
+"""The checkpoint in which a training that stops before its last epoch ends; part of the output."""
 RAY = "ray"
 DUMP = "dump"
 SCRATCH = (CHECKPOINTS, RAY, DUMP)

@@ -210,7 +210,7 @@ class CheckpointStore:
 
     def _newest_complete(self) -> int:
         for saved in reversed(self._saved_folders()):
-            fault = _fault(saved)
+            fault = checkpoint_fault(saved)
             if fault is None:
                 return int(saved.name.removeprefix("step-"))
             self._say(f"the checkpoint {saved.name} is corrupt ({fault}); going back to the one before")
@@ -303,7 +303,7 @@ def _manifest(saved: Path) -> _Manifest:
     return read_json(saved / MANIFEST, _Manifest, "the manifest of a checkpoint")
 
 
-def _fault(saved: Path) -> str | None:
+def checkpoint_fault(saved: Path) -> str | None:
     """Return why the checkpoint `saved` cannot be used, or None if it can."""
     try:
         return Digests().fault(saved, _manifest(saved).files)

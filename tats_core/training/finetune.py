@@ -22,7 +22,7 @@ from tats_core.models.vit import ViTConfig
 from tats_core.specs import NotIdentity
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog
-from tats_core.training.loop import LastStep, Loader, Pace, Position
+from tats_core.training.loop import LastStep, Loader, Pace, Position, restore
 from tats_core.training.optim import AverageConfig, OptimizerConfig, fresh_weights
 from tats_core.training.world import StepConfig, World
 
@@ -233,9 +233,10 @@ def finetune(
     at = Position()
     state = store.begin(config.checkpoint)
     if state is not None:
-        trainer.load_state_dict(state["trainer"])
         ranks = [state["rank"]] if "rank" in state else state["ranks"]
         at = Position.joined([rank["position"] for rank in ranks])
+        at.check(loader.steps)
+        restore(trainer, state["trainer"])
         events.note(f"resumed after step {at.step} of {steps}")
 
     def save() -> None:

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any, Protocol, Self
 
 from tats_core.data.clips import Batch
+from tats_core.errors import SpecError, WeightsError, brief
 from tats_core.training.checkpoint import on_cpu
 
 
@@ -49,6 +50,18 @@ class Position:
         }
         return cls(**{**ranks[0], **means})
 
+    def check(self, steps: int) -> None:
+        """Refuse a position that epochs of `steps` steps do not lead to.
+
+        Raises:
+            SpecError: the checkpoint is of a training with another batch size or other clips.
+        """
+        if self.epoch * steps + self.batch != self.step:
+            raise SpecError(
+                f"the checkpoint of step {self.step}, in epoch {self.epoch + 1}, is of a training whose "
+                f"epochs do not have {steps} steps; keep its batch size and its clips"
+            )
+
     def next_batch(self) -> None:
         """Count a finished step."""
         self.batch += 1
@@ -59,6 +72,27 @@ class Position:
         self.epoch += 1
         self.batch = 0
         self.sums = {}
+
+
+class Restored(Protocol):
+    """A trainer whose state can be restored."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Undo `state_dict`."""
+        ...
+
+
+def restore(trainer: Restored, state: Mapping[str, Any]) -> None:
+    """Put the state of a checkpoint into `trainer`.
+
+    Raises:
+        WeightsError: it is the state of another model, or of another sampler.
+    """
+    try:
+        trainer.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError) as error:  # as torch has them
+        reason = brief(str(error).strip().splitlines()[-1].strip())
+        raise WeightsError(f"the checkpoint is of another model or sampler than this ({reason})") from error
 
 
 class Stepping(Protocol):

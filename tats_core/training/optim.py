@@ -160,8 +160,14 @@ class GuardedStep:
         return {"optimizer": self.optimizer.state_dict(), "skipped": self.skipped, "row": self.in_a_row}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Undo `state_dict`."""
+        """Undo `state_dict`; weight decay and betas stay this optimiser's: a fork may change them."""
+        own = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in self.optimizer.param_groups
+        ]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(settings)
         self.skipped, self.in_a_row = state["skipped"], state["row"]
 
 

@@ -27,7 +27,7 @@ from tats_core.sampling.reward import Outcome
 from tats_core.specs import NotIdentity, StrictModel
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog
-from tats_core.training.loop import LastStep, Loader, Pace, Position
+from tats_core.training.loop import LastStep, Loader, Pace, Position, restore
 from tats_core.training.optim import GuardedStep, OptimizerConfig, fresh_weights
 from tats_core.training.world import Precision, StepConfig, World
 
@@ -372,8 +372,9 @@ def pretrain(
         state = before.begin(config.checkpoint)
     if state is not None:
         rank = state["rank"] if "rank" in state else _redistributed(state["ranks"], world)
-        trainer.load_state_dict({**state["trainer"], "rank": rank})
         at = Position(**rank["position"])
+        at.check(loader.steps)
+        restore(trainer, {**state["trainer"], "rank": rank})
         events.note(f"resumed after step {at.step} of {steps}")
     elif config.health_every is not None:
         # Without a point at step 0, a curve that stays low looks healthy.
