@@ -78,11 +78,17 @@ class Recorder(tune.Callback):
             pid=os.getpid(),
         )
         self.tracker = Tracker(home, self.record)
-        self._compare()
+        self._best: float | None = None
+        self._compare(list(progress.ended.values()))
 
-    def _compare(self) -> None:
-        ended = list(self.progress.ended.values())
-        self.progress.best = Summary.of(self.sweep, ended, None).best_value if ended else ""
+    def _compare(self, trials: list[TrialResult]) -> None:
+        """Take the best point of these trials, if it is better than the best so far."""
+        objective, sign = self.sweep.objective, -1 if self.sweep.objective.mode == "min" else 1
+        summary = Summary(self.sweep, trials, None)
+        for top in summary.best[:1]:
+            mean = top.values[objective.name].mean
+            if self._best is None or sign * mean > sign * self._best:
+                self._best, self.progress.best = mean, summary.best_value
 
     def _stage(self, trial: Trial) -> StageRecord:
         values = {key: str(value) for key, value in trial.overrides.items()}
@@ -238,7 +244,12 @@ class Recorder(tune.Callback):
             )
         self.tracker.stage_ended(stage)
         self.record.save()
-        self._compare()
+        ended = list(self.progress.ended.values())
+        if self.sweep.searcher.kind == "pbt":  # another generation counts once it has a finished trial
+            self._best = None
+            self._compare(ended)
+        else:
+            self._compare([other for other in ended if other.point == result.point])
         self.ui.changed(self.progress)
 
 

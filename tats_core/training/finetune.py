@@ -251,7 +251,7 @@ def finetune(
         for batch in pace.timed(loader.epoch(at.epoch, at.batch)):
             lr = config.optimizer.lr(at.step, loader.steps, config.epochs, config.batch_size)
             label_B = batch.label_B.to(world.device, non_blocking=True)
-            arguments = {"label_B": label_B, "step": at.step, "lr": lr}
+            arguments: dict[str, Any] = {"label_B": label_B, "step": at.step, "lr": lr}
             trainer.last = LastStep.of(trainer, at.step, batch, arguments)
             metrics = trainer.step(batch.normalised(world.device), **arguments)
             if not trainer.guarded.in_a_row:  # a skipped step has no metrics

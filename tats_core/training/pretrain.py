@@ -394,7 +394,7 @@ def pretrain(
         for batch in pace.timed(loader.epoch(at.epoch, at.batch)):
             lr = config.optimizer.lr(at.step, loader.steps, config.epochs, config.batch_size)
             warming_up = at.step < config.sampler_warmup_epochs * loader.steps
-            arguments = {"lr": lr, "warming_up": warming_up}
+            arguments: dict[str, Any] = {"lr": lr, "warming_up": warming_up}
             trainer.last = LastStep.of(trainer, at.step, batch, arguments)
             at.metrics |= trainer.step(batch.normalised(world.device), **arguments)
             at.next_batch()

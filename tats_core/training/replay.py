@@ -86,7 +86,10 @@ def _packed(last: LastStep, videos: Sequence[str]) -> dict[str, Any]:
         for e in last.batch.erased
     ]
     batch = {**last.batch._asdict(), "erased": erased}
-    return on_cpu({"batch": batch, "arguments": dict(last.arguments), "videos": list(videos)})
+    packed: dict[str, Any] = on_cpu(
+        {"batch": batch, "arguments": dict(last.arguments), "videos": list(videos)}
+    )
+    return packed
 
 
 def _unpacked(batch: Mapping[str, Any]) -> Batch:
@@ -139,7 +142,7 @@ def _replay(folder: Path, about: Dump, world: World) -> str | None:
     if not finite_B.all():
         clip = int(finite_B.logical_not().nonzero()[0])
         return f"{_value(video_BCTHW)} in the batch, first in clip {clip} ({part['videos'][clip]})"
-    arguments = {
+    arguments: dict[str, Any] = {
         key: value.to(world.device) if isinstance(value, Tensor) else value
         for key, value in part["arguments"].items()
     }
@@ -185,7 +188,7 @@ class _FirstNonFinite(TorchDispatchMode):
     """Finds the first operation whose inputs are finite and whose result is not, forward or backward."""
 
     def __init__(self, videos: Sequence[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.videos = videos
         self.found: str | None = None
         self.modules = ModuleTracker()  # type: ignore[no-untyped-call]

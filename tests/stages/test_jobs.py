@@ -369,7 +369,7 @@ def test_frames_that_contradict_the_models_clip_are_refused(data: Path, tmp_path
 
 def test_a_failed_training_says_how_its_last_step_is_replayed(data: Path, tmp_path: Path) -> None:
     recipe = {"optimizer": {"base_lr": 1e30, "warmup_epochs": 0}, "epochs": 30}
-    with pytest.raises(TrainingError, match=r" [kM]B of this worker\): `tats replay .*dump`"):
+    with pytest.raises(TrainingError, match=r" [KM]iB of this worker\): `tats replay .*dump`"):
         _run(_finetune_job(data, None, **recipe), finetune.train, tmp_path)
     about = replay.read(tmp_path / "dump")
     culprit = replay.replay(tmp_path / "dump", about, torch.device("cpu"))
