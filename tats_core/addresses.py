@@ -10,8 +10,8 @@ from urllib.parse import unquote, urlsplit
 from tats_core.errors import SpecError
 
 # User and password of an address, also where an unquoted '/', '?' or '#' in the password hides its end. What
-# looks like a port is none: `http://mlflow:5000/team@home` has no user.
-_USER = r"(?:[^\s/?#{0}]*@|[^\s/?#@:{0}]*:(?!\d+(?:/|$))[^\s{0}]*@)"
+# looks like a port, with its five digits at most, is one: `http://mlflow:5000/team@home` has no user.
+_USER = r"(?:[^\s/?#{0}]*@|[^\s/?#@:{0}]*:(?!\d{{1,5}}(?:/|$))[^\s{0}]*@)"
 # Quotes and brackets end an address in a sentence. Where a text begins with one, they may be of a password.
 _IN_TEXT = re.compile("(?<=://)" + _USER.format("'\"<>"))
 _AT_START = re.compile(r"^(\w[\w+.-]*://)(" + _USER.format("") + ")")

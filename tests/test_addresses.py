@@ -12,6 +12,7 @@ from tats_core.errors import SpecError
         ("http://me:hidden@mlflow:5000/a", "http://mlflow:5000/a"),
         ("http://me:hid@den@mlflow:5000/a", "http://mlflow:5000/a"),
         ("http://me:hid/den#?@mlflow:5000", "http://mlflow:5000"),
+        ("http://me:123456/7@mlflow:5000/", "http://mlflow:5000/"),
         ("http://me:12#hidden@mlflow:5000/", "http://mlflow:5000/"),
         ("http://hiddentoken@mlflow:5000/", "http://mlflow:5000/"),
         ("http://mlflow:5000/team@home", "http://mlflow:5000/team@home"),

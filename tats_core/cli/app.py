@@ -141,7 +141,8 @@ def _wrong_usage(error: TyperException) -> str:
     if text == context.get_help():  # nothing follows a command that needs something
         typer.echo(text, err=True)
         return ""
-    text = text.replace("Value error, ", "").rstrip(".")
+    text = text.replace("Value error, ", "").replace("Input should be", "must be").rstrip(".")
+    text = re.sub(", unable to parse .*", "", text)
     text, near = f"{text[:1].lower()}{text[1:]}", ""
     if text.startswith("no such option"):
         option = str(vars(error)["option_name"])

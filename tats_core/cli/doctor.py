@@ -21,14 +21,18 @@ from tats_core.machine import available_cpus
 
 _MINIMUM_PYTHON = (3, 11)
 _LOW_DISK_GB = 2.0
+_WORDS = {True: "ok", False: "MISSING", None: "DAMAGED"}
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report. `advice` is empty where nothing needs to be done."""
+    """One line of the report. `advice` is empty where nothing needs to be done.
+
+    `ok` is None for what is wrong but holds nothing up.
+    """
 
     name: str
-    ok: bool
+    ok: bool | None
     text: str
     advice: str = ""
 
@@ -41,8 +45,8 @@ def doctor(home: Home = DEFAULT_HOME) -> None:
     """
     missing = 0
     for check in checks(home):
-        missing += not check.ok
-        typer.echo(f"{'ok     ' if check.ok else 'MISSING'}  {check.name:<9}  {check.text}")
+        missing += check.ok is False
+        typer.echo(f"{_WORDS[check.ok]:<7}  {check.name:<9}  {check.text}")
         if check.advice:
             typer.echo(f"{'':18}  {check.advice}")
     if missing:
@@ -100,7 +104,7 @@ def damaged_runs(home: Path) -> Iterator[Check]:
     for _ in history.records(home, corrupt=corrupt):
         pass
     for sentence in corrupt:
-        yield Check("runs", True, f"damaged: {sentence}", "restore the file, or remove the folder of the run")
+        yield Check("runs", None, sentence, "restore the file, or remove the folder of the run")
 
 
 def _guarded(name: str, check: Callable[[], Check]) -> Check:

@@ -39,6 +39,14 @@ _NAME_LENGTH = 47  # KubeRay adds a suffix for the cluster of each attempt
 _POD_CPUS = 16  # of a pod without GPUs, at most
 
 _Label = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+_Key = Annotated[
+    str,
+    Field(
+        pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?$",
+        description="letters, digits, '-', '_' and '.', at most 63; before it, a domain and '/' if need be",
+    ),
+]
+_Value = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)?$")]
 
 
 def _without_password(uri: str | None) -> str | None:
@@ -120,6 +128,14 @@ class Settings(StrictModel):
     )
     tracking_secret: _Label | None = Field(None, description="Secret with its 'username' and 'password'")
     pull_secret: _Label | None = Field(None, description="Secret for the image's registry")
+    labels: dict[_Key, _Value] = Field(
+        default_factory=dict, description="of all objects and pods, beside app.kubernetes.io/name"
+    )
+    annotations: dict[_Key, str] = Field(default_factory=dict, description="of all objects and pods")
+    queue: _Label | None = Field(None, description="Kueue's LocalQueue, in which job or cluster waits")
+    suspend: bool = Field(
+        False, description="create no pods until spec.suspend is set to false; with a queue, Kueue does that"
+    )
     user: int = Field(1000, ge=1, description="user and group of all processes, as in the image")
     retries: int = Field(3, ge=0, description="new clusters for a job whose head died")
     deadline_hours: float = Field(168, gt=0, description="a job is ended after so long")
@@ -214,11 +230,17 @@ def render(
     name = f"{readable[: _NAME_LENGTH - len(key) - 1]}-{key}" if job else settings.cluster_name
     namespace = {"namespace": settings.namespace} if settings.namespace else {}
     needed = size(submission.stages, settings.workers)
+    labels = {**settings.labels, "app.kubernetes.io/name": "tats"}
+    notes = {"annotations": settings.annotations} if settings.annotations else {}
+    queue = {"kueue.x-k8s.io/queue-name": settings.queue} if settings.queue else {}
     return _TEMPLATES.get_template(f"{target}.yaml.j2").render(
         settings=settings,
         image=image,
         name=name,
-        metadata={"name": name, **namespace, "labels": {"app.kubernetes.io/name": "tats"}},
+        metadata={"name": name, **namespace, "labels": labels, **notes},
+        queued={"name": name, **namespace, "labels": {**labels, **queue}, **notes},
+        pod_metadata={"labels": labels, **notes},
+        suspend=settings.suspend or settings.queue is not None,
         kubectl=f"kubectl -n {settings.namespace}" if settings.namespace else "kubectl",
         job_id=f"{identity}-a1",
         script=f"cd /etc/tats\nexec {shlex.join(submission.command(home))}\n",

@@ -25,7 +25,7 @@ from ray.train.backend import Backend, BackendConfig
 
 from tats_core import addresses
 from tats_core.addresses import masked
-from tats_core.errors import ResourceError, StageError, TatsError
+from tats_core.errors import ResourceError, StageError, Stopped, TatsError
 from tats_core.launch import ray_internals
 from tats_core.launch import workers as launched
 from tats_core.launch.ray_internals import ROOM_SECONDS
@@ -88,7 +88,7 @@ def fit(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> None
 
 
 def _fit(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> None:
-    connect()
+    connect(stop)
     head = ray_internals.local_head()
     _check_resources(min((*work.fewer, work.workers)), work.gpu)
     outcomes = Outcomes(out)
@@ -109,12 +109,13 @@ def capacity() -> tuple[int, int]:
     return int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
 
 
-def connect() -> None:
+def connect(stop: threading.Event | None = None) -> None:
     """Connect to the cluster that RAY_ADDRESS names, or start a local one; the second call does nothing.
 
-    A local one listens on the loopback interface alone.
+    A local one listens on the loopback interface alone. Once `stop` is set it is not tried again.
 
     Raises:
+        Stopped: `stop` was set before the local one had started.
         SpecError: RAY_ADDRESS cannot be an address.
         ResourceError: the cluster does not answer, or the local one does not start.
     """
@@ -131,11 +132,11 @@ def connect() -> None:
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_TOKEN)
             ray_internals.read_environment()
         ray_internals.set_loopback(not address)
-        _start(address)
+        _start(address, stop)
         atexit.register(ray.shutdown)
 
 
-def _start(address: str | None) -> None:
+def _start(address: str | None, stop: threading.Event | None) -> None:
     tries = 1 if address else _START_TRIES
     for left in range(tries - 1, -1, -1):
         try:
@@ -151,6 +152,8 @@ def _start(address: str | None) -> None:
             )
         except Exception as error:  # Ray raises a bare Exception where its servers do not come up in time
             ray.shutdown()
+            if stop is not None and stop.is_set():
+                raise Stopped from error
             reason = masked(ray_internals.last_line(error))
             if address:
                 raise ResourceError(

@@ -74,6 +74,7 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
     job = Job[FinetuneStage].model_validate(raw_job)
     config, out = job.config, Path(job.out)
     recipe = config.recipe.among(world.size, config.workers)
+    numerics = recipe.choose_kernels(world.device)
     manifest = labelled(job.manifest("train"), config.labels_per_class, recipe.seed)
     loader = TrainLoader(
         manifest,
@@ -99,6 +100,7 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
             "tokens": recipe.clip.tokens,
             "workers": world.size,
             "device": str(world.device),
+            "numerics": numerics,
             "saved_weights": "moving average" if recipe.ema else "last step",
             **matched,
         }

@@ -125,6 +125,7 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
     began = time.perf_counter()
     job = Job[PretrainStage].model_validate(raw_job)
     recipe, out = job.config.recipe.among(world.size, job.config.workers), Path(job.out)
+    numerics = recipe.choose_kernels(world.device)
     options = clip_options(recipe.clip, job.config.data)
     manifest = job.manifest("train")
     loader = TrainLoader(
@@ -151,6 +152,7 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
             "tokens": masking["tokens"],
             "workers": world.size,
             "device": str(world.device),
+            "numerics": numerics,
             "parameters": parameters,
             "sampler_parameters": parameter_count([trainer.sampler]),
             **matched,

@@ -209,7 +209,11 @@ class Tracker:
         psutil.cpu_percent()  # the first call has nothing to compare with
         step = 0
         while not self._closing.wait(_SYSTEM_SECONDS if step else 1.0):
-            memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(self._home))
+            memory = psutil.virtual_memory()
+            try:
+                disk = psutil.disk_usage(str(self._home))
+            except OSError:
+                return  # the project folder is gone: the run itself ends over it
             values = {
                 "system/cpu_utilization_percentage": psutil.cpu_percent(),
                 "system/system_memory_usage_megabytes": memory.used / 1e6,

@@ -86,9 +86,8 @@ def _packed(last: LastStep, videos: Sequence[str]) -> dict[str, Any]:
         for e in last.batch.erased
     ]
     batch = {**last.batch._asdict(), "erased": erased}
-    packed: dict[str, Any] = on_cpu(
-        {"batch": batch, "arguments": dict(last.arguments), "videos": list(videos)}
-    )
+    content = {"batch": batch, "arguments": dict(last.arguments), "videos": list(videos)}
+    packed: dict[str, Any] = on_cpu(content)
     return packed
 
 

@@ -5,6 +5,7 @@ Axes: B clips, D features.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -34,6 +35,24 @@ class StepConfig(StrictModel):
         False,
         description="torch.compile the networks: the first steps take minutes; rounding differs a little",
     )
+    numerics: Literal["exact", "fast"] = Field(
+        "fast",
+        description="on GPUs: exact, kernels that give the same bits in each run, or the fastest; on CPUs "
+        "both are exact",
+    )
+
+    def choose_kernels(self, device: torch.device) -> Literal["exact", "fast"]:
+        """Let this process compute on `device` as `numerics` says; return how exact that is."""
+        if device.type == "cpu":
+            return "exact"
+        exact = self.numerics == "exact"
+        if exact:  # cuBLAS reads it at its first product
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.use_deterministic_algorithms(exact)
+        torch.backends.cudnn.benchmark = not exact
+        # Its backward pass adds up in any order; flash attention has an order for deterministic algorithms.
+        torch.backends.cuda.enable_mem_efficient_sdp(not exact)
+        return self.numerics
 
     def compiled(self, *networks: nn.Module) -> None:
         """Compile the forward passes of `networks` if asked to; names in their states stay as they are."""

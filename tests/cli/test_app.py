@@ -88,7 +88,7 @@ def test_an_error_is_one_sentence_without_a_traceback(tats):
         ),
         (
             ["ui", "--port", "0"],
-            "ui: invalid value for '--port': Input should be greater than or equal to 1; see tats ui --help",
+            "ui: invalid value for '--port': must be greater than or equal to 1; see tats ui --help",
         ),
         (["run", "pipeline", "demo", "--set"], "Option '--set' requires an argument."),
     ],

@@ -52,8 +52,8 @@ def test_the_damaged_record_of_a_run_is_listed(tmp_path):
     run.mkdir(parents=True)
     (run / "run.json").write_text("{")
     (check,) = doctor.damaged_runs(tmp_path)
-    assert check.ok, "other runs do without it"
-    assert check.text.startswith(f"damaged: {run}/run.json: is not the record of a run (")
+    assert check.ok is None, "other runs do without it"
+    assert check.text.startswith(f"{run}/run.json: is not the record of a run (")
 
 
 def test_configured_data_sets_are_named(tmp_path, monkeypatch):

@@ -47,6 +47,22 @@ def test_without_a_tracking_server_it_deletes_nothing(tats, orphan, monkeypatch)
     assert not orphan.exists()
 
 
+def test_a_number_that_is_none_is_refused_in_plain_words(tats):
+    ended = tats("gc", "--keep", "x")
+    assert ended.code == 2
+    assert ended.err == "tats: gc: invalid value for '--keep': must be a valid integer; see tats gc --help\n"
+
+
+def test_beside_the_newest_runs_a_damaged_one_stays_with_its_outputs(tats, kept):
+    oldest, newest, damaged = (kept.run(hour, epochs=hour) for hour in (1, 2, 3))
+    (damaged.folder / "run.json").write_text("{")
+    ended = tats("gc", "--keep", "1", "--apply")
+    assert ended.code == 0
+    assert f"Damaged: {damaged.folder}/run.json" in ended.out
+    assert [run.folder.exists() for run in (oldest, newest, damaged)] == [False, True, True]
+    assert all(Path(stage.folder).exists() for stage in damaged.stages.values())
+
+
 def test_a_missing_project_folder_is_reported(tats):
     refused = tats("gc")
     assert refused.code == 2

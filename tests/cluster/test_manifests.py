@@ -25,6 +25,7 @@ EVERYTHING = Settings.model_validate(
     {
         "namespace": "lab", "data_claim": "videos", "tracking_uri": "http://mlflow:5000", "retries": 5,
         "tracking_secret": "mlflow", "pull_secret": "registry", "deadline_hours": 2, "keep_minutes": 1,
+        "labels": {"lab.example/team": "video"}, "annotations": {"cost-centre": "1: #2"}, "queue": "night",
         "head": {"node_selector": {"pool": "steady"}},
         "workers": {"spot": "gke", "tolerations": [{"key": "lab", "operator": "Equal", "value": "video"}]},
     }
@@ -269,6 +270,32 @@ def test_pods_see_the_claims_and_get_the_servers_password_from_its_secret(write)
         assert env["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
         assert env["MLFLOW_TRACKING_PASSWORD"] == {"secretKeyRef": {"name": "mlflow", "key": "password"}}
         assert container["readinessProbe"]["httpGet"]["path"].startswith("/api/")
+
+
+@pytest.mark.parametrize("target", ["kuberay", "raycluster"])
+def test_job_and_cluster_wait_in_the_queue_and_objects_and_pods_carry_the_labels(write, target):
+    labels = {"lab.example/team": "video", "app.kubernetes.io/name": "tats"}
+    *others, manifest = rendered(write(), target=target)
+    assert manifest["metadata"]["labels"] == {**labels, "kueue.x-k8s.io/queue-name": "night"}
+    assert manifest["spec"]["suspend"] is True
+    cluster = cluster_of(manifest)
+    pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for part in (*others, *(pod["template"] for pod in pods)):
+        assert part["metadata"]["labels"] == labels, "Kueue would take a pod with the queue for a job"
+        assert part["metadata"]["annotations"] == {"cost-centre": "1: #2"}
+
+
+def test_without_a_queue_pods_are_created_at_once_unless_suspended(write):
+    assert "suspend" not in rendered(write(), Settings())[-1]["spec"]
+    assert rendered(write(), Settings(suspend=True))[-1]["spec"]["suspend"] is True
+
+
+@pytest.mark.parametrize("label", ["two words", "-a", "a" * 64, "a/b/c", ""])
+def test_what_cannot_be_a_label_is_refused(tmp_path, label):
+    path = tmp_path / "lab.yaml"
+    path.write_text(yaml.safe_dump({"labels": {label: "x"}}))
+    with pytest.raises(SpecError, match=r"lab.yaml: labels"):
+        manifests.settings(path)
 
 
 def test_spot_machines_are_for_workers_alone():

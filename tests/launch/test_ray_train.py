@@ -287,6 +287,16 @@ def test_a_ray_that_never_comes_up_is_a_sentence(failing_starts, monkeypatch):
     assert len(failing_starts) == 5
 
 
+def test_a_stop_ends_the_tries_to_start_ray(failing_starts, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    failing_starts += [TIMED_OUT] * 9
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Stopped):
+        ray_train.connect(stop)
+    assert len(failing_starts) == 8
+
+
 def test_a_cluster_that_cannot_be_joined_is_tried_once_and_its_password_not_repeated(
     failing_starts, monkeypatch
 ):

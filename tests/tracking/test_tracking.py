@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import threading
@@ -347,6 +348,16 @@ def test_a_short_run_waits_until_a_new_database_has_its_tables(load, home, clien
     monkeypatch.setattr(server, "connect", slowly)
     monkeypatch.setattr(tracker, "_GRACE_SECONDS", 0.1)
     assert runner.run(load("stages: {make: {kind: make}}"), home).tracking_error is None
+
+
+def test_system_metrics_end_quietly_where_the_project_folder_vanishes(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    record = RunRecord("toy-1", "toy", "", "toy.yaml", str(home), "finished", 0.0, {})
+    follower = tracking.Tracker(home, record)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda: shutil.rmtree(home) if home.exists() else 0.0)
+    monkeypatch.setattr(follower._closing, "wait", lambda seconds: False)
+    follower._watch_system()
+    assert not home.exists()
 
 
 def test_no_system_metric_comes_after_the_end_of_a_run(tmp_path, monkeypatch):

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tats_core.errors import SpecError
+from tats_core.specs import identity
 from tats_core.stages.evaluate import gather_uneven
 from tats_core.training.world import StepConfig, World
 
@@ -184,3 +187,40 @@ def test_two_workers_keep_states_together_and_stop_together(both: list[dict[str,
         assert states["state"] == {"shared": 0, "rank": {"own": 10 + rank}}
         assert states["items"] == ([0, 1, 2, 3, 4] if rank == 0 else [])
         assert states["left"]
+
+
+@pytest.fixture
+def flags(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], tuple[bool, bool, bool]]]:
+    """Return whether kernels are deterministic, tried out, and in any order; afterwards all is as before."""
+
+    def now() -> tuple[bool, bool, bool]:
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.backends.cudnn.benchmark,
+            torch.backends.cuda.mem_efficient_sdp_enabled(),
+        )
+
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = now()
+    yield now
+    torch.use_deterministic_algorithms(before[0])
+    torch.backends.cudnn.benchmark = before[1]
+    torch.backends.cuda.enable_mem_efficient_sdp(before[2])
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+def test_on_a_gpu_exact_takes_kernels_that_repeat_themselves_and_fast_all_others(flags):
+    gpu = torch.device("cuda")
+    assert StepConfig(numerics="exact").choose_kernels(gpu) == "exact"
+    assert flags() == (True, False, False)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert StepConfig().choose_kernels(gpu) == "fast"
+    assert flags() == (False, True, True)
+
+
+@pytest.mark.parametrize("numerics", ["exact", "fast"])
+def test_on_a_cpu_both_are_exact_and_nothing_is_set(flags, numerics):
+    before = flags()
+    assert StepConfig(numerics=numerics).choose_kernels(torch.device("cpu")) == "exact"
+    assert flags() == before
+    assert identity(StepConfig(numerics="exact")) != identity(StepConfig(numerics="fast"))
