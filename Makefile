@@ -1,6 +1,7 @@
 # make demo    install what the demo needs, run the demo, print its table
 # make test    lint, then every test
 # make test-faults   faults one at a time in whole runs (kills, full disk, NaNs ...), about 10 minutes
+# make test-soak    60 random faults, each round compared with an undisturbed run; resumable, about an hour
 # make test-videos   all readers against a plain decode, on 400 videos made at random, about 10 minutes
 # make docker-test    the image, and docs/operations.md command by command (Linux, Docker or root; 15 minutes)
 # make bench   time and memory against public peers (benchmarks/), about 20 minutes
@@ -14,7 +15,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c requiremen
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-fast test-faults test-videos docker-test bench docs lint format lock clean
+.PHONY: help setup demo test test-fast test-faults test-soak test-videos docker-test bench docs lint format lock clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p; s/^# \(The rest.*\)/\1/p' Makefile
@@ -35,6 +36,9 @@ test-fast: $(VENV)/.dev-installed
 
 test-faults: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -m faults -n 2
+
+test-soak: $(VENV)/.dev-installed
+	$(BIN)/python -m tests.faults.soak build/soak
 
 test-videos: $(VENV)/.dev-installed
 	TEST_VIDEOS=400 $(BIN)/python -m pytest -q tests/data/test_any_video.py
