@@ -3,8 +3,8 @@
 python -m tests.faults.soak FOLDER [FAULTS [SEED]]     60 faults, from seed 0
 
 A round harms one project folder three times; the last time, the run goes through or is finished afterwards,
-and has to end with the same bits and the same curves. FOLDER holds what is done: the same command resumes with
-the round that was interrupted. What a failed round left stays there until the next call repeats the round.
+and has to end with the same bits and the same curves. FOLDER holds what is done: the same command resumes
+with the round that was interrupted. What a failed round left stays there until the next call repeats it.
 """
 
 from __future__ import annotations
