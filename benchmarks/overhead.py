@@ -21,7 +21,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from tats_core.pipeline import graph, runner, spec
@@ -31,7 +30,6 @@ from tats_core.stages.base import Input, ParallelWork, StageContext
 from tats_core.store import code
 from tats_core.store.layout import KEY, MANIFEST
 from tats_core.store.outputs import StageStore
-from tats_core.store.run import RunRecord, StageRecord
 from tats_core.training.events import EventLog
 
 ROUNDS = 5
@@ -92,26 +90,7 @@ def plan_500_changed() -> Iterator[Callable[[], object]]:
         yield lambda: runner.plan(_five_hundred(home, "finetune.epochs=3"), home)
 
 
-@contextmanager
-def runs_10000() -> Iterator[Callable[[], object]]:
-    """`tats runs` as a separate process, where 10,000 runs were recorded."""
-    with tempfile.TemporaryDirectory() as name:
-        stages = {
-            stage: StageRecord(stage, "s", "command", {}, [], "finished", seconds=9.0)
-            for stage in (f"stage-{number}" for number in range(27))
-        }
-        for second in range(10_000):
-            stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(1.7e9 + 60 * second)) + "000"
-            record = RunRecord(
-                f"demo-{stamp}-abcd", "demo", "", "demo.yaml", name, "finished", 1.7e9 + 60 * second, stages
-            )
-            record.folder.mkdir(parents=True)
-            (record.folder / "run.json").write_text(json.dumps(asdict(record)), encoding="utf-8")
-        command = [sys.executable, "-m", "tats_core", "runs", "--home", name]
-        yield lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-
-CASES = {case.__name__: case for case in (plan_500, plan_500_changed, runs_10000)}
+CASES = {case.__name__: case for case in (plan_500, plan_500_changed)}
 
 
 def pretrain(epochs: int) -> None:

@@ -167,11 +167,15 @@ class RunRecord:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.write(platform.node())
             file.flush()
-            threading.Thread(target=beat, name="signs of life", daemon=True).start()
+            beating = threading.Thread(target=beat, name="signs of life", daemon=True)
+            beating.start()
             try:
                 yield
             finally:
                 ended.set()
+                beating.join(_BEAT)
+                with suppress(OSError):
+                    os.utime(path, (0, 0))  # also where locks are not seen, it has ended now
 
     def ask_to_stop(self, *, now: bool = False) -> None:
         """Ask the run's process to stop at the next checkpoints (Ctrl-C once), or `now` (twice)."""

@@ -188,6 +188,24 @@ def test_where_a_person_asks_to_stop_preempted_workers_are_not_replaced(tmp_path
         outcomes.check()
 
 
+def test_a_worker_with_a_gpu_expects_sigterm_before_it_joins_the_others(monkeypatch):
+    import ray
+    from ray.train.torch import TorchConfig
+
+    called: list[str] = []
+
+    class Group:
+        def execute_async(self, function: Any) -> None:
+            called.append(function.__name__)
+
+    config = ray.cloudpickle.loads(ray.cloudpickle.dumps(ray_train._nccl()))
+    assert config.backend == "nccl"
+    monkeypatch.setattr(ray_train.ray, "get", lambda calls: None)
+    monkeypatch.setattr(TorchConfig().backend_cls, "on_start", lambda *called_with: called.append("joins"))
+    config.backend_cls().on_start(Group(), config)
+    assert called == ["expect_preemption", "joins"]
+
+
 def test_sigterm_to_a_worker_saves_a_checkpoint_and_loses_no_step(tmp_path):
     def take_away() -> None:
         while not (tmp_path / "ask").exists():

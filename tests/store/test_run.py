@@ -95,6 +95,13 @@ def test_of_a_run_on_another_machine_the_signs_of_life_count(tmp_path, seconds, 
     assert record.state == "lost", "here the lock alone decides"
 
 
+def test_a_run_that_ends_leaves_no_sign_of_life(tmp_path):
+    record = running(tmp_path)
+    with record.alive():
+        assert (record.folder / "alive.lock").stat().st_mtime > 0
+    assert (record.folder / "alive.lock").stat().st_mtime == 0
+
+
 def test_a_request_to_stop_at_once_outdoes_one_to_stop(tmp_path):
     record = running(tmp_path)
     assert record.asked_to_stop() is None
