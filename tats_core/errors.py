@@ -73,6 +73,10 @@ class Stopped(Exception):  # noqa: N818 (nothing went wrong)
     """A person asked to stop, and the work did; the next run resumes from what is saved."""
 
 
+PREEMPTED = "the machine of a worker was taken away"
+"""The text of `Preempted`, by which it is known on the other side of Ray."""
+
+
 class Preempted(Exception):  # noqa: N818 (nothing went wrong)
     """The machine of a worker is taken away; all workers have saved their work, and may resume elsewhere."""
 

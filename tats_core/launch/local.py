@@ -15,7 +15,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tats_core.errors import Preempted, StageError
+from tats_core.errors import Preempted, StageError, Stopped
 from tats_core.launch import workers as launched
 from tats_core.launch.workers import Outcomes, Task
 from tats_core.machine import end_with_parent, keep_freed_memory
@@ -62,6 +62,8 @@ def fit(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> None
         outcomes.check()
         if code == 0:
             return
+        if code == _PREEMPTED and stop.is_set():
+            raise Stopped
         failures += code != _PREEMPTED
         preemptions += code == _PREEMPTED
     cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"

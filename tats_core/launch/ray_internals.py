@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import ray
 
+from tats_core.errors import PREEMPTED
 from tats_core.launch.workers import Outcomes
 
 if TYPE_CHECKING:
@@ -128,14 +129,16 @@ def failure_policy(config: FailureConfig, outcomes: Outcomes) -> Any:
             self.before: set[str] = set()
 
         def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-            if outcomes.preempted.exists() and not outcomes.please_stop.exists():
-                outcomes.preempted.unlink()
-                return super().make_decision(PreemptionError(PreemptionInfo(None, {})))
             failures = list(getattr(training_failed_error, "worker_failures", {}).values())
             raised = {last_line(failure) for failure in failures}
+            if any(text.endswith(PREEMPTED) for text in raised):
+                if not outcomes.please_stop.exists():
+                    return super().make_decision(PreemptionError(PreemptionInfo(None, {})))
+                outcomes.stopped.touch()
+                return FailureDecision.RAISE
             again = bool(raised & self.before) and not any(isinstance(failure, lost) for failure in failures)
             self.before = raised
-            if again or outcomes.failures() or outcomes.preempted.exists():
+            if again or outcomes.failures():
                 return FailureDecision.RAISE
             return super().make_decision(training_failed_error)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from tats_core import errors
-from tats_core.errors import Preempted, StageError, Stopped, TatsError
+from tats_core.errors import PREEMPTED, Preempted, StageError, Stopped, TatsError
 from tats_core.files import write_json
 from tats_core.store.layout import CHECKPOINTS, EVENTS
 
@@ -71,12 +71,11 @@ class Outcomes:
         self.folder = out / LOG
         self.please_stop = self.folder / "please-stop"
         self.stopped = self.folder / "stopped"
-        self.preempted = self.folder / "preempted"
 
     def clear(self) -> None:
         """Delete the outcome of an earlier attempt."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in (self.please_stop, self.stopped, self.preempted, *self.failures()):
+        for path in (self.please_stop, self.stopped, *self.failures()):
             path.unlink(missing_ok=True)
 
     def failures(self) -> list[Path]:
@@ -101,8 +100,7 @@ class Outcomes:
             if failure["type"]:
                 raise getattr(errors, failure["type"])(failure["text"])
             raise StageError(f"{failure['text']}; the traceback is in {self.folder}")
-        # Where a person asks to stop while a machine is taken away, nothing has to resume elsewhere.
-        if self.stopped.exists() or (self.preempted.exists() and self.please_stop.exists()):
+        if self.stopped.exists():
             raise Stopped
 
 
@@ -131,9 +129,8 @@ def work(
         _run(task, make_world(), outcomes, rank, lambda: _sigterm.is_set() or preempted())
     except Stopped:
         if not outcomes.please_stop.exists():
-            outcomes.preempted.touch()
             print("the machine of a worker is taken away; a checkpoint is saved", flush=True)  # noqa: T201
-            raise Preempted("its machine was taken away") from None
+            raise Preempted(PREEMPTED) from None
         if rank == 0:
             outcomes.stopped.touch()
     except Exception as error:

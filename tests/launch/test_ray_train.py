@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 
-from tats_core.errors import ResourceError, StageError, Stopped, TrainingError
+from tats_core.errors import PREEMPTED, Preempted, ResourceError, StageError, Stopped, TrainingError
 from tats_core.launch import ray_internals, ray_train, workers
 from tats_core.launch.workers import Outcomes
 from tats_core.stages.base import ParallelWork
@@ -167,10 +167,7 @@ def test_saved_work_of_preempted_workers_is_charged_to_a_budget_of_its_own(tmp_p
     outcomes = Outcomes(tmp_path)
     outcomes.clear()
     policy = ray_internals.failure_policy(FailureConfig(max_failures=1, max_preemption_failures=2), outcomes)
-    decisions = []
-    for _ in range(3):
-        outcomes.preempted.touch()
-        decisions.append(decide(policy, saved=RuntimeError("its machine was taken away")))
+    decisions = [decide(policy, saved=Preempted(PREEMPTED)) for _ in range(3)]
     assert decisions == ["RETRY", "RETRY", "RAISE"]
     assert decide(policy, error=RuntimeError("no memory")) == "RETRY", "the budget of failures is untouched"
 
@@ -180,10 +177,9 @@ def test_where_a_person_asks_to_stop_preempted_workers_are_not_replaced(tmp_path
 
     outcomes = Outcomes(tmp_path)
     outcomes.clear()
-    outcomes.preempted.touch()
     outcomes.please_stop.touch()
     policy = ray_internals.failure_policy(FailureConfig(max_failures=5), outcomes)
-    assert decide(policy, saved=RuntimeError("its machine was taken away")) == "RAISE"
+    assert decide(policy, saved=Preempted(PREEMPTED)) == "RAISE"
     with pytest.raises(Stopped):
         outcomes.check()
 
