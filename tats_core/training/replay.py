@@ -190,7 +190,7 @@ class _FirstNonFinite(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.videos = videos
         self.found: str | None = None
-        self.modules = ModuleTracker()  # type: ignore[no-untyped-call]
+        self.modules = ModuleTracker()
 
     def __enter__(self) -> _FirstNonFinite:
         self.modules.__enter__()  # type: ignore[no-untyped-call]
