@@ -105,7 +105,7 @@ def check(
     problems: list[str] = []
     warnings: list[str] = []
     checked = 0
-    for benchmark in [benchmarks.find(name) for name in names or benchmarks.READABLE]:
+    for benchmark in [benchmarks.BENCHMARKS[name] for name in names or benchmarks.BENCHMARKS]:
         try:
             folder = benchmarks.locate(benchmark.name, root)
         except DataError as error:
@@ -119,9 +119,9 @@ def check(
         problems += wrong
         warnings += noted
     if not checked and not problems:
-        known = ", ".join(benchmarks.READABLE)
+        known = ", ".join(benchmarks.BENCHMARKS)
         if root is not None:
-            inner = root.absolute().name in benchmarks.READABLE
+            inner = root.absolute().name in benchmarks.BENCHMARKS
             hint = f"; did you mean {root.absolute().parent}?" if inner else ""
             raise DataError(f"--root: {root} holds none of the folders {known}{hint}")
         raise DataError(

@@ -23,6 +23,15 @@ Indices = NDArray[np.int64]
 """Frames of a video, from 0; a video that is too short repeats its last one."""
 
 
+class Segment(NamedTuple):
+    """A part of a file that is a video of its own: from `start` to before `end`; None: to the file's end."""
+
+    start: float
+    end: float | None = None
+    unit: Literal["frame", "second"] = "frame"
+    """Frames count from 0; seconds from when the first frame is shown."""
+
+
 class Erased(NamedTuple):
     """A box of one clip that random erasing fills with noise, once the clip is normalised."""
 

@@ -60,7 +60,7 @@ def write(
         for video in manifest.videos:
             start, T = file.tell(), 0
             try:
-                for frames_THWC in readers.pieces(video.path):
+                for frames_THWC in readers.pieces(video.path, segment=video.segment):
                     small_THWC = transforms.shrink(torch.from_numpy(frames_THWC), short_side).numpy()
                     file.write(np.ascontiguousarray(small_THWC).data)
                     T += len(small_THWC)

@@ -51,7 +51,7 @@ def motion_clips(manifest: Manifest, options: ClipOptions, indices: Sequence[int
     Raises:
         DataError: no ground truth for a video.
     """
-    rules = clip_rules(options, benchmarks.find(manifest.benchmark), "finetune")
+    rules = clip_rules(options, benchmarks.BENCHMARKS[manifest.benchmark], "finetune")
     views = []
     for index in indices:
         motion_THW = load_motion(manifest, manifest.videos[index].id)

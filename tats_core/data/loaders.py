@@ -225,7 +225,7 @@ class _Clips(Dataset[_Answer]):
             wanted: Choose = np.arange if limit else choose
             try:
                 frames_THWC = torch.from_numpy(
-                    readers.read_clip(video.path, wanted, options.reader, options.time_limit)
+                    readers.read_clip(video.path, wanted, options.reader, options.time_limit, video.segment)
                 )
             except VideoError as error:
                 self.unreadable[video.path] = str(error)
@@ -380,7 +380,7 @@ class TrainLoader:
         self.unreadable: dict[str, str] = {}
         """Reason by path, of each file that was skipped so far."""
         self._rank, self._world_size = rank, world_size
-        self.rules = clip_rules(options, benchmarks.find(manifest.benchmark), purpose)
+        self.rules = clip_rules(options, benchmarks.BENCHMARKS[manifest.benchmark], purpose)
         self._clips = _TrainClips(
             manifest=manifest, options=options, rules=self.rules, seed=seed, samples=samples_per_clip
         )
@@ -485,7 +485,7 @@ def eval_views(
             f"{manifest.benchmark} ({manifest.split}): {len(manifest)} videos are too few for {world_size} "
             "workers; use fewer workers"
         )
-    benchmark = benchmarks.find(manifest.benchmark)
+    benchmark = benchmarks.BENCHMARKS[manifest.benchmark]
     n_clips = benchmark.test_clips if clips is None else clips
     n_crops = benchmark.test_crops if crops is None else crops
     if min(n_clips, n_crops, batch_size) < 1:

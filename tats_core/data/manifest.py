@@ -8,8 +8,9 @@ import os
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, NotRequired, TypedDict
+from typing import Any, Final, NotRequired, TypedDict
 
+from tats_core.data.clips import Segment
 from tats_core.errors import DataError
 from tats_core.files import write_text
 
@@ -19,8 +20,12 @@ UNLABELLED: Final = -1
 _FORMAT: Final = 1
 
 
+Row = list[Any]
+"""A video as JSON: id, path below the root, label and, where it is a part of the file, the segment."""
+
+
 class _Stored(TypedDict):
-    """A manifest as JSON; a video is its id, its path below the root and its label."""
+    """A manifest as JSON."""
 
     format: int
     benchmark: str
@@ -28,7 +33,7 @@ class _Stored(TypedDict):
     root: str
     absent: int
     classes: list[str]
-    videos: list[tuple[str, str, int]]
+    videos: list[Row]
     decoded: NotRequired[str]
 
 
@@ -39,6 +44,8 @@ class VideoRecord:
     id: str
     path: str
     label: int
+    segment: Segment | None = None
+    """The part of the file that is the video; None: all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +144,8 @@ class Manifest:
                 classes=tuple(stored["classes"]),
                 root=root,
                 videos=tuple(
-                    VideoRecord(str(name), str(root / below), int(label))
-                    for name, below, label in stored["videos"]
+                    VideoRecord(name, str(root / below), label, Segment(*part) if part else None)
+                    for name, below, label, *part in stored["videos"]
                 ),
                 absent=int(stored["absent"]),
                 decoded=path.parent / stored["decoded"] if "decoded" in stored else None,
@@ -166,7 +173,7 @@ class Manifest:
                     f"{self._name}: class '{name}' has {len(videos)} videos, fewer than the {per_class} "
                     "labels a class that were asked for; ask for fewer"
                 )
-            chosen.update(video.id for video in sorted(videos, key=lambda v: _rank(seed, v.id))[:per_class])
+            chosen.update(video.id for video in sorted(videos, key=lambda v: rank(seed, v.id))[:per_class])
         return replace(self, videos=tuple(video for video in self.videos if video.id in chosen))
 
     def spread(self, count: int) -> Manifest:
@@ -176,6 +183,10 @@ class Manifest:
         videos = tuple(self.videos[step * len(self.videos) // count] for step in range(count))
         return replace(self, videos=videos)
 
+    def unlabelled(self) -> Manifest:
+        """Return the same videos without their labels."""
+        return replace(self, videos=tuple(replace(video, label=UNLABELLED) for video in self.videos))
+
     def absence(self) -> dict[str, int]:
         """Return what a stage's result has of `absent`, so that tables are marked; most often nothing."""
         return {f"absent_{self.split}": self.absent} if self.absent else {}
@@ -184,11 +195,14 @@ class Manifest:
         """Return the label of every video, in order."""
         return [video.label for video in self.videos]
 
-    def _rows(self) -> list[tuple[str, str, int]]:
+    def _rows(self) -> list[Row]:
         prefix = str(self.root.absolute()) + os.sep
-        return [(video.id, video.path.removeprefix(prefix), video.label) for video in self.videos]
+        return [
+            [video.id, video.path.removeprefix(prefix), video.label, *(video.segment or ())]
+            for video in self.videos
+        ]
 
 
-def _rank(seed: int, video_id: str) -> bytes:
-    """Return the key of a random order that is the same on every machine and Python version."""
+def rank(seed: int, video_id: str) -> bytes:
+    """Return the key of a random order of videos that is the same on every machine and Python version."""
     return hashlib.sha256(f"{seed}\0{video_id}".encode(errors="surrogateescape")).digest()

@@ -27,14 +27,14 @@ from typing import Final, Literal
 
 import numpy as np
 
-from tats_core.data.clips import Indices
+from tats_core.data.clips import Indices, Segment
 from tats_core.data.pixels import Converter
 from tats_core.data.video import Choose, Condition, Frames, Video, opened
 from tats_core.errors import DataError, VideoError
 
 ReaderName = Literal["auto", "decord", "pyav"]
-Reader = Callable[[str, Choose, float], Frames]
-"""Gets the chosen frames out of the file at a path within a time limit, or raises VideoError."""
+Reader = Callable[[str, Choose, float, Segment | None], Frames]
+"""Gets the chosen frames out of a segment of the file at a path within a time limit, or raises VideoError."""
 
 TIME_LIMIT: Final = 60.0
 """Seconds of computing that one file may take."""
@@ -44,14 +44,21 @@ _PIECE_BYTES: Final = 128 * 2**20
 
 
 def read_clip(
-    path: str | Path, choose: Choose, reader: ReaderName = "auto", time_limit: float = TIME_LIMIT
+    path: str | Path,
+    choose: Choose,
+    reader: ReaderName = "auto",
+    time_limit: float = TIME_LIMIT,
+    segment: Segment | None = None,
 ) -> Frames:
     """Return the frames `choose(number of frames)` as `frames_THWC`, opening the file once.
+
+    Args:
+        segment: the part of the file that is the video.
 
     Raises:
         VideoError: the file cannot be read, or takes more than `time_limit` seconds of computing.
     """
-    return READERS[reader](os.fspath(path), choose, time_limit)
+    return READERS[reader](os.fspath(path), choose, time_limit, segment)
 
 
 def read_all(path: str | Path, reader: ReaderName = "auto", time_limit: float = TIME_LIMIT) -> Frames:
@@ -59,7 +66,9 @@ def read_all(path: str | Path, reader: ReaderName = "auto", time_limit: float = 
     return read_clip(path, np.arange, reader, time_limit)
 
 
-def pieces(path: str | Path, time_limit: float = TIME_LIMIT) -> Iterator[Frames]:
+def pieces(
+    path: str | Path, time_limit: float = TIME_LIMIT, segment: Segment | None = None
+) -> Iterator[Frames]:
     """Yield all frames of a video in order, up to 128 MiB at a time; see `read_clip`."""
     with opened(path, time_limit) as video:
         counted: list[int] = []
@@ -68,9 +77,10 @@ def pieces(path: str | Path, time_limit: float = TIME_LIMIT) -> Iterator[Frames]
             counted.append(n_frames)
             return np.zeros(1, np.int64)
 
-        length = max(1, _PIECE_BYTES // video.frames(first).nbytes)
+        length = max(1, _PIECE_BYTES // video.frames(video.within(segment, first)).nbytes)
         for start in range(0, counted[0], length):
-            yield video.frames(_always(np.arange(start, min(start + length, counted[0]))))
+            piece_T = np.arange(start, min(start + length, counted[0]))
+            yield video.frames(video.within(segment, _always(piece_T)))
 
 
 def _always(indices_T: Indices) -> Choose:
@@ -87,9 +97,9 @@ def check(path: str | Path, time_limit: float = TIME_LIMIT) -> Condition:
         return video.condition()
 
 
-def _pyav(path: str, choose: Choose, time_limit: float) -> Frames:
+def _pyav(path: str, choose: Choose, time_limit: float, segment: Segment | None) -> Frames:
     with opened(path, time_limit) as video:
-        return video.frames(choose)
+        return video.frames(video.within(segment, choose))
 
 
 # ---------------------------------------------------------------------------------------------- decord
@@ -118,10 +128,11 @@ def is_proven(video: Video) -> bool:
     )
 
 
-def _decord(path: str, choose: Choose, time_limit: float) -> Frames:
+def _decord(path: str, choose: Choose, time_limit: float, segment: Segment | None) -> Frames:
     if not has_decord():
         raise DataError("the reader 'decord' is not installed; use the reader 'pyav' or 'auto'")
     with opened(path, time_limit) as video:
+        choose = video.within(segment, choose)
         if not is_proven(video):
             return video.frames(choose)
     chosen: list[Indices] = []
@@ -134,7 +145,7 @@ def _decord(path: str, choose: Choose, time_limit: float) -> Frames:
     try:
         return _decord_within(path, once, time_limit)
     except VideoError:  # it cannot read some sizes, such as a width of 72
-        return _pyav(path, once, time_limit)
+        return _pyav(path, once, time_limit, None)
 
 
 def _decord_within(path: str, choose: Choose, time_limit: float) -> Frames:

@@ -31,7 +31,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from numpy.typing import NDArray
 
-from tats_core.data.clips import Indices
+from tats_core.data.clips import Indices, Segment
 from tats_core.data.pictures import Numberer, Numbering, Packet
 from tats_core.data.pixels import Converter
 from tats_core.errors import ResourceError, VideoError
@@ -45,6 +45,8 @@ _NO_VIDEO: Final = Disposition.attached_pic | Disposition.timed_thumbnails | Dis
 _IO_LIMIT: Final = 600.0  # seconds that FFmpeg may wait for a disk
 
 _VARIABLE: Final = 1.5  # times as long as the stated rate has it, half of the pictures or more are shown
+
+_TICK: Final = 1e-6  # seconds: far less than a frame, more than what rounding does to its time
 
 _HOLD_BYTES: Final = 512 * 2**20  # of decoded frames, while it is not known which are wanted
 
@@ -217,6 +219,45 @@ class Video:
         if first is None or frames is None:
             return self._with_repeats(wanted_T)
         return self._converted(wanted_T, frames, first)
+
+    def within(self, segment: Segment | None, choose: Choose) -> Choose:
+        """Return what chooses frames of the file as `choose` chooses frames of the segment."""
+        if segment is None:
+            return choose
+
+        def chosen(n_frames: int) -> Indices:
+            first, last = self._bounds(segment, n_frames)
+            return choose(last - first) + first
+
+        return chosen
+
+    def _bounds(self, segment: Segment, n_frames: int) -> tuple[int, int]:
+        """Return the first frame of a segment and the one after its last.
+
+        Raises:
+            VideoError: the segment holds no frame of the file.
+        """
+        end = np.inf if segment.end is None else segment.end
+        if segment.unit == "frame":
+            first, last = int(segment.start), int(min(end, n_frames))
+        else:
+            first, last = np.searchsorted(self._seconds(n_frames), (segment.start, end)).tolist()
+        if not first < last <= n_frames:
+            raise VideoError(
+                f"{self.path}: has no frame from {segment.start:g} to {end:g} ({segment.unit}s); "
+                f"the file has {n_frames} frames"
+            )
+        return first, last
+
+    def _seconds(self, n_frames: int) -> NDArray[np.float64]:
+        """Return when each frame is shown after the first: as its packet says, else by the stated rate."""
+        if len(self._times) == n_frames and self.stream.time_base:
+            seconds_T = (np.array(self._times) - self._times[0]) * float(self.stream.time_base)
+        elif self.stream.average_rate:
+            seconds_T = np.arange(n_frames) / float(self.stream.average_rate)
+        else:
+            raise VideoError(f"{self.path}: does not say when its frames are shown")
+        return seconds_T + _TICK  # a frame that is shown at the very start of a segment is in it
 
     def first(self) -> av.VideoFrame | None:
         """Return the first frame, which decides how all are converted; None if it does not decode alone."""

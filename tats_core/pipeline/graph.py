@@ -161,13 +161,15 @@ def _instance(
     config = _config(pipeline, stage, kind, row, inherited)
     reads = kind.reads(config)
     needs: list[Instance] = []
+    unfit: list[Instance] = []
     for other in instances.values():
         if other.stage not in ancestors or not _agree(axes, other.axes):
             continue
         direct = other.stage in stage.needs and (kind.any_kind or other.kind.any_kind)
         if direct or other.kind.name in reads:
-            needs.append(other)
-    _check_reads(f"{pipeline.where}: {stage.name}.needs", kind, reads, needs)
+            serves = direct or kind.gathers or other.kind.serves(other.config, config)
+            (needs if serves else unfit).append(other)
+    _check_reads(f"{pipeline.where}: {stage.name}.needs", kind, reads, needs, unfit)
     return Instance(name, stage.name, kind, config, axes, tuple(need.name for need in needs), stage.retries)
 
 
@@ -176,7 +178,9 @@ def _narrowed(instance: Instance, instances: Mapping[str, Instance]) -> Instance
     return replace(instance, config=instance.kind.narrowed(instance.config, readers))
 
 
-def _check_reads(key: str, kind: Kind, reads: tuple[str, ...], needs: list[Instance]) -> None:
+def _check_reads(
+    key: str, kind: Kind, reads: tuple[str, ...], needs: list[Instance], unfit: list[Instance]
+) -> None:
     if kind.gathers:
         if reads and not any(need.kind.name in reads for need in needs):
             raise SpecError(f"{key}: leads to no stage of kind {' or '.join(reads)}, which it gathers")
@@ -184,7 +188,9 @@ def _check_reads(key: str, kind: Kind, reads: tuple[str, ...], needs: list[Insta
     for read in reads:
         names = [need.name for need in needs if need.kind.name == read]
         if not names:
-            raise SpecError(f"{key}: leads to no stage of kind '{read}', whose output it reads")
+            others = [other.name for other in unfit if other.kind.name == read]
+            lacking = f"; '{others[0]}' does not provide what it needs" if others else ""
+            raise SpecError(f"{key}: leads to no stage of kind '{read}', whose output it reads{lacking}")
         if len(names) > 1:
             raise SpecError(f"{key}: leads to more than one stage of kind '{read}': {', '.join(names)}")
 

@@ -139,6 +139,10 @@ class StageKind(ABC, Generic[C]):
         """Return the configuration, reduced to what `readers`, the stages that read this one, use of it."""
         return config
 
+    def serves(self, config: C, reader: StrictModel) -> bool:
+        """Return whether the output has what `reader`, the configuration of a stage, reads of this kind."""
+        return True
+
     def summary(self, config: C) -> str:
         """Return a few words for the plan on what the stage needs from outside; "" for nothing."""
         return ""

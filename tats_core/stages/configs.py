@@ -6,13 +6,14 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from tats_core.data import benchmarks
+from tats_core.data.benchmarks import Split
 from tats_core.data.loaders import ClipOptions
-from tats_core.errors import DataError, SpecError
+from tats_core.errors import SpecError
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
 from tats_core.specs import NotIdentity, StrictModel
@@ -41,13 +42,15 @@ class Placed(StrictModel):
     max_preemptions: Annotated[int, NotIdentity] = Field(
         100, ge=0, description="announced losses of a machine after which workers resume elsewhere"
     )
+    splits: ClassVar[frozenset[Split]] = frozenset(get_args(Split))
+    """The lists of videos without which the stage cannot run."""
 
     @field_validator("benchmark")
     @classmethod
     def _known_benchmark(cls, name: str) -> str:
         try:
-            benchmarks.find(name)
-        except DataError as error:
+            benchmarks.BENCHMARKS[name]
+        except SpecError as error:
             raise ValueError(str(error)) from error
         return name
 

@@ -16,7 +16,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, model_validator
 
 from tats_core.data import benchmarks, decoded, verify
-from tats_core.data.benchmarks.base import Missing, Split, is_folder, overlap
+from tats_core.data.benchmarks.base import Missing, NoListError, Split, is_folder, overlap
 from tats_core.data.generate import GenerateConfig, generate
 from tats_core.data.manifest import Manifest
 from tats_core.errors import DataError, did_you_mean
@@ -38,7 +38,18 @@ class DataConfig(StrictModel):
         None, description="folder that holds one folder for each data set"
     )
     benchmarks: tuple[str, ...] = Field((), description="which; by default those that the pipeline uses")
-    fold: int = Field(1, ge=1, description="official split, where a data set has several")
+    videos: Annotated[str | None, NotIdentity] = Field(
+        None, description="folder of your own videos (benchmark: own); class folders are labels"
+    )
+    fold: int = Field(
+        1,
+        ge=1,
+        description="official split, where a data set has several; of a folder of videos without lists the "
+        "seed by which one is drawn",
+    )
+    splits: Annotated[tuple[Split, ...] | None, NotIdentity] = Field(
+        None, description="lists that a copy must have; null: those that the pipeline's stages use"
+    )
     missing: Missing | None = Field(
         None,
         description="listed videos that are not on disk: refuse them, or allow them, which marks every "
@@ -62,19 +73,28 @@ class DataConfig(StrictModel):
     def _consistent(self) -> DataConfig:
         if self.generate is not None and (self.root is not None or self.benchmarks):
             raise ValueError("give either 'generate' (with its own 'benchmarks') or 'root' and 'benchmarks'")
+        if self.videos is not None and (self.generate or self.root is not None or self.benchmarks):
+            raise ValueError(
+                "'videos' is the folder of the data set 'own'; other data sets need a stage of their own"
+            )
         if self.decoded_size is not None and not self.decoded:
             raise ValueError("decoded_size is the size of stored frames, so it needs decoded: true")
         for name in self.benchmarks:
-            if name not in benchmarks.READABLE:
-                raise ValueError(f"no data set named '{name}'{did_you_mean(name, benchmarks.READABLE)}")
+            if name not in benchmarks.BENCHMARKS:
+                raise ValueError(f"no data set '{name}'{did_you_mean(name, benchmarks.BENCHMARKS)}")
         return self
+
+    @property
+    def chosen(self) -> bool:
+        """Whether the configuration says which data sets the stage provides."""
+        return bool(self.generate or self.benchmarks or self.videos is not None)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The data sets that the stage provides."""
         if self.generate is not None:
             return self.generate.benchmarks
-        return self.benchmarks or tuple(benchmarks.BENCHMARKS)
+        return ("own",) if self.videos is not None else self.benchmarks or benchmarks.PAPERS
 
 
 class Data(StageKind[DataConfig]):
@@ -83,13 +103,22 @@ class Data(StageKind[DataConfig]):
     name = "data"
     Config = DataConfig
 
+    def serves(self, config: DataConfig, reader: StrictModel) -> bool:
+        """Without a choice of data sets, the stage provides any."""
+        return not config.chosen or getattr(reader, "benchmark", None) in (None, *config.names)
+
     def narrowed(self, config: DataConfig, readers: Sequence[StrictModel]) -> DataConfig:
-        """Without a choice of data sets, provide those that the pipeline uses."""
-        used = {getattr(reader, "benchmark", None) for reader in readers}
-        names = tuple(name for name in benchmarks.READABLE if name in used)
-        if config.generate or config.benchmarks or not names:
-            return config
-        return config.model_copy(update={"benchmarks": names})
+        """Without a choice, provide the data sets and demand the lists that the pipeline uses."""
+        needed = {split for reader in readers for split in getattr(reader, "splits", ())}
+        wanted = {getattr(reader, "benchmark", None) for reader in readers}
+        splits = tuple(split for split in get_args(Split) if split in needed)
+        names = tuple(name for name in benchmarks.BENCHMARKS if name in wanted)
+        changes: dict[str, object] = {}
+        if config.splits is None and splits:
+            changes["splits"] = splits
+        if not config.chosen and names:
+            changes["benchmarks"] = names
+        return config.model_copy(update=changes)
 
     def summary(self, config: DataConfig) -> str:
         """Name the data sets that must be on disk, and say which are not."""
@@ -110,9 +139,8 @@ class Data(StageKind[DataConfig]):
         for name in () if config.generate else config.names:
             try:
                 folder = _folder(config, name)
-                fingerprint = _fingerprint(folder)
-                for split in get_args(Split):
-                    _manifest(name, folder, split, config.fold, config.missing, fingerprint)
+                for _ in _manifests_of(name, folder, config):
+                    pass
             except DataError as error:
                 faults.append(str(error))
         return faults
@@ -137,10 +165,9 @@ class Data(StageKind[DataConfig]):
             folders = {name: _folder(config, name) for name in config.names}
         for name, folder in folders.items():
             read: list[Manifest] = []
-            fingerprint = _fingerprint(folder)
-            for split in get_args(Split):
+            for manifest in _manifests_of(name, folder, config):
                 ctx.check_stop()
-                manifest = _manifest(name, folder, split, config.fold, config.missing, fingerprint)
+                split = manifest.split
                 for note in manifest.notes:
                     ctx.events.note(note)
                 read.append(manifest)
@@ -152,7 +179,7 @@ class Data(StageKind[DataConfig]):
                     manifest = decoded.write(manifest, frames, ctx.check_stop, config.decoded_size)
                 manifest.save(ctx.out / f"{name}.{split}.json")
                 ctx.events.note(_described(manifest))
-            if shared := overlap(*read):
+            if read[1:] and (shared := overlap(*read)):
                 ctx.events.note(shared)
         _manifest.cache_clear()
 
@@ -197,15 +224,35 @@ def _described(manifest: Manifest) -> str:
 
 
 def _folder(config: DataConfig, name: str) -> Path:
-    return benchmarks.locate(name, config.root)
+    if config.videos is None:
+        try:
+            return benchmarks.locate(name, config.root)
+        except DataError as error:
+            hint = "; or name the folder by the key 'videos' of the data stage" if name == "own" else ""
+            raise DataError(f"{error}{hint}") from error
+    folder = Path(config.videos).expanduser().absolute()
+    if not folder.is_dir():
+        raise DataError(f"'videos': {folder} is not a folder")
+    return folder
 
 
-@lru_cache(maxsize=2 * len(benchmarks.READABLE))
+def _manifests_of(name: str, folder: Path, config: DataConfig) -> Iterator[Manifest]:
+    """Yield the manifest of each split; a list that the copy lacks and nobody needs is passed over."""
+    fingerprint = _fingerprint(folder)
+    for split in get_args(Split):
+        try:
+            yield _manifest(name, folder, split, config.fold, config.missing, fingerprint)
+        except NoListError:
+            if split in (config.splits or get_args(Split)):
+                raise
+
+
+@lru_cache(maxsize=16)
 def _manifest(
     name: str, folder: Path, split: Split, fold: int, missing: Missing | None, fingerprint: str
 ) -> Manifest:
     """Read lists, once for the check before a run and the run: on a network disk it may take minutes."""
-    return benchmarks.find(name).read(folder, split, fold, missing)
+    return benchmarks.BENCHMARKS[name].read(folder, split, fold, missing)
 
 
 def _missing(config: DataConfig) -> Iterator[tuple[str, DataError]]:

@@ -37,6 +37,8 @@ from tats_core.training.world import Precision, World
 class EvaluateStage(Placed):
     """Views, and where the test runs."""
 
+    splits = frozenset({"test"})
+
     init: Literal["pretrained", "scratch"] = Field("pretrained", description="which fine-tuned model")
     clips: int | None = Field(None, ge=1, description="clips of each video; null: the benchmark's")
     crops: int | None = Field(None, ge=1, description="crops of each clip; null: the benchmark's")

@@ -33,6 +33,8 @@ from tats_core.training.world import World
 class FinetuneStage(Trained, Initialised, FinetuneConfig):
     """A recipe, the encoder's weights, and where it runs."""
 
+    splits = frozenset({"train"})
+
     @property
     def recipe(self) -> FinetuneConfig:
         """The recipe alone."""

@@ -40,7 +40,14 @@ class Job(StrictModel, Generic[Config]):
 
     def manifest(self, split: Split) -> Manifest:
         """Return the benchmark's list of videos."""
-        return Manifest.load(Path(self.inputs["data"]) / f"{self.config.benchmark}.{split}.json")
+        return Manifest.load(self._path(split))
+
+    def has(self, split: Split) -> bool:
+        """Return whether the data set has a list of this split."""
+        return self._path(split).exists()
+
+    def _path(self, split: Split) -> Path:
+        return Path(self.inputs["data"]) / f"{self.config.benchmark}.{split}.json"
 
 
 Entry = Callable[[Mapping[str, Any], World, EventLog, CheckpointStore], None]

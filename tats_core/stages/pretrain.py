@@ -60,6 +60,8 @@ _HEALTH = frozenset(
 class PretrainStage(Trained, PretrainConfig):
     """A recipe, and where it runs."""
 
+    splits = frozenset({"train"})  # without a test list, health checks look at training clips
+
     start: Annotated[str | None, NotIdentity] = Field(
         None,
         description="file or folder of a checkpoint to start from (VideoMAE's, AdaMAE's, Hugging Face's or "
@@ -158,7 +160,10 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
             **matched,
         }
     )
-    held_out = held_out_clips(manifest, job.manifest("test"), options, job.config.health_clips, world, events)
+    test = job.manifest("test") if job.has("test") else manifest.unlabelled()
+    if test.split == "train":
+        events.note("there is no test list: health checks look at training clips, and have no probes")
+    held_out = held_out_clips(manifest, test, options, job.config.health_clips, world, events)
     pictures = job.config.health_pictures
     health = HealthCheck(held_out, recipe.sampler.mask_ratio, world, events, out, recipe.seed, pictures)
     earlier = job.inputs.get("before")

@@ -47,7 +47,7 @@ class Predictor:
 
         Raises:
             WeightsError: no such model, or how its clips are taken is not saved and `benchmark` is None.
-            DataError: no benchmark of this name.
+            SpecError: no benchmark of this name.
         """
         model, classes = weights.load_classifier(folder)
         return cls(model, tuple(classes), Views.named(benchmark) if benchmark else saved_views(folder))

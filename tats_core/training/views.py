@@ -40,9 +40,9 @@ class Views(StrictModel):
         """Those of a benchmark.
 
         Raises:
-            DataError: no benchmark of this name.
+            SpecError: no benchmark of this name.
         """
-        rules = clip_rules(ClipOptions(), benchmarks.find(benchmark), "finetune")
+        rules = clip_rules(ClipOptions(), benchmarks.BENCHMARKS[benchmark], "finetune")
         return cls(benchmark=benchmark, sampling=rules.sampling, stride=rules.stride)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tats_core.data.benchmarks import BENCHMARKS
+from tats_core.data.benchmarks import BENCHMARKS, PAPERS
 from tats_core.data.generate import GenerateConfig, generate
 from tats_core.data.manifest import Manifest
 from tats_core.data.synthetic import SceneConfig
@@ -31,4 +31,4 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_root: Path) -> dict[str, Manifest]:
     """The training manifest of each benchmark."""
-    return {name: BENCHMARKS[name].read(tiny_root / name, "train") for name in BENCHMARKS}
+    return {name: BENCHMARKS[name].read(tiny_root / name, "train") for name in PAPERS}

@@ -29,7 +29,7 @@ from pathlib import Path
 from tats_core.data import benchmarks
 from tats_core.data.loaders import ClipOptions, TrainLoader
 if __name__ == "__main__":
-    manifest = benchmarks.find("ucf101").read(Path(sys.argv[1]) / "ucf101", "train", 1)
+    manifest = benchmarks.BENCHMARKS["ucf101"].read(Path(sys.argv[1]) / "ucf101", "train", 1)
     options = ClipOptions(frames=4, size=16, decode_workers=3)
     loader = TrainLoader(manifest, options, batch_size=4, seed=0, purpose="pretrain")
     for epoch in range(10**6):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tats_core.data.clips import Segment
 from tats_core.data.manifest import UNLABELLED, Manifest, VideoRecord
 from tats_core.errors import DataError
 
@@ -38,6 +39,18 @@ def test_a_file_name_that_is_not_text_survives(tmp_path: Path) -> None:
     video = VideoRecord("odd", str(tmp_path / "odd\udcff.avi"), 0)
     Manifest("hmdb51", "train", ("a",), tmp_path, (video,)).save(tmp_path / "m.json")
     assert Manifest.load(tmp_path / "m.json").videos == (video,)
+
+
+def test_a_segment_of_a_file_survives_and_counts(tmp_path: Path) -> None:
+    whole = VideoRecord("a", str(tmp_path / "a.mp4"), 0)
+    parts = [replace(whole, segment=part) for part in (Segment(3, 9), Segment(1.5, None, "second"))]
+    digests = set()
+    for video in (whole, *parts):
+        manifest = Manifest("diving48", "train", ("x",), tmp_path, (video,))
+        manifest.save(tmp_path / "m.json")
+        assert Manifest.load(tmp_path / "m.json") == manifest
+        digests.add(manifest.digest())
+    assert len(digests) == 3
 
 
 def test_the_digest_depends_on_what_is_listed_and_not_on_where_it_lies(tmp_path: Path) -> None:

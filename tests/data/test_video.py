@@ -14,6 +14,7 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 
 from tats_core.data import readers
+from tats_core.data.clips import Segment
 from tats_core.data.generate import ENCODINGS, Encoding, encode
 from tats_core.data.video import Condition, Video
 from tats_core.errors import ResourceError, VideoError
@@ -118,6 +119,31 @@ def test_of_a_sound_file_no_more_is_decoded_than_the_clip_needs(
     readers.read_clip(path, lambda _: np.array([24, 26, 39]))
     # To frame 26 and to 39, each from its key frame, and the few that a decoder waits for.
     assert sum(fed) <= 7 + 10 + 6
+
+
+@pytest.mark.parametrize("reader", ["pyav", "decord"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_segment_is_a_video_of_its_own_in_frames_and_in_seconds(
+    films: dict[str, bytes], tmp_path: Path, kind: str, reader: readers.ReaderName
+) -> None:
+    path = tmp_path / f"film.{kind}"
+    path.write_bytes(films[kind])
+    all_THWC = readers.read_all(path)
+    # 25 frames a second: a frame that is shown at the very start is in, one at the very end is not.
+    for segment, first, last in (
+        (Segment(12, 30), 12, 30),
+        (Segment(35), 35, FRAMES),
+        (Segment(35, 1000), 35, FRAMES),
+        (Segment(0.48, 1.2, "second"), 12, 30),
+        (Segment(0.45, None, "second"), 12, FRAMES),
+    ):
+        frames_THWC = readers.read_clip(path, np.arange, reader, segment=segment)
+        assert np.array_equal(frames_THWC, all_THWC[first:last])
+        pieces = list(readers.pieces(path, segment=segment))
+        assert np.array_equal(np.concatenate(pieces), all_THWC[first:last])
+    for beyond in (Segment(FRAMES), Segment(2.0, 3.0, "second")):
+        with pytest.raises(VideoError, match=r"has no frame from .*; the file has 40 frames"):
+            readers.read_clip(path, np.arange, reader, segment=beyond)
 
 
 @pytest.mark.parametrize("damage", [cut, zeroed, flipped])

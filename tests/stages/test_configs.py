@@ -114,10 +114,10 @@ def test_a_result_appears_whole(tmp_path: Path) -> None:
 
 def test_a_video_without_a_label_is_named_where_labels_are_needed() -> None:
     videos = tuple(VideoRecord(name, f"/{name}", label) for name, label in (("a", 0), ("b", -1), ("c", -1)))
-    whole = Manifest("file_list", "test", ("x",), Path("/"), videos[:1])
+    whole = Manifest("own", "test", ("x",), Path("/"), videos[:1])
     assert labelled(whole) is whole
-    with pytest.raises(DataError, match=r"file_list \(test\): 2 of 3 have no label .*'b'"):
-        labelled(Manifest("file_list", "test", ("x",), Path("/"), videos))
+    with pytest.raises(DataError, match=r"own \(test\): 2 of 3 have no label .*'b'"):
+        labelled(Manifest("own", "test", ("x",), Path("/"), videos))
 
 
 def test_with_fewer_workers_each_does_more_parts_of_the_same_size() -> None:

@@ -45,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     for name, videos in generate(folder, config, workers=1).items():
         for split in get_args(Split):
-            benchmarks.find(name).read(videos, split, 1).save(folder / f"{name}.{split}.json")
+            benchmarks.BENCHMARKS[name].read(videos, split, 1).save(folder / f"{name}.{split}.json")
     return folder
 
 
@@ -256,12 +256,21 @@ def test_videos_without_labels_are_enough_for_pre_training(data: Path, tmp_path:
     for split in get_args(Split):
         listed = Manifest.load(data / f"ucf101.{split}.json")
         videos = tuple(replace(video, label=UNLABELLED) for video in listed.videos)
-        unlabelled = replace(listed, benchmark="file_list", classes=(), videos=videos)
-        unlabelled.save(tmp_path / f"file_list.{split}.json")
-    job = _pretrain_job(tmp_path, benchmark="file_list")
+        unlabelled = replace(listed, benchmark="own", classes=(), videos=videos)
+        unlabelled.save(tmp_path / f"own.{split}.json")
+    job = _pretrain_job(tmp_path, benchmark="own")
     result = _run(job, pretrain.train, tmp_path / "pretrain")
     assert result["effective_rank"] > 0
     assert "linear_top1" not in result
+
+
+def test_without_a_test_list_a_pre_training_looks_at_its_training_clips(data: Path, tmp_path: Path) -> None:
+    Manifest.load(data / "ucf101.train.json").save(tmp_path / "ucf101.train.json")
+    result = _run(_pretrain_job(tmp_path), pretrain.train, tmp_path / "pretrain")
+    assert result["effective_rank"] > 0
+    assert "linear_top1" not in result
+    notes = [event.get("text", "") for _, event in read_events(tmp_path / "pretrain" / "events.jsonl")]
+    assert any("there is no test list" in note for note in notes)
 
 
 def test_a_model_is_not_scored_on_the_classes_of_another_data_set(data: Path, tmp_path: Path) -> None:

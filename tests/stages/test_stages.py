@@ -264,7 +264,7 @@ def damaged_copy(context, tmp_path) -> data.DataConfig:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out" / "ucf101").rename(tmp_path / "elsewhere" / "ucf101")
     config = data.DataConfig(root=str(tmp_path / "elsewhere"), benchmarks=("ucf101",))
-    videos = benchmarks.find("ucf101").read(tmp_path / "elsewhere" / "ucf101", "test").videos
+    videos = benchmarks.BENCHMARKS["ucf101"].read(tmp_path / "elsewhere" / "ucf101", "test").videos
     for video, share in zip(videos, (0.05, 0.6), strict=False):
         content = Path(video.path).read_bytes()
         Path(video.path).write_bytes(content[: int(share * len(content))])
@@ -335,10 +335,46 @@ stages:
     assert "ucf101: no folder of videos" in empty
     plan = runner.plan(spec.load(str(tmp_path / "one.yaml")), tmp_path / "home")
     assert plan.items[0].reason == "has no output yet; reads ssv2 (not found), ucf101"
+    assert config.splits == ("train",)  # nothing is tested here
     # A choice stands, and so does a stage that nobody reads.
-    chosen = data.DataConfig(benchmarks=("hmdb51",))
-    assert data.KIND.narrowed(chosen, [graph.instances["finetune[ssv2]"].config]) is chosen
+    chosen = data.DataConfig(benchmarks=("hmdb51",), splits=("test",))
+    assert data.KIND.narrowed(chosen, [graph.instances["finetune[ssv2]"].config]) == chosen
     assert data.KIND.narrowed(data.DataConfig(), []).names == ("ssv2", "kinetics400", "ucf101", "hmdb51")
+
+
+def test_each_stage_reads_the_data_stage_that_has_its_data_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(graphs, "KINDS", KINDS)
+    text = """
+stages:
+  mine:     {kind: data, videos: clips}
+  generated: {kind: data, generate: {benchmarks: [ucf101]}}
+  finetune: {kind: finetune, needs: [mine, generated], init: scratch, matrix: {benchmark: [own, %s]}}
+"""
+    (tmp_path / "one.yaml").write_text(text % "ucf101")
+    instances = graphs.build(spec.load(str(tmp_path / "one.yaml"))).instances
+    assert instances["finetune[own]"].needs == ("mine",)
+    assert instances["finetune[ucf101]"].needs == ("generated",)
+    (tmp_path / "two.yaml").write_text(text % "hmdb51")
+    with pytest.raises(
+        SpecError, match="kind 'data', whose output it reads; 'mine' does not provide what it"
+    ):
+        graphs.build(spec.load(str(tmp_path / "two.yaml")))
+
+
+def test_a_folder_of_videos_is_a_data_set_and_no_list_is_demanded_that_nobody_reads(context, tmp_path):
+    config = data.DataConfig(videos=str(tmp_path / "clips"), splits=("train",), damaged="ignore")
+    (sentence,) = data.KIND.preflight(config, Preflight("data", {}, tmp_path))
+    assert sentence == f"'videos': {tmp_path / 'clips'} is not a folder"
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.mp4").touch()
+    (tmp_path / "clips" / "train.txt").write_text("a.mp4\n")
+    assert data.KIND.preflight(config, Preflight("data", {}, tmp_path)) == []
+    ctx = context()
+    data.KIND.run(config, ctx)
+    assert {path.name for path in ctx.out.glob("own.*")} == {"own.train.json"}
+    tested = config.model_copy(update={"splits": ("train", "test")})
+    (sentence,) = data.KIND.preflight(tested, Preflight("data", {}, tmp_path))
+    assert sentence.startswith("own: no test list in ")
 
 
 def test_what_is_odd_about_a_copy_is_noted_and_what_it_lacks_is_refused_or_counted(context, tmp_path):
@@ -382,7 +418,8 @@ def test_a_change_in_a_list_or_a_folder_of_a_data_set_is_seen(tmp_path):
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({"benchmarks": ["ssv3"]}, "no data set named 'ssv3'; did you mean 'ssv2'?"),
+        ({"videos": "clips", "benchmarks": ["ssv2"]}, "'videos' is the folder of the data set 'own'"),
+        ({"benchmarks": ["ssv3"]}, "no data set 'ssv3'; did you mean 'ssv2'?"),
         ({**SMALL, "root": "/data"}, "give either 'generate'"),
         ({**SMALL, "decoded_size": 64}, "so it needs decoded: true"),
         ({"generate": {"clips": 4}}, "data.generate has no key 'clips'"),

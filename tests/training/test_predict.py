@@ -43,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     for name, root in generate(folder, config, workers=1).items():
         for split in get_args(Split):
-            benchmarks.find(name).read(root, split, 1).save(folder / f"{name}.{split}.json")
+            benchmarks.BENCHMARKS[name].read(root, split, 1).save(folder / f"{name}.{split}.json")
     return folder
 
 

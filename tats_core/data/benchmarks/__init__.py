@@ -1,4 +1,4 @@
-"""The data sets, a file each. To add a data set, write its file and register its `Benchmark` here."""
+"""The data sets, a file each. To add one, write its file and register its `Benchmark` here."""
 
 from __future__ import annotations
 
@@ -7,36 +7,31 @@ from typing import Final
 
 from tats_core.data.benchmarks import base
 from tats_core.data.benchmarks.base import Benchmark, Sampling, Split
-from tats_core.data.benchmarks.file_list import FILE_LIST
-from tats_core.data.benchmarks.hmdb51 import HMDB51
-from tats_core.data.benchmarks.kinetics400 import KINETICS400
-from tats_core.data.benchmarks.ssv2 import SSV2
-from tats_core.data.benchmarks.ucf101 import UCF101
-from tats_core.errors import DataError, did_you_mean
+from tats_core.registry import Registry
 
-BENCHMARKS: Final[dict[str, Benchmark]] = {
-    benchmark.name: benchmark for benchmark in (SSV2, KINETICS400, UCF101, HMDB51)
-}
+BENCHMARKS: Final[Registry[Benchmark]] = Registry(
+    "data set",
+    "tats.benchmarks",
+    Benchmark,
+    {
+        "ssv2": "tats_core.data.benchmarks.ssv2:SSV2",
+        "kinetics400": "tats_core.data.benchmarks.kinetics400:KINETICS400",
+        "ucf101": "tats_core.data.benchmarks.ucf101:UCF101",
+        "hmdb51": "tats_core.data.benchmarks.hmdb51:HMDB51",
+        "jhmdb": "tats_core.data.benchmarks.jhmdb:JHMDB",
+        "diving48": "tats_core.data.benchmarks.diving48:DIVING48",
+        "own": "tats_core.data.benchmarks.own:OWN",
+    },
+)
+"""All data sets that can be read."""
+
+PAPERS: Final = ("ssv2", "kinetics400", "ucf101", "hmdb51")
 """The four benchmarks of the papers, in the order of their tables."""
-
-READABLE: Final[dict[str, Benchmark]] = {**BENCHMARKS, FILE_LIST.name: FILE_LIST}
-"""Everything that can be read: the benchmarks and a user's own videos."""
-
-
-def find(name: str) -> Benchmark:
-    """Return the data set called `name`.
-
-    Raises:
-        DataError: no such benchmark; names the nearest.
-    """
-    if name not in READABLE:
-        raise DataError(f"no data set named '{name}'{did_you_mean(name, READABLE)}")
-    return READABLE[name]
 
 
 def locate(name: str, root: str | Path | None = None) -> Path:
     """Return the folder of the data set called `name`; see `base.locate`."""
-    return base.locate(find(name), root)
+    return base.locate(BENCHMARKS[name], root)
 
 
-__all__ = ["BENCHMARKS", "READABLE", "Benchmark", "Sampling", "Split", "find", "locate"]
+__all__ = ["BENCHMARKS", "PAPERS", "Benchmark", "Sampling", "Split", "locate"]

@@ -9,7 +9,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from tats_core.data.manifest import Manifest, VideoRecord
 from tats_core.errors import DataError
@@ -17,6 +19,7 @@ from tats_core.errors import DataError
 Split = Literal["train", "test"]
 Sampling = Literal["uniform", "dense"]
 Missing = Literal["refuse", "allow"]
+Content = TypeVar("Content")
 
 _LINE_END: Final = re.compile(r"\r\n|\r|\n")
 _NESTED_LINKS: Final = 3
@@ -61,7 +64,7 @@ class Benchmark:
     classes: int
     """Official number of classes; not enforced, a subset is fine."""
     expected: Mapping[Split, tuple[int, ...]]
-    """Official number of videos of each fold; a copy may have fewer."""
+    """Official number of videos of each fold, 0 where none is published; a copy may have fewer."""
     flip: bool
     """Whether a horizontal flip preserves the class."""
     sampling: Sampling
@@ -247,6 +250,8 @@ def _walk(folder: Path, suffixes: tuple[str, ...], above: frozenset[str], links:
         return  # such as lost+found; a listed video in it is reported as missing
     folders = []
     for entry in entries:
+        if entry.name.startswith(("._", ".AppleDouble")):
+            continue  # what macOS writes beside each file, under its name
         if is_folder(entry):
             folders.append(entry)
         elif entry.name.lower().endswith(suffixes):
@@ -292,6 +297,23 @@ def text_of(path: Path, *, file_names: bool = False) -> str:
         raise DataError(
             f"{path}, line {line}: is not UTF-8 (byte {content[error.start]:#04x}); save the file as UTF-8"
         ) from error
+
+
+def json_of(path: Path, kind: type[Content]) -> Content:
+    """Return the content of a JSON file, of the type `kind`.
+
+    Raises:
+        NoListError, DataError: as `text_of`; or the content is not as it must be: names the entry.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(text_of(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            raise DataError(f"{path} is not JSON ({first['msg']}); download it again") from error
+        steps = [f"entry {step + 1}" if isinstance(step, int) else f"'{step}'" for step in first["loc"]]
+        entry = ", ".join(steps) or "its content"
+        raise DataError(f"{path}: {entry} is not as the data set has it: {first['msg'].lower()}") from error
 
 
 def rows(path: Path, *, file_names: bool = False) -> Iterator[tuple[int, str]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -29,51 +31,56 @@ FLAGS: Final[dict[Split, str]] = {"train": "1", "test": "2"}
 """Second column of a list; "0" marks a video that this split leaves unused."""
 
 
-def lists(root: Path, split: Split, fold: int) -> Listing:
+def class_lists(
+    name: str, videos: Sequence[str], lists: Sequence[str], layout: str, root: Path, split: Split, fold: int
+) -> Listing:
     """Read the rows of all `{class}_test_split{fold}.txt` that are flagged as `split`.
 
     The classes are those that have a list of any fold.
+
+    Args:
+        videos, lists: where the class folders and the lists may be.
 
     Raises:
         NoListError: no list of this fold.
         DataError: a folder or the list of a class is missing, or a row is not `name.avi flag`.
     """
-    folder = first_existing(root, (VIDEOS, "videos", "hmdb51"), "folder of videos", "hmdb51", _LAYOUT)
-    beside = first_existing(root, (LISTS, "splits"), "folder of lists", "hmdb51", _LAYOUT, NoListError)
+    folder = first_existing(root, videos, "folder of videos", name, layout)
+    beside = first_existing(root, lists, "folder of lists", name, layout, NoListError)
     by_fold: dict[str, dict[str, Path]] = defaultdict(dict)
     for listing in sorted(beside.iterdir()):
         if match := re.fullmatch(r"(.+)_test_split(\d+)\.txt", listing.name):
             by_fold[match[2]][match[1]] = listing
     by_class = by_fold[str(fold)]
     if not by_class:
-        raise NoListError(f"hmdb51: no '*_test_split{fold}.txt' in {beside}; expected layout: {_LAYOUT}")
+        raise NoListError(f"{name}: no '*_test_split{fold}.txt' in {beside}; expected layout: {layout}")
     # In the order of the files' names, in which "kick_ball_test" is before "kick_test".
-    classes = sorted({name for named in by_fold.values() for name in named}, key="{}_test".format)
-    videos: list[VideoRecord] = []
+    classes = sorted({label for named in by_fold.values() for label in named}, key="{}_test".format)
+    records: list[VideoRecord] = []
     absent: list[str] = []
     for class_name, listing in by_class.items():
         # Some copies keep the archive's own folder, so that it is class/class/name.avi.
         files = {path.name: path for path in walk(folder / class_name, (".avi",))}
         for number, line in rows(listing, file_names=True):
             # File names of this data set may hold blanks and odd characters; the flag is the last word.
-            name, flag = (*line.rsplit(None, 1), "")[:2]
+            file_name, flag = (*line.rsplit(None, 1), "")[:2]
             if flag not in ("0", "1", "2"):
                 raise DataError(f"{listing}, line {number}: must be 'name.avi flag', is '{line}'")
             if flag != FLAGS[split]:
                 continue
-            if name in files:
-                videos.append(VideoRecord(files[name].stem, str(files[name]), classes.index(class_name)))
+            if path := files.get(file_name):
+                records.append(VideoRecord(path.stem, str(path), classes.index(class_name)))
             else:
-                absent.append(f"{class_name}/{name}")
+                absent.append(f"{class_name}/{file_name}")
     with_videos = {path.name for path in folder.iterdir() if next(walk(path, (".avi",)), None)}
     unlisted = sorted((set(classes) | with_videos) - by_class.keys())
     if unlisted:
         more = f" (and {len(unlisted) - 1} more such)" if unlisted[1:] else ""
         raise DataError(
-            f"hmdb51: {beside} has no list '{unlisted[0]}_test_split{fold}.txt', though there are videos or "
+            f"{name}: {beside} has no list '{unlisted[0]}_test_split{fold}.txt', though there are videos or "
             f"other lists of this class{more}; complete the lists, or remove the class everywhere"
         )
-    return Listing(tuple(classes), tuple(videos), folder, tuple(absent))
+    return Listing(tuple(classes), tuple(records), folder, tuple(absent))
 
 
 HMDB51: Final = Benchmark(
@@ -88,5 +95,5 @@ HMDB51: Final = Benchmark(
     test_clips=10,
     test_crops=3,
     layout=_LAYOUT,
-    lists=lists,
+    lists=partial(class_lists, "hmdb51", (VIDEOS, "videos", "hmdb51"), (LISTS, "splits"), _LAYOUT),
 )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel
 
 from tats_core.data.benchmarks.base import (
     Benchmark,
@@ -13,13 +13,11 @@ from tats_core.data.benchmarks.base import (
     NoListError,
     Split,
     first_existing,
-    text_of,
+    json_of,
     walk,
 )
 from tats_core.data.manifest import VideoRecord
 from tats_core.errors import DataError
-
-Content = TypeVar("Content")
 
 VIDEOS: Final = "20bn-something-something-v2"
 _LAYOUT: Final = (
@@ -44,7 +42,7 @@ def lists(root: Path, split: Split, fold: int) -> Listing:
     """
     del fold
     labels_json = _file(root, "labels")
-    index = _json(labels_json, dict[str, int])
+    index = json_of(labels_json, dict[str, int])
     if sorted(index.values()) != list(range(len(index))):
         raise DataError(f"{labels_json}: must number the classes 0 to {len(index) - 1}, each once")
     listing = _file(root, "train" if split == "train" else "validation")
@@ -52,7 +50,7 @@ def lists(root: Path, split: Split, fold: int) -> Listing:
     files = {path.stem: path for path in walk(folder, (".webm", ".mp4"))}
     videos: list[VideoRecord] = []
     absent: list[str] = []
-    for row in _json(listing, list[_Row]):
+    for row in json_of(listing, list[_Row]):
         video_id, name = str(row.id), class_of(row.template)
         if name not in index:
             raise DataError(f"{listing}: video '{video_id}' has the class '{name}', which labels.json lacks")
@@ -72,18 +70,6 @@ def _file(root: Path, name: str) -> Path:
 class _Row(BaseModel):
     id: int | str
     template: str
-
-
-def _json(path: Path, kind: type[Content]) -> Content:
-    try:
-        return TypeAdapter(kind).validate_json(text_of(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            raise DataError(f"{path} is not JSON ({first['msg']}); download it again") from error
-        steps = [f"entry {step + 1}" if isinstance(step, int) else f"'{step}'" for step in first["loc"]]
-        entry = ", ".join(steps) or "its content"
-        raise DataError(f"{path}: {entry} is not as the data set has it: {first['msg'].lower()}") from error
 
 
 SSV2: Final = Benchmark(

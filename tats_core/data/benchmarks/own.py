@@ -1,6 +1,10 @@
-"""Any videos, given by a list of `path label` rows: the form that VideoMAE, VideoMAE v2 and others use.
+"""Your own videos: a folder of clips, with lists or without.
 
-Rows accepted::
+Without lists, the folders of the classes are the labels, and a folder without such has no labels. Where there
+are folders `train` and `test` (or `val`), they are the splits; else one video in five of each class is
+for the test, drawn by the number of the fold.
+
+Lists have rows `path label`, the form that VideoMAE, VideoMAE v2 and others use. Accepted are::
 
     path label              blank between, as in VideoMAE; the path may hold blanks
     path<TAB>label          as in TATS
@@ -23,21 +27,26 @@ from pathlib import Path
 from typing import Final
 
 from tats_core.data.benchmarks.base import (
+    VIDEO_SUFFIXES,
     Benchmark,
     Listing,
     NoListError,
     Split,
     first_existing,
     rows,
+    walk,
     whole,
 )
-from tats_core.data.manifest import UNLABELLED, VideoRecord
+from tats_core.data.manifest import UNLABELLED, VideoRecord, rank
 from tats_core.errors import DataError
 
 _LAYOUT: Final = (
+    "videos, in a folder for each class if they have labels, in 'train/' and 'test/' if they are divided; or "
     "'train.txt' and 'test.txt' (or '.csv', '.tsv'; 'val' for 'test') with rows 'path label', paths absolute "
     "or relative to the list, and, if classes have names, 'classes.txt' with one name a line"
 )
+_TEST_SHARE: Final = 0.2
+"""Of the videos of a class, where nothing says which are for the test."""
 _STEMS: Final[dict[Split, tuple[str, ...]]] = {"train": ("train",), "test": ("test", "val", "validation")}
 _MOST_CLASSES: Final = 100_000
 """A label from here on is another column, and as many names would fill the memory."""
@@ -64,15 +73,80 @@ class _Classes:
 
 
 def lists(root: Path, split: Split, fold: int) -> Listing:
-    """Read the list of `split` in the folder `root`, with the class names of `classes.txt` if there is one.
-
-    Without it, classes are named by their numbers, 0 to the largest in the lists of both splits.
+    """Read the list of `split` in the folder `root`, or where there is none of either split, its folders.
 
     Raises:
-        NoListError: no list.
-        DataError: a row of it is not valid.
+        NoListError: no list of this split, but one of the other.
+        DataError: no video, or a row of the list is not valid.
     """
-    del fold
+    names = [name for stems in _STEMS.values() for stem in stems for name in _list_names(stem)]
+    if any((root / name).exists() for name in names):
+        return _listed(root, split)
+    return _in_folders(root, split, fold)
+
+
+# ------------------------------------------------------------------------------------------- folders
+
+
+def _in_folders(root: Path, split: Split, seed: int) -> Listing:
+    base = root
+    while len(parts := _by_folder(base)) == 1 and "" not in parts:
+        base /= next(iter(parts))
+    if not parts:
+        raise DataError(f"own: no video in {root} ({', '.join(VIDEO_SUFFIXES)}); expected layout: {_LAYOUT}")
+    given = {name for stems in _STEMS.values() for stem in stems for name in parts if name.lower() == stem}
+    if given == set(parts):
+        both = {name: _by_folder(base / name) for name in parts}
+        folders = [name for name in parts if name.lower() in _STEMS[split]]
+        if not folders:
+            raise NoListError(f"own: {base} has no folder of {split} videos, but '{next(iter(parts))}'")
+        if folders[1:]:
+            raise DataError(f"own: {base} has both '{folders[0]}' and '{folders[1]}'; remove one")
+        parts, named = both[folders[0]], set().union(*both.values())
+        chosen = parts
+    else:
+        named = set(parts)
+        chosen = {name: _drawn(paths, root, split, seed) for name, paths in parts.items()}
+    notes = []
+    if "" in named and len(named) > 1:
+        notes.append(
+            f"{base}: some videos lie beside the folders, so the folders are taken for no classes, and the "
+            "videos have no labels"
+        )
+    classes = () if "" in named else tuple(sorted(named))
+    records = (
+        VideoRecord(str(path.relative_to(root)), str(path), classes.index(name) if classes else UNLABELLED)
+        for name, paths in sorted(chosen.items())
+        for path in paths
+    )
+    return Listing(classes, tuple(records), base, notes=tuple(notes))
+
+
+def _by_folder(base: Path) -> dict[str, list[Path]]:
+    """Return the videos of each folder in `base`, in it or below it; those in `base` itself under ""."""
+    parts: dict[str, list[Path]] = {}
+    for path in walk(base):
+        inner = path.relative_to(base).parts
+        parts.setdefault(inner[0] if inner[1:] else "", []).append(path)
+    return parts
+
+
+def _drawn(paths: list[Path], root: Path, split: Split, seed: int) -> list[Path]:
+    """Return the share of `split`; which videos it has depends on their names and the seed alone."""
+    order = sorted(paths, key=lambda path: rank(seed, path.relative_to(root).as_posix()))
+    n_test = max(round(_TEST_SHARE * len(paths)), 1) if len(paths) > 1 else 0
+    chosen = set(order[:n_test] if split == "test" else order[n_test:])
+    return [path for path in paths if path in chosen]
+
+
+# --------------------------------------------------------------------------------------------- lists
+
+
+def _listed(root: Path, split: Split) -> Listing:
+    """Read the list of `split`, with the class names of `classes.txt` if there is one.
+
+    Without it, classes are named by their numbers, 0 to the largest in the lists of both splits.
+    """
     listing = _list(root, split)
     parsed = _rows(listing)
     if (root / "classes.txt").exists():
@@ -111,8 +185,12 @@ def lists(root: Path, split: Split, fold: int) -> Listing:
 
 
 def _list(root: Path, split: Split) -> Path:
-    choices = [f"{stem}{suffix}" for stem in _STEMS[split] for suffix in (".txt", ".csv", ".tsv")]
-    return first_existing(root, choices, f"{split} list", "file_list", _LAYOUT, NoListError)
+    choices = [name for stem in _STEMS[split] for name in _list_names(stem)]
+    return first_existing(root, choices, f"{split} list", "own", _LAYOUT, NoListError)
+
+
+def _list_names(stem: str) -> list[str]:
+    return [f"{stem}{suffix}" for suffix in (".txt", ".csv", ".tsv")]
 
 
 def _real(path: Path) -> str | None:
@@ -207,9 +285,9 @@ def _label(row: _Row, classes: _Classes, listing: Path) -> int:
     return label
 
 
-FILE_LIST: Final = Benchmark(
-    name="file_list",
-    title="a list of files",
+OWN: Final = Benchmark(
+    name="own",
+    title="your own videos",
     classes=0,
     expected={"train": (0,), "test": (0,)},
     flip=True,
