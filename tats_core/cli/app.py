@@ -37,6 +37,7 @@ _COMMANDS = {
     "weights": "models.weights",
     "replay": "replay.replay",
     "data generate": "data.generate",
+    "data index": "data.index",
     "data check": "data.check",
     "doctor": "doctor.doctor",
     "sync": "sync.sync",
@@ -90,7 +91,7 @@ _GROUPS = {
     "run": typer.Typer(
         cls=_RunGroup, help="Run a pipeline here, or on the Ray cluster of RAY_ADDRESS.", **_PLAIN
     ),
-    "data": typer.Typer(cls=_Group, help="Generate and check video data sets.", **_PLAIN),
+    "data": typer.Typer(cls=_Group, help="Generate, index and check video data sets.", **_PLAIN),
 }
 for _name, _group in _GROUPS.items():
     app.add_typer(_group, name=_name)

@@ -1,24 +1,21 @@
-"""`tats data generate` and `tats data check`."""
+"""`tats data generate`, `tats data index` and `tats data check`."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from tats_core.cli.options import writing
+from tats_core.cli.options import DEFAULT_HOME, Home, writing
 from tats_core.errors import DataError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-
-    from tats_core.data.benchmarks import Benchmark
-    from tats_core.data.manifest import Manifest, VideoRecord
 
 
 def generate(
@@ -46,7 +43,7 @@ def generate(
     for text in sets or []:
         raw = specs.override(raw, *specs.parse_override(text))
     config = specs.validate(engine.GenerateConfig, raw, "data generate")
-    with _Counter() as counter, writing(out, "--out"):
+    with _Counter("clips") as counter, writing(out, "--out"):
         roots = engine.generate(out, config, counter.show)
     for name, root in roots.items():
         typer.echo(f"{name:<12} {root}")
@@ -54,9 +51,10 @@ def generate(
 
 
 class _Counter:
-    """Shows how many clips are done: a bar in a terminal, elsewhere a line for each tenth of them."""
+    """Shows how many are done: a bar in a terminal, elsewhere a line for each tenth of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str) -> None:
+        self._what = what
         self._bar: Progress | None = None
         self._tenth = -1
 
@@ -66,7 +64,7 @@ class _Counter:
 
             text = TextColumn("{task.description}")
             self._bar = Progress(text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar.add_task("clips", total=None)
+            self._bar.add_task(self._what, total=None)
             self._bar.start()
         return self
 
@@ -77,126 +75,123 @@ class _Counter:
     def show(self, done: int, total: int, text: str) -> None:
         if self._bar is not None:
             task = self._bar.task_ids[0]
-            self._bar.update(task, completed=done, total=total, description=f"clips ({text})")
+            self._bar.update(task, completed=done, total=total, description=f"{self._what} ({text})")
         elif 10 * done // max(1, total) > self._tenth:
             self._tenth = 10 * done // max(1, total)
-            typer.echo(f"clips: {done} of {total} ({text})")
+            typer.echo(f"{self._what}: {done} of {total} ({text})")
+
+
+DataSets = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[NAME]...", help="Data sets; default: all that are configured."),
+]
+Root = Annotated[
+    Path | None, typer.Option(help="Folder that holds them; default: TATS_DATA, TATS_DATA_<NAME>.")
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default: as many as CPUs.")]
+
+
+def index(
+    names: DataSets = None, root: Root = None, workers: Workers = None, home: Home = DEFAULT_HOME
+) -> None:
+    """Decode every video of data sets once and write what it is into a Parquet file, one row a video.
+
+    Called again, it resumes, and reads only what is new or changed. `tats data check` and the data stages of
+    pipelines use it.
+    """
+    from tats_core.data import index as indexes
+    from tats_core.errors import DataError
+
+    for name, folder in _located(names, root):
+        store = indexes.path_of(home, name, folder)
+        listed = indexes.listed(name, folder)
+        if not listed:
+            raise DataError(f"{name}: no list of {folder} can be read: tats data check {name}")
+        paths = {video.path for _, manifest in listed for video in manifest.videos}
+        with _Counter("videos") as counter:
+            files = indexes.update(
+                store, listed, decode=paths, progress=partial(counter.show, text=name), workers=workers
+            )
+        faults = sum(map(bool, files.table["fault"].to_pylist()))
+        typer.echo(f"{name}: {len(files)} videos in {len(paths)} files, {faults} damaged: {store}")
+        typer.echo(f"{name}: digest {files.digest()}")
 
 
 def check(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Data sets; default: all that are configured."),
-    ] = None,
-    root: Annotated[
-        Path | None, typer.Option(help="Folder that holds them; default: TATS_DATA, TATS_DATA_<NAME>.")
-    ] = None,
+    names: DataSets = None,
+    root: Root = None,
     decode: Annotated[
-        int, typer.Option(min=0, help="Videos of each split to decode from start to end, evenly spread.")
+        int,
+        typer.Option(min=0, help="Videos of each split to decode, evenly spread, beside those indexed."),
     ] = 8,
+    ledger: Annotated[Path | None, typer.Option(help="CSV file for the findings, a row a video.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where there are warnings.")] = False,
+    workers: Workers = None,
+    home: Home = DEFAULT_HOME,
 ) -> None:
-    """Compare the video lists of data sets with the official counts, and decode some videos.
+    """Report what is odd about data sets: counts, missing and damaged videos, duplicates, overlaps of splits.
 
-    Exits with 2 where something is wrong with a data set.
+    Uses what `tats data index` knows of the files. Exits with 2 where something is wrong with a data set.
     """
-    from tats_core.data import benchmarks
+    from tats_core.data import checks
+    from tats_core.data import index as indexes
+    from tats_core.data.benchmarks import BENCHMARKS
+    from tats_core.files import write_text
 
-    problems: list[str] = []
-    warnings: list[str] = []
-    checked = 0
-    for benchmark in [benchmarks.BENCHMARKS[name] for name in names or benchmarks.BENCHMARKS]:
-        try:
-            folder = benchmarks.locate(benchmark.name, root)
-        except DataError as error:
-            # Without names, an absent data set is no problem: few people have all.
-            if names:
-                problems.append(str(error))
-            continue
-        checked += 1
-        typer.echo(f"{benchmark.name} ({benchmark.title}) in {folder}")
-        wrong, noted = _check_benchmark(benchmark, folder, decode)
-        problems += wrong
-        warnings += noted
-    if not checked and not problems:
-        known = ", ".join(benchmarks.BENCHMARKS)
-        if root is not None:
-            inner = root.absolute().name in benchmarks.BENCHMARKS
-            hint = f"; did you mean {root.absolute().parent}?" if inner else ""
-            raise DataError(f"--root: {root} holds none of the folders {known}{hint}")
-        raise DataError(
-            f"no data set is configured; give --root, or set TATS_DATA to the folder that holds {known}, or "
-            "TATS_DATA_<NAME> for a single data set"
-        )
+    copies: dict[str, checks.Copy] = {}
+    for name, folder in _located(names, root):
+        store = indexes.path_of(home, name, folder)
+        typer.echo(f"{name} ({BENCHMARKS[name].title}) in {folder}")
+        with _Counter("videos") as counter:
+            copies[name] = copy = checks.check(
+                BENCHMARKS[name],
+                folder,
+                store,
+                checks.few(decode),
+                partial(counter.show, text=name),
+                workers,
+            )
+        for line in copy.counts:
+            typer.echo(f"  {line}")
+        faults = copy.index.table["fault"].drop_null().to_pylist()
+        typer.echo(f"  {faults.count('')} of {len(faults)} decoded completely")
+    if ledger is not None:
+        with writing(ledger, "--ledger"):
+            write_text(ledger, checks.ledger(copies))
     # Both lists may have the same fault, such as one of the class list.
-    for warning in dict.fromkeys(warnings):
-        typer.echo(f"tats: warning: {warning}", err=True)
-    for problem in dict.fromkeys(problems):
-        typer.echo(f"tats: {problem}", err=True)
+    findings = [finding for copy in copies.values() for finding in copy.findings]
+    warnings = dict.fromkeys(finding.text for finding in findings if not finding.is_problem)
+    problems = dict.fromkeys(finding.text for finding in findings if finding.is_problem)
+    for text in warnings:
+        typer.echo(f"tats: warning: {text}", err=True)
+    for text in problems:
+        typer.echo(f"tats: {text}", err=True)
     if problems or (warnings and strict):
         raise typer.Exit(DataError.exit_code if problems else 1)
 
 
-def _check_benchmark(benchmark: Benchmark, folder: Path, decode: int) -> tuple[list[str], list[str]]:
-    """Print the counts of both splits of every fold; return a sentence for each problem and each warning.
+def _located(names: Sequence[str] | None, root: Path | None) -> list[tuple[str, Path]]:
+    """Return the folder of each data set that is named, or without names of each that is configured.
 
-    A copy may have the lists of one split or fold alone: to lack others is a problem only if it has none.
+    Raises:
+        DataError: one that is named is not there, or none is.
     """
-    from tats_core.data.benchmarks.base import NoListError, Split, overlap
+    from tats_core.data import benchmarks
 
-    problems: list[str] = []
-    warnings: list[str] = []
-    unlisted: list[str] = []
-    decoded = False
-    for fold in range(1, benchmark.folds + 1):
-        read: list[Manifest] = []
-        for split in get_args(Split):
-            try:
-                manifest = benchmark.read(folder, split, fold)
-            except NoListError as error:
-                unlisted.append(str(error))
-                continue
-            except DataError as error:
-                problems.append(str(error))
-                continue
-            official = benchmark.expected[split][fold - 1]
-            typer.echo(f"  {_counts(manifest, fold if benchmark.folds > 1 else None, official, benchmark)}")
-            warnings += manifest.notes
-            read.append(manifest)
-            if decode and not decoded:
-                problems += _unreadable(manifest.spread(decode).videos)
-        decoded = decoded or bool(read)
-        if len(read) == len(get_args(Split)) and (shared := overlap(*read)):
-            warnings.append(shared if benchmark.folds == 1 else f"fold {fold}: {shared}")
-    complete = 2 * benchmark.folds
-    if len(unlisted) == complete:
-        problems.append(unlisted[0])
-    elif unlisted:
-        warnings.append(
-            f"{len(unlisted)} of the {complete} lists of {benchmark.name} are missing: {unlisted[0]}"
-        )
-    return problems, warnings
-
-
-def _counts(manifest: Manifest, fold: int | None, official: int, benchmark: Benchmark) -> str:
-    split = manifest.split if fold is None else f"{manifest.split} {fold}"
-    videos, classes = f"{len(manifest)} videos", f"{len(manifest.classes)} classes"
-    if official:  # not of a list of files
-        videos, classes = f"{videos} (official {official})", f"{classes} (official {benchmark.classes})"
-    absent = f", {manifest.absent} listed but absent" if manifest.absent else ""
-    return f"{split}: {videos}, {classes}{absent}"
-
-
-def _unreadable(videos: Sequence[VideoRecord]) -> list[str]:
-    """Decode each of `videos` to its end, as training does; return a sentence for each that is damaged."""
-    from tats_core.data import verify
-
-    start = time.perf_counter()
-    faults = [text for video in videos if (text := verify.fault(video.path)) is not None]
-    if videos:
-        seconds = time.perf_counter() - start
-        typer.echo(
-            f"    {len(videos) - len(faults)} of {len(videos)} decoded completely, "
-            f"{len(videos) / max(1e-9, seconds):.1f} videos a second"
-        )
-    return faults
+    known = list(benchmarks.BENCHMARKS)
+    located: list[tuple[str, Path]] = []
+    for name in names or known:
+        try:
+            located.append((name, benchmarks.locate(name, root)))
+        except DataError:
+            if names:  # else it is absent, and few people have all
+                raise
+    if located:
+        return located
+    if root is not None:
+        hint = f"; did you mean {root.absolute().parent}?" if root.absolute().name in known else ""
+        raise DataError(f"--root: {root} holds none of the folders {', '.join(known)}{hint}")
+    raise DataError(
+        "no data set is configured; give --root, or set TATS_DATA to the folder that holds "
+        f"{', '.join(known)}, or TATS_DATA_<NAME> for a single data set"
+    )

@@ -7,6 +7,7 @@ import json
 import os
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NotRequired, TypedDict
 
@@ -35,6 +36,7 @@ class _Stored(TypedDict):
     classes: list[str]
     videos: list[Row]
     decoded: NotRequired[str]
+    content: NotRequired[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class VideoRecord:
     """The part of the file that is the video; None: all of it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Manifest:
     """The videos of one split, in the order of the data set's own lists.
 
@@ -64,8 +66,12 @@ class Manifest:
     absent: int = 0
     decoded: Path | None = None
     """File of the decoded frames of all videos (`data.decoded`), beside the manifest's file."""
+    content: str = ""
+    """Digest of the sizes and first bytes of the files (`index.Index.content`)."""
     notes: tuple[str, ...] = field(default=(), compare=False)
     """What the person should know of the lists, a sentence each; not saved."""
+    missing: tuple[str, ...] = field(default=(), compare=False)
+    """The videos of `absent` as the lists name them; not saved."""
 
     def __post_init__(self) -> None:
         if not self.videos:
@@ -92,12 +98,13 @@ class Manifest:
         return f"{self.benchmark} ({self.split})"
 
     def digest(self) -> str:
-        """Return the sha256 of what is listed: names, paths below the root and labels, in order.
+        """Return the sha256 of what is listed (names, paths below the root, labels) and of `content`.
 
-        It does not depend on where the root is, and it does not read the videos: a file that was replaced
-        by another of the same name goes unnoticed (to read 200 GB before each run would be worse).
+        It does not depend on where the root is.
         """
-        listed = [self.benchmark, self.split, self.classes, self._rows()]
+        listed: list[Any] = [self.benchmark, self.split, self.classes, self._rows()]
+        if self.content:
+            listed.append(self.content)
         return hashlib.sha256(json.dumps(listed, separators=(",", ":")).encode()).hexdigest()
 
     def save(self, path: Path) -> None:
@@ -118,6 +125,8 @@ class Manifest:
         }
         if self.decoded is not None:
             stored["decoded"] = self.decoded.name
+        if self.content:
+            stored["content"] = self.content
         write_text(path, json.dumps(stored, indent=0) + "\n")
 
     @classmethod
@@ -148,6 +157,7 @@ class Manifest:
                     for name, below, label, *part in stored["videos"]
                 ),
                 absent=int(stored["absent"]),
+                content=stored.get("content", ""),
                 decoded=path.parent / stored["decoded"] if "decoded" in stored else None,
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -195,12 +205,16 @@ class Manifest:
         """Return the label of every video, in order."""
         return [video.label for video in self.videos]
 
+    def below(self, video: VideoRecord) -> str:
+        """Return a video's path below the root; that of a video elsewhere is absolute."""
+        return video.path.removeprefix(self._prefix)
+
+    @cached_property
+    def _prefix(self) -> str:
+        return str(self.root.absolute()) + os.sep
+
     def _rows(self) -> list[Row]:
-        prefix = str(self.root.absolute()) + os.sep
-        return [
-            [video.id, video.path.removeprefix(prefix), video.label, *(video.segment or ())]
-            for video in self.videos
-        ]
+        return [[video.id, self.below(video), video.label, *(video.segment or ())] for video in self.videos]
 
 
 def rank(seed: int, video_id: str) -> bytes:

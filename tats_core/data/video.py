@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import av
 import numpy as np
@@ -88,6 +88,21 @@ class Condition:
         if self.refused:
             text += f", {self.refused} {'packet' if self.refused == 1 else 'packets'} unreadable"
         return text
+
+
+class Properties(NamedTuple):
+    """What a file says of its video."""
+
+    fps: float | None
+    height: int | None
+    """As displayed; None if the first frame does not decode alone."""
+    width: int | None
+    codec: str
+    pixel_format: str | None
+    rotation: int | None
+    """Degrees, of the display matrix."""
+    key_frames: tuple[int, ...]
+    """Packets at which a decoder may start."""
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -266,6 +281,21 @@ class Video:
         self._start()
         frames = [*self._fed_with(self._packets[0]), *self._fed_with(None)]
         return frames[0] if frames else None
+
+    def properties(self) -> Properties:
+        """Return what the headers and the first frame say."""
+        first, rate = self.first(), self.stream.average_rate
+        starts = self.numbering.starts if self.numbering else sorted(self.key_frames)
+        shape = Converter(first, self.stream.sample_aspect_ratio).shape if first else (None, None)
+        return Properties(
+            fps=float(rate) if rate else None,
+            height=shape[0],
+            width=shape[1],
+            codec=self._codec.name,
+            pixel_format=self._codec.pix_fmt,
+            rotation=first.rotation if first else None,
+            key_frames=tuple(starts),
+        )
 
     def condition(self) -> Condition:
         """Decode everything and return what is damaged.

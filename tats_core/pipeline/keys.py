@@ -55,8 +55,9 @@ def _chosen(value: object) -> Iterator[str]:
             part = getattr(value, name)
             if NotIdentity not in field.metadata:
                 yield from _chosen(part)
+                names = part if isinstance(part, tuple) else (part,)
                 registries = (mark for mark in field.metadata if isinstance(mark, Registry))
-                yield from (registry.module(part) for registry in registries if part is not None)
+                yield from (registry.module(name) for registry in registries for name in names if name)
     elif isinstance(value, Mapping):
         for part in value.values():
             yield from _chosen(part)

@@ -131,6 +131,7 @@ class StageWork(threading.Thread):
             events=EventLog(partial / EVENTS),
             fit=self._fit(partial),
             stop=self.stop,
+            home=self.home,
             output_of=(lambda config: None) if forced else self._output_of,
         )
         self.instance.kind.run(self.instance.config, context)

@@ -73,6 +73,8 @@ class StageContext:
     """Does the work from its newest checkpoint, if there is one, and waits for it. Raises the TatsError that
     a worker raised, StageError where workers died too often, or Stopped."""
     stop: threading.Event
+    home: Path | None = None
+    """The project folder, for what outlives the stage, such as the index of a data set."""
     output_of: Callable[[StrictModel], Path | None] = lambda config: None
     """Returns the output of this stage with another configuration, or None."""
 

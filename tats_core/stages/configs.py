@@ -27,7 +27,7 @@ Init = Literal["pretrained", "scratch"]
 class Placed(StrictModel):
     """Which videos a stage uses, and on what hardware."""
 
-    benchmark: str = Field(description="whose videos")
+    benchmark: Annotated[str, benchmarks.BENCHMARKS] = Field(description="whose videos")
     data: ClipOptions = Field(default_factory=ClipOptions, description="how clips are cut out of videos")
     gpu: Annotated[bool, NotIdentity] = Field(False, description="each worker takes a GPU")
     max_workers: int | None = Field(

@@ -15,8 +15,16 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from tats_core.data import benchmarks, decoded, verify
-from tats_core.data.benchmarks.base import Missing, NoListError, Split, is_folder, overlap
+from tats_core.data import benchmarks, decoded, index
+from tats_core.data.benchmarks import BENCHMARKS
+from tats_core.data.benchmarks.base import (
+    VIDEO_SUFFIXES,
+    Missing,
+    NoListError,
+    Split,
+    overlap,
+    walk,
+)
 from tats_core.data.generate import GenerateConfig, generate
 from tats_core.data.manifest import Manifest
 from tats_core.errors import DataError, did_you_mean
@@ -24,7 +32,6 @@ from tats_core.machine import available_cpus
 from tats_core.specs import NotIdentity, StrictModel
 from tats_core.stages.base import Preflight, StageContext, StageKind
 
-_LISTED_FOLDERS = 2  # how deep below a data set's folder the folders are read
 _LISTS = (".json", ".csv", ".txt", ".tsv")
 
 
@@ -37,7 +44,9 @@ class DataConfig(StrictModel):
     root: Annotated[str | None, NotIdentity] = Field(
         None, description="folder that holds one folder for each data set"
     )
-    benchmarks: tuple[str, ...] = Field((), description="which; by default those that the pipeline uses")
+    benchmarks: Annotated[tuple[str, ...], BENCHMARKS] = Field(
+        (), description="which; by default those that the pipeline uses"
+    )
     videos: Annotated[str | None, NotIdentity] = Field(
         None, description="folder of your own videos (benchmark: own); class folders are labels"
     )
@@ -80,8 +89,8 @@ class DataConfig(StrictModel):
         if self.decoded_size is not None and not self.decoded:
             raise ValueError("decoded_size is the size of stored frames, so it needs decoded: true")
         for name in self.benchmarks:
-            if name not in benchmarks.BENCHMARKS:
-                raise ValueError(f"no data set '{name}'{did_you_mean(name, benchmarks.BENCHMARKS)}")
+            if name not in BENCHMARKS:
+                raise ValueError(f"no data set '{name}'{did_you_mean(name, BENCHMARKS)}")
         return self
 
     @property
@@ -112,7 +121,7 @@ class Data(StageKind[DataConfig]):
         needed = {split for reader in readers for split in getattr(reader, "splits", ())}
         wanted = {getattr(reader, "benchmark", None) for reader in readers}
         splits = tuple(split for split in get_args(Split) if split in needed)
-        names = tuple(name for name in benchmarks.BENCHMARKS if name in wanted)
+        names = tuple(name for name in BENCHMARKS if name in wanted)
         changes: dict[str, object] = {}
         if config.splits is None and splits:
             changes["splits"] = splits
@@ -164,22 +173,21 @@ class Data(StageKind[DataConfig]):
         else:
             folders = {name: _folder(config, name) for name in config.names}
         for name, folder in folders.items():
-            read: list[Manifest] = []
-            for manifest in _manifests_of(name, folder, config):
+            manifests = list(_manifests_of(name, folder, config))
+            files = _indexed(name, folder, manifests, config, ctx)
+            for manifest in manifests:
                 ctx.check_stop()
-                split = manifest.split
                 for note in manifest.notes:
                     ctx.events.note(note)
-                read.append(manifest)
-                # What this stage has just generated is known to be sound.
-                if split == "test" and config.damaged != "ignore" and not config.generate:
-                    manifest = _verified(manifest, config, ctx)
+                if manifest.split == "test" and config.damaged != "ignore":
+                    manifest = _verified(manifest, files.faults(manifest), config, ctx)
+                manifest = replace(manifest, content=files.content(manifest))
                 if config.decoded:
-                    frames = ctx.out / f"{name}.{split}.frames.bin"
+                    frames = ctx.out / f"{name}.{manifest.split}.frames.bin"
                     manifest = decoded.write(manifest, frames, ctx.check_stop, config.decoded_size)
-                manifest.save(ctx.out / f"{name}.{split}.json")
+                manifest.save(ctx.out / f"{name}.{manifest.split}.json")
                 ctx.events.note(_described(manifest))
-            if read[1:] and (shared := overlap(*read)):
+            if manifests[1:] and (shared := overlap(*manifests)):
                 ctx.events.note(shared)
         _manifest.cache_clear()
 
@@ -189,14 +197,36 @@ def _show(ctx: StageContext, done: int, total: int, text: str) -> None:
     ctx.events.progress(step=done, steps=total, epoch=1, epochs=1, shown={})
 
 
-def _verified(manifest: Manifest, config: DataConfig, ctx: StageContext) -> Manifest:
+def _indexed(
+    name: str, folder: Path, manifests: Sequence[Manifest], config: DataConfig, ctx: StageContext
+) -> index.Index:
+    """Return the index of what the stage provides, its test videos decoded where damage matters."""
+    if config.generate or ctx.home is None:  # what this stage has just generated is known to be sound
+        store, listed = None, [(manifest.split, manifest) for manifest in manifests]
+    else:
+        store, listed = (
+            index.path_of(ctx.home, name, folder),
+            index.listed(name, folder, manifests, config.fold),
+        )
+    verified = config.damaged != "ignore" and not config.generate
+    tests = [manifest for manifest in manifests if manifest.split == "test" and verified]
+    return index.update(
+        store,
+        listed,
+        decode={video.path for manifest in tests for video in manifest.videos},
+        progress=partial(_show, ctx, text=f"verifying {name}"),
+    )
+
+
+def _verified(
+    manifest: Manifest, faults: Mapping[str, str], config: DataConfig, ctx: StageContext
+) -> Manifest:
     """Return the manifest of the sound videos, those left out counted as absent.
 
     Raises:
         DataError: some are damaged, and none may be left out, or all are damaged.
     """
     name = f"{manifest.benchmark} ({manifest.split})"
-    faults = verify.damaged(manifest, partial(_show, ctx, text=f"verifying {name}"))
     if not faults:
         return manifest
     some = f"{name}: {len(faults)} of {len(manifest)} videos are damaged"
@@ -252,7 +282,7 @@ def _manifest(
     name: str, folder: Path, split: Split, fold: int, missing: Missing | None, fingerprint: str
 ) -> Manifest:
     """Read lists, once for the check before a run and the run: on a network disk it may take minutes."""
-    return benchmarks.BENCHMARKS[name].read(folder, split, fold, missing)
+    return BENCHMARKS[name].read(folder, split, fold, missing)
 
 
 def _missing(config: DataConfig) -> Iterator[tuple[str, DataError]]:
@@ -268,29 +298,14 @@ def _manifests(folder: Path) -> list[Path]:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Return a digest that changes when a list or the content of a folder does.
+    """Return a digest that changes when a list or a video comes, goes or is written anew.
 
-    A folder's time of change shows that files came or went; 240,000 videos need not be opened.
+    Nothing is opened: a size or a time of change shows it.
     """
     combined = hashlib.sha256(os.fsencode(folder))
-    for path, changed in sorted(_changes(os.fspath(folder), 0)):
-        combined.update(os.fsencode(path) + f"\0{changed}\n".encode())
+    for path in walk(folder, (*VIDEO_SUFFIXES, *_LISTS)):
+        combined.update(os.fsencode(path) + f"\0{index.stamp(path)}\n".encode())
     return combined.hexdigest()
-
-
-def _changes(folder: str, depth: int) -> Iterator[tuple[str, int]]:
-    yield folder, Path(folder).stat().st_mtime_ns
-    if depth == _LISTED_FOLDERS:
-        return
-    try:
-        entries = list(os.scandir(folder))
-    except PermissionError:
-        return  # such as lost+found; reading the lists reports a folder that is needed
-    for entry in entries:
-        if is_folder(entry):
-            yield from _changes(entry.path, depth + 1)
-        elif entry.name.endswith(_LISTS) and Path(entry).is_file():  # not a broken link
-            yield entry.path, entry.stat().st_mtime_ns
 
 
 KIND = Data()

@@ -31,11 +31,32 @@ def test_check_reads_a_generated_set_completely(tats, made, monkeypatch):
     assert ended.code == 0, ended.err
     lines = ended.out.splitlines()
     assert lines[0] == f"ucf101 (UCF101) in {made / 'ucf101'}"
-    assert "(official 9537)" in lines[1]
-    assert lines[1].startswith("  train 1: ")
-    assert lines[2].startswith("    2 of 2 decoded completely, ")
+    assert "(official 9537)" in lines[-7]
     # Folds 2 and 3 are other divisions of the same videos: counted, not decoded again.
-    assert [line.split(":")[0].strip() for line in lines if "official" in line][2:4] == ["train 2", "test 2"]
+    folds = ["train 1", "test 1", "train 2", "test 2", "train 3", "test 3"]
+    assert [line.split(":")[0].strip() for line in lines[-7:-1]] == folds
+    assert lines[-1] == "  4 of 4 decoded completely"
+
+
+def test_an_index_is_made_once_and_used_by_the_check(tats, made, monkeypatch):
+    monkeypatch.setenv("TATS_DATA", str(made))
+    first, second = tats("data", "index", "ucf101"), tats("data", "index")
+    assert (first.code, second.code) == (0, 0), first.err
+    lines = first.out.splitlines()
+    assert lines[-2].startswith("ucf101: 16 videos in 16 files, 0 damaged: ")
+    assert Path(lines[-2].rpartition(": ")[2]).suffix == ".parquet"
+    # Nothing is left to examine.
+    assert second.out.splitlines() == lines[-2:]
+    ended = tats("data", "check", "--decode", "0", "--ledger", "ledger.csv")
+    assert ended.out.splitlines()[-1] == "  16 of 16 decoded completely"
+    assert Path("ledger.csv").read_text() == "data_set,finding,split,id,path,detail\n"
+    for path in made.rglob("*_c01.avi"):
+        path.write_bytes(path.read_bytes()[:-600])
+        break
+    ended = tats("data", "check", "--decode", "100", "--ledger", "ledger.csv")
+    assert ended.code == 2
+    assert ended.err.count(": is damaged (") == 1
+    assert Path("ledger.csv").read_text().splitlines()[1].startswith("ucf101,damaged,")
 
 
 def test_generating_again_reuses_everything(tats, made):
@@ -68,7 +89,7 @@ def test_a_video_that_cannot_be_decoded_fails_the_check_and_is_named(tats, made)
         path.write_bytes(b"not a video")
     ended = tats("data", "check", "ucf101", "--root", str(made), "--decode", "1")
     assert ended.code == 2
-    assert "0 of 1 decoded completely" in ended.out
+    assert "0 of 2 decoded completely" in ended.out
     assert ".avi: cannot be read" in ended.err
 
 
@@ -142,4 +163,4 @@ def test_a_root_without_data_sets_is_named_and_the_one_above_where_that_is_meant
 def test_an_unknown_data_set_is_refused_with_the_nearest(tats):
     ended = tats("data", "check", "ufc101")
     assert ended.code == 2
-    assert ended.err == "tats: no data set named 'ufc101'; did you mean 'ucf101'?\n"
+    assert ended.err == "tats: no data set 'ufc101'; did you mean 'ucf101'?\n"

@@ -59,8 +59,8 @@ def test_what_cannot_be_read_beside_a_data_set_stops_no_plan(tmp_path, monkeypat
     (tmp_path / "lost+found").mkdir()
     scandir = os.scandir
 
-    def refused(folder: str) -> Any:
-        if folder.endswith("lost+found"):
+    def refused(folder: Path) -> Any:
+        if str(folder).endswith("lost+found"):
             raise PermissionError(errno.EACCES, "Permission denied", folder)
         return scandir(folder)
 

@@ -79,6 +79,8 @@ class Benchmark:
     lists: ReadLists
     missing: Missing = "refuse"
     """Whether a copy may lack listed videos, where nobody says so."""
+    group: str = ""
+    """Expression whose first group, in an id, names the recording of a video; "" if unknown."""
 
     @property
     def folds(self) -> int:
@@ -116,7 +118,14 @@ class Benchmark:
                 )
             notes.append(absence)
         return Manifest(
-            self.name, split, listing.classes, root, listing.videos, len(listing.absent), notes=tuple(notes)
+            self.name,
+            split,
+            listing.classes,
+            root,
+            listing.videos,
+            len(listing.absent),
+            notes=tuple(notes),
+            missing=listing.absent,
         )
 
 
@@ -337,12 +346,21 @@ def whole(text: str) -> int | None:
 
 def overlap(train: Manifest, test: Manifest) -> str | None:
     """Return a sentence on the videos that are in both lists, or None if there are none."""
-    ids = {video.id for video in train.videos}  # of a clip that lies in the folders of both splits, too
-    paths = {os.path.normpath(video.path) for video in train.videos}
-    both = [video.id for video in test.videos if video.id in ids or os.path.normpath(video.path) in paths]
+    both = in_both(train, test)
     if not both:
         return None
     return (
         f"{test.benchmark}: the training list has {len(both)} of the {len(test)} test videos too (the first "
-        f"is '{both[0]}'), so a test flatters the model"
+        f"is '{both[0].id}'), so a test flatters the model"
     )
+
+
+def in_both(train: Manifest, test: Manifest) -> list[VideoRecord]:
+    """Return the test videos that are trained on, by their name, or by their file and segment."""
+    ids = {video.id for video in train.videos}  # of a clip that lies in the folders of both splits, too
+    files = {(os.path.normpath(video.path), video.segment) for video in train.videos}
+    return [
+        video
+        for video in test.videos
+        if video.id in ids or (os.path.normpath(video.path), video.segment) in files
+    ]

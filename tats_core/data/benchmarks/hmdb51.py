@@ -58,9 +58,11 @@ def class_lists(
     classes = sorted({label for named in by_fold.values() for label in named}, key="{}_test".format)
     records: list[VideoRecord] = []
     absent: list[str] = []
-    for class_name, listing in by_class.items():
+    files: dict[str, dict[str, Path]] = defaultdict(dict)
+    for path in walk(folder, (".avi",)):
         # Some copies keep the archive's own folder, so that it is class/class/name.avi.
-        files = {path.name: path for path in walk(folder / class_name, (".avi",))}
+        files[path.relative_to(folder).parts[0]][path.name] = path
+    for class_name, listing in by_class.items():
         for number, line in rows(listing, file_names=True):
             # File names of this data set may hold blanks and odd characters; the flag is the last word.
             file_name, flag = (*line.rsplit(None, 1), "")[:2]
@@ -68,11 +70,12 @@ def class_lists(
                 raise DataError(f"{listing}, line {number}: must be 'name.avi flag', is '{line}'")
             if flag != FLAGS[split]:
                 continue
-            if path := files.get(file_name):
+            if file_name in files[class_name]:
+                path = files[class_name][file_name]
                 records.append(VideoRecord(path.stem, str(path), classes.index(class_name)))
             else:
                 absent.append(f"{class_name}/{file_name}")
-    with_videos = {path.name for path in folder.iterdir() if next(walk(path, (".avi",)), None)}
+    with_videos = {name for name, videos_of in files.items() if videos_of and (folder / name).is_dir()}
     unlisted = sorted((set(classes) | with_videos) - by_class.keys())
     if unlisted:
         more = f" (and {len(unlisted) - 1} more such)" if unlisted[1:] else ""

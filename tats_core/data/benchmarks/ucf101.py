@@ -88,4 +88,5 @@ UCF101: Final = Benchmark(
     test_crops=3,
     layout=_LAYOUT,
     lists=lists,
+    group=r"v_(.+_g\d+)_c\d+",
 )
