@@ -270,7 +270,7 @@ def _facts(below: str, path: str, decode: bool) -> dict[str, Any]:
 
 
 def _decoded(path: str) -> dict[str, Any]:
-    with opened(path, readers.TIME_LIMIT) as video:
+    with opened(path, readers.whole_limit(path)) as video:
         condition = video.condition()
         return {
             "fault": "" if condition.is_sound else f"is damaged ({condition})",

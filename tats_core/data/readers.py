@@ -40,6 +40,9 @@ TIME_LIMIT: Final = 60.0
 """Seconds of computing that one file may take."""
 
 
+_LIMIT_PER_BYTE: Final = 10 / 2**20
+"""Seconds for each byte of a file that is decoded from end to end, beside `TIME_LIMIT`."""
+
 _PIECE_BYTES: Final = 128 * 2**20
 
 
@@ -66,11 +69,12 @@ def read_all(path: str | Path, reader: ReaderName = "auto", time_limit: float = 
     return read_clip(path, np.arange, reader, time_limit)
 
 
-def pieces(
-    path: str | Path, time_limit: float = TIME_LIMIT, segment: Segment | None = None
-) -> Iterator[Frames]:
+def pieces(path: str | Path, segment: Segment | None = None) -> Iterator[Frames]:
     """Yield all frames of a video in order, up to 128 MiB at a time; see `read_clip`."""
-    with opened(path, time_limit) as video:
+    with opened(path, whole_limit(path)) as video:
+        if video.numbering is None and segment is None:
+            yield from video.in_order(_PIECE_BYTES)
+            return
         counted: list[int] = []
 
         def first(n_frames: int) -> Indices:
@@ -87,13 +91,21 @@ def _always(indices_T: Indices) -> Choose:
     return lambda n_frames: indices_T
 
 
-def check(path: str | Path, time_limit: float = TIME_LIMIT) -> Condition:
-    """Decode a file from start to end, as reading does; return how many frames it has and what is damaged.
+def whole_limit(path: str | Path) -> float:
+    """Return the seconds of computing that a file may take which is decoded from end to end."""
+    try:
+        return TIME_LIMIT + _LIMIT_PER_BYTE * Path(path).stat().st_size
+    except OSError:
+        return TIME_LIMIT  # opening it says what is wrong
+
+
+def check(path: str | Path) -> Condition:
+    """Decode a file from end to end and return what is damaged.
 
     Raises:
-        VideoError: the file cannot be read, or takes more than `time_limit` seconds of computing.
+        VideoError: the file cannot be read, or takes far longer than its size explains.
     """
-    with opened(path, time_limit) as video:
+    with opened(path, whole_limit(path)) as video:
         return video.condition()
 
 

@@ -376,6 +376,25 @@ class Video:
         frames = {index: frame for index, frame in source if index in needed}
         return self._converted(wanted_T, frames, frames[0])
 
+    def in_order(self, piece_bytes: int) -> Iterator[Frames]:
+        """Yield all frames of a stream without numbers, decoded once, up to `piece_bytes` at a time.
+
+        Raises:
+            VideoError: no frame can be decoded, or the time is over.
+        """
+        converter: Converter | None = None
+        held: list[Frames] = []
+        for frame in self._decoded():
+            converter = converter or Converter(frame, self.stream.sample_aspect_ratio)
+            held.append(converter.rgb(frame))
+            if len(held) * held[0].nbytes >= piece_bytes:
+                yield np.stack(held)
+                held = []
+        if converter is None:
+            raise self._no_frame()
+        if held:
+            yield np.stack(held)
+
     # --- shared ---
 
     def _demuxed(self) -> Iterator[Packet]:

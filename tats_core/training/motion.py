@@ -15,14 +15,19 @@ from torch import Tensor
 from tats_core.models.tokens import ClipConfig, patchify
 from tats_core.sampling.reward import ranks
 
+_LEAST = 16
+"""Pixels of a side that optical flow can be computed of."""
+
 NO_FLOW = "no flow lift is measured: optical flow needs OpenCV (pip install 'tats-core[flow]')"
 
 
 def pixel_motion(video_BCTHW: Tensor) -> Tensor:
     """Mean absolute temporal difference of each pixel, `[B, T, H, W]`; the first frame repeats the next.
 
-    It grows with contrast, and a moving camera moves everything.
+    It grows with contrast, and a moving camera moves everything. A single frame has none.
     """
+    if video_BCTHW.shape[2] == 1:
+        return torch.zeros_like(video_BCTHW[:, 0])
     change_BTHW = (video_BCTHW[:, :, 1:] - video_BCTHW[:, :, :-1]).abs().mean(1)
     return torch.cat([change_BTHW[:, :1], change_BTHW], 1)
 
@@ -36,18 +41,26 @@ def flow_motion(video_BCTHW: Tensor) -> Tensor:
     """Length of the optical flow from the frame before, the camera taken out, in pixels: `[B, T, H, W]`.
 
     Dense inverse search (DIS, arXiv 1603.03590) between grey frames of uint8 clips, minus the frame's median
-    flow, which is what a camera that pans leaves everywhere. The first frame repeats the next.
+    flow, which is what a camera that pans leaves everywhere. The first frame repeats the next; a single frame
+    has no flow.
     """
     import cv2
+
+    B, _, T, H, W = video_BCTHW.shape
+    if T == 1:
+        return torch.zeros(B, T, H, W)
 
     cv2.setNumThreads(1)  # its parts of a frame, and so its bits, would depend on the number of threads
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     clips = []
     for video_THWC in video_BCTHW.permute(0, 2, 3, 4, 1).cpu().numpy():
         grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in video_THWC]
+        # The search needs a few of its patches; an edge that is repeated moves as the frame does.
+        below, beside = max(0, _LEAST - H), max(0, _LEAST - W)
+        grey = [cv2.copyMakeBorder(frame, 0, below, 0, beside, cv2.BORDER_REPLICATE) for frame in grey]
         lengths = []
         for before, after in pairwise(grey):
-            flow_HW2 = flow.calc(before, after, np.zeros((*before.shape, 2), np.float32))
+            flow_HW2 = flow.calc(before, after, np.zeros((*before.shape, 2), np.float32))[:H, :W]
             flow_HW2 = flow_HW2 - np.median(flow_HW2, axis=(0, 1))
             lengths.append(np.hypot(flow_HW2[..., 0], flow_HW2[..., 1]))
         clips.append(np.stack([lengths[0], *lengths]))

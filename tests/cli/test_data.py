@@ -49,14 +49,20 @@ def test_an_index_is_made_once_and_used_by_the_check(tats, made, monkeypatch):
     assert second.out.splitlines() == lines[-2:]
     ended = tats("data", "check", "--decode", "0", "--ledger", "ledger.csv")
     assert ended.out.splitlines()[-1] == "  16 of 16 decoded completely"
-    assert Path("ledger.csv").read_text() == "data_set,finding,split,id,path,detail\n"
+    assert {line.split(",")[1] for line in Path("ledger.csv").read_text().splitlines()} == {
+        "finding",
+        "short",
+    }
+    assert "16 videos have fewer than 16 frames (the first is UCF-101/" in ended.err
     for path in made.rglob("*_c01.avi"):
         path.write_bytes(path.read_bytes()[:-600])
         break
     ended = tats("data", "check", "--decode", "100", "--ledger", "ledger.csv")
     assert ended.code == 2
     assert ended.err.count(": is damaged (") == 1
-    assert Path("ledger.csv").read_text().splitlines()[1].startswith("ucf101,damaged,")
+    assert (
+        sum(line.startswith("ucf101,damaged,") for line in Path("ledger.csv").read_text().splitlines()) == 1
+    )
 
 
 def test_generating_again_reuses_everything(tats, made):

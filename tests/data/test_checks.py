@@ -43,8 +43,8 @@ def test_a_sound_copy_has_counts_and_no_finding(copy: Path) -> None:
 def test_each_kind_of_fault_is_a_finding_with_its_videos(copy: Path) -> None:
     train, test = listed(copy, "train"), listed(copy, "test")
     videos = copy / "UCF-101"
-    # One is missing, with a file of nearly its name; one is a link from training to test; one is in both lists;
-    # one is damaged; and the groups of the generated clips are taken for recordings.
+    # One is missing, with a file of nearly its name; one is a link from training to test; one is in both
+    # lists; one is damaged; and the groups of the generated clips are taken for recordings.
     shutil.rmtree(copy / "ground_truth_motion")
     (videos / train[0]).rename(videos / train[0].replace("v_", "v-"))
     (videos / train[1]).unlink()

@@ -9,6 +9,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tats_core.errors import DataError, SpecError, StageError, Stopped, StoreErr
 from tats_core.files import write_json
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import runner, spec
+from tats_core.pipeline.keys import code_of
 from tats_core.specs import identity, validate
 from tats_core.stages import KINDS, base, command, data, evaluate, probe, report
 from tats_core.stages.base import Input, Preflight, StageContext
@@ -336,6 +338,12 @@ stages:
     plan = runner.plan(spec.load(str(tmp_path / "one.yaml")), tmp_path / "home")
     assert plan.items[0].reason == "has no output yet; reads ssv2 (not found), ucf101"
     assert config.splits == ("train",)  # nothing is tested here
+    modules = code_of(graph.instances["data"]).keys()
+    readers = {name.removeprefix("tats_core.data.benchmarks.") for name in modules if ".benchmarks." in name}
+    # Of the readers those that are used, and those of the layouts that can be generated.
+    assert readers == {"base", "ssv2", "kinetics400", "ucf101", "hmdb51"}
+    jhmdb = data.KIND.narrowed(config, []).model_copy(update={"benchmarks": ("jhmdb",)})
+    assert "tats_core.data.benchmarks.jhmdb" in code_of(replace(graph.instances["data"], config=jhmdb))
     # A choice stands, and so does a stage that nobody reads.
     chosen = data.DataConfig(benchmarks=("hmdb51",), splits=("test",))
     assert data.KIND.narrowed(chosen, [graph.instances["finetune[ssv2]"].config]) == chosen

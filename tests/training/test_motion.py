@@ -54,6 +54,23 @@ def test_what_moves_against_the_background_has_its_speed_in_pixels() -> None:
     assert motion_BTHW[0, 1, :12].median().item() < 0.1
 
 
+def test_a_single_frame_has_no_motion() -> None:
+    pytest.importorskip("cv2")
+    frame_BCTHW = _video(_texture(16, 24, 0))
+    assert torch.equal(pixel_motion(frame_BCTHW.float()), torch.zeros(1, 1, 16, 24))
+    assert torch.equal(flow_motion(frame_BCTHW), torch.zeros(1, 1, 16, 24))
+
+
+def test_flow_is_measured_in_clips_of_a_few_pixels() -> None:
+    pytest.importorskip("cv2")
+    still = _texture(8, 8, 0)
+    moved = still.roll(1, 1)
+    assert flow_motion(_video(still, still)).abs().max().item() < 0.1
+    motion_BTHW = flow_motion(_video(still, moved))
+    assert motion_BTHW.shape == (1, 2, 8, 8)
+    assert motion_BTHW.isfinite().all()
+
+
 def test_flow_repeats_itself_to_the_bit() -> None:
     pytest.importorskip("cv2")
     wide_HW = _texture(64, 96, 3)
