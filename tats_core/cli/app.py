@@ -39,6 +39,7 @@ _COMMANDS = {
     "data generate": "data.generate",
     "data index": "data.index",
     "data check": "data.check",
+    "data shrink": "data.shrink",
     "doctor": "doctor.doctor",
     "sync": "sync.sync",
     "gc": "gc.gc",
@@ -91,7 +92,7 @@ _GROUPS = {
     "run": typer.Typer(
         cls=_RunGroup, help="Run a pipeline here, or on the Ray cluster of RAY_ADDRESS.", **_PLAIN
     ),
-    "data": typer.Typer(cls=_Group, help="Generate, index and check video data sets.", **_PLAIN),
+    "data": typer.Typer(cls=_Group, help="Generate, index, check and shrink video data sets.", **_PLAIN),
 }
 for _name, _group in _GROUPS.items():
     app.add_typer(_group, name=_name)

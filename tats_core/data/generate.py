@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -234,17 +235,20 @@ def motion_path(root: Path, video_id: str) -> Path:
     return root / MOTION / f"{video_id}.npz"
 
 
-def encode(path: Path, frames_THWC: NDArray[np.uint8], fps: int, encoding: Encoding) -> None:
+def encode(
+    path: Path, frames_THWC: Iterable[NDArray[np.uint8]], fps: int | Fraction, encoding: Encoding
+) -> None:
     """Write RGB frames as one video file; the same frames give the same bytes."""
-    _, height, width, _ = frames_THWC.shape
     # Without the flag a container holds random identifiers and the library's version.
     flags = {"fflags": "+bitexact"}
     with av.open(os.fspath(path), "w", format=encoding.container, options=flags) as container:
         stream = container.add_stream(encoding.codec, rate=fps, options=dict(encoding.options))
         assert isinstance(stream, av.VideoStream)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1
-        for frame_HWC in frames_THWC:
+        for number, frame_HWC in enumerate(frames_THWC):
+            if number == 0:
+                stream.height, stream.width = frame_HWC.shape[:2]
+                stream.pix_fmt = "yuv420p"
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
         container.mux(stream.encode(None))
 
