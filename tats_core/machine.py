@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import multiprocessing
 import os
 import sys
@@ -37,6 +38,21 @@ def end_with_parent(*_: object) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, name="end-with-parent", daemon=True).start()
+
+
+def end_after(seconds: float) -> None:
+    """End this process once it has computed for `seconds` more, whatever library it is in by then.
+
+    Only where `multiprocessing` started it and the system has such limits; a later call replaces the limit.
+    """
+    if multiprocessing.parent_process() is None or os.name != "posix":
+        return
+    import resource
+
+    wanted = {resource.RLIMIT_CPU: math.ceil(sum(os.times()[:2]) + seconds), resource.RLIMIT_CORE: 0}
+    for kind, limit in wanted.items():
+        _, most = resource.getrlimit(kind)
+        resource.setrlimit(kind, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
 
 
 def keep_freed_memory() -> bool:

@@ -28,6 +28,7 @@ from tats_core.data.parallel import in_pieces
 from tats_core.data.video import opened
 from tats_core.errors import DataError, VideoError
 from tats_core.files import replacing
+from tats_core.machine import end_after
 
 _NAME: Final = pa.dictionary(pa.int32(), pa.string())
 _FILE: Final = pa.schema(
@@ -192,7 +193,8 @@ def update(
         return pa.table([*rows.drop(["path"]), *of_rows], schema=SCHEMA)
 
     try:
-        for _, examined in in_pieces(_examined, todo, workers):
+        lost = _lost if any(decode for _, _, decode in todo) else None
+        for _, examined in in_pieces(_examined, todo, workers, lost):
             fresh += examined
             progress(len(paths) - len(todo) + len(fresh), len(paths))
             if store is not None and time.monotonic() > saved + _SAVED_EVERY:
@@ -263,10 +265,18 @@ def _facts(below: str, path: str, decode: bool) -> dict[str, Any]:
         with Path(path).open("rb") as file:
             facts["head"] = hashlib.blake2b(file.read(HEAD_BYTES), digest_size=16).digest()
         if decode:
+            end_after(2 * readers.whole_limit(path))  # within FFmpeg, no limit of ours is checked
             facts |= _decoded(path)
     except (OSError, VideoError) as error:
         facts["fault"] = str(error).removeprefix(f"{path}: ")
     return facts
+
+
+def _lost(file: tuple[str, str, bool]) -> list[dict[str, Any]]:
+    """Return the columns of a file that ended the process that decoded it."""
+    below, path, _ = file
+    fault = "ends the process that decodes it: FFmpeg crashes on it, or does not come to its end"
+    return [_facts(below, path, decode=False) | {"fault": fault}]
 
 
 def _decoded(path: str) -> dict[str, Any]:

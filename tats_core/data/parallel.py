@@ -21,38 +21,70 @@ CHUNK: Final = 16
 
 
 def in_pieces(
-    work: Callable[[Sequence[Item]], Result], items: Sequence[Item], workers: int | None = None
+    work: Callable[[Sequence[Item]], Result],
+    items: Sequence[Item],
+    workers: int | None = None,
+    lost: Callable[[Item], Result] | None = None,
 ) -> Iterator[tuple[Sequence[Item], Result]]:
     """Yield each piece of `items` with `work(piece)` as it is done, in any order.
 
     Args:
         workers: processes, by default as many as CPUs; 1 works in this process, as it does for few items.
+        lost: gives the result of an item that ends its process, such as a file on which a decoder crashes.
+            With it, few items are done in processes too.
 
     Raises:
-        StageError: a process was ended from outside.
+        StageError: a process was ended from outside, and there is no `lost`.
     """
     if workers is None:
         workers = available_cpus()
-    if workers == 1 or len(items) <= CHUNK:
+    if workers == 1 or (lost is None and len(items) <= CHUNK):
         for item in items:
             yield [item], work([item])
         return
-    pieces = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+    left = {start: items[start : start + CHUNK] for start in range(0, len(items), CHUNK)}
+    while left:
+        with _pool(workers) as pool:
+            futures = {pool.submit(work, piece): start for start, piece in left.items()}
+            try:
+                for future in as_completed(futures):
+                    result = future.result()
+                    yield left.pop(futures[future]), result
+                continue
+            except BrokenProcessPool as error:
+                if lost is None:
+                    raise StageError(
+                        "one of its processes was ended from outside, perhaps for want of memory; run again"
+                    ) from error
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        # The pieces that were being worked on are the first of those that are left.
+        assert lost is not None
+        suspects = [item for start in [*left][:workers] for item in left.pop(start)]
+        yield from _one_by_one(work, suspects, lost)
+
+
+def _one_by_one(
+    work: Callable[[Sequence[Item]], Result], items: Sequence[Item], lost: Callable[[Item], Result]
+) -> Iterator[tuple[Sequence[Item], Result]]:
+    """Yield each item with its result, done in a process beside this one that may end."""
+    left = list(items)
+    while left:
+        with _pool(1) as pool:
+            try:
+                while left:
+                    result = pool.submit(work, left[:1]).result()
+                    yield [left.pop(0)], result
+            except BrokenProcessPool:
+                item = left.pop(0)
+                yield [item], lost(item)
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
     # Not forked from here: the caller may be one of several threads, whose locks a fork would copy.
     context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker) as pool:
-        futures = {pool.submit(work, piece): piece for piece in pieces}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise StageError(
-                "one of its processes was ended from outside, perhaps for want of memory, or by a file on "
-                "which a decoder crashes; run again"
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
 
 
 def _begin_worker() -> None:
