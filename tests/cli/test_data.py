@@ -59,7 +59,7 @@ def test_an_index_is_made_once_and_used_by_the_check(tats, made, monkeypatch):
         break
     ended = tats("data", "check", "--decode", "100", "--ledger", "ledger.csv")
     assert ended.code == 2
-    assert ended.err.count(": is damaged (") == 1
+    assert ended.err.count(": cannot be read (") == 1
     assert (
         sum(line.startswith("ucf101,damaged,") for line in Path("ledger.csv").read_text().splitlines()) == 1
     )
