@@ -34,7 +34,7 @@ index = Index.load(Path(sys.argv[1]))
 seconds, computing = time.perf_counter() - start, time.process_time() - computing
 grown = (process.memory_info().rss - before) / 2**20
 peak = pyarrow.default_memory_pool().max_memory() / 2**20
-print(f"{len(index):,} rows: {seconds:.2f} s, {computing:.2f} s of computing; {grown:.0f} MB, peak {peak:.0f} MB")
+print(f"{len(index):,} rows: {seconds:.2f} s, {computing:.2f} of computing; {grown:.0f} MB, peak {peak:.0f}")
 """
 
 
