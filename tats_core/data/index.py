@@ -239,15 +239,16 @@ def _stale(
     sizes, changed = known["bytes"].to_numpy(), known["changed"].to_numpy()
     decoded = known["fault"].is_valid().to_numpy()
     for below, path in paths.items():
-        row = at.get(below)
-        if row is None or (path in decode and not decoded[row]) or stamp(path) != (sizes[row], changed[row]):
-            yield below, path, path in decode
+        row, wanted = at.get(below), path in decode
+        known_as = None if row is None else (sizes[row], changed[row])
+        if known_as is None or (wanted and not decoded[row]) or stamp(Path(path)) != known_as:
+            yield below, path, wanted
 
 
-def stamp(path: str | Path) -> tuple[int, int]:
+def stamp(file: Path | os.DirEntry[str]) -> tuple[int, int]:
     """Return a file's size and time of change in nanoseconds; -1 and -1 if there is none."""
     try:
-        status = Path(path).stat()
+        status = file.stat()
     except OSError:
         return -1, -1
     return status.st_size, status.st_mtime_ns
@@ -259,7 +260,7 @@ def _examined(files: Sequence[tuple[str, str, bool]]) -> list[dict[str, Any]]:
 
 
 def _facts(below: str, path: str, decode: bool) -> dict[str, Any]:
-    size, changed = stamp(path)
+    size, changed = stamp(Path(path))
     facts: dict[str, Any] = {"path": below, "bytes": size, "changed": changed}
     try:
         with Path(path).open("rb") as file:

@@ -22,8 +22,8 @@ from tats_core.data.benchmarks.base import (
     Missing,
     NoListError,
     Split,
+    entries_below,
     overlap,
-    walk,
 )
 from tats_core.data.generate import GenerateConfig, generate
 from tats_core.data.manifest import Manifest
@@ -303,8 +303,8 @@ def _fingerprint(folder: Path) -> str:
     Nothing is opened: a size or a time of change shows it.
     """
     combined = hashlib.sha256(os.fsencode(folder))
-    for path in walk(folder, (*VIDEO_SUFFIXES, *_LISTS)):
-        combined.update(os.fsencode(path) + f"\0{index.stamp(path)}\n".encode())
+    for entry in entries_below(folder, (*VIDEO_SUFFIXES, *_LISTS)):
+        combined.update(os.fsencode(entry.path) + f"\0{index.stamp(entry)}\n".encode())
     return combined.hexdigest()
 
 

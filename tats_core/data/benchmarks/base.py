@@ -244,11 +244,18 @@ def walk(folder: Path, suffixes: tuple[str, ...] = VIDEO_SUFFIXES) -> Iterator[P
     links are followed, save to a folder that the path is in already, and three within each other: folders
     that link to each other end.
     """
+    return (Path(entry.path) for entry in entries_below(folder, suffixes))
+
+
+def entries_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[os.DirEntry[str]]:
+    """Yield the entries of the files that `walk` yields."""
     if folder.is_dir():
-        yield from _walk(folder, suffixes, frozenset(), 0)
+        yield from _entries(os.fspath(folder), suffixes, frozenset(), 0)
 
 
-def _walk(folder: Path, suffixes: tuple[str, ...], above: frozenset[str], links: int) -> Iterator[Path]:
+def _entries(
+    folder: str, suffixes: tuple[str, ...], above: frozenset[str], links: int
+) -> Iterator[os.DirEntry[str]]:
     real = os.path.realpath(folder)
     if real in above or links > _NESTED_LINKS:
         return
@@ -264,9 +271,9 @@ def _walk(folder: Path, suffixes: tuple[str, ...], above: frozenset[str], links:
         if is_folder(entry):
             folders.append(entry)
         elif entry.name.lower().endswith(suffixes):
-            yield Path(folder, entry.name)
+            yield entry
     for entry in folders:
-        yield from _walk(Path(entry.path), suffixes, above | {real}, links + entry.is_symlink())
+        yield from _entries(entry.path, suffixes, above | {real}, links + entry.is_symlink())
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
