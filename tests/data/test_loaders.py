@@ -306,7 +306,8 @@ def test_what_is_set_wins_over_the_benchmark() -> None:
 
 def test_the_published_protocol_antialiases_in_pre_training_alone() -> None:
     published = ClipOptions(protocol="published")
-    for _, benchmark in BENCHMARKS.items():
+    for name in BENCHMARKS:
+        benchmark = BENCHMARKS[name]
         for purpose, antialias in (("pretrain", True), ("finetune", False)):
             rules = clip_rules(published, benchmark, purpose)
             assert (rules.published, rules.antialias) == (purpose, antialias)
