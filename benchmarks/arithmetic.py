@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from tats_core.models.mae import MAEConfig
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
-from tats_core.sampling import SamplerConfig
-from tats_core.sampling.tats import TATSConfig
+from tats_core.sampling.tats import NetworkConfig, TATSConfig
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def mae(vit: ViTConfig, config: MAEConfig, clip: ClipConfig, visible: int) -> Wo
     return encoder + decoder + ends + embedding
 
 
-def sampler(vit: ViTConfig, config: TATSConfig, clip: ClipConfig) -> Work:
+def sampler(vit: ViTConfig, config: NetworkConfig, clip: ClipConfig) -> Work:
     """The TATS sampler on one clip."""
     n, w, slices = clip.tokens, config.width, clip.slices
     project = Work(2 * n * vit.width * w * 2 / 3 if w != vit.width else 0.0)
@@ -67,7 +66,7 @@ def sampler(vit: ViTConfig, config: TATSConfig, clip: ClipConfig) -> Work:
 
 
 def joint_step(
-    vit: ViTConfig, config: MAEConfig, tats: SamplerConfig, clip: ClipConfig, visible: int
+    vit: ViTConfig, config: MAEConfig, tats: TATSConfig, clip: ClipConfig, visible: int
 ) -> float:
     """FLOPs of one joint step for one clip: all tokens embedded for the sampler, rollout, MAE, PPO's passes.
 

@@ -14,7 +14,7 @@ import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import Distribution, EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from typing import Any, Generic, TypeVar, cast
 
 from tats_core.errors import SpecError, did_you_mean
@@ -55,6 +55,9 @@ class Registry(Generic[Member]):
 
     def __contains__(self, name: object) -> bool:
         return name in self.shipped or name in self._members or name in self._plugins
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
     def items(self) -> Iterator[tuple[str, Member]]:
         """Yield each name with its member."""
@@ -112,6 +115,12 @@ class Registry(Generic[Member]):
         ):
             raise SpecError(f"{of} is '{point.value}', which is no {self.base.__name__}")
         return member
+
+
+def plugins() -> Iterator[tuple[Distribution, EntryPoint]]:
+    """Yield what installed packages register here, with the package."""
+    for package in distributions():
+        yield from ((package, point) for point in package.entry_points if point.group.startswith("tats."))
 
 
 def _package(point: EntryPoint) -> str:

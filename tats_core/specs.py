@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticKnownError
+from pydantic_core.core_schema import CoreSchema, no_info_plain_validator_function
 
 from tats_core.addresses import masked
 from tats_core.errors import SpecError, brief, did_you_mean
+from tats_core.registry import Registry
 
 Menu = Literal["pipelines", "sweeps"]
 Model = TypeVar("Model", bound=BaseModel)
@@ -39,6 +42,52 @@ class StrictModel(BaseModel):
 
 class NotIdentity:
     """Marks a field that cannot change an output: `workers: Annotated[int, NotIdentity] = 1`."""
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Marks a field whose value is one of a registry's configurations, which its key `kind` names.
+
+    `sampler: Annotated[SamplerConfig, OneOf(SAMPLERS, "tats")]`. Each configuration has its own keys; one of
+    another kind is refused beside it. An override (--set, a sweep, a matrix, a variant's `set`) of `kind`
+    alone changes the kind: keys that stood there before and that only other kinds have no longer count.
+    """
+
+    registry: Registry[Any]
+    default: str
+    """The kind where none is named."""
+
+    def model(self, raw: Mapping[str, object]) -> type[BaseModel]:
+        """Return the configuration of the kind that `raw` names.
+
+        Raises:
+            SpecError: there is no such kind, or its package cannot be imported.
+        """
+        model: type[BaseModel] = self.registry[str(raw.get("kind", self.default))]
+        return model
+
+    def build(self) -> Any:
+        """Return the default kind with its defaults."""
+        return self.model({})()
+
+    def __get_pydantic_core_schema__(self, source: object, handler: object) -> CoreSchema:
+        return no_info_plain_validator_function(self.validate)
+
+    def validate(self, raw: object) -> Any:
+        """Return the configuration that `raw` describes.
+
+        Raises:
+            ValueError: it describes none.
+        """
+        if isinstance(raw, self.registry.base):
+            return raw
+        if not isinstance(raw, Mapping):
+            raise PydanticKnownError("dict_type")
+        try:
+            model = self.model(raw)
+        except SpecError as error:
+            raise ValueError(str(error)) from error
+        return model.model_validate({"kind": self.default, **raw})
 
 
 def identity(config: BaseModel) -> Raw:
@@ -266,11 +315,37 @@ def parse_override(text: str) -> tuple[list[str], Any]:
         raise SpecError(f"--set {brief(text)}: '{brief(value)}' is not a YAML value{why}") from error
 
 
+class _ChangedKind(str):
+    """A `kind` that an override changed."""
+
+    inherited: frozenset[str]
+    """The keys that stood beside the other kind."""
+
+    @classmethod
+    def of(cls, kind: str, inherited: Iterable[str]) -> _ChangedKind:
+        changed = cls(kind)
+        changed.inherited = frozenset(inherited) - {"kind"}
+        return changed
+
+
+def kinds_first(keys: Iterable[str]) -> list[str]:
+    """Order dotted keys that are set together: after a `kind`, the others count for it."""
+    return sorted(keys, key=lambda key: not f".{key}".endswith(".kind"))
+
+
 def override(raw: Mapping[str, object], path: Iterable[str], value: object) -> Raw:
-    """Return a copy of `raw` with the value at `path` replaced; missing mappings on the way are made."""
+    """Return a copy of `raw` with the value at `path` replaced; missing mappings on the way are made.
+
+    Where `kind` gets another value, `settled` drops the keys beside it that the new kind does not have.
+    """
     head, *rest = path
     copy = dict(raw)
+    kind = copy.get("kind")
+    if isinstance(kind, _ChangedKind):  # what is set from now on is meant for it
+        copy["kind"] = _ChangedKind.of(kind, kind.inherited - {head})
     if not rest:
+        if head == "kind" and isinstance(value, str) and value != kind:
+            value = _ChangedKind.of(value, copy)
         copy[head] = value
         return copy
     below = copy.get(head)
@@ -282,15 +357,63 @@ def override(raw: Mapping[str, object], path: Iterable[str], value: object) -> R
 
 
 def merge(base: Mapping[str, object], over: Mapping[str, object]) -> Raw:
-    """Return `base` with `over` on top; mappings are merged, everything else is replaced."""
+    """Return `base` with `over` on top; mappings are merged, everything else is replaced.
+
+    Where `over` has another `kind`, `settled` drops the keys of `base` that it does not have.
+    """
     merged = dict(base)
     for key, value in over.items():
+        if key == "kind" and isinstance(value, str) and value != base.get(key):
+            merged[key] = _ChangedKind.of(value, base.keys() - over.keys())
+            continue
         below = merged.get(key)
         if isinstance(below, Mapping) and isinstance(value, Mapping):
             merged[key] = merge(below, value)
         else:
             merged[key] = value
     return merged
+
+
+def settled(model: type[BaseModel], raw: Mapping[str, object]) -> Raw:
+    """Return `raw` without the keys that stood beside a `kind` before it changed and are only another's."""
+    fields = _fields(model)
+    return {
+        key: _settled_part(fields[key], value) if key in fields and isinstance(value, Mapping) else value
+        for key, value in raw.items()
+    }
+
+
+def _settled_part(field: FieldInfo, raw: Mapping[str, object]) -> Raw:
+    model, kind = _chosen(field, raw), raw.get("kind")
+    if isinstance(kind, _ChangedKind):
+        others = {key for key in kind.inherited if model is not None and key not in _fields(model)}
+        # One that no kind has is misspelt; it stays, and is refused.
+        dropped = {key for key in others if any(key in _fields(other) for other in choices(field))}
+        raw = {key: value for key, value in raw.items() if key not in dropped} | {"kind": str(kind)}
+    return dict(raw) if model is None else settled(model, raw)
+
+
+def choices(field: FieldInfo) -> Iterator[type[BaseModel]]:
+    """Yield the models that a field's value may have: those of a registry, or those of its annotation."""
+    for mark in field.metadata:
+        if isinstance(mark, OneOf):
+            yield from (model for _, model in mark.registry.items())
+            return
+    yield from _models(field.annotation)
+
+
+def _chosen(field: FieldInfo, raw: Mapping[str, object]) -> type[BaseModel] | None:
+    """Return the model that the value `raw` of a field has; None if that cannot be told."""
+    for mark in field.metadata:
+        if isinstance(mark, OneOf):
+            try:
+                return mark.model(raw)
+            except SpecError:
+                return None  # the validation says why
+    models = list(_models(field.annotation))
+    tagged = [model for model in models if _has_tag(model, str(raw.get("kind")))]
+    candidates = tagged or models
+    return candidates[0] if len(candidates) == 1 else None
 
 
 def validate(model: type[Model], raw: Mapping[str, object], where: str, prefix: str = "") -> Model:
@@ -303,12 +426,13 @@ def validate(model: type[Model], raw: Mapping[str, object], where: str, prefix: 
     Raises:
         SpecError: the first thing that is wrong, with its dotted key and, for an unknown key, the nearest.
     """
+    raw = settled(model, raw)
     try:
         return model.model_validate(raw)
     except ValidationError as error:
         # A misspelt required key is missing and unknown at once: the unknown one names the mistake.
         first = min(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
-        raise SpecError(masked(f"{where}: {_sentence(model, first, prefix)}")) from error
+        raise SpecError(masked(f"{where}: {_sentence(model, raw, first, prefix)}")) from error
 
 
 # Pydantic's messages that use Python's words, in those of YAML.
@@ -322,14 +446,16 @@ _IN_YAML = {
 }
 
 
-def _sentence(model: type[BaseModel], detail: ErrorDetails, prefix: str) -> str:
+def _sentence(model: type[BaseModel], raw: object, detail: ErrorDetails, prefix: str) -> str:
     # Names of union members and validators ("function-before[...]") are not keys of the file.
     location = [str(part) for part in detail["loc"] if not str(part).startswith("function-")]
     dotted = ".".join([*([prefix] if prefix else []), *location])
     if detail["type"] == "extra_forbidden":
         owner = ".".join([*([prefix] if prefix else []), *location[:-1]])
-        near = did_you_mean(location[-1], _keys(model, location[:-1]))
-        return f"{f'{owner} has' if owner else 'there is'} no key '{location[-1]}'{near}"
+        kind, keys = _keys(model, raw, location[:-1])
+        near = did_you_mean(location[-1], keys)
+        of_kind = f" of kind '{kind}'" if kind and not owner.endswith(f".{kind}") else ""
+        return f"{f'{owner}{of_kind} has' if owner else 'there is'} no key '{location[-1]}'{near}"
     if detail["type"].startswith("union_tag"):
         context = detail["ctx"]
         kind = f"{dotted}.{context['discriminator'].strip(chr(39))}"
@@ -352,17 +478,23 @@ def _actual(value: object) -> str:
     return "" if isinstance(value, Mapping) else f" (it is {brief(repr(value))})"
 
 
-def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
-    """Return the keys of the part of `model` at `path`; of a union without a tag, those of all members."""
+def _keys(model: type[BaseModel], raw: object, path: list[str]) -> tuple[str, list[str]]:
+    """Return kind, or "", and keys of the part of `model` at `path`; of a union, the keys of all members."""
     members = [model]
     for part in path:
         fields = [fields[part] for member in members if part in (fields := _fields(member))]
         if fields:
-            members = list(_models(fields[0].annotation))
+            raw = raw.get(part) if isinstance(raw, Mapping) else None
+            chosen = _chosen(fields[0], raw) if isinstance(raw, Mapping) else None
+            members = [chosen] if chosen else list(_models(fields[0].annotation))
         else:  # an index, which leads nowhere else, or the tag of a member
             members = [member for member in members if _has_tag(member, part)] or members
     keys = [list(_fields(member)) for member in members]
-    return keys[0] if len(keys) == 1 else sorted({key for names in keys for key in names})
+    if len(members) > 1:
+        return "", sorted({key for names in keys for key in names})
+    if "kind" not in keys[0] or not isinstance(raw, Mapping):
+        return "", keys[0]
+    return str(raw.get("kind", members[0].model_fields["kind"].default)), keys[0]
 
 
 def _has_tag(model: type[BaseModel], tag: str) -> bool:

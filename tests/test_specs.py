@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given
@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 
 from tats_core import specs
 from tats_core.errors import SpecError, TatsError
+from tats_core.registry import Registry
 from tats_core.specs import StrictModel
 
 
@@ -459,3 +460,90 @@ def test_a_message_shows_the_beginning_of_a_long_value_and_its_length() -> None:
     with pytest.raises(SpecError) as error:
         specs.parse_override("work.run=" + "[" * 100_000)
     assert len(str(error.value)) < 600
+
+
+# --- one of a registry's configurations --------------------------------------------------------------------
+
+
+class Shape(StrictModel):
+    kind: str
+    size: float = Field(1, gt=0)
+
+
+class Disc(Shape):
+    kind: Literal["disc"] = "disc"
+
+
+class Ring(Shape):
+    kind: Literal["ring"] = "ring"
+    hole: Sampler = Sampler()
+
+
+SHAPES: Registry[type[Shape]] = Registry("shape", "tats.test_shapes", Shape, {})
+for _shape in (Disc, Ring):
+    SHAPES.register(_shape.model_fields["kind"].default, _shape)
+
+
+class Drawing(StrictModel):
+    shape: Annotated[Shape, specs.OneOf(SHAPES, "ring")] = Field(default_factory=Ring)
+
+
+def _shape_of(raw: dict[str, Any], **sets: Any) -> Shape:
+    for key, value in sets.items():
+        raw = specs.override(raw, ["shape", *key.split("__")], value)
+    return specs.validate(Drawing, raw, "my.yaml").shape
+
+
+def test_kind_names_the_configuration_and_the_default_is_one() -> None:
+    assert _shape_of({}) == _shape_of({"shape": {}}) == Ring()
+    assert _shape_of({"shape": {"kind": "disc", "size": 2}}) == Disc(size=2)
+    drawing = Drawing(shape=Ring(hole=Sampler(depth=3)))
+    assert Drawing.model_validate(drawing.model_dump(mode="json")) == drawing
+
+
+@pytest.mark.parametrize(
+    ("shape", "sentence"),
+    [
+        ({"kind": "disk"}, "my.yaml: shape: no shape 'disk'; did you mean 'disc'?"),
+        ({"kind": "disc", "hole": {}}, "my.yaml: shape of kind 'disc' has no key 'hole'; valid: kind, size"),
+        ({"sise": 1}, "my.yaml: shape of kind 'ring' has no key 'sise'; did you mean 'size'?"),
+        ({"hole": {"dept": 1}}, "my.yaml: shape.hole has no key 'dept'; did you mean 'depth'?"),
+        ({"size": -1}, "my.yaml: shape.size: input should be greater than 0 (it is -1)"),
+        ("disc", "my.yaml: shape must be a mapping of keys (it is 'disc')"),
+    ],
+)
+def test_what_is_no_configuration_of_the_kind_is_one_sentence(shape: Any, sentence: str) -> None:
+    with pytest.raises(SpecError) as raised:
+        specs.validate(Drawing, {"shape": shape}, "my.yaml")
+    assert str(raised.value) == sentence
+
+
+RING = {"shape": {"kind": "ring", "size": 2, "hole": {"depth": 3}}}
+
+
+def test_an_override_of_the_kind_drops_what_only_other_kinds_have() -> None:
+    assert _shape_of(RING, kind="disc") == Disc(size=2)
+    assert _shape_of(RING, kind="ring") == Ring(size=2, hole=Sampler(depth=3))
+    assert _shape_of({"shape": {"hole": {}}}, kind="disc") == Disc(), "the kind was the default one"
+    assert specs.settled(Drawing, specs.override(RING, ["shape", "kind"], "disc")) == {
+        "shape": {"kind": "disc", "size": 2}
+    }
+
+
+def test_a_stage_that_has_another_kind_than_the_defaults_drops_what_only_those_have() -> None:
+    merged = specs.merge(RING, {"shape": {"kind": "disc"}})
+    assert specs.validate(Drawing, merged, "my.yaml").shape == Disc(size=2)
+    merged = specs.merge(RING, {"shape": {"kind": "disc", "hole": {}}})
+    with pytest.raises(SpecError, match="shape of kind 'disc' has no key 'hole'"):
+        specs.validate(Drawing, merged, "my.yaml")
+
+
+def test_a_key_that_is_set_after_the_kind_is_meant_for_it() -> None:
+    assert specs.kinds_first(["a.size", "a.kind", "kind"]) == ["a.kind", "kind", "a.size"]
+    with pytest.raises(SpecError, match="shape of kind 'disc' has no key 'hole'"):
+        _shape_of(RING, kind="disc", hole__depth=4)
+
+
+def test_a_misspelt_key_is_refused_beside_a_changed_kind_too() -> None:
+    with pytest.raises(SpecError, match="shape of kind 'disc' has no key 'hoel'"):
+        _shape_of({"shape": {"kind": "ring", "hoel": {}}}, kind="disc")

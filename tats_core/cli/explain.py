@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,9 @@ from tats_core.cli.options import write_file, writing
 from tats_core.errors import SpecError, did_you_mean
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from tats_core.registry import Registry
     from tats_core.report.reference import Key
 
 
@@ -24,9 +28,14 @@ class Topic:
     name: str
     title: str
     summary: str
-    keys: Sequence[Key]
+    load: Callable[[], Iterable[Key]]
     measures: Mapping[str, Sequence[str]]
     """Names of what it measures, by what can be done with them."""
+
+    @cached_property
+    def keys(self) -> Sequence[Key]:
+        """Its keys; a plugin is imported for them, and so only when it is asked for."""
+        return list(self.load())
 
 
 def explain(
@@ -69,26 +78,41 @@ def explain(
 
 
 def _topics() -> Iterator[Topic]:
-    from tats_core.pipeline.spec import File, Head, Variant
+    from tats_core.pipeline.spec import File, Variant
     from tats_core.report import reference
-    from tats_core.sampling import SAMPLERS, SamplerConfig
+    from tats_core.sampling import SAMPLERS
     from tats_core.stages import KINDS
     from tats_core.sweep.spec import Sweep
 
     like = [key for key in reference.keys(Variant) if key.name in ("like", "set")]
-    yield Topic("pipeline", "A pipeline", "the top level of its file", [*reference.keys(File), *like], {})
+    top = "the top level of its file"
+    yield Topic("pipeline", "A pipeline", top, lambda: [*reference.keys(File), *like], {})
     for name, kind in KINDS.items():
         module = (sys.modules[type(kind).__module__].__doc__ or "").strip().splitlines()[0].rstrip(".")
-        listed = [*reference.keys(Head), *reference.keys(kind.Config)]
+        load = partial(_stage_keys, kind.Config)
         measures = {"Numbers that a sweep can compare": sorted(kind.reports or ())}
         measures["Curves, by which a sweep can stop a trial early"] = sorted(kind.curves)
         measures = {what: names for what, names in measures.items() if names}
-        yield Topic(f"stage {name}", f"The stage kind {name}", module, listed, measures)
+        yield Topic(f"stage {name}", f"The stage kind {name}", module, load, measures)
     for name in SAMPLERS:
-        listed = list(reference.keys(SamplerConfig, SamplerConfig(kind=name)))
-        summary = "the keys of `sampler` in a pre-training; those for another sampler have no effect"
-        yield Topic(f"sampler {name}", f"The sampler {name}", summary, listed, {})
-    yield Topic("sweep", "A sweep", "the top level of its file", list(reference.keys(Sweep)), {})
+        load, package = partial(_member_keys, SAMPLERS, name), SAMPLERS.distribution(name)
+        summary = "the keys of `sampler` in a pre-training"
+        summary += f", of the package {package.name} {package.version}" if package else ""
+        yield Topic(f"sampler {name}", f"The sampler {name}", summary, load, {})
+    yield Topic("sweep", "A sweep", top, lambda: reference.keys(Sweep), {})
+
+
+def _stage_keys(config: type[BaseModel]) -> list[Key]:
+    from tats_core.pipeline.spec import Head
+    from tats_core.report import reference
+
+    return [*reference.keys(Head), *reference.keys(config)]
+
+
+def _member_keys(registry: Registry[Any], name: str) -> list[Key]:
+    from tats_core.report import reference
+
+    return list(reference.keys(registry[name]))
 
 
 def _find(words: Sequence[str]) -> tuple[Topic, str]:

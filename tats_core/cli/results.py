@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 
 def list_pipelines() -> None:
-    """List the pipelines and sweeps that can be run by name."""
+    """List the pipelines and sweeps that can be run by name, and the plugins that are installed."""
     from tats_core import specs
+    from tats_core.registry import plugins
 
     pipelines, sweeps = specs.names("pipelines"), specs.names("sweeps")
     width = max(map(len, [*pipelines, *sweeps]), default=0)
@@ -31,6 +32,14 @@ def list_pipelines() -> None:
             except SpecError as error:
                 typer.echo(name)
                 errors.append(str(error))
+    packages: dict[str, list[str]] = {}
+    for package, point in plugins():
+        member = f"{point.group.removeprefix('tats.')}: {point.name}"
+        packages.setdefault(f"{package.name} {package.version}", []).append(member)
+    if packages:
+        typer.echo("\nPlugins")
+    for name, members in packages.items():
+        typer.echo(f"{name}  {', '.join(sorted(members))}")
     if not pipelines:
         folders = " and ".join(label for label, _ in specs.folders("pipelines"))
         typer.echo(f"no pipeline found in {folders}")

@@ -184,7 +184,7 @@ class Cluster:
             ResourceError: the check failed; a line for each problem.
         """
         job_id = f"{CHECK}{secrets.token_hex(6)}"
-        versions = json.dumps(preflight.versions())
+        versions = json.dumps(preflight.versions() | submission.packages)
         words = ["python", "-m", preflight.__name__, versions, *submission.words(home)]
         self._start(job_id, words, submission)
         job = self.wait(job_id, _CHECK_SECONDS)

@@ -236,6 +236,7 @@ def render(
     return _TEMPLATES.get_template(f"{target}.yaml.j2").render(
         settings=settings,
         image=image,
+        packages=", ".join(f"{name} {version}" for name, version in submission.packages.items()),
         name=name,
         metadata={"name": name, **namespace, "labels": labels, **notes},
         queued={"name": name, **namespace, "labels": {**labels, **queue}, **notes},

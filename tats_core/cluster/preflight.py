@@ -44,12 +44,20 @@ class Node(TypedDict):
     Resources: dict[str, float]
 
 
-def versions() -> dict[str, str]:
-    """Return what must be the same here and on each machine of the cluster."""
+def versions(packages: Iterable[str] = ()) -> dict[str, str]:
+    """Return what must be the same here and on each machine of the cluster.
+
+    Args:
+        packages: plugins; those that are not installed here are left out.
+    """
     python = ".".join(platform.python_version_tuple()[:2])
     # CPU and CUDA builds of one release of torch ("2.14.1+cpu") read each other's checkpoints.
     torch = importlib.metadata.version("torch").partition("+")[0]
-    return {"tats": __version__, "python": python, "ray": importlib.metadata.version("ray"), "torch": torch}
+    ours = {"tats": __version__, "python": python, "ray": importlib.metadata.version("ray"), "torch": torch}
+    names = set(packages) - ours.keys()
+    return ours | {
+        found.name: found.version for found in importlib.metadata.distributions() if found.name in names
+    }
 
 
 def check(load: Load, home: Path, expected: Mapping[str, str]) -> list[str]:
@@ -146,7 +154,7 @@ def _check_machine(load: Load, home: Path, folder: Path, expected: dict[str, str
     import ray
 
     node_id = ray.get_runtime_context().get_node_id()
-    problems = differing(expected, versions())
+    problems = differing(expected, versions(expected))
     other_code = bool(problems)
     try:
         (folder / node_id).touch()
@@ -189,7 +197,8 @@ def main() -> None:
     try:
         problems = check(functools.partial(submission.load, **options), home, expected)
     except TatsError as error:
-        problems = str(error).splitlines()
+        # A plugin that is absent makes its keys unknown: that comes first.
+        problems = [*differing(expected, versions(expected)), *str(error).splitlines()]
     for sentence in problems:
         sys.stdout.write(f"{PROBLEM}{sentence}\n")
     sys.exit(2 if problems else 0)

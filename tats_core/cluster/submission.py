@@ -19,6 +19,7 @@ from tats_core.pipeline import graph
 from tats_core.pipeline import spec as pipelines
 from tats_core.pipeline.graph import Instance
 from tats_core.pipeline.keys import code_of
+from tats_core.registry import plugins
 from tats_core.specs import identity
 from tats_core.sweep import spec as sweeps
 
@@ -39,6 +40,12 @@ class Submission:
     """Every stage that may run; each configuration once."""
     facts: Mapping[str, object]
     """What distinguishes this submission from others, as plain values."""
+
+    @property
+    def packages(self) -> dict[str, str]:
+        """Name → version of the plugins that the stages use; they do not travel, the image must have them."""
+        used = {module for stage in self.stages for module in code_of(stage)}
+        return {package.name: package.version for package, point in plugins() if point.module in used}
 
     def identity(self, home: str | None = None) -> str:
         """Return `<name>-<key12>`: the same for the same work in the same project folder of the cluster.

@@ -39,14 +39,19 @@ class ClipConfig(StrictModel):
         return self.frames // self.tubelet
 
     @property
-    def side(self) -> int:
-        """Patches along one side of a slice; S = side^2."""
+    def rows(self) -> int:
+        """Patches from top to bottom of a slice; S = rows * columns."""
+        return self.size // self.patch
+
+    @property
+    def columns(self) -> int:
+        """Patches from left to right of a slice."""
         return self.size // self.patch
 
     @property
     def tokens(self) -> int:
         """N = F * S."""
-        return self.slices * self.side**2
+        return self.slices * self.rows * self.columns
 
     @property
     def pixels(self) -> int:
@@ -62,17 +67,17 @@ def patchify(video_BCTHW: Tensor, clip: ClipConfig) -> Tensor:
     reorders the rows of VideoMAE's prediction head.
     """
     b, c = video_BCTHW.shape[:2]
-    t, p, f, s = clip.tubelet, clip.patch, clip.slices, clip.side
-    cut = video_BCTHW.reshape(b, c, f, t, s, p, s, p)
-    return cut.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(b, f * s * s, c * t * p * p)
+    t, p, f, rows, columns = clip.tubelet, clip.patch, clip.slices, clip.rows, clip.columns
+    cut = video_BCTHW.reshape(b, c, f, t, rows, p, columns, p)
+    return cut.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(b, f * rows * columns, c * t * p * p)
 
 
 def unpatchify(patches_BNP: Tensor, clip: ClipConfig) -> Tensor:
     """Undo `patchify`: `[B, N, P]` to `[B, 3, T, H, W]`."""
     b = patches_BNP.shape[0]
-    t, p, f, s = clip.tubelet, clip.patch, clip.slices, clip.side
-    cut = patches_BNP.reshape(b, f, s, s, 3, t, p, p)
-    return cut.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(b, 3, clip.frames, clip.size, clip.size)
+    t, p, f, rows, columns = clip.tubelet, clip.patch, clip.slices, clip.rows, clip.columns
+    cut = patches_BNP.reshape(b, f, rows, columns, 3, t, p, p)
+    return cut.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(b, 3, f * t, rows * p, columns * p)
 
 
 def per_token(values_BTHW: Tensor, clip: ClipConfig) -> Tensor:
@@ -119,7 +124,7 @@ def positions(clip: ClipConfig, width: int, kind: Literal["separable", "joint"])
     space = 2 * (width // 6)
     time = width - 2 * space
     slices, rows, columns = torch.meshgrid(
-        torch.arange(clip.slices), torch.arange(clip.side), torch.arange(clip.side), indexing="ij"
+        torch.arange(clip.slices), torch.arange(clip.rows), torch.arange(clip.columns), indexing="ij"
     )
     # 16 slices or patches span what thousands of tokens do in the joint table: spread them alike.
     scale = math.sqrt(width)
@@ -127,8 +132,8 @@ def positions(clip: ClipConfig, width: int, kind: Literal["separable", "joint"])
         _sine_cosine(coordinates.flatten() * scale / max(count, 1), part)
         for coordinates, count, part in (
             (slices, clip.slices, time),
-            (rows, clip.side, space),
-            (columns, clip.side, space),
+            (rows, clip.rows, space),
+            (columns, clip.columns, space),
         )
     ]
     return torch.cat(codes, 1).float()

@@ -200,7 +200,7 @@ def _config(pipeline: Pipeline, stage: Stage, kind: Kind, row: Row, inherited: s
     raw: dict[str, object] = {key: value for key, value in pipeline.defaults.items() if key in fields}
     raw |= {axis: value for axis, value in row.items() if axis in fields and axis in kind.follows}
     raw = _over(raw, stage.config)
-    for axis in stage.matrix:
+    for axis in specs.kinds_first(stage.matrix):
         if axis in inherited and axis not in fields:
             continue  # the matrix only selects instances of what the stage needs
         raw = specs.override(raw, axis.split("."), row[axis])

@@ -117,8 +117,8 @@ def read(path: Path) -> dict[str, Any]:
     for file in reversed(variants):
         where = display_path(file)
         variant = specs.validate(Variant, specs.read(file), where)
-        for key, value in variant.set.items():
-            raw = _override(raw, key.split("."), value, f"{where}: set: {key}")
+        for key in specs.kinds_first(variant.set):
+            raw = _override(raw, key.split("."), variant.set[key], f"{where}: set: {key}")
         raw |= {"name": variant.name, "title": variant.title}
         if variant.notify is not None:
             raw["notify"] = variant.notify

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from tats_core.report.table import Table
+from tats_core.specs import choices
 
 _WORDS: Mapping[object, str] = {
     int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null",
@@ -55,15 +56,20 @@ def _keys(members: Sequence[type[BaseModel]], values: BaseModel | None, prefix: 
         for name, field in member.model_fields.items():
             fields.setdefault(field.alias or name, []).append((member, field))
     for name, owners in fields.items():
-        field = owners[0][1]
+        # The values are those of one member, of a union the chosen one.
+        owner, field = next((pair for pair in owners if isinstance(values, pair[0])), owners[0])
         of = f" (of {', '.join(_kinds(owners))})" if len(owners) < len(members) else ""
         default = field.get_default(call_default_factory=True)
-        attribute = next(key for key, other in owners[0][0].model_fields.items() if other is field)
-        if isinstance(values, owners[0][0]):
+        attribute = next(key for key, other in owner.model_fields.items() if other is field)
+        if isinstance(values, owner):
             default = getattr(values, attribute)
-        annotations = [owner.annotation for _, owner in owners]
-        below = list(dict.fromkeys(model for _, owner in owners for model in _models(owner.annotation)))
-        meaning = field.description or _first_line(below[0] if below else None)
+        annotations = [other.annotation for _, other in owners]
+        below = (
+            []
+            if get_origin(field.annotation) is dict
+            else list(dict.fromkeys(model for _, other in owners for model in choices(other)))
+        )
+        meaning = _description(owner, attribute) or _first_line(below[0] if below else None)
         yield Key(
             f"{prefix}{name}",
             _limited(_type(Union[tuple(annotations)]), field),  # noqa: UP007
@@ -80,12 +86,10 @@ def _kinds(owners: Sequence[tuple[type[BaseModel], FieldInfo]]) -> list[str]:
     return [str(kind) for owner, _ in owners for kind in get_args(owner.model_fields["kind"].annotation)]
 
 
-def _models(annotation: object) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif get_origin(annotation) not in (dict, Literal):
-        for part in get_args(annotation):
-            yield from _models(part)
+def _description(model: type[BaseModel], name: str) -> str:
+    """Return what a field says, or what the field says that it replaces."""
+    fields = [base.model_fields.get(name) for base in model.__mro__ if issubclass(base, BaseModel)]
+    return next((field.description for field in fields if field and field.description), "")
 
 
 def _type(annotation: object) -> str:

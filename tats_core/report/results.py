@@ -294,7 +294,7 @@ def _policy_lines(policy: Row) -> list[str]:
     cells = {key: _cell(policy, key) for key in (*PRETRAINED[:4], "flow_lift", "flow_share")}
     flow = f"flow lift {cells['flow_lift']} ({cells['flow_share']} of the best choice's gain),"
     return [
-        f"Sampler '{policy.get('sampler', 'tats')}': motion lift {cells['motion_lift']}"
+        f"Sampler '{policy.get('sampler', '?')}': motion lift {cells['motion_lift']}"
         f" (random sampling {cells['random_lift']}),",
         *([flow] if policy.get("flow_lift") is not None else []),
         f"entropy {cells['entropy_share']} of log N, at mask ratio {cells['mask_ratio']}",

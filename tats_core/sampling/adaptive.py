@@ -5,15 +5,32 @@ Axes: B clips, N tokens, D encoder width.
 
 from __future__ import annotations
 
-import math
+from typing import Annotated, Literal
 
-import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tats_core.sampling.base import LearnedSampler, Policy, Rollout
-from tats_core.sampling.objective import Learner, Objective, Transition
-from tats_core.sampling.reward import Outcome
+from tats_core.sampling.config import SamplerConfig, SamplerSite, WhileTraining
+from tats_core.sampling.objective import LossObjective, Transition
+
+
+class AdaptiveConfig(SamplerConfig):
+    """AdaMAE's sampler."""
+
+    kind: Literal["adaptive"] = "adaptive"
+    objective_weight: Annotated[float, WhileTraining] = Field(
+        1e-4, gt=0, description="weight of the sampling loss, whose error is the autoencoder's loss"
+    )
+
+    def build(self, site: SamplerSite) -> AdaptiveSampler:
+        """Return the sampler, with fresh weights."""
+        return AdaptiveSampler(site.tokens, self.mask_ratio, site.width, site.heads)
+
+    def objective(self, seed: int) -> SamplingObjective:
+        """Return AdaMAE's loss."""
+        return SamplingObjective(self)
 
 
 class AdaptiveSampler(LearnedSampler):
@@ -32,14 +49,14 @@ class AdaptiveSampler(LearnedSampler):
         nn.init.normal_(self.actor.weight, std=0.01)
 
     def forward(self, tokens_BND: Tensor) -> Policy:
-        """Policy of clips; values are zero."""
+        """Policy of clips."""
         b, n, d = tokens_BND.shape
         tokens_BND = tokens_BND.detach()
         qkv_3BHNE = self.qkv(self.norm(tokens_BND)).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed_BHNE = functional.scaled_dot_product_attention(*qkv_3BHNE.unbind(0))
         mixed_BND = tokens_BND + self.out(mixed_BHNE.transpose(1, 2).reshape(b, n, d))
         logits_BN = self.actor(mixed_BND).squeeze(-1).float()
-        return Policy(logits_BN, logits_BN.new_zeros(logits_BN.shape))
+        return Policy(logits_BN)
 
 
 def sampling_loss(policy: Policy, rollout: Rollout, error_BM: Tensor, weight: float) -> Tensor:
@@ -51,34 +68,10 @@ def sampling_loss(policy: Policy, rollout: Rollout, error_BM: Tensor, weight: fl
     return -weight * (log_probs_BM * error_BM.detach()).sum(1).mean()
 
 
-class SamplingObjective(Objective):
-    """One step on AdaMAE's sampling loss after every draw."""
+class SamplingObjective(LossObjective[AdaptiveConfig]):
+    """One step on AdaMAE's loss after every draw; the reward is the autoencoder's loss, as published."""
 
-    learns_from_the_draw = True
-
-    def __init__(self, weight: float) -> None:
-        self.weight, self.memory = weight, []
-
-    def reward(self, outcome: Outcome) -> Tensor:
-        """The autoencoder's own loss, as published."""
-        return outcome.loss_BM
-
-    def update(self, transition: Transition, learner: Learner) -> dict[str, float]:
-        """Learn from one draw."""
-        mean, deviation = learner.moments(transition.reward_BM)
-        graph = transition.policy if transition.policy.logits_BN.requires_grad else None
-        clips = len(transition.tokens_BND)
-        index = torch.arange(clips, device=transition.tokens_BND.device)
-        loss_sum, share_sum = 0.0, 0.0
-        for number, piece in enumerate(index.tensor_split(learner.accumulate), start=1):
-            last, weight = number == learner.accumulate, len(piece) / clips
-            part = transition if graph else transition.part(piece)
-            policy = graph or learner.policy(part.tokens_BND, last=last)
-            loss = weight * sampling_loss(policy, part.rollout, part.reward_BM, self.weight)
-            learner.backward(loss, last=last)
-            loss_sum += loss.item()
-            entropy = policy.entropy_B.detach().mean().item()
-            share_sum += weight * entropy / math.log(part.rollout.tokens)
-        learner.step()
-        metrics = {"reward_mean": float(mean), "reward_std": float(deviation)}
-        return metrics | {"sampling_loss": loss_sum, "entropy_share": share_sum}
+    def loss(self, policy: Policy, transition: Transition) -> Tensor:
+        """AdaMAE's loss of clips."""
+        weight = self.config.objective_weight
+        return sampling_loss(policy, transition.rollout, transition.reward_BM, weight)

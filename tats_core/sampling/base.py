@@ -6,6 +6,7 @@ Axes: B clips, N tokens, K visible and M masked ones, D width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +21,33 @@ class Policy:
     """A sampler's scores of each clip's tokens; softmax over N of the logits is the policy pi."""
 
     logits_BN: Tensor
-    value_BN: Tensor
-    """The critic's per-token values."""
+    value_BN: Tensor | None = None
+    """The critic's per-token values; None for a sampler without a critic."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[Policy]) -> Policy:
+        """Join the policies of parts of a batch."""
+        if len(parts) == 1:
+            return parts[0]
+        values = [part.value_BN for part in parts if part.value_BN is not None]
+        return cls(torch.cat([part.logits_BN for part in parts]), torch.cat(values) if values else None)
+
+    def of_clips(self, index: Tensor) -> Policy:
+        """Return the policy of the clips `index`."""
+        return Policy(self.logits_BN[index], None if self.value_BN is None else self.value_BN[index])
 
     @property
     def value_B1(self) -> Tensor:
-        """The value of each clip: the mean over its tokens."""
+        """The value of each clip: the mean over its tokens.
+
+        Raises:
+            SpecError: the sampler has no critic.
+        """
+        if self.value_BN is None:
+            raise SpecError(
+                "the sampler's objective needs a critic, and its policy has no values: "
+                "return Policy(logits_BN, value_BN), or train it by another objective"
+            )
         return self.value_BN.mean(1, keepdim=True)
 
     @property

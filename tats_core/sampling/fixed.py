@@ -6,13 +6,25 @@ Axes: B clips, N tokens, K visible ones, D width, S patches a slice.
 from __future__ import annotations
 
 import logging
+from typing import Literal
 
 import torch
 
 from tats_core.sampling.base import Policy, Rollout, Sampler
+from tats_core.sampling.config import SamplerConfig, SamplerSite
 from tats_core.sampling.plackett_luce import Noise
 
 logger = logging.getLogger(__name__)
+
+
+class RandomConfig(SamplerConfig):
+    """Random masking."""
+
+    kind: Literal["random"] = "random"
+
+    def build(self, site: SamplerSite) -> RandomSampler:
+        """Return the sampler."""
+        return RandomSampler(site.tokens, self.mask_ratio)
 
 
 class RandomSampler(Sampler):
@@ -21,6 +33,16 @@ class RandomSampler(Sampler):
     def draw(self, clips: int, noise: Noise, policy: Policy | None = None) -> Rollout:
         """Draw K tokens uniformly without replacement."""
         return self._rollout(noise.uniform(clips, self.tokens).topk(self.visible, dim=1).indices)
+
+
+class TubeConfig(SamplerConfig):
+    """Tube masking."""
+
+    kind: Literal["tube"] = "tube"
+
+    def build(self, site: SamplerSite) -> TubeSampler:
+        """Return the sampler."""
+        return TubeSampler(site.tokens, self.mask_ratio, site.slices)
 
 
 class TubeSampler(Sampler):
@@ -49,6 +71,16 @@ class TubeSampler(Sampler):
         patch_BK = noise.uniform(clips, patches).topk(self.visible // self.slices, dim=1).indices
         first_F = torch.arange(self.slices, device=patch_BK.device) * patches
         return self._rollout((patch_BK.unsqueeze(1) + first_F[:, None]).flatten(1))
+
+
+class FrameConfig(SamplerConfig):
+    """Frame masking."""
+
+    kind: Literal["frame"] = "frame"
+
+    def build(self, site: SamplerSite) -> FrameSampler:
+        """Return the sampler."""
+        return FrameSampler(site.tokens, self.mask_ratio, site.slices)
 
 
 class FrameSampler(Sampler):

@@ -27,14 +27,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from tats_core.sampling.base import Policy
-from tats_core.sampling.objective import Learner, Objective, Transition
+from tats_core.sampling.config import SamplerConfig, WhileTraining
+from tats_core.sampling.objective import Learner, Objective, Transition, standardised
 from tats_core.sampling.plackett_luce import ordered_log_probs
 from tats_core.sampling.reward import REWARDS, Outcome, RewardKind, RewardScale, ranks, top, within_clips
 from tats_core.specs import StrictModel
@@ -187,7 +188,8 @@ class EntropyController:
     """
 
     def __init__(self, weight: float, target_share: float | None, rate: float = 0.1) -> None:
-        self.weight, self.target_share, self.rate = weight, target_share, rate
+        self.start = self.weight = weight
+        self.target_share, self.rate = target_share, rate
         # A new policy is uniform and needs no bonus, but the weight must be able to grow back quickly.
         self.lowest = max(weight / 10, 1e-3)
 
@@ -298,34 +300,47 @@ def _minibatches(
     ]
 
 
-class PPO(Objective):
+class PPOSamplerConfig(SamplerConfig):
+    """Base of the samplers that are trained by PPO; their policies have a critic's values."""
+
+    ppo: Annotated[PPOConfig, WhileTraining] = Field(
+        default_factory=PPOConfig,
+        description="how it learns; an `entropy_weight` that changes restarts its control",
+    )
+
+    def objective(self, seed: int) -> PPO:
+        """Return PPO."""
+        return PPO(self, seed)
+
+
+class PPO(Objective[PPOSamplerConfig]):
     """Updates of a sampler from a memory of its last draws."""
 
-    def __init__(self, config: PPOConfig, seed: int) -> None:
-        self.memory = []
+    def __init__(self, config: PPOSamplerConfig, seed: int) -> None:
+        super().__init__(config)
         self.shuffles = torch.Generator().manual_seed(seed)
-        self.controller = EntropyController(config.entropy_weight, config.target_entropy)
-        self.config = config
+        self.controller = EntropyController(config.ppo.entropy_weight, config.ppo.target_entropy)
 
-    def configure(self, config: PPOConfig, *, restart: bool) -> None:
-        """Learn as `config` says from here on; `restart` the control of the entropy at its weight."""
-        weight = config.entropy_weight if restart else self.controller.weight
-        self.config = config
-        self.controller = EntropyController(config.entropy_weight, config.target_entropy)
-        self.controller.weight = weight
+    def configure(self, config: PPOSamplerConfig) -> None:
+        """Learn as `config` says; another weight of the entropy restarts its control there."""
+        super().configure(config)
+        old = self.controller
+        self.controller = EntropyController(config.ppo.entropy_weight, config.ppo.target_entropy)
+        if self.controller.start == old.start:
+            self.controller.weight = old.weight
 
     def reward(self, outcome: Outcome) -> Tensor:
         """The reward of the configuration."""
-        return REWARDS[self.config.reward](outcome, self.config.reward_floor)
+        return REWARDS[self.config.ppo.reward](outcome, self.config.ppo.reward_floor)
 
     def update(self, transition: Transition, learner: Learner) -> dict[str, float]:
         """Remember a draw, its rewards scaled; learn once the memory is full."""
-        reward_BM = transition.reward_BM
+        config, reward_BM = self.config.ppo, transition.reward_BM
         mean, deviation = learner.moments(reward_BM)
         metrics = {"reward_mean": float(mean), "reward_std": float(deviation)}
-        match self.config.reward_scale:
+        match config.reward_scale:
             case "global":
-                scaled_BM = ((reward_BM - mean) / deviation.clamp_min(1e-8)).float()
+                scaled_BM = standardised(reward_BM, learner)
             case "clip":
                 scaled_BM = within_clips(reward_BM.float())
             case "rank":
@@ -335,26 +350,22 @@ class PPO(Objective):
                 visible_share = rollout.visible_BK.shape[1] / rollout.tokens
                 scaled_BM = within_clips(top(reward_BM.float(), visible_share))
         self.memory.append(replace(transition, reward_BM=scaled_BM))
-        if len(self.memory) < self.config.rollout_length:
+        if len(self.memory) < config.rollout_length:
             return metrics
-        metrics |= improve(
-            learner,
-            self.memory,
-            self.config,
-            self.controller,
-            self.shuffles,
-            parts=learner.accumulate,
-        )
+        parts = learner.accumulate
+        metrics |= improve(learner, self.memory, config, self.controller, self.shuffles, parts=parts)
         self.memory.clear()
         return metrics
 
-    def state_dict(self) -> dict[str, float | Tensor]:
-        """Weight of the entropy bonus and state of the shuffles."""
-        return {"entropy_weight": self.controller.weight, "shuffles": self.shuffles.get_state()}
+    def get_extra_state(self) -> dict[str, float | Tensor]:
+        """The control of the entropy and the state of the shuffles; the same on all workers."""
+        control = {"entropy_weight": self.controller.weight, "entropy_start": self.controller.start}
+        return {**control, "shuffles": self.shuffles.get_state()}
 
-    def load_state_dict(self, state: Mapping[str, float | Tensor]) -> None:
-        """Undo `state_dict`."""
-        weight, shuffles = state["entropy_weight"], state["shuffles"]
+    def set_extra_state(self, state: Mapping[str, float | Tensor]) -> None:
+        """Undo `get_extra_state`."""
+        shuffles = state["shuffles"]
         assert isinstance(shuffles, Tensor)
-        self.controller.weight = float(weight)
+        self.controller.weight = float(state["entropy_weight"])
+        self.controller.start = float(state["entropy_start"])
         self.shuffles.set_state(shuffles)

@@ -12,11 +12,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tats_core.sampling.base import LearnedSampler, Policy
+from tats_core.sampling.config import SamplerSite
+from tats_core.sampling.ppo import PPOSamplerConfig
 from tats_core.sampling.trajectory_attention import TrajectoryAttention
 from tats_core.specs import StrictModel
 
 
-class TATSConfig(StrictModel):
+class NetworkConfig(StrictModel):
     """Size and form of the TATS sampler."""
 
     width: int = Field(384, ge=8, description="W; tokens are projected to it first, unless it is D")
@@ -29,10 +31,21 @@ class TATSConfig(StrictModel):
     temperature: float = Field(1.0, gt=0, description="divides the logits")
 
 
+class TATSConfig(PPOSamplerConfig):
+    """The trajectory-aware adaptive token sampler."""
+
+    kind: Literal["tats"] = "tats"
+    network: NetworkConfig = Field(default_factory=NetworkConfig, description="size and form")
+
+    def build(self, site: SamplerSite) -> TATSSampler:
+        """Return the sampler, with fresh weights."""
+        return TATSSampler(site.tokens, self.mask_ratio, site.slices, site.width, self.network)
+
+
 class TrajectoryBlock(nn.Module):
     """Pre-norm trajectory attention and MLP, each with a residual."""
 
-    def __init__(self, config: TATSConfig, slices: int) -> None:
+    def __init__(self, config: NetworkConfig, slices: int) -> None:
         super().__init__()
         width, hidden = config.width, int(config.width * config.mlp_ratio)
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
@@ -51,7 +64,7 @@ class TATSSampler(LearnedSampler):
     """Trajectory attention, then two linear heads: the actor's logits and the critic's values."""
 
     def __init__(
-        self, tokens: int, mask_ratio: float, slices: int, encoder_width: int, config: TATSConfig
+        self, tokens: int, mask_ratio: float, slices: int, encoder_width: int, config: NetworkConfig
     ) -> None:
         super().__init__(tokens, mask_ratio)
         self.config = config

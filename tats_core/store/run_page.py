@@ -130,7 +130,7 @@ def _result_tiles(report: Mapping[str, Any]) -> Iterator[Tile]:
         random = f"random sampling: {number(policy.get('random_lift'), 2)}"
         yield METRICS["motion_lift"].title, f"{policy['motion_lift']:.2f}", random
     if policy.get("visible") is not None:
-        remark = f"mask ratio {number(policy.get('mask_ratio'), 2)}, sampler {policy.get('sampler', 'tats')}"
+        remark = f"mask ratio {number(policy.get('mask_ratio'), 2)}, sampler {policy.get('sampler', '?')}"
         yield "visible tokens", f"{policy['visible']} of {policy['tokens']}", remark
 
 
@@ -139,7 +139,7 @@ def _results(report: Mapping[str, Any], stages: Sequence[Stage]) -> dict[str, An
     policies = report.get("policies") or ([report["policy"]] if report.get("policy") else [])
     axes = [key for key, value in policies[0].items() if isinstance(value, str)] if policies else []
     labels = ["sampler", *(axis for axis in axes if axis != "sampler")]
-    policies = [{"sampler": "tats", **policy} for policy in policies]
+    policies = [{"sampler": "?", **policy} for policy in policies]
     tracks = [_track(row, results.further_axes(rows)) for row in rows if row.get("top1") is not None]
     styles = {mark.style for track in tracks for mark in track.marks}
     return {

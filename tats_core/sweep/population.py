@@ -17,7 +17,7 @@ from typing import Any
 from tats_core.errors import SpecError
 from tats_core.pipeline.spec import Scalar
 from tats_core.sweep.space import Point, Range, Space, Values
-from tats_core.sweep.spec import Sweep
+from tats_core.sweep.spec import Sweep, schedule_entry
 from tats_core.sweep.trial import TrialResult
 
 _SHARE = 4  # a quarter of the members is replaced, and a quarter is copied
@@ -42,7 +42,7 @@ def generation(
     if not past:
         chance = random.Random(f"{sweep.searcher.seed}")
         drawn = [sweep.space.draw(chance) for _ in range(members)]
-        return [_point(sweep, until, [_change(population.stage, 0, point)], point) for point in drawn]
+        return [_point(sweep, until, [schedule_entry(population.stage, 0, point)], point) for point in drawn]
     last = before[-members:]
     scores = _scores(sweep, last, ended)
     if scores is None:
@@ -60,7 +60,7 @@ def generation(
         if member in replaced:
             new = _explored(sweep.space, settings, chance)
             moved = {key: value for key, value in new.items() if settings.get(key, ...) != value}
-            schedule.append(_change(population.stage, past * population.every, moved))
+            schedule.append(schedule_entry(population.stage, past * population.every, moved))
             settings = new
         points.append(_point(sweep, until, schedule, settings))
     return points
@@ -89,18 +89,6 @@ def _point(
 ) -> dict[str, Any]:
     stage = sweep.population.stage
     return {f"{stage}.until": until, **settings, f"{stage}.schedule": schedule}
-
-
-def _change(stage: str, epoch: int, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an entry of a pre-training's schedule."""
-    change: dict[str, Any] = {"epoch": epoch}
-    for key, value in settings.items():
-        _, _, name = key.partition(f"{stage}.sampler.ppo.")
-        if name:
-            change.setdefault("ppo", {})[name] = value
-        else:
-            change["sampler_lr"] = value
-    return change
 
 
 def _explored(space: Space, settings: Mapping[str, Any], chance: random.Random) -> Point:

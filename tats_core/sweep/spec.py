@@ -270,14 +270,22 @@ class Sweep(StrictModel):
 
     # --- the pipeline of a trial -----------------------------------------------------------------------
 
+    def values(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the sweep sets for all trials, then `overrides`, in the order in which they apply."""
+        common = specs.kinds_first(key for key in self.fixed if key not in overrides)
+        return {key: self.fixed[key] for key in common} | {
+            key: overrides[key] for key in specs.kinds_first(overrides)
+        }
+
     def complete_pipeline(self, overrides: Mapping[str, Any]) -> Pipeline:
         """Return the pipeline with what the sweep sets for all trials, and `overrides`.
 
         Raises:
             SpecError: an override does not fit the pipeline.
         """
-        values = {**self.fixed, **overrides}
-        sets = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+        sets = [
+            f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in self.values(overrides).items()
+        ]
         return pipelines.load(self.pipeline, sets)
 
     def load(self, overrides: Mapping[str, Any]) -> Pipeline:
@@ -392,6 +400,14 @@ def plain(point: Mapping[str, Any]) -> Point:
     return {key: value for key, value in point.items() if not isinstance(value, list)}
 
 
+def schedule_entry(stage: str, epoch: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entry of a pre-training's schedule that changes the keys of `settings`."""
+    entry: dict[str, Any] = {"epoch": epoch}
+    for key, value in settings.items():
+        entry = specs.override(entry, key.removeprefix(f"{stage}.").split("."), value)
+    return entry
+
+
 def _with_needs(pipeline: Pipeline, names: Iterable[str]) -> set[str]:
     """Return `names` and all stages that they need, directly or not."""
     reached: set[str] = set()
@@ -493,11 +509,13 @@ def _population_problems(sweep: Sweep) -> Iterator[str]:
     if stage not in trained:
         near = did_you_mean(stage, trained)
         yield f"searcher: pbt needs a pre-training that a metric is of, and '{stage}' is none{near}"
-    for key in sweep.choices:
-        if not (key.startswith(f"{stage}.sampler.ppo.") or key == f"{stage}.sampler_lr"):
+    for key, values in sweep.choices.items():
+        example = (values.examples if isinstance(values, Range) else values)[0]
+        entry = schedule_entry(stage, 0, {key: example})
+        if error := _graph_error(sweep, {f"{stage}.schedule": [entry]}):
             yield (
-                f"searcher: pbt changes {stage}.sampler.ppo.* and {stage}.sampler_lr while {stage} trains, "
-                f"not {key}; fix it with set, or use optuna"
+                f"searcher: pbt cannot change {key} while {stage} trains; fix it with set, or use optuna "
+                f"({error})"
             )
     if sweep.population.generations < 2:
         epochs = sweep.population.epochs

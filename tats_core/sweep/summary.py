@@ -21,6 +21,7 @@ from tats_core.pipeline import spec as pipelines
 from tats_core.report import sweeps
 from tats_core.report.table import Table
 from tats_core.report.units import short_keys, value_text
+from tats_core.stages import KINDS
 from tats_core.sweep.spec import Sweep, plain
 from tats_core.sweep.trial import STUDY, TrialResult
 
@@ -230,11 +231,17 @@ def best_pipeline(sweep: Sweep, point: dict[str, Any], tied: int = 1) -> str:
         tied: how many points are as good as this one, itself included.
     """
     raw = pipelines.read(specs.find("pipelines", sweep.pipeline))
-    for key, value in {**sweep.fixed, **point}.items():
+    for key, value in sweep.values(point).items():
         stage, *rest = key.split(".")
         raw = specs.override(
             raw, ["defaults", *rest] if stage == "defaults" else ["stages", stage, *rest], value
         )
+    defaults = raw.get("defaults", {})
+    for name, entry in raw["stages"].items():
+        config = KINDS[entry["kind"]].Config
+        raw["stages"] = raw["stages"] | {name: specs.settled(config, entry)}
+        defaults = specs.settled(config, defaults)
+    raw |= {"defaults": defaults} if defaults else {}
     raw |= {"name": "best", "title": f"Best of the sweep {sweep.name}"}
     chosen = ", ".join(f"{key}={value}" for key, value in plain(point).items())
     head = f"# The best point of the sweep {sweep.name}{chosen and f': {chosen}'}\n"

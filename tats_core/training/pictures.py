@@ -18,7 +18,6 @@ from tats_core.models.vit import take
 from tats_core.report import masks
 from tats_core.report.masks import Picture
 from tats_core.sampling import Sampler
-from tats_core.sampling.tats import TATSSampler
 from tats_core.training.motion import flow_motion, has_flow, pixel_motion
 
 _FLOW = ("optical flow, pixels", "without the camera's")
@@ -60,9 +59,9 @@ def reconstructions(
     motion_BTHW = flow_motion(frames_BCTHW) if has_flow() else pixel_motion(frames_BCTHW.float())
     if rollout.policy is not None:
         maps["policy_THW"] = rollout.policy.log_probs_BN.exp() * rollout.tokens
-        if isinstance(sampler, TATSSampler):  # AdaMAE's sampler has no critic
+        if rollout.policy.value_BN is not None:
             maps["value_THW"] = rollout.policy.value_BN
-    grid = (-1, clip.slices, clip.side, clip.side)
+    grid = (-1, clip.slices, clip.rows, clip.columns)
     drawn = {name: values_BN.view(grid).cpu().numpy() for name, values_BN in maps.items()}
     prediction_BTHWC = unpatchify(prediction_BNP, clip).permute(0, 2, 3, 4, 1).cpu().numpy()
     return [

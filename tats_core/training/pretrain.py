@@ -9,20 +9,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Annotated, Any, Self
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from tats_core.errors import SpecError
 from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig, patchify
 from tats_core.models.vit import ViTConfig
-from tats_core.sampling import Policy, Rollout, Sampler, SamplerConfig, SamplerSite, Transition
+from tats_core.sampling import (
+    CHOICE,
+    AnySampler,
+    Policy,
+    Rollout,
+    Sampler,
+    SamplerConfig,
+    SamplerSite,
+    Transition,
+)
 from tats_core.sampling.fixed import RandomSampler
 from tats_core.sampling.plackett_luce import Noise
-from tats_core.sampling.ppo import PPO, PPOConfig
 from tats_core.sampling.reward import Outcome
 from tats_core.specs import NotIdentity, StrictModel
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
@@ -36,8 +45,8 @@ class Change(StrictModel):
     """Other settings of the sampler's learning from the start of an epoch on."""
 
     epoch: int = Field(ge=0, description="finished epochs at which it begins")
-    ppo: dict[str, bool | int | float | str | None] = Field(
-        default_factory=dict, description="keys of sampler.ppo; an entropy_weight restarts its control"
+    sampler: dict[str, object] = Field(
+        default_factory=dict, description="keys of `sampler` that its objective can take up while it trains"
     )
     sampler_lr: float | None = Field(None, gt=0, description="null: as before")
 
@@ -48,7 +57,9 @@ class PretrainConfig(StepConfig):
     model: ViTConfig = Field(default_factory=lambda: ViTConfig.model_validate("vit_base"))
     clip: ClipConfig = Field(default_factory=ClipConfig)
     mae: MAEConfig = Field(default_factory=MAEConfig)
-    sampler: SamplerConfig = Field(default_factory=SamplerConfig)
+    sampler: AnySampler = Field(
+        default_factory=CHOICE.build, description="what chooses the visible tokens, and how it learns"
+    )
     sampler_warmup_epochs: float = Field(
         0, ge=0, description="epochs of random masking before the sampler draws (it has nothing to hunt yet)"
     )
@@ -60,7 +71,7 @@ class PretrainConfig(StepConfig):
         "sampler.network.width 48, for another width multiply it by 48 / width",
     )
     schedule: tuple[Change, ...] = Field(
-        (), description="changes of sampler.ppo and sampler_lr while it trains; each holds until the next"
+        (), description="changes of the sampler's learning while it trains; each holds until the next"
     )
     epochs: int = Field(800, ge=1, description="passes over the clips")
     until: int | None = Field(
@@ -93,12 +104,8 @@ class PretrainConfig(StepConfig):
         for change in self.schedule:
             try:
                 self.learning(change.epoch)
-            except ValidationError as error:
-                first = error.errors()[0]
-                key = ".".join(map(str, first["loc"]))
-                raise ValueError(
-                    f"the schedule's ppo.{key} at epoch {change.epoch}: {first['msg']}"
-                ) from error
+            except SpecError as error:
+                raise ValueError(str(error)) from error
         return self
 
     @property
@@ -106,14 +113,21 @@ class PretrainConfig(StepConfig):
         """After how many epochs training ends."""
         return self.until or self.epochs
 
-    def learning(self, epoch: int) -> tuple[PPOConfig, float]:
-        """Return how the sampler learns after `epoch` finished epochs: PPO's keys, learning rate."""
-        ppo, rate = self.sampler.ppo.model_dump(), self.sampler_lr
+    def learning(self, epoch: int) -> tuple[SamplerConfig, float]:
+        """Return how the sampler learns after `epoch` finished epochs: its configuration, learning rate."""
+        sampler, rate = self.sampler, self.sampler_lr
         for change in self.schedule:
             if change.epoch <= epoch:
-                ppo |= change.ppo
+                sampler = sampler.changed(change.sampler, f"the schedule's epoch {change.epoch}")
                 rate = change.sampler_lr or rate
-        return PPOConfig.model_validate(ppo), rate
+        return sampler, rate
+
+    def sampler_step(self, sampler: Sampler) -> GuardedStep:
+        """Return the sampler's own optimiser; `learning` has its learning rate."""
+        optimizer = torch.optim.AdamW(
+            sampler.parameters(), lr=self.learning(0)[1], betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        )
+        return GuardedStep(optimizer, 1.0, "sampler")
 
     def beginning(self, until: int) -> Self:
         """Return the configuration of the first epochs of this training."""
@@ -178,7 +192,7 @@ class JointTrainer:
     def __post_init__(self) -> None:
         config, device = self.config, self.world.device
         clip, vit = config.clip, config.model
-        site = SamplerSite(tokens=clip.tokens, slices=clip.slices, width=vit.width, heads=vit.heads)
+        site = SamplerSite(clip.slices, clip.rows, clip.columns, vit.width, vit.heads)
         # Equal weights on all workers; DistributedDataParallel would broadcast rank 0's anyway.
         with fresh_weights(config.seed):
             self.mae = VideoMAE(vit, config.mae, clip).to(device)
@@ -187,15 +201,17 @@ class JointTrainer:
         self.warmup_sampler = RandomSampler(clip.tokens, config.sampler.mask_ratio)
         self.mae_parallel = self.world.parallel(self.mae)
         self.mae_step = config.optimizer.build(self.mae, "masked autoencoder")
-        _, sampler_lr = config.learning(0)
-        self.objective = config.sampler.objective(config.seed)
-        if self.objective is not None:
-            optimizer = torch.optim.AdamW(
-                self.sampler.parameters(), lr=sampler_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        self.objective = config.learning(0)[0].objective(config.seed)
+        if self.sampler.learns != (self.objective is not None):
+            raise SpecError(
+                f"the sampler '{config.sampler.kind}' {'lacks' if self.sampler.learns else 'cannot use'} an "
+                "objective: a LearnedSampler needs one, and no other sampler has anything to learn"
             )
+        if self.objective is not None:
+            self.objective.to(device)
             self.learner = SamplerLearner(
                 self.world.parallel(self.sampler),
-                GuardedStep(optimizer, 1.0, "sampler"),
+                config.sampler_step(self.sampler),
                 self.world,
                 config.precision,
                 config.accumulate,
@@ -214,15 +230,12 @@ class JointTrainer:
         """True where the latest gradient of the autoencoder or the sampler was not finite."""
         return bool(self.mae_step.in_a_row or (self.objective is not None and self.learner.guarded.in_a_row))
 
-    def begin_epoch(self, epoch: int, batch: int) -> None:
+    def begin_epoch(self, epoch: int) -> None:
         """Apply the schedule of the sampler's learning, at the start of an epoch or on a resume within it."""
-        ppo, sampler_lr = self.config.learning(epoch)
+        sampler, sampler_lr = self.config.learning(epoch)
         if self.objective is not None:
             self.learner.guarded.set_lr(sampler_lr)
-        if isinstance(self.objective, PPO):  # the schedule's keys are PPO's
-            begins = [change for change in self.config.schedule if change.epoch == epoch and batch == 0]
-            restart = any("entropy_weight" in change.ppo for change in begins)
-            self.objective.configure(ppo, restart=restart)
+            self.objective.configure(sampler)
 
     def step(self, video_BCTHW: Tensor, lr: float, *, warming_up: bool = False) -> dict[str, float]:
         """One iteration on normalised videos: rollout, MAE step, update of the sampler; returns metrics."""
@@ -248,7 +261,16 @@ class JointTrainer:
         if reward_BM is not None and self.objective is not None and stepped:
             transition = Transition(tokens_BND, rollout, reward_BM)
             metrics |= self.objective.update(transition, self.learner)
+            self.average_buffers(self.sampler, self.objective)
         return {name: float(metric) for name, metric in metrics.items()}
+
+    @torch.no_grad()
+    def average_buffers(self, *modules: nn.Module) -> None:
+        """Average floating-point buffers over workers: running means become those of all clips."""
+        if self.world.size > 1:
+            for buffer in chain.from_iterable(module.buffers() for module in modules):
+                if buffer.is_floating_point():
+                    buffer.copy_(self.world.sum(buffer) / self.world.size)
 
     @torch.no_grad()
     def tokenize(self, patches_BNP: Tensor) -> Tensor:
@@ -261,9 +283,7 @@ class JointTrainer:
         assert self.objective is not None
         with torch.set_grad_enabled(self.objective.learns_from_the_draw and self.config.accumulate == 1):
             parts = [self.learner.policy(part_BND, last=True) for part_BND in self.parts(tokens_BND)]
-        if len(parts) == 1:
-            return parts[0]
-        return Policy(torch.cat([p.logits_BN for p in parts]), torch.cat([p.value_BN for p in parts]))
+        return Policy.joined(parts)
 
     def parts(self, values_BX: Tensor) -> tuple[Tensor, ...]:
         """The parts of a batch over which gradients are accumulated."""
@@ -389,7 +409,7 @@ def pretrain(
         store.save({"trainer": shared, "rank": rank}, step=at.step, metrics=metrics)
 
     while at.epoch < config.last_epoch:
-        trainer.begin_epoch(at.epoch, at.batch)
+        trainer.begin_epoch(at.epoch)
         pace = Pace()
         for batch in pace.timed(loader.epoch(at.epoch, at.batch)):
             lr = config.optimizer.lr(at.step, loader.steps, config.epochs, config.batch_size)

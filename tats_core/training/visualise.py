@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from tats_core.data import clips, readers, transforms
 from tats_core.errors import VideoError, WeightsError
 from tats_core.models.mae import VideoMAE
-from tats_core.sampling import Sampler, SamplerConfig, SamplerSite
+from tats_core.sampling import CHOICE, Sampler, SamplerSite
 from tats_core.training import pictures, weights
 from tats_core.training.optim import evaluating, fresh_weights
 from tats_core.training.views import Views, saved_views
@@ -117,12 +116,12 @@ def load_sampler(folder: Path, mae: VideoMAE) -> Sampler:
         )
     described = weights.describe(folder, "sampler")
     try:
-        config = SamplerConfig.model_validate(described["sampler"])
-    except (KeyError, ValidationError) as error:
+        config = CHOICE.validate(described["sampler"])
+    except (KeyError, ValueError) as error:
         raise WeightsError(f"{folder / 'sampler.json'}: does not describe a sampler ({error})") from error
     clip, vit = mae.clip, mae.encoder.config
-    site = SamplerSite(tokens=clip.tokens, slices=clip.slices, width=vit.width, heads=vit.heads)
+    site = SamplerSite(clip.slices, clip.rows, clip.columns, vit.width, vit.heads)
     with fresh_weights(0):  # loaded below; the draws must not disturb those of another stage
-        sampler = config.build(site)
+        sampler: Sampler = config.build(site)
     weights.load(folder, sampler, "sampler")
     return sampler

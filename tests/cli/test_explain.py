@@ -86,4 +86,7 @@ def test_an_unknown_topic_or_key_names_the_nearest(tats, words, sentence):
 
 
 def test_the_defaults_of_a_sampler_are_its_own(tats):
-    assert "kind                     text = adaptive" in tats("explain", "sampler", "adaptive").out
+    lines = tats("explain", "sampler", "adaptive").out.splitlines()
+    assert "kind              adaptive = adaptive" in lines
+    assert "objective_weight  number > 0 = 0.0001" in lines
+    assert not [line for line in lines if line.startswith(("ppo", "network"))], "those are of tats"

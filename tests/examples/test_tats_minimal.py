@@ -20,7 +20,7 @@ from tats_core.models.vit import ViTConfig
 from tats_core.sampling import Policy, Rollout
 from tats_core.sampling.ppo import PPOConfig, Scale, Transition, ppo_loss
 from tats_core.sampling.reward import Outcome, motion, top, within_clips
-from tats_core.sampling.tats import TATSConfig, TATSSampler
+from tats_core.sampling.tats import NetworkConfig, TATSSampler
 from tats_core.sampling.trajectory_attention import TrajectoryAttention
 
 FILE = Path(__file__).parents[2] / "examples" / "tats_minimal.py"
@@ -45,7 +45,7 @@ def _seeded() -> None:
 
 def sampler_of_tats_core(minimal: ModuleType, sampler: Any, width: int = 48) -> TATSSampler:
     """The sampler of tats_core with the weights of the example's."""
-    full = TATSSampler(minimal.N, 0.9, minimal.F, 96, TATSConfig(width=width, heads=2))
+    full = TATSSampler(minimal.N, 0.9, minimal.F, 96, NetworkConfig(width=width, heads=2))
     inside = ("attention", "norm1", "norm2", "mlp")
     full.load_state_dict(
         {

@@ -16,7 +16,7 @@ CLIP = ClipConfig(frames=4, size=6, tubelet=2, patch=3)
 
 def test_the_default_clip_is_videomaes() -> None:
     clip = ClipConfig()
-    assert (clip.slices, clip.side, clip.tokens, clip.pixels) == (8, 14, 1568, 1536)
+    assert (clip.slices, clip.rows, clip.columns, clip.tokens, clip.pixels) == (8, 14, 14, 1568, 1536)
 
 
 def test_a_clip_must_be_cut_without_a_rest() -> None:

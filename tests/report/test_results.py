@@ -25,7 +25,9 @@ ROWS = [
     row("ucf101", "pretrained", 60.0, linear_top1=42.0),
     row("ucf101", "scratch", 20.0, linear_top1=30.0),
 ]
-POLICY = {"motion_lift": 2.756, "random_lift": 1.0, "entropy_share": 0.41, "mask_ratio": 0.9}
+POLICY = {
+    "sampler": "bandit", "motion_lift": 2.756, "random_lift": 1.0, "entropy_share": 0.41, "mask_ratio": 0.9,
+}  # fmt: skip
 RESULTS = {"pipeline": "demo", "rows": ROWS, "policy": POLICY}
 
 
@@ -52,7 +54,7 @@ def test_the_terminal_table_is_exactly_this() -> None:
             "mean       pre-trained     41.0",
             "           from scratch    25.0",
             "",
-            "Sampler 'tats': motion lift 2.76 (random sampling 1.00),",
+            "Sampler 'bandit': motion lift 2.76 (random sampling 1.00),",
             "entropy 0.41 of log N, at mask ratio 0.90",
         ]
     )

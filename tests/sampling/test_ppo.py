@@ -14,7 +14,6 @@ from tats_core.sampling.base import Policy, Rollout
 from tats_core.sampling.objective import Transition
 from tats_core.sampling.plackett_luce import complement, gumbel_top_k
 from tats_core.sampling.ppo import (
-    PPO,
     EntropyController,
     Loss,
     PPOConfig,
@@ -25,6 +24,7 @@ from tats_core.sampling.ppo import (
     surrogate,
     value_loss,
 )
+from tats_core.sampling.tats import TATSConfig
 
 
 @pytest.mark.parametrize(
@@ -470,7 +470,7 @@ def test_by_default_the_ratios_leave_1_after_the_first_mini_batch(monkeypatch: p
     table = Table(6)
     learner = Taught(table, torch.optim.Adam(table.parameters(), lr=2e-3))
     (transition,) = _memory(8)
-    metrics = PPO(PPOConfig(), seed=0).update(transition, learner)
+    metrics = TATSConfig().objective(0).update(transition, learner)
     assert metrics["ppo_steps"] == len(ratios) == 4
     assert ratios[0] == (1.0, 1.0)
     assert all(max(1 - low, high - 1) > 1e-4 for low, high in ratios[1:])

@@ -7,14 +7,16 @@ mean over channels is the value of each.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tats_core.sampling.adaptive import SamplingObjective
+from tats_core.sampling.adaptive import AdaptiveConfig
 from tats_core.sampling.ppo import PPO, PPOConfig
 from tats_core.sampling.reward import Outcome, dynamic, motion, normalized, pixel, ranks, top, within_clips
+from tats_core.sampling.tats import TATSConfig
 
 FLOOR = 0.5
 
@@ -94,14 +96,20 @@ def test_of_what_is_predicted_no_reward_is_left() -> None:
         assert reward(outcome, FLOOR).tolist() == [[0, 0]]
 
 
+def _objective(**ppo: Any) -> PPO:
+    return TATSConfig(ppo=PPOConfig(**ppo)).objective(0)
+
+
 def test_each_objective_pays_its_own_reward() -> None:
     outcome = _outcome(CLIP, CLIP[:, [0, 1]] + _patches([3, -3, 3, -3]), [0, 1])
-    assert PPO(PPOConfig(reward="pixel"), 0).reward(outcome).tolist() == [[9, 9]]
+    assert _objective(reward="pixel").reward(outcome).tolist() == [[9, 9]]
     expected = [9 / 1.25 * 2 / 1.25, 0]
-    assert PPO(PPOConfig(reward="motion", reward_floor=0.5), 0).reward(outcome)[0].tolist() == pytest.approx(
+    assert _objective(reward="motion", reward_floor=0.5).reward(outcome)[0].tolist() == pytest.approx(
         expected
     )
-    assert SamplingObjective(1e-4).reward(outcome).tolist() == [[7, 7]], "AdaMAE's is the autoencoder's loss"
+    assert AdaptiveConfig().objective(0).reward(outcome).tolist() == [[7, 7]], (
+        "AdaMAE's is the autoencoder's loss"
+    )
 
 
 def test_equal_values_share_their_ranks() -> None:

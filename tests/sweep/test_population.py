@@ -96,8 +96,8 @@ def test_settings_stay_in_the_space_and_a_schedule_says_what_they_came_to(sweep)
         assert 1e-4 <= point["pretrain.sampler_lr"] <= 1e-2
         assert point["pretrain.sampler.ppo.minibatches"] <= point["pretrain.sampler.ppo.epochs"]
         built = graph.build(sweep.load(sweep.settings(point))).instances["pretrain"].config
-        ppo, rate = built.recipe.learning(built.last_epoch - 1)
-        assert (ppo.clip, ppo.epochs, rate) == (
+        sampler, rate = built.recipe.learning(built.last_epoch - 1)
+        assert (sampler.ppo.clip, sampler.ppo.epochs, rate) == (
             point[CLIP], point["pretrain.sampler.ppo.epochs"], point["pretrain.sampler_lr"],
         )  # fmt: skip
 
@@ -156,7 +156,10 @@ def test_a_kill_while_a_generation_is_written_changes_no_member(sweep, tmp_path,
         ("seeds={keys: [pretrain.seed], values: [0]}", "pbt leaves no room for seeds.keys"),
         ("scheduler={kind: asha, metric: pretrain.linear_top1}", "pbt leaves no room for scheduler"),
         ("pretrain.until=4", "pbt leaves no room for pretrain.until"),
-        ("space.pretrain.sampler.mask_ratio=[0.8, 0.9]", "not pretrain.sampler.mask_ratio"),
+        (
+            "space.pretrain.sampler.mask_ratio=[0.8, 0.9]",
+            "pbt cannot change pretrain.sampler.mask_ratio.*only ppo can",
+        ),
         ("space={pretrian.sampler_lr: [0.1, 0.2]}", "'pretrian' is none; did you mean 'pretrain'?"),
         ("space={probe.seed: [1, 2]}", "a pre-training that a metric is of, and 'probe' is none"),
     ],

@@ -75,7 +75,20 @@ def test_trial_ids_follow_from_name_and_values_alone() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [5e-05, 3, 0.5, True, None, "1", "null", "a: b", "ä", "", [1, 2], [{"epoch": 0, "ppo": {"clip": 1e-06}}]],
+    [
+        5e-05,
+        3,
+        0.5,
+        True,
+        None,
+        "1",
+        "null",
+        "a: b",
+        "ä",
+        "",
+        [1, 2],
+        [{"epoch": 0, "sampler": {"ppo": 1e-06}}],
+    ],
 )
 def test_a_value_reaches_the_pipeline_as_it_is(value) -> None:
     pipeline = spec.load("demo_ratio").complete_pipeline({"pretrain.any": value})

@@ -13,8 +13,10 @@ from tats_core.data.clips import normalise
 from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
-from tats_core.sampling import LearnedSampler, Policy, Rollout, Sampler, SamplerConfig, SamplerSite
+from tats_core.sampling import LearnedSampler, Policy, Rollout, Sampler, SamplerSite
+from tats_core.sampling.fixed import RandomSampler
 from tats_core.sampling.plackett_luce import Noise
+from tats_core.sampling.tats import TATSConfig
 from tats_core.training import health
 from tats_core.training.events import EventLog, read_events
 from tats_core.training.health import HealthCheck, HeldOut
@@ -131,10 +133,8 @@ def test_a_policy_that_follows_brightness_is_seen_at_a_glance(tmp_path: Path) ->
 
 
 def test_the_entropy_of_a_learned_policy_is_a_share_of_log_n(tmp_path: Path) -> None:
-    config = SamplerConfig.model_validate(
-        {"kind": "tats", "mask_ratio": 0.875, "network": {"width": 12, "heads": 2}}
-    )
-    sampler = config.build(SamplerSite(tokens=32, slices=2, width=24, heads=3))
+    config = TATSConfig.model_validate({"mask_ratio": 0.875, "network": {"width": 12, "heads": 2}})
+    sampler = config.build(SamplerSite(slices=2, rows=4, columns=4, width=24, heads=3))
     assert _check(tmp_path).policy(_mae(), sampler)["entropy_share"] == pytest.approx(1, abs=0.01)
     with torch.no_grad():
         sampler.actor.weight.mul_(1e6)  # type: ignore[union-attr, operator]
@@ -170,9 +170,7 @@ def test_a_collapsed_encoder_is_seen_by_rank_and_variance(tmp_path: Path) -> Non
 def test_a_check_leaves_the_model_training_and_repeats_itself(tmp_path: Path) -> None:
     mae, sampler = (
         _mae().train(),
-        SamplerConfig(kind="random", mask_ratio=0.875).build(
-            SamplerSite(tokens=32, slices=2, width=24, heads=3)
-        ),
+        RandomSampler(32, 0.875),
     )
     check = _check(tmp_path)
     assert check(mae, sampler, 1) == check(mae, sampler, 2)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tats_core import sampling
 from tats_core.errors import SpecError, TrainingError
 from tats_core.models.mae import VideoMAE
 from tats_core.sampling import Sampler, Transition, ppo
@@ -18,13 +19,17 @@ from tats_core.training.events import EventLog, read_events
 from tats_core.training.pretrain import JointTrainer, PretrainConfig, pretrain
 from tats_core.training.world import World
 
+
+def _tats(**ppo: Any) -> dict[str, Any]:
+    return {"kind": "tats", "network": {"width": 12, "heads": 2}, "ppo": ppo}
+
+
 SAMPLERS: dict[str, dict[str, Any]] = {
-    "random": {"kind": "random"},
-    "adaptive": {"kind": "adaptive"},
-    "tats": {"kind": "tats", "ppo": {"epochs": 2, "minibatches": 2}},
-    "tats, sequence": {"kind": "tats", "ppo": {"credit": "sequence", "reward_scale": "global"}},
+    **{kind: {"kind": kind} for kind in sampling.SAMPLERS},
+    "tats": _tats(epochs=2, minibatches=2),
+    "tats, sequence": _tats(credit="sequence", reward_scale="global"),
     # Three steps an epoch, two in the memory: a checkpoint falls between two updates.
-    "tats, long rollout": {"kind": "tats", "ppo": {"rollout_length": 2, "epochs": 2, "minibatches": 2}},
+    "tats, long rollout": _tats(rollout_length=2, epochs=2, minibatches=2),
 }
 
 
@@ -33,7 +38,7 @@ def _recipe(tiny: dict[str, Any], sampler: dict[str, Any], **changes: Any) -> Pr
         {
             **tiny,
             "mae": {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2, "decoded_share": 0.5},
-            "sampler": {"mask_ratio": 0.8, "network": {"width": 12, "heads": 2}, **sampler},
+            "sampler": {"mask_ratio": 0.8, **sampler},
             "optimizer": {"base_lr": 0.05, "warmup_epochs": 1},
             "epochs": 4,
             "batch_size": 4,
@@ -91,6 +96,19 @@ def test_a_resumed_run_ends_in_the_same_bits(
     _assert_same(straight.state_dict(), resumed.state_dict())
 
 
+def test_statistics_in_buffers_become_those_of_all_workers(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = JointTrainer(_recipe(tiny, SAMPLERS["random"]), World())
+    module = torch.nn.Module()
+    module.register_buffer("mean", torch.tensor(1.0))
+    module.register_buffer("steps", torch.tensor(1))
+    trainer.world = World(size=2)
+    monkeypatch.setattr(World, "sum", lambda self, values: values + 3)  # the other worker's mean is 3
+    trainer.average_buffers(module)
+    assert (module.mean.item(), module.steps.item()) == (2, 1)
+
+
 @pytest.mark.parametrize("killed_at", [1, 4, 5, 8])
 def test_a_run_killed_within_an_epoch_resumes_at_its_newest_step_and_ends_in_the_same_bits(
     killed_at: int, tiny: dict[str, Any], clips: Any, tmp_path: Path
@@ -114,7 +132,10 @@ def test_a_schedule_straight_through_and_in_parts_ends_in_the_same_bits(
     killed_at: int | None, tiny: dict[str, Any], clips: Any, tmp_path: Path
 ) -> None:
     later = {"clip": 0.05, "epochs": 1, "entropy_weight": 0.02, "target_entropy": 0.7}
-    schedule = [{"epoch": 2, "ppo": later, "sampler_lr": 0.01}, {"epoch": 3, "ppo": {"clip": 0.3}}]
+    schedule = [
+        {"epoch": 2, "sampler": {"ppo": later}, "sampler_lr": 0.01},
+        {"epoch": 3, "sampler": {"ppo": {"clip": 0.3}}},
+    ]
     recipe = _recipe(
         tiny, SAMPLERS["tats, long rollout"], schedule=schedule, checkpoint={"epochs": None, "steps": 1}
     )
@@ -158,8 +179,22 @@ def test_a_schedule_straight_through_and_in_parts_ends_in_the_same_bits(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schedule": [{"epoch": 1, "ppo": {"clipp": 0.1}}]}, "schedule's ppo.clipp at epoch 1"),
-        ({"schedule": [{"epoch": 1, "ppo": {"clip": 1.5}}]}, "schedule's ppo.clip at epoch 1"),
+        (
+            {"schedule": [{"epoch": 1, "sampler": {"ppo": {"clipp": 0.1}}}]},
+            "the schedule's epoch 1: sampler.ppo has no key 'clipp'; did you mean 'clip'",
+        ),
+        (
+            {"schedule": [{"epoch": 1, "sampler": {"ppo": {"clip": 1.5}}}]},
+            r"the schedule's epoch 1: sampler\.ppo\.clip: input should be less than 1",
+        ),
+        (
+            {"schedule": [{"epoch": 1, "sampler": {"mask_ratio": 0.5}}]},
+            r"epoch 1: sampler\.mask_ratio cannot change while the sampler trains; only ppo can",
+        ),
+        (
+            {"sampler": {"kind": "random"}, "schedule": [{"epoch": 1, "sampler": {"ppo": {"clip": 0.1}}}]},
+            "epoch 1: the sampler 'random' has no key 'ppo'",
+        ),
         ({"schedule": [{"epoch": 2}, {"epoch": 1}]}, "must rise, not 2, 1"),
         ({"schedule": [{"epoch": 3}], "until": 3}, "epoch 3 never begins: training ends after 3"),
         ({"until": 5}, "until is 5, but there are 4 epochs"),
@@ -169,7 +204,7 @@ def test_a_schedule_that_cannot_be_followed_is_refused(
     changes: dict[str, Any], message: str, tiny: dict[str, Any]
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        _recipe(tiny, SAMPLERS["tats"], **changes)
+        _recipe(tiny, **{"sampler": SAMPLERS["tats"], **changes})
 
 
 def test_no_checkpoint_is_saved_in_a_storm_of_nans(tiny: dict[str, Any], clips: Any, tmp_path: Path) -> None:
@@ -280,7 +315,7 @@ def test_by_default_a_joint_step_is_one_of_ppo(
 ) -> None:
     raw = {
         **tiny,
-        "sampler": {"network": {"width": 12, "heads": 2}, "ppo": {"kl_stop": None}},
+        "sampler": _tats(kl_stop=None),
         "batch_size": 4,
     }
     trainer = JointTrainer(PretrainConfig.model_validate(raw), World())
@@ -303,8 +338,7 @@ def test_by_default_a_joint_step_is_one_of_ppo(
 
 @pytest.mark.parametrize("scale", ["global", "clip", "rank", "top"])
 def test_rewards_are_scaled_and_their_moments_logged(scale: str, tiny: dict[str, Any]) -> None:
-    ppo_keys = {"rollout_length": 9, "reward_scale": scale}
-    trainer = JointTrainer(_recipe(tiny, {"kind": "tats", "ppo": ppo_keys}), World())
+    trainer = JointTrainer(_recipe(tiny, _tats(rollout_length=9, reward_scale=scale)), World())
     tokens_BND = torch.randn(2, 32, 24)
     policy = trainer.policy(tokens_BND)
     rollout = trainer.sampler.draw(2, trainer.noise, policy)
@@ -331,7 +365,7 @@ def test_rewards_are_scaled_and_their_moments_logged(scale: str, tiny: dict[str,
 def test_the_critic_is_judged_only_where_clips_earn_differently(
     scale: str, explains: bool, tiny: dict[str, Any], clips: Any
 ) -> None:
-    trainer = JointTrainer(_recipe(tiny, {"kind": "tats", "ppo": {"reward_scale": scale}}), World())
+    trainer = JointTrainer(_recipe(tiny, _tats(reward_scale=scale)), World())
     (video_BCTHW, _, _), *_ = clips().epoch(0)
     assert ("explained_variance" in trainer.step(video_BCTHW, lr=1e-3)) == explains
 
@@ -339,7 +373,7 @@ def test_the_critic_is_judged_only_where_clips_earn_differently(
 def test_a_skipped_step_of_the_sampler_is_counted_and_logged(
     tiny: dict[str, Any], clips: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sampler = {"kind": "tats", "ppo": {"epochs": 2, "minibatches": 2, "reward_scale": "global"}}
+    sampler = _tats(epochs=2, minibatches=2, reward_scale="global")
     trainer = JointTrainer(_recipe(tiny, sampler, epochs=1), World())
     assert trainer.objective is not None
     update = trainer.objective.update
@@ -361,7 +395,7 @@ def test_a_skipped_step_of_the_sampler_is_counted_and_logged(
 
 
 @pytest.mark.parametrize(
-    "sampler", [SAMPLERS["random"], SAMPLERS["adaptive"], {"kind": "tats", "ppo": {"epochs": 2}}], ids=str
+    "sampler", [*(SAMPLERS[kind] for kind in sampling.SAMPLERS if kind != "tats"), _tats(epochs=2)], ids=str
 )
 def test_an_accumulated_step_is_the_step_of_the_large_batch(
     sampler: dict[str, Any], tiny: dict[str, Any], clips: Any
@@ -385,13 +419,13 @@ def test_an_accumulated_step_is_the_step_of_the_large_batch(
             )
 
 
-@pytest.mark.parametrize("kind", ["tats", "adaptive", "random"])
+@pytest.mark.parametrize("kind", sampling.SAMPLERS)
 def test_a_step_in_bfloat16_stays_near_the_one_in_float32(
     kind: str, tiny: dict[str, Any], clips: Any
 ) -> None:
     losses = []
     for precision in ("fp32", "bf16"):
-        trainer = JointTrainer(_recipe(tiny, {"kind": kind}, precision=precision), World())
+        trainer = JointTrainer(_recipe(tiny, SAMPLERS[kind], precision=precision), World())
         losses.append([trainer.step(video, lr=1e-3)["loss"] for video, _, _ in clips(steps=4).epoch(0)])
         assert {p.dtype for p in trainer.mae.parameters()} == {torch.float32}
     assert losses[1] == pytest.approx(losses[0], rel=0.02)

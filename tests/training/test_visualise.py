@@ -15,7 +15,8 @@ from tats_core.errors import VideoError, WeightsError
 from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
-from tats_core.sampling import SamplerConfig, SamplerSite
+from tats_core.sampling import SamplerSite
+from tats_core.sampling.tats import TATSConfig
 from tats_core.training import weights
 from tats_core.training.predict import Views
 from tats_core.training.visualise import Visualiser
@@ -31,11 +32,11 @@ def folder(tmp_path: Path) -> Path:
     folder.mkdir()
     torch.manual_seed(0)
     config = MAEConfig(decoder_width=16, decoder_depth=1, decoder_heads=2)
-    sampler = SamplerConfig.model_validate({"mask_ratio": 0.875, "network": {"width": 12, "heads": 2}})
+    sampler = TATSConfig.model_validate({"mask_ratio": 0.875, "network": {"width": 12, "heads": 2}})
     views = Views(benchmark="ucf101", sampling="dense", stride=2)
     described = {"model": VIT, "clip": CLIP, "mae": config, "views": views}
     weights.save(folder, VideoMAE(VIT, config, CLIP), described)
-    site = SamplerSite(tokens=32, slices=2, width=24, heads=3)
+    site = SamplerSite(slices=2, rows=4, columns=4, width=24, heads=3)
     weights.save(folder, sampler.build(site), {"sampler": sampler}, name="sampler")
     return folder
 
