@@ -65,9 +65,7 @@ def sampler(vit: ViTConfig, config: NetworkConfig, clip: ClipConfig) -> Work:
     return project + block_work * config.depth
 
 
-def joint_step(
-    vit: ViTConfig, config: MAEConfig, tats: TATSConfig, clip: ClipConfig, visible: int
-) -> float:
+def joint_step(vit: ViTConfig, config: MAEConfig, tats: TATSConfig, clip: ClipConfig, visible: int) -> float:
     """FLOPs of one joint step for one clip: all tokens embedded for the sampler, rollout, MAE, PPO's passes.
 
     What the sampler's backward recomputes to save memory is not counted.

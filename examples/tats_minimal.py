@@ -25,7 +25,8 @@ F, S = FRAMES // TUBELET, (SIZE // PATCH) ** 2
 N, P = F * S, 3 * TUBELET * PATCH**2
 K = round((1 - 0.9) * N)  # mask ratio 0.9: the encoder sees a tenth of the tokens
 BATCH, EPOCHS, MINIBATCHES = 16, 1, 4  # PPO makes EPOCHS passes over each batch, in MINIBATCHES steps each
-CLIP, VALUE_WEIGHT, ENTROPY_WEIGHT = 0.2, 0.5, 0.1  # epsilon, c_v and c_e of PPO
+CLIP, VALUE_WEIGHT = 0.2, 0.5  # epsilon and c_v of PPO
+SPREAD = 1.5  # the policy stays open enough for so many times K tokens
 KL_STOP = 0.05  # an update ends when the policy has moved so far, in nats
 FLOOR = 0.2  # deviation of pixels below which a token counts as flat
 
@@ -162,7 +163,35 @@ class Sampler(nn.Module):
         x_BND = self.project(tokens_BND.detach())  # the sampler's gradients never reach the autoencoder
         x_BND = x_BND + self.attention(self.norm1(x_BND))
         x_BND = self.norm(x_BND + self.mlp(self.norm2(x_BND)))
-        return self.actor(x_BND).squeeze(2).log_softmax(1), self.critic(x_BND).mean((1, 2))
+        return hold_entropy(self.actor(x_BND).squeeze(2)).log_softmax(1), self.critic(x_BND).mean((1, 2))
+
+
+def entropy(logits_BN: Tensor) -> Tensor:
+    """H of the softmax, in nats: `[B, 1]`."""
+    log_probs_BN = logits_BN.log_softmax(1)
+    return -(log_probs_BN.exp() * log_probs_BN).sum(1, keepdim=True)
+
+
+def hold_entropy(logits_BN: Tensor) -> Tensor:
+    """Divide the logits by the temperature, at least 1, at which they spread over SPREAD * K tokens.
+
+    Unbounded, the policy soon shows the same few tokens, and never learns what others would earn.
+    """
+    lowest, scores_BN = math.log(SPREAD * K), logits_BN.detach()
+    low_B1 = torch.zeros(len(scores_BN), 1)  # bisect the logarithm of the temperature
+    high_B1 = (1 + 100 * (scores_BN.amax(1, True) - scores_BN.amin(1, True))).log()
+    for _ in range(30):
+        middle_B1 = (low_B1 + high_B1) / 2
+        is_sharper_B1 = entropy(scores_BN / middle_B1.exp()) < lowest
+        low_B1 = torch.where(is_sharper_B1, middle_B1, low_B1)
+        high_B1 = torch.where(is_sharper_B1, high_B1, middle_B1)
+    tau_B1 = torch.where(entropy(scores_BN) < lowest, high_B1.exp(), 1.0)
+    # Its gradient is -dH / (dH/dtau) (implicit function theorem), with dH/dtau = Var_pi(logits / tau) / tau.
+    held_BN = scores_BN / tau_B1
+    mean_B1 = (held_BN.softmax(1) * held_BN).sum(1, keepdim=True)
+    slope_B1 = (held_BN.softmax(1) * (held_BN - mean_B1).square()).sum(1, keepdim=True) / tau_B1
+    moved_B1 = (entropy(logits_BN / tau_B1) - entropy(held_BN)) / slope_B1.clamp_min(1e-12)
+    return logits_BN / torch.where(tau_B1 > 1, tau_B1 - moved_B1, tau_B1)
 
 
 def draw(log_probs_BN: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,18 +240,16 @@ class Transition(NamedTuple):
 
 
 def ppo_loss(sampler: Sampler, batch: Transition, advantage_BM: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """L = -E[min(r A, clip(r, 1-eps, 1+eps) A)] + c_v (V - R)^2 - c_e H(pi) / log N (PPO, eq. 7 and 9)."""
+    """L = -E[min(r A, clip(r, 1-eps, 1+eps) A)] + c_v (V - R)^2 (PPO, eq. 7 and 9)."""
     log_probs_BN, value_B = sampler(batch.tokens_BND)
     log_ratio_BN = log_probs_BN - batch.old_log_probs_BN
     # Bounded: exp must not overflow, nor a single token be the whole gradient (arXiv 1912.09729).
     ratio_BM = log_ratio_BN.gather(1, batch.masked_BM).clamp(max=2).exp()
     surrogate_BM = torch.minimum(ratio_BM * advantage_BM, ratio_BM.clamp(1 - CLIP, 1 + CLIP) * advantage_BM)
     value_loss = (value_B - batch.reward_BM.mean(1)).square().mean()
-    # Without the bonus the policy soon shows the same few tokens, and never learns what others would earn.
-    entropy = -(log_probs_BN.exp() * log_probs_BN).sum(1).mean() / math.log(N)
-    loss = -surrogate_BM.mean() + VALUE_WEIGHT * value_loss - ENTROPY_WEIGHT * entropy
+    loss = -surrogate_BM.mean() + VALUE_WEIGHT * value_loss
     health = {
-        "entropy": entropy,
+        "entropy": entropy(log_probs_BN).mean() / math.log(N),
         "kl": -(batch.old_log_probs_BN.exp() * log_ratio_BN).sum(1).mean(),
         "clipped": ((ratio_BM - 1).abs() > CLIP).float().mean(),
         "first_ratio": ratio_BM.mean(),

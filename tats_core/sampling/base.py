@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tats_core.errors import SpecError
+from tats_core.sampling.entropy import entropy
 from tats_core.sampling.plackett_luce import Noise, complement, gumbel_top_k, visible_count
 
 
@@ -58,8 +59,7 @@ class Policy:
     @property
     def entropy_B(self) -> Tensor:
         """H(pi), nats; log N for a uniform policy."""
-        log_probs_BN = self.log_probs_BN
-        return -(log_probs_BN.exp() * log_probs_BN).sum(1)
+        return entropy(self.logits_BN.float())
 
 
 @dataclass(frozen=True)

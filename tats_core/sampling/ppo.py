@@ -67,9 +67,8 @@ class PPOConfig(StrictModel):
     clip: float = Field(0.2, gt=0, lt=1, description="epsilon: a ratio earns nothing beyond 1 +- epsilon")
     value_clip: float | None = Field(None, gt=0, description="largest move of the value in one update")
     value_weight: float = Field(0.5, ge=0, description="c_v")
-    entropy_weight: float = Field(0.1, ge=0, description="c_e; where target_entropy is set, its start")
-    target_entropy: float | None = Field(
-        0.6, gt=0, lt=1, description="entropy held by adapting c_e, as a share of log N; null: c_e is fixed"
+    entropy_weight: float = Field(
+        0.0, ge=0, description="c_e, of a bonus on the entropy; what keeps the policy open is network.spread"
     )
     rollout_length: int = Field(1, ge=1, description="iterations of joint training between two updates")
     epochs: int = Field(
@@ -142,7 +141,6 @@ def ppo_loss(
     new: Policy,
     transition: Transition,
     config: PPOConfig,
-    entropy_weight: float,
     scale: Scale = Scale(),
 ) -> Loss:
     """`-E[min(rA, clip(r)A)] + c_v (V-R)^2 - c_e H(pi) / log N` over the clips of `transition`."""
@@ -164,7 +162,7 @@ def ppo_loss(
     policy_loss = -surrogate(ratio_BA, advantage_BX.expand_as(ratio_BA), config.clip).mean()
     critic_loss = value_loss(new.value_B1, old.value_B1, target_B1, config.value_clip)
     entropy_share = new.entropy_B.mean() / math.log(rollout.tokens)
-    total = policy_loss + config.value_weight * critic_loss - entropy_weight * entropy_share
+    total = policy_loss + config.value_weight * critic_loss - config.entropy_weight * entropy_share
     with torch.no_grad():
         low, high = torch.quantile(ratio_BA.flatten(), ratio_BA.new_tensor([0.01, 0.99]))
         parts = {
@@ -181,34 +179,10 @@ def ppo_loss(
     return Loss(total, {name: part.detach() for name, part in parts.items()})
 
 
-class EntropyController:
-    """Holds the policy's entropy at a target by moving the weight of the entropy bonus.
-
-    Multiplicative steps on the weight: it must be able to grow from nearly nothing to whatever is needed.
-    """
-
-    def __init__(self, weight: float, target_share: float | None, rate: float = 0.1) -> None:
-        self.start = self.weight = weight
-        self.target_share, self.rate = target_share, rate
-        # A new policy is uniform and needs no bonus, but the weight must be able to grow back quickly.
-        self.lowest = max(weight / 10, 1e-3)
-
-    def update(self, entropy_share: float) -> None:
-        """Raise the weight where the entropy lies below its target, lower it where above."""
-        if self.target_share is None:
-            return
-        # Slow on purpose: the policy answers to a weight only after tens of steps, and a fast controller
-        # swings between blind and collapsed.
-        gap = (self.target_share - entropy_share) / self.target_share
-        moved = max(self.weight, self.lowest) * math.exp(self.rate * gap)
-        self.weight = min(max(moved, self.lowest), 10.0)
-
-
 def improve(
     learner: Learner,
     memory: Sequence[Transition],
     config: PPOConfig,
-    controller: EntropyController,
     generator: torch.Generator,
     *,
     parts: int = 1,
@@ -236,7 +210,7 @@ def improve(
             last = number == len(pieces)
             part = transition.part(piece)
             policy = learner.policy(part.tokens_BND, last=last)
-            loss = ppo_loss(policy, part, config, controller.weight, scale)
+            loss = ppo_loss(policy, part, config, scale)
             share = len(piece) / len(index)
             learner.backward(loss.total * share, last=last)
             names = list(loss.parts)
@@ -248,15 +222,12 @@ def improve(
         if steps and config.kl_stop is not None and means["kl"] > config.kl_stop:
             learner.discard()
             break
-        # Not after a skipped step, whose entropy may be NaN: the weight would stay NaN for good.
-        if learner.step():
-            steps += 1
-            controller.update(means["entropy_share"])  # at the policy's pace: an update has several steps
+        steps += learner.step()
     health = {name: sum(values) / len(values) for name, values in logged.items()}
     # Before they are normalised: a mean far from 0 is a critic that is wrong about all clips alike.
     health |= {"advantage_mean": mean, "advantage_std": deviation}
     health |= explained_variance(learner, memory, config)
-    return health | {"entropy_weight": controller.weight, "ppo_steps": float(steps)}
+    return health | {"ppo_steps": float(steps)}
 
 
 def explained_variance(learner: Learner, memory: Sequence[Transition], config: PPOConfig) -> dict[str, float]:
@@ -303,10 +274,7 @@ def _minibatches(
 class PPOSamplerConfig(SamplerConfig):
     """Base of the samplers that are trained by PPO; their policies have a critic's values."""
 
-    ppo: Annotated[PPOConfig, WhileTraining] = Field(
-        default_factory=PPOConfig,
-        description="how it learns; an `entropy_weight` that changes restarts its control",
-    )
+    ppo: Annotated[PPOConfig, WhileTraining] = Field(default_factory=PPOConfig, description="how it learns")
 
     def objective(self, seed: int) -> PPO:
         """Return PPO."""
@@ -319,15 +287,6 @@ class PPO(Objective[PPOSamplerConfig]):
     def __init__(self, config: PPOSamplerConfig, seed: int) -> None:
         super().__init__(config)
         self.shuffles = torch.Generator().manual_seed(seed)
-        self.controller = EntropyController(config.ppo.entropy_weight, config.ppo.target_entropy)
-
-    def configure(self, config: PPOSamplerConfig) -> None:
-        """Learn as `config` says; another weight of the entropy restarts its control there."""
-        super().configure(config)
-        old = self.controller
-        self.controller = EntropyController(config.ppo.entropy_weight, config.ppo.target_entropy)
-        if self.controller.start == old.start:
-            self.controller.weight = old.weight
 
     def reward(self, outcome: Outcome) -> Tensor:
         """The reward of the configuration."""
@@ -353,19 +312,14 @@ class PPO(Objective[PPOSamplerConfig]):
         if len(self.memory) < config.rollout_length:
             return metrics
         parts = learner.accumulate
-        metrics |= improve(learner, self.memory, config, self.controller, self.shuffles, parts=parts)
+        metrics |= improve(learner, self.memory, config, self.shuffles, parts=parts)
         self.memory.clear()
         return metrics
 
-    def get_extra_state(self) -> dict[str, float | Tensor]:
-        """The control of the entropy and the state of the shuffles; the same on all workers."""
-        control = {"entropy_weight": self.controller.weight, "entropy_start": self.controller.start}
-        return {**control, "shuffles": self.shuffles.get_state()}
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """The state of the shuffles, the same on all workers."""
+        return {"shuffles": self.shuffles.get_state()}
 
-    def set_extra_state(self, state: Mapping[str, float | Tensor]) -> None:
+    def set_extra_state(self, state: Mapping[str, Tensor]) -> None:
         """Undo `get_extra_state`."""
-        shuffles = state["shuffles"]
-        assert isinstance(shuffles, Tensor)
-        self.controller.weight = float(state["entropy_weight"])
-        self.controller.start = float(state["entropy_start"])
-        self.shuffles.set_state(shuffles)
+        self.shuffles.set_state(state["shuffles"])

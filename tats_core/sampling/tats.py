@@ -5,6 +5,7 @@ Axes: B clips, N tokens, D encoder width, W sampler width.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from tats_core.sampling.base import LearnedSampler, Policy
 from tats_core.sampling.config import SamplerSite
+from tats_core.sampling.entropy import hold_entropy
 from tats_core.sampling.ppo import PPOSamplerConfig
 from tats_core.sampling.trajectory_attention import TrajectoryAttention
 from tats_core.specs import StrictModel
@@ -28,7 +30,12 @@ class NetworkConfig(StrictModel):
     values: Literal["paper", "shipped"] = Field(
         "paper", description="temporal values projected (the paper's eq. 7) or not (Motionformer's code)"
     )
-    temperature: float = Field(1.0, gt=0, description="divides the logits")
+    spread: float = Field(
+        1.5,
+        gt=0,
+        description="how open the policy stays: it spreads over at least so many times K tokens (the "
+        "exponential of its entropy), or over 95% of all where that is less",
+    )
 
 
 class TATSConfig(PPOSamplerConfig):
@@ -88,4 +95,5 @@ class TATSSampler(LearnedSampler):
         with torch.autocast(mixed_BNW.device.type, enabled=False):
             mixed_BNW = mixed_BNW.to(self.actor.weight.dtype)
             logits_BN, value_BN = self.actor(mixed_BNW).squeeze(-1), self.critic(mixed_BNW).squeeze(-1)
-        return Policy(logits_BN.float() / self.config.temperature, value_BN.float())
+        lowest = math.log(min(self.config.spread * self.visible, 0.95 * self.tokens))
+        return Policy(hold_entropy(logits_BN.float(), lowest), value_BN.float())

@@ -159,7 +159,7 @@ def test_the_loss_of_ppo_and_its_gradient_are_those_of_tats_core(minimal: Module
     transition = Transition(
         tokens_BND, Rollout(visible_BK, masked_BM, minimal.N, Policy(old.logits_BN, old.value_BN)), reward_BM
     )
-    expected = ppo_loss(full(tokens_BND), transition, config, minimal.ENTROPY_WEIGHT, scale)
+    expected = ppo_loss(full(tokens_BND), transition, config, scale)
     expected.total.backward()
     assert_close(loss, expected.total, atol=1e-5, rtol=1e-5)
     assert health["clipped"] == pytest.approx(float(expected.parts["clip_fraction"]))
@@ -181,7 +181,6 @@ def test_a_few_steps_start_from_the_old_policy_and_leave_it(
     minimal: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(minimal, "BATCH", 4)
-    monkeypatch.setattr(minimal, "ENTROPY_WEIGHT", 0.0)
     history = minimal.train(steps=4, every=2)
     assert [row["step"] for row in history] == [2, 4]
     assert history[-1]["loss"] < history[0]["loss"]

@@ -180,9 +180,17 @@ def test_a_fresh_sampler_of_the_encoders_width_has_no_projection() -> None:
     assert list(_build("tats").project.parameters())  # type: ignore[union-attr, arg-type]
 
 
-def test_a_temperature_divides_the_logits() -> None:
-    cold, warm = _build("tats"), _build("tats", temperature=4.0)
-    torch.testing.assert_close(cold(_tokens()).logits_BN, 4 * warm(_tokens()).logits_BN)
+@pytest.mark.parametrize(("spread", "effective"), [(1.5, None), (3.0, None), (1000.0, 0.95)])
+def test_a_sharp_policy_spreads_over_as_many_tokens_as_asked_for(
+    spread: float, effective: float | None
+) -> None:
+    sampler = _build("tats", spread=spread)
+    assert isinstance(sampler, TATSSampler)
+    with torch.no_grad():
+        sampler.actor.weight.mul_(1e4)
+        perplexity_B = sampler(_tokens()).entropy_B.exp()
+    expected = effective * sampler.tokens if effective else spread * sampler.visible
+    torch.testing.assert_close(perplexity_B, torch.full_like(perplexity_B, expected), rtol=1e-3, atol=0)
 
 
 def test_in_bfloat16_the_logits_are_finer_than_the_clip_of_ppo() -> None:
@@ -195,7 +203,7 @@ def test_in_bfloat16_the_logits_are_finer_than_the_clip_of_ppo() -> None:
 
 
 def test_tats_draws_what_its_actor_prefers() -> None:
-    sampler = _build("tats")
+    sampler = _build("tats", spread=0.1)
     assert isinstance(sampler, TATSSampler)
     with torch.no_grad():
         sampler.actor.weight.mul_(1e4)

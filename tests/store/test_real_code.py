@@ -89,7 +89,11 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
 @pytest.mark.parametrize(
     ("module", "old", "new"),
     [
-        ("sampling/ppo.py", "class EntropyController:", "class EntropyController:  # a comment"),
+        (
+            "sampling/ppo.py",
+            "class PPO(Objective[PPOSamplerConfig]):",
+            "class PPO(Objective[PPOSamplerConfig]):  # a comment",
+        ),
         (
             "models/vit.py",
             "from __future__ import annotations",

@@ -21,7 +21,7 @@ space:
   pretrain.sampler.kind: [random, tats]
   pretrain.sampler.mask_ratio: {uniform: [0.5, 0.95]}
   pretrain.sampler.ppo.epochs: {int: [1, 4]}
-  pretrain.sampler.ppo.target_entropy: [null, 0.5, 0.7]
+  pretrain.sampler.ppo.kl_stop: [null, 0.05, 0.1]
   pretrain.sampler_lr: {loguniform: [1.0e-4, 1.0e-2]}
 where: {pretrain.sampler.ppo.*: {pretrain.sampler.kind: tats}}
 constraints: [pretrain.sampler.mask_ratio <= 0.9]

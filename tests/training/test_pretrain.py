@@ -131,7 +131,7 @@ def test_a_run_killed_within_an_epoch_resumes_at_its_newest_step_and_ends_in_the
 def test_a_schedule_straight_through_and_in_parts_ends_in_the_same_bits(
     killed_at: int | None, tiny: dict[str, Any], clips: Any, tmp_path: Path
 ) -> None:
-    later = {"clip": 0.05, "epochs": 1, "entropy_weight": 0.02, "target_entropy": 0.7}
+    later = {"clip": 0.05, "epochs": 1, "entropy_weight": 0.02}
     schedule = [
         {"epoch": 2, "sampler": {"ppo": later}, "sampler_lr": 0.01},
         {"epoch": 3, "sampler": {"ppo": {"clip": 0.3}}},

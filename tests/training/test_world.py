@@ -128,7 +128,7 @@ def test_two_workers_take_twenty_joint_steps_as_one_with_the_whole_batch(both: l
             for name, tensor in alone[part].items():
                 difference = (worker["joint"][part][name] - tensor).abs().max().item()
                 assert difference < 1e-5, f"{part}.{name}: {difference}"
-    shared = ("reward_mean", "reward_std", "policy_loss", "entropy_share", "kl", "entropy_weight")
+    shared = ("reward_mean", "reward_std", "policy_loss", "entropy_share", "kl", "clip_fraction")
     for step, expected in enumerate(alone["metrics"]):
         ranks = [worker["joint"]["metrics"][step] for worker in both]
         # The loss is each worker's own; what the sampler learns from is pooled.
