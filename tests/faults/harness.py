@@ -205,6 +205,11 @@ class Lab:
             for name, tensor in load_file(self.stage(kind) / file).items()
         }
 
+    def left_running(self) -> int:
+        """Return how many runs MLflow shows as running."""
+        with sqlite3.connect(self.home / "mlflow.db") as database:
+            return int(database.execute("SELECT count(*) FROM runs WHERE status = 'RUNNING'").fetchone()[0])
+
     def points(self) -> dict[str, list[tuple[str, int, float | None]]]:
         """Return stage → sorted points (key, step, value) of its curves in MLflow.
 
@@ -241,6 +246,7 @@ def same(lab: Lab, reference: Lab, *, values: bool = True) -> None:
     assert not differ
     curves, undisturbed = lab.points(), reference.points()
     assert curves.keys() == undisturbed.keys()
+    assert lab.left_running() == 0, "MLflow shows runs as running whose driver was killed"
     for stage, points in undisturbed.items():
         assert _points(curves[stage], values) == _points(points, values), stage
 

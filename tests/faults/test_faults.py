@@ -19,6 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+
+from tats_core.store.run import RunRecord
 
 from .harness import STEP, Lab, same, until
 
@@ -50,6 +53,7 @@ def the_driver_is_killed(lab: Lab) -> None:
         # Nobody lets the worker go on: it has to notice by itself that it is alone.
         code, _ = run.wait()
     assert code == -signal.SIGKILL
+    assert RunRecord.load(lab.home / "runs" / lab.record()["id"]).state == "lost"
 
 
 def a_workers_machine_is_taken_away(lab: Lab) -> None:
@@ -144,6 +148,7 @@ def a_storm_of_nans(lab: Lab) -> None:
     code, said = lab.run(faults=[lab.fault(STEP, "nan", 5)])
     assert code == FAILED, said
     assert "20 steps in a row had a non-finite gradient" in one_sentence(said)
+    assert f"`tats replay {lab.partial('pretrain')}/dump`" in one_sentence(said)
 
 
 def the_driver_is_killed_and_its_newest_checkpoint_corrupt(lab: Lab) -> None:
@@ -296,6 +301,21 @@ def test_the_run_after_it_ends_as_one_that_was_never_disturbed(fault, lab, refer
     assert code == 0, said
     # A storm leaves points of its own before the run goes back to where it began.
     same(lab, reference, values=fault is not a_storm_of_nans)
+
+
+@pytest.mark.faults
+def test_a_fork_with_the_same_settings_ends_in_the_bits_of_the_training_that_it_left(lab, reference):
+    the_driver_is_killed(lab)
+    parent = lab.record()["id"]
+    code, said = lab.run("--fork", f"{parent}:pretrain@2")
+    assert code == BAD_INPUT, said
+    assert one_sentence(said).endswith("pretrain has no checkpoint of step 2; it has those of step 3")
+    code, said = lab.run("--fork", f"{parent}:pretrain@3")
+    assert code == 0, said
+    assert "resumed after step 3 of 36" in said
+    assert Path(lab.stage("pretrain")).name != Path(reference.stage("pretrain")).name
+    found, wanted = lab.parameters(), reference.parameters()
+    assert [name for name, tensor in wanted.items() if not torch.equal(found[name], tensor)] == []
 
 
 def test_a_folder_harmed_by_one_of_each_kind_in_turn_ends_as_one_never_disturbed(lab, reference, subtests):
