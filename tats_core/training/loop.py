@@ -74,15 +74,24 @@ class Position:
         self.sums = {}
 
 
-class Restored(Protocol):
-    """A trainer whose state can be restored."""
+class Trainer(Protocol):
+    """What a training loop knows of the trainer whose steps it counts."""
+
+    @property
+    def struggles(self) -> bool:
+        """True where the latest gradient was not finite."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo `state_dict`."""
         ...
 
 
-def restore(trainer: Restored, state: Mapping[str, Any]) -> None:
+def restore(trainer: Trainer, state: Mapping[str, Any]) -> None:
     """Put the state of a checkpoint into `trainer`.
 
     Raises:
@@ -93,19 +102,6 @@ def restore(trainer: Restored, state: Mapping[str, Any]) -> None:
     except (RuntimeError, ValueError, KeyError) as error:  # as torch has them
         reason = brief(str(error).strip().splitlines()[-1].strip())
         raise WeightsError(f"the checkpoint is of another model or sampler than this ({reason})") from error
-
-
-class Stepping(Protocol):
-    """A trainer, as far as its last step is concerned."""
-
-    @property
-    def struggles(self) -> bool:
-        """True where the latest gradient was not finite."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,7 @@ class LastStep:
     """The state before it, on the CPU; copied only where the step before it was not finite."""
 
     @classmethod
-    def of(cls, trainer: Stepping, number: int, batch: Batch, arguments: Mapping[str, Any]) -> Self:
+    def of(cls, trainer: Trainer, number: int, batch: Batch, arguments: Mapping[str, Any]) -> Self:
         """Return what the step that comes now is given."""
         return cls(number, batch, arguments, on_cpu(trainer.state_dict()) if trainer.struggles else None)
 
