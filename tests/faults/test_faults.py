@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 MOUNTS = os.geteuid() == 0
 RESUME = "resume with: tats run pipeline"
-SAYS_DAMAGED = "the checkpoint step-000000006 is corrupt (state.pt has another content)"
+SAYS_DAMAGED = re.compile(r"the checkpoint step-\d+ is corrupt \(state.pt has another content\)")
 COMMIT = "tats_core.store.outputs:write_json"
 BAD_INPUT, FAILED, STOPPED = 2, 1, 130
 
@@ -41,10 +41,17 @@ def one_sentence(said: str) -> str:
     return line
 
 
+def resumed(said: str) -> tuple[int, int]:
+    """Return after which steps of its pre-training a run began, and began again."""
+    steps = [int(step) for step in re.findall(r"resumed after step (\d+) of 36", said)]
+    return (0, *steps)[-2], steps[-1]
+
+
 def a_worker_is_killed(lab: Lab) -> None:
     code, said = lab.run(faults=[lab.fault(STEP, "kill", 5, rank=1)])
     assert code == 0, said
-    assert "resumed after step 3 of 36" in said
+    before, after = resumed(said)
+    assert 0 < after - before < 5, "back to the checkpoint of the last epoch"
 
 
 def the_driver_is_killed(lab: Lab) -> None:
@@ -62,7 +69,8 @@ def a_workers_machine_is_taken_away(lab: Lab) -> None:
         os.kill(worker, signal.SIGTERM)
     code, said = run.wait()
     assert code == 0, said
-    assert re.search(r"resumed after step [56] of 36", said), "no step is lost"
+    before, after = resumed(said)
+    assert after - before in (5, 6), "no step is lost"
 
 
 def _holds(lab: Lab, pid: int, rank: int) -> bool:
@@ -163,7 +171,7 @@ def the_driver_is_killed_and_its_newest_checkpoint_corrupt(lab: Lab) -> None:
 def the_newest_checkpoint_is_corrupt(lab: Lab) -> None:
     the_driver_is_killed_and_its_newest_checkpoint_corrupt(lab)
     with lab.held(STEP, 1, rank=0) as run:
-        until(lambda: SAYS_DAMAGED in run.said)
+        until(lambda: SAYS_DAMAGED.search(run.said))
         os.kill(run.process.pid, signal.SIGKILL)
         run.wait()
 
@@ -323,7 +331,7 @@ def test_a_folder_harmed_by_one_of_each_kind_in_turn_ends_as_one_never_disturbed
         with subtests.test(fault.__name__):
             _skip_what_needs_root(fault)
             fault(lab)
-    assert any(SAYS_DAMAGED in run.said for run in lab.started)
+    assert any(SAYS_DAMAGED.search(run.said) for run in lab.started)
     code, said = lab.run()
     assert code == 0, said
     same(lab, reference)
