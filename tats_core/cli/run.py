@@ -137,7 +137,8 @@ def pipeline(
     finally:
         ui.close()
     if as_json:
-        raise typer.Exit({"finished": 0, "stopped": INTERRUPTED}.get(record.status, RunError.exit_code))
+        failed = TatsError if record.refused else RunError
+        raise typer.Exit({"finished": 0, "stopped": INTERRUPTED}.get(record.status, failed.exit_code))
     _conclude(record, name, home, resume)
 
 
@@ -181,7 +182,8 @@ def _conclude(record: RunRecord, name: str, home: Path, resume: str) -> None:
         typer.echo(f"Stopped; finished work is saved. Resume with: {resume}")
         raise typer.Exit(INTERRUPTED)
     if record.status == "failed":
-        raise RunError(f"{record.error or 'a stage failed'}; finished work is saved, resume with: {resume}")
+        failed = TatsError if record.refused else RunError
+        raise failed(f"{record.error or 'a stage failed'}; finished work is saved, resume with: {resume}")
     table = Run(record).results
     if table is None:
         return

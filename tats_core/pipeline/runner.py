@@ -187,6 +187,7 @@ class _Run:
         self.digests: dict[str, str] = {}
         self.decisions: dict[str, Decision] = {}
         self.stop_noted = False
+        self.refused: set[str] = set()
         self.began = time.monotonic()
         hooks = Notifier(
             decider.pipeline.notify, record, lambda text: self.answers.put(Answer("", "note", text))
@@ -360,6 +361,8 @@ class _Run:
         stage.finished = self._now()
         stage.seconds = stage.finished - (stage.started or stage.finished)
         stage.status, stage.error = status, answer.text or None
+        if answer.refused:
+            self.refused.add(stage.name)
         if stage.done:
             self._finish(stage, work.decision.folder)
         else:
@@ -417,6 +420,7 @@ class _Run:
         failed = [stage for stage in record.stages.values() if stage.status == "failed"]
         record.error = f"{failed[0].name}: {failed[0].error}" if failed else None
         record.status = "failed" if failed else "stopped" if self.stop.is_set() else "finished"
+        record.refused = bool(failed) and self.refused.issuperset(stage.name for stage in failed)
         record.finished = self._now()
         record.save()
         for observer in self.observers:

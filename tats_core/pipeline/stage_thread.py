@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Literal
 
 from tats_core import files
-from tats_core.errors import ResourceError, RunError, Stopped, StoreError, TatsError
+from tats_core.errors import (
+    DataError,
+    ResourceError,
+    RunError,
+    SpecError,
+    Stopped,
+    StoreError,
+    TatsError,
+    WeightsError,
+)
 from tats_core.pipeline.graph import Instance
 from tats_core.pipeline.plan import Decision
 from tats_core.specs import StrictModel, identity
@@ -36,6 +45,8 @@ class Answer:
     name: str
     what: Literal["finished", "cached", "failed", "stopped", "again", "note", "waits", "works"]
     text: str = ""
+    refused: bool = False
+    """The stage failed over what it was given: videos, weights, its configuration."""
 
 
 @dataclass(eq=False)
@@ -91,7 +102,9 @@ class StageWork(threading.Thread):
             return Answer(self.name, "stopped"), False
         except TatsError as error:
             # What a machine or a cluster lacks now, it may have later: Ray that did not start, a node.
-            return Answer(self.name, "failed", str(error)), isinstance(error, RunError | ResourceError)
+            refused = isinstance(error, DataError | SpecError | WeightsError)
+            may_help = isinstance(error, RunError | ResourceError)
+            return Answer(self.name, "failed", str(error), refused), may_help
         except OSError as error:
             text = f"{error.filename or self.home}: {error.strerror or error}"
             return Answer(self.name, "failed", str(StoreError(text))), False

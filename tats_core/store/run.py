@@ -96,6 +96,8 @@ class RunRecord:
     overrides: list[str] = field(default_factory=list)
     only: list[str] = field(default_factory=list)
     error: str | None = None
+    refused: bool = False
+    """Whether it failed over what it was given (videos, weights, a configuration) and nothing else."""
     git_commit: str | None = None
     tracking_uri: str | None = None
     tracking_run: str | None = None

@@ -26,25 +26,25 @@ def menu(tmp_path: Path) -> Path:
     return path
 
 
-def ended(home: Path, status: Any, error: str | None = None) -> RunRecord:
+def ended(home: Path, status: Any, error: str | None = None, refused: bool = False) -> RunRecord:
     """Return the record of a run with one report stage whose results are `ROWS`."""
     folder = home / "stages" / "report-0"
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps({"pipeline": "mine", "rows": ROWS, "policy": {}}))
     stage = StageRecord("report", "report", "report", {}, [], status="finished", folder=str(folder))
-    return RunRecord(
-        "r1", "mine", "", "mine.yaml", str(home), status, 0.0, {"report": stage}, finished=1.0, error=error
-    )
+    record = RunRecord("r1", "mine", "", "mine.yaml", str(home), status, 0.0, {"report": stage}, finished=1.0)
+    record.error, record.refused = error, refused
+    return record
 
 
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """Replace `runner.run`; the returned dict holds its arguments and sets what it returns."""
-    seen: dict[str, Any] = {"status": "finished", "error": None}
+    seen: dict[str, Any] = {"status": "finished", "error": None, "refused": False}
 
     def run(pipeline: Any, home: Path, **options: Any) -> RunRecord:
         seen.update(options, pipeline=pipeline, home=home)
-        return ended(home, seen["status"], seen["error"])
+        return ended(home, seen["status"], seen["error"], seen["refused"])
 
     monkeypatch.setattr(runner, "run", run)
     return seen
@@ -99,6 +99,13 @@ def test_a_failed_run_exits_with_1_its_error_and_the_command_that_resumes_it(tat
         "tats: pretrain: the disk is full; finished work is saved, "
         "resume with: tats run pipeline mine --home "
     )
+
+
+def test_a_run_that_failed_over_what_it_was_given_exits_with_2(tats, menu, called):
+    called.update(status="failed", error="evaluate: a.avi: cannot be read", refused=True)
+    result = tats("run", "pipeline", "mine")
+    assert result.code == 2
+    assert result.err.startswith("tats: evaluate: a.avi: cannot be read; finished work is saved")
 
 
 def test_an_error_before_the_start_exits_with_2(tats, menu, monkeypatch):

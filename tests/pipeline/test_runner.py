@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tats_core.errors import ResourceError, SpecError, StageError, TatsError
+from tats_core.errors import ResourceError, SpecError, StageError, TatsError, VideoError
 from tats_core.files import digest, write_json
 from tats_core.pipeline import runner
 from tats_core.stages.base import StageContext
@@ -282,7 +282,17 @@ stages:
     assert ui.of("stage_failed") == [("bad", "it broke")]
     record = runner.run(load(text), home, on_error="continue")
     assert statuses(record) == {"make": "cached", "bad": "failed", "next": "skipped", "good": "finished"}
-    assert record.status == "failed"
+    assert (record.status, record.refused) == ("failed", False)
+
+
+def test_a_run_that_fails_over_what_it_was_given_says_so(load, home, monkeypatch):
+    def unreadable(ctx: StageContext) -> None:
+        raise VideoError("a.avi: cannot be read")
+
+    monkeypatch.setattr(Grow, "hook", staticmethod(unreadable))
+    record = runner.run(load("stages: {make: {kind: make}, grow: {kind: grow, needs: make}}"), home)
+    assert (record.status, record.refused) == ("failed", True)
+    assert RunRecord.load(record.folder).refused
 
 
 def test_a_retry_resumes_in_the_same_folder(load, home, ui):
