@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tats_core.data import benchmarks
+from tats_core.data import benchmarks, index
 from tats_core.data.generate import generate as generate_videos
 from tats_core.data.manifest import Manifest
 from tats_core.errors import DataError, SpecError, StageError, Stopped, StoreError
@@ -304,6 +304,29 @@ def test_damaged_test_videos_may_be_left_out_and_are_counted(context, tmp_path, 
     assert sum(text.startswith("left out of the test: ") for text in notes) == 2
 
 
+def test_what_is_indexed_is_not_decoded_again_and_a_replaced_video_is_another_data_set(
+    context, tmp_path, damaged_copy, monkeypatch
+):
+    config = damaged_copy.model_copy(update={"damaged": "leave_out"})
+    outs = [tmp_path / name for name in ("real", "again", "replaced")]
+    for out in outs[1:]:
+        out.mkdir()
+    data.KIND.run(config, context(out=outs[0], home=tmp_path / "home"))
+    (stored,) = (tmp_path / "home" / "indexes").iterdir()
+    assert stored.name.startswith("ucf101-")
+    decode = index._decoded
+    monkeypatch.setattr(index, "_decoded", None)  # it would raise
+    data.KIND.run(config, context(out=outs[1], home=tmp_path / "home"))
+    assert data.KIND.identities(outs[1]) == data.KIND.identities(outs[0])
+    monkeypatch.setattr(index, "_decoded", decode)
+    train, test = (Manifest.load(outs[0] / f"ucf101.{split}.json") for split in ("train", "test"))
+    Path(train.videos[0].path).write_bytes(Path(train.videos[1].path).read_bytes())
+    data.KIND.run(config, context(out=outs[2], home=tmp_path / "home"))
+    before, after = (data.KIND.identities(out) for out in (outs[0], outs[2]))
+    assert before["ucf101.test.json"] == after["ucf101.test.json"] == test.digest()
+    assert before["ucf101.train.json"] != after["ucf101.train.json"]
+
+
 def test_damage_may_be_ignored(context, tmp_path, damaged_copy):
     config = damaged_copy.model_copy(update={"damaged": "ignore"})
     data.KIND.run(config, context(out=tmp_path / "real"))
@@ -419,7 +442,9 @@ def test_a_change_in_a_list_or_a_folder_of_a_data_set_is_seen(tmp_path):
     seen.append(data.KIND.external(config)["ucf101"])
     (folder / "UCF-101" / "Biking" / "v.avi").touch()
     seen.append(data.KIND.external(config)["ucf101"])
-    assert len(set(seen)) == 3
+    (folder / "UCF-101" / "Biking" / "v.avi").write_bytes(b"another video in its place")
+    seen.append(data.KIND.external(config)["ucf101"])
+    assert len(set(seen)) == 4
     assert data.KIND.external(config)["ucf101"] == seen[-1]
 
 
