@@ -179,10 +179,10 @@ class VideoViT(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         initialise_blocks(self.blocks, config, matrices)
 
-    def tokenize(self, patches_BNP: Tensor) -> Tensor:
-        """Embed all tokens and add their positions: `[B, N, P]` to `[B, N, D]`."""
-        embedded: Tensor = self.embedding(patches_BNP) + self.position_ND
-        return embedded
+    def tokenize(self, patches_BNP: Tensor, positions: bool = True) -> Tensor:
+        """Embed all tokens and add their positions, unless without: `[B, N, P]` to `[B, N, D]`."""
+        embedded: Tensor = self.embedding(patches_BNP)
+        return embedded + self.position_ND if positions else embedded
 
     def encode(self, tokens_BMD: Tensor) -> Tensor:
         """Run the blocks on tokens that carry their positions; the final norm is not applied."""

@@ -1,43 +1,97 @@
 """AdaMAE's sampler (arXiv 2211.09120), the baseline with a policy but without trajectories or PPO.
 
-Axes: B clips, N tokens, D encoder width.
+Axes: B clips, N tokens, M masked ones, D encoder width, H heads, E = D / H.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tats_core.errors import SpecError
 from tats_core.sampling.base import LearnedSampler, Policy, Rollout
 from tats_core.sampling.config import SamplerConfig, SamplerSite, WhileTraining
 from tats_core.sampling.objective import LossObjective, Transition
+
+_HEADS = 8  # of the published network, whatever the encoder has
 
 
 class AdaptiveConfig(SamplerConfig):
     """AdaMAE's sampler."""
 
     kind: Literal["adaptive"] = "adaptive"
+    architecture: Literal["published", "light"] = Field(
+        "published",
+        description="published: a transformer block, trained as one with the autoencoder, as in AdaMAE's "
+        "code (sampler_lr is not used); light: one attention, trained beside it at sampler_lr",
+    )
     objective_weight: Annotated[float, WhileTraining] = Field(
         1e-4, gt=0, description="weight of the sampling loss, whose error is the autoencoder's loss"
     )
 
-    def build(self, site: SamplerSite) -> AdaptiveSampler:
-        """Return the sampler, with fresh weights."""
-        return AdaptiveSampler(site.tokens, self.mask_ratio, site.width, site.heads)
+    @property
+    def with_autoencoder(self) -> bool:
+        """True for the published network."""
+        return self.architecture == "published"
+
+    def build(self, site: SamplerSite) -> PublishedSampler | LightSampler:
+        """Return the sampler, with fresh weights.
+
+        Raises:
+            SpecError: the published network's heads do not divide the encoder's width.
+        """
+        if self.architecture == "light":
+            return LightSampler(site.tokens, self.mask_ratio, site.width, site.heads)
+        if site.width % _HEADS:
+            raise SpecError(
+                f"sampler.architecture: published has {_HEADS} heads, which do not divide the encoder's "
+                f"width ({site.width}); set sampler.architecture: light, or another model.width"
+            )
+        return PublishedSampler(site.tokens, self.mask_ratio, site.width)
 
     def objective(self, seed: int) -> SamplingObjective:
         """Return AdaMAE's loss."""
         return SamplingObjective(self)
 
 
-class AdaptiveSampler(LearnedSampler):
-    """One multi-head attention block of encoder width over all tokens, then a linear actor.
+class PublishedSampler(LearnedSampler):
+    """A transformer block over all tokens and a linear actor, as in models/pretrain/vit.py of AdaMAE's code.
 
-    Trained by AdaMAE's sampling loss (eq. 3), see `SamplingObjective`; it has no critic.
+    Eight heads without biases of query, key and value, an MLP of 4 D, dropout of .1 after the attention and
+    after the MLP, norms with PyTorch's epsilon. It sees the cube embedding with learned positions in place
+    of the fixed ones. The tokens are not detached: its loss trains the cube embedding too.
     """
+
+    sees_positions = False
+
+    def __init__(self, tokens: int, mask_ratio: float, encoder_width: int) -> None:
+        from timm.models.vision_transformer import Block
+
+        super().__init__(tokens, mask_ratio)
+        self.position_1ND = nn.Parameter(torch.zeros(1, tokens, encoder_width))
+        self.block = Block(
+            encoder_width, _HEADS, mlp_ratio=4, qkv_bias=False, proj_drop=0.1, norm_layer=nn.LayerNorm
+        )
+        self.block.mlp.drop1 = nn.Identity()  # timm's MLP has dropout after its activation, AdaMAE's has not
+        self.actor = nn.Linear(encoder_width, 1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def forward(self, tokens_BND: Tensor) -> Policy:
+        """Policy of clips embedded without positions."""
+        mixed_BND = self.block(tokens_BND + self.position_1ND)
+        return Policy(self.actor(mixed_BND).squeeze(-1).float())
+
+
+class LightSampler(LearnedSampler):
+    """One multi-head attention of encoder width over the encoder's tokens, then a linear actor."""
 
     def __init__(self, tokens: int, mask_ratio: float, encoder_width: int, heads: int) -> None:
         super().__init__(tokens, mask_ratio)
@@ -55,21 +109,21 @@ class AdaptiveSampler(LearnedSampler):
         qkv_3BHNE = self.qkv(self.norm(tokens_BND)).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed_BHNE = functional.scaled_dot_product_attention(*qkv_3BHNE.unbind(0))
         mixed_BND = tokens_BND + self.out(mixed_BHNE.transpose(1, 2).reshape(b, n, d))
-        logits_BN = self.actor(mixed_BND).squeeze(-1).float()
-        return Policy(logits_BN)
+        return Policy(self.actor(mixed_BND).squeeze(-1).float())
 
 
 def sampling_loss(policy: Policy, rollout: Rollout, error_BM: Tensor, weight: float) -> Tensor:
-    """AdaMAE's objective (eq. 3): `-weight * sum over masked i of log pi(i) * error(i)`, mean over clips.
+    """AdaMAE's objective: `-weight * mean over masked i of log pi(i) * error(i)`, mean over clips.
 
-    Large errors raise the probability of being visible; `error_BM` is a constant here.
+    Large errors raise the probability of being visible; `error_BM` is a constant here. The paper's eq. 3
+    has the sum over masked tokens, its code the mean.
     """
     log_probs_BM = policy.log_probs_BN.gather(1, rollout.masked_BM)
-    return -weight * (log_probs_BM * error_BM.detach()).sum(1).mean()
+    return -weight * (log_probs_BM * error_BM.detach()).mean()
 
 
 class SamplingObjective(LossObjective[AdaptiveConfig]):
-    """One step on AdaMAE's loss after every draw; the reward is the autoencoder's loss, as published."""
+    """One step on AdaMAE's loss after every draw; the reward is the autoencoder's own, as published."""
 
     def loss(self, policy: Policy, transition: Transition) -> Tensor:
         """AdaMAE's loss of clips."""

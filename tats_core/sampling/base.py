@@ -87,6 +87,8 @@ class Sampler(nn.Module, ABC):
 
     learns = False
     """True for a `LearnedSampler`: it draws from a policy, and there is something to train."""
+    sees_positions = True
+    """Whether the tokens that it is given carry the encoder's fixed positions."""
 
     def __init__(self, tokens: int, mask_ratio: float) -> None:
         super().__init__()

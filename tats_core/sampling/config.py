@@ -46,6 +46,18 @@ class SamplerConfig(StrictModel, ABC):
     kind: str = Field(description="which sampler chooses the visible tokens")
     mask_ratio: float = Field(0.95, gt=0, lt=1, description="rho; K = max(1, round((1 - rho) N)) are visible")
 
+    @property
+    def with_autoencoder(self) -> bool:
+        """Whether it learns as one with the autoencoder, as AdaMAE's: in the same step, by an optimiser of
+        the same kind and rate, not at `sampler_lr`, with a gradient that also trains the cube embedding.
+        """
+        return False
+
+    @property
+    def rate_factor(self) -> float:
+        """What `sampler_lr` is multiplied by."""
+        return 1.0
+
     @abstractmethod
     def build(self, site: SamplerSite) -> Sampler:
         """Return the sampler, with fresh weights."""

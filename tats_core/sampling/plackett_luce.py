@@ -34,6 +34,11 @@ class Noise:
         drawn = torch.rand(clips * self.workers, columns, generator=self.generator, device=device)
         return drawn[self.rank :: self.workers]
 
+    def seed(self) -> int:
+        """A seed for another generator, this worker's own."""
+        device = self.generator.device
+        return self.rank + int(torch.randint(2**48, (), generator=self.generator, device=device))
+
 
 def gumbel_top_k(logits_BN: Tensor, k: int, uniform_BN: Tensor) -> Tensor:
     """Draw `k` tokens a clip without replacement, in order: indices `[B, K]`.

@@ -9,7 +9,7 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tats_core.sampling.base import LearnedSampler, Policy
@@ -37,12 +37,23 @@ class NetworkConfig(StrictModel):
         "exponential of its entropy), or over 95% of all where that is less",
     )
 
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> NetworkConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        return self
+
 
 class TATSConfig(PPOSamplerConfig):
     """The trajectory-aware adaptive token sampler."""
 
     kind: Literal["tats"] = "tats"
     network: NetworkConfig = Field(default_factory=NetworkConfig, description="size and form")
+
+    @property
+    def rate_factor(self) -> float:
+        """48 / W: a step of Adam moves the logits in proportion to the width, and `sampler_lr` is for 48."""
+        return 48 / self.network.width
 
     def build(self, site: SamplerSite) -> TATSSampler:
         """Return the sampler, with fresh weights."""

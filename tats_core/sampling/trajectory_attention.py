@@ -35,8 +35,6 @@ class TrajectoryAttention(nn.Module):
         self, width: int, heads: int, slices: int, values: Literal["paper", "shipped"] = "paper"
     ) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width ({width}) must be a multiple of heads ({heads})")
         self.heads, self.slices, self.values = heads, slices, values
         self.qkv = nn.Linear(width, 3 * width)
         self.temporal_query = nn.Linear(width, width)

@@ -125,7 +125,7 @@ class HealthCheck:
         for start in range(0, len(held.test_BCTHW), _PART):
             part = slice(start, start + _PART)
             video_BCTHW = normalise(held.test_BCTHW[part].to(device))
-            tokens_BND = mae.encoder.tokenize(patchify(video_BCTHW, mae.clip))
+            tokens_BND = mae.encoder.tokenize(patchify(video_BCTHW, mae.clip), sampler.sees_positions)
             rollout = sampler.act(tokens_BND, generator)
             # Several draws: a single one has too few tokens to distinguish 1.0 from noise.
             draws = [blind.act(tokens_BND, generator).visible_BK for _ in range(_BLIND_DRAWS)]

@@ -44,7 +44,7 @@ def reconstructions(
     """
     clip = mae.clip
     patches_BNP = patchify(video_BCTHW, clip)
-    rollout = sampler.act(mae.encoder.tokenize(patches_BNP), generator)
+    rollout = sampler.act(mae.encoder.tokenize(patches_BNP, sampler.sees_positions), generator)
     reconstruction = mae(patches_BNP, rollout.visible_BK, rollout.masked_BM)
     _, *seen = mae.target(take(patches_BNP, rollout.visible_BK))
     mean_BXC, scale_BXC = (x_BKC.mean(1, keepdim=True) for x_BKC in seen)

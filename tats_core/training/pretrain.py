@@ -67,8 +67,8 @@ class PretrainConfig(StepConfig):
     sampler_lr: float = Field(
         1e-3,
         gt=0,
-        description="AdamW's learning rate of the sampler, constant, not scaled by the batch; chosen for "
-        "sampler.network.width 48, for another width multiply it by 48 / width",
+        description="AdamW's learning rate of the sampler, constant, not scaled by the batch; for tats that "
+        "of a width of 48: another sampler.network.width takes 48 / width of it",
     )
     schedule: tuple[Change, ...] = Field(
         (), description="changes of the sampler's learning while it trains; each holds until the next"
@@ -120,10 +120,12 @@ class PretrainConfig(StepConfig):
             if change.epoch <= epoch:
                 sampler = sampler.changed(change.sampler, f"the schedule's epoch {change.epoch}")
                 rate = change.sampler_lr or rate
-        return sampler, rate
+        return sampler, rate * sampler.rate_factor
 
     def sampler_step(self, sampler: Sampler) -> GuardedStep:
         """Return the sampler's own optimiser; `learning` has its learning rate."""
+        if self.sampler.with_autoencoder:
+            return self.optimizer.build(sampler, "sampler")
         optimizer = torch.optim.AdamW(
             sampler.parameters(), lr=self.learning(0)[1], betas=(0.9, 0.95), weight_decay=0.0, fused=True
         )
@@ -243,26 +245,49 @@ class JointTrainer:
         self.mae_step.clear()
         patches_BNP = patchify(video_BCTHW, self.config.clip)
         sampler = self.warmup_sampler if warming_up else self.sampler
-        policy = None
+        policy, together = None, sampler.learns and self.config.sampler.with_autoencoder
         if sampler.learns:
             tokens_BND = self.tokenize(patches_BNP)
+            if together:
+                tokens_BND.requires_grad_()  # what reaches it goes on to the cube embedding
+                # Dropout draws from the global generator: tie it to what a checkpoint holds.
+                seed = self.noise.seed()
+                torch.manual_seed(seed)
             policy = self.policy(tokens_BND)
         rollout = self.decoded(sampler.draw(len(video_BCTHW), self.noise, policy))
         loss_BM, reward_BM = self.reconstruct(patches_BNP, rollout)
+        transition = None if reward_BM is None else Transition(tokens_BND, rollout, reward_BM)
+        update: dict[str, float] = {}
+        if transition is not None and together:
+            self.learner.guarded.set_lr(lr)
+            torch.manual_seed(seed)  # parts of a batch that run again meet the dropout of the draw
+            update = self.update(transition)
+            self.train_embedding(patches_BNP, tokens_BND.grad)
         self.mae_step.set_lr(lr)
         stepped = self.mae_step.step()
-
-        metrics: dict[str, float | Tensor] = {
-            "loss": loss_BM.mean(),
-            "lr": lr,
-            "grad_norm": self.mae_step.last_norm,
-        }
         # Non-finite errors are no rewards: a single such batch would make policy and objective non-finite.
-        if reward_BM is not None and self.objective is not None and stepped:
-            transition = Transition(tokens_BND, rollout, reward_BM)
-            metrics |= self.objective.update(transition, self.learner)
-            self.average_buffers(self.sampler, self.objective)
-        return {name: float(metric) for name, metric in metrics.items()}
+        if transition is not None and stepped and not together:
+            update = self.update(transition)
+        loss = float(loss_BM.mean())
+        return {"loss": loss, "lr": lr, "grad_norm": self.mae_step.last_norm, **update}
+
+    def update(self, transition: Transition) -> dict[str, float]:
+        """Let the sampler learn from a draw; returns metrics."""
+        assert self.objective is not None
+        metrics = self.objective.update(transition, self.learner)
+        self.average_buffers(self.sampler, self.objective)
+        return metrics
+
+    def train_embedding(self, patches_BNP: Tensor, grad_BND: Tensor | None) -> None:
+        """Add a gradient of all tokens to that of the cube embedding, its mean over workers."""
+        parameters = list(self.mae.encoder.embedding.parameters())
+        with self.world.autocast(self.config.precision):
+            embedded_BND = self.mae.encoder.embedding(patches_BNP)
+        for parameter, grad in zip(
+            parameters, torch.autograd.grad(embedded_BND, parameters, grad_BND), strict=True
+        ):
+            assert parameter.grad is not None
+            parameter.grad += self.world.sum(grad) / self.world.size
 
     @torch.no_grad()
     def average_buffers(self, *modules: nn.Module) -> None:
@@ -276,7 +301,7 @@ class JointTrainer:
     def tokenize(self, patches_BNP: Tensor) -> Tensor:
         """Embed all tokens without gradients: the sampler's state."""
         with self.world.autocast(self.config.precision):
-            return self.mae.encoder.tokenize(patches_BNP)
+            return self.mae.encoder.tokenize(patches_BNP, self.sampler.sees_positions)
 
     def policy(self, tokens_BND: Tensor) -> Policy:
         """Return the sampler's current policy; with its graph where the objective learns from that."""

@@ -5,9 +5,11 @@ from typing import Literal
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tats_core.sampling.tats import NetworkConfig
 from tats_core.sampling.trajectory_attention import TrajectoryAttention
 
 Values = Literal["paper", "shipped"]
@@ -132,5 +134,5 @@ def test_the_order_of_places_within_a_slice_does_not_matter() -> None:
 
 
 def test_heads_must_divide_the_width() -> None:
-    with pytest.raises(ValueError, match=r"width \(10\) must be a multiple of heads \(3\)"):
-        TrajectoryAttention(10, 3, 2)
+    with pytest.raises(ValidationError, match=r"width \(10\) must be a multiple of heads \(3\)"):
+        NetworkConfig(width=10, heads=3)

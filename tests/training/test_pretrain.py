@@ -26,6 +26,7 @@ def _tats(**ppo: Any) -> dict[str, Any]:
 
 SAMPLERS: dict[str, dict[str, Any]] = {
     **{kind: {"kind": kind} for kind in sampling.SAMPLERS},
+    "adaptive, light": {"kind": "adaptive", "architecture": "light"},
     "tats": _tats(epochs=2, minibatches=2),
     "tats, sequence": _tats(credit="sequence", reward_scale="global"),
     # Three steps an epoch, two in the memory: a checkpoint falls between two updates.
@@ -300,10 +301,10 @@ def test_all_tokens_are_embedded_only_for_a_sampler_that_reads_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trainer = JointTrainer(_recipe(tiny, SAMPLERS[sampler]), World())
-    seen: list[Tensor] = []
+    seen: list[tuple[Tensor, bool]] = []
     tokenize = trainer.mae.encoder.tokenize
     monkeypatch.setattr(
-        trainer.mae.encoder, "tokenize", lambda patches: (seen.append(patches), tokenize(patches))[1]
+        trainer.mae.encoder, "tokenize", lambda *given: (seen.append(given), tokenize(*given))[1]
     )
     (video_BCTHW, _, _), *_ = clips().epoch(0)
     trainer.step(video_BCTHW, lr=1e-3, warming_up=warming_up)
@@ -395,7 +396,10 @@ def test_a_skipped_step_of_the_sampler_is_counted_and_logged(
 
 
 @pytest.mark.parametrize(
-    "sampler", [*(SAMPLERS[kind] for kind in sampling.SAMPLERS if kind != "tats"), _tats(epochs=2)], ids=str
+    "sampler",
+    # Dropout in AdaMAE's published network meets parts of a batch in another order.
+    [*(SAMPLERS[kind] for kind in ("random", "tube", "frame", "adaptive, light")), _tats(epochs=2)],
+    ids=str,
 )
 def test_an_accumulated_step_is_the_step_of_the_large_batch(
     sampler: dict[str, Any], tiny: dict[str, Any], clips: Any
@@ -521,3 +525,12 @@ def test_one_broken_batch_is_skipped_and_counted(tiny: dict[str, Any], clips: An
     assert math.isfinite(metrics["loss"])
     for module in (trainer.mae, trainer.sampler):
         assert all(torch.isfinite(p).all() for p in module.parameters())
+
+
+def test_the_rate_of_the_sampler_is_for_a_width_of_48() -> None:
+    # The default network is 384 wide: at 1e-3 its policy moved by a KL of .06 a step, at an eighth by .004.
+    assert PretrainConfig().learning(0)[1] == pytest.approx(1.25e-4)
+    narrow = {"kind": "tats", "network": {"width": 48}}
+    assert PretrainConfig.model_validate({"sampler": narrow}).learning(0)[1] == 1e-3
+    light = {"kind": "adaptive", "architecture": "light"}
+    assert PretrainConfig.model_validate({"sampler": light, "sampler_lr": 2e-3}).learning(0)[1] == 2e-3
