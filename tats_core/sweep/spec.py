@@ -481,7 +481,7 @@ def _search_problems(sweep: Sweep) -> Iterator[str]:
 
 
 def _pipeline_problems(sweep: Sweep) -> Iterator[str]:
-    """Build the pipeline without a trial's values; each metric must name a stage of it."""
+    """Build what a trial runs, without its values; each metric must name a stage of the pipeline."""
     try:
         names = [*pipelines.load(sweep.pipeline).stages, "defaults", *_keys()]
         for key in sweep.fixed:
@@ -489,7 +489,6 @@ def _pipeline_problems(sweep: Sweep) -> Iterator[str]:
             if head not in names:
                 yield f"{key}: no stage and no key of a sweep is named '{head}'{did_you_mean(head, names)}"
         pipeline = sweep.complete_pipeline({})
-        graphs.build(pipeline)
     except SpecError as error:
         yield str(error)
         return
@@ -498,6 +497,9 @@ def _pipeline_problems(sweep: Sweep) -> Iterator[str]:
         if stage not in pipeline.stages:
             near = did_you_mean(stage, pipeline.stages)
             yield f"metrics: {metric.name}: no stage named '{stage}'{near}"
+    # A stage that no trial runs may lack what the sweep leaves out of its input.
+    if error := _graph_error(sweep, {}):
+        yield str(error)
 
 
 def _population_problems(sweep: Sweep) -> Iterator[str]:

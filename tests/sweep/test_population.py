@@ -158,7 +158,7 @@ def test_a_kill_while_a_generation_is_written_changes_no_member(sweep, tmp_path,
         ("pretrain.until=4", "pbt leaves no room for pretrain.until"),
         (
             "space.pretrain.sampler.mask_ratio=[0.8, 0.9]",
-            "pbt cannot change pretrain.sampler.mask_ratio.*only ppo can",
+            "sampler.mask_ratio cannot change while the sampler trains; only ppo can",
         ),
         ("space={pretrian.sampler_lr: [0.1, 0.2]}", "'pretrian' is none; did you mean 'pretrain'?"),
         ("space={probe.seed: [1, 2]}", "a pre-training that a metric is of, and 'probe' is none"),
