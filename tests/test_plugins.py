@@ -18,9 +18,11 @@ import torch
 import yaml
 from hatchling import build
 
+from tats_core.cli import explain
 from tats_core.cluster import preflight, submission
 from tats_core.errors import SpecError
 from tats_core.pipeline import graph, keys, spec
+from tats_core.registry import plugins
 from tats_core.sampling import SAMPLERS
 from tats_core.training.pretrain import JointTrainer, PretrainConfig
 from tats_core.training.world import World
@@ -105,6 +107,19 @@ def test_its_keys_are_checked_and_explained_like_those_of_this_package(installed
     fixed = spec.load("lab", ["pretrain.schedule=[{epoch: 1, sampler: {mask_ratio: 0.5}}]"])
     with pytest.raises(SpecError, match=r"mask_ratio cannot change while .* trains; only momentum can"):
         graph.build(fixed)
+
+
+def test_a_plugin_that_cannot_be_imported_breaks_nothing_else(installed: Path) -> None:
+    (installed / "lab_bandit.py").write_text("import no_such_module\n")
+    assert ("lab-bandit", "bandit") in [(package.name, point.name) for package, point in plugins()]
+    assert "  tats explain sampler bandit\n" in explain._overview()
+    assert explain._find(["sampler", "tats"])[0].keys
+    graph.build(spec.load("demo"))
+    broken = "the sampler 'bandit' of the package 'lab-bandit' cannot be imported .*no_such_module"
+    with pytest.raises(SpecError, match=f"^{broken}"):
+        _ = explain._find(["sampler", "bandit"])[0].keys
+    with pytest.raises(SpecError, match=rf"^pipelines/lab\.yaml: pretrain\.sampler: {broken}"):
+        graph.build(spec.load("lab"))
 
 
 def test_its_code_is_part_of_the_keys_of_the_stages_that_use_it(installed: Path) -> None:

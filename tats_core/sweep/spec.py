@@ -498,8 +498,8 @@ def _pipeline_problems(sweep: Sweep) -> Iterator[str]:
             near = did_you_mean(stage, pipeline.stages)
             yield f"metrics: {metric.name}: no stage named '{stage}'{near}"
     # A stage that no trial runs may lack what the sweep leaves out of its input.
-    if error := _graph_error(sweep, {}):
-        yield str(error)
+    if problem := _graph_error(sweep, {}):
+        yield str(problem)
 
 
 def _population_problems(sweep: Sweep) -> Iterator[str]:
