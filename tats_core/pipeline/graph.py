@@ -12,6 +12,7 @@ that stands between it and the data.
 from __future__ import annotations
 
 import graphlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -160,15 +161,18 @@ def _instance(
     inherited = {axis for need in instances.values() if need.stage in stage.needs for axis in need.axes}
     config = _config(pipeline, stage, kind, row, inherited)
     reads = kind.reads(config)
-    needs: list[Instance] = []
-    unfit: list[Instance] = []
+    candidates: list[tuple[Instance, bool]] = []
     for other in instances.values():
         if other.stage not in ancestors or not _agree(axes, other.axes):
             continue
         direct = other.stage in stage.needs and (kind.any_kind or other.kind.any_kind)
         if direct or other.kind.name in reads:
             serves = direct or kind.gathers or other.kind.serves(other.config, config)
-            (needs if serves else unfit).append(other)
+            candidates.append((other, serves))
+    counts = Counter(other.kind.name for other, _ in candidates)
+    # A single stage is no choice; it is read as it is.
+    needs = [other for other, serves in candidates if serves or counts[other.kind.name] == 1]
+    unfit = [other for other, serves in candidates if not serves]
     _check_reads(f"{pipeline.where}: {stage.name}.needs", kind, reads, needs, unfit)
     return Instance(name, stage.name, kind, config, axes, tuple(need.name for need in needs), stage.retries)
 
