@@ -1,7 +1,7 @@
 # make demo    install what the demo needs, run the demo, print its table
 # make test    lint, then every test
 # make test-faults   faults one at a time in whole runs (kills, full disk, NaNs ...), about 10 minutes
-# make test-soak    60 random faults, each round compared with an undisturbed run; resumable, about an hour
+# make test-soak    60 random faults in rounds, each compared with an undisturbed run; hours, resumable
 # make test-videos   all readers against a plain decode, on 400 videos made at random, about 10 minutes
 # make docker-test    the image, and docs/operations.md command by command (Linux, Docker or root; 15 minutes)
 # make bench   time and memory against public peers (benchmarks/), about 20 minutes
