@@ -24,7 +24,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import arithmetic
 import torch
 import transformers
 from cases import CASES, PAPER, Scale, grown, recipe
@@ -32,6 +31,7 @@ from measure import matmul_rate, measure_peak, peak_mib, ratio, seconds_in_turn
 
 from tats_core.machine import available_cpus, keep_freed_memory
 from tats_core.models.vit import PRESETS
+from tats_core.training import arithmetic
 
 GOALS = {
     "joint_step_vs_hf": "<= 1.25",

@@ -11,7 +11,7 @@ import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -27,6 +27,10 @@ Menu = Literal["pipelines", "sweeps"]
 Model = TypeVar("Model", bound=BaseModel)
 Raw = dict[str, Any]
 """A mapping of YAML as it is read, before a model validates it."""
+
+REHEARSAL: Final = "-rehearsal"
+"""How the name of every rehearsal ends, and of nothing else: it marks all tables and pages."""
+NO_RESULT: Final = "A rehearsal with a tiny model: its numbers mean nothing"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NAME_LENGTH = 80
@@ -176,6 +180,10 @@ def _named(path: Path) -> Path:
         raise SpecError(
             f"{str(path)!r}: the file's name is the name of its runs; use at most {_NAME_LENGTH} letters "
             "A-Z, digits, '-', '_' and '.', the first a letter or digit"
+        )
+    if path.stem.endswith(REHEARSAL):
+        raise SpecError(
+            f"{str(path)!r}: '{REHEARSAL}' marks the runs of --rehearse; give the file another name"
         )
     return path
 

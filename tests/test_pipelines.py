@@ -44,7 +44,9 @@ def test_the_real_recipes_are_those_of_the_paper_scale_on_all_four_benchmarks(na
     assert tested == {"ssv2", "kinetics400", "ucf101", "hmdb51"}
 
 
+FOLDS = ({"fold": (1, 2, 3)}.items(), {"fold": (1,)}.items())
 SMALL = {
+    "splits.matrix": FOLDS,
     "pretrain.workers": (32, 8),
     "pretrain.batch_size": (2048, 192),
     "finetune_ssv2.workers": (32, 8),
@@ -75,11 +77,23 @@ def test_the_recipes_differ_from_that_of_ssv2_in_these_keys_and_no_other(
 ) -> None:
     ssv2, other = (
         {
-            stage.name: {"needs": stage.needs, **stage.config.model_dump(mode="json")}
-            for stage in graph.build(spec.load(str(MENU / f"{pipeline}.yaml"))).instances.values()
+            name: {"needs": stage.needs, "matrix": stage.matrix.items(), **stage.config}
+            for name, stage in spec.load(str(MENU / f"{pipeline}.yaml")).stages.items()
         }
         for pipeline in ("full_ssv2", name)
     )
     before, after = specs.flatten(ssv2), specs.flatten(other)
     assert before.keys() == after.keys()
     assert {key: (before[key], after[key]) for key in before if before[key] != after[key]} == differs
+
+
+def test_ucf101_and_hmdb51_are_tuned_and_tested_on_each_of_their_three_splits() -> None:
+    built = graph.build(spec.load(str(MENU / "full_ssv2.yaml"))).instances
+    for benchmark in ("ucf101", "hmdb51"):
+        for fold in ("1", "2", "3"):
+            tuned, tested = (built[f"{kind}_{benchmark}[{fold}]"] for kind in ("finetune", "evaluate"))
+            assert set(tuned.needs) == {"pretrain", f"splits[{fold}]"}
+            assert set(tested.needs) == {f"splits[{fold}]", tuned.name}
+            assert built[f"splits[{fold}]"].config.fold == int(fold)
+    assert built["pretrain"].needs == ("data",)
+    assert len([name for name in built if name.startswith("pretrain")]) == 1

@@ -52,6 +52,20 @@ Home = Annotated[
 ]
 
 
+Rehearse = Annotated[
+    bool,
+    typer.Option(
+        "--rehearse",
+        help="See all of it work in minutes, with a tiny model on few clips; its numbers mean nothing.",
+    ),
+]
+
+
+def rehearsals(home: Path) -> Path:
+    """Return the project folder of the rehearsals of `home`: no result of theirs is among the real ones."""
+    return home / "rehearsal"
+
+
 def complete_pipeline(incomplete: str) -> list[str]:
     """Return the pipeline names that start with `incomplete`, for the shell's completion."""
     return _on_menu("pipelines", incomplete)

@@ -133,6 +133,10 @@ def resume_command(record: RunRecord) -> str:
     """Return the command that resumes a run or repeats it: finished stages are reused."""
     from tats_core import specs
 
-    name = record.pipeline if record.pipeline in specs.names("pipelines") else record.source
+    name = record.pipeline.removesuffix(specs.REHEARSAL)
+    name = name if name in specs.names("pipelines") else record.source
     words = [*repeated("--set", record.overrides), *repeated("--only", record.only)]
-    return command_line(["run", "pipeline", name, *words], Path(record.home))
+    home = Path(record.home)
+    if record.pipeline.endswith(specs.REHEARSAL):
+        words, home = [*words, "--rehearse"], home.parent
+    return command_line(["run", "pipeline", name, *words], home)

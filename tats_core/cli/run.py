@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,14 +16,17 @@ from tats_core.cli.options import (
     INTERRUPTED,
     Home,
     PipelineName,
+    Rehearse,
     command_line,
+    rehearsals,
     repeated,
     write_file,
 )
-from tats_core.errors import RunError, SpecError, TatsError
+from tats_core.errors import DataError, ResourceError, RunError, SpecError, TatsError
 
 if TYPE_CHECKING:
     from tats_core.pipeline.plan import Options, Plan
+    from tats_core.pipeline.spec import Pipeline
     from tats_core.store.run import RunRecord
 
 
@@ -93,11 +98,29 @@ def pipeline(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per line (docs/json.md).")
     ] = False,
+    rehearse: Rehearse = False,
+    show_estimate: Annotated[
+        bool,
+        typer.Option("--estimate", help="Print what each stage would cost, and run nothing."),
+    ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="With --estimate: time three real steps of each training here.")
+    ] = False,
+    gpu: Annotated[
+        Literal["a100", "h100", "h200"], typer.Option(help="With --estimate: the GPU that is meant.")
+    ] = "h100",
+    share: Annotated[
+        float, typer.Option(min=0.01, max=1, help="With --estimate: the share of its peak that steps reach.")
+    ] = 0.3,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="With --estimate: the price of an hour of one GPU.")
+    ] = None,
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Run a pipeline. Finished stages are reused, and interrupted stages resume from their checkpoints."""
     from tats_core.cli import progress
-    from tats_core.pipeline import runner, spec
+    from tats_core.pipeline import graph as graphs
+    from tats_core.pipeline import resources, runner, spec
 
     if fork is not None:
         from tats_core.store import forks
@@ -105,13 +128,21 @@ def pipeline(
         sets = [*(sets or []), forks.override(fork, home)]
     # Without --force and --from: the stages that they started resume and need not start again.
     words = [*repeated("--set", sets), *repeated("--only", only)]
-    resume = command_line(["run", "pipeline", name, *words], home)
+    command = ["run", "pipeline", name, *words]
+    resume = command_line([*command, *(["--rehearse"] if rehearse else [])], home)
+    home = rehearsals(home) if rehearse else home
     ui = progress.JsonUI(resume) if as_json else progress.for_terminal()
     choice: Options = {"force": force or (), "only": only or (), "from_stage": from_stage}
     try:
         loaded = spec.load(name, sets or [])
+        if rehearse:
+            recipe = graphs.build(loaded)
+            loaded = spec.load(name, sets or [], resources.for_rehearsal(recipe.instances.values()))
         if notify:
             loaded = replace(loaded, notify=(*loaded.notify, spec.Hook(command=notify)))
+        if show_estimate:
+            _print_estimate(loaded, gpu, share, price, measured=measure, as_json=as_json)
+            return
         if show_plan or graph is not None:
             if graph is not None:
                 _check_graph_file(graph)
@@ -122,8 +153,17 @@ def pipeline(
                 ui.plan(plan)
             elif show_plan:
                 _print_plan(plan)
+                if any(stage.kind.gpus(stage.config) for stage in graphs.build(loaded).instances.values()):
+                    typer.echo("")
+                    _print_estimate(loaded, gpu, share, price)
             return
-        record = runner.run(loaded, home, **choice, on_error=on_error, grace=grace, ui=ui)
+        try:
+            record = runner.run(loaded, home, **choice, on_error=on_error, grace=grace, ui=ui)
+        except (DataError, ResourceError) as error:
+            if rehearse:
+                raise
+            hint = command_line([*command, "--rehearse"], home)
+            raise type(error)(f"{error}\nto see it work here: {hint}") from error
     except TatsError as error:
         if not isinstance(ui, progress.JsonUI):
             raise
@@ -139,7 +179,13 @@ def pipeline(
     if as_json:
         failed = TatsError if record.refused else RunError
         raise typer.Exit({"finished": 0, "stopped": INTERRUPTED}.get(record.status, failed.exit_code))
-    _conclude(record, name, home, resume)
+    _conclude(record, loaded.name, home, resume)
+    if rehearse:
+        from tats_core.pipeline import exercised
+        from tats_core.store.run import Run
+
+        typer.echo("\nWhat the rehearsal exercised")
+        typer.echo(exercised.table(Run(record), recipe, record).text())
 
 
 def _print_plan(plan: Plan) -> None:
@@ -150,6 +196,28 @@ def _print_plan(plan: Plan) -> None:
     console = Console(highlight=False)
     for part in plan_tree(plan):
         console.print(part)
+
+
+def _print_estimate(
+    pipeline: Pipeline,
+    gpu: str,
+    share: float,
+    price: float | None,
+    *,
+    measured: bool = False,
+    as_json: bool = False,
+) -> None:
+    from tats_core.pipeline import estimate, graph
+
+    costs = estimate.of(graph.build(pipeline), estimate.GPUS[gpu], share, measured=measured)
+    if as_json:
+        stages = [asdict(cost) for cost in costs]
+        typer.echo(json.dumps({"schema": 1, "event": "estimate", "time": time.time(), "stages": stages}))
+        return
+    typer.echo(f"Estimate, where steps reach {share:.0%} of the peak of {gpu}s:")
+    typer.echo(estimate.table(costs, price).text())
+    for note in estimate.notes(costs):
+        typer.echo(note)
 
 
 def _check_graph_file(file: str) -> None:

@@ -6,7 +6,7 @@ import itertools
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated
@@ -15,13 +15,15 @@ import typer
 
 from tats_core.cli import printing
 from tats_core.cli.options import DEFAULT_HOME, AsJson, Home, command_line, complete_pipeline
-from tats_core.errors import StoreError
+from tats_core.errors import SpecError, StoreError
 from tats_core.report.units import DASH, duration
 
 if TYPE_CHECKING:
     from tats_core.store.run import Run, RunState, Stage
 
 SCHEMA = 1
+_WATCH_SECONDS = 2.0
+_SPEED = ("clips_per_second", "data_wait_share")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class RunningStage:
     step: int | None
     steps: int | None
     eta: float | None
+    shown: dict[str, float] = field(default_factory=dict)
+    """The newest numbers of its progress: loss, clips a second, share of the time spent waiting for data."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,9 @@ def runs(
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many to list, newest first.")] = 20,
     everything: Annotated[bool, typer.Option("--all", help="List all runs.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="List again every two seconds while any runs.")
+    ] = False,
     as_json: AsJson = False,
     home: Home = DEFAULT_HOME,
 ) -> None:
@@ -83,6 +90,15 @@ def runs(
     benchmarks, of pre-trained or from-scratch models, whichever is higher; the motion lift where no accuracy
     was measured.
     """
+    if watch and as_json:
+        raise SpecError("--watch redraws a list for people; leave out --json, or call it again and again")
+    while any(_list(pipeline, limit, everything=everything, as_json=as_json, home=home)) and watch:
+        time.sleep(_WATCH_SECONDS)
+        printing.console().clear()
+
+
+def _list(pipeline: str | None, limit: int, *, everything: bool, as_json: bool, home: Path) -> list[bool]:
+    """Print the list; return of each run whether it is still at work."""
     from tats_core.store import history
     from tats_core.store.run import Run
 
@@ -101,6 +117,7 @@ def runs(
         _print(rows, total - len(corrupt), wanted, home)
     if corrupt:
         raise StoreError("\n".join(corrupt))
+    return [row.state in ("running", "waiting") for row in rows]
 
 
 def overview(run: Run) -> Overview:
@@ -157,7 +174,7 @@ def _running(stage: Stage) -> RunningStage:
         return RunningStage(stage.record.name, None, None, None)
     if left is not None:
         left = max(0.0, left - (time.time() - newest["time"]))
-    return RunningStage(stage.record.name, newest["step"], newest["steps"], left)
+    return RunningStage(stage.record.name, newest["step"], newest["steps"], left, newest["shown"])
 
 
 def _last_written(run: Run) -> float:
@@ -200,7 +217,9 @@ def _cells(row: Overview, now: float) -> list[str]:
 
 
 def _progress(stage: RunningStage) -> str:
-    return f"{stage.stage} {100 * (stage.step or 0) // stage.steps}%" if stage.steps else stage.stage
+    speed = {key: value for key, value in stage.shown.items() if key in _SPEED}
+    words = [f"{stage.stage} {100 * (stage.step or 0) // stage.steps}%" if stage.steps else stage.stage]
+    return "  ".join([*words, *([printing.numbers(speed)] if speed else [])])
 
 
 def _headline(result: Best) -> str:

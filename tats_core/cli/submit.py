@@ -11,7 +11,7 @@ import typer
 
 from tats_core.addresses import masked
 from tats_core.cli import printing
-from tats_core.cli.options import INTERRUPTED, complete_pipeline, complete_sweep, write_file
+from tats_core.cli.options import INTERRUPTED, Rehearse, complete_pipeline, complete_sweep, write_file
 from tats_core.errors import RunError, SpecError
 from tats_core.report.units import DASH, duration
 
@@ -51,6 +51,7 @@ def submit(
         str | None,
         typer.Option(metavar="FOLDER", help="Project folder on the cluster; default: its TATS_HOME."),
     ] = None,
+    rehearse: Rehearse = False,
     check: Annotated[bool, typer.Option(help="Check the cluster from inside first.")] = True,
     follow: Annotated[bool, typer.Option(help="Print the output until the run ends.")] = True,
     render: Annotated[
@@ -78,7 +79,9 @@ def submit(
 
     if (address is None) == (render is None):
         raise SpecError("say where: either --address URL of a cluster, or --render kuberay for a manifest")
-    loaded = submission.load(kind, name, sets or [], samples=samples, max_concurrent=max_concurrent)
+    loaded = submission.load(
+        kind, name, sets or [], samples=samples, max_concurrent=max_concurrent, rehearse=rehearse
+    )
     if render is not None:
         from tats_core.cluster import manifests
 

@@ -14,9 +14,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tats_core.cli.options import DEFAULT_HOME, INTERRUPTED, Home, SweepName, command_line, repeated
+from tats_core.cli.options import (
+    DEFAULT_HOME,
+    INTERRUPTED,
+    Home,
+    Rehearse,
+    SweepName,
+    command_line,
+    rehearsals,
+    repeated,
+)
 from tats_core.cli.results import print_files
-from tats_core.errors import ResourceError, RunError, SpecError
+from tats_core.errors import DataError, ResourceError, RunError, SpecError
 from tats_core.report.units import duration
 
 if TYPE_CHECKING:
@@ -52,6 +61,7 @@ def sweep(
         int | None, typer.Option(min=1, help="How many trials run at a time, at most.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+    rehearse: Rehearse = False,
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Run a pipeline with different values and compare results.
@@ -62,6 +72,15 @@ def sweep(
     from tats_core.sweep import engine, spec
 
     loaded = spec.load(name, sets or [], samples=samples, max_concurrent=max_concurrent)
+    words = ["sweep", name, *repeated("--set", sets)]
+    for option, value in (("--samples", samples), ("--max-concurrent", max_concurrent)):
+        words += [option, str(value)] if value is not None else []
+    rehearsing = [*words, "--rehearse"]
+    again = command_line([*(rehearsing if rehearse else words), "--resume"], home)
+    hint = command_line(rehearsing, home)
+    recipe = loaded
+    if rehearse:
+        home, loaded = rehearsals(home), engine.rehearsed(recipe)
     if show_plan:
         typer.echo(_plan(loaded, as_json))
         return
@@ -71,12 +90,15 @@ def sweep(
     try:
         with _stopped_by_sigterm():
             outcome = engine.run(loaded, home, resume=resume, ui=ui, stage_ui=None if as_json else stages)
+    except (DataError, ResourceError) as error:
+        if rehearse:
+            raise
+        raise type(error)(f"{error}\nto see it work here: {hint}") from error
     finally:
         stages.close()
-    words = ["sweep", name, *repeated("--set", sets)]
-    for option, value in (("--samples", samples), ("--max-concurrent", max_concurrent)):
-        words += [option, str(value)] if value is not None else []
-    _conclude(loaded, outcome, command_line([*words, "--resume"], home), home, as_json)
+    _conclude(loaded, outcome, again, home, as_json)
+    if rehearse and not as_json:
+        _print_exercised(outcome, recipe)
 
 
 def _can_resume(sweep: Sweep, home: Path) -> bool:
@@ -168,6 +190,18 @@ def _conclude(sweep: Sweep, outcome: Outcome, again: str, home: Path, as_json: b
         raise RunError(
             f"all trials of {sweep.name} failed; try again with: {again.removesuffix(' --resume')}"
         )
+
+
+def _print_exercised(outcome: Outcome, recipe: Sweep) -> None:
+    """Print what the rehearsal of a sweep has shown to work, by its first trial."""
+    from tats_core.pipeline import exercised, graph
+    from tats_core.store.run import Run
+
+    runs = [Run.open(outcome.folder / "trials" / trial.id) for trial in outcome.trials]
+    first = min(runs, key=lambda run: run.record.started)
+    typer.echo("\nWhat the rehearsal exercised, by its first trial")
+    table = exercised.table(first, graph.build(recipe.load({})), Run.open(outcome.folder).record)
+    typer.echo(table.text())
 
 
 def _headline(progress: Progress) -> str:

@@ -191,6 +191,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="sets")
     parser.add_argument("--samples", type=int)
     parser.add_argument("--max-concurrent", type=int)
+    parser.add_argument("--rehearse", action="store_true")
     parser.add_argument("--home", type=Path, default=os.environ.get("TATS_HOME", ".tats"))
     options = vars(parser.parse_args())
     home, expected = Path(options.pop("home")).absolute(), options.pop("expected")

@@ -15,12 +15,14 @@ from typing import Literal
 
 from tats_core import specs
 from tats_core.errors import SpecError
-from tats_core.pipeline import graph
+from tats_core.pipeline import graph, resources
 from tats_core.pipeline import spec as pipelines
 from tats_core.pipeline.graph import Instance
 from tats_core.pipeline.keys import code_of
+from tats_core.pipeline.spec import Pipeline
 from tats_core.registry import plugins
 from tats_core.specs import identity
+from tats_core.sweep import engine
 from tats_core.sweep import spec as sweeps
 
 Kind = Literal["pipeline", "sweep"]
@@ -54,7 +56,8 @@ class Submission:
         are the cluster's, and need not be visible here.
         """
         text = json.dumps({"home": home, self.kind: self.facts}, sort_keys=True, separators=(",", ":"))
-        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        name = self.name + (specs.REHEARSAL if "--rehearse" in self.options else "")
+        return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def words(self, home: str | None = None) -> list[str]:
         """Return kind, name and options as a command line gives them."""
@@ -74,6 +77,7 @@ def load(
     *,
     samples: int | None = None,
     max_concurrent: int | None = None,
+    rehearse: bool = False,
 ) -> Submission:
     """Read the pipeline or sweep, and check everything that can be checked on this machine.
 
@@ -85,17 +89,23 @@ def load(
         if value is not None and kind == "pipeline":
             raise SpecError(f"{option} belongs to a sweep; leave it out")
         options += [option, str(value)] if value is not None else []
+    options += ["--rehearse"] if rehearse else []
     if kind == "pipeline":
-        return _pipeline(name, sets, options)
-    return _sweep(sweeps.load(name, sets, samples=samples, max_concurrent=max_concurrent), options, name)
+        pipeline = pipelines.load(name, sets)
+        if rehearse:
+            recipe = graph.build(pipeline).instances.values()
+            pipeline = pipelines.load(name, sets, resources.for_rehearsal(recipe))
+        return _pipeline(pipeline, options, name)
+    sweep = sweeps.load(name, sets, samples=samples, max_concurrent=max_concurrent)
+    return _sweep(engine.rehearsed(sweep) if rehearse else sweep, options, name)
 
 
-def _pipeline(name: str, sets: Sequence[str], options: list[str]) -> Submission:
-    pipeline = pipelines.load(name, sets)
+def _pipeline(pipeline: Pipeline, options: list[str], name: str) -> Submission:
     stages = graph.build(pipeline).instances.values()
     # The cluster may have another pipeline of this name; the file that travels is the one that runs.
-    files = _travelling(specs.find("pipelines", name))
-    return Submission("pipeline", pipeline.name, tuple(options), files, tuple(stages), _facts(stages))
+    file = specs.find("pipelines", name)
+    files = _travelling(file)
+    return Submission("pipeline", file.stem, tuple(options), files, tuple(stages), _facts(stages))
 
 
 def _sweep(sweep: sweeps.Sweep, options: list[str], name: str) -> Submission:
@@ -105,14 +115,15 @@ def _sweep(sweep: sweeps.Sweep, options: list[str], name: str) -> Submission:
             f"{sweep.source}: pipeline: {sweep.pipeline} cannot travel to a cluster; put it into pipelines/ "
             f"and name it {file.stem}"
         )
-    files = {f"sweeps/{sweep.name}.yaml": specs.find("sweeps", name), **_travelling(file)}
+    file_of_sweep = specs.find("sweeps", name)
+    files = {f"sweeps/{file_of_sweep.name}": file_of_sweep, **_travelling(file)}
     stages: dict[str, Instance] = {}
     for point in sweep.examples():
         for stage in graph.build(sweep.load(sweep.trials_of(point)[0].overrides)).instances.values():
             stages.setdefault(f"{stage.name} {stage.config.model_dump_json()}", stage)
     common = graph.build(sweep.load({})).instances.values()
     facts = {"sweep": sweep.identity(), "stages": _facts(common)}
-    return Submission("sweep", sweep.name, tuple(options), files, tuple(stages.values()), facts)
+    return Submission("sweep", file_of_sweep.stem, tuple(options), files, tuple(stages.values()), facts)
 
 
 def _travelling(path: Path) -> dict[str, Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -185,6 +185,18 @@ class Manifest:
                 )
             chosen.update(video.id for video in sorted(videos, key=lambda v: rank(seed, v.id))[:per_class])
         return replace(self, videos=tuple(video for video in self.videos if video.id in chosen))
+
+    def first(self, count: int) -> Manifest:
+        """Return `count` videos: the first one of each class, then the second of each, and so on."""
+        if count >= len(self.videos):
+            return self
+        turn: Counter[int] = Counter()
+        turns = []
+        for place, video in enumerate(self.videos):
+            turns.append((turn[video.label], place))
+            turn[video.label] += 1
+        places = sorted(place for _, place in sorted(turns)[:count])
+        return replace(self, videos=tuple(self.videos[place] for place in places))
 
     def spread(self, count: int) -> Manifest:
         """Return `count` videos at equal distances in the list, so that every class has its share."""

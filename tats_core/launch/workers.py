@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from tats_core.store.layout import CHECKPOINTS, EVENTS
 
 if TYPE_CHECKING:
     from tats_core.stages.base import ParallelWork
+    from tats_core.training.events import EventLog
     from tats_core.training.world import World
 
 LOG = "log"
@@ -39,6 +41,8 @@ class Task(TypedDict):
     job: dict[str, Any]
     out: str
     checkpoints: str
+    dies: bool
+    """See `ParallelWork`."""
 
 
 class Failure(TypedDict):
@@ -50,8 +54,13 @@ class Failure(TypedDict):
 
 def task_of(work: ParallelWork, out: Path, name: str) -> Task:
     """Return the task of the training `name` of the stage that works in `out`."""
-    checkpoints = str(out / CHECKPOINTS / name)
-    return {"entry": work.entry, "job": dict(work.job), "out": str(out), "checkpoints": checkpoints}
+    return {
+        "entry": work.entry,
+        "job": dict(work.job),
+        "out": str(out),
+        "checkpoints": str(out / CHECKPOINTS / name),
+        "dies": work.dies,
+    }
 
 
 _sigterm = threading.Event()
@@ -156,8 +165,25 @@ def _run(task: Task, world: World, outcomes: Outcomes, rank: int, preempted: Cal
             stop=lambda: preempted() or outcomes.please_stop.exists(),
             say=events.note,
         )
+        if task["dies"] and rank == 0:
+            _die_after_checkpoint(store.folder, outcomes.folder / "died", events)
         getattr(importlib.import_module(module), function)(task["job"], world, events, store)
         store.wait()
+
+
+def _die_after_checkpoint(checkpoints: Path, died: Path, events: EventLog) -> None:
+    """Let this process be killed as by the system, once: wherever it is when it has saved a checkpoint."""
+    if died.exists():
+        return
+
+    def watch() -> None:
+        while not any(not path.suffix for path in checkpoints.glob("step-*")):
+            time.sleep(0.02)
+        died.touch()
+        events.note(f"rehearsal: process {os.getpid()} is killed, to see the training resume")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="die-after-checkpoint", daemon=True).start()
 
 
 @contextmanager

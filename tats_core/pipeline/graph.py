@@ -23,6 +23,7 @@ from tats_core.pipeline.spec import Pipeline, Scalar, Stage, label
 from tats_core.specs import StrictModel
 from tats_core.stages import KINDS
 from tats_core.stages.base import StageKind
+from tats_core.stages.data import DataConfig
 
 Row = dict[str, Scalar]
 Kind = StageKind[Any]
@@ -92,7 +93,8 @@ def build(pipeline: Pipeline) -> Graph:
         for row in rows[name]:
             instance = _instance(pipeline, stage, kind, row, ancestors[name], instances)
             instances[instance.name] = instance
-    return Graph({name: _narrowed(instance, instances) for name, instance in instances.items()})
+    narrowed = (_narrowed(instance, instances, pipeline) for instance in instances.values())
+    return Graph({instance.name: instance for instance in narrowed})
 
 
 def _order(pipeline: Pipeline) -> list[str]:
@@ -160,6 +162,9 @@ def _instance(
     name = stage.name + (f"[{','.join(axes.values())}]" if axes else "")
     inherited = {axis for need in instances.values() if need.stage in stage.needs for axis in need.axes}
     config = _config(pipeline, stage, kind, row, inherited)
+    if pipeline.rehearsal is not None:
+        first = all(other.kind is not kind for other in instances.values())
+        config = pipeline.rehearsal.scaled(config, first=first)
     reads = kind.reads(config)
     candidates: list[tuple[Instance, bool]] = []
     for other in instances.values():
@@ -173,13 +178,20 @@ def _instance(
     # A single stage is no choice; it is read as it is.
     needs = [other for other, serves in candidates if serves or counts[other.kind.name] == 1]
     unfit = [other for other, serves in candidates if not serves]
+    if not kind.gathers:
+        # What a stage names itself counts before what its needs need: another fold's data, another model.
+        named = {need.kind.name for need in needs if need.stage in stage.needs}
+        needs = [need for need in needs if need.stage in stage.needs or need.kind.name not in named]
     _check_reads(f"{pipeline.where}: {stage.name}.needs", kind, reads, needs, unfit)
     return Instance(name, stage.name, kind, config, axes, tuple(need.name for need in needs), stage.retries)
 
 
-def _narrowed(instance: Instance, instances: Mapping[str, Instance]) -> Instance:
+def _narrowed(instance: Instance, instances: Mapping[str, Instance], pipeline: Pipeline) -> Instance:
     readers = [other.config for other in instances.values() if instance.name in other.needs]
-    return replace(instance, config=instance.kind.narrowed(instance.config, readers))
+    config = instance.kind.narrowed(instance.config, readers)
+    if pipeline.rehearsal is not None and isinstance(config, DataConfig):
+        config = pipeline.rehearsal.with_data(config)
+    return replace(instance, config=config)
 
 
 def _check_reads(

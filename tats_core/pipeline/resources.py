@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tats_core.errors import ResourceError
 from tats_core.machine import available_cpus, available_gpus
 from tats_core.pipeline.graph import Instance
+from tats_core.pipeline.rehearse import Rehearsal
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,12 @@ def available(instances: Sequence[Instance]) -> Resources:
                     f"{fewer}use a larger machine"
                 )
     return total
+
+
+def for_rehearsal(instances: Iterable[Instance]) -> Rehearsal:
+    """Return a rehearsal of `instances` on what this machine, or the cluster, has."""
+    total = capacity(any(instance.kind.gpus(instance.config) for instance in instances))
+    return Rehearsal(total.cpus, total.gpus)
 
 
 def capacity(wants_gpu: bool) -> Resources:

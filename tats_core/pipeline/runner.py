@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Unpack
 
-from tats_core.errors import StoreError, TatsError
+from tats_core.errors import DataError, StoreError, TatsError
+from tats_core.launch import local
 from tats_core.pipeline import plan as plans
 from tats_core.pipeline import resources
 from tats_core.pipeline.graph import Graph, Instance
@@ -30,7 +31,7 @@ from tats_core.pipeline.plan import Decider, Decision, Options, Plan, PlanItem
 from tats_core.pipeline.resources import Pool
 from tats_core.pipeline.spec import Pipeline
 from tats_core.pipeline.stage_thread import Answer, Launch, StageWork
-from tats_core.stages.base import Input, Preflight
+from tats_core.stages.base import Input, ParallelWork, Preflight
 from tats_core.store import environment
 from tats_core.store.outputs import make_folder
 from tats_core.store.run import RunRecord, StageConfig, StageRecord
@@ -57,6 +58,8 @@ class Host:
     observer: Observer
     stop: threading.Event
     launch: Launch | None = None
+    dies: bool = False
+    """Of a rehearsal: it is the trial that loses a worker and resumes."""
 
 
 def plan(pipeline: Pipeline, home: Path, **options: Unpack[Options]) -> Plan:
@@ -117,11 +120,15 @@ def _preflight(graph: Graph, todo: Plan, home: Path) -> resources.Resources:
     instances = [graph.instances[item.name] for item in todo.items if item.action == "run"]
     # Missing inputs first: they are known without Ray.
     missing: dict[str, None] = {}  # an ordered set: stages may miss the same data set
+    error = TatsError
     for instance in instances:
         context = Preflight(instance.name, instance.axes, home)
-        missing.update(dict.fromkeys(instance.kind.preflight(instance.config, context)))
+        faults = instance.kind.preflight(instance.config, context)
+        missing.update(dict.fromkeys(faults))
+        if faults and instance.kind.name == "data":
+            error = DataError
     if missing:
-        raise TatsError("\n".join(missing))
+        raise error("\n".join(missing))
     return resources.available(instances)
 
 
@@ -181,7 +188,11 @@ class _Run:
         self.decider, self.store, self.graph = decider, decider.store, decider.graph
         self.record, self.pool, self.on_error = record, pool, on_error
         self.stop = host.stop if host else threading.Event()
-        self.launch = host.launch if host else None
+        self.launch = host.launch if host else beside_ray if decider.pipeline.rehearsal else None
+        trained = [name for name, instance in self.graph.instances.items() if instance.kind.curves]
+        dies = decider.pipeline.rehearsal and (host is None or host.dies)
+        self.victims = trained[:1] if dies else []
+        """Stages of which a worker is killed, to see them resume."""
         self.answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self.running: dict[str, StageWork] = {}
         self.digests: dict[str, str] = {}
@@ -280,6 +291,7 @@ class _Run:
             stop=self.stop,
             answers=self.answers,
             launch=self.launch,
+            dies=instance.name in self.victims,
         )
         stage.said_from = work.bytes_before
         self.running[instance.name] = work
@@ -434,6 +446,19 @@ class _Run:
         record.save()
         for observer in self.observers:
             observer.finished(record)
+
+
+def beside_ray(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> None:
+    """Launch a rehearsal's work: on Ray Train, but a single CPU worker of this machine as a process.
+
+    A start on Ray takes many times as long as a stage of a rehearsal.
+    """
+    if work.workers == 1 and not work.gpu and "RAY_ADDRESS" not in os.environ:
+        local.fit(work, name, out, stop)
+        return
+    from tats_core.launch import ray_train
+
+    ray_train.fit(work, name, out, stop)
 
 
 def _configs(graph: Graph) -> dict[str, StageConfig]:

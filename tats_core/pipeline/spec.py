@@ -33,7 +33,8 @@ from pydantic import BeforeValidator, Field
 
 from tats_core import specs
 from tats_core.errors import SpecError, did_you_mean
-from tats_core.specs import StrictModel
+from tats_core.pipeline.rehearse import Rehearsal
+from tats_core.specs import NO_RESULT, REHEARSAL, StrictModel
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -80,9 +81,11 @@ class Pipeline:
     stages: Mapping[str, Stage]
     overrides: tuple[str, ...] = ()
     notify: tuple[Hook, ...] = ()
+    rehearsal: Rehearsal | None = None
+    """Every stage is scaled down; the name says so wherever a number of the run is shown."""
 
 
-def load(name: str, sets: Sequence[str] = ()) -> Pipeline:
+def load(name: str, sets: Sequence[str] = (), rehearsal: Rehearsal | None = None) -> Pipeline:
     """Read pipeline `name` (or a path that ends in `.yaml`) with `stage.key=value` overrides on top.
 
     Raises:
@@ -95,13 +98,14 @@ def load(name: str, sets: Sequence[str] = ()) -> Pipeline:
         raw = _override(raw, *specs.parse_override(text), f"--set {text}")
     file = specs.validate(File, raw, where)
     return Pipeline(
-        name=path.stem,
-        title=file.title,
+        name=path.stem + REHEARSAL if rehearsal else path.stem,
+        title=f"{NO_RESULT}. {file.title}" if rehearsal else file.title,
         where=where,
         defaults=file.defaults,
         stages={stage: _stage(stage, entry, where) for stage, entry in file.stages.items()},
         overrides=tuple(sets),
         notify=file.notify,
+        rehearsal=rehearsal,
     )
 
 

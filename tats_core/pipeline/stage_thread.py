@@ -7,7 +7,7 @@ import queue
 import threading
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -62,6 +62,8 @@ class StageWork(threading.Thread):
     stop: threading.Event
     answers: queue.SimpleQueue[Answer]
     launch: Launch | None = None
+    dies: bool = False
+    """A rehearsal: a worker of this stage is killed once."""
     offset: int = 0
     """Bytes of the event file that the main thread has read."""
     bytes_before: int = 0
@@ -168,7 +170,7 @@ class StageWork(threading.Thread):
                 from tats_core.launch import ray_train
 
                 launch = ray_train.fit
-            launch(work, f"fit-{next(numbers)}", out, self.stop)
+            launch(replace(work, dies=self.dies), f"fit-{next(numbers)}", out, self.stop)
 
         return fit
 

@@ -96,6 +96,10 @@ _REGISTRY: Final = (
     Metric("explained_variance", "explained", 2, "", "more", "explained variance"),
     Metric("lr", "lr", 6, "", "", "learning rate"),
     Metric("clips_per_second", "clips/s", 1, "clips/s", "more", "clips per second"),
+    Metric("data_wait_share", "waits", 2, "", "less", "share of an epoch spent waiting for data"),
+    Metric("tflops", "TFLOP/s", 1, "TFLOP/s", "more", "TFLOP per second, all workers"),
+    Metric("mfu", "MFU", 2, "", "more", "share of the GPUs' peak (MFU)"),
+    Metric("memory_mb", "MiB", 0, "MiB", "less", "peak memory of a worker, MiB"),
     Metric("seconds", "s", 0, "s", "less"),
     Metric("peak_memory_mb", "MiB", 0, "MiB", "less"),
 )
@@ -146,6 +150,10 @@ CURVES: Final = (
     "effective_rank",
     "lr",
     "clips_per_second",
+    "data_wait_share",
+    "tflops",
+    "mfu",
+    "memory_mb",
 )
 """Drawn first, in this order; all others after them by their names."""
 REFERENCES: Final = frozenset(metric.against for metric in _REGISTRY if metric.against)

@@ -20,8 +20,10 @@ from statistics import fmean
 from typing import Any, Final
 
 from tats_core.report.metrics import EXPORTED, FROZEN, LEGEND, METRICS, PRETRAINED, RESULTS, TUNED
+from tats_core.report.sweeps import Estimate
 from tats_core.report.table import Table, latex_text
 from tats_core.report.units import DASH, interval, number
+from tats_core.specs import NO_RESULT, REHEARSAL
 
 Row = Mapping[str, Any]
 Results = Mapping[str, Any]
@@ -71,6 +73,8 @@ def csv(results: Results) -> str:
         return several.csv()
     rows = [row for pair in by_benchmark(results["rows"]).values() for row in pair.values()]
     columns = (*EXPORTED, *(key for key in ABSENT if any(row.get(key) for row in rows)))
+    if str(results["pipeline"]).endswith(REHEARSAL):
+        rows, columns = [{**row, "rehearsal": True} for row in rows], (*columns, "rehearsal")
     return Table.of(columns, [[row.get(key) for key in columns] for row in rows]).csv()
 
 
@@ -132,7 +136,8 @@ def table(
     keys = _measured(rows, (*metrics, *beside))
     benchmarks = list(dict.fromkeys(str(row["benchmark"]) for row in rows))
     ordered = sorted(
-        rows, key=lambda row: (benchmarks.index(str(row["benchmark"])), _start_order(row["init"]))
+        [*rows, *_over_folds(rows)],
+        key=lambda row: (benchmarks.index(str(row["benchmark"])), _start_order(row["init"])),
     )
     # With a further axis, a mean over benchmarks would mix its values.
     means = {} if axes else mean_of_benchmarks(rows)
@@ -156,6 +161,23 @@ def table(
         ("benchmark", "start", *axes, *(METRICS[key].title for key in keys)), lines,
         labels=2 + len(axes), grouped=True, bold=frozenset(bold), means=len(averaged),
     )  # fmt: skip
+
+
+def _over_folds(rows: Sequence[Row]) -> list[Row]:
+    """Return a row with mean and 95% interval for each benchmark and start with several official splits."""
+    grouped: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if "fold" in row:
+            grouped.setdefault((row["benchmark"], row["init"]), []).append(row)
+    means: list[Row] = []
+    for (benchmark, init), folds in grouped.items():
+        if len({row["fold"] for row in folds}) < max(2, len(folds)):
+            continue  # one split, or a further axis besides
+        values = {key: [row[key] for row in folds if row.get(key) is not None] for key in RESULTS}
+        estimates = {key: Estimate.of(of_folds) for key, of_folds in values.items() if of_folds}
+        texts = {key: found.text(METRICS[key].digits) for key, found in estimates.items() if found}
+        means.append({"benchmark": benchmark, "init": init, "fold": f"mean of {len(folds)}", "texts": texts})
+    return means
 
 
 def pre_trainings(results: Results, keys: Sequence[str] = PRETRAINED) -> Table | None:
@@ -217,7 +239,8 @@ def marked(row: Row) -> str:
 
 
 def footnotes(results: Results) -> list[str]:
-    """Return what the asterisk of each benchmark means, and what pre-trainings lacked; most often nothing."""
+    """Return what the asterisk of each benchmark means, what pre-trainings lacked, that it is a rehearsal."""
+    rehearsal = [NO_RESULT] if str(results.get("pipeline", "")).endswith(REHEARSAL) else []
     policies = results.get("policies") or [results.get("policy") or {}]
     copies = [(str(row["benchmark"]), row) for row in results["rows"]]
     copies += [("pre-training", policy) for policy in policies]
@@ -227,7 +250,8 @@ def footnotes(results: Results) -> list[str]:
             if row.get(key):
                 # Once, though a benchmark has a row for each start.
                 lacking.setdefault(name, {})[f"{row[key]:,} of the listed {what}"] = None
-    return [f"* {name}: a partial copy, without {' and '.join(parts)}" for name, parts in lacking.items()]
+    partial = [f"* {name}: a partial copy, without {' and '.join(parts)}" for name, parts in lacking.items()]
+    return rehearsal + partial
 
 
 def _lacks(row: Row) -> bool:
@@ -271,6 +295,8 @@ def _measured(rows: Sequence[Row], keys: Iterable[str]) -> list[str]:
 
 
 def _cell(row: Row, key: str) -> str:
+    if key in row.get("texts", {}):
+        return str(row["texts"][key])
     if key == "interval":
         return interval(row.get("low"), row.get("high"))
     return number(row.get(key), METRICS[key].digits)

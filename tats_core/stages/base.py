@@ -51,6 +51,8 @@ class ParallelWork:
     """How often dead workers are replaced before the stage fails."""
     max_preemptions: int = 100
     """How often workers whose machine is taken away resume elsewhere before the stage fails."""
+    dies: bool = False
+    """A rehearsal: the first worker kills itself once, after the first checkpoint."""
 
 
 @dataclass(frozen=True)

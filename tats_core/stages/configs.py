@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self, TypeVar, get_args
 
+import torch
 from pydantic import Field, field_validator, model_validator
 
 from tats_core.data import benchmarks
@@ -19,6 +20,7 @@ from tats_core.models.vit import ViTConfig
 from tats_core.specs import NotIdentity, StrictModel
 from tats_core.stages import checkpoint_input
 from tats_core.stages.base import Preflight, StageContext, StageKind
+from tats_core.training import arithmetic
 from tats_core.training.world import StepConfig
 
 Init = Literal["pretrained", "scratch"]
@@ -140,7 +142,14 @@ class TrainedKind(StageKind[TrainedConfig]):
         return config.started - self.cpus(config)
 
     def preflight(self, config: TrainedConfig, ctx: Preflight) -> list[str]:
-        """On CPUs, torch.compile needs a compiler."""
+        """On CPUs, torch.compile needs a compiler; a GPU of this machine must have room for a step."""
+        recipe = config.recipe.among(config.started, config.workers)
+        if config.gpu and torch.cuda.is_available() and isinstance(recipe, arithmetic.Recipe):
+            room = torch.cuda.get_device_properties(0).total_memory
+            classes = benchmarks.BENCHMARKS[config.benchmark].classes
+            misfit = arithmetic.misfit(recipe, config.started, classes, room)
+            if misfit:
+                return [f"{ctx.name}: {misfit}"]
         if config.recipe.compile and not config.gpu and not any(map(shutil.which, ("c++", "g++", "clang++"))):
             return [
                 f"{ctx.name}.compile: torch.compile needs a C++ compiler, and there is none; leave it out"

@@ -39,7 +39,7 @@ class DataConfig(StrictModel):
     """Where the videos come from."""
 
     generate: GenerateConfig | None = Field(
-        None, description="generate small benchmarks instead of reading real ones"
+        None, description="generate small benchmarks; real ones are read only if 'benchmarks' names them too"
     )
     root: Annotated[str | None, NotIdentity] = Field(
         None, description="folder that holds one folder for each data set"
@@ -58,6 +58,12 @@ class DataConfig(StrictModel):
     )
     splits: Annotated[tuple[Split, ...] | None, NotIdentity] = Field(
         None, description="lists that a copy must have; null: those that the pipeline's stages use"
+    )
+    first: int | None = Field(
+        None,
+        ge=2,
+        description="use only so many training videos of each data set, the first of each class in turn, and "
+        "half as many test videos; null: all",
     )
     missing: Missing | None = Field(
         None,
@@ -80,8 +86,10 @@ class DataConfig(StrictModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:
-        if self.generate is not None and (self.root is not None or self.benchmarks):
-            raise ValueError("give either 'generate' (with its own 'benchmarks') or 'root' and 'benchmarks'")
+        if self.generate is not None and self.root is not None and not self.benchmarks:
+            raise ValueError("root is where 'benchmarks' are read; with 'generate' alone leave it out")
+        if twice := {*self.benchmarks} & {*self.generated}:
+            raise ValueError(f"{', '.join(twice)} is both generated and read; take it out of one of the two")
         if self.videos is not None and (self.generate or self.root is not None or self.benchmarks):
             raise ValueError(
                 "'videos' is the folder of the data set 'own'; other data sets need a stage of their own"
@@ -99,11 +107,21 @@ class DataConfig(StrictModel):
         return bool(self.generate or self.benchmarks or self.videos is not None)
 
     @property
+    def generated(self) -> tuple[str, ...]:
+        """The data sets that the stage generates."""
+        return self.generate.benchmarks if self.generate else ()
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """The data sets that it reads."""
+        if self.videos is not None:
+            return ("own",)
+        return self.benchmarks or (() if self.generate else benchmarks.PAPERS)
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """The data sets that the stage provides."""
-        if self.generate is not None:
-            return self.generate.benchmarks
-        return ("own",) if self.videos is not None else self.benchmarks or benchmarks.PAPERS
+        """The data sets that it provides."""
+        return self.generated + self.read
 
 
 class Data(StageKind[DataConfig]):
@@ -131,12 +149,9 @@ class Data(StageKind[DataConfig]):
 
     def summary(self, config: DataConfig) -> str:
         """Name the data sets that must be on disk, and say which are not."""
-        if config.generate:
-            return ""
         missing = {name for name, _ in _missing(config)}
-        return "reads " + ", ".join(
-            f"{name} (not found)" * (name in missing) or name for name in config.names
-        )
+        names = [f"{name} (not found)" * (name in missing) or name for name in config.read]
+        return "reads " + ", ".join(names) if names else ""
 
     def spare(self, config: DataConfig) -> int:
         """Generating and verifying use all CPUs of this machine."""
@@ -145,7 +160,7 @@ class Data(StageKind[DataConfig]):
     def preflight(self, config: DataConfig, ctx: Preflight) -> list[str]:
         """Read the lists; return one sentence for each data set that is missing or not as expected."""
         faults: list[str] = []
-        for name in () if config.generate else config.names:
+        for name in config.read:
             try:
                 folder = _folder(config, name)
                 for _ in _manifests_of(name, folder, config):
@@ -156,10 +171,8 @@ class Data(StageKind[DataConfig]):
 
     def external(self, config: DataConfig) -> Mapping[str, str]:
         """Return each data set's path and a digest of its lists and folders (not of its videos)."""
-        if config.generate:
-            return {}
         missing = {name for name, _ in _missing(config)}
-        return {name: "" if name in missing else _fingerprint(_folder(config, name)) for name in config.names}
+        return {name: "" if name in missing else _fingerprint(_folder(config, name)) for name in config.read}
 
     def identities(self, folder: Path) -> Mapping[str, str]:
         """Return the manifests' own digests, which do not move with the data set."""
@@ -167,11 +180,9 @@ class Data(StageKind[DataConfig]):
 
     def run(self, config: DataConfig, ctx: StageContext) -> None:
         """Generate if need be, read the lists of each data set and write the manifests."""
-        folders: Mapping[str, Path]
+        folders = {name: _folder(config, name) for name in config.read}
         if config.generate is not None:
-            folders = generate(ctx.out, config.generate, lambda *progress: _show(ctx, *progress))
-        else:
-            folders = {name: _folder(config, name) for name in config.names}
+            folders |= generate(ctx.out, config.generate, lambda *progress: _show(ctx, *progress))
         for name, folder in folders.items():
             manifests = list(_manifests_of(name, folder, config))
             files = _indexed(name, folder, manifests, config, ctx)
@@ -201,14 +212,14 @@ def _indexed(
     name: str, folder: Path, manifests: Sequence[Manifest], config: DataConfig, ctx: StageContext
 ) -> index.Index:
     """Return the index of what the stage provides, its test videos decoded where damage matters."""
-    if config.generate or ctx.home is None:  # what this stage has just generated is known to be sound
+    if name in config.generated or ctx.home is None:  # what is just generated is known to be sound
         store, listed = None, [(manifest.split, manifest) for manifest in manifests]
     else:
         store, listed = (
             index.path_of(ctx.home, name, folder),
             index.listed(name, folder, manifests, config.fold),
         )
-    verified = config.damaged != "ignore" and not config.generate
+    verified = config.damaged != "ignore" and name not in config.generated
     tests = [manifest for manifest in manifests if manifest.split == "test" and verified]
     return index.update(
         store,
@@ -271,10 +282,13 @@ def _manifests_of(name: str, folder: Path, config: DataConfig) -> Iterator[Manif
     fingerprint = _fingerprint(folder)
     for split in get_args(Split):
         try:
-            yield _manifest(name, folder, split, config.fold, config.missing, fingerprint)
+            manifest = _manifest(name, folder, split, config.fold, config.missing, fingerprint)
         except NoListError:
             if split in (config.splits or get_args(Split)):
                 raise
+            continue
+        count = len(manifest) if config.first is None else config.first // (1 if split == "train" else 2)
+        yield manifest.first(count)
 
 
 @lru_cache(maxsize=16)
@@ -286,7 +300,7 @@ def _manifest(
 
 
 def _missing(config: DataConfig) -> Iterator[tuple[str, DataError]]:
-    for name in config.names:
+    for name in config.read:
         try:
             _folder(config, name)
         except DataError as error:

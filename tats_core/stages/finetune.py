@@ -19,6 +19,7 @@ from tats_core.stages.jobs import (
     load_encoder,
     note_unreadable,
     run_workers,
+    watch_of,
     write_result,
 )
 from tats_core.training import metrics, weights
@@ -108,7 +109,8 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
         }
     )
     with dump_on_failure(trainer, manifest, out, world):
-        results = finetune(trainer, loader, events=events, store=store)
+        watch = watch_of(config, world)
+        results = finetune(trainer, loader, events=events, store=store, watch=watch)
     unreadable = world.union(loader.unreadable)  # each worker knows only those of its share
     note_unreadable(unreadable, events)
     if world.is_first:

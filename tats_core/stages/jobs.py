@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
 from pydantic import Field
 
 from tats_core.data.benchmarks.base import Split
@@ -15,17 +16,19 @@ from tats_core.data.loaders import ClipOptions
 from tats_core.data.manifest import UNLABELLED, Manifest
 from tats_core.errors import DataError, SpecError, StoreError, TrainingError
 from tats_core.files import write_json
+from tats_core.machine import available_cpus
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import VideoViT
 from tats_core.report.units import size
 from tats_core.specs import StrictModel
 from tats_core.stages.base import ParallelWork, StageContext
-from tats_core.stages.configs import Fork, Placed
+from tats_core.stages.configs import Fork, Placed, Trained
 from tats_core.store import forks
 from tats_core.store.layout import CHECKPOINTS, DUMP, RESULT
-from tats_core.training import replay, weights
+from tats_core.training import arithmetic, replay, weights
 from tats_core.training.checkpoint import CheckpointStore, checkpoint_fault
 from tats_core.training.events import EventLog
+from tats_core.training.loop import Watch
 from tats_core.training.world import World
 
 Config = TypeVar("Config", bound=Placed)
@@ -169,6 +172,19 @@ def dump_on_failure(trainer: replay.Trainer, manifest: Manifest, out: Path, worl
             f"{error}; its last step is in {folder} ({size(written)} of this worker): "
             f"`tats replay {folder}` names what went non-finite first"
         ) from error
+
+
+def watch_of(config: Trained, world: World) -> Watch:
+    """Return what a training reports of its speed, and says where data are too slow for it."""
+    recipe, options = config.recipe, config.data
+    assert isinstance(recipe, arithmetic.Recipe)
+    name = torch.cuda.get_device_name(world.device).lower() if world.device.type == "cuda" else ""
+    gpu = next((gpu for key, gpu in arithmetic.GPUS.items() if key in name), None)
+    advice = ""
+    if world.device.type == "cuda" or available_cpus() > world.size:  # there are cores that could decode
+        advice = f"raise data.decode_workers (it is {options.decode_workers}), or shrink the videos"
+    peak = gpu.peak(recipe.precision) * world.size if gpu else 0.0
+    return Watch(arithmetic.step_flops(recipe), peak, world.device, advice)
 
 
 def write_result(out: Path, result: Mapping[str, Any]) -> None:

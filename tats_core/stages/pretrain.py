@@ -25,6 +25,7 @@ from tats_core.stages.jobs import (
     dump_on_failure,
     note_unreadable,
     run_workers,
+    watch_of,
     write_result,
 )
 from tats_core.store.layout import STATE
@@ -171,7 +172,14 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
     after = CheckpointStore(out / STATE, world, background=False) if recipe.until else None
     with dump_on_failure(trainer, manifest, out, world):
         results = pretrain(
-            trainer, loader, events=events, store=store, health=health, before=before, after=after
+            trainer,
+            loader,
+            events=events,
+            store=store,
+            health=health,
+            before=before,
+            after=after,
+            watch=watch_of(job.config, world),
         )
     unreadable = world.union(loader.unreadable)  # each worker met those of its own shares only
     note_unreadable(unreadable, events)

@@ -321,6 +321,19 @@ class Stage:
             if event["kind"] == "file" and folder is not None
         ]
 
+    @property
+    def params(self) -> dict[str, Any]:
+        """What its configuration came down to: global batch, learning rate, workers, device."""
+        return {key: value for event in self._of("params") for key, value in event["values"].items()}
+
+    @property
+    def notes(self) -> list[str]:
+        """Its sentences for the person who runs it."""
+        return [event["text"] for event in self._of("note")]
+
+    def _of(self, kind: str) -> list[Event]:
+        return [event for event in self._events if event["kind"] == kind]
+
     @cached_property
     def _events(self) -> list[Event]:
         return [] if self.folder is None else [event for _, event in read_events(self.folder / EVENTS)]

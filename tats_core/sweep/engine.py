@@ -70,6 +70,12 @@ def slots(sweep: Sweep) -> tuple[int, bool]:
     return max(1, min(fit, sweep.max_concurrent or fit)), cpus <= 1 and not gpus
 
 
+def rehearsed(sweep: Sweep) -> Sweep:
+    """Return the rehearsal of a sweep on what this machine, or the cluster, has."""
+    graph = graphs.build(sweep.load({}))
+    return spec.rehearsed(sweep, resources.for_rehearsal(graph.instances.values()))
+
+
 def check_same(sweep: Sweep, folder: Path) -> None:
     """Refuse to resume a sweep that was started as another.
 

@@ -17,6 +17,7 @@ from tats_core.files import write_text
 from tats_core.report import charts, page, sweeps
 from tats_core.report.table import Table
 from tats_core.report.units import duration, moment, short_keys, value_text
+from tats_core.specs import REHEARSAL
 from tats_core.store.run import Run, RunRecord
 from tats_core.store.run_page import surroundings
 from tats_core.sweep import plots
@@ -78,10 +79,16 @@ def _render(summary: Summary, folder: Path, drawn: Sequence[Plot], missing: Sequ
         fixed=list(_fixed(sweep)),
         best_command=f"tats run pipeline {shlex.quote(str(best))}",
         best_pipeline=best.read_text(encoding="utf-8") if best.exists() else "",
-        again=f"tats sweep {shlex.quote(str(folder / f'{sweep.name}.yaml'))}",
+        again=_again(sweep.name, folder),
         **surroundings(run, "sweep", sweep.name, sweep_file=run.record.source, pipeline=sweep.pipeline),
         foot=f"Run {folder.name}. Written by tats {__version__} at {moment(time.time())}.",
     )
+
+
+def _again(name: str, folder: Path) -> str:
+    if name.endswith(REHEARSAL):
+        return shlex.join(["tats", "sweep", name.removesuffix(REHEARSAL), "--rehearse"])
+    return shlex.join(["tats", "sweep", str(folder / f"{name}.yaml")])
 
 
 def _tiles(summary: Summary, record: RunRecord) -> Iterator[tuple[str, object, str]]:

@@ -24,6 +24,7 @@ from tats_core.files import write_text
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import spec as pipelines
 from tats_core.pipeline.graph import Graph
+from tats_core.pipeline.rehearse import Rehearsal
 from tats_core.pipeline.spec import Pipeline, Scalar
 from tats_core.report.units import short_keys, value_text
 from tats_core.specs import NotIdentity, StrictModel
@@ -168,11 +169,17 @@ class Sweep(StrictModel):
 
     _source: str = PrivateAttr("")
     _overrides: tuple[str, ...] = PrivateAttr(())
+    _rehearsal: Rehearsal | None = PrivateAttr(None)
 
     @property
     def source(self) -> str:
         """How the file is named in messages."""
         return self._source
+
+    @property
+    def rehearsal(self) -> Rehearsal | None:
+        """How the trials are scaled down; None for real ones."""
+        return self._rehearsal
 
     @property
     def overrides(self) -> tuple[str, ...]:
@@ -232,7 +239,8 @@ class Sweep(StrictModel):
         """The stage whose settings population-based training changes while it trains, and its generations."""
         assert isinstance(self.searcher, Pbt)
         stage = next(iter(self.choices)).partition(".")[0]
-        instances = graphs.build(self.load({})).instances.values()
+        # The epochs of the recipe, in a rehearsal too: it scales `until`, which they make.
+        instances = graphs.build(replace(self.load({}), rehearsal=None)).instances.values()
         (config, *_) = [instance.config for instance in instances if instance.stage == stage]
         return Population(stage, config.model_dump()["epochs"], self.searcher.every)
 
@@ -286,7 +294,7 @@ class Sweep(StrictModel):
         sets = [
             f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in self.values(overrides).items()
         ]
-        return pipelines.load(self.pipeline, sets)
+        return pipelines.load(self.pipeline, sets, self.rehearsal)
 
     def load(self, overrides: Mapping[str, Any]) -> Pipeline:
         """Return the part of the pipeline that a trial runs, under the sweep's name.
@@ -350,6 +358,20 @@ def load(
     sweep = _sweep(raw, path.stem, source, tuple(sets))
     _refuse(source, chain.from_iterable(problems(sweep) for problems in _CHECKS))
     return sweep
+
+
+def rehearsed(sweep: Sweep, rehearsal: Rehearsal) -> Sweep:
+    """Return the sweep of tiny trials: one worker each, half the clips; ASHA begins after an epoch."""
+    rehearsal = replace(rehearsal, cpus=1, gpus=min(1, rehearsal.gpus), clips=rehearsal.clips // 2)
+    if isinstance(sweep.searcher, Pbt):
+        rehearsal = replace(rehearsal, epochs=sweep.population.generations)
+    title = f"{specs.NO_RESULT}. {sweep.title}"
+    changes: dict[str, Any] = {"name": sweep.name + specs.REHEARSAL, "title": title}
+    if isinstance(sweep.scheduler, Asha):
+        changes["scheduler"] = sweep.scheduler.model_copy(update={"grace": 1})
+    copy = sweep.model_copy(update=changes)
+    copy._source, copy._overrides, copy._rehearsal = sweep.source, sweep.overrides, rehearsal
+    return copy
 
 
 def save(sweep: Sweep, folder: Path) -> None:

@@ -116,6 +116,11 @@ class Summary:
         return f"{len(points)} points share the best {objective.heading}, {best.mean:.{digits}f}: {listed}"
 
     @property
+    def is_rehearsal(self) -> bool:
+        """Whether the numbers mean nothing."""
+        return self.sweep.name.endswith(specs.REHEARSAL)
+
+    @property
     def epochs(self) -> tuple[int, int] | None:
         """Epochs of the trials, and of as many complete trials; None where no trial is complete."""
         complete = [trial.epochs for trial in self.trials if trial.status == "finished" and trial.epochs]
@@ -149,6 +154,8 @@ class Summary:
         if self.epochs and self.epochs[0] < self.epochs[1]:
             used, complete = self.epochs
             lines.append(f"{used} epochs of the {complete} of complete trials ({100 * used / complete:.0f}%)")
+        if self.is_rehearsal:
+            lines.append(specs.NO_RESULT)
         if self.busy:  # nothing trains where all outputs are reused
             lines.append(f"{100 * self.busy:.0f}% of the time after Ray's start was spent in training steps")
         return "\n".join(lines).rstrip()
@@ -172,7 +179,10 @@ class Summary:
 
     def csv(self) -> str:
         """Return the table as CSV, unrounded."""
-        return sweeps.csv(self.rows, self.columns)
+        head, *rows = sweeps.csv(self.rows, self.columns).splitlines()
+        if self.is_rehearsal:
+            head, rows = f"{head},rehearsal", [f"{row},true" for row in rows]
+        return "\n".join([head, *rows]) + "\n"
 
     def latex(self) -> str:
         """Return the table as LaTeX."""

@@ -145,7 +145,8 @@ def run(
     epochs = EpochRows(sweep, rows)
     metrics: dict[str, float] = {}
     try:
-        host = runner.Host(f"{run_id}/trials/{trial.id}", epochs, stop, launch)
+        dies = sweep.rehearsal is not None and _is_first(home / "runs" / run_id)
+        host = runner.Host(f"{run_id}/trials/{trial.id}", epochs, stop, launch, dies)
         record = runner.run(sweep.load(trial.overrides), home, host=host)
         if record.status == "stopped":
             return None
@@ -168,6 +169,15 @@ def run(
         error=error,
         settings=dict(trial.overrides),
     )
+
+
+def _is_first(folder: Path) -> bool:
+    """Return whether no other trial of the sweep in `folder` has asked before."""
+    try:
+        (folder / "first-trial").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _metrics(sweep: Sweep, record: RunRecord, epochs: EpochRows) -> dict[str, float]:

@@ -22,7 +22,7 @@ from tats_core.models.vit import ViTConfig
 from tats_core.specs import NotIdentity
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog
-from tats_core.training.loop import LastStep, Loader, Pace, Position, restore
+from tats_core.training.loop import LastStep, Loader, Position, Watch, restore
 from tats_core.training.optim import AverageConfig, OptimizerConfig, fresh_weights
 from tats_core.training.world import StepConfig, World
 
@@ -216,7 +216,12 @@ class FinetuneTrainer:
 
 
 def finetune(
-    trainer: FinetuneTrainer, loader: Loader, *, events: EventLog, store: CheckpointStore
+    trainer: FinetuneTrainer,
+    loader: Loader,
+    *,
+    events: EventLog,
+    store: CheckpointStore,
+    watch: Watch | None = None,
 ) -> dict[str, float]:
     """Run fine-tuning to its end, from the newest checkpoint in `store` if it has any.
 
@@ -228,7 +233,7 @@ def finetune(
         TrainingError: too many non-finite steps in a row.
         DataError: too many videos cannot be read.
     """
-    config, world = trainer.config, trainer.world
+    config, world, watch = trainer.config, trainer.world, watch or Watch()
     steps = config.epochs * loader.steps
     at = Position()
     state = store.begin(config.checkpoint)
@@ -247,8 +252,7 @@ def finetune(
 
     while at.epoch < config.epochs:
         trainer.model.train()
-        pace = Pace()
-        for batch in pace.timed(loader.epoch(at.epoch, at.batch)):
+        for batch in watch.timed(loader.epoch(at.epoch, at.batch)):
             lr = config.optimizer.lr(at.step, loader.steps, config.epochs, config.batch_size)
             label_B = batch.label_B.to(world.device, non_blocking=True)
             arguments: dict[str, Any] = {"label_B": label_B, "step": at.step, "lr": lr}
@@ -267,9 +271,10 @@ def finetune(
         means = {name: share * at.sums.get(name, math.nan) for name in ("loss", "train_top1")}
         at.metrics = world.mean(means)
         at.next_epoch()
-        ended = pace.metrics(config.batch_size) | {"skipped_steps": trainer.guarded.skipped}
+        ended = watch.metrics(config.batch_size, events) | {"skipped_steps": trainer.guarded.skipped}
         events.metrics(at.step, {"epoch": at.epoch, **ended})
-        events.progress(step=at.step, steps=steps, epoch=at.epoch, epochs=config.epochs, shown=at.metrics)
+        shown = at.metrics | watch.latest
+        events.progress(step=at.step, steps=steps, epoch=at.epoch, epochs=config.epochs, shown=shown)
         if store.due(at.step, epochs=at.epoch) or at.epoch == config.epochs:
             save()
     return at.metrics

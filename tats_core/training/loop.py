@@ -6,11 +6,18 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, Protocol, Self
+from typing import Any, Final, Protocol, Self
+
+import torch
 
 from tats_core.data.clips import Batch
 from tats_core.errors import SpecError, WeightsError, brief
 from tats_core.training.checkpoint import on_cpu
+from tats_core.training.events import EventLog
+from tats_core.training.metrics import peak_memory_mb
+
+WAITS: Final = 0.1
+"""Share of an epoch from which a wait for data is worth a sentence."""
 
 
 class Loader(Protocol):
@@ -121,26 +128,54 @@ class LastStep:
         return cls(number, batch, arguments, on_cpu(trainer.state_dict()) if trainer.struggles else None)
 
 
-class Pace:
-    """How fast an epoch goes, and how much of it is spent waiting for data."""
+@dataclass
+class Watch:
+    """How fast a training goes, epoch by epoch, and how much of it is spent waiting for data."""
 
-    def __init__(self) -> None:
-        self.began = time.perf_counter()
-        self.waited = 0.0
-        self.batches = 0
+    flops: float = 0.0
+    """Of a video in a step; 0: not known."""
+    peak: float = 0.0
+    """FLOP/s of all workers' GPUs by their data sheet; 0: not known."""
+    device: torch.device = torch.device("cpu")
+    advice: str = ""
+    """What to change where an epoch waits for data; "": nothing would help."""
+    epochs: int = field(default=0, init=False)
+    latest: dict[str, float] = field(default_factory=dict, init=False)
+    """Of the last epoch, for the display."""
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield `batches`, counting them and the wait for each."""
-        asked = time.perf_counter()
+        """Yield the `batches` of an epoch, counting them and the wait for each."""
+        self.began, self.waited, self.batches = time.perf_counter(), 0.0, 0
+        asked = self.began
         for batch in batches:
             self.waited += time.perf_counter() - asked
             self.batches += 1
             yield batch
             asked = time.perf_counter()
 
-    def metrics(self, batch_size: int) -> dict[str, float]:
-        """Clips a second, `batch_size` over all workers, and the share spent waiting (none for no batch)."""
+    def metrics(self, batch_size: int, events: EventLog) -> dict[str, float]:
+        """Return how the epoch went, none for no batch; say once where data are too slow.
+
+        Args:
+            batch_size: videos of a step, over all workers.
+        """
         if not self.batches:  # resumed at the very end of an epoch
             return {}
         took = time.perf_counter() - self.began
-        return {"clips_per_second": self.batches * batch_size / took, "data_wait_share": self.waited / took}
+        speed = self.batches * batch_size / took
+        found = {"clips_per_second": speed, "data_wait_share": self.waited / took}
+        self.latest = {**found}
+        if self.flops:
+            found["tflops"] = speed * self.flops / 1e12
+        if self.flops and self.peak:
+            found["mfu"] = speed * self.flops / self.peak
+            self.latest["mfu"] = found["mfu"]
+        found["memory_mb"] = peak_memory_mb(self.device)
+        self.epochs += 1
+        # The first epoch fills caches and starts processes.
+        if self.epochs > 1 and found["data_wait_share"] > WAITS and self.advice:
+            events.note(
+                f"{found['data_wait_share']:.0%} of an epoch is spent waiting for data: {self.advice}"
+            )
+            self.advice = ""
+        return found

@@ -36,7 +36,7 @@ from tats_core.sampling.reward import Outcome
 from tats_core.specs import NotIdentity, StrictModel
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog
-from tats_core.training.loop import LastStep, Loader, Pace, Position, restore
+from tats_core.training.loop import LastStep, Loader, Position, Watch, restore
 from tats_core.training.optim import GuardedStep, OptimizerConfig, fresh_weights
 from tats_core.training.world import Precision, StepConfig, World
 
@@ -136,6 +136,9 @@ class PretrainConfig(StepConfig):
         begun = tuple(change for change in self.schedule if change.epoch < until)
         return self.model_copy(update={"until": until, "schedule": begun})
 
+
+SHOWN = ("loss", "motion_lift", "clips_per_second", "data_wait_share", "mfu")
+"""What a display shows of a running pre-training."""
 
 Health = Callable[[VideoMAE, Sampler, int], dict[str, float]]
 """Checks the model after an epoch: metrics of the features and the policy on held-out clips."""
@@ -395,6 +398,7 @@ def pretrain(
     health: Health,
     before: CheckpointStore | None = None,
     after: CheckpointStore | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, float]:
     """Run joint pre-training to its end, from the newest checkpoint in `store` if it has any.
 
@@ -409,7 +413,7 @@ def pretrain(
         TrainingError: too many non-finite steps in a row.
         DataError: too many videos cannot be read.
     """
-    config, world = trainer.config, trainer.world
+    config, world, watch = trainer.config, trainer.world, watch or Watch()
     steps = config.last_epoch * loader.steps
     at = Position()
     state = store.begin(config.checkpoint)
@@ -435,8 +439,7 @@ def pretrain(
 
     while at.epoch < config.last_epoch:
         trainer.begin_epoch(at.epoch)
-        pace = Pace()
-        for batch in pace.timed(loader.epoch(at.epoch, at.batch)):
+        for batch in watch.timed(loader.epoch(at.epoch, at.batch)):
             lr = config.optimizer.lr(at.step, loader.steps, config.epochs, config.batch_size)
             warming_up = at.step < config.sampler_warmup_epochs * loader.steps
             arguments: dict[str, Any] = {"lr": lr, "warming_up": warming_up}
@@ -445,18 +448,18 @@ def pretrain(
             at.next_batch()
             if at.step % config.log_every == 0 or at.step == steps:
                 events.metrics(at.step, world.mean(at.metrics))
-                latest = at.metrics | at.health
+                latest = at.metrics | at.health | watch.latest
                 events.progress(
                     step=at.step,
                     steps=steps,
                     epoch=at.epoch + 1,
                     epochs=config.last_epoch,
-                    shown={name: latest[name] for name in ("loss", "motion_lift") if name in latest},
+                    shown={name: latest[name] for name in SHOWN if name in latest},
                 )
             if at.batch < loader.steps and store.due(at.step):
                 save(store)
         at.next_epoch()
-        ended = pace.metrics(config.batch_size) | {"skipped_steps": trainer.skipped}
+        ended = watch.metrics(config.batch_size, events) | {"skipped_steps": trainer.skipped}
         if at.epoch == config.last_epoch or (config.health_every and at.epoch % config.health_every == 0):
             at.health = health(trainer.mae, trainer.sampler, at.step)
             ended |= at.health

@@ -113,9 +113,22 @@ def test_an_error_before_the_start_exits_with_2(tats, menu, monkeypatch):
         raise ResourceError("pretrain wants 8 CPUs, and there are 2; give --set pretrain.workers=2")
 
     monkeypatch.setattr(runner, "run", run)
-    result = tats("run", "pipeline", "mine")
+    result = tats("run", "pipeline", "mine", "--set", "data.fold=2")
     assert (result.code, result.out) == (2, "")
-    assert result.err == "tats: pretrain wants 8 CPUs, and there are 2; give --set pretrain.workers=2\n"
+    assert result.err.splitlines() == [
+        "tats: pretrain wants 8 CPUs, and there are 2; give --set pretrain.workers=2",
+        "tats: to see it work here: tats run pipeline mine --set data.fold=2 --rehearse",
+    ]
+
+
+def test_a_rehearsal_runs_in_a_project_folder_of_its_own_under_a_name_of_its_own(tats, menu, called):
+    assert tats("run", "pipeline", "mine", "--rehearse", "--plan", "--home", "elsewhere").code == 0
+    called["status"] = "failed"
+    called["error"] = "data: gone"
+    result = tats("run", "pipeline", "mine", "--rehearse", "--home", "elsewhere")
+    assert called["home"] == menu.parent.parent / "elsewhere" / "rehearsal"
+    assert called["pipeline"].name == "mine-rehearsal"
+    assert "resume with: tats run pipeline mine --rehearse --home " in result.err
 
 
 def test_a_plan_is_a_tree_and_runs_nothing(tats, menu, called, monkeypatch):

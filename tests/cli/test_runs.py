@@ -68,3 +68,13 @@ def test_a_path_that_cannot_be_written_is_reported_and_leaves_no_file(tats, kept
     assert done.code == 2
     assert done.err.startswith(f"tats: {words[-1]} {tmp_path / path}: cannot be written (")
     assert list(tmp_path.glob("*.tmp")) == []
+
+
+def test_watching_ends_where_nothing_runs_and_redraws_while_anything_does(tats, kept, monkeypatch):
+    record = kept.run(1)
+    assert tats("runs", "--watch").out.count(record.id) == 1
+    states = iter(["running", "finished"])
+    monkeypatch.setattr(RunRecord, "state", property(lambda self: next(states)))
+    monkeypatch.setattr("tats_core.cli.runs._WATCH_SECONDS", 0.0)
+    assert tats("runs", "--watch").out.count(record.id) == 2
+    assert tats("runs", "--watch", "--json").code == 2

@@ -81,3 +81,15 @@ def test_a_pipeline_that_lies_elsewhere_cannot_travel_with_its_sweep(tmp_path):
 def test_an_option_of_sweeps_is_refused_beside_a_pipeline(option, values):
     with pytest.raises(SpecError, match=f"{option} belongs to a sweep; leave it out"):
         submission.load("pipeline", "mine", **values)
+
+
+def test_a_rehearsal_is_a_submission_of_its_own_that_runs_the_same_file():
+    real = submission.load("pipeline", "demo")
+    rehearsed = submission.load("pipeline", "demo", rehearse=True)
+    assert rehearsed.command() == ["tats", "run", "pipeline", "demo", "--rehearse"]
+    assert rehearsed.identity().startswith("demo-rehearsal-")
+    assert rehearsed.files == real.files
+    assert [stage.name for stage in rehearsed.stages] == [stage.name for stage in real.stages]
+    sweep = submission.load("sweep", "mask_ratio", rehearse=True)
+    assert sweep.command() == ["tats", "sweep", "mask_ratio", "--rehearse", "--continue"]
+    assert set(sweep.files) == {"sweeps/mask_ratio.yaml", "pipelines/full_ssv2.yaml"}

@@ -317,3 +317,27 @@ def test_every_form_marks_a_benchmark_whose_copy_was_partial() -> None:
     for form in (results.text, results.markdown, results.latex, results.html, results.csv):
         assert "absent" not in form(RESULTS)
         assert "partial" not in form(RESULTS)
+
+
+def test_three_splits_end_in_their_mean_with_its_interval():
+    rows = [
+        {"benchmark": "hmdb51", "init": "pretrained", "fold": str(fold), "top1": top1}
+        for fold, top1 in ((1, 60.0), (2, 62.0), (3, 64.0))
+    ]
+    rows.append({"benchmark": "ssv2", "init": "pretrained", "top1": 70.0})
+    shown = results.table({"pipeline": "mine", "rows": rows}).rows
+    # Deviation 2, three splits, Student's t with two degrees of freedom: 4.303 x 2 / sqrt(3) = 4.97.
+    assert [row[2:] for row in shown] == [
+        ["1", "60.0"], ["2", "62.0"], ["3", "64.0"], ["mean of 3", "62.0 ± 5.0"], ["–", "70.0"],
+    ]  # fmt: skip
+
+
+def test_the_tables_of_a_rehearsal_say_that_their_numbers_mean_nothing():
+    rows = [{"benchmark": "ssv2", "init": "pretrained", "top1": 70.0}]
+    rehearsed, real = ({"pipeline": name, "rows": rows} for name in ("mine-rehearsal", "mine"))
+    for form in (results.text, results.markdown, results.html, results.latex):
+        assert "numbers mean nothing" in form(rehearsed)
+        assert "numbers mean nothing" not in form(real)
+    assert results.csv(rehearsed).splitlines()[0].endswith(",rehearsal")
+    assert results.csv(rehearsed).splitlines()[1].endswith(",True")
+    assert "rehearsal" not in results.csv(real)

@@ -453,7 +453,8 @@ def test_a_change_in_a_list_or_a_folder_of_a_data_set_is_seen(tmp_path):
     [
         ({"videos": "clips", "benchmarks": ["ssv2"]}, "'videos' is the folder of the data set 'own'"),
         ({"benchmarks": ["ssv3"]}, "no data set 'ssv3'; did you mean 'ssv2'?"),
-        ({**SMALL, "root": "/data"}, "give either 'generate'"),
+        ({**SMALL, "root": "/data"}, "root is where 'benchmarks' are read"),
+        ({**SMALL, "benchmarks": ["ucf101"]}, "ucf101 is both generated and read"),
         ({**SMALL, "decoded_size": 64}, "so it needs decoded: true"),
         ({"generate": {"clips": 4}}, "data.generate has no key 'clips'"),
     ],
