@@ -98,9 +98,9 @@ def sampler(vit: ViTConfig, config: NetworkConfig, clip: ClipConfig) -> Work:
     return project + block_work * config.depth
 
 
-def adaptive(vit: ViTConfig, clip: ClipConfig) -> Work:
-    """AdaMAE's sampler on one clip: an attention block of the encoder's width."""
-    return Work(8 * clip.tokens * vit.width**2, 4 * clip.tokens**2 * vit.width)
+def adaptive(vit: ViTConfig, config: AdaptiveConfig, clip: ClipConfig) -> Work:
+    """AdaMAE's sampler on one clip: a block of the encoder's width, or its attention alone."""
+    return block(clip.tokens, vit.width, 4 if config.architecture == "published" else 0)
 
 
 def joint_step(
@@ -116,7 +116,8 @@ def joint_step(
         work = sampler(vit, policy.network, clip)
         learning = tokenized + work.forward + policy.ppo.epochs * work.training
     elif isinstance(policy, AdaptiveConfig):  # it learns from the draw
-        learning = tokenized + adaptive(vit, clip).training
+        # With the autoencoder, the cube embedding of all tokens learns from it too: forward again, and back.
+        learning = tokenized * (3 if policy.with_autoencoder else 1) + adaptive(vit, policy, clip).training
     return mae(vit, config, clip, visible).training + learning
 
 
@@ -156,10 +157,13 @@ def mae_parameters(vit: ViTConfig, config: MAEConfig, clip: ClipConfig) -> int:
     return encoder_parameters(vit, clip) + decoder + ends
 
 
-def sampler_parameters(vit: ViTConfig, config: SamplerConfig) -> int:
+def sampler_parameters(vit: ViTConfig, config: SamplerConfig, clip: ClipConfig) -> int:
     """Of the sampler's network."""
     if isinstance(config, AdaptiveConfig):
-        return 4 * vit.width**2 + 7 * vit.width
+        if config.architecture == "light":
+            return 4 * vit.width**2 + 7 * vit.width
+        # Positions, a block without biases of q, k and v, and the actor.
+        return clip.tokens * vit.width + block_parameters(vit.width, 4) - 3 * vit.width + vit.width + 1
     if not isinstance(config, TATSConfig):
         return 0
     network = config.network
@@ -233,10 +237,11 @@ def joint_memory(recipe: PretrainConfig, clips: int) -> Memory:
         # Trajectories and their stack, and in an update the gradients of both.
         policy = max(2.0, 4 / recipe.sampler.ppo.minibatches) * paths * recipe.accumulate
     elif isinstance(recipe.sampler, AdaptiveConfig):
-        graph = 8 * clip.tokens * vit.width * (2 if half else _FLOAT)
+        ratio = 4 if recipe.sampler.architecture == "published" else 0
+        graph = block_activations(clip.tokens, vit.width, ratio, 1, half, again=False)
     # Pixels of the whole share: as they came, normalised, and cut into patches; and the sampler's tokens.
     share = clip.tokens * (clip.pixels * (2 * _FLOAT + 1) + (vit.width * _FLOAT if policy or graph else 0))
-    parameters = mae_parameters(vit, config, clip) + sampler_parameters(vit, recipe.sampler)
+    parameters = mae_parameters(vit, config, clip) + sampler_parameters(vit, recipe.sampler, clip)
     peak = max(encoder + decoder + ends + graph, policy) + share * recipe.accumulate
     return _memory(parameters, clips * peak, half)
 

@@ -57,7 +57,7 @@ def test_a_checkpoint_holds_weights_and_two_moments():
     parameters = cost.memory.weights // 4
     assert cost.checkpoints == parameters * (3 * 12 + 4)  # two are kept, one is being written
     built = graph.build(spec.load("full_ssv2")).instances["pretrain"].config
-    sampler = arithmetic.sampler_parameters(built.model, built.sampler)
+    sampler = arithmetic.sampler_parameters(built.model, built.sampler, built.clip)
     assert parameters == arithmetic.mae_parameters(built.model, built.mae, built.clip) + sampler
 
 

@@ -78,6 +78,19 @@ def test_a_fine_tuning_step_does_the_work_that_was_counted_by_hand() -> None:
     assert found == pytest.approx(by_hand, rel=0.001)
 
 
+@pytest.mark.parametrize("architecture", ["published", "light"])
+def test_a_joint_step_of_adamaes_does_the_work_that_was_counted_by_hand(architecture: str) -> None:
+    sampler = {"kind": "adaptive", "mask_ratio": 0.9, "architecture": architecture}
+    decoder = {"decoder_width": 48, "decoder_heads": 2, "decoder_depth": 2}
+    recipe = PretrainConfig.model_validate({"model": MODEL, "clip": CLIP, "mae": decoder, "sampler": sampler})
+    trainer = JointTrainer(recipe, World())
+    video_BCTHW = torch.randn(2, 3, 8, 32, 32)
+    found = _counted(lambda: trainer.step(video_BCTHW, 1e-4))
+    visible = trainer.sampler.visible
+    by_hand = 2 * arithmetic.joint_step(recipe.model, recipe.mae, recipe.sampler, recipe.clip, visible)
+    assert by_hand < found < 1.06 * by_hand
+
+
 @pytest.mark.parametrize("kind", ["tats", "adaptive", "random"])
 @pytest.mark.parametrize(
     "decoder", [{}, {"decoder_width": 96, "decoder_depth": 1, "decoder_heads": 2, "global_token": True}]
@@ -88,7 +101,8 @@ def test_the_parameters_counted_by_hand_are_those_of_the_built_models(kind, deco
     trainer = JointTrainer(recipe, World())
     by_hand = arithmetic.mae_parameters(recipe.model, recipe.mae, recipe.clip)
     assert by_hand == parameter_count([trainer.mae])
-    assert arithmetic.sampler_parameters(recipe.model, recipe.sampler) == parameter_count([trainer.sampler])
+    counted = arithmetic.sampler_parameters(recipe.model, recipe.sampler, recipe.clip)
+    assert counted == parameter_count([trainer.sampler])
 
 
 def test_the_parameters_of_a_classifier_are_those_of_the_built_one() -> None:
