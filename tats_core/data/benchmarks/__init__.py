@@ -21,6 +21,7 @@ BENCHMARKS: Final[Registry[Benchmark]] = Registry(
         "jhmdb": "tats_core.data.benchmarks.jhmdb:JHMDB",
         "diving48": "tats_core.data.benchmarks.diving48:DIVING48",
         "own": "tats_core.data.benchmarks.own:OWN",
+        "file_list": "tats_core.data.benchmarks.own:FILE_LIST",
     },
 )
 """All data sets that can be read."""

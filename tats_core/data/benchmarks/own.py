@@ -22,7 +22,8 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -79,10 +80,12 @@ def lists(root: Path, split: Split, fold: int) -> Listing:
         NoListError: no list of this split, but one of the other.
         DataError: no video, or a row of the list is not valid.
     """
-    names = [name for stems in _STEMS.values() for stem in stems for name in _list_names(stem)]
-    if any((root / name).exists() for name in names):
-        return _listed(root, split)
-    return _in_folders(root, split, fold)
+    return _listed("own", root, split) if _has_lists(root) else _in_folders(root, split, fold)
+
+
+def _has_lists(folder: Path) -> bool:
+    names = (name for stems in _STEMS.values() for stem in stems for name in _list_names(stem))
+    return any((folder / name).exists() for name in names)
 
 
 # ------------------------------------------------------------------------------------------- folders
@@ -92,6 +95,8 @@ def _in_folders(root: Path, split: Split, seed: int) -> Listing:
     base = root
     while len(parts := _by_folder(base)) == 1 and "" not in parts:
         base /= next(iter(parts))
+        if _has_lists(base):
+            return _listed("own", base, split)
     if not parts:
         raise DataError(f"own: no video in {root} ({', '.join(VIDEO_SUFFIXES)}); expected layout: {_LAYOUT}")
     given = {name for stems in _STEMS.values() for stem in stems for name in parts if name.lower() == stem}
@@ -142,18 +147,19 @@ def _drawn(paths: list[Path], root: Path, split: Split, seed: int) -> list[Path]
 # --------------------------------------------------------------------------------------------- lists
 
 
-def _listed(root: Path, split: Split) -> Listing:
+def _listed(name: str, root: Path, split: Split, fold: int = 1) -> Listing:
     """Read the list of `split`, with the class names of `classes.txt` if there is one.
 
     Without it, classes are named by their numbers, 0 to the largest in the lists of both splits.
     """
-    listing = _list(root, split)
+    del fold
+    listing = _list(name, root, split)
     parsed = _rows(listing)
     if (root / "classes.txt").exists():
         classes = _named(root / "classes.txt")
     else:
         try:
-            other = _rows(_list(root, "test" if split == "train" else "train"))
+            other = _rows(_list(name, root, "test" if split == "train" else "train"))
         except NoListError:
             other = []
         classes = _unnamed([*parsed, *other], listing)
@@ -184,9 +190,9 @@ def _listed(root: Path, split: Split) -> Listing:
     return Listing(classes.names, tuple(videos), root, tuple(absent), notes=tuple(notes))
 
 
-def _list(root: Path, split: Split) -> Path:
-    choices = [name for stem in _STEMS[split] for name in _list_names(stem)]
-    return first_existing(root, choices, f"{split} list", "own", _LAYOUT, NoListError)
+def _list(name: str, root: Path, split: Split) -> Path:
+    choices = [choice for stem in _STEMS[split] for choice in _list_names(stem)]
+    return first_existing(root, choices, f"{split} list", name, _LAYOUT, NoListError)
 
 
 def _list_names(stem: str) -> list[str]:
@@ -299,3 +305,8 @@ OWN: Final = Benchmark(
     layout=_LAYOUT,
     lists=lists,
 )
+
+FILE_LIST: Final = replace(
+    OWN, name="file_list", title="a list of files", lists=partial(_listed, "file_list")
+)
+"""The same by lists alone, which must be there."""

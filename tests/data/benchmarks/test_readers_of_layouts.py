@@ -473,6 +473,16 @@ def test_ones_own_folders_of_splits_are_the_splits(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------ own, with lists
 
 
+def test_lists_are_used_where_the_videos_are_and_file_list_demands_them(tmp_path: Path) -> None:
+    touch(tmp_path, "clips/v/a.mp4", "clips/v/b.mp4")
+    with pytest.raises(NoListError, match="file_list: no train list in "):
+        BENCHMARKS["file_list"].read(tmp_path / "clips", "train")
+    write(tmp_path, "clips/train.txt", "v/a.mp4 1\n")
+    for name, root in (("own", tmp_path), ("own", tmp_path / "clips"), ("file_list", tmp_path / "clips")):
+        manifest = BENCHMARKS[name].read(root, "train")
+        assert (manifest.classes, manifest.labels()) == (("0", "1"), [1])
+
+
 def test_a_file_list_may_be_blank_separated_tabbed_or_without_labels(tmp_path: Path) -> None:
     touch(tmp_path, "a b.mp4", "c.mp4", "d.mp4", "e.mp4")
     text = f"# path label\na b.mp4 1\n{tmp_path}/c.mp4\t0\nd.mp4 0 -1\ne.mp4\n"
