@@ -166,7 +166,7 @@ def test_a_pipeline_trains_with_it(workers: int, installed: Path) -> None:
         explained = _tats("explain", "sampler", "bandit").splitlines()
         assert "momentum    number ≥ 0, < 1 = 0.9" in explained
     _tats("run", "pipeline", "lab", "--set", f"pretrain.workers={workers}")
-    results = [json.loads(path.read_text()) for path in Path("home").glob("store/**/result.json")]
+    results = [json.loads(path.read_text()) for path in Path("home").glob("stages/*/result.json")]
     assert [result["sampler"] for result in results if "motion_lift" in result] == ["bandit"]
-    (weights,) = Path("home").glob("store/**/sampler.safetensors")
+    (weights,) = Path("home").glob("stages/*/sampler.safetensors")
     assert (weights.parent / "sampler.json").is_file()
