@@ -170,7 +170,7 @@ class Data(StageKind[DataConfig]):
         return faults
 
     def external(self, config: DataConfig) -> Mapping[str, str]:
-        """Return each data set's path and a digest of its lists and folders (not of its videos)."""
+        """Return for each data set a digest of its path, and of its files' sizes and times of change."""
         missing = {name for name, _ in _missing(config)}
         return {name: "" if name in missing else _fingerprint(_folder(config, name)) for name in config.read}
 
@@ -215,10 +215,9 @@ def _indexed(
     if name in config.generated or ctx.home is None:  # what is just generated is known to be sound
         store, listed = None, [(manifest.split, manifest) for manifest in manifests]
     else:
-        store, listed = (
-            index.path_of(ctx.home, name, folder),
-            index.listed(name, folder, manifests, config.fold),
-        )
+        # All that is listed, so that a stage of the first few videos leaves the index as complete as it was.
+        known = manifests if config.first is None else ()
+        store, listed = index.path_of(ctx.home, name, folder), index.listed(name, folder, known, config.fold)
     verified = config.damaged != "ignore" and name not in config.generated
     tests = [manifest for manifest in manifests if manifest.split == "test" and verified]
     return index.update(

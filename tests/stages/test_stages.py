@@ -18,6 +18,7 @@ import pytest
 
 from tats_core.data import benchmarks, index
 from tats_core.data.generate import generate as generate_videos
+from tats_core.data.index import Index
 from tats_core.data.manifest import Manifest
 from tats_core.errors import DataError, SpecError, StageError, Stopped, StoreError
 from tats_core.files import write_json
@@ -318,6 +319,11 @@ def test_what_is_indexed_is_not_decoded_again_and_a_replaced_video_is_another_da
     monkeypatch.setattr(index, "_decoded", None)  # it would raise
     data.KIND.run(config, context(out=outs[1], home=tmp_path / "home"))
     assert data.KIND.identities(outs[1]) == data.KIND.identities(outs[0])
+    complete = Index.load(stored).digest()
+    first = config.model_copy(update={"first": 2, "damaged": "ignore"})
+    data.KIND.run(first, context(out=tmp_path / "real", home=tmp_path / "home"))
+    assert Index.load(stored).digest() == complete
+    data.KIND.run(config, context(out=outs[0], home=tmp_path / "home"))
     monkeypatch.setattr(index, "_decoded", decode)
     train, test = (Manifest.load(outs[0] / f"ucf101.{split}.json") for split in ("train", "test"))
     Path(train.videos[0].path).write_bytes(Path(train.videos[1].path).read_bytes())
