@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import re
 import sys
-from typing import Annotated, Any
+from collections.abc import Callable
+from types import FunctionType
+from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup
@@ -15,8 +16,9 @@ from typer.exceptions import TyperException
 from tats_core import __version__
 from tats_core.addresses import masked
 from tats_core.errors import SpecError, TatsError, did_you_mean
+from tats_core.registry import Registry
 
-_COMMANDS = {
+_SHIPPED = {
     "run pipeline": "run.pipeline",
     "sweep": "sweep.sweep",
     "submit": "submit.submit",
@@ -46,61 +48,99 @@ _COMMANDS = {
 }
 """Words of a command → the function of this package that it calls, in the order of their use."""
 
+COMMANDS: Final[Registry[Callable[..., None]]] = Registry(
+    "command",
+    "tats.commands",
+    FunctionType,
+    {words: f"{__package__}.{function.replace('.', ':')}" for words, function in _SHIPPED.items()},
+)
+"""The functions behind the words of a command: `tats WORD` or `tats GROUP WORD`."""
+
 
 class _Group(TyperGroup):
-    """Names the nearest command for an unknown one."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            self.refuse(ctx.command_path, args[0])
-        return super().resolve_command(ctx, args)
-
-    def refuse(self, group: str, name: str) -> None:
-        raise SpecError(f"'{group}' has no command '{name}'{did_you_mean(name, self.commands)}")
-
-
-class _Root(_Group):
-    """Lists the commands in the order of their use; Typer would list groups last."""
+    """Imports a command when it is called or its help is asked for; names the nearest for an unknown one."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        order = [words.split()[0] for words in _COMMANDS]
-        return sorted(self.commands, key=order.index)
+        """Return the commands in the order of their use."""
+        above = self._words(ctx)
+        listed = [words.split() for words in COMMANDS]
+        return list(dict.fromkeys(words[len(above)] for words in listed if words[: len(above)] == above))
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        """Return a command of this group; of a plugin that cannot be imported, one that says so."""
+        words = " ".join([*self._words(ctx), name])
+        if words in COMMANDS:
+            return typer.main.get_command(_single(name, _callable(words)))
+        if name in self.list_commands(ctx):
+            return typer.main.get_command(_group(name))
+        return None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.list_commands(ctx) and not args[0].startswith("-"):
+            self.refuse(ctx, args[0])
+        return super().resolve_command(ctx, args)
+
+    def refuse(self, ctx: Any, name: str) -> None:
+        raise SpecError(
+            f"'{ctx.command_path}' has no command '{name}'{did_you_mean(name, self.list_commands(ctx))}"
+        )
+
+    def _words(self, ctx: Any) -> list[str]:
+        return [] if ctx.parent is None else [str(self.name)]
 
 
 class _RunGroup(_Group):
     """Recognises `tats run demo`, which lacks the word "pipeline"."""
 
-    def refuse(self, group: str, name: str) -> None:
+    def refuse(self, ctx: Any, name: str) -> None:
         from tats_core import specs
 
         if name in specs.names("pipelines"):
             raise SpecError(f"'tats run {name}' is incomplete; did you mean 'tats run pipeline {name}'?")
-        super().refuse(group, name)
+        super().refuse(ctx, name)
 
 
 _PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}  # rich would cost 0.1 s a call
+_GROUPS = {
+    "run": (_RunGroup, "Run a pipeline here, or on the Ray cluster of RAY_ADDRESS."),
+    "data": (_Group, "Generate, index, check and shrink video data sets."),
+}
 
 app = typer.Typer(
     name="tats",
-    cls=_Root,
+    cls=_Group,
     help="Masked video modelling with a learned token sampler: pre-train, fine-tune, evaluate, compare.",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     **_PLAIN,
 )
-_GROUPS = {
-    "run": typer.Typer(
-        cls=_RunGroup, help="Run a pipeline here, or on the Ray cluster of RAY_ADDRESS.", **_PLAIN
-    ),
-    "data": typer.Typer(cls=_Group, help="Generate, index, check and shrink video data sets.", **_PLAIN),
-}
-for _name, _group in _GROUPS.items():
-    app.add_typer(_group, name=_name)
-for _words, _function in _COMMANDS.items():
-    _first, _, _second = _words.partition(" ")
-    _module, _, _attribute = _function.partition(".")
-    _called = getattr(importlib.import_module(f"{__package__}.{_module}"), _attribute)
-    (_GROUPS[_first] if _second else app).command(_second or _first)(_called)
+
+
+def _group(name: str) -> typer.Typer:
+    cls, words = _GROUPS.get(name, (_Group, f"Commands of {name}."))
+    group = typer.Typer(name=name, cls=cls, help=words, add_completion=False, **_PLAIN)
+    group.callback()(lambda: None)
+    return group
+
+
+def _single(name: str, function: Callable[..., None]) -> typer.Typer:
+    single = typer.Typer(name=name, add_completion=False, rich_markup_mode=None)
+    single.command(name)(function)
+    return single
+
+
+def _callable(words: str) -> Callable[..., None]:
+    """Return the function of a command; of a plugin that is broken, one whose help and call say why."""
+    try:
+        return COMMANDS[words]
+    except SpecError as error:
+        broken = error
+
+    def command() -> None:
+        raise broken
+
+    command.__doc__ = f"Not usable: {broken}."
+    return command
 
 
 def _print_version(wanted: bool) -> None:

@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 
 import pytest
 
@@ -54,8 +55,31 @@ def test_the_package_runs_as_a_module():
 def test_help_names_every_command_with_a_sentence(tats):
     listed = tats("--help").out.split("Commands:")[1]
     lines = [line.split(maxsplit=1) for line in listed.splitlines() if line.strip()]
-    assert [line[0] for line in lines] == list(dict.fromkeys(words.split()[0] for words in app._COMMANDS))
+    assert [line[0] for line in lines] == list(dict.fromkeys(words.split()[0] for words in app.COMMANDS))
     assert all(len(line) == 2 for line in lines)
+
+
+def test_the_command_of_a_package_that_is_broken_says_so_and_hinders_no_other(tats, monkeypatch):
+    point = EntryPoint("data count", "no_such_module:count", "tats.commands")
+    monkeypatch.setattr(app.COMMANDS, "_plugins", {"data count": [point], "lab tidy": [point]})
+    assert "  lab        Commands of lab.\n" in tats("--help").out
+    assert "  count     Not usable: the command" in tats("data", "--help").out
+    ended = tats("data", "count")
+    assert ended.code == 2
+    assert "cannot be imported (ModuleNotFoundError: No module named 'no_such_module')" in ended.err
+    assert tats("data", "generate", "--help").code == 0
+
+
+def test_a_call_imports_no_other_command(tmp_path):
+    code = (
+        "import sys\nfrom tats_core.cli.app import main\nsys.argv = ['tats', 'gc', '--help']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print(sorted(name for name in sys.modules if name.startswith('tats_core.cli.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = done.stdout.splitlines()[-1]
+    assert "tats_core.cli.gc" in imported
+    assert "tats_core.cli.sweep" not in imported
 
 
 def test_an_error_is_one_sentence_without_a_traceback(tats):
