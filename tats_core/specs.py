@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, get_args
 
@@ -60,6 +60,10 @@ class OneOf:
     registry: Registry[Any]
     default: str
     """The kind where none is named."""
+    shared: Mapping[str, object] = field(default_factory=dict)
+    """Other defaults than its class has, of every kind that has the key."""
+    own: Mapping[str, object] = field(default_factory=dict)
+    """Other defaults than its class has, of the default kind alone."""
 
     def model(self, raw: Mapping[str, object]) -> type[BaseModel]:
         """Return the configuration of the kind that `raw` names.
@@ -72,7 +76,7 @@ class OneOf:
 
     def build(self) -> Any:
         """Return the default kind with its defaults."""
-        return self.model({})()
+        return self.validate({})
 
     def __get_pydantic_core_schema__(self, source: object, handler: object) -> CoreSchema:
         return no_info_plain_validator_function(self.validate)
@@ -91,7 +95,10 @@ class OneOf:
             model = self.model(raw)
         except SpecError as error:
             raise ValueError(str(error)) from error
-        return model.model_validate({"kind": self.default, **raw})
+        kind = raw.get("kind", self.default)
+        here = {key: value for key, value in self.shared.items() if key in model.model_fields}
+        here |= self.own if kind == self.default else {}
+        return model.model_validate({**here, **raw, "kind": kind})
 
 
 def identity(config: BaseModel) -> Raw:

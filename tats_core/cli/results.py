@@ -94,7 +94,7 @@ def print_results(table: Results) -> None:
 
     typer.echo(tables.text(table))
     typer.echo("\nWhat each number means")
-    typer.echo(tables.legend())
+    typer.echo(tables.legend(table))
 
 
 def sweep_folder(run: str, home: Path) -> Path | None:

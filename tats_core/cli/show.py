@@ -146,7 +146,7 @@ def _print_run(record: RunRecord) -> None:
 
 
 def _print_numbers(run: Run) -> None:
-    from tats_core.report.metrics import RESULTS
+    from tats_core.report.metrics import RESULTS, declared
 
     numbers, why = _numbers(run)
     typer.echo("")
@@ -154,8 +154,9 @@ def _print_numbers(run: Run) -> None:
         typer.echo(why[:1].upper() + why[1:] + ".")
         return
     printing.line("[bold]Numbers of the final table[/]")
+    shown = {*RESULTS, *declared(run.results or {})}
     headline = [
-        number for number in numbers if number.metric in RESULTS or number.name.endswith("/motion_lift")
+        number for number in numbers if number.metric in shown or number.name.endswith("/motion_lift")
     ]
     rows = [
         [printing.plain(number.name), _value(number), printing.plain(number.source)] for number in headline

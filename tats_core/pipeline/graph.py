@@ -171,7 +171,8 @@ def _instance(
         if other.stage not in ancestors or not _agree(axes, other.axes):
             continue
         direct = other.stage in stage.needs and (kind.any_kind or other.kind.any_kind)
-        if direct or other.kind.name in reads:
+        tabled = kind.gathers and other.kind.tabled(other.config)
+        if direct or tabled or other.kind.name in reads:
             serves = direct or kind.gathers or other.kind.serves(other.config, config)
             candidates.append((other, serves))
     counts = Counter(other.kind.name for other, _ in candidates)
@@ -198,7 +199,7 @@ def _check_reads(
     key: str, kind: Kind, reads: tuple[str, ...], needs: list[Instance], unfit: list[Instance]
 ) -> None:
     if kind.gathers:
-        if reads and not any(need.kind.name in reads for need in needs):
+        if reads and not needs:
             raise SpecError(f"{key}: leads to no stage of kind {' or '.join(reads)}, which it gathers")
         return
     for read in reads:

@@ -7,7 +7,7 @@ import queue
 import threading
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +27,7 @@ from tats_core.pipeline.plan import Decision
 from tats_core.specs import StrictModel, identity
 from tats_core.stages.base import Input, ParallelWork, StageContext, read_result
 from tats_core.store import code
-from tats_core.store.layout import EVENTS, RESULT
+from tats_core.store.layout import EVENTS, METRICS, RESULT
 from tats_core.store.outputs import StageKey, StageStore
 from tats_core.training.events import EventLog
 
@@ -152,6 +152,9 @@ class StageWork(threading.Thread):
         self.instance.kind.run(self.instance.config, context)
         if (partial / RESULT).exists():
             read_result(partial)  # what is no result must not be reused
+        tabled = self.instance.kind.tabled(self.instance.config)
+        if tabled:  # of the output, not of the code: a report knows no stage kind
+            files.write_json(partial / METRICS, [asdict(metric) for metric in tabled])
         self.store.commit(partial, folder, key, self.origin, self.instance.kind.identities(partial))
         return Answer(self.name, "finished")
 

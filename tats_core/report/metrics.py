@@ -1,9 +1,14 @@
-"""The registry of metrics: each is declared here once, and every table, legend and chart reads it."""
+"""The registry of metrics: each is declared once, and every table, legend and chart reads it.
+
+Those of the stages and probes that TATS came with are here. Another stage kind declares the numbers that it
+wants in the table (`StageKind.tabled`); they travel with its output, in `metrics.json`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, Literal
 
 
 @dataclass(frozen=True)
@@ -20,11 +25,10 @@ class Metric:
     """Title of its chart."""
     against: str = ""
     """The metric that its chart compares it with."""
-
-    @property
-    def meaning(self) -> str:
-        """A sentence for the legend; "" of metrics that are not in it."""
-        return _MEANINGS.get(self.key, "")
+    table: str = ""
+    """Title of the table that shows it, where a terminal has several."""
+    meaning: str = ""
+    """A sentence for the legend; "" of metrics that are not in it."""
 
 
 _MEANINGS: Final = {
@@ -103,9 +107,7 @@ _REGISTRY: Final = (
     Metric("seconds", "s", 0, "s", "less"),
     Metric("peak_memory_mb", "MiB", 0, "MiB", "less"),
 )
-METRICS: Final = {metric.key: metric for metric in _REGISTRY}
-LEGEND: Final = {metric.title: metric.meaning for metric in _REGISTRY if metric.meaning}
-"""Heading → meaning."""
+METRICS: Final = {metric.key: replace(metric, meaning=_MEANINGS.get(metric.key, "")) for metric in _REGISTRY}
 
 TUNED: Final = ("top1", "interval", "top5", "mean_class_accuracy", "ece")
 """Of a fine-tuned model, as tables order them; `interval` is made of `low` and `high`."""
@@ -163,3 +165,14 @@ EXPORTED: Final = (
     *(*FROZEN, "parameters", "seconds", "peak_memory_mb"),
 )
 """Columns of the results' CSV."""
+
+
+def declared(results: Mapping[str, object]) -> dict[str, Metric]:
+    """Return the metrics that a table shows beside `METRICS`, by key: those that its stages declared."""
+    entries: Any = results.get("metrics", ())
+    return {entry["key"]: Metric(**entry) for entry in entries}
+
+
+def described(metrics: Iterable[Metric]) -> list[dict[str, Any]]:
+    """Return plain values for `declared`, of those metrics that `METRICS` does not have."""
+    return [asdict(metric) for metric in metrics if metric.key not in METRICS]

@@ -6,7 +6,8 @@
      "rows":   [{"benchmark": "ssv2", "init": "pretrained", "top1": 45.0, "low": 35.6, "high": 54.8, ...}],
      "policy": {"motion_lift": 2.8, "random_lift": 1.0, "entropy_share": 0.42, "mask_ratio": 0.9}}
 
-and `policies`, a list of such, where there were several pre-trainings. Accuracies, interval ends and chance
+`policies`, a list of such, where there were several pre-trainings, and `metrics`, which describes the numbers
+that `report.metrics` does not know (see `metrics.declared`). Accuracies, interval ends and chance
 are percentages. A metric that was not measured is absent or None and shows as a dash, never as a zero.
 """
 
@@ -19,7 +20,16 @@ from html import escape
 from statistics import fmean
 from typing import Any, Final
 
-from tats_core.report.metrics import EXPORTED, FROZEN, LEGEND, METRICS, PRETRAINED, RESULTS, TUNED
+from tats_core.report.metrics import (
+    EXPORTED,
+    FROZEN,
+    METRICS,
+    PRETRAINED,
+    RESULTS,
+    TUNED,
+    Metric,
+    declared,
+)
 from tats_core.report.sweeps import Estimate
 from tats_core.report.table import Table, latex_text
 from tats_core.report.units import DASH, interval, number
@@ -40,13 +50,17 @@ _LISTED: Final = tuple(zip(ABSENT, ("training videos", "test videos"), strict=Tr
 def text(results: Results) -> str:
     """Return the tables for a terminal, at most 79 columns wide without further axes.
 
-    The fine-tuned models' first, then the frozen encoders' probes; a table or a column of which nothing was
-    measured is left out.
+    The fine-tuned models' first, then the frozen encoders' probes, then what other stages declare; a table
+    or a column of which nothing was measured is left out.
     """
-    rows = results["rows"]
+    rows, known = results["rows"], metrics_of(results)
     parts = []
-    for title, keys, beside in (("Fine-tuned", TUNED, _BESIDE), ("Frozen encoder", FROZEN, ())):
-        if _measured(rows, keys):
+    tables: dict[str, list[str]] = {"Fine-tuned": [*TUNED], "Frozen encoder": [*FROZEN]}
+    for metric in declared(results).values():
+        tables.setdefault(metric.table or "Further measurements", []).append(metric.key)
+    for title, keys in tables.items():
+        if _measured(rows, keys, known):
+            beside = _BESIDE if title == "Fine-tuned" else ()
             parts += [title, table(results, keys, beside).text(), ""]
     several = pre_trainings(results)
     policy = ["Pre-trainings", several.text()] if several else _policy_lines(results.get("policy") or {})
@@ -62,7 +76,7 @@ def markdown(results: Results) -> str:
     policy = "".join(f"{line}  \n" for line in _policy_lines(results.get("policy") or {}))
     parts.append(several.markdown() if several else policy)
     parts += [f"\\{footnote}\n" for footnote in footnotes(results)]
-    parts.append("".join(f"- **{title}**: {meaning}\n" for title, meaning in LEGEND.items()))
+    parts.append("".join(f"- **{title}**: {meaning}\n" for title, meaning in meanings(results).items()))
     return "\n".join(parts)
 
 
@@ -72,7 +86,7 @@ def csv(results: Results) -> str:
     if several is not None:
         return several.csv()
     rows = [row for pair in by_benchmark(results["rows"]).values() for row in pair.values()]
-    columns = (*EXPORTED, *(key for key in ABSENT if any(row.get(key) for row in rows)))
+    columns = (*EXPORTED, *declared(results), *(key for key in ABSENT if any(row.get(key) for row in rows)))
     if str(results["pipeline"]).endswith(REHEARSAL):
         rows, columns = [{**row, "rehearsal": True} for row in rows], (*columns, "rehearsal")
     return Table.of(columns, [[row.get(key) for key in columns] for row in rows]).csv()
@@ -111,36 +125,47 @@ def latex(results: Results) -> str:
     return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
 
 
-def legend() -> str:
+def metrics_of(results: Results) -> dict[str, Metric]:
+    """Return every metric that the tables of `results` may show, by key."""
+    return METRICS | declared(results)
+
+
+def meanings(results: Results) -> dict[str, str]:
+    """Return heading → meaning of the metrics that have one."""
+    return {metric.title: metric.meaning for metric in metrics_of(results).values() if metric.meaning}
+
+
+def legend(results: Results) -> str:
     """Return what each metric of the tables means, for a terminal."""
-    width = max(map(len, LEGEND))
+    listed = meanings(results)
+    width = max(map(len, listed))
     return "\n".join(
         textwrap.indent(
             textwrap.fill(meaning, 75 - width, break_on_hyphens=False), " " * (width + 4)
         ).replace(" " * (width + 4), f"  {title:<{width}}  ", 1)
-        for title, meaning in LEGEND.items()
+        for title, meaning in listed.items()
     )
 
 
-def table(
-    results: Results, metrics: Sequence[str] = (*TUNED, *FROZEN), beside: Sequence[str] = _BESIDE
-) -> Table:
+def table(results: Results, metrics: Sequence[str] | None = None, beside: Sequence[str] = _BESIDE) -> Table:
     """Return a row for each benchmark, start and value of each further axis; the best of each is bold.
 
     Args:
-        metrics: columns, of which those that were not measured are left out.
+        metrics: columns, of which those that were not measured are left out; None: all.
         beside: further columns, which hold no result.
     """
     rows: Sequence[Row] = results["rows"]
+    known = metrics_of(results)
     axes = further_axes(rows)
-    keys = _measured(rows, (*metrics, *beside))
+    metrics = (*TUNED, *FROZEN, *declared(results)) if metrics is None else metrics
+    keys = _measured(rows, (*metrics, *beside), known)
     benchmarks = list(dict.fromkeys(str(row["benchmark"]) for row in rows))
     ordered = sorted(
-        [*rows, *_over_folds(rows)],
+        [*rows, *_over_folds(rows, [known[key] for key in (*RESULTS, *declared(results))])],
         key=lambda row: (benchmarks.index(str(row["benchmark"])), _start_order(row["init"])),
     )
     # With a further axis, a mean over benchmarks would mix its values.
-    means = {} if axes else mean_of_benchmarks(rows)
+    means = {} if axes else mean_of_benchmarks(rows, (*RESULTS, *declared(results)))
     averaged: list[Row] = [
         {"benchmark": "mean", "init": init, **values}
         for init, values in means.items()
@@ -152,18 +177,18 @@ def table(
                   if rival["benchmark"] == row["benchmark"]]  # fmt: skip
         start = STARTS.get(row["init"], row["init"])
         labels = [marked(row), start, *(str(row.get(axis, DASH)) for axis in axes)]
-        cells = [_cell(row, key) for key in keys]
+        cells = [_cell(row, key, known) for key in keys]
         if index >= len(ordered):
             cells = ["" if cell == DASH else cell for cell in cells]
         lines.append([*labels, *cells])
-        bold |= {(index, len(labels) + i) for i, key in enumerate(keys) if _is_best(row, rivals, key)}
+        bold |= {(index, len(labels) + i) for i, key in enumerate(keys) if _is_best(row, rivals, known[key])}
     return Table.of(
-        ("benchmark", "start", *axes, *(METRICS[key].title for key in keys)), lines,
+        ("benchmark", "start", *axes, *(known[key].title for key in keys)), lines,
         labels=2 + len(axes), grouped=True, bold=frozenset(bold), means=len(averaged),
     )  # fmt: skip
 
 
-def _over_folds(rows: Sequence[Row]) -> list[Row]:
+def _over_folds(rows: Sequence[Row], metrics: Sequence[Metric]) -> list[Row]:
     """Return a row with mean and 95% interval for each benchmark and start with several official splits."""
     grouped: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -173,9 +198,11 @@ def _over_folds(rows: Sequence[Row]) -> list[Row]:
     for (benchmark, init), folds in grouped.items():
         if len({row["fold"] for row in folds}) < max(2, len(folds)):
             continue  # one split, or a further axis besides
-        values = {key: [row[key] for row in folds if row.get(key) is not None] for key in RESULTS}
-        estimates = {key: Estimate.of(of_folds) for key, of_folds in values.items() if of_folds}
-        texts = {key: found.text(METRICS[key].digits) for key, found in estimates.items() if found}
+        texts = {}
+        for metric in metrics:
+            values = [row[metric.key] for row in folds if row.get(metric.key) is not None]
+            if values and (estimate := Estimate.of(values)):
+                texts[metric.key] = estimate.text(metric.digits)
         means.append({"benchmark": benchmark, "init": init, "fold": f"mean of {len(folds)}", "texts": texts})
     return means
 
@@ -199,12 +226,12 @@ def pre_trainings(results: Results, keys: Sequence[str] = PRETRAINED) -> Table |
 
 def policy_table(policies: Sequence[Row], labels: Sequence[str], keys: Sequence[str]) -> Table:
     """Return a row for each pre-training: labels, then those of the metrics `keys` that were measured."""
-    known = _measured(policies, keys)
+    keys = _measured(policies, keys)
     lines = [
-        [*(str(policy.get(label, DASH)) for label in labels), *(_cell(policy, key) for key in known)]
+        [*(str(policy.get(label, DASH)) for label in labels), *(_cell(policy, key) for key in keys)]
         for policy in policies
     ]
-    return Table.of([*labels, *(METRICS[key].title for key in known)], lines, labels=len(labels))
+    return Table.of([*labels, *(METRICS[key].title for key in keys)], lines, labels=len(labels))
 
 
 def further_axes(rows: Sequence[Row]) -> list[str]:
@@ -258,8 +285,8 @@ def _lacks(row: Row) -> bool:
     return any(row.get(key) for key in ABSENT)
 
 
-def mean_of_benchmarks(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """Return start → metric → unweighted mean over the benchmarks.
+def mean_of_benchmarks(rows: Sequence[Row], keys: Sequence[str] = RESULTS) -> dict[str, dict[str, float]]:
+    """Return start → metric → unweighted mean over the benchmarks, of the metrics `keys`.
 
     A mean is given only over benchmarks that *all* starts were measured on, so that two means are never
     compared over different sets; with fewer than two such benchmarks there is nothing to average.
@@ -267,7 +294,7 @@ def mean_of_benchmarks(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     grouped = by_benchmark(rows)
     inits = list(dict.fromkeys(init for starts in grouped.values() for init in starts))
     means: dict[str, dict[str, float]] = {}
-    for key in RESULTS:
+    for key in keys:
         complete = [
             starts
             for starts in grouped.values()
@@ -290,28 +317,29 @@ def _tables(results: Results, beside: Sequence[str]) -> list[Table]:
     return [*rows, Table(frame, several.labels, grouped=True)]
 
 
-def _measured(rows: Sequence[Row], keys: Iterable[str]) -> list[str]:
-    return [key for key in keys if any(_cell(row, key) != DASH for row in rows)]
+def _measured(rows: Sequence[Row], keys: Iterable[str], known: Mapping[str, Metric] = METRICS) -> list[str]:
+    return [key for key in keys if any(_cell(row, key, known) != DASH for row in rows)]
 
 
-def _cell(row: Row, key: str) -> str:
+def _cell(row: Row, key: str, known: Mapping[str, Metric] = METRICS) -> str:
     if key in row.get("texts", {}):
         return str(row["texts"][key])
     if key == "interval":
         return interval(row.get("low"), row.get("high"))
-    return number(row.get(key), METRICS[key].digits)
+    return number(row.get(key), known[key].digits)
 
 
 def _start_order(init: str) -> int:
     return list(STARTS).index(init) if init in STARTS else len(STARTS)
 
 
-def _is_best(row: Row, rivals: Sequence[Row], key: str) -> bool:
+def _is_best(row: Row, rivals: Sequence[Row], metric: Metric) -> bool:
     # Rounded as printed: of two numbers that are printed alike, neither is better.
-    values: list[float] = [round(rival[key], 1) for rival in rivals if rival.get(key) is not None]
-    if key not in RESULTS or row.get(key) is None or len(values) < 2:
+    key, digits = metric.key, metric.digits
+    values: list[float] = [round(rival[key], digits) for rival in rivals if rival.get(key) is not None]
+    if not metric.better or row.get(key) is None or len(values) < 2:
         return False
-    return bool(round(row[key], 1) == (min if METRICS[key].better == "less" else max)(values))
+    return bool(round(row[key], digits) == (min if metric.better == "less" else max)(values))
 
 
 def _policy_lines(policy: Row) -> list[str]:

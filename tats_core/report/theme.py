@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from string import Template
 from typing import Final
+from zlib import crc32
 
 COLOURS: Final = {
     # name: light, dark
@@ -40,6 +41,8 @@ _KINDS: Final = {
     "report": ("ink", "card"),
     "command": ("soft", "card"),
 }
+_OTHERS: Final = (("violet", "bluish"), ("blue", "greenish"), ("green", "goldish"), ("orange", "violetish"))
+"""The colours of other kinds: by their names, the same in every drawing."""
 
 _DRAWING: Final = """
 .t-paper{fill:$paper}
@@ -48,14 +51,15 @@ _DRAWING: Final = """
 .t-bad{fill:$red}
 .t-edge{stroke:$soft;fill:none}
 .t-head{fill:$soft}
-.t-other{fill:$card;stroke:$soft}
 """
 
 
 def drawing_css() -> str:
     """Return the style of all drawings; plain enough for programs that know no CSS variables."""
+    others = {f"other{index}": colours for index, colours in enumerate(_OTHERS)}
     kinds = "".join(
-        f".t-{kind}{{fill:${area};stroke:${outline}}}\n" for kind, (outline, area) in _KINDS.items()
+        f".t-{kind}{{fill:${area};stroke:${outline}}}\n"
+        for kind, (outline, area) in (_KINDS | others).items()
     )
     rules = Template(_DRAWING + kinds + ".t-broken{stroke:$red}\n")
     light, dark = (rules.substitute({name: pair[side] for name, pair in COLOURS.items()}) for side in (0, 1))
@@ -73,4 +77,4 @@ def variables_css() -> str:
 
 def kind_class(kind: str) -> str:
     """Return the class of a stage of this kind."""
-    return f"t-{kind}" if kind in _KINDS else "t-other"
+    return f"t-{kind}" if kind in _KINDS else f"t-other{crc32(kind.encode()) % len(_OTHERS)}"

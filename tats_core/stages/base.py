@@ -17,6 +17,7 @@ from pydantic import JsonValue
 
 from tats_core.errors import Stopped
 from tats_core.files import read_json
+from tats_core.report.metrics import Metric
 from tats_core.specs import StrictModel
 from tats_core.store.layout import RESULT
 from tats_core.training.events import EventLog
@@ -113,7 +114,8 @@ class StageKind(ABC, Generic[C]):
         version: raised when the form of the output changes; part of the stage key.
         Config: the keys of a stage of this kind, beside the engine's. A field that cannot change the output
             (resources, caches), or whose content is in `external`, is marked `NotIdentity`.
-        gathers: reads all instances of what it needs, instead of those that agree with its own axes.
+        gathers: reads all instances of what it needs, instead of those that agree with its own axes, and all
+            that have something for the table.
         any_kind: reads all that it directly needs, and is read by all that directly need it.
         follows: axes that fill the field of the same name here when a stage that this one needs has them.
         reports: the numbers of its `result.json`, which a sweep may compare; None if known only after a run.
@@ -146,6 +148,14 @@ class StageKind(ABC, Generic[C]):
     def serves(self, config: C, reader: StrictModel) -> bool:
         """Return whether the output has what `reader`, the configuration of a stage, reads of this kind."""
         return True
+
+    def tabled(self, config: C) -> tuple[Metric, ...]:
+        """Return the numbers of its `result.json` that the table of results shows, as columns of their own.
+
+        They stand in the row of the benchmark and the start (`init`) that its axes or its result name, or in
+        every row that agrees with those of them that it has.
+        """
+        return ()
 
     def summary(self, config: C) -> str:
         """Return a few words for the plan on what the stage needs from outside; "" for nothing."""

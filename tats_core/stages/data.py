@@ -143,8 +143,8 @@ class Data(StageKind[DataConfig]):
         changes: dict[str, object] = {}
         if config.splits is None and splits:
             changes["splits"] = splits
-        if not config.chosen and names:
-            changes["benchmarks"] = names
+        if not config.generate:  # by name, so that their code is part of the key
+            changes["benchmarks"] = config.names if config.chosen or not names else names
         return config.model_copy(update=changes)
 
     def summary(self, config: DataConfig) -> str:

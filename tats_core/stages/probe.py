@@ -1,4 +1,4 @@
-"""Linear, kNN and attentive probe of a frozen encoder, pre-trained or fresh.
+"""Probes of a frozen encoder, pre-trained or fresh: linear, kNN and others (`training.probes`).
 
 Axes: B clips, V clips of a video, C=3 channels (classes, in scores), T frames, H W pixels, N tokens, D width.
 """
@@ -6,19 +6,21 @@ Axes: B clips, V clips of a video, C=3 channels (classes, in scores), T frames, 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, create_model
 from torch import Tensor
 
 from tats_core.data.loaders import ClipOptions, TrainLoader, eval_views
 from tats_core.data.manifest import Manifest
 from tats_core.models.classifier import VideoClassifier
 from tats_core.models.tokens import patchify
-from tats_core.models.vit import VideoViT
+from tats_core.report.metrics import METRICS, Metric
 from tats_core.specs import NotIdentity
 from tats_core.stages.base import StageContext
 from tats_core.stages.configs import EncoderKind, Initialised
@@ -31,41 +33,65 @@ from tats_core.stages.jobs import (
     run_workers,
     write_result,
 )
-from tats_core.training import metrics, probes
+from tats_core.training import metrics
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog
 from tats_core.training.optim import evaluating, fresh_weights
-from tats_core.training.probes import AttentiveConfig
+from tats_core.training.probes import PROBES, Frozen, ProbeConfig
+from tats_core.training.probes.base import Pooled, Tokens
 from tats_core.training.world import Precision, World
 
 
-class ProbeStage(Initialised):
-    """Which encoder, and how many labels."""
+class _Probing(Initialised):
+    """Which encoder, how many labels, and which probes."""
 
     batch_size: Annotated[int, NotIdentity] = Field(32, ge=1, description="clips encoded together")
     precision: Precision = Field("fp32", description="of the encoder; bf16: its matrix products in bfloat16")
-    attentive: AttentiveConfig | None = Field(
-        None, description="train a probe that attends to all tokens too ({}: with its defaults); null: do not"
-    )
     seed: int = Field(
         0, ge=0, description="labels chosen, weights of a fresh encoder, training of the attentive probe"
     )
 
+    @property
+    def probes(self) -> dict[str, ProbeConfig]:
+        """The probes to measure, by name."""
+        return {name: probe for name in PROBES if (probe := getattr(self, name, None)) is not None}
 
-class Probe(EncoderKind[ProbeStage]):
-    """Output: `result.json` (linear, kNN and attentive top-1, effective rank)."""
+
+def _key(probe: type[ProbeConfig]) -> Any:
+    default = {"default_factory": probe} if probe.by_default else {"default": None}
+    return probe | None, Field(
+        **default, description=f"{{}}: with its defaults; null: not. {probe.metric.meaning}"
+    )
+
+
+ProbeStage = create_model(
+    "ProbeStage",
+    __base__=_Probing,
+    __module__=__name__,
+    **{name: _key(probe) for name, probe in PROBES.items()},
+)
+"""The keys of the stage; each probe's are under its name."""
+
+
+class Probe(EncoderKind[_Probing]):
+    """Output: `result.json` (top-1 of each probe, effective rank)."""
 
     name = "probe"
     Config = ProbeStage
     reports = frozenset(
-        {"attentive_top1", "clips", "effective_rank", "knn_top1", "labels", "linear_top1", "seconds"}
+        {"clips", "effective_rank", "labels", "seconds", *(f"{name}_top1" for name in PROBES)}
     )
 
-    def gpus(self, config: ProbeStage) -> int:
+    def tabled(self, config: _Probing) -> tuple[Metric, ...]:
+        """Return those of probes that not every table knows."""
+        metrics = (probe.metric for probe in config.probes.values())
+        return tuple(metric for metric in metrics if metric.key not in METRICS)
+
+    def gpus(self, config: _Probing) -> int:
         """One, if at all."""
         return int(config.gpu)
 
-    def run(self, config: ProbeStage, ctx: StageContext) -> None:
+    def run(self, config: _Probing, ctx: StageContext) -> None:
         """Probe on a worker with a GPU, or in this process."""
         inputs = {"data": ctx.input("data").path, "encoder": self.encoder(config, ctx)}
         run_workers(probe_encoder, config, inputs, ctx, workers=int(config.gpu))
@@ -75,13 +101,13 @@ class Probe(EncoderKind[ProbeStage]):
 
 
 def probe_encoder(raw_job: Mapping[str, Any], world: World, events: EventLog, store: CheckpointStore) -> None:
-    """Probe the frozen encoder in one process: its mean-pooled tokens, and all of them if asked to.
+    """Probe the frozen encoder in one process.
 
-    After a kill, the training of the attentive probe resumes; the rest is done again.
+    After a kill, the training of a probe that has checkpoints resumes; the rest is done again.
     """
     began = time.perf_counter()
     job = Job[ProbeStage].model_validate(raw_job)
-    config = job.config
+    config: _Probing = job.config
     train = labelled(job.manifest("train"), config.labels_per_class, config.seed)
     test = labelled(job.manifest("test"))
     with fresh_weights(config.seed):
@@ -90,12 +116,13 @@ def probe_encoder(raw_job: Mapping[str, Any], world: World, events: EventLog, st
     if matched:
         events.params(matched)
     model.to(world.device)
-    manifests, options = (train, test), clip_options(config.clip, config.data)
-    results = pooled_probes(model, config, manifests, options, world, events, store)
-    if config.attentive is not None:
-        results |= attentive_probe(
-            model.encoder, config, config.attentive, manifests, options, world, events, store
-        )
+    encoder = Encoder(model, config, train, test, world, events, store)
+    results = {}
+    for name, probe in config.probes.items():
+        scores_BC, label_B = probe.score(encoder.frozen(name))
+        results[probe.metric.key] = metrics.top_k_percent(scores_BC, label_B, 1)
+        encoder.close()
+    results["effective_rank"] = metrics.effective_rank(encoder.pooled.test_BD)
     events.metrics(1, results)
     described = {
         "benchmark": config.benchmark,
@@ -109,99 +136,106 @@ def probe_encoder(raw_job: Mapping[str, Any], world: World, events: EventLog, st
     write_result(Path(job.out), results | described)
 
 
-def pooled_probes(
-    model: VideoClassifier,
-    config: ProbeStage,
-    manifests: tuple[Manifest, Manifest],
-    options: ClipOptions,
-    world: World,
-    events: EventLog,
-    store: CheckpointStore,
-) -> dict[str, float]:
-    """Linear and kNN probe of the mean-pooled tokens of one central clip a video, and their rank."""
-    halves: list[tuple[Tensor, Tensor]] = []
-    with evaluating(model), world.autocast(config.precision):
-        # Some training videos may be unreadable, as in every training; the test needs all of its videos.
-        unreadable: dict[str, str] = {}
-        for manifest, skipped in zip(manifests, (unreadable, None), strict=True):
-            features, labels = [], []
-            batches = eval_views(
-                manifest, options, clips=1, crops=1, batch_size=config.batch_size, unreadable=skipped
-            )
-            for batch in store.until_stopped(batches):
-                features.append(model.features(batch.normalised(world.device)[:, 0]).float().cpu())
-                labels.append(batch.label_B)
-            halves.append((torch.cat(features), torch.cat(labels)))
-    note_unreadable(unreadable, events)
-    (train_BD, train_label_B), (test_BD, test_label_B) = halves
-    classes = len(manifests[0].classes)
-    linear_BC = probes.ridge_probe(train_BD, train_label_B, test_BD, classes)
-    knn_BC = probes.knn_probe(train_BD, train_label_B, test_BD, classes)
-    return {
-        "linear_top1": metrics.top_k_percent(linear_BC, test_label_B, 1),
-        "knn_top1": metrics.top_k_percent(knn_BC, test_label_B, 1),
-        "effective_rank": metrics.effective_rank(test_BD),
-    }
+@dataclass
+class Encoder:
+    """The frozen encoder, and the videos that it encodes for the probes."""
 
+    model: VideoClassifier
+    config: _Probing
+    train: Manifest
+    test: Manifest
+    world: World
+    events: EventLog
+    store: CheckpointStore
+    loaders: list[TrainLoader] = field(default_factory=list)
 
-def attentive_probe(
-    encoder: VideoViT,
-    config: ProbeStage,
-    attentive: AttentiveConfig,
-    manifests: tuple[Manifest, Manifest],
-    options: ClipOptions,
-    world: World,
-    events: EventLog,
-    store: CheckpointStore,
-) -> dict[str, float]:
-    """Attentive probe: random clips of fine-tuning's augmentation to learn from, central crops to test."""
-    train, test = manifests
-    loader = TrainLoader(
-        train,
-        options,
-        batch_size=min(attentive.batch, len(train)),
-        seed=config.seed,
-        samples_per_clip=attentive.clips,
-        purpose="finetune",
-    )
+    @cached_property
+    def options(self) -> ClipOptions:
+        """How clips are cut out of videos."""
+        return clip_options(self.config.clip, self.config.data)
 
-    def training_tokens(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in loader.epoch(epoch):
-            # The clips of a video are adjacent.
-            video_BCTHW = batch.normalised(world.device)
-            views_BVCTHW = video_BCTHW.view(-1, attentive.clips, *video_BCTHW.shape[1:])
-            tokens_BND = tokens_of(encoder, views_BVCTHW, config.precision, world)
-            yield tokens_BND, batch.label_B[:: attentive.clips].to(world.device)
+    def frozen(self, name: str) -> Frozen:
+        """Return what the probe `name` gets."""
+        return Frozen(
+            classes=len(self.train.classes),
+            width=self.config.model.width,
+            heads=self.config.model.heads,
+            seed=self.config.seed,
+            device=self.world.device,
+            events=self.events,
+            store=self.store.below(name),
+            pool=lambda: self.pooled,
+            training_tokens=self.training_tokens,
+            test_tokens=self.test_tokens,
+        )
 
-    probe = probes.fit_attentive(
-        attentive,
-        width=config.model.width,
-        heads=config.model.heads,
-        classes=len(train.classes),
-        batches=training_tokens,
-        steps=loader.steps,
-        seed=config.seed,
-        device=world.device,
-        events=events,
-        store=store,
-    )
-    loader.close()
-    note_unreadable(loader.unreadable, events)
-    views = eval_views(test, options, clips=attentive.clips, crops=1, batch_size=config.batch_size)
-    tested = (
-        (tokens_of(encoder, batch.normalised(world.device), config.precision, world), batch.label_B)
-        for batch in views
-    )
-    scores_BC, label_B = probes.score_attentive(probe, tested)
-    return {"attentive_top1": metrics.top_k_percent(scores_BC, label_B, 1)}
+    def close(self) -> None:
+        """End what the last probe has read."""
+        while self.loaders:
+            loader = self.loaders.pop()
+            loader.close()
+            note_unreadable(loader.unreadable, self.events)
 
+    @cached_property
+    def pooled(self) -> Pooled:
+        """The features of one central clip of each video."""
+        halves: list[tuple[Tensor, Tensor]] = []
+        with evaluating(self.model), self.world.autocast(self.config.precision):
+            # Some training videos may be unreadable, as in every training; the test needs all of its videos.
+            unreadable: dict[str, str] = {}
+            for manifest, skipped in ((self.train, unreadable), (self.test, None)):
+                features, labels = [], []
+                batches = eval_views(
+                    manifest,
+                    self.options,
+                    clips=1,
+                    crops=1,
+                    batch_size=self.config.batch_size,
+                    unreadable=skipped,
+                )
+                for batch in self.store.until_stopped(batches):
+                    clip_BCTHW = batch.normalised(self.world.device)[:, 0]
+                    features.append(self.model.features(clip_BCTHW).float().cpu())
+                    labels.append(batch.label_B)
+                halves.append((torch.cat(features), torch.cat(labels)))
+        note_unreadable(unreadable, self.events)
+        return Pooled(*halves[0], *halves[1])
 
-def tokens_of(encoder: VideoViT, views_BVCTHW: Tensor, precision: Precision, world: World) -> Tensor:
-    """Return the frozen encoder's tokens `[B, V*N, D]` of all clips of each video."""
-    with evaluating(encoder), world.autocast(precision):
-        patches_XNP = patchify(views_BVCTHW.flatten(0, 1), encoder.clip)
-        tokens_XND: Tensor = encoder(patches_XNP)
-    return tokens_XND.reshape(len(views_BVCTHW), -1, tokens_XND.shape[-1])
+    def training_tokens(self, batch: int, clips: int) -> tuple[int, Callable[[int], Tokens]]:
+        """Return steps of an epoch, and epoch → batches of tokens with fine-tuning's augmentation."""
+        loader = TrainLoader(
+            self.train,
+            self.options,
+            batch_size=min(batch, len(self.train)),
+            seed=self.config.seed,
+            samples_per_clip=clips,
+            purpose="finetune",
+        )
+
+        self.loaders.append(loader)
+
+        def tokens(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+            for part in loader.epoch(epoch):
+                # The clips of a video are adjacent.
+                video_BCTHW = part.normalised(self.world.device)
+                views_BVCTHW = video_BCTHW.view(-1, clips, *video_BCTHW.shape[1:])
+                yield self.tokens(views_BVCTHW), part.label_B[::clips].to(self.world.device)
+
+        return loader.steps, tokens
+
+    def test_tokens(self, clips: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the tokens of evenly spread clips of each test video."""
+        batch_size = self.config.batch_size
+        for batch in eval_views(self.test, self.options, clips=clips, crops=1, batch_size=batch_size):
+            yield self.tokens(batch.normalised(self.world.device)), batch.label_B
+
+    def tokens(self, views_BVCTHW: Tensor) -> Tensor:
+        """Return the frozen encoder's tokens `[B, V*N, D]` of all clips of each video."""
+        encoder = self.model.encoder
+        with evaluating(encoder), self.world.autocast(self.config.precision):
+            patches_XNP = patchify(views_BVCTHW.flatten(0, 1), encoder.clip)
+            tokens_XND: Tensor = encoder(patches_XNP)
+        return tokens_XND.reshape(len(views_BVCTHW), -1, tokens_XND.shape[-1])
 
 
 KIND = Probe()

@@ -6,11 +6,11 @@ Each difference holds one value for each run, in the order of the runs; None whe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from tats_core.errors import SpecError, StoreError, did_you_mean
-from tats_core.report.metrics import RESULTS
+from tats_core.report.metrics import RESULTS, declared
 from tats_core.specs import flatten
 from tats_core.store import lineage
 from tats_core.store.lineage import Number
@@ -117,7 +117,8 @@ def results(runs: Sequence[Run], metric: str | None = None) -> list[Result]:
         SpecError: no run has such a number; names the nearest.
     """
     tables = [_table(run) for run in runs]
-    names = [name for name in _union(tables) if _is_wanted(name, metric)]
+    shown = {*RESULTS, *(key for run in runs for key in _declared(run))}
+    names = [name for name in _union(tables) if _is_wanted(name, metric, shown)]
     if metric is not None and not names and any(tables):
         known = {name.rsplit("/", 1)[1] for table in tables for name in table}
         raise SpecError(f"--metric {metric}: the tables have no such number{did_you_mean(metric, known)}")
@@ -169,13 +170,20 @@ def _side_by_side(numbers: Sequence[Number | None]) -> tuple[Measured | None, ..
     return tuple(measured)
 
 
-def _is_wanted(name: str, metric: str | None) -> bool:
+def _is_wanted(name: str, metric: str | None, shown: Set[str]) -> bool:
     last = name.rsplit("/", 1)[1]
     if metric is not None:
         return last == metric
     if name.startswith("policy/"):
         return last in ("motion_lift", "entropy_share")
-    return last in RESULTS
+    return last in shown
+
+
+def _declared(run: Run) -> Iterable[str]:
+    try:
+        return declared(run.results or {})
+    except StoreError:
+        return ()  # `tats show` names the reason
 
 
 def _table(run: Run) -> dict[str, Number]:

@@ -14,6 +14,7 @@ ATTEMPT = "attempt.json"
 EVENTS = "events.jsonl"
 RESULT = "result.json"
 RESULTS = "results.json"
+METRICS = "metrics.json"
 
 OUTPUT = "output"
 """What the program of a `command` stage writes, apart from what the engine writes."""

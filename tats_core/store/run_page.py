@@ -21,7 +21,7 @@ from tats_core.errors import StoreError
 from tats_core.files import write_text
 from tats_core.report import charts, graph, page, results
 from tats_core.report.charts import Curve
-from tats_core.report.metrics import CURVES, LEGEND, METRICS, REFERENCES, SAMPLER
+from tats_core.report.metrics import CURVES, METRICS, REFERENCES, SAMPLER
 from tats_core.report.page import Mark, Track
 from tats_core.report.results import STARTS, Row
 from tats_core.report.table import Table
@@ -148,7 +148,7 @@ def _results(report: Mapping[str, Any], stages: Sequence[Stage]) -> dict[str, An
         "marks": {style: words for style, words in _MARKS.items() if style in styles},
         "policies": results.policy_table(policies, labels, SAMPLER) if policies else None,
         "footnotes": results.footnotes(report),
-        "meanings": LEGEND.items(),
+        "meanings": results.meanings(report).items(),
         "classes": [
             _classes(_label(stage.record), stage.folder)
             for stage in stages

@@ -392,7 +392,8 @@ class Sender:
                     self.client.log_artifact(run_id, str(path), artifact_path="results")
         rows = results["rows"]
         if rows:
-            known = [key for key in metrics.EXPORTED if any(key in row for row in rows)]
+            exported = (*metrics.EXPORTED, *metrics.declared(results))
+            known = [key for key in exported if any(key in row for row in rows)]
             order = [*known, *(key for key in rows[0] if key not in known)]
             # Not by `log_table`, which would append to a table that MLflow has already.
             table = {"columns": order, "data": [[row.get(key) for key in order] for row in rows]}
@@ -401,7 +402,7 @@ class Sender:
             self.client.set_tag(parent.id, "mlflow.loggedArtifacts", entry)
         values = numbers(results.get("policy", {}), "policy/")
         for row in rows:
-            measured = {key: row.get(key) for key in metrics.RESULTS}
+            measured = {key: row.get(key) for key in (*metrics.RESULTS, *metrics.declared(results))}
             values |= numbers(measured, f"{row['benchmark']}/{row['init']}/")
         self._take_metrics(_PARENT, values, _now())
 

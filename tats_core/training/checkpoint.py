@@ -87,6 +87,12 @@ class CheckpointStore:
         self._checked = float("-inf")
         self._asked = False
 
+    def below(self, name: str) -> CheckpointStore:
+        """Return the store of a part of the work that has checkpoints of its own."""
+        return CheckpointStore(
+            self.folder / name, self.world, stop=self._stop, say=self._say, background=self._background
+        )
+
     def begin(self, config: CheckpointConfig) -> dict[str, Any] | None:
         """Return the newest complete state, tensors on the CPU, or None; remove corrupt and partial ones.
 

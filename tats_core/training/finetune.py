@@ -19,24 +19,20 @@ from tats_core.errors import SpecError
 from tats_core.models.classifier import HeadNorm, VideoClassifier
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
-from tats_core.specs import NotIdentity
+from tats_core.specs import NotIdentity, OneOf
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog
 from tats_core.training.loop import LastStep, Loader, Position, Watch, restore
-from tats_core.training.optim import AverageConfig, OptimizerConfig, fresh_weights
+from tats_core.training.optim import AverageConfig, fresh_weights
+from tats_core.training.optimizers import OPTIMIZERS, OptimizerConfig
 from tats_core.training.world import StepConfig, World
 
-
-class FinetuneOptimizerConfig(OptimizerConfig):
-    """AdamW as in VideoMAE's fine-tuning."""
-
-    base_lr: float = Field(5e-4, gt=0, description="peak learning rate at a global batch of 256")
-    min_lr: float = Field(1e-6, ge=0, description="learning rate at the end, scaled alike")
-    warmup_epochs: float = Field(5, ge=0, description="epochs of linear warm-up")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas")
-    layer_decay: float = Field(
-        0.75, gt=0, le=1, description="factor on the rate from one block to the one below"
-    )
+_OPTIMIZER = OneOf(
+    OPTIMIZERS,
+    "adamw",
+    shared={"min_lr": 1e-6, "warmup_epochs": 5, "layer_decay": 0.75},
+    own={"base_lr": 5e-4, "betas": (0.9, 0.999)},
+)
 
 
 class FinetuneConfig(StepConfig):
@@ -44,7 +40,10 @@ class FinetuneConfig(StepConfig):
 
     model: ViTConfig = Field(default_factory=lambda: ViTConfig.model_validate("vit_base"))
     clip: ClipConfig = Field(default_factory=ClipConfig)
-    optimizer: FinetuneOptimizerConfig = Field(default_factory=FinetuneOptimizerConfig)
+    optimizer: Annotated[OptimizerConfig, _OPTIMIZER] = Field(
+        default_factory=_OPTIMIZER.build,
+        description="update rule and learning rates; VideoMAE's for fine-tuning",
+    )
     epochs: int = Field(50, ge=1, description="passes over the labelled clips")
     batch_size: int = Field(512, ge=1, description="videos of one step, over all workers")
     samples_per_clip: int = Field(1, ge=1, description="augmented clips of each video in a batch (repeated)")
@@ -123,9 +122,7 @@ class FinetuneTrainer:
         config = self.config
         config.compiled(self.model)
         self.parallel = self.world.parallel(self.model)
-        self.guarded = config.optimizer.build(
-            self.model, "classifier", layer_decay=config.optimizer.layer_decay, depth=config.model.depth
-        )
+        self.guarded = config.optimizer.build(self.model, "classifier", depth=config.model.depth)
         self.average = config.ema.build(self.model) if config.ema else None
         self.mix = None
         if config.mixes:

@@ -23,9 +23,11 @@ from tats_core.models.mae import VideoMAE
 from tats_core.models.tokens import ClipConfig, patchify, per_token
 from tats_core.sampling import Sampler
 from tats_core.sampling.fixed import RandomSampler
-from tats_core.training import metrics, motion, pictures, probes
+from tats_core.training import metrics, motion, pictures
 from tats_core.training.events import EventLog
 from tats_core.training.optim import evaluating
+from tats_core.training.probes.knn import KNNConfig
+from tats_core.training.probes.linear import LinearConfig
 from tats_core.training.world import World
 
 _BLIND_DRAWS = 16
@@ -93,8 +95,8 @@ class HealthCheck:
         }
         if UNLABELLED in train_label_B or UNLABELLED in test_label_B:
             return health
-        linear_BC = probes.ridge_probe(train_BD, train_label_B, test_BD, held.classes)
-        knn_BC = probes.knn_probe(train_BD, train_label_B, test_BD, held.classes)
+        linear_BC = LinearConfig().classify(train_BD, train_label_B, test_BD, held.classes)
+        knn_BC = KNNConfig().classify(train_BD, train_label_B, test_BD, held.classes)
         return health | {
             "linear_top1": metrics.top_k_percent(linear_BC, test_label_B, 1),
             "knn_top1": metrics.top_k_percent(knn_BC, test_label_B, 1),

@@ -1,4 +1,4 @@
-"""Optimisers, schedules, averaged weights and the guarded step of every training loop."""
+"""Parameter groups, averaged weights and the guarded step of every training loop."""
 
 from __future__ import annotations
 
@@ -17,55 +17,6 @@ from tats_core.errors import TrainingError
 from tats_core.specs import StrictModel
 
 
-class OptimizerConfig(StrictModel):
-    """AdamW with warm-up and cosine; the defaults are VideoMAE's for pre-training.
-
-    Learning rates are for a global batch of 256 clips and are scaled linearly to the actual one.
-    """
-
-    base_lr: float = Field(1.5e-4, gt=0, description="peak learning rate at a global batch of 256")
-    min_lr: float = Field(1e-5, ge=0, description="learning rate at the end, scaled alike")
-    warmup_lr: float = Field(
-        0.0,
-        ge=0,
-        description="learning rate of the first step, scaled alike (VideoMAE's declares 1e-6, uses 0)",
-    )
-    warmup_epochs: float = Field(40, ge=0, description="epochs of linear warm-up")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's betas")
-    weight_decay: float = Field(0.05, ge=0, description="AdamW's decoupled weight decay")
-    clip_grad: float | None = Field(None, gt=0, description="largest global gradient norm; null: no clipping")
-
-    def scaled(self, lr: float, global_batch: int) -> float:
-        """The linear scaling rule: `lr * global batch / 256`."""
-        return lr * global_batch / 256
-
-    def lr(self, step: int, steps_per_epoch: int, epochs: int, global_batch: int) -> float:
-        """The learning rate of optimiser step `step` (from 0) of a training over `epochs` epochs."""
-        peak, start, end = (
-            self.scaled(lr, global_batch) for lr in (self.base_lr, self.warmup_lr, self.min_lr)
-        )
-        warmup = self.warmup_epochs * steps_per_epoch
-        return cosine(step, epochs * steps_per_epoch, warmup, peak, start, end)
-
-    def build(self, model: nn.Module, name: str, *, layer_decay: float = 1.0, depth: int = 0) -> GuardedStep:
-        """AdamW over `parameter_groups` of `model`, called `name` in messages."""
-        groups = parameter_groups(model, self.weight_decay, layer_decay, depth)
-        # Fused: several times fewer passes over the parameters.
-        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=self.betas, fused=True)
-        return GuardedStep(optimizer, self.clip_grad, name)
-
-
-def cosine(step: float, steps: float, warmup: float, peak: float, start: float, end: float) -> float:
-    """Learning rate at `step` of `steps`: linear from `start` to `peak`, then a cosine from there to `end`.
-
-    The last step of the warm-up has the peak, and so has the first one after it, as in VideoMAE's code.
-    """
-    if step < warmup:
-        return start + (peak - start) * min(1.0, step / max(1.0, warmup - 1))
-    share = min(1.0, (step - warmup) / max(1e-9, steps - warmup))
-    return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * share))
-
-
 def parameter_groups(
     model: nn.Module, weight_decay: float, layer_decay: float = 1.0, depth: int = 0
 ) -> list[dict[str, Any]]:
@@ -75,13 +26,13 @@ def parameter_groups(
     layer 0 for the embedding, 1..depth for the encoder's blocks, depth + 1 for what comes after (BEiT).
     Not timm's groups: they decay a mask token, and in another order the gradient's norm rounds otherwise.
     """
-    groups: dict[tuple[bool, int], dict[str, Any]] = {}
+    groups: dict[tuple[float, int], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            layer, decays = layer_of(name, depth), parameter.squeeze().ndim > 1
-            decay, scale = weight_decay if decays else 0.0, layer_decay ** (depth + 1 - layer)
+            layer, decay = layer_of(name, depth), weight_decay if parameter.squeeze().ndim > 1 else 0.0
+            scale = layer_decay ** (depth + 1 - layer)
             empty: dict[str, Any] = {"params": [], "weight_decay": decay, "scale": scale}
-            groups.setdefault((decays, layer), empty)["params"].append(parameter)
+            groups.setdefault((decay, layer), empty)["params"].append(parameter)
     return list(groups.values())
 
 

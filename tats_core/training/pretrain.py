@@ -33,11 +33,12 @@ from tats_core.sampling import (
 from tats_core.sampling.fixed import RandomSampler
 from tats_core.sampling.plackett_luce import Noise
 from tats_core.sampling.reward import Outcome
-from tats_core.specs import NotIdentity, StrictModel
+from tats_core.specs import NotIdentity, OneOf, StrictModel
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog
 from tats_core.training.loop import LastStep, Loader, Position, Watch, restore
-from tats_core.training.optim import GuardedStep, OptimizerConfig, fresh_weights
+from tats_core.training.optim import GuardedStep, fresh_weights
+from tats_core.training.optimizers import OPTIMIZERS, OptimizerConfig
 from tats_core.training.world import Precision, StepConfig, World
 
 
@@ -49,6 +50,9 @@ class Change(StrictModel):
         default_factory=dict, description="keys of `sampler` that its objective can take up while it trains"
     )
     sampler_lr: float | None = Field(None, gt=0, description="null: as before")
+
+
+_OPTIMIZER = OneOf(OPTIMIZERS, "adamw")
 
 
 class PretrainConfig(StepConfig):
@@ -63,7 +67,9 @@ class PretrainConfig(StepConfig):
     sampler_warmup_epochs: float = Field(
         0, ge=0, description="epochs of random masking before the sampler draws (it has nothing to hunt yet)"
     )
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    optimizer: Annotated[OptimizerConfig, _OPTIMIZER] = Field(
+        default_factory=_OPTIMIZER.build, description="update rule and learning rates; VideoMAE's by default"
+    )
     sampler_lr: float = Field(
         1e-3,
         gt=0,

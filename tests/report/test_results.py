@@ -131,7 +131,7 @@ def test_the_widest_table_fits_a_terminal() -> None:
 
 
 def test_every_column_of_the_table_is_explained_within_79_characters_a_line() -> None:
-    legend = results.legend()
+    legend = results.legend(RESULTS)
     for word in (
         *("top-1", "95%", "top-5", "class", "ECE", "chance", "clips"),
         *("linear", "kNN", "attentive", "motion lift", "entropy"),
@@ -341,3 +341,25 @@ def test_the_tables_of_a_rehearsal_say_that_their_numbers_mean_nothing():
     assert results.csv(rehearsed).splitlines()[0].endswith(",rehearsal")
     assert results.csv(rehearsed).splitlines()[1].endswith(",True")
     assert "rehearsal" not in results.csv(real)
+
+
+DECLARED = metrics.Metric(
+    "gflops", "GFLOPs", 2, "GFLOPs", "less", meaning="multiplications of one clip, in billions."
+)
+
+
+def test_a_number_that_a_stage_declares_has_a_column_in_every_table_and_a_line_in_every_legend() -> None:
+    rows = [row("ssv2", "scratch", 30.0, gflops=3.141), row("ssv2", "pretrained", 50.0, gflops=2.718)]
+    declared = {**RESULTS, "rows": rows, "metrics": metrics.described([DECLARED, metrics.METRICS["top1"]])}
+    assert len(declared["metrics"]) == 1, "every table knows top-1"
+    text = results.text(declared).splitlines()
+    own = text.index("Further measurements")
+    assert text[own + 1].split() == ["benchmark", "start", "GFLOPs"]
+    assert text[own + 3].split() == ["ssv2", "pre-trained", "2.72"]
+    markdown = results.markdown(declared)
+    assert "- **GFLOPs**: multiplications of one clip, in billions." in markdown
+    assert next(csv.DictReader(io.StringIO(results.csv(declared))))["gflops"] == "2.718"
+    assert "<b>2.72</b>" in results.html(declared), "the smaller one is the better"
+    assert "GFLOPs" in results.latex(declared)
+    assert "  GFLOPs " in results.legend(declared)
+    assert "GFLOPs" not in results.legend(RESULTS)

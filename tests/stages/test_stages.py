@@ -217,6 +217,30 @@ def test_a_further_axis_gives_rows_of_its_own(tmp_path):
     assert [source["top1"]["stage"] for source in sources] == ["evaluate[tats]", "evaluate[random]"]
 
 
+def test_a_stage_that_has_no_benchmark_is_part_of_all_rows_that_agree_with_what_it_has(tmp_path):
+    rows, sources = report.join(
+        [
+            *(
+                result(tmp_path, "evaluate", {"benchmark": name, "init": init}, top1=1.0)
+                for name in ("ssv2", "ucf101")
+                for init in ("pretrained", "scratch")
+            ),
+            result(tmp_path, "flops", {"init": "scratch"}, gflops=2.0, top1=9.0),
+        ]
+    )
+    assert [(row["init"], row["top1"], row.get("gflops")) for row in rows] == [
+        ("pretrained", 1.0, None),
+        ("scratch", 1.0, 2.0),
+    ] * 2
+    assert [source.get("gflops", {}).get("stage") for source in sources] == [None, "flops[scratch]"] * 2
+
+
+def test_a_stage_that_agrees_with_no_row_has_one_of_its_own(tmp_path):
+    ((row,), (source,)) = report.join([result(tmp_path, "flops", {}, gflops=2.0)])
+    assert row == {"benchmark": "all", "init": "", "gflops": 2.0}
+    assert source["gflops"]["stage"] == "flops[]"
+
+
 def test_a_stage_without_a_result_is_named(tmp_path):
     with pytest.raises(StoreError, match=r"result.json: cannot be read"):
         base.read_result(tmp_path)

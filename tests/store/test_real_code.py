@@ -68,16 +68,24 @@ class Copy:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def run_again(self, module: str, old: str, new: str) -> dict[str, str]:
-        """Return the stages that would run after a change of one line of `module`, with the reasons."""
+    def run_again(self, module: str, old: str, new: str, *, like: str = "") -> dict[str, str]:
+        """Return the stages that would run after a change of one line of `module`, with the reasons.
+
+        Args:
+            like: a file that is copied to `another.py` beside it.
+        """
         path = self.root / "tats_core" / module
         before = path.read_text()
         assert before.count(old) == 1, f"{module} no longer has this line once: {old}"
         path.write_text(before.replace(old, new))
+        another = (self.root / "tats_core" / like).with_name("another.py")
+        if like:
+            shutil.copy(self.root / "tats_core" / like, another)
         try:
             plan = json.loads(self.python(PLAN))
         finally:
             path.write_text(before)
+            another.unlink(missing_ok=True)
         return {name: reason for name, (action, reason) in plan.items() if action == "run"}
 
 
@@ -107,6 +115,50 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
 )
 def test_what_cannot_change_an_output_reuses_every_stage(copy: Copy, module: str, old: str, new: str) -> None:
     assert copy.run_again(module, old, new) == {}
+
+
+@pytest.mark.parametrize(
+    ("registry", "before", "like", "attribute"),
+    [
+        ("training/optimizers/__init__.py", '"adamw": ', "training/optimizers/sgd.py", "SGDConfig"),
+        ("training/schedules/__init__.py", '"cosine": ', "training/schedules/wsd.py", "WSDConfig"),
+        ("training/probes/__init__.py", '"linear": ', "training/probes/knn.py", "KNNConfig"),
+        ("cli/app.py", '"jobs": ', "cli/gc.py", "gc"),
+    ],
+    ids=["an optimiser", "a schedule", "a probe", "a command"],
+)
+def test_a_member_that_is_added_reuses_every_stage(
+    copy: Copy, registry: str, before: str, like: str, attribute: str
+) -> None:
+    package = f"tats_core.{Path(like).parent}".replace("/", ".")
+    named = f'"another": "{package}.another:{attribute}", {before}'
+    assert copy.run_again(registry, before, named, like=like) == {}
+
+
+def test_a_stage_kind_that_is_added_reuses_every_stage(copy: Copy) -> None:
+    assert (
+        copy.run_again("stages/__init__.py", '("data", ', '("another", "data", ', like="stages/probe.py")
+        == {}
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new", "kinds"),
+    [
+        ("training/optimizers/lion.py", "5e-5", "6e-5", set()),
+        ("training/schedules/wsd.py", "0.2", "0.3", set()),
+        ("training/probes/attentive.py", "1e-3", "2e-3", set()),
+        ("training/probes/knn.py", "0.07)", "0.08)", {"pretrain", "probe"}),
+    ],
+    ids=["an optimiser", "a schedule", "a probe", "a probe that is used"],
+)
+def test_a_change_of_a_member_runs_what_uses_it_and_names_its_file(
+    copy: Copy, module: str, old: str, new: str, kinds: set[str]
+) -> None:
+    again = copy.run_again(module, old, new)
+    changed = f"code changed: tats_core.{module.removesuffix('.py').replace('/', '.')}"
+    assert {name.split("[")[0] for name, reason in again.items() if reason == changed} == kinds
+    assert bool(again) == bool(kinds)
 
 
 def test_one_line_of_the_sampler_runs_the_pre_training_and_what_follows_from_it(copy: Copy) -> None:

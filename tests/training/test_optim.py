@@ -3,11 +3,8 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tats_core.errors import TrainingError
@@ -18,45 +15,13 @@ from tats_core.models.vit import ViTConfig
 from tats_core.training.optim import (
     AverageConfig,
     GuardedStep,
-    OptimizerConfig,
-    cosine,
     evaluating,
     fresh_weights,
     layer_of,
     parameter_count,
     parameter_groups,
 )
-
-
-@pytest.mark.parametrize(
-    ("step", "rate"),
-    [
-        (0, 1.0),  # the start
-        (3, 4.0),  # a third of the warm-up: numpy.linspace(1, 10, 10)[3]
-        (9, 10.0),  # its last step has the peak,
-        (10, 10.0),  # and so has the first of the cosine
-        (35, 2.0 + 8.0 * 0.5 * (1 + math.cos(math.pi / 4))),
-        (60, 6.0),  # half way down: the mean of peak and end
-        (110, 2.0),
-        (200, 2.0),  # beyond the end it stays there
-    ],
-)
-def test_the_rate_rises_linearly_and_falls_along_a_cosine(step: int, rate: float) -> None:
-    assert cosine(step, 110, 10, peak=10.0, start=1.0, end=2.0) == pytest.approx(rate)
-
-
-def test_without_warm_up_the_rate_starts_at_its_peak() -> None:
-    assert cosine(0, 100, 0, peak=3.0, start=1.0, end=0.0) == 3
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.integers(1, 300), st.floats(0, 400), st.floats(0, 400))
-def test_the_rate_never_leaves_what_lies_between_its_ends(steps: int, warmup: float, step: float) -> None:
-    assert 1.0 - 1e-9 <= cosine(step, steps, warmup, peak=10.0, start=1.0, end=2.0) <= 10.0 + 1e-9
-
-
-def test_rates_are_for_256_clips_and_scale_with_the_batch() -> None:
-    assert OptimizerConfig().scaled(1.5e-4, 1024) == pytest.approx(6e-4)
+from tats_core.training.optimizers.adamw import AdamWConfig
 
 
 def _classifier() -> VideoClassifier:
@@ -82,7 +47,7 @@ def test_a_layer_is_known_by_the_name_of_its_parameter(name: str, layer: int) ->
 
 def test_layer_decay_slows_what_lies_deeper() -> None:
     model = _classifier()
-    guarded = OptimizerConfig().build(model, "test", layer_decay=0.5, depth=2)
+    guarded = AdamWConfig(layer_decay=0.5).build(model, "test", depth=2)
     guarded.set_lr(0.8)
     rate_of = {id(p): group["lr"] for group in guarded.optimizer.param_groups for p in group["params"]}
     rates = {name: rate_of[id(p)] for name, p in model.named_parameters()}
@@ -172,7 +137,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(broken: float) -> None
 
 def test_a_skipped_step_leaves_no_trace_in_adamw() -> None:
     model = nn.Linear(2, 1, bias=False)
-    guarded = OptimizerConfig().build(model, "toy")
+    guarded = AdamWConfig().build(model, "toy")
     guarded.set_lr(0.1)
     guarded(model(torch.ones(1, 2)).sum())
     before = [x.clone() for x in (model.weight, *guarded.optimizer.state[model.weight].values())]
@@ -264,17 +229,3 @@ def test_models_built_side_by_side_have_the_weights_of_models_built_alone() -> N
         together = list(threads.map(build, range(6)))
     for first, second in zip(alone, together, strict=True):
         assert torch.equal(first, second)
-
-
-def test_a_warm_up_is_numpys_linspace_and_a_cosine_of_the_other_steps_as_in_videomae() -> None:
-    # utils.py's cosine_scheduler: 4 steps of warm-up from 0 to the peak of 3, then 12 steps of the cosine.
-    expected = [*np.linspace(0, 3, 4), *(0.1 + 1.45 * (1 + math.cos(math.pi * i / 12)) for i in range(12))]
-    config = OptimizerConfig(base_lr=3.0, min_lr=0.1, warmup_epochs=2)
-    rates = [config.lr(step, steps_per_epoch=2, epochs=8, global_batch=256) for step in range(16)]
-    assert rates == pytest.approx(expected)
-
-
-def test_a_warm_up_of_one_step_or_of_a_part_of_one_starts_at_its_start() -> None:
-    assert cosine(0, 100, 1, peak=3.0, start=1.0, end=0.0) == 1
-    assert cosine(0, 100, 0.5, peak=3.0, start=1.0, end=0.0) == 1
-    assert cosine(1, 100, 1.5, peak=3.0, start=1.0, end=0.0) == 3

@@ -1,4 +1,4 @@
-"""Probes, on features whose classes are known."""
+"""The attentive probe, on tokens whose classes are known."""
 
 from __future__ import annotations
 
@@ -9,76 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from sklearn.linear_model import Ridge
 from torch import Tensor
-from torch.nn import functional
 
-from tats_core.training import metrics, probes
+from tats_core.training import metrics
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog, read_events
-from tats_core.training.probes import AttentiveConfig, AttentiveProbe
-
-
-def _groups(clips: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Three classes around three far points, in units that differ between dimensions."""
-    generator = torch.Generator().manual_seed(seed)
-    label_B = torch.arange(clips) % 3
-    centre_BD = 10 * functional.one_hot(label_B, 5).float()
-    noise_BD = torch.randn(clips, 5, generator=generator)
-    return (centre_BD + noise_BD) * torch.tensor([1e-3, 1.0, 1e3, 1.0, 1.0]) + 7, label_B
-
-
-@pytest.mark.parametrize("probe", [probes.ridge_probe, probes.knn_probe])
-def test_a_probe_tells_classes_apart_that_lie_apart(probe) -> None:  # type: ignore[no-untyped-def]
-    (train_BD, train_label_B), (test_BD, test_label_B) = _groups(60, 0), _groups(30, 1)
-    scores_BC = probe(train_BD, train_label_B, test_BD, 3)
-    assert metrics.top_k_percent(scores_BC, test_label_B, 1) == 100
-
-
-@pytest.mark.parametrize("probe", [probes.ridge_probe, probes.knn_probe])
-def test_a_probe_of_noise_finds_nothing(probe) -> None:  # type: ignore[no-untyped-def]
-    generator = torch.Generator().manual_seed(0)
-    train_BD, test_BD = torch.randn(300, 5, generator=generator), torch.randn(600, 5, generator=generator)
-    label_B = torch.randint(4, (900,), generator=generator)
-    scores_BC = probe(train_BD, label_B[:300], test_BD, 4)
-    # Chance is 25%, with a deviation of 1.8 on 600 clips.
-    assert abs(metrics.top_k_percent(scores_BC, label_B[300:], 1) - 25) < 4 * 1.8
-
-
-def test_the_ridge_probe_is_ridge_regression_on_standardised_features() -> None:
-    (train_BD, label_B), (test_BD, _) = _groups(40, 0), _groups(10, 1)
-    mean_D, deviation_D = train_BD.mean(0), train_BD.std(0)
-    train, test = (((x - mean_D) / deviation_D).double().numpy() for x in (train_BD, test_BD))
-    target = functional.one_hot(label_B, 3).double().numpy() - 1 / 3
-    # The probe's strength is per training clip, scikit-learn's in all.
-    reference = Ridge(alpha=0.1 * 40, fit_intercept=False).fit(train, target)
-    expected_BC = torch.from_numpy(reference.predict(test))
-    torch.testing.assert_close(
-        probes.ridge_probe(train_BD, label_B, test_BD, 3), expected_BC, rtol=1e-4, atol=1e-5
-    )
-
-
-def test_the_nearest_neighbour_has_the_heaviest_vote() -> None:
-    train_BD = torch.tensor([[1.0, 0.0], [-0.2, 1.0], [-0.8, -1.0]])
-    votes_BC = probes.knn_probe(train_BD, torch.tensor([0, 1, 1]), train_BD[:1], 2, neighbours=1)
-    # The only neighbour is the clip itself: similarity 1 at temperature 0.07.
-    assert votes_BC[0].tolist() == pytest.approx([math.exp(1 / 0.07), 0], rel=1e-4)
-
-
-def test_the_nearest_neighbours_of_many_clips_are_found_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    (train_BD, train_label_B), (test_BD, _) = _groups(60, 0), _groups(31, 1)
-    at_once_BC = probes.knn_probe(train_BD, train_label_B, test_BD, 3)
-    monkeypatch.setattr(probes, "_KNN_CLIPS", 8)
-    topk, rows = Tensor.topk, []
-
-    def watched(similarity: Tensor, *rest: Any, **more: Any) -> Any:
-        rows.append(len(similarity))
-        return topk(similarity, *rest, **more)
-
-    monkeypatch.setattr(Tensor, "topk", watched)
-    torch.testing.assert_close(probes.knn_probe(train_BD, train_label_B, test_BD, 3), at_once_BC)
-    assert rows == [8, 8, 8, 7]
-
+from tats_core.training.probes.attentive import (
+    AttentiveConfig,
+    AttentiveProbe,
+    fit_attentive,
+    score_attentive,
+)
+from tats_core.training.probes.linear import LinearConfig
 
 WIDTH, HEADS, TOKENS = 8, 2, 6
 
@@ -124,7 +66,7 @@ def _fit(
         for step in range(4):
             yield _marked(64, 1000 + 4 * epoch + step)
 
-    return probes.fit_attentive(
+    return fit_attentive(
         AttentiveConfig(epochs=epochs, lr=1e-2),
         width=WIDTH,
         heads=HEADS,
@@ -142,14 +84,14 @@ def test_an_attentive_probe_finds_what_mean_pooling_cannot(tmp_path: Path) -> No
     (train_BND, train_label_B), (test_BND, test_label_B) = _marked(400, 0), _marked(400, 1)
     mean_BD = train_BND.mean(1)
     assert torch.equal(mean_BD, mean_BD[:1].expand_as(mean_BD))
-    pooled_BC = probes.ridge_probe(mean_BD, train_label_B, test_BND.mean(1), 2)
+    pooled_BC = LinearConfig().classify(mean_BD, train_label_B, test_BND.mean(1), 2)
     # Chance is 50%, with a deviation of 2.5 on 400 clips.
     assert metrics.top_k_percent(pooled_BC, test_label_B, 1) < 60
 
     probe = _fit(events=EventLog(tmp_path / "events.jsonl"))
     events = [event for _, event in read_events(tmp_path / "events.jsonl")]
     losses = [event["values"]["attentive_loss"] for event in events if event["kind"] == "metrics"]
-    scores_BC, label_B = probes.score_attentive(probe, [(test_BND, test_label_B)])
+    scores_BC, label_B = score_attentive(probe, [(test_BND, test_label_B)])
     assert torch.equal(label_B, test_label_B)
     assert metrics.top_k_percent(scores_BC, label_B, 1) > 99
     assert len(losses) == 20
@@ -207,8 +149,8 @@ def test_scoring_leaves_the_probe_as_it_was() -> None:
     probe = _fit()
     before = {name: tensor.clone() for name, tensor in probe.state_dict().items()}
     assert probe.training
-    first, _ = probes.score_attentive(probe, [_marked(5, 0)])
-    again, _ = probes.score_attentive(probe, [(part, label) for part, label in [_marked(5, 0)]])
+    first, _ = score_attentive(probe, [_marked(5, 0)])
+    again, _ = score_attentive(probe, [(part, label) for part, label in [_marked(5, 0)]])
     assert probe.training
     assert torch.equal(first, again)
     assert not first.requires_grad

@@ -1,70 +1,52 @@
-"""What a frozen encoder knows: closed-form and attentive classifiers on its features.
+"""One attention layer with a linear classifier, trained on all tokens of a frozen encoder.
 
 Axes: B clips (videos, where a video's clips are joined), N tokens, D width, C classes, H heads, E = D / H.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tats_core.specs import StrictModel
+from tats_core.report.metrics import METRICS
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog
-from tats_core.training.optim import GuardedStep, cosine, evaluating, fresh_weights
-
-Tokens = Iterable[tuple[Tensor, Tensor]]
-"""Batches of `tokens_BND` of a frozen encoder and `label_B`, on the probe's device."""
-
-_KNN_CLIPS: Final = 1024
-"""Test clips compared with all training clips at once; of a large benchmark, all pairs would take 19 GB."""
+from tats_core.training.optim import GuardedStep, evaluating, fresh_weights
+from tats_core.training.probes.base import Frozen, ProbeConfig, Tokens
+from tats_core.training.schedules.cosine import CosineConfig
 
 
-def ridge_probe(
-    train_BD: Tensor, train_label_B: Tensor, test_BD: Tensor, classes: int, strength: float = 0.1
-) -> Tensor:
-    """Scores `[B, C]` of a ridge classifier on standardised features, in closed form.
-
-    Standardising is the probe's BatchNorm; `strength` is the ridge per training clip. One linear solve,
-    so its result does not depend on a schedule.
-    """
-    mean_D, deviation_D = train_BD.mean(0), train_BD.std(0).clamp_min(1e-6)
-    train, test = ((x - mean_D).double() / deviation_D for x in (train_BD, test_BD))
-    target = functional.one_hot(train_label_B, classes).double() - 1 / classes
-    ridge = strength * len(train) * torch.eye(train.shape[1], dtype=torch.float64, device=train.device)
-    scores: Tensor = test @ torch.linalg.solve(train.T @ train + ridge, train.T @ target)
-    return scores
-
-
-def knn_probe(
-    train_BD: Tensor, train_label_B: Tensor, test_BD: Tensor, classes: int, neighbours: int = 10
-) -> Tensor:
-    """Votes `[B, C]` of the nearest training clips by cosine similarity of standardised features."""
-    mean_D, deviation_D = train_BD.mean(0), train_BD.std(0).clamp_min(1e-6)
-    train, test = (functional.normalize((x - mean_D) / deviation_D, dim=1) for x in (train_BD, test_BD))
-    nearest = [
-        (part @ train.T).topk(min(neighbours, len(train)), dim=1) for part in torch.split(test, _KNN_CLIPS)
-    ]
-    similarity, index = (torch.cat(parts) for parts in zip(*nearest, strict=True))
-    # Temperature 0.07, as in the kNN evaluations of DINO and SimSiam.
-    votes = torch.zeros(len(test), classes, device=test.device)
-    return votes.scatter_add_(1, train_label_B[index], (similarity / 0.07).exp())
-
-
-class AttentiveConfig(StrictModel):
+class AttentiveConfig(ProbeConfig):
     """How an attentive probe is trained; AdamW's settings are V-JEPA's (arXiv 2404.08471)."""
 
+    metric = METRICS["attentive_top1"]
     epochs: int = Field(20, ge=1, description="passes over the labelled videos; each encodes them anew")
     # Not `batch_size`: a probe's key leaves that out, since for the other probes it changes the speed alone.
     batch: int = Field(64, ge=2, description="videos of one step")
     clips: int = Field(1, ge=1, description="clips of a video whose tokens the probe attends to together")
     lr: float = Field(1e-3, gt=0, description="AdamW's learning rate at the start; a cosine takes it to 0")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
+
+    def score(self, frozen: Frozen) -> tuple[Tensor, Tensor]:
+        """Learn from random clips of fine-tuning's augmentation, test on central crops."""
+        steps, batches = frozen.training_tokens(self.batch, self.clips)
+        probe = fit_attentive(
+            self,
+            width=frozen.width,
+            heads=frozen.heads,
+            classes=frozen.classes,
+            batches=batches,
+            steps=steps,
+            seed=frozen.seed,
+            device=frozen.device,
+            events=frozen.events,
+            store=frozen.store,
+        )
+        return score_attentive(probe, frozen.test_tokens(self.clips))
 
 
 class AttentiveProbe(nn.Module):
@@ -144,7 +126,7 @@ def fit_attentive(
     for epoch in range(first_epoch, config.epochs):
         losses = []
         for tokens_BND, label_B in batches(epoch):
-            guarded.set_lr(cosine(done, total, 0, config.lr, 0, 0))
+            guarded.set_lr(config.lr * CosineConfig().level(done / total))
             loss = functional.cross_entropy(probe(tokens_BND), label_B)
             guarded(loss)
             losses.append(loss.detach())
