@@ -74,7 +74,9 @@ class PretrainStage(Trained, PretrainConfig):
     @property
     def recipe(self) -> PretrainConfig:
         """The recipe alone."""
-        return PretrainConfig.model_validate(self.model_dump(include=set(PretrainConfig.model_fields)))
+        return PretrainConfig.model_validate(
+            {name: getattr(self, name) for name in PretrainConfig.model_fields}
+        )
 
 
 class Pretrain(TrainedKind[PretrainStage]):

@@ -20,6 +20,7 @@ from tats_core.data.loaders import ClipOptions, TrainLoader, eval_views
 from tats_core.data.manifest import Manifest
 from tats_core.models.classifier import VideoClassifier
 from tats_core.models.tokens import patchify
+from tats_core.models.vit import VideoViT
 from tats_core.report.metrics import METRICS, Metric
 from tats_core.specs import NotIdentity
 from tats_core.stages.base import StageContext
@@ -230,12 +231,16 @@ class Encoder:
             yield self.tokens(batch.normalised(self.world.device)), batch.label_B
 
     def tokens(self, views_BVCTHW: Tensor) -> Tensor:
-        """Return the frozen encoder's tokens `[B, V*N, D]` of all clips of each video."""
-        encoder = self.model.encoder
-        with evaluating(encoder), self.world.autocast(self.config.precision):
-            patches_XNP = patchify(views_BVCTHW.flatten(0, 1), encoder.clip)
-            tokens_XND: Tensor = encoder(patches_XNP)
-        return tokens_XND.reshape(len(views_BVCTHW), -1, tokens_XND.shape[-1])
+        """Return the tokens `[B, V*N, D]` of all clips of each video."""
+        return tokens_of(self.model.encoder, views_BVCTHW, self.config.precision, self.world)
+
+
+def tokens_of(encoder: VideoViT, views_BVCTHW: Tensor, precision: Precision, world: World) -> Tensor:
+    """Return the frozen encoder's tokens `[B, V*N, D]` of all clips of each video."""
+    with evaluating(encoder), world.autocast(precision):
+        patches_XNP = patchify(views_BVCTHW.flatten(0, 1), encoder.clip)
+        tokens_XND: Tensor = encoder(patches_XNP)
+    return tokens_XND.reshape(len(views_BVCTHW), -1, tokens_XND.shape[-1])
 
 
 KIND = Probe()

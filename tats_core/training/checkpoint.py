@@ -15,6 +15,7 @@ before it is used, a checkpoint at once when a person asks to stop) hold with ev
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import secrets
@@ -89,9 +90,9 @@ class CheckpointStore:
 
     def below(self, name: str) -> CheckpointStore:
         """Return the store of a part of the work that has checkpoints of its own."""
-        return CheckpointStore(
-            self.folder / name, self.world, stop=self._stop, say=self._say, background=self._background
-        )
+        part = copy.copy(self)
+        part.folder = self.folder / name
+        return part
 
     def begin(self, config: CheckpointConfig) -> dict[str, Any] | None:
         """Return the newest complete state, tensors on the CPU, or None; remove corrupt and partial ones.

@@ -53,6 +53,17 @@ class Change(StrictModel):
 
 
 _OPTIMIZER = OneOf(OPTIMIZERS, "adamw")
+_SAMPLER_OPTIMIZER = OneOf(
+    OPTIMIZERS,
+    "adamw",
+    shared={
+        "min_lr": 0.0,
+        "warmup_epochs": 0.0,
+        "schedule": {"kind": "constant"},
+        "weight_decay": 0.0,
+        "clip_grad": 1.0,
+    },
+)
 
 
 class PretrainConfig(StepConfig):
@@ -70,11 +81,15 @@ class PretrainConfig(StepConfig):
     optimizer: Annotated[OptimizerConfig, _OPTIMIZER] = Field(
         default_factory=_OPTIMIZER.build, description="update rule and learning rates; VideoMAE's by default"
     )
+    sampler_optimizer: Annotated[OptimizerConfig, _SAMPLER_OPTIMIZER] = Field(
+        default_factory=_SAMPLER_OPTIMIZER.build,
+        description="the sampler's own; the batch does not scale its rates, and the peak is sampler_lr",
+    )
     sampler_lr: float = Field(
         1e-3,
         gt=0,
-        description="AdamW's learning rate of the sampler, constant, not scaled by the batch; for tats that "
-        "of a width of 48: another sampler.network.width takes 48 / width of it",
+        description="peak learning rate of the sampler, not scaled by the batch; for tats that of a width of "
+        "48: another sampler.network.width takes 48 / width of it",
     )
     schedule: tuple[Change, ...] = Field(
         (), description="changes of the sampler's learning while it trains; each holds until the next"
@@ -98,6 +113,11 @@ class PretrainConfig(StepConfig):
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
+        for name, optimizer in (("optimizer", self.optimizer), ("sampler_optimizer", self.sampler_optimizer)):
+            if optimizer.layer_decay != 1:
+                raise ValueError(f"{name}.layer_decay is for fine-tuning; leave it out")
+        if "base_lr" in self.sampler_optimizer.model_fields_set:
+            raise ValueError("sampler_optimizer.base_lr has no effect; set sampler_lr")
         if self.until is not None and self.until > self.epochs:
             raise ValueError(f"until is {self.until}, but there are {self.epochs} epochs")
         begins = [change.epoch for change in self.schedule]
@@ -129,13 +149,14 @@ class PretrainConfig(StepConfig):
         return sampler, rate * sampler.rate_factor
 
     def sampler_step(self, sampler: Sampler) -> GuardedStep:
-        """Return the sampler's own optimiser; `learning` has its learning rate."""
-        if self.sampler.with_autoencoder:
-            return self.optimizer.build(sampler, "sampler")
-        optimizer = torch.optim.AdamW(
-            sampler.parameters(), lr=self.learning(0)[1], betas=(0.9, 0.95), weight_decay=0.0, fused=True
-        )
-        return GuardedStep(optimizer, 1.0, "sampler")
+        """Return the sampler's own optimiser; `sampler_rate` is its learning rate."""
+        optimizer = self.optimizer if self.sampler.with_autoencoder else self.sampler_optimizer
+        return optimizer.build(sampler, "sampler")
+
+    def sampler_rate(self, peak: float, step: int, steps_per_epoch: int) -> float:
+        """Return the sampler's learning rate at a step; `learning` has its peak."""
+        optimizer = self.sampler_optimizer.model_copy(update={"base_lr": peak})
+        return optimizer.lr(step, steps_per_epoch, self.epochs, global_batch=256)  # not scaled
 
     def beginning(self, until: int) -> Self:
         """Return the configuration of the first epochs of this training."""
@@ -212,7 +233,8 @@ class JointTrainer:
         self.warmup_sampler = RandomSampler(clip.tokens, config.sampler.mask_ratio)
         self.mae_parallel = self.world.parallel(self.mae)
         self.mae_step = config.optimizer.build(self.mae, "masked autoencoder")
-        self.objective = config.learning(0)[0].objective(config.seed)
+        learning, self.sampler_lr = config.learning(0)
+        self.objective = learning.objective(config.seed)
         if self.sampler.learns != (self.objective is not None):
             raise SpecError(
                 f"the sampler '{config.sampler.kind}' {'lacks' if self.sampler.learns else 'cannot use'} an "
@@ -227,6 +249,7 @@ class JointTrainer:
                 config.precision,
                 config.accumulate,
             )
+            self.learner.guarded.set_lr(self.sampler_lr)
         # All workers have the same generator; each takes its rows of the noise for the global batch.
         generator = torch.Generator(device).manual_seed(config.seed)
         self.noise = Noise(generator, self.world.rank, self.world.size)
@@ -243,9 +266,9 @@ class JointTrainer:
 
     def begin_epoch(self, epoch: int) -> None:
         """Apply the schedule of the sampler's learning, at the start of an epoch or on a resume within it."""
-        sampler, sampler_lr = self.config.learning(epoch)
+        sampler, self.sampler_lr = self.config.learning(epoch)
         if self.objective is not None:
-            self.learner.guarded.set_lr(sampler_lr)
+            self.learner.guarded.set_lr(self.sampler_lr)
             self.objective.configure(sampler)
 
     def step(self, video_BCTHW: Tensor, lr: float, *, warming_up: bool = False) -> dict[str, float]:
@@ -447,6 +470,9 @@ def pretrain(
         trainer.begin_epoch(at.epoch)
         for batch in watch.timed(loader.epoch(at.epoch, at.batch)):
             lr = config.optimizer.lr(at.step, loader.steps, config.epochs, config.batch_size)
+            if trainer.objective is not None:
+                rate = config.sampler_rate(trainer.sampler_lr, at.step, loader.steps)
+                trainer.learner.guarded.set_lr(rate)
             warming_up = at.step < config.sampler_warmup_epochs * loader.steps
             arguments: dict[str, Any] = {"lr": lr, "warming_up": warming_up}
             trainer.last = LastStep.of(trainer, at.step, batch, arguments)

@@ -11,6 +11,7 @@ from tats_core.data.benchmarks import BENCHMARKS
 from tats_core.pipeline.graph import Instance
 from tats_core.pipeline.keys import code_of, own_components
 from tats_core.registry import Registry
+from tats_core.sampling import SAMPLERS
 from tats_core.specs import validate
 from tats_core.stages import KINDS
 from tats_core.store.code import digests
@@ -25,7 +26,8 @@ REGISTRIES: list[tuple[Registry[Any], str, Any]] = [
     # registry, kind of stage, keys that choose a member
     (OPTIMIZERS, "finetune", lambda name: {"optimizer": {"kind": name}}),
     (SCHEDULES, "finetune", lambda name: {"optimizer": {"schedule": {"kind": name}}}),
-    (OPTIMIZERS, "pretrain", lambda name: {"optimizer": {"kind": name}}),
+    (OPTIMIZERS, "pretrain", lambda name: {"optimizer": {"kind": name}, "sampler_optimizer": {"kind": name}}),
+    (SAMPLERS, "pretrain", lambda name: {"sampler": {"kind": name}}),
     (BENCHMARKS, "finetune", lambda name: {"benchmark": name}),
     (BENCHMARKS, "data", lambda name: {"benchmarks": [name]}),
     (PROBES, "probe", lambda name: {**dict.fromkeys(_PROBES), name: {}}),

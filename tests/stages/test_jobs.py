@@ -167,14 +167,13 @@ def test_an_attentive_probe_leaves_the_encoder_as_it_was_and_repeats_itself(
     _run(_pretrain_job(data), pretrain.train, tmp_path / "pretrain")
     encoders = []
 
-    def watched(encoder: VideoViT, *rest: Any) -> Any:
-        before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-        figures = attentive_probe(encoder, *rest)
-        encoders.append((before, encoder))
-        return figures
+    def watched(self: probe.Encoder, name: str) -> Any:
+        encoder = self.model.encoder
+        encoders.append(({name: tensor.clone() for name, tensor in encoder.state_dict().items()}, encoder))
+        return frozen(self, name)
 
-    attentive_probe = probe.attentive_probe
-    monkeypatch.setattr(probe, "attentive_probe", watched)
+    frozen = probe.Encoder.frozen
+    monkeypatch.setattr(probe.Encoder, "frozen", watched)
     job = _probe_job(data, tmp_path / "pretrain", attentive={"epochs": 2, "batch": 8, "clips": 2})
     results = [_run(job, probe.probe_encoder, tmp_path / name) for name in ("one", "two")]
     for before, encoder in encoders:
@@ -207,7 +206,8 @@ def test_a_killed_attentive_probe_resumes_to_the_same_result(data: Path, tmp_pat
     notes = [event["text"] for _, event in read_events(out / "events.jsonl") if event["kind"] == "note"]
     assert notes == ["resumed after epoch 1 of 2"]
     assert whole | {"seconds": 0} == resumed | {"seconds": 0}
-    files = [max((tmp_path / name / "checkpoints").iterdir()) / "state.pt" for name in ("whole", "killed")]
+    saved = [(tmp_path / name / "checkpoints" / "attentive").iterdir() for name in ("whole", "killed")]
+    files = [max(folders) / "state.pt" for folders in saved]
     first, second = (torch.load(file, weights_only=True)["probe"] for file in files)
     assert all(torch.equal(first[name], second[name]) for name in first)
 

@@ -16,6 +16,7 @@ from tats_core.sampling import Sampler, Transition, ppo
 from tats_core.specs import validate
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog, read_events
+from tats_core.training.optimizers import OPTIMIZERS
 from tats_core.training.pretrain import JointTrainer, PretrainConfig, pretrain
 from tats_core.training.world import World
 
@@ -126,6 +127,42 @@ def test_a_run_killed_within_an_epoch_resumes_at_its_newest_step_and_ends_in_the
     _assert_same(straight.state_dict(), resumed.state_dict())
     notes = [event["text"] for _, event in read_events(tmp_path / "events.jsonl") if event["kind"] == "note"]
     assert notes == ([f"resumed after step {killed_at // 2 * 2} of 9"] if killed_at > 1 else [])
+
+
+@pytest.mark.parametrize("kind", list(OPTIMIZERS))
+def test_the_sampler_learns_with_any_optimiser_along_its_own_schedule(
+    kind: str, tiny: dict[str, Any], clips: Any, tmp_path: Path
+) -> None:
+    cosine = {"kind": kind, "schedule": {"kind": "cosine"}}
+    recipe = _recipe(tiny, SAMPLERS["tats"], sampler_optimizer=cosine, sampler_lr=1e-4)
+    before = JointTrainer(recipe, World()).sampler.state_dict()
+    trainer, _ = _run(recipe, clips(), tmp_path)
+    assert any(not torch.equal(before[name], value) for name, value in trainer.sampler.state_dict().items())
+    # Four epochs of three steps: the last of twelve of half a cosine; a width of 12 takes 48 / 12 the rate.
+    last = 4e-4 * 0.5 * (1 + math.cos(math.pi * 11 / 12))
+    assert trainer.learner.guarded.optimizer.param_groups[0]["lr"] == pytest.approx(last)
+
+
+def test_the_samplers_rate_is_constant_and_no_batch_scales_it_unless_its_schedule_says_otherwise() -> None:
+    recipe = PretrainConfig(batch_size=8, epochs=4)
+    assert {recipe.sampler_rate(1e-3, step, 3) for step in range(12)} == {1e-3}
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"sampler_optimizer": {"base_lr": 1}}, "sampler_optimizer.base_lr has no effect; set sampler_lr"),
+        ({"optimizer": {"layer_decay": 0.5}}, "optimizer.layer_decay is for fine-tuning; leave it out"),
+        (
+            {"sampler_optimizer": {"kind": "sgd", "betas": 1}},
+            "sampler_optimizer of kind 'sgd' has no key 'be",
+        ),
+    ],
+)
+def test_a_key_of_an_optimiser_that_has_no_effect_is_refused(keys: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        validate(PretrainConfig, keys, "p.yaml")
+    assert sentence in str(refused.value)
 
 
 @pytest.mark.parametrize("killed_at", [None, 7, 10])
@@ -247,7 +284,7 @@ def test_the_same_seed_trains_the_same_model_and_another_one_does_not(
 
 
 def test_a_pre_training_has_no_layer_decay(tiny: dict[str, Any]) -> None:
-    with pytest.raises(SpecError, match="optimizer has no key 'layer_decay'"):
+    with pytest.raises(SpecError, match=r"optimizer\.layer_decay is for fine-tuning"):
         validate(PretrainConfig, {**tiny, "optimizer": {"layer_decay": 0.75}}, "demo.yaml")
     trainer = JointTrainer(_recipe(tiny, SAMPLERS["random"]), World())
     trainer.mae_step.set_lr(0.1)
