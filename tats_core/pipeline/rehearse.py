@@ -106,9 +106,12 @@ class Rehearsal:
                 changes[key] = max(1, round(value * share))
             elif key in _WARMUPS:
                 changes[key] = value * share
-        if full.get("schedule"):
+        schedule = full.get("schedule")
+        if schedule and not isinstance(
+            schedule, Mapping
+        ):  # of the sampler's learning, not of a learning rate
             # Of changes in one epoch, the last is in force.
-            later = {int(change["epoch"] * share + 1e-9): change for change in full["schedule"]}
+            later = {int(change["epoch"] * share + 1e-9): change for change in schedule}
             last: int = changes.get("until") or changes["epochs"]
             changes["schedule"] = [{**change, "epoch": at} for at, change in later.items() if at < last]
         for width, heads in (("width", "heads"), ("decoder_width", "decoder_heads")):

@@ -17,5 +17,5 @@ def test_a_metric_that_is_drawn_has_a_title_and_one_that_is_compared_a_better_si
     assert [key for key in (*metrics.CURVES, *metrics.REFERENCES) if not METRICS[key].curve] == []
     assert [key for key in metrics.RESULTS if not METRICS[key].better] == []
     assert [key for key, metric in METRICS.items() if metric.better == "less"] == [
-        "ece", "loss", "attentive_loss", "seconds", "peak_memory_mb",
+        "ece", "loss", "attentive_loss", "data_wait_share", "memory_mb", "seconds", "peak_memory_mb",
     ]  # fmt: skip

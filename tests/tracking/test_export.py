@@ -29,7 +29,7 @@ VIT = ViTConfig.model_validate({"preset": "vit_micro", "width": 24, "depth": 2, 
 CLIP = ClipConfig(frames=4, size=16, tubelet=2, patch=4)
 MAE = MAEConfig(decoder_width=16, decoder_depth=2, decoder_heads=2)
 CLASSES = ["falling", "rolling", "turning"]
-VIEWS = {"benchmark": "ssv2", "sampling": "uniform", "stride": 2}
+VIEWS = {"benchmark": "ssv2", "sampling": "uniform", "stride": 2, "protocol": "ours"}
 
 
 def _shaken(model: torch.nn.Module) -> torch.nn.Module:

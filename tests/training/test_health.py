@@ -133,7 +133,9 @@ def test_a_policy_that_follows_brightness_is_seen_at_a_glance(tmp_path: Path) ->
 
 
 def test_the_entropy_of_a_learned_policy_is_a_share_of_log_n(tmp_path: Path) -> None:
-    config = TATSConfig.model_validate({"mask_ratio": 0.875, "network": {"width": 12, "heads": 2}})
+    config = TATSConfig.model_validate(
+        {"mask_ratio": 0.875, "network": {"width": 12, "heads": 2, "spread": 0.1}}
+    )
     sampler = config.build(SamplerSite(slices=2, rows=4, columns=4, width=24, heads=3))
     assert _check(tmp_path).policy(_mae(), sampler)["entropy_share"] == pytest.approx(1, abs=0.01)
     with torch.no_grad():

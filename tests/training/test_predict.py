@@ -13,7 +13,7 @@ from tats_core.data import benchmarks
 from tats_core.data.benchmarks.base import Split
 from tats_core.data.generate import GenerateConfig, generate
 from tats_core.data.manifest import Manifest
-from tats_core.errors import DataError, VideoError, WeightsError
+from tats_core.errors import DataError, SpecError, VideoError, WeightsError
 from tats_core.models.classifier import VideoClassifier
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
@@ -103,7 +103,7 @@ def test_a_model_that_does_not_say_how_clips_are_taken_needs_a_benchmark(tmp_pat
     with pytest.raises(WeightsError, match=r"does not say how clips are taken .* \(--benchmark\)"):
         Predictor.load(tmp_path)
     assert torch.equal(Predictor.load(tmp_path, "ucf101").model.head.weight, model.head.weight)
-    with pytest.raises(DataError, match="no data set named 'ucf100'; did you mean 'ucf101'"):
+    with pytest.raises(SpecError, match="no data set 'ucf100'; did you mean 'ucf101'"):
         Predictor.load(tmp_path, "ucf100")
     weights.save(tmp_path, model, {**described, "views": {"benchmark": "ucf101", "sampling": "all"}})
     with pytest.raises(WeightsError, match="its views are not valid"):
