@@ -122,7 +122,12 @@ def test_what_cannot_change_an_output_reuses_every_stage(copy: Copy, module: str
     [
         ("training/optimizers/__init__.py", '"adamw": ', "training/optimizers/sgd.py", "SGDConfig"),
         ("training/schedules/__init__.py", '"cosine": ', "training/schedules/wsd.py", "WSDConfig"),
-        ("training/probes/__init__.py", '"linear": ', "training/probes/knn.py", "KNNConfig"),
+        (
+            "training/probes/__init__.py",
+            '"linear": ',
+            "training/probes/nearest_centroid.py",
+            "NearestCentroidConfig",
+        ),
         ("cli/app.py", '"jobs": ', "cli/gc.py", "gc"),
     ],
     ids=["an optimiser", "a schedule", "a probe", "a command"],
@@ -162,7 +167,7 @@ def test_a_change_of_a_member_runs_what_uses_it_and_names_its_file(
 
 
 def test_one_line_of_the_sampler_runs_the_pre_training_and_what_follows_from_it(copy: Copy) -> None:
-    again = copy.run_again("sampling/ppo.py", "rate: float = 0.1", "rate: float = 0.2")
+    again = copy.run_again("sampling/ppo.py", "_LOG_RATIO: Final = 2.0", "_LOG_RATIO: Final = 3.0")
     assert again.pop("pretrain") == "code changed: tats_core.sampling.ppo"
     assert again.pop("report") == "", "only because of what comes before it"
     followers = {name.split("[")[0] for name in again}
