@@ -33,7 +33,7 @@ PATIENCE = float(os.environ.get("TEST_PATIENCE", "240"))
 LINGERING = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 # What the clock decides: of these only the steps are compared.
-TIMED = ("clips_per_second", "data_wait_share", "seconds", "peak_memory_mb", "system/")
+TIMED = ("clips_per_second", "data_wait_share", "seconds", "memory_mb", "tflops", "mfu", "system/")
 
 _MODELS = ("model.safetensors", "sampler.safetensors")
 
