@@ -22,15 +22,18 @@ from pathlib import Path
 PACKAGE = "tats_core"
 
 # These cannot change an output: messages, the reading of a configuration (the key holds its result), the
-# machine's description, logs, checkpoints, the engine around the stages.
+# machine's description, logs, checkpoints, counts of FLOPs, replays, the engine around the stages.
 _NEUTRAL = (
     "tats_core.errors",
     "tats_core.files",
     "tats_core.machine",
     "tats_core.registry",
     "tats_core.specs",
+    "tats_core.training.arithmetic",
     "tats_core.training.checkpoint",
     "tats_core.training.events",
+    "tats_core.training.measure",
+    "tats_core.training.replay",
     "tats_core.addresses",
     "tats_core.launch",
     "tats_core.pipeline",
