@@ -123,7 +123,8 @@ def test_a_misspelt_pipeline_is_one_sentence_with_the_nearest_name(tiny):
 def test_a_misspelt_key_is_one_sentence_with_file_and_nearest_key(tiny):
     done = _tats(tiny, "run", "pipeline", "tiny", "--set", "pretrain.sampler.mask_ration=0.9")
     assert done.returncode == 2
-    assert "tiny.yaml: pretrain.sampler has no key 'mask_ration'; did you mean 'mask_ratio'?" in done.stderr
+    message = "pretrain.sampler of kind 'tats' has no key 'mask_ration'; did you mean 'mask_ratio'?"
+    assert f"tiny.yaml: {message}" in done.stderr
     assert "Traceback" not in done.stderr
 
 
