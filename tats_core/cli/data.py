@@ -1,4 +1,4 @@
-"""`tats data generate`, `tats data index` and `tats data check`."""
+"""`tats data generate`, `index`, `check` and `shrink`."""
 
 from __future__ import annotations
 
@@ -100,7 +100,6 @@ def index(
     pipelines use it.
     """
     from tats_core.data import index as indexes
-    from tats_core.errors import DataError
 
     for name, folder in _located(names, root):
         store = indexes.path_of(home, name, folder)

@@ -112,7 +112,8 @@ class Index:
         sizes, heads = self.table["bytes"], self.table["head"]
         for video in manifest.videos:
             row = self._rows[_spelt(manifest.below(video))]
-            combined.update(f"{sizes[row].as_py()} ".encode() + heads[row].as_py())
+            head = heads[row].as_py() or b""  # of a file that cannot be opened
+            combined.update(f"{sizes[row].as_py()} ".encode() + head)
         return combined.hexdigest()
 
     def faults(self, manifest: Manifest) -> dict[str, str]:

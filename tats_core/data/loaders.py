@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tats_core.data import benchmarks, clips, decoded, readers, transforms
-from tats_core.data.benchmarks import Benchmark, Sampling
-from tats_core.data.clips import Batch, Erased, Protocol, Purpose
+from tats_core.data.benchmarks import Benchmark
+from tats_core.data.clips import Batch, Erased, Protocol, Purpose, Sampling
 from tats_core.data.manifest import Manifest
 from tats_core.data.video import Choose
 from tats_core.errors import DataError, SpecError, TatsError, VideoError

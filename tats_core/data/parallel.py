@@ -31,20 +31,19 @@ def in_pieces(
     Args:
         workers: processes, by default as many as CPUs; 1 works in this process, as it does for few items.
         lost: gives the result of an item that ends its process, such as a file on which a decoder crashes.
-            With it, few items are done in processes too.
+            With it, few items are done in processes too, and on one CPU in one, unless `workers` is 1.
 
     Raises:
         StageError: a process was ended from outside, and there is no `lost`.
     """
-    if workers is None:
-        workers = available_cpus()
-    if workers == 1 or (lost is None and len(items) <= CHUNK):
+    processes = available_cpus() if workers is None else workers
+    if workers == 1 or (lost is None and (processes == 1 or len(items) <= CHUNK)):
         for item in items:
             yield [item], work([item])
         return
     left = {start: items[start : start + CHUNK] for start in range(0, len(items), CHUNK)}
     while left:
-        with _pool(workers) as pool:
+        with _pool(processes) as pool:
             futures = {pool.submit(work, piece): start for start, piece in left.items()}
             try:
                 for future in as_completed(futures):
@@ -61,7 +60,7 @@ def in_pieces(
                 raise
         # The pieces that were being worked on are the first of those that are left.
         assert lost is not None
-        suspects = [item for start in [*left][:workers] for item in left.pop(start)]
+        suspects = [item for start in [*left][:processes] for item in left.pop(start)]
         yield from _one_by_one(work, suspects, lost)
 
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from tats_core.data import readers, transforms
-from tats_core.data.benchmarks.base import VIDEO_SUFFIXES, walk
+from tats_core.data.benchmarks.base import LIST_SUFFIXES, VIDEO_SUFFIXES, walk
 from tats_core.data.generate import Encoding, encode
 from tats_core.data.parallel import in_pieces
 from tats_core.data.video import opened
@@ -26,7 +26,6 @@ from tats_core.errors import DataError, VideoError
 from tats_core.files import replacing, write_text
 
 _MARKER: Final = "shrunk.json"
-_LISTS: Final = (".json", ".csv", ".txt", ".tsv")
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def shrink(
     if marker.exists() and json.loads(marker.read_text("utf-8")) != asdict(smaller):
         raise DataError(f"{out} is a copy of other settings (see {_MARKER} there); choose another folder")
     write_text(marker, json.dumps(asdict(smaller)) + "\n")
-    for path in walk(root, _LISTS):
+    for path in walk(root, LIST_SUFFIXES):
         copy = out / path.relative_to(root)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)

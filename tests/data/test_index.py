@@ -108,6 +108,16 @@ def test_a_replaced_file_changes_the_digests_and_a_touched_or_moved_one_does_not
     assert all(new != old for new, old in zip(after, before, strict=True))
 
 
+def test_a_listed_file_that_cannot_be_opened_is_part_of_the_digest(
+    tiny: dict[str, Manifest], tmp_path: Path
+) -> None:
+    (tmp_path / "gone.webm").symlink_to(tmp_path / "nowhere")
+    videos = (replace(tiny["ssv2"].videos[0], path=str(tmp_path / "gone.webm")), *tiny["ssv2"].videos[1:])
+    manifest = replace(tiny["ssv2"], videos=videos)
+    content = index.update(None, [("train", manifest)], workers=1).content(manifest)
+    assert content != index.update(None, [("train", tiny["ssv2"])], workers=1).content(tiny["ssv2"])
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_damaged_files_are_named_in_the_manifests_order(
     tiny: dict[str, Manifest], tmp_path: Path, workers: int

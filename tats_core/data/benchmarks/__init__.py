@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from tats_core.data.benchmarks import base
-from tats_core.data.benchmarks.base import Benchmark, Sampling, Split
+from tats_core.data.benchmarks.base import Benchmark, Split
 from tats_core.registry import Registry
 
 BENCHMARKS: Final[Registry[Benchmark]] = Registry(
@@ -35,4 +35,4 @@ def locate(name: str, root: str | Path | None = None) -> Path:
     return base.locate(BENCHMARKS[name], root)
 
 
-__all__ = ["BENCHMARKS", "PAPERS", "Benchmark", "Sampling", "Split", "locate"]
+__all__ = ["BENCHMARKS", "PAPERS", "Benchmark", "Split", "locate"]

@@ -13,11 +13,11 @@ from typing import Final, Literal, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from tats_core.data.clips import Sampling
 from tats_core.data.manifest import Manifest, VideoRecord
 from tats_core.errors import DataError
 
 Split = Literal["train", "test"]
-Sampling = Literal["uniform", "dense"]
 Missing = Literal["refuse", "allow"]
 Content = TypeVar("Content")
 
@@ -226,15 +226,23 @@ def _meant(root: Path, choices: Sequence[str]) -> str:
 
 def _nearest(name: str, folder: Path) -> str | None:
     """Return the entry of `folder` whose name differs from `name` in little more than case and signs."""
-    plain = {re.sub(r"[\W_]", "", entry.name.casefold()): entry.name for entry in sorted(folder.iterdir())}
-    near = difflib.get_close_matches(re.sub(r"[\W_]", "", name.casefold()), plain, n=1, cutoff=0.75)
-    return plain[near[0]] if near else None
+    names = {plain(entry.name): entry.name for entry in sorted(folder.iterdir())}
+    near = difflib.get_close_matches(plain(name), names, n=1, cutoff=0.75)
+    return names[near[0]] if near else None
+
+
+def plain(name: str) -> str:
+    """Return the letters and digits of a name, in small letters: in the rest people's spellings differ."""
+    return re.sub(r"[\W_]", "", name.casefold())
 
 
 VIDEO_SUFFIXES: Final = (
     *(".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts"),
     ".ogv",
 )
+
+
+LIST_SUFFIXES: Final = (".json", ".csv", ".txt", ".tsv")
 
 
 def walk(folder: Path, suffixes: tuple[str, ...] = VIDEO_SUFFIXES) -> Iterator[Path]:
