@@ -113,13 +113,12 @@ def failure_policy(config: FailureConfig, outcomes: Outcomes) -> Any:
     An exception that may only be the consequence of another worker's death is retried once. Workers that
     saved their work because a machine is taken away are charged to the budget of preemptions.
     """
-    from ray.train import PreemptionInfo
+    from ray.train import PreemptionError, PreemptionInfo
     from ray.train.v2._internal.exceptions import (
         WorkerHealthCheckFailedError,
         WorkerHealthCheckTimeoutError,
     )
     from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
-    from ray.train.v2.api.exceptions import PreemptionError
 
     lost = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
 

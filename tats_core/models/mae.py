@@ -51,6 +51,10 @@ class MAEConfig(StrictModel):
     )
     target_floor: float = Field(0.1, gt=0, description="smallest deviation (of [0,1] pixels) for `floored`")
 
+    def decoded(self, masked: int) -> int:
+        """Return how many of a clip's masked tokens are decoded."""
+        return max(1, round(self.decoded_share * masked))
+
     @model_validator(mode="after")
     def _heads_divide_width(self) -> MAEConfig:
         if self.decoder_width % self.decoder_heads:

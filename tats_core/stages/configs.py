@@ -82,8 +82,7 @@ class Trained(Placed, ABC):
 
     fork: Fork | None = Field(
         None,
-        description="resume from a checkpoint of another run with the settings given here (`--fork`); what "
-        "training controls itself, as PPO's entropy weight, is the checkpoint's unless its setting changes",
+        description="resume from a checkpoint of another run with the settings given here (`--fork`)",
     )
 
     @property

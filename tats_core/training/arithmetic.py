@@ -78,7 +78,7 @@ def block(tokens: int, width: int, mlp_ratio: float) -> Work:
 
 def mae(vit: ViTConfig, config: MAEConfig, clip: ClipConfig, visible: int) -> Work:
     """The masked autoencoder on one clip; the embedding's input needs no gradient."""
-    decoded = max(1, round(config.decoded_share * (clip.tokens - visible)))
+    decoded = config.decoded(clip.tokens - visible)
     encoder = block(visible, vit.width, vit.mlp_ratio) * vit.depth
     decoder = block(visible + decoded, config.decoder_width, vit.mlp_ratio) * config.decoder_depth
     ends = Work(
@@ -224,7 +224,7 @@ def joint_memory(recipe: PretrainConfig, clips: int) -> Memory:
     vit, config, clip = recipe.model, recipe.mae, recipe.clip
     half, again = recipe.precision == "bf16", vit.gradient_checkpointing
     visible = visible_count(clip.tokens, recipe.sampler.mask_ratio)
-    decoded = max(1, round(config.decoded_share * (clip.tokens - visible)))
+    decoded = config.decoded(clip.tokens - visible)
     encoder = block_activations(visible, vit.width, vit.mlp_ratio, vit.depth, half, again)
     decoder = block_activations(
         visible + decoded, config.decoder_width, vit.mlp_ratio, config.decoder_depth, half, again
@@ -255,7 +255,10 @@ def finetune_memory(recipe: FinetuneConfig, classes: int, clips: int) -> Memory:
     )
     # Pixels of the whole share: as they came, and normalised (or mixed); of a part, cut into patches.
     pixels = clip.tokens * clip.pixels * ((1 + _FLOAT) * recipe.accumulate + _FLOAT)
-    return _memory(classifier_parameters(vit, clip, classes), clips * (blocks + pixels), half)
+    head_norm = recipe.head_norm == "layer"  # that of the batch has no weights
+    return _memory(
+        classifier_parameters(vit, clip, classes, head_norm=head_norm), clips * (blocks + pixels), half
+    )
 
 
 def _memory(parameters: int, activations: float, half: bool) -> Memory:

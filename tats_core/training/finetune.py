@@ -253,7 +253,7 @@ def finetune(
             lr = config.optimizer.lr(at.step, loader.steps, config.epochs, config.batch_size)
             label_B = batch.label_B.to(world.device, non_blocking=True)
             arguments: dict[str, Any] = {"label_B": label_B, "step": at.step, "lr": lr}
-            trainer.last = LastStep.of(trainer, at.step, batch, arguments)
+            trainer.last = LastStep.of(trainer, at, batch, arguments)
             metrics = trainer.step(batch.normalised(world.device), **arguments)
             if not trainer.guarded.in_a_row:  # a skipped step has no metrics
                 for name in ("loss", "train_top1"):

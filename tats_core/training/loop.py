@@ -116,6 +116,8 @@ class LastStep:
     """What the latest step of a trainer was given, by which it can be replayed (`training.replay`)."""
 
     number: int
+    epoch: int
+    """Finished epochs."""
     batch: Batch
     arguments: Mapping[str, Any]
     """Of the trainer's `step`, besides the videos."""
@@ -123,9 +125,10 @@ class LastStep:
     """The state before it, on the CPU; copied only where the step before it was not finite."""
 
     @classmethod
-    def of(cls, trainer: Trainer, number: int, batch: Batch, arguments: Mapping[str, Any]) -> Self:
+    def of(cls, trainer: Trainer, at: Position, batch: Batch, arguments: Mapping[str, Any]) -> Self:
         """Return what the step that comes now is given."""
-        return cls(number, batch, arguments, on_cpu(trainer.state_dict()) if trainer.struggles else None)
+        before = on_cpu(trainer.state_dict()) if trainer.struggles else None
+        return cls(at.step, at.epoch, batch, arguments, before)
 
 
 @dataclass

@@ -53,12 +53,19 @@ def measure(recipe: Recipe, workers: int, classes: int) -> Measured:
     finally:
         torch.set_num_threads(threads)
     activations = step_memory(small, 1, classes).activations
-    seen = gpu or activations > _VISIBLE
-    return Measured(seconds, max(0.1, used / activations) if seen else 1.0, str(device))
+    is_visible = gpu or activations > _VISIBLE
+    memory = max(0.1, used / activations) if used is not None and is_visible else 1.0
+    return Measured(seconds, memory, str(device))
 
 
-def _timed(recipe: Recipe, classes: int, device: torch.device) -> tuple[float, float]:
-    """Return seconds a clip, and the bytes at the peak beyond weights, gradients and moments."""
+def _timed(recipe: Recipe, classes: int, device: torch.device) -> tuple[float, float | None]:
+    """Return seconds a clip, and the bytes at the peak beyond weights, gradients and moments.
+
+    None where the process has held more before, as for the stage measured last: its own peak is not seen.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    earlier = metrics.peak_memory_mb(device)
     step = _stepper(recipe, classes, World(device=device))
     memory = step_memory(recipe, 1, classes)
     before = memory.weights if device.type == "cuda" else psutil.Process().memory_info().rss
@@ -72,8 +79,10 @@ def _timed(recipe: Recipe, classes: int, device: torch.device) -> tuple[float, f
         if device.type == "cuda":
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - began)
-    peak = metrics.peak_memory_mb(device) * 2**20
-    return median(taken[1:]) / samples, peak - before - memory.gradients - memory.optimizer
+    peak, seconds = metrics.peak_memory_mb(device), median(taken[1:]) / samples
+    if peak <= earlier:
+        return seconds, None
+    return seconds, peak * 2**20 - before - memory.gradients - memory.optimizer
 
 
 def _stepper(recipe: Recipe, classes: int, world: World) -> Callable[[Tensor, Tensor, int], object]:

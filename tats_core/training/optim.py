@@ -111,9 +111,12 @@ class GuardedStep:
         return {"optimizer": self.optimizer.state_dict(), "skipped": self.skipped, "row": self.in_a_row}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Undo `state_dict`; weight decay and betas stay this optimiser's: a fork may change them."""
+        """Undo `state_dict`; weight decay and betas stay this optimiser's: a fork may change them.
+
+        Not from or to a weight decay of 0, with which matrices and vectors are one group.
+        """
         own = [
-            {key: value for key, value in group.items() if key != "params"}
+            {key: value for key, value in group.items() if key not in ("params", "lr")}
             for group in self.optimizer.param_groups
         ]
         self.optimizer.load_state_dict(state["optimizer"])

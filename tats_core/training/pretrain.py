@@ -268,7 +268,6 @@ class JointTrainer:
         """Apply the schedule of the sampler's learning, at the start of an epoch or on a resume within it."""
         sampler, self.sampler_lr = self.config.learning(epoch)
         if self.objective is not None:
-            self.learner.guarded.set_lr(self.sampler_lr)
             self.objective.configure(sampler)
 
     def step(self, video_BCTHW: Tensor, lr: float, *, warming_up: bool = False) -> dict[str, float]:
@@ -372,12 +371,11 @@ class JointTrainer:
 
     def decoded(self, rollout: Rollout) -> Rollout:
         """Choose a random part of the masked tokens to decode (VideoMAE V2); the others get no reward."""
-        share = self.config.mae.decoded_share
-        if share == 1:
+        if self.config.mae.decoded_share == 1:
             return rollout
         clips, masked = rollout.masked_BM.shape
         chance_BM = self.noise.uniform(clips, masked)
-        chosen_BM = chance_BM.topk(max(1, round(share * masked)), dim=1).indices
+        chosen_BM = chance_BM.topk(self.config.mae.decoded(masked), dim=1).indices
         return replace(rollout, masked_BM=rollout.masked_BM.gather(1, chosen_BM))
 
     def state_dict(self) -> dict[str, Any]:
@@ -475,7 +473,7 @@ def pretrain(
                 trainer.learner.guarded.set_lr(rate)
             warming_up = at.step < config.sampler_warmup_epochs * loader.steps
             arguments: dict[str, Any] = {"lr": lr, "warming_up": warming_up}
-            trainer.last = LastStep.of(trainer, at.step, batch, arguments)
+            trainer.last = LastStep.of(trainer, at, batch, arguments)
             at.metrics |= trainer.step(batch.normalised(world.device), **arguments)
             at.next_batch()
             if at.step % config.log_every == 0 or at.step == steps:

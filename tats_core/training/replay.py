@@ -47,6 +47,8 @@ class Dump:
     classes: int
     workers: int
     step: int
+    epoch: int = 0
+    """Finished epochs: a schedule may have changed how the sampler learns."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def dump(trainer: Trainer, videos: Sequence[str], folder: Path, world: World) ->
         classes = trainer.classes if isinstance(trainer, FinetuneTrainer) else 0
         kind = "finetune" if isinstance(trainer, FinetuneTrainer) else "pretrain"
         recipe = trainer.config.model_dump(mode="json", exclude_unset=True)
-        write_json(folder / _ABOUT, asdict(Dump(kind, recipe, classes, world.size, last.number)))
+        write_json(folder / _ABOUT, asdict(Dump(kind, recipe, classes, world.size, last.number, last.epoch)))
     for name, content in files.items():
         torch.save(content, folder / name)
     return sum((folder / name).stat().st_size for name in files)
@@ -166,6 +168,7 @@ class _Alone(World):
 
 def _pretrain(about: Dump, world: World) -> tuple[Trainer, dict[str, nn.Module]]:
     trainer = JointTrainer(PretrainConfig.model_validate({**about.recipe, "compile": False}), world)
+    trainer.begin_epoch(about.epoch)
     return trainer, {"mae": trainer.mae, "sampler": trainer.sampler}
 
 

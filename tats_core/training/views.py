@@ -8,8 +8,7 @@ from typing import Self
 from pydantic import Field, ValidationError
 
 from tats_core.data import benchmarks
-from tats_core.data.benchmarks import Sampling
-from tats_core.data.clips import Protocol
+from tats_core.data.clips import Protocol, Sampling
 from tats_core.data.loaders import ClipOptions, TrainLoader, clip_rules
 from tats_core.errors import WeightsError
 from tats_core.specs import StrictModel

@@ -16,7 +16,7 @@ from tats_core.training import replay
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog
 from tats_core.training.finetune import FinetuneConfig, FinetuneTrainer, finetune
-from tats_core.training.loop import LastStep
+from tats_core.training.loop import LastStep, Position
 from tats_core.training.pretrain import JointTrainer, PretrainConfig, pretrain
 from tats_core.training.world import World
 
@@ -95,6 +95,40 @@ def test_an_overflow_in_the_autoencoder_is_named_with_its_module_and_line(tiny, 
     assert "(forward, tats_core/models/vit.py:" in culprit.text
 
 
+def test_a_replay_has_what_the_schedule_and_the_loop_had_set(tiny, tmp_path):
+    later = {"epoch": 1, "sampler": {"ppo": {"clip": 0.05}}, "sampler_lr": 7e-3}
+    recipe = joint(tiny).config.model_dump(exclude_unset=True)
+    trainer = JointTrainer(
+        PretrainConfig.model_validate({**recipe, "epochs": 2, "schedule": [later]}), World()
+    )
+    trainer.mae_step.limit = 1  # ends at the first step that is not finite, in the second epoch
+    loader = Videos()
+    loader.steps = 3
+    step, taken = trainer.step, []
+
+    def failing(*arguments, **options):
+        taken.append(trainer.learner.guarded.optimizer.param_groups[0]["lr"])
+        if len(taken) == 5:
+            with torch.no_grad():
+                trainer.mae.encoder.blocks[1].mlp.fc1.weight.fill_(3e38)
+        return step(*arguments, **options)
+
+    trainer.step = failing
+    events, store = EventLog(None), CheckpointStore(tmp_path / "checkpoints")
+    with pytest.raises(TrainingError, match="1 steps in a row"):
+        pretrain(trainer, loader, events=events, store=store, health=lambda mae, sampler, step: {})
+    replay.dump(trainer, VIDEOS, tmp_path, World())
+    about = replay.read(tmp_path)
+    assert (about.epoch, about.step) == (1, 4)
+    repeated, _ = replay._pretrain(about, World())
+    assert repeated.objective.config.ppo.clip == 0.05
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    repeated.load_state_dict({**state, "rank": {"memory": []}})
+    rate = repeated.learner.guarded.optimizer.param_groups[0]["lr"]
+    assert rate == taken[4] == 7e-3 * 48 / 12 != taken[0]
+    assert "from addmm in VideoMAE.encoder.blocks.1.mlp" in again(tmp_path, about).text
+
+
 def test_a_gradient_that_is_not_finite_is_found_in_the_backward_pass():
     class Root(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -142,7 +176,7 @@ def test_each_worker_is_repeated_with_its_own_batch(tiny, tmp_path):
         world = replay._Alone(rank, 2)
         trainer = classifier(tiny, world, batch_size=8)
         arguments = {"label_B": batch.label_B, "step": 0, "lr": 0.1}
-        trainer.last = LastStep.of(trainer, 0, batch, arguments)
+        trainer.last = LastStep.of(trainer, Position(), batch, arguments)
         replay.dump(trainer, VIDEOS, tmp_path, world)
     culprit = again(tmp_path, replay.read(tmp_path))
     assert (culprit.worker, "c.mp4" in culprit.text) == (1, True)
@@ -150,7 +184,7 @@ def test_each_worker_is_repeated_with_its_own_batch(tiny, tmp_path):
 
 def test_a_step_that_stays_finite_has_no_culprit_and_what_is_no_dump_is_a_sentence(tiny, tmp_path):
     trainer, batch = classifier(tiny), next(Videos().epoch(0))
-    trainer.last = LastStep.of(trainer, 0, batch, {"label_B": batch.label_B, "step": 0, "lr": 0.1})
+    trainer.last = LastStep.of(trainer, Position(), batch, {"label_B": batch.label_B, "step": 0, "lr": 0.1})
     replay.dump(trainer, VIDEOS, tmp_path, World())
     assert replay.replay(tmp_path, replay.read(tmp_path), CPU) is None
     with pytest.raises(StoreError, match=r"dump\.json: cannot be read"):
