@@ -359,7 +359,9 @@ def override(raw: Mapping[str, object], path: Iterable[str], value: object) -> R
     if isinstance(kind, _ChangedKind):  # what is set from now on is meant for it
         copy["kind"] = _ChangedKind.of(kind, kind.inherited - {head})
     if not rest:
-        if head == "kind" and isinstance(value, str) and value != kind:
+        if head == "kind" and isinstance(value, str):
+            if value == kind:
+                return copy  # what stood beside another kind, if it was one, still does not count
             value = _ChangedKind.of(value, copy)
         copy[head] = value
         return copy
@@ -378,8 +380,12 @@ def merge(base: Mapping[str, object], over: Mapping[str, object]) -> Raw:
     """
     merged = dict(base)
     for key, value in over.items():
-        if key == "kind" and isinstance(value, str) and value != base.get(key):
-            merged[key] = _ChangedKind.of(value, base.keys() - over.keys())
+        if key == "kind" and isinstance(value, str):
+            before = base.get(key)
+            if value != before:
+                merged[key] = _ChangedKind.of(value, base.keys() - over.keys())
+            elif isinstance(before, _ChangedKind):
+                merged[key] = _ChangedKind.of(value, before.inherited - over.keys())
             continue
         below = merged.get(key)
         if isinstance(below, Mapping) and isinstance(value, Mapping):

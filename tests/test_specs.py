@@ -530,6 +530,17 @@ def test_an_override_of_the_kind_drops_what_only_other_kinds_have() -> None:
     }
 
 
+def test_the_same_kind_given_again_changes_nothing() -> None:
+    disc = specs.override(RING, ["shape", "kind"], "disc")
+    for again in (
+        specs.override(disc, ["shape", "kind"], "disc"),
+        specs.merge(disc, {"shape": {"kind": "disc"}}),
+    ):
+        assert specs.validate(Drawing, again, "my.yaml").shape == Disc(size=2)
+    with pytest.raises(SpecError, match="shape of kind 'disc' has no key 'hole'"):
+        specs.validate(Drawing, specs.merge(disc, {"shape": {"kind": "disc", "hole": {}}}), "my.yaml")
+
+
 def test_a_stage_that_has_another_kind_than_the_defaults_drops_what_only_those_have() -> None:
     merged = specs.merge(RING, {"shape": {"kind": "disc"}})
     assert specs.validate(Drawing, merged, "my.yaml").shape == Disc(size=2)

@@ -107,11 +107,15 @@ def pipeline(
         bool, typer.Option("--measure", help="With --estimate: time three real steps of each training here.")
     ] = False,
     gpu: Annotated[
-        Literal["a100", "h100", "h200"], typer.Option(help="With --estimate: the GPU that is meant.")
-    ] = "h100",
+        Literal["a100", "h100", "h200"] | None,
+        typer.Option(help="With --estimate: the GPU that is meant; default: h100."),
+    ] = None,
     share: Annotated[
-        float, typer.Option(min=0.01, max=1, help="With --estimate: the share of its peak that steps reach.")
-    ] = 0.3,
+        float | None,
+        typer.Option(
+            min=0.01, max=1, help="With --estimate: the share of its peak that steps reach; default: 0.3."
+        ),
+    ] = None,
     price: Annotated[
         float | None, typer.Option(min=0, help="With --estimate: the price of an hour of one GPU.")
     ] = None,
@@ -134,6 +138,10 @@ def pipeline(
     ui = progress.JsonUI(resume) if as_json else progress.for_terminal()
     choice: Options = {"force": force or (), "only": only or (), "from_stage": from_stage}
     try:
+        asked = {"--measure": measure or None, "--gpu": gpu, "--share": share, "--price": price}
+        idle = [option for option, value in asked.items() if value is not None]
+        if idle and not (show_estimate or (show_plan and not measure)):
+            raise SpecError(f"{idle[0]} does nothing without --estimate; add that, or leave {idle[0]} out")
         loaded = spec.load(name, sets or [])
         if rehearse:
             recipe = graphs.build(loaded)
@@ -200,8 +208,8 @@ def _print_plan(plan: Plan) -> None:
 
 def _print_estimate(
     pipeline: Pipeline,
-    gpu: str,
-    share: float,
+    gpu: Literal["a100", "h100", "h200"] | None,
+    share: float | None,
     price: float | None,
     *,
     measured: bool = False,
@@ -209,6 +217,7 @@ def _print_estimate(
 ) -> None:
     from tats_core.pipeline import estimate, graph
 
+    gpu, share = gpu or "h100", share or 0.3
     costs = estimate.of(graph.build(pipeline), estimate.GPUS[gpu], share, measured=measured)
     if as_json:
         stages = [asdict(cost) for cost in costs]

@@ -196,9 +196,9 @@ def _print_exercised(outcome: Outcome, recipe: Sweep) -> None:
     """Print what the rehearsal of a sweep has shown to work, by its first trial."""
     from tats_core.pipeline import exercised, graph
     from tats_core.store.run import Run
+    from tats_core.sweep.trial import FIRST
 
-    runs = [Run.open(outcome.folder / "trials" / trial.id) for trial in outcome.trials]
-    first = min(runs, key=lambda run: run.record.started)
+    first = Run.open(outcome.folder / "trials" / (outcome.folder / FIRST).read_text())
     typer.echo("\nWhat the rehearsal exercised, by its first trial")
     table = exercised.table(first, graph.build(recipe.load({})), Run.open(outcome.folder).record)
     typer.echo(table.text())

@@ -17,6 +17,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict, cast, get_args
 
@@ -54,10 +55,10 @@ def versions(packages: Iterable[str] = ()) -> dict[str, str]:
     # CPU and CUDA builds of one release of torch ("2.14.1+cpu") read each other's checkpoints.
     torch = importlib.metadata.version("torch").partition("+")[0]
     ours = {"tats": __version__, "python": python, "ray": importlib.metadata.version("ray"), "torch": torch}
-    names = set(packages) - ours.keys()
-    return ours | {
-        found.name: found.version for found in importlib.metadata.distributions() if found.name in names
-    }
+    for name in set(packages) - ours.keys():
+        with suppress(importlib.metadata.PackageNotFoundError):
+            ours[name] = importlib.metadata.version(name)
+    return ours
 
 
 def check(load: Load, home: Path, expected: Mapping[str, str]) -> list[str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
+from tats_core.data.benchmarks import Split
 from tats_core.data.manifest import Manifest
 from tats_core.pipeline.graph import Graph
 from tats_core.report.table import Table
@@ -41,20 +43,18 @@ def _data(run: Run) -> Iterator[Row]:
         assert stage.folder is not None
         config = DataConfig.model_validate(run.configs[stage.record.name]["all"])
         fold = f", fold {config.fold}" if len(run.done("data")) > 1 else ""
-        for path in sorted(stage.folder.glob("*.train.json")):
-            train, test = (
-                Manifest.load(path),
-                Manifest.load(path.with_name(path.name.replace("train", "test"))),
-            )
-            kinds = ", ".join(sorted({Path(video.path).suffix for video in train.videos}))
-            made = "generated" if train.benchmark in config.generated else f"real, in {train.root}"
-            readers = {
-                config["all"]["data"]["reader"]
-                for config in run.configs.values()
-                if config["all"].get("benchmark") == train.benchmark
-            }
-            how = f"{len(train)} + {len(test)} {kinds}, {made}; reader: {', '.join(sorted(readers))}"
-            yield "yes", f"data: {train.benchmark}{fold}", how
+        for name in config.names:
+            paths = [stage.folder / f"{name}.{split}.json" for split in get_args(Split)]
+            lists = [Manifest.load(path) for path in paths if path.exists()]
+            if not lists:
+                continue
+            kinds = ", ".join(sorted({Path(video.path).suffix for part in lists for video in part.videos}))
+            made = "generated" if name in config.generated else f"real, in {lists[0].root}"
+            used = (each["all"] for each in run.configs.values())
+            clips = (each.get("data") or {} for each in used if each.get("benchmark") == name)
+            readers = {options["reader"] for options in clips if "reader" in options}
+            how = f"{' + '.join(str(len(part)) for part in lists)} {kinds}, {made}"
+            yield "yes", f"data: {name}{fold}", f"{how}; reader: {', '.join(sorted(readers))}"
 
 
 def _trained(run: Run) -> list[Stage]:

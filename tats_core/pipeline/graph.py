@@ -23,7 +23,6 @@ from tats_core.pipeline.spec import Pipeline, Scalar, Stage, label
 from tats_core.specs import StrictModel
 from tats_core.stages import KINDS
 from tats_core.stages.base import StageKind
-from tats_core.stages.data import DataConfig
 
 Row = dict[str, Scalar]
 Kind = StageKind[Any]
@@ -190,7 +189,7 @@ def _instance(
 def _narrowed(instance: Instance, instances: Mapping[str, Instance], pipeline: Pipeline) -> Instance:
     readers = [other.config for other in instances.values() if instance.name in other.needs]
     config = instance.kind.narrowed(instance.config, readers)
-    if pipeline.rehearsal is not None and isinstance(config, DataConfig):
+    if pipeline.rehearsal is not None:
         config = pipeline.rehearsal.with_data(config)
     return replace(instance, config=config)
 

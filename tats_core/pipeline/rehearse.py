@@ -69,8 +69,10 @@ class Rehearsal:
             changes["data"] = changes.get("data", {}) | data
         return specs.validate(type(config), specs.merge(given, changes), "the rehearsal")
 
-    def with_data(self, config: DataConfig) -> DataConfig:
-        """Return the configuration of a data stage that generates the data sets that are not on disk."""
+    def with_data(self, config: StrictModel) -> StrictModel:
+        """Let a data stage generate the data sets that are not on disk; other stages stay as they are."""
+        if not isinstance(config, DataConfig):
+            return config
         missing = [name for name in config.read if not _is_here(name, config)]
         # At least two steps an epoch for as many workers as there are.
         clips = max(self.clips, 4 * _PART * (self.gpus or self.cpus))
@@ -126,7 +128,8 @@ class Rehearsal:
 
     def _hardware(self, full: Mapping[str, Any], *, first: bool) -> Raw:
         """Return the changes of workers, batch and decoding processes."""
-        changes: Raw = {key: min(full[key], own) for key, own in self._own() if key in full}
+        total = {"cpus": self.cpus, "gpus": self.gpus}
+        changes: Raw = {key: min(full[key], total[key]) for key in total if key in full}
         gpu = bool(full.get("gpu")) and self.gpus > 0
         most = (self.gpus if gpu else self.cpus) if first else 1
         if "gpu" in full:
@@ -146,9 +149,6 @@ class Rehearsal:
             changes["data"] = {"decode_workers": int(first and most > 1)}
         return changes
 
-    def _own(self) -> tuple[tuple[str, int], ...]:
-        return ("cpus", self.cpus), ("gpus", self.gpus)
-
 
 def _heads(heads: int) -> int:
     return min(heads, max(2, heads // 3))
@@ -162,9 +162,7 @@ def _shrink(full: Mapping[str, Any]) -> float:
 
 def _is_here(name: str, config: DataConfig) -> bool:
     if name not in benchmarks.PAPERS:
-        return (
-            True  # one's own list, for which nothing can stand in; preflight reports it where it is missing
-        )
+        return True  # nothing can stand in for it; preflight reports it where it is missing
     try:
         benchmarks.locate(name, config.root)
     except DataError:

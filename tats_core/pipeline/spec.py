@@ -27,14 +27,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from tats_core import specs
 from tats_core.errors import SpecError, did_you_mean
-from tats_core.pipeline.rehearse import Rehearsal
 from tats_core.specs import NO_RESULT, REHEARSAL, StrictModel
+
+if TYPE_CHECKING:  # at run time it would bring torch, which nothing here needs
+    from tats_core.pipeline.rehearse import Rehearsal
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 

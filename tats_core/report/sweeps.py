@@ -182,11 +182,13 @@ def gains(rows: Sequence[Row], columns: Sequence[Column]) -> Table:
     return table(differences, columns, sign="+")
 
 
-def csv(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+def csv(rows: Sequence[Row], columns: Sequence[Column], marks: Mapping[str, object] | None = None) -> str:
     """Return the table as CSV, unrounded; what was not measured is an empty field.
 
-    Of each metric: its mean, half its interval, and the same of its gain on the baseline.
+    Of each metric: its mean, half its interval, and the same of its gain on the baseline. The last columns
+    hold `marks`, the same in every row.
     """
+    marks = marks or {}
     keys = keys_of(rows)
     lines = []
     for row in rows:
@@ -194,9 +196,9 @@ def csv(rows: Sequence[Row], columns: Sequence[Column]) -> str:
         for name, _, _ in columns:
             for estimate in (row.values.get(name), row.gains.get(name)):
                 line += [None, None] if estimate is None else [estimate.mean, estimate.half]
-        lines.append(line)
+        lines.append([*line, *marks.values()])
     parts = ("", ".half", ".gain", ".gain_half")
-    headings = [*keys, "seeds", *(name + part for name, _, _ in columns for part in parts)]
+    headings = [*keys, "seeds", *(name + part for name, _, _ in columns for part in parts), *marks]
     return Table.of(headings, lines).csv()
 
 

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from tats_core.data import benchmarks, decoded, index
 from tats_core.data.benchmarks import BENCHMARKS
 from tats_core.data.benchmarks.base import (
+    LIST_SUFFIXES,
     VIDEO_SUFFIXES,
     Missing,
     NoListError,
@@ -31,8 +32,6 @@ from tats_core.errors import DataError, did_you_mean
 from tats_core.machine import available_cpus
 from tats_core.specs import NotIdentity, StrictModel
 from tats_core.stages.base import Preflight, StageContext, StageKind
-
-_LISTS = (".json", ".csv", ".txt", ".tsv")
 
 
 class DataConfig(StrictModel):
@@ -90,7 +89,8 @@ class DataConfig(StrictModel):
             raise ValueError("root is where 'benchmarks' are read; with 'generate' alone leave it out")
         if twice := {*self.benchmarks} & {*self.generated}:
             raise ValueError(f"{', '.join(twice)} is both generated and read; take it out of one of the two")
-        if self.videos is not None and (self.generate or self.root is not None or self.benchmarks):
+        others = self.generate or self.root is not None or self.benchmarks not in ((), ("own",))
+        if self.videos is not None and others:
             raise ValueError(
                 "'videos' is the folder of the data set 'own'; other data sets need a stage of their own"
             )
@@ -316,7 +316,7 @@ def _fingerprint(folder: Path) -> str:
     Nothing is opened: a size or a time of change shows it.
     """
     combined = hashlib.sha256(os.fsencode(folder))
-    for entry in entries_below(folder, (*VIDEO_SUFFIXES, *_LISTS)):
+    for entry in entries_below(folder, (*VIDEO_SUFFIXES, *LIST_SUFFIXES)):
         combined.update(os.fsencode(entry.path) + f"\0{index.stamp(entry)}\n".encode())
     return combined.hexdigest()
 

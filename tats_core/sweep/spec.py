@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, PrivateAttr
@@ -24,12 +24,14 @@ from tats_core.files import write_text
 from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import spec as pipelines
 from tats_core.pipeline.graph import Graph
-from tats_core.pipeline.rehearse import Rehearsal
 from tats_core.pipeline.spec import Pipeline, Scalar
 from tats_core.report.units import short_keys, value_text
 from tats_core.specs import NotIdentity, StrictModel
 from tats_core.stages import KINDS
 from tats_core.sweep.space import Constraint, Point, Range, Space
+
+if TYPE_CHECKING:
+    from tats_core.pipeline.rehearse import Rehearsal
 
 STEP_SECONDS = "step_seconds"
 """Beside what a stage that trains reports: the median over its epochs of the seconds of one step."""

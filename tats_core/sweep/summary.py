@@ -179,10 +179,7 @@ class Summary:
 
     def csv(self) -> str:
         """Return the table as CSV, unrounded."""
-        head, *rows = sweeps.csv(self.rows, self.columns).splitlines()
-        if self.is_rehearsal:
-            head, rows = f"{head},rehearsal", [f"{row},true" for row in rows]
-        return "\n".join([head, *rows]) + "\n"
+        return sweeps.csv(self.rows, self.columns, {"rehearsal": True} if self.is_rehearsal else None)
 
     def latex(self) -> str:
         """Return the table as LaTeX."""

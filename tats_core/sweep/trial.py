@@ -33,6 +33,9 @@ _RESULT = "trial.json"
 STUDY = "study.jsonl"
 """In a sweep's folder: the points that the search chose, in Optuna's journal."""
 
+FIRST = "first-trial"
+"""In a rehearsed sweep's folder: the id of the trial that loses a worker and resumes."""
+
 Status = Literal["finished", "failed", "stopped early"]
 Row = dict[str, float]
 
@@ -145,7 +148,7 @@ def run(
     epochs = EpochRows(sweep, rows)
     metrics: dict[str, float] = {}
     try:
-        dies = sweep.rehearsal is not None and _is_first(home / "runs" / run_id)
+        dies = sweep.rehearsal is not None and _is_first(trial, home / "runs" / run_id)
         host = runner.Host(f"{run_id}/trials/{trial.id}", epochs, stop, launch, dies)
         record = runner.run(sweep.load(trial.overrides), home, host=host)
         if record.status == "stopped":
@@ -171,10 +174,11 @@ def run(
     )
 
 
-def _is_first(folder: Path) -> bool:
-    """Return whether no other trial of the sweep in `folder` has asked before."""
+def _is_first(trial: Trial, folder: Path) -> bool:
+    """Return whether no other trial of the sweep in `folder` has asked before; `FIRST` names the one."""
     try:
-        (folder / "first-trial").touch(exist_ok=False)
+        with (folder / FIRST).open("x") as file:
+            file.write(trial.id)
     except FileExistsError:
         return False
     return True

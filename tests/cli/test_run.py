@@ -131,6 +131,14 @@ def test_a_rehearsal_runs_in_a_project_folder_of_its_own_under_a_name_of_its_own
     assert "resume with: tats run pipeline mine --rehearse --home " in result.err
 
 
+@pytest.mark.parametrize("words", [["--gpu", "h100"], ["--share", "0.4"], ["--price", "2"], ["--measure"]])
+def test_what_only_an_estimate_uses_is_refused_without_one(tats, menu, called, words):
+    result = tats("run", "pipeline", "mine", *words)
+    does_nothing = f"tats: {words[0]} does nothing without --estimate; add that, or leave {words[0]} out"
+    assert (result.code, result.err.splitlines()) == (2, [does_nothing])
+    assert "pipeline" not in called
+
+
 def test_a_plan_is_a_tree_and_runs_nothing(tats, menu, called, monkeypatch):
     items = (
         PlanItem("data", "data", "data", {}, (), "reuse", "unchanged"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tats_core.data.generate import GenerateConfig, generate
+from tats_core.data.manifest import Manifest, VideoRecord
 from tats_core.errors import SpecError
 from tats_core.pipeline import exercised, graph, runner, spec
 from tats_core.pipeline.rehearse import Rehearsal
@@ -119,6 +121,26 @@ def test_every_shipped_pipeline_can_be_rehearsed_on_two_cores(name):
     instances = graph.build(rehearsed).instances
     assert list(instances) == list(graph.build(spec.load(name)).instances)
     assert all(i.kind.cpus(i.config) <= 2 and not i.kind.gpus(i.config) for i in instances.values())
+
+
+def test_ones_own_videos_are_rehearsed_as_they_are(tmp_path):
+    rehearsed = graph.build(spec.load("own", [f"data.videos={tmp_path}"], HERE)).instances
+    data = rehearsed["data"].config
+    assert (data.videos, data.generated, data.read, data.first) == (str(tmp_path), (), ("own",), 32)
+
+
+def test_a_data_set_without_a_test_list_is_a_row_of_what_was_exercised(tmp_path):
+    videos = (VideoRecord("a", str(tmp_path / "a.mp4"), 0), VideoRecord("b", str(tmp_path / "b.avi"), 0))
+    Manifest("own", "train", ("one",), tmp_path, videos).save(tmp_path / "own.train.json")
+    stage = SimpleNamespace(folder=tmp_path, record=SimpleNamespace(name="data"))
+    configs = {
+        "data": {"all": DataConfig(videos=str(tmp_path), benchmarks=("own",)).model_dump(mode="json")},
+        "pretrain": {"all": {"benchmark": "own", "data": {"reader": "pyav"}}},
+        "count": {"all": {"benchmark": "own"}},  # a stage kind without clips
+    }
+    run = SimpleNamespace(done=lambda kind: [stage], configs=configs)
+    (row,) = exercised._data(run)
+    assert row == ("yes", "data: own", f"2 .avi, .mp4, real, in {tmp_path}; reader: pyav")
 
 
 @pytest.mark.parametrize("name", ["mask_ratio", "ppo", "pbt_ppo", "samplers"])
