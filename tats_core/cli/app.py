@@ -42,6 +42,7 @@ _SHIPPED = {
     "data index": "data.index",
     "data check": "data.check",
     "data shrink": "data.shrink",
+    "data pack": "data.pack",
     "doctor": "doctor.doctor",
     "sync": "sync.sync",
     "gc": "gc.gc",
@@ -103,7 +104,7 @@ class _RunGroup(_Group):
 _PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}  # rich would cost 0.1 s a call
 _GROUPS = {
     "run": (_RunGroup, "Run a pipeline here, or on the Ray cluster of RAY_ADDRESS."),
-    "data": (_Group, "Generate, index, check and shrink video data sets."),
+    "data": (_Group, "Generate, index, check, shrink and pack video data sets."),
 }
 
 app = typer.Typer(

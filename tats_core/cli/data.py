@@ -1,4 +1,4 @@
-"""`tats data generate`, `index`, `check` and `shrink`."""
+"""`tats data generate`, `index`, `check`, `shrink` and `pack`."""
 
 from __future__ import annotations
 
@@ -190,6 +190,43 @@ def shrink(
         for text in faults.values():
             typer.echo(f"tats: warning: {text}", err=True)
         typer.echo(f"{name:<12} {out / name}")
+    typer.echo(f"read them with: TATS_DATA={shlex.quote(str(out.absolute()))}")
+
+
+def pack(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Data sets.")],
+    out: Annotated[Path, typer.Option(help="Folder for the copies, each under its name.")],
+    root: Root = None,
+    shards: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Where the videos go, in a folder under each name: any address of fsspec (s3://bucket/data).",
+        ),
+    ] = None,
+    shard_mb: Annotated[int, typer.Option(min=1, help="Largest size of a shard, MiB.")] = 1024,
+    workers: Workers = None,
+) -> None:
+    """Write copies of data sets whose videos, byte for byte, are in a few large files.
+
+    Called again, it resumes. A copy is read like the plain one, and gives the same samples; its shards can be
+    moved to another disk or object store (the key 'shards' in its packed.json).
+    """
+    from tats_core.data import pack as engine
+
+    for name, folder in _located(names, root):
+        address = f"{shards.rstrip('/')}/{name}" if shards else "shards"
+        with writing(out, "--out"), _Counter("videos") as counter:
+            count = engine.pack(
+                name,
+                folder,
+                out / name,
+                partial(counter.show, text=name),
+                address=address,
+                shard_bytes=shard_mb << 20,
+                workers=workers,
+            )
+        typer.echo(f"{name:<12} {out / name} ({count} {'shard' if count == 1 else 'shards'})")
     typer.echo(f"read them with: TATS_DATA={shlex.quote(str(out.absolute()))}")
 
 

@@ -20,7 +20,7 @@ from typing import Any, Final, get_args
 import pyarrow as pa
 from pyarrow import parquet
 
-from tats_core.data import readers
+from tats_core.data import readers, shards
 from tats_core.data.benchmarks import BENCHMARKS, Benchmark, Split
 from tats_core.data.clips import Segment
 from tats_core.data.manifest import Manifest
@@ -242,17 +242,8 @@ def _stale(
     for below, path in paths.items():
         row, wanted = at.get(below), path in decode
         known_as = None if row is None else (sizes[row], changed[row])
-        if known_as is None or (wanted and not decoded[row]) or stamp(Path(path)) != known_as:
+        if known_as is None or (wanted and not decoded[row]) or shards.stamp(path) != known_as:
             yield below, path, wanted
-
-
-def stamp(file: Path | os.DirEntry[str]) -> tuple[int, int]:
-    """Return a file's size and time of change in nanoseconds; -1 and -1 if there is none."""
-    try:
-        status = file.stat()
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
 
 
 def _examined(files: Sequence[tuple[str, str, bool]]) -> list[dict[str, Any]]:
@@ -261,11 +252,10 @@ def _examined(files: Sequence[tuple[str, str, bool]]) -> list[dict[str, Any]]:
 
 
 def _facts(below: str, path: str, decode: bool) -> dict[str, Any]:
-    size, changed = stamp(Path(path))
+    size, changed = shards.stamp(path)
     facts: dict[str, Any] = {"path": below, "bytes": size, "changed": changed}
     try:
-        with Path(path).open("rb") as file:
-            facts["head"] = hashlib.blake2b(file.read(HEAD_BYTES), digest_size=16).digest()
+        facts["head"] = hashlib.blake2b(shards.head(path, HEAD_BYTES), digest_size=16).digest()
         if decode:
             end_after(2 * readers.whole_limit(path))  # within FFmpeg, no limit of ours is checked
             facts |= _decoded(path)

@@ -25,6 +25,7 @@ def in_pieces(
     items: Sequence[Item],
     workers: int | None = None,
     lost: Callable[[Item], Result] | None = None,
+    chunk: int = CHUNK,
 ) -> Iterator[tuple[Sequence[Item], Result]]:
     """Yield each piece of `items` with `work(piece)` as it is done, in any order.
 
@@ -32,16 +33,17 @@ def in_pieces(
         workers: processes, by default as many as CPUs; 1 works in this process, as it does for few items.
         lost: gives the result of an item that ends its process, such as a file on which a decoder crashes.
             With it, few items are done in processes too, and on one CPU in one, unless `workers` is 1.
+        chunk: items of a piece.
 
     Raises:
         StageError: a process was ended from outside, and there is no `lost`.
     """
     processes = available_cpus() if workers is None else workers
-    if workers == 1 or (lost is None and (processes == 1 or len(items) <= CHUNK)):
+    if workers == 1 or (lost is None and (processes == 1 or len(items) <= chunk)):
         for item in items:
             yield [item], work([item])
         return
-    left = {start: items[start : start + CHUNK] for start in range(0, len(items), CHUNK)}
+    left = {start: items[start : start + chunk] for start in range(0, len(items), chunk)}
     while left:
         with _pool(processes) as pool:
             futures = {pool.submit(work, piece): start for start, piece in left.items()}

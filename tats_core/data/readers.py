@@ -27,6 +27,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from tats_core.data import shards
 from tats_core.data.clips import Indices, Segment
 from tats_core.data.pixels import Converter
 from tats_core.data.video import Choose, Condition, Frames, Video, opened
@@ -93,10 +94,8 @@ def _always(indices_T: Indices) -> Choose:
 
 def whole_limit(path: str | Path) -> float:
     """Return the seconds of computing that a file may take which is decoded from end to end."""
-    try:
-        return TIME_LIMIT + _LIMIT_PER_BYTE * Path(path).stat().st_size
-    except OSError:
-        return TIME_LIMIT  # opening it says what is wrong
+    size, _ = shards.stamp(path)
+    return TIME_LIMIT + _LIMIT_PER_BYTE * max(0, size)  # opening it says what is wrong
 
 
 def check(path: str | Path) -> Condition:
@@ -186,7 +185,8 @@ def _decord_read(path: str, choose: Choose) -> Frames:
 
     decord.logging.set_level(decord.logging.FATAL)
     try:
-        video = decord.VideoReader(path, num_threads=1)
+        place = shards.find(path)
+        video = decord.VideoReader(path if place is None else place.opened(), num_threads=1)
         wanted_T = choose(len(video))
         needed, inverse_T = np.unique(wanted_T, return_inverse=True)
         frames: Frames = video.get_batch(needed.tolist()).asnumpy()

@@ -6,6 +6,7 @@ A clip of the copy costs a fraction of the time to decode; its pixels are those 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tats_core.data import readers, transforms
+from tats_core.data import readers, shards, transforms
 from tats_core.data.benchmarks.base import LIST_SUFFIXES, VIDEO_SUFFIXES, walk
 from tats_core.data.generate import Encoding, encode
 from tats_core.data.parallel import in_pieces
@@ -64,8 +65,10 @@ def shrink(
         A sentence by path of each video that was copied as it is because it is damaged.
 
     Raises:
-        DataError: `out` is a copy of other settings, or is `root` itself or in it.
+        DataError: `root` is packed; `out` is a copy of other settings, or is `root` itself or in it.
     """
+    if shards.above(os.path.abspath(root)) is not None:  # noqa: PTH100
+        raise DataError(f"{root} is a packed copy; shrink the plain one, and pack the smaller copy")
     if out.resolve().is_relative_to(root.resolve()):
         raise DataError(f"{out} is in the data set itself; choose a folder elsewhere")
     marker = out / _MARKER

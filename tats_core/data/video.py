@@ -31,6 +31,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from numpy.typing import NDArray
 
+from tats_core.data import shards
 from tats_core.data.clips import Indices, Segment
 from tats_core.data.pictures import Numberer, Numbering, Packet
 from tats_core.data.pixels import Converter
@@ -148,13 +149,15 @@ def opened(path: str | Path, time_limit: float) -> Iterator[Video]:
     path = os.fspath(path)
     try:
         # An absolute path is never taken for a protocol, whatever characters the name holds.
-        with av.open(Path(path).absolute(), timeout=_IO_LIMIT, metadata_errors="replace") as container:
+        place = shards.find(path)
+        file = Path(path).absolute() if place is None else place.opened()
+        with av.open(file, "r", timeout=_IO_LIMIT, metadata_errors="replace") as container:
             yield Video(path, container, _stream(path, container), Deadline(path, time_limit))
     except MemoryError as error:
         raise ResourceError(f"{path}: there is not enough memory to decode it") from error
     except (av.FFmpegError, OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        if isinstance(error, av.InvalidDataError) and _lacks_index(Path(path)):
+        if isinstance(error, av.InvalidDataError) and _lacks_index(path):
             reason = (
                 "it is cut off: its index, the 'moov' box at the end of an mp4, is missing; copy it again"
             )
@@ -174,10 +177,10 @@ def _stream(path: str, container: InputContainer) -> av.VideoStream:
     return stream
 
 
-def _lacks_index(path: Path) -> bool:
+def _lacks_index(path: str) -> bool:
     """Return whether an mp4 file ends before its index: a list of boxes, each with its size and its name."""
-    names, at, size = [], 0, path.stat().st_size
-    with path.open("rb") as file:
+    names, at, size = [], 0, shards.stamp(path)[0]
+    with shards.opened(path) as file:
         while at + 8 <= size:
             file.seek(at)
             header = file.read(16)

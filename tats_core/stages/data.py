@@ -15,7 +15,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from tats_core.data import benchmarks, decoded, index
+from tats_core.data import benchmarks, decoded, index, shards
 from tats_core.data.benchmarks import BENCHMARKS
 from tats_core.data.benchmarks.base import (
     LIST_SUFFIXES,
@@ -317,7 +317,7 @@ def _fingerprint(folder: Path) -> str:
     """
     combined = hashlib.sha256(os.fsencode(folder))
     for entry in entries_below(folder, (*VIDEO_SUFFIXES, *LIST_SUFFIXES)):
-        combined.update(os.fsencode(entry.path) + f"\0{index.stamp(entry)}\n".encode())
+        combined.update(os.fsencode(entry.path) + f"\0{shards.stamp(entry)}\n".encode())
     return combined.hexdigest()
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from tats_core.data import shards
 from tats_core.data.benchmarks.base import VIDEO_SUFFIXES, walk
 from tats_core.data.loaders import ClipOptions, eval_views
 from tats_core.data.manifest import UNLABELLED, Manifest, VideoRecord
@@ -107,7 +108,7 @@ def existing(videos: Sequence[str]) -> list[Path]:
     """
     paths: list[Path] = []
     for path in (Path(video).expanduser() for video in videos):
-        if not path.exists():
+        if not path.exists() and shards.find(path) is None:
             raise DataError(f"{path}: there is no such file")
         files = list(walk(path)) if path.is_dir() else [path]
         if not files:

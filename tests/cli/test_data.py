@@ -65,6 +65,29 @@ def test_an_index_is_made_once_and_used_by_the_check(tats, made, monkeypatch):
     )
 
 
+def test_a_packed_copy_is_found_by_the_same_variable_and_has_the_same_index(tats, made, monkeypatch):
+    monkeypatch.setenv("TATS_DATA", str(made))
+    plain = tats("data", "index", "ucf101").out.splitlines()
+    ended = tats("data", "pack", "ucf101", "--out", "copies", "--shard-mb", "1")
+    assert ended.code == 0, ended.err
+    assert ended.out.splitlines()[-2] == "ucf101       copies/ucf101 (1 shard)"
+    assert not list(Path("copies").rglob("*.avi"))
+    monkeypatch.setenv("TATS_DATA", str(Path("copies").absolute()))
+    copy = tats("data", "index", "ucf101").out.splitlines()
+    assert copy[-1] == plain[-1]
+    assert copy[-2].startswith("ucf101: 16 videos in 16 files, 0 damaged: ")
+    assert tats("data", "check").code == 0
+    shard = Path("copies/ucf101/shards/00000.tar")
+    shard.write_bytes(shard.read_bytes()[:-2000])
+    from tats_core.data import shards
+
+    shards.above.cache_clear()
+    ended = tats("data", "check")
+    assert ended.code == 2
+    assert f"{shard.absolute()} is cut off: it has " in ended.err
+    assert len(ended.err.splitlines()) == 1
+
+
 def test_generating_again_reuses_everything(tats, made):
     ended = tats("data", "generate", "--out", "made", *FEW)
     assert ended.out.splitlines()[0].endswith("(reused)")

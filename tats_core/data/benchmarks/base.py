@@ -13,6 +13,7 @@ from typing import Final, Literal, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from tats_core.data import shards
 from tats_core.data.clips import Sampling
 from tats_core.data.manifest import Manifest, VideoRecord
 from tats_core.errors import DataError
@@ -255,8 +256,14 @@ def walk(folder: Path, suffixes: tuple[str, ...] = VIDEO_SUFFIXES) -> Iterator[P
     return (Path(entry.path) for entry in entries_below(folder, suffixes))
 
 
-def entries_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[os.DirEntry[str]]:
-    """Yield the entries of the files that `walk` yields."""
+def entries_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[os.DirEntry[str] | shards.Place]:
+    """Yield the entries of the files that `walk` yields, and the places of packed videos.
+
+    Raises:
+        DataError: a packed copy is not complete.
+    """
+    if (packed := shards.above(os.path.abspath(folder))) is not None:  # noqa: PTH100
+        yield from packed.walk(folder, suffixes)
     if folder.is_dir():
         yield from _entries(os.fspath(folder), suffixes, frozenset(), 0)
 

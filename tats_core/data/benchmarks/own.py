@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from tats_core.data import shards
 from tats_core.data.benchmarks.base import (
     VIDEO_SUFFIXES,
     Benchmark,
@@ -205,7 +206,7 @@ def _real(path: Path) -> str | None:
     Not the file's number, which some network disks do not have.
     """
     try:
-        return os.path.realpath(path) if path.is_file() else None
+        return os.path.realpath(path) if path.is_file() or shards.find(path) else None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:  # a row that is no path
             return None
