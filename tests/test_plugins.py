@@ -24,6 +24,7 @@ from tats_core.errors import SpecError
 from tats_core.pipeline import graph, keys, spec
 from tats_core.registry import plugins
 from tats_core.sampling import SAMPLERS
+from tats_core.training.metrics import on_host
 from tats_core.training.pretrain import JointTrainer, PretrainConfig
 from tats_core.training.world import World
 
@@ -132,7 +133,7 @@ def test_its_baseline_is_as_worked_by_hand(installed: Path) -> None:
     recipe = {key: value for key, value in raw.items() if key in PretrainConfig.model_fields}
     trainer = JointTrainer(PretrainConfig.model_validate(recipe), World())
     video_BCTHW = torch.randn(4, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    first, second = (trainer.step(video_BCTHW, 1e-3) for _ in range(2))
+    first, second = (on_host(trainer.step(video_BCTHW, 1e-3)) for _ in range(2))
     assert first["baseline"] == pytest.approx(first["reward_mean"] / 2)
     assert second["baseline"] == pytest.approx(first["baseline"] / 2 + second["reward_mean"] / 2)
     assert trainer.objective is not None

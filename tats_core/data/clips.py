@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tats_core.imagenet import MEAN, STD
+from tats_core.imagenet import MEAN, STD, vector
 
 Purpose = Literal["pretrain", "finetune"]
 Sampling = Literal["uniform", "dense"]
@@ -63,7 +63,7 @@ def normalise(video_CTHW: Tensor) -> Tensor:
     """Return grey levels `[..., C, T, H, W]`, 0 to 255, as ImageNet's deviations from its mean, float32."""
     # Tensors, not numbers: a GPU divides by a number by way of its reciprocal, which rounds differently.
     scale, mean_C111, std_C111 = (
-        torch.tensor(values, device=video_CTHW.device).view(-1, 1, 1, 1) for values in ((255.0,), MEAN, STD)
+        vector(values, video_CTHW.device).view(-1, 1, 1, 1) for values in ((255.0,), MEAN, STD)
     )
     return video_CTHW.to(torch.float32, copy=True).div_(scale).sub_(mean_C111).div_(std_C111)
 

@@ -97,7 +97,7 @@ class Reconstruction:
     @property
     def pixels_BMP(self) -> Tensor:
         """The prediction as pixels that the encoder sees, without gradients."""
-        mean_C, deviation_C = (self.mean_BMC.new_tensor(values) for values in (imagenet.MEAN, imagenet.STD))
+        mean_C, deviation_C = _moments(self.mean_BMC)
         pixels = self.prediction_BMP.shape[-1]
         factor_BMP = per_pixel(self.scale_BMC / deviation_C, pixels)
         return self.prediction_BMP.detach().float() * factor_BMP + per_pixel(
@@ -175,7 +175,7 @@ class VideoMAE(nn.Module):
 
     def target(self, patches_BMP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the target `[B, M, P]` of tokens; mean and scale `[B, M, C]` lead back to [0, 1]."""
-        mean_C, deviation_C = (patches_BMP.new_tensor(values) for values in (imagenet.MEAN, imagenet.STD))
+        mean_C, deviation_C = _moments(patches_BMP)
         if self.config.target == "pixel":
             token_BMC = (*patches_BMP.shape[:2], 3)
             return patches_BMP, mean_C.expand(token_BMC), deviation_C.expand(token_BMC)
@@ -187,6 +187,13 @@ class VideoMAE(nn.Module):
             scale_BMC = scale_BMC.clamp_min(self.config.target_floor)
         target_BMCQ = (pixels_BMCQ - centre_BMC.unsqueeze(-1)).mul_((deviation_C / scale_BMC).unsqueeze(-1))
         return target_BMCQ.flatten(2), centre_BMC * deviation_C + mean_C, scale_BMC
+
+
+def _moments(like: Tensor) -> tuple[Tensor, Tensor]:
+    mean_C, deviation_C = (
+        imagenet.vector(values, like.device, like.dtype) for values in (imagenet.MEAN, imagenet.STD)
+    )
+    return mean_C, deviation_C
 
 
 def per_pixel(values_XC: Tensor, pixels: int) -> Tensor:

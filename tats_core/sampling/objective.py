@@ -19,6 +19,8 @@ from tats_core.sampling.reward import Outcome
 from tats_core.specs import StrictModel
 
 Config = TypeVar("Config", bound=StrictModel)
+Metrics = dict[str, float | Tensor]
+"""Of a step; scalars on the device stay there until they are logged, since reading one waits for it."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,11 @@ class Learner(Protocol):
         """Add the gradient of one part."""
         ...
 
-    def step(self) -> bool:
-        """Average over workers, clip and step; False if the gradient was not finite."""
-        ...
+    def step(self, stop: Tensor | None = None) -> bool | None:
+        """Average over workers, clip and step; False if the gradient was not finite.
 
-    def discard(self) -> None:
-        """Forget the gradients added since the last step."""
+        None, and no step, where `stop` is true, a scalar that must be the same on all workers.
+        """
         ...
 
     def mean(self, values: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ class Objective(nn.Module, ABC, Generic[Config]):
         return outcome.loss_BM
 
     @abstractmethod
-    def update(self, transition: Transition, learner: Learner) -> dict[str, float]:
+    def update(self, transition: Transition, learner: Learner) -> Metrics:
         """Learn from a draw whose policy may have its graph; return metrics."""
 
 
@@ -148,24 +149,24 @@ class LossObjective(Objective[Config]):
     def loss(self, policy: Policy, transition: Transition) -> Tensor:
         """Return the loss of clips, their mean; `policy` is the one that drew, with its graph."""
 
-    def update(self, transition: Transition, learner: Learner) -> dict[str, float]:
+    def update(self, transition: Transition, learner: Learner) -> Metrics:
         """Learn from one draw; return the loss, the policy's entropy and the moments of the reward."""
         mean, deviation = learner.moments(transition.reward_BM)
         graph = transition.policy if transition.policy.logits_BN.requires_grad else None
         clips = len(transition.tokens_BND)
         index = torch.arange(clips, device=transition.tokens_BND.device)
-        loss_sum, share_sum = 0.0, 0.0
+        loss_sum = share_sum = torch.zeros((), dtype=torch.float64, device=index.device)
         for number, piece in enumerate(index.tensor_split(learner.accumulate), start=1):
             last, weight = number == learner.accumulate, len(piece) / clips
             part = transition if graph else transition.part(piece)
             policy = graph or learner.policy(part.tokens_BND, last=last)
             loss = weight * self.loss(policy, part)
             learner.backward(loss, last=last)
-            loss_sum += loss.item()
-            entropy = policy.entropy_B.detach().mean().item()
-            share_sum += weight * entropy / math.log(part.rollout.tokens)
+            loss_sum = loss_sum + loss.detach().double()
+            entropy = policy.entropy_B.detach().mean().double()
+            share_sum = share_sum + weight * entropy / math.log(part.rollout.tokens)
         learner.step()
-        metrics = {"reward_mean": float(mean), "reward_std": float(deviation)}
+        metrics: Metrics = {"reward_mean": mean, "reward_std": deviation}
         return metrics | {"sampling_loss": loss_sum, "entropy_share": share_sum}
 
 

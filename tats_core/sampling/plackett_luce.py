@@ -69,7 +69,7 @@ def ordered_log_probs(logits_BN: Tensor, order_BK: Tensor) -> Tensor:
 
 def complement(visible_BK: Tensor, tokens: int) -> Tensor:
     """Return the N-K indices that are not in `visible_BK`, ascending: `[B, M]`."""
-    masked_BN = torch.ones(visible_BK.shape[0], tokens, dtype=torch.bool, device=visible_BK.device)
-    masked_BN.scatter_(1, visible_BK, False)
-    # Each row has the same number of True, so the flat list of columns cuts evenly.
-    return masked_BN.nonzero()[:, 1].view(visible_BK.shape[0], -1)
+    # Not by `nonzero`, whose size a GPU must report first: the smallest of the indices where the drawn are N.
+    index_BN = torch.arange(tokens, device=visible_BK.device).repeat(len(visible_BK), 1)
+    index_BN.scatter_(1, visible_BK, tokens)
+    return index_BN.topk(tokens - visible_BK.shape[1], dim=1, largest=False).values

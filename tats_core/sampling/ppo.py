@@ -35,7 +35,7 @@ from torch import Tensor
 
 from tats_core.sampling.base import Policy
 from tats_core.sampling.config import SamplerConfig, WhileTraining
-from tats_core.sampling.objective import Learner, Objective, Transition, standardised
+from tats_core.sampling.objective import Learner, Metrics, Objective, Transition, standardised
 from tats_core.sampling.plackett_luce import ordered_log_probs
 from tats_core.sampling.reward import REWARDS, Outcome, RewardKind, RewardScale, ranks, top, within_clips
 from tats_core.specs import StrictModel
@@ -119,8 +119,8 @@ def value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip: float | N
 class Scale:
     """Mean and deviation of an update's advantages; the defaults leave these as they are."""
 
-    mean: float = 0.0
-    deviation: float = 1.0
+    mean: float | Tensor = 0.0
+    deviation: float | Tensor = 1.0
 
 
 def returns(transition: Transition, config: PPOConfig) -> Tensor:
@@ -164,7 +164,9 @@ def ppo_loss(
     entropy_share = new.entropy_B.mean() / math.log(rollout.tokens)
     total = policy_loss + config.value_weight * critic_loss - config.entropy_weight * entropy_share
     with torch.no_grad():
-        low, high = torch.quantile(ratio_BA.flatten(), ratio_BA.new_tensor([0.01, 0.99]))
+        # Not a tensor of two numbers: their copy from the host would wait for the device.
+        ends_2 = torch.linspace(0.01, 0.99, 2, device=ratio_BA.device, dtype=ratio_BA.dtype)
+        low, high = torch.quantile(ratio_BA.flatten(), ends_2)
         parts = {
             "policy_loss": policy_loss,
             "value_loss": critic_loss,
@@ -186,7 +188,7 @@ def improve(
     generator: torch.Generator,
     *,
     parts: int = 1,
-) -> dict[str, float]:
+) -> Metrics:
     """One PPO update: `epochs` passes over `memory` in mini-batches.
 
     Args:
@@ -197,14 +199,14 @@ def improve(
         The mean of each metric over the mini-batches, the one that ended the update early included; and
         `ppo_steps`, the optimiser steps made.
     """
-    logged: dict[str, list[float]] = {}
+    logged: list[Tensor] = []
+    names: list[str] = []
     steps = 0
     earned = torch.cat([advantages(transition, config).flatten() for transition in memory])
-    mean, deviation = (float(moment) for moment in learner.moments(earned))
-    scale = Scale(mean, max(deviation, 1e-8)) if config.normalize_advantage else Scale()
+    mean, deviation = learner.moments(earned)
+    scale = Scale(mean, deviation.clamp_min(1e-8)) if config.normalize_advantage else Scale()
     for transition, index in _minibatches(memory, config, generator):
         sums = torch.zeros(0)
-        names: list[str] = []
         pieces = [piece for piece in index.tensor_split(parts) if len(piece)]
         for number, piece in enumerate(pieces, start=1):
             last = number == len(pieces)
@@ -216,36 +218,37 @@ def improve(
             names = list(loss.parts)
             metrics = torch.stack([loss.parts[name] for name in names]) * share
             sums = metrics if number == 1 else sums + metrics
-        means = dict(zip(names, learner.mean(sums).tolist(), strict=True))
-        for name, value in means.items():
-            logged.setdefault(name, []).append(value)
-        if steps and config.kl_stop is not None and means["kl"] > config.kl_stop:
-            learner.discard()
+        logged.append(learner.mean(sums).double())
+        kl = logged[-1][names.index("kl")]
+        stepped = learner.step(kl > config.kl_stop if steps and config.kl_stop is not None else None)
+        if stepped is None:
             break
-        steps += learner.step()
-    health = {name: sum(values) / len(values) for name, values in logged.items()}
+        steps += stepped
+    means = sum(logged[1:], logged[0]) / len(logged)
     # Before they are normalised: a mean far from 0 is a critic that is wrong about all clips alike.
-    health |= {"advantage_mean": mean, "advantage_std": deviation}
+    health: Metrics = {"advantage_mean": mean, "advantage_std": deviation}
     health |= explained_variance(learner, memory, config)
-    return health | {"ppo_steps": float(steps)}
+    return {**dict(zip(names, means, strict=True)), **health, "ppo_steps": float(steps)}
 
 
-def explained_variance(learner: Learner, memory: Sequence[Transition], config: PPOConfig) -> dict[str, float]:
+def explained_variance(learner: Learner, memory: Sequence[Transition], config: PPOConfig) -> Metrics:
     """`1 - Var(R - V) / Var(R)` of the clips' returns: 1 for a perfect critic, 0 for a constant one.
 
-    Of all clips in the memories of all workers, with the values that the update started from. Empty where
-    returns do not differ between clips: there is nothing to explain then, and the quotient is noise.
+    Of all clips in the memories of all workers, with the values that the update started from. NaN where
+    returns do not differ between clips: there is nothing to explain then, and the quotient is noise. Empty
+    where rewards are scaled within clips, so that returns never do.
     """
+    if config.reward_scale != "global":
+        return {}
     return_XB1 = [returns(transition, config).mean(1, keepdim=True) for transition in memory]
     left_XB1 = [
         return_B1 - transition.policy.value_B1
         for return_B1, transition in zip(return_XB1, memory, strict=True)
     ]
-    deviation, left = (float(learner.moments(torch.cat(x_XB1))[1]) for x_XB1 in (return_XB1, left_XB1))
+    deviation, left = (learner.moments(torch.cat(x_XB1))[1] for x_XB1 in (return_XB1, left_XB1))
     # Rewards are standardised: returns within a thousandth of their deviation are the same.
-    if deviation < 1e-3:
-        return {}
-    return {"explained_variance": 1 - (left / deviation) ** 2}
+    explained = 1 - (left / deviation.clamp_min(1e-3)) ** 2
+    return {"explained_variance": explained.masked_fill(deviation < 1e-3, math.nan)}
 
 
 def _minibatches(
@@ -257,18 +260,12 @@ def _minibatches(
     batch, so that the workers' runs together are those of a single worker with all clips; mini-batches drawn
     from each worker's own clips would not be.
     """
-    parts = [
-        (transition, part)
-        for transition in memory
-        for part in torch.arange(len(transition.tokens_BND)).tensor_split(config.minibatches)
-        if len(part)
-    ]
+    parts = []
+    for transition in memory:
+        index_B = torch.arange(len(transition.tokens_BND), device=transition.tokens_BND.device)
+        parts += [(transition, part) for part in index_B.tensor_split(config.minibatches) if len(part)]
     orders = (torch.randperm(len(parts), generator=generator).tolist() for _ in range(config.epochs))
-    return [
-        (parts[number][0], parts[number][1].to(parts[number][0].tokens_BND.device))
-        for order in orders
-        for number in order
-    ]
+    return [parts[number] for order in orders for number in order]
 
 
 class PPOSamplerConfig(SamplerConfig):
@@ -292,11 +289,11 @@ class PPO(Objective[PPOSamplerConfig]):
         """The reward of the configuration."""
         return REWARDS[self.config.ppo.reward](outcome, self.config.ppo.reward_floor)
 
-    def update(self, transition: Transition, learner: Learner) -> dict[str, float]:
+    def update(self, transition: Transition, learner: Learner) -> Metrics:
         """Remember a draw, its rewards scaled; learn once the memory is full."""
         config, reward_BM = self.config.ppo, transition.reward_BM
         mean, deviation = learner.moments(reward_BM)
-        metrics = {"reward_mean": float(mean), "reward_std": float(deviation)}
+        metrics: Metrics = {"reward_mean": mean, "reward_std": deviation}
         match config.reward_scale:
             case "global":
                 scaled_BM = standardised(reward_BM, learner)

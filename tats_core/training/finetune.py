@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -23,6 +23,7 @@ from tats_core.specs import NotIdentity, OneOf
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog
 from tats_core.training.loop import LastStep, Loader, Position, Watch, restore
+from tats_core.training.metrics import on_host
 from tats_core.training.optim import AverageConfig, fresh_weights
 from tats_core.training.optimizers import OPTIMIZERS, OptimizerConfig
 from tats_core.training.world import StepConfig, World
@@ -151,12 +152,13 @@ class FinetuneTrainer:
         assert isinstance(averaged, VideoClassifier)
         return averaged
 
-    def step(self, video_BCTHW: Tensor, label_B: Tensor, step: int, lr: float) -> dict[str, float]:
+    def step(self, video_BCTHW: Tensor, label_B: Tensor, step: int, lr: float) -> dict[str, float | Tensor]:
         """Optimiser step number `step` on this worker's normalised videos.
 
         Returns:
             Loss, and `train_top1`: the share of these clips, augmented and mixed as they are, whose best
-            class is the right one; of a mixed clip, that with the larger share.
+            class is the right one; of a mixed clip, that with the larger share. Both stay on the device: a
+            step waits for the norm of its gradient alone.
         """
         # Freed before the forward pass, the last step's gradients leave their memory to its activations.
         self.guarded.clear()
@@ -176,10 +178,10 @@ class FinetuneTrainer:
         if self.guarded.step() and self.average is not None:
             self.average.update_parameters(self.model)
         return {
-            "loss": float(torch.stack(losses).sum()),
+            "loss": torch.stack(losses).sum().double(),
             "lr": lr,
             "grad_norm": self.guarded.last_norm,
-            "train_top1": 100 * float(torch.cat(hits).float().mean()),
+            "train_top1": 100 * torch.cat(hits).float().mean().double(),
         }
 
     def mixed(self, video_BCTHW: Tensor, label_B: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -244,8 +246,9 @@ def finetune(
     def save() -> None:
         if trainer.guarded.in_a_row:
             return  # no training should resume within a storm of NaNs
-        state = {"trainer": trainer.state_dict(), "rank": {"position": asdict(at)}}
-        store.save(state, step=at.step, metrics=at.metrics)
+        position = at.state_dict()
+        state = {"trainer": trainer.state_dict(), "rank": {"position": position}}
+        store.save(state, step=at.step, metrics=position["metrics"])
 
     while at.epoch < config.epochs:
         trainer.model.train()
@@ -266,12 +269,13 @@ def finetune(
                 save()
         share = loader.steps / max(1.0, at.sums.get("taken", 0.0))
         means = {name: share * at.sums.get(name, math.nan) for name in ("loss", "train_top1")}
-        at.metrics = world.mean(means)
+        latest = world.mean(means)
+        at.metrics |= latest
         at.next_epoch()
         ended = watch.metrics(config.batch_size, events) | {"skipped_steps": trainer.guarded.skipped}
         events.metrics(at.step, {"epoch": at.epoch, **ended})
-        shown = at.metrics | watch.latest
+        shown = latest | watch.latest
         events.progress(step=at.step, steps=steps, epoch=at.epoch, epochs=config.epochs, shown=shown)
         if store.due(at.step, epochs=at.epoch) or at.epoch == config.epochs:
             save()
-    return at.metrics
+    return on_host(at.metrics)

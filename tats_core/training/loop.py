@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any, Final, Protocol, Self
 
 import torch
+from torch import Tensor
 
 from tats_core.data.clips import Batch
 from tats_core.errors import SpecError, WeightsError, brief
 from tats_core.training.checkpoint import on_cpu
 from tats_core.training.events import EventLog
-from tats_core.training.metrics import peak_memory_mb
+from tats_core.training.metrics import on_host, peak_memory_mb
 
 WAITS: Final = 0.1
 """Share of an epoch from which a wait for data is worth a sentence."""
@@ -41,9 +42,9 @@ class Position:
     """Finished batches of the current epoch."""
     step: int = 0
     """Optimiser steps in all."""
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float | Tensor] = field(default_factory=dict)
     """The latest value of each metric of a step."""
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, float | Tensor] = field(default_factory=dict)
     """Over the current epoch."""
     health: dict[str, float] = field(default_factory=dict)
     """The latest check of features and policy."""
@@ -56,6 +57,10 @@ class Position:
             for field in ("metrics", "sums")
         }
         return cls(**{**ranks[0], **means})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, from which a resume makes it again; metrics leave the device for them."""
+        return asdict(self) | {"metrics": on_host(self.metrics), "sums": on_host(self.sums)}
 
     def check(self, steps: int) -> None:
         """Refuse a position that epochs of `steps` steps do not lead to.

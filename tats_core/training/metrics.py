@@ -8,10 +8,22 @@ from __future__ import annotations
 import math
 import resource
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+def on_host(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
+    """Return metrics as numbers; scalars on a device come in one copy, for which it waits once."""
+    scalars = {name: value for name, value in metrics.items() if isinstance(value, Tensor)}
+    numbers = {name: value for name, value in metrics.items() if not isinstance(value, Tensor)}
+    if not scalars:
+        return numbers
+    values = torch.stack([value.detach().double() for value in scalars.values()]).tolist()
+    read = numbers | dict(zip(scalars, values, strict=True))
+    return {name: read[name] for name in metrics}
 
 
 def top_k_percent(scores_BC: Tensor, label_B: Tensor, k: int) -> float:

@@ -73,13 +73,20 @@ class GuardedStep:
         """Add the gradient of `loss` (one part of a batch that is accumulated, or all of it)."""
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def step(self) -> bool:
+    def step(self, stop: Tensor | None = None) -> bool | None:
         """Take one step with the gradients added since `clear`; return False if it was skipped.
+
+        The norm, which decides that, is the only number for which a step waits for the device; `stop` comes
+        with it. Where that is true, no step is taken, and None is returned.
 
         Raises:
             TrainingError: `limit` steps in a row were not finite.
         """
-        self.last_norm = float(self._clipped_norm())
+        norm = self._clipped_norm()
+        read = [norm] if stop is None else [norm, stop.to(norm)]
+        self.last_norm, *stops = torch.stack(read).tolist()
+        if any(stops):
+            return None
         if math.isfinite(self.last_norm):
             self.optimizer.step()
             self.in_a_row = 0
@@ -93,7 +100,7 @@ class GuardedStep:
             )
         return False
 
-    def __call__(self, loss: Tensor) -> bool:
+    def __call__(self, loss: Tensor) -> bool | None:
         """Clear, backward and step in one."""
         self.clear()
         self.backward(loss)
@@ -166,14 +173,17 @@ class AverageConfig(StrictModel):
     def build(self, model: nn.Module) -> AveragedModel:
         """The average of a model's weights and floating-point buffers; it starts as a copy of them."""
 
-        def mean(average: Tensor, latest: Tensor, step: Tensor | int) -> Tensor:
-            if not average.is_floating_point():
-                return latest
-            step = int(step)
+        @torch.no_grad()
+        def mean(averages: Iterable[Tensor], latest: Iterable[Tensor], step: Tensor | int) -> None:
+            step = int(averaged.n_averaged)  # on the CPU; `step` is a copy of it on the weights' device
             share = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
-            return average.lerp(latest, 1 - share)
+            for average, value in zip(averages, latest, strict=True):
+                if average.is_floating_point():
+                    average.lerp_(value, 1 - share)
+                else:
+                    average.copy_(value)
 
-        averaged = AveragedModel(model, avg_fn=mean, use_buffers=True).eval()
+        averaged = AveragedModel(model, multi_avg_fn=mean, use_buffers=True).eval()
         averaged.n_averaged += 1  # the copy counts: torch would replace it in the first step
         return averaged
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
 from typing import Annotated, Any, Self
 
@@ -31,12 +31,14 @@ from tats_core.sampling import (
     Transition,
 )
 from tats_core.sampling.fixed import RandomSampler
+from tats_core.sampling.objective import Metrics
 from tats_core.sampling.plackett_luce import Noise
 from tats_core.sampling.reward import Outcome
 from tats_core.specs import NotIdentity, OneOf, StrictModel
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog
 from tats_core.training.loop import LastStep, Loader, Position, Watch, restore
+from tats_core.training.metrics import on_host
 from tats_core.training.optim import GuardedStep, fresh_weights
 from tats_core.training.optimizers import OPTIMIZERS, OptimizerConfig
 from tats_core.training.world import Precision, StepConfig, World
@@ -192,15 +194,11 @@ class SamplerLearner:
         with self.world.accumulating(self.network, last=last):
             self.guarded.backward(loss)
 
-    def step(self) -> bool:
+    def step(self, stop: Tensor | None = None) -> bool | None:
         """Clip and step, then free the gradients' memory for the MAE's next step."""
-        stepped = self.guarded.step()
+        stepped = self.guarded.step(stop)
         self.guarded.clear()
         return stepped
-
-    def discard(self) -> None:
-        """Forget the gradients added since the last step."""
-        self.guarded.clear()
 
     def mean(self, values: Tensor) -> Tensor:
         """Average over workers."""
@@ -270,8 +268,12 @@ class JointTrainer:
         if self.objective is not None:
             self.objective.configure(sampler)
 
-    def step(self, video_BCTHW: Tensor, lr: float, *, warming_up: bool = False) -> dict[str, float]:
-        """One iteration on normalised videos: rollout, MAE step, update of the sampler; returns metrics."""
+    def step(self, video_BCTHW: Tensor, lr: float, *, warming_up: bool = False) -> Metrics:
+        """One iteration on normalised videos: rollout, MAE step, update of the sampler; returns metrics.
+
+        It waits for the device once in each optimiser step, for the norm of its gradient; what is measured
+        stays there until it is logged.
+        """
         # Freed before the forward pass, the last step's gradients leave their memory to its activations.
         self.mae_step.clear()
         patches_BNP = patchify(video_BCTHW, self.config.clip)
@@ -288,7 +290,7 @@ class JointTrainer:
         rollout = self.decoded(sampler.draw(len(video_BCTHW), self.noise, policy))
         loss_BM, reward_BM = self.reconstruct(patches_BNP, rollout)
         transition = None if reward_BM is None else Transition(tokens_BND, rollout, reward_BM)
-        update: dict[str, float] = {}
+        update: Metrics = {}
         if transition is not None and together:
             self.learner.guarded.set_lr(lr)
             torch.manual_seed(seed)  # parts of a batch that run again meet the dropout of the draw
@@ -299,10 +301,9 @@ class JointTrainer:
         # Non-finite errors are no rewards: a single such batch would make policy and objective non-finite.
         if transition is not None and stepped and not together:
             update = self.update(transition)
-        loss = float(loss_BM.mean())
-        return {"loss": loss, "lr": lr, "grad_norm": self.mae_step.last_norm, **update}
+        return {"loss": loss_BM.mean(), "lr": lr, "grad_norm": self.mae_step.last_norm, **update}
 
-    def update(self, transition: Transition) -> dict[str, float]:
+    def update(self, transition: Transition) -> Metrics:
         """Let the sampler learn from a draw; returns metrics."""
         assert self.objective is not None
         metrics = self.objective.update(transition, self.learner)
@@ -413,7 +414,7 @@ def _redistributed(ranks: Sequence[Mapping[str, Any]], world: World) -> dict[str
         # Row i of rank r of n is row i * n + r of the global batch.
         batch = {name: torch.stack([s[name] for s in shares], dim=1).flatten(0, 1) for name in shares[0]}
         memory.append({name: rows[world.rank :: world.size] for name, rows in batch.items()})
-    return {"memory": memory, "position": asdict(Position.joined([rank["position"] for rank in ranks]))}
+    return {"memory": memory, "position": Position.joined([rank["position"] for rank in ranks]).state_dict()}
 
 
 def pretrain(
@@ -460,8 +461,9 @@ def pretrain(
         if trainer.mae_step.in_a_row:
             return  # no training should resume within a storm of NaNs
         shared = trainer.state_dict()
-        rank = shared.pop("rank") | {"position": asdict(at)}
-        metrics = at.health | {"loss": at.metrics["loss"]}
+        position = at.state_dict()
+        rank = shared.pop("rank") | {"position": position}
+        metrics = at.health | {"loss": position["metrics"]["loss"]}
         store.save({"trainer": shared, "rank": rank}, step=at.step, metrics=metrics)
 
     while at.epoch < config.last_epoch:
@@ -477,8 +479,9 @@ def pretrain(
             at.metrics |= trainer.step(batch.normalised(world.device), **arguments)
             at.next_batch()
             if at.step % config.log_every == 0 or at.step == steps:
-                events.metrics(at.step, world.mean(at.metrics))
-                latest = at.metrics | at.health | watch.latest
+                mine = on_host(at.metrics)
+                events.metrics(at.step, world.mean(mine))
+                latest = mine | at.health | watch.latest
                 events.progress(
                     step=at.step,
                     steps=steps,

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tats_core.errors import SpecError
 from tats_core.specs import StrictModel
+from tats_core.training.metrics import on_host
 
 Precision = Literal["fp32", "bf16"]
 
@@ -166,11 +167,12 @@ class World:
         dist.all_gather(parts, values_B.contiguous())
         return torch.cat(parts)
 
-    def mean(self, metrics: Mapping[str, float]) -> dict[str, float]:
+    def mean(self, metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
         """Return the mean of each metric over all workers, which have the same metrics in the same order."""
+        here = on_host(metrics)
         if self.size == 1:
-            return dict(metrics)
-        values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=self.device)
+            return here
+        values = torch.tensor(list(here.values()), dtype=torch.float64, device=self.device)
         return dict(zip(metrics, (self.sum(values) / self.size).tolist(), strict=True))
 
     def union(self, entries: Mapping[str, str]) -> dict[str, str]:
@@ -184,9 +186,7 @@ class World:
     def moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and (population) standard deviation of all elements over all workers, in float64."""
         flat = values.detach().double().flatten()
-        total = self.sum(
-            torch.stack([torch.tensor(float(flat.numel()), device=flat.device).double(), flat.sum()])
-        )
+        total = self.sum(torch.stack([flat.new_full((), flat.numel()), flat.sum()]))
         mean = total[1] / total[0]
         # Two passes: the one-pass formula cancels badly when the mean is far from zero.
         spread = self.sum((flat - mean).square().sum())

@@ -124,7 +124,8 @@ def test_a_critic_that_is_wrong_about_all_clips_alike_does_not_move_the_policy(w
         moved.append(table.logits_N.detach().clone())
     torch.testing.assert_close(moved[0], moved[1], rtol=0, atol=1e-5)
     assert moved[0].abs().max() > 0.01
-    assert metrics[1]["advantage_mean"] == pytest.approx(metrics[0]["advantage_mean"] - wrong_by, abs=1e-4)
+    right, wrong = (float(measured["advantage_mean"]) for measured in metrics)
+    assert wrong == pytest.approx(right - wrong_by, abs=1e-4)
 
 
 def _returns_and_values(returns: list[float], values: list[float]) -> Transition:
@@ -139,14 +140,17 @@ def test_the_explained_variance_is_that_of_all_clips_in_the_memory() -> None:
     learner = Taught(lambda tokens_BND: Policy(torch.zeros(0), torch.zeros(0)))
     # Residuals 0.5, -0.5, 0.5, -0.5 of returns 1, -1, 1, -1: a quarter of their variance is left.
     memory = [_returns_and_values([1.0, -1.0], [0.5, -0.5]), _returns_and_values([1.0, -1.0], [0.5, -0.5])]
-    assert explained_variance(learner, memory, PPOConfig()) == {"explained_variance": pytest.approx(0.75)}
+    explained = explained_variance(learner, memory, PPOConfig(reward_scale="global"))
+    assert explained == {"explained_variance": pytest.approx(0.75)}
+    assert explained_variance(learner, memory, PPOConfig(reward_scale="top")) == {}
 
 
 @pytest.mark.parametrize("returns", [[0.3], [0.3, 0.3]], ids=["a single clip", "clips with the same return"])
 def test_where_returns_do_not_differ_no_explained_variance_is_logged(returns: list[float]) -> None:
     learner = Taught(lambda tokens_BND: Policy(torch.zeros(0), torch.zeros(0)))
     memory = [_returns_and_values(returns, [0.1, 0.7][: len(returns)])]
-    assert explained_variance(learner, memory, PPOConfig()) == {}
+    explained = explained_variance(learner, memory, PPOConfig(reward_scale="global"))
+    assert math.isnan(explained["explained_variance"])
 
 
 def test_only_the_unclipped_clip_moves_the_policy() -> None:
@@ -236,7 +240,7 @@ class Taught:
     def __init__(
         self, policy: Callable[[Tensor], Policy], optimizer: torch.optim.Optimizer | None = None
     ) -> None:
-        self.of, self.optimizer, self.losses, self.discarded = policy, optimizer, list[float](), 0
+        self.of, self.optimizer, self.losses, self.stopped = policy, optimizer, list[float](), 0
         self.accumulate = 1
 
     def policy(self, tokens_BND: Tensor, *, last: bool) -> Policy:
@@ -247,14 +251,14 @@ class Taught:
         if self.optimizer is not None:
             loss.backward()  # type: ignore[no-untyped-call]
 
-    def step(self) -> bool:
+    def step(self, stop: Tensor | None = None) -> bool | None:
+        if stop is not None and stop:
+            self.stopped += 1
+            return None
         if self.optimizer is not None:
             self.optimizer.step()
             self.optimizer.zero_grad()
         return True
-
-    def discard(self) -> None:
-        self.discarded += 1
 
     def mean(self, values: Tensor) -> Tensor:
         return values
@@ -383,7 +387,7 @@ def test_a_skipped_step_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         return Policy(torch.full(tokens_BND.shape[:2], math.nan), torch.zeros(tokens_BND.shape[:2]))
 
     learner = Taught(broken)
-    monkeypatch.setattr(learner, "step", lambda: False)
+    monkeypatch.setattr(learner, "step", lambda stop: False)
     health = improve(learner, _memory(4), PPOConfig(), torch.Generator().manual_seed(0))
     assert health["ppo_steps"] == 0
 
@@ -392,7 +396,7 @@ def test_a_pass_that_moved_too_far_leaves_no_gradient_behind() -> None:
     learner = Taught(lambda tokens_BND: _shifted(tokens_BND))
     config = PPOConfig(epochs=3, minibatches=1, kl_stop=0.01)
     improve(learner, _memory(4), config, torch.Generator().manual_seed(0))
-    assert learner.discarded == 1
+    assert learner.stopped == 1
 
 
 def _shifted(tokens_BND: Tensor) -> Policy:
@@ -423,7 +427,7 @@ def test_a_mini_batch_in_parts_has_the_gradient_of_the_whole(credit: str) -> Non
         gradients.append((before - table.logits_N.detach(), health["policy_loss"]))
     for gradient_N, loss in gradients[1:]:
         torch.testing.assert_close(gradient_N, gradients[0][0], rtol=0, atol=1e-6)
-        assert loss == pytest.approx(gradients[0][1], abs=1e-6)
+        assert loss == pytest.approx(float(gradients[0][1]), abs=1e-6)
 
 
 def test_by_default_the_ratios_leave_1_after_the_first_mini_batch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 TINY: dict[str, Any] = {
     "model": {"preset": "vit_micro", "width": 24, "depth": 2, "heads": 3},
@@ -64,3 +66,51 @@ def tiny() -> dict[str, Any]:
 def clips() -> type[Clips]:
     """The fake loader."""
     return Clips
+
+
+class _Operations(TorchDispatchMode):
+    """Calls `seen` with the name of each operation, those of backward and of torch's own Python too."""
+
+    def __init__(self, seen: Any) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+class Waits(TorchFunctionMode):
+    """Names, in their order, the calls inside it for which the host would wait for a GPU.
+
+    Reading a number, sizes that depend on values, and tensors made of numbers of the host, whose copy waits.
+    """
+
+    OF_OPERATIONS = frozenset({"_local_scalar_dense", "nonzero", "equal", "lift_fresh"})
+    OF_METHODS = frozenset({"tolist", "cpu", "numpy"})  # on a CPU these reach no operation
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self._operations = _Operations(lambda name: name in self.OF_OPERATIONS and self.found.append(name))
+
+    def __enter__(self) -> Waits:
+        self._operations.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self._operations.__exit__(*error)
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        if name in self.OF_METHODS:
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def waits() -> type[Waits]:
+    """What a step waits for."""
+    return Waits

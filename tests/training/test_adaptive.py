@@ -13,6 +13,7 @@ from tats_core.errors import SpecError
 from tats_core.models.tokens import patchify
 from tats_core.sampling import Rollout, SamplerSite
 from tats_core.sampling.adaptive import AdaptiveConfig, PublishedSampler
+from tats_core.training.metrics import on_host
 from tats_core.training.pretrain import JointTrainer, PretrainConfig
 from tats_core.training.world import World
 
@@ -109,7 +110,7 @@ def test_a_joint_step_has_the_gradients_of_adamaes_sum_of_losses(
         ("sampler", trainer.learner.guarded, trainer.sampler),
     ):
 
-        def step(name: str = name, guarded: Any = guarded, module: Any = module) -> bool:
+        def step(stop: None = None, name: str = name, guarded: Any = guarded, module: Any = module) -> bool:
             steps[name] = [p.grad.clone() for p in module.parameters()]
             rates[name] = guarded.optimizer.param_groups[0]["lr"]
             return True
@@ -146,5 +147,5 @@ def test_the_draws_of_a_step_with_dropout_follow_from_the_trainers_own_generator
     for other in (1, 2):
         trainer = JointTrainer(recipe, World())
         torch.manual_seed(other)
-        losses.append(trainer.step(video_BCTHW, lr=1e-3))
+        losses.append(on_host(trainer.step(video_BCTHW, lr=1e-3)))
     assert losses[0] == losses[1]

@@ -13,6 +13,7 @@ from tats_core.specs import validate
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog, read_events
 from tats_core.training.finetune import FinetuneConfig, FinetuneTrainer, finetune
+from tats_core.training.metrics import on_host
 from tats_core.training.world import World
 
 PLAIN: dict[str, Any] = {"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0, "drop_path": 0.0}
@@ -164,7 +165,7 @@ def test_a_batch_in_parts_makes_the_step_of_the_whole_batch(
         trainer = FinetuneTrainer(recipe, 3, World())
         trainer.start()
         metrics = [
-            trainer.step(video_BCTHW.double(), label_B, step, lr=1e-3)
+            on_host(trainer.step(video_BCTHW.double(), label_B, step, lr=1e-3))
             for step, (video_BCTHW, label_B, _) in enumerate(clips(steps=5, batch=6).epoch(0))
         ]
         results.append((metrics, trainer.model.state_dict()))
@@ -333,3 +334,16 @@ def test_a_compiled_step_is_the_plain_one_up_to_rounding_and_their_states_are_ex
         torch.testing.assert_close(compiled["model"][name], tensor, rtol=0, atol=2.1e-3)
     trainers[0].load_state_dict(compiled)
     trainers[1].load_state_dict(plain)
+
+
+@pytest.mark.parametrize("changes", [{"head_dropout": 0.2, "accumulate": 2}, PLAIN])
+def test_a_step_waits_for_the_device_once(
+    changes: dict[str, Any], tiny: dict[str, Any], clips: Any, waits: Any
+) -> None:
+    trainer = FinetuneTrainer(_recipe(tiny, **changes), 3, World())
+    trainer.start()
+    batch = next(clips().epoch(0))
+    for step in range(2):  # the first one makes the optimiser's moments
+        with waits() as waiting:
+            trainer.step(batch.video_BCTHW, batch.label_B, step, lr=1e-3)
+    assert waiting.found == ["tolist"]

@@ -110,3 +110,10 @@ def test_a_model_that_is_as_sure_as_it_is_right_has_no_calibration_error() -> No
 
 def test_peak_memory_is_that_of_a_process_with_torch_in_it() -> None:
     assert 50 < metrics.peak_memory_mb(torch.device("cpu")) < 100_000
+
+
+def test_metrics_on_a_device_become_numbers_in_their_places() -> None:
+    mixed = {"loss": torch.tensor(0.1), "lr": 0.5, "kl": torch.tensor(0.2, dtype=torch.float64)}
+    read = metrics.on_host(mixed)
+    assert list(read.items()) == [("loss", torch.tensor(0.1).item()), ("lr", 0.5), ("kl", 0.2)]
+    assert {type(value) for value in read.values()} == {float}

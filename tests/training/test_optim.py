@@ -125,6 +125,15 @@ def test_a_long_gradient_is_clipped_to_its_limit_and_recorded_at_full_length() -
     assert guarded.last_norm == pytest.approx(10)
 
 
+@pytest.mark.parametrize(("stop", "taken"), [(True, None), (False, True)])
+def test_a_step_that_is_told_to_stop_is_not_taken(stop: bool, taken: bool | None) -> None:
+    parameter, guarded = _guarded(1.0)
+    guarded.backward(_loss(parameter, 1.0))
+    assert guarded.step(torch.tensor(stop)) is taken
+    assert parameter.tolist() == ([1 - 3, -4] if taken else [1, 0])
+    assert guarded.skipped == 0
+
+
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_a_step_that_is_not_finite_is_skipped_and_counted(broken: float) -> None:
     parameter, guarded = _guarded(1.0)

@@ -16,6 +16,7 @@ from tats_core.sampling import Sampler, Transition, ppo
 from tats_core.specs import validate
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog, read_events
+from tats_core.training.metrics import on_host
 from tats_core.training.optimizers import OPTIMIZERS
 from tats_core.training.pretrain import JointTrainer, PretrainConfig, pretrain
 from tats_core.training.world import World
@@ -446,7 +447,7 @@ def test_an_accumulated_step_is_the_step_of_the_large_batch(
     try:
         trainers = [JointTrainer(_recipe(tiny, sampler, accumulate=parts), World()) for parts in (1, 2, 3)]
         for step, (video_BCTHW, _, _) in enumerate(clips(steps=5, batch=5).epoch(0)):
-            metrics = [trainer.step(video_BCTHW.double(), lr=1e-3) for trainer in trainers]
+            metrics = [on_host(trainer.step(video_BCTHW.double(), lr=1e-3)) for trainer in trainers]
             for other in metrics[1:]:
                 for name in {"loss", "reward_std", "policy_loss", "kl", "sampling_loss"} & other.keys():
                     assert other[name] == pytest.approx(metrics[0][name], abs=1e-5), (step, name)
@@ -467,7 +468,9 @@ def test_a_step_in_bfloat16_stays_near_the_one_in_float32(
     losses = []
     for precision in ("fp32", "bf16"):
         trainer = JointTrainer(_recipe(tiny, SAMPLERS[kind], precision=precision), World())
-        losses.append([trainer.step(video, lr=1e-3)["loss"] for video, _, _ in clips(steps=4).epoch(0)])
+        losses.append(
+            [float(trainer.step(video, lr=1e-3)["loss"]) for video, _, _ in clips(steps=4).epoch(0)]
+        )
         assert {p.dtype for p in trainer.mae.parameters()} == {torch.float32}
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert losses[1] != losses[0]
@@ -571,3 +574,25 @@ def test_the_rate_of_the_sampler_is_for_a_width_of_48() -> None:
     assert PretrainConfig.model_validate({"sampler": narrow}).learning(0)[1] == 1e-3
     light = {"kind": "adaptive", "architecture": "light"}
     assert PretrainConfig.model_validate({"sampler": light, "sampler_lr": 2e-3}).learning(0)[1] == 2e-3
+
+
+@pytest.mark.parametrize(
+    ("sampler", "optimiser_steps", "passes"),
+    [
+        ({"kind": "random"}, 1, 0),
+        ({"kind": "adaptive", "architecture": "light"}, 2, 0),
+        (_tats(minibatches=4), 5, 1),
+        (_tats(minibatches=2, epochs=2, reward_scale="global"), 5, 2),
+        (_tats(minibatches=1, credit="sequence", reward_scale="global"), 2, 1),
+    ],
+)
+def test_a_step_waits_for_the_device_once_in_each_optimiser_step(
+    sampler: dict[str, Any], optimiser_steps: int, passes: int, tiny: dict[str, Any], clips: Any, waits: Any
+) -> None:
+    trainer = JointTrainer(_recipe(tiny, sampler), World())
+    video_BCTHW = next(clips().epoch(0)).video_BCTHW
+    trainer.step(video_BCTHW, lr=1e-3)  # the first one makes the optimisers' moments
+    with waits() as waiting:
+        trainer.step(video_BCTHW, lr=1e-3)
+    # The orders of the mini-batches are drawn on the host, one a pass; to read them waits for nothing.
+    assert waiting.found == ["tolist"] * (optimiser_steps + passes)

@@ -21,6 +21,7 @@ from tats_core.training import checkpoint
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog, read_events
 from tats_core.training.finetune import FinetuneConfig, FinetuneTrainer
+from tats_core.training.metrics import on_host
 from tats_core.training.pretrain import JointTrainer, PretrainConfig, pretrain
 from tats_core.training.world import World
 
@@ -54,7 +55,7 @@ def joint(world: World, steps: int) -> dict[str, Any]:
     # In double precision: Adam makes a step of full size out of a gradient that is nothing but rounding.
     torch.set_default_dtype(torch.float64)
     trainer = JointTrainer(PretrainConfig.model_validate({**TINY, "sampler": SAMPLER, "mae": MAE}), world)
-    metrics = [trainer.step(_clips(world, step)[0].double(), lr=1e-3) for step in range(steps)]
+    metrics = [on_host(trainer.step(_clips(world, step)[0].double(), lr=1e-3)) for step in range(steps)]
     torch.set_default_dtype(torch.float32)
     return {"metrics": metrics, "mae": trainer.mae.state_dict(), "sampler": trainer.sampler.state_dict()}
 
