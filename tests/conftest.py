@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tats_core.store.outputs import StageKey, StageStore
 from tats_core.store.run import RunRecord, StageRecord
@@ -15,6 +16,10 @@ from tats_core.store.run import RunRecord, StageRecord
 # The models here are so small that a second thread costs more than it does; on a busy machine, ten times
 # more. Before anything imports torch, and for the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# An example may take as long as the machine takes.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 _PREFIXES = ("TATS_", "MLFLOW_", "RAY_")
 

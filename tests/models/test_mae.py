@@ -135,7 +135,7 @@ def test_a_mixed_error_is_split_into_its_mean_and_its_change() -> None:
     assert _reconstruction([2, 0, 2, 0, 2, 0], motion_weight=5).error_BM.item() == 6
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.floats(1, 20), st.integers(1, 4), st.integers(0, 2**31 - 1))
 def test_the_weighted_error_is_linear_in_the_weight(weight: float, tubelet: int, seed: int) -> None:
     difference = torch.randn(2, 3, tubelet * 12, generator=torch.Generator().manual_seed(seed)).double()

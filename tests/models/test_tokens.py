@@ -26,7 +26,7 @@ def test_a_clip_must_be_cut_without_a_rest() -> None:
         ClipConfig(size=225)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 2))
 def test_cutting_a_clip_into_tokens_loses_nothing(t: int, p: int, slices: int, side: int, batch: int) -> None:
     clip = ClipConfig(frames=t * slices, size=p * side, tubelet=t, patch=p)

@@ -55,7 +55,7 @@ def test_positions_follow_from_the_configuration_and_are_not_saved() -> None:
     assert not [name for name in _vit().state_dict() if "position" in name]
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.permutations(range(CLIP.tokens)), st.integers(1, CLIP.tokens))
 def test_embedding_the_visible_tokens_alone_is_picking_them_from_all(order: list[int], visible: int) -> None:
     vit = _vit()

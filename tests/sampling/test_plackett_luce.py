@@ -58,7 +58,7 @@ def test_tokens_are_included_as_often_as_all_draws_of_three_enumerated_say() -> 
         assert (drawn_BK == token).any(1).double().mean().item() == pytest.approx(exact, abs=4 * deviation)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 40), st.integers(0, 2**31 - 1), st.data())
 def test_a_draw_has_no_token_twice_and_is_repeated_by_its_seed(
     n: int, seed: int, data: st.DataObject
@@ -82,7 +82,7 @@ def test_a_certain_token_is_always_drawn_first() -> None:
     assert gumbel_top_k(logits_BN, 3, _uniform(500, 20, seed=0))[:, 0].unique().tolist() == [7]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.floats(-8, 8), min_size=2, max_size=7), st.data())
 def test_ordered_log_probs_equal_brute_force(logits: list[float], data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(len(logits))))[: data.draw(st.integers(1, len(logits)))]
@@ -119,7 +119,7 @@ def test_logits_far_apart_stay_finite_with_their_gradients() -> None:
     assert logits_BN.grad[0].tolist() == pytest.approx([-1, 1, 0, 0], abs=1e-5)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 30), st.data())
 def test_the_complement_is_what_was_not_drawn_in_ascending_order(n: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, n))
@@ -128,7 +128,7 @@ def test_the_complement_is_what_was_not_drawn_in_ascending_order(n: int, data: s
     assert masked_BM.tolist() == [sorted(set(range(n)) - set(row)) for row in drawn]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 9), st.integers(0, 2**31 - 1))
 def test_workers_share_out_the_noise_that_one_worker_would_draw(
     workers: int, clips: int, columns: int, seed: int

@@ -31,7 +31,7 @@ def test_wilsons_interval_is_the_published_one(hits: int, clips: int, low: float
     assert interval == pytest.approx((100 * low, 100 * high), abs=0.006)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 500), st.data())
 def test_wilsons_interval_holds_the_share_and_stays_within_0_and_100(clips: int, data: st.DataObject) -> None:
     percent = 100 * data.draw(st.integers(0, clips)) / clips
@@ -68,7 +68,6 @@ def test_a_confusion_counts_true_classes_in_rows_and_predictions_in_columns() ->
     assert metrics.mean_class_accuracy(confusion_CC) == pytest.approx(100 * 4 / 9)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=60))
 def test_confusion_and_mean_class_accuracy_are_scikit_learns(clips: list[tuple[int, int]]) -> None:
     label_B, predicted_B = torch.tensor(clips).T

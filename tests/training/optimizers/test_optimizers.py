@@ -46,7 +46,7 @@ def test_the_rate_rises_linearly_and_falls_along_a_cosine(step: int, expected: f
     assert rate(step) == pytest.approx(expected)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 300), st.floats(0, 400), st.integers(0, 400))
 def test_the_rate_never_leaves_what_lies_between_its_ends(epochs: int, warmup: float, step: int) -> None:
     config = STEPS.model_copy(update={"warmup_epochs": warmup})
