@@ -55,7 +55,7 @@ class Outcome:
 
     def contrast(self, floor: float) -> Tensor:
         """Variance over space within a token's frames, channels alike, plus `floor^2`: `[B, N]`."""
-        return self.by_frame(self.patches_BNP).var(-1, correction=0).mean((3, 4)).flatten(1) + floor**2
+        return variance(self.by_frame(self.patches_BNP)).mean((3, 4)).flatten(1) + floor**2
 
     def change(self) -> Tensor:
         """Mean squared difference of a token's frames to the next frame at the same place: `[B, N]`.
@@ -66,6 +66,11 @@ class Outcome:
         step_BSX = (line_BSCXQ[:, :, :, 1:] - line_BSCXQ[:, :, :, :-1]).square().mean((2, 4))
         step_BSX = torch.cat([step_BSX, step_BSX[:, :, -1:]], 2)
         return step_BSX.unfold(2, self.tubelet, self.tubelet).mean(3).transpose(1, 2).flatten(1)
+
+
+def variance(values_X: Tensor) -> Tensor:
+    """Variance over the last axis; on a CPU in a fraction of the time that `Tensor.var` takes."""
+    return (values_X - values_X.mean(-1, keepdim=True)).square().mean(-1)
 
 
 def pixel(outcome: Outcome, floor: float) -> Tensor:
@@ -86,8 +91,7 @@ def normalized(outcome: Outcome, floor: float) -> Tensor:
     which targets without a mean do not have, would count most where the token is flat.
     """
     difference_BMCX = outcome.difference_BMP.unflatten(-1, (3, -1))  # type: ignore[no-untyped-call]
-    error_BM: Tensor = difference_BMCX.var(-1, correction=0).mean(-1)
-    return error_BM / outcome.masked(outcome.contrast(floor))
+    return variance(difference_BMCX).mean(-1) / outcome.masked(outcome.contrast(floor))
 
 
 def dynamic(outcome: Outcome, floor: float) -> Tensor:
@@ -114,8 +118,7 @@ def motion(outcome: Outcome, floor: float) -> Tensor:
     tokens from having a speed. The first factor (`normalized`) makes it what is *hard* about motion: what
     the visible tokens already explain earns little.
     """
-    speed_BN = outcome.change() / outcome.contrast(floor)
-    return normalized(outcome, floor) * outcome.masked(speed_BN)
+    return normalized(outcome, floor) * outcome.masked(outcome.change() / outcome.contrast(floor))
 
 
 REWARDS: Final[dict[RewardKind, Callable[[Outcome, float], Tensor]]] = {
