@@ -50,14 +50,14 @@ _TICK = 0.25  # seconds between two readings of the running stages' events
 class Host:
     """What a sweep provides for the run of a trial.
 
-    `run_id` is the run's folder below `runs/`, `observer` stands for tracking, `launch` for Ray Train, and
-    `stop` ends the run.
+    `run_id` is the run's folder below `runs/`, `observer` stands for tracking, `launch` starts the workers,
+    and `stop` ends the run.
     """
 
     run_id: str
     observer: Observer
     stop: threading.Event
-    launch: Launch | None = None
+    launch: Launch
     dies: bool = False
     """Of a rehearsal: it is the trial that loses a worker and resumes."""
 
@@ -188,7 +188,7 @@ class _Run:
         self.decider, self.store, self.graph = decider, decider.store, decider.graph
         self.record, self.pool, self.on_error = record, pool, on_error
         self.stop = host.stop if host else threading.Event()
-        self.launch = host.launch if host else beside_ray if decider.pipeline.rehearsal else None
+        self.launch = host.launch if host else launch
         trained = [name for name, instance in self.graph.instances.items() if instance.kind.curves]
         dies = decider.pipeline.rehearsal and (host is None or host.dies)
         self.victims = trained[:1] if dies else []
@@ -448,10 +448,10 @@ class _Run:
             observer.finished(record)
 
 
-def beside_ray(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> None:
-    """Launch a rehearsal's work: on Ray Train, but a single CPU worker of this machine as a process.
+def launch(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> None:
+    """Start workers on Ray Train, but a single CPU worker of this machine as a process, and wait for them.
 
-    A start on Ray takes many times as long as a stage of a rehearsal.
+    Such a process starts in a moment, Ray and its worker in seconds, and Ray would have nothing to add.
     """
     if work.workers == 1 and not work.gpu and "RAY_ADDRESS" not in os.environ:
         local.fit(work, name, out, stop)

@@ -61,7 +61,7 @@ class StageWork(threading.Thread):
     home: Path
     stop: threading.Event
     answers: queue.SimpleQueue[Answer]
-    launch: Launch | None = None
+    launch: Launch
     dies: bool = False
     """A rehearsal: a worker of this stage is killed once."""
     offset: int = 0
@@ -168,12 +168,7 @@ class StageWork(threading.Thread):
         numbers = itertools.count(1)  # a stage that fits twice resumes each of the two
 
         def fit(work: ParallelWork) -> None:
-            launch = self.launch
-            if launch is None:
-                from tats_core.launch import ray_train
-
-                launch = ray_train.fit
-            launch(replace(work, dies=self.dies), f"fit-{next(numbers)}", out, self.stop)
+            self.launch(replace(work, dies=self.dies), f"fit-{next(numbers)}", out, self.stop)
 
         return fit
 

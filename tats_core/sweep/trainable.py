@@ -10,7 +10,7 @@ from typing import Any
 
 from ray import tune
 
-from tats_core.launch import local
+from tats_core.launch import local, ray_train
 from tats_core.sweep import trial
 from tats_core.sweep.spec import Sweep, Trial
 from tats_core.sweep.trial import Row, TrialResult
@@ -34,7 +34,7 @@ class PipelineTrial(tune.Trainable):
         self.stopped = threading.Event()
         self.result: TrialResult | None = None
         self.folder = home / "runs" / run_id / "trials" / this_trial.id
-        launch = local.fit if in_process else None
+        launch = local.fit if in_process else ray_train.fit
 
         def work() -> None:
             try:

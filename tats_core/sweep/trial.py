@@ -142,7 +142,7 @@ def run(
     run_id: str,
     rows: queue.SimpleQueue[Row | None],
     stop: threading.Event,
-    launch: Launch | None,
+    launch: Launch,
 ) -> TrialResult | None:
     """Run a trial to its end and return how it ended, a failure too; None where `stop` was set."""
     epochs = EpochRows(sweep, rows)
