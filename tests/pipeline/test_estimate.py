@@ -46,7 +46,7 @@ def test_where_decoding_is_slower_it_is_the_limit_and_the_key_to_change_is_named
 
 
 def test_generated_clips_are_counted_and_a_cpu_has_no_hours_without_a_measurement():
-    costs = _costs("demo", "finetune.labels_per_class=4")
+    costs = _costs("demo", "pretrain.epochs=40", "finetune.labels_per_class=4")
     assert costs["pretrain"].steps == 40 * (10 * 120 // 64)
     assert costs["finetune[hmdb51,scratch]"].steps == 60 * (8 * 4 // 32)
     assert {cost.hours for cost in costs.values()} == {None}
