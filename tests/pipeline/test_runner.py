@@ -14,8 +14,9 @@ import pytest
 
 from tats_core.errors import ResourceError, SpecError, StageError, TatsError, VideoError
 from tats_core.files import digest, write_json
+from tats_core.launch import local, ray_train
 from tats_core.pipeline import runner
-from tats_core.stages.base import StageContext
+from tats_core.stages.base import ParallelWork, StageContext
 from tats_core.store import code, history
 from tats_core.store.outputs import StageStore
 from tats_core.store.run import Run, RunRecord
@@ -578,3 +579,20 @@ def test_a_plan_says_what_a_stage_took_in_the_newest_run_that_did_its_work(load,
     seconds = {item.name: item.seconds for item in runner.plan(load(TOY), home).items}
     assert seconds["sum"] == 12.5
     assert 0 < (seconds["make"] or 0) < 99
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpu", "cluster", "launcher"),
+    [(1, False, False, "local"), (2, False, False, "ray"), (1, True, False, "ray"), (1, False, True, "ray")],
+)
+def test_one_cpu_worker_of_this_machine_is_a_process_and_all_else_is_rays(
+    tmp_path, monkeypatch, workers, gpu, cluster, launcher
+):
+    launched: list[str] = []
+    monkeypatch.setattr(local, "fit", lambda *work: launched.append("local"))
+    monkeypatch.setattr(ray_train, "fit", lambda *work: launched.append("ray"))
+    if cluster:
+        monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    work = ParallelWork("module:function", {}, workers, gpu=gpu)
+    runner.launch(work, "fit-1", tmp_path, threading.Event())
+    assert launched == [launcher]
