@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from tats_core import tracking
 from tats_core.store.outputs import StageKey, StageStore
 from tats_core.store.run import RunRecord, StageRecord
+from tests.forks import Forks
 
 # The models here are so small that a second thread costs more than it does; on a busy machine, ten times
 # more. Before anything imports torch, and for the processes that tests start.
@@ -29,6 +32,29 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(_PREFIXES):
             monkeypatch.delenv(name)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that hold slow tests: the last file to end shall not be a long one."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Return what starts Python without waiting for its libraries."""
+    started = Forks()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return MLflow's database before the first run: to create it takes longer than most tests."""
+    home = tmp_path_factory.mktemp("empty")
+    database = home / "mlflow.db"
+    tracking.connect(home, f"sqlite:///{database}")
+    return database
 
 
 class Kept:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from tats_core import __version__
+from tests.forks import Forks
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
@@ -59,12 +61,20 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def python(installed: Path, *words: str) -> str:
-    """Run Python in the installation's folder, where no checkout is in sight."""
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
-    command = [sys.executable, *words]
-    done = subprocess.run(command, cwd=installed, env=environment, check=True, capture_output=True, text=True)
-    return done.stdout
+Python = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def python(installed: Path, forks: Forks) -> Python:
+    """Return a function that runs Python in the installation's folder, where no checkout is in sight."""
+
+    def run(*words: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(installed)}
+        code, out, err = forks.run(*words, cwd=installed, env=environment, log=installed.with_suffix(".log"))
+        assert code == 0, err
+        return out
+
+    return run
 
 
 @pytest.mark.slow
@@ -80,18 +90,18 @@ def test_the_wheel_carries_the_pipelines_the_templates_the_licence_and_no_tests(
 
 
 @pytest.mark.slow
-def test_installed_elsewhere_it_lists_the_pipelines(installed: Path) -> None:
+def test_installed_elsewhere_it_lists_the_pipelines(installed: Path, python: Python) -> None:
     where = "import tats_core, pathlib; print(pathlib.Path(tats_core.__file__).parent.parent)"
-    assert python(installed, "-c", where).strip() == str(installed)
-    listed = python(installed, "-m", "tats_core", "list").splitlines()
+    assert python("-c", where).strip() == str(installed)
+    listed = python("-m", "tats_core", "list").splitlines()
     blank = listed.index("")
     assert sorted(line.split()[0] for line in listed[:blank]) == SHIPPED
     assert sorted(line.split()[0] for line in listed[blank + 2 :]) == SWEEPS
 
 
 @pytest.mark.slow
-def test_installed_elsewhere_it_plans_every_pipeline(installed: Path) -> None:
-    done = python(installed, "-c", planning(SHIPPED, "run", "pipeline"))
+def test_installed_elsewhere_it_plans_every_pipeline(installed: Path, python: Python) -> None:
+    done = python("-c", planning(SHIPPED, "run", "pipeline"))
     first = [line.split(":")[0] for line in done.splitlines() if line.endswith(", 0 reused")]
     assert first == SHIPPED
     assert done.count(", 0 reused\n") == len(SHIPPED)
@@ -99,8 +109,8 @@ def test_installed_elsewhere_it_plans_every_pipeline(installed: Path) -> None:
 
 
 @pytest.mark.slow
-def test_installed_elsewhere_it_plans_every_sweep(installed: Path) -> None:
-    done = python(installed, "-c", planning(SWEEPS, "sweep"))
+def test_installed_elsewhere_it_plans_every_sweep(installed: Path, python: Python) -> None:
+    done = python("-c", planning(SWEEPS, "sweep"))
     first = [line.split(":")[0] for line in done.splitlines() if not line.startswith(" ")]
     assert first == SWEEPS
     assert not (installed / ".tats").exists()

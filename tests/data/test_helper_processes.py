@@ -16,6 +16,8 @@ import pytest
 
 from tats_core.data.generate import GenerateConfig, generate
 
+pytestmark = pytest.mark.slow
+
 _GENERATES = """
 import sys
 from pathlib import Path

@@ -15,6 +15,7 @@ import html.parser
 import importlib
 import json
 import os
+import pkgutil
 import re
 import runpy
 import shutil
@@ -362,6 +363,7 @@ def capture(folder: Path, log: Callable[[str], None]) -> Iterator[tuple[str, str
     events = _run_all(project, good)
     for library in LIBRARIES:
         importlib.import_module(library)
+    _import_all()
     for name, text in BROKEN.items():
         (project.folder / "pipelines" / f"{name}.yaml").write_text(text)
     fork = project.fork
@@ -406,6 +408,15 @@ def capture(folder: Path, log: Callable[[str], None]) -> Iterator[tuple[str, str
     yield "messages.txt", _messages(plain, mistakes)
     yield "files.txt", _files(plain, project)
     yield "mlflow.json", json.dumps(_mlflow(plain, project), indent=1, ensure_ascii=False) + "\n"
+
+
+def _import_all() -> None:
+    """Import every module: each of the hundred forks would do so again."""
+    import tats_core
+
+    for module in pkgutil.walk_packages(tats_core.__path__, "tats_core."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 
 
 def _run_all(project: Project, good: Callable[..., str]) -> str:

@@ -10,13 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel
-from transformers.models.videomae import VideoMAEConfig
-from transformers.models.videomae.modeling_videomae import (
-    VideoMAEForPreTraining,
-    VideoMAEForVideoClassification,
-    get_sinusoid_encoding_table,
-)
+import transformers  # its classes are imported when they are named: that takes seconds
 
 from tats_core.models import checkpoints_io, hugging_face
 from tats_core.models.classifier import VideoClassifier
@@ -31,8 +25,8 @@ VIT = ViTConfig.model_validate(
 MAE = MAEConfig(decoder_width=16, decoder_depth=2, decoder_heads=2)
 
 
-def _reference(**changes: object) -> VideoMAEConfig:
-    return VideoMAEConfig(
+def _reference(**changes: object) -> transformers.VideoMAEConfig:
+    return transformers.VideoMAEConfig(
         **{
             "image_size": 12,
             "patch_size": 4,
@@ -59,7 +53,7 @@ def _shaken(model: torch.nn.Module) -> torch.nn.Module:
     return model.double().eval()
 
 
-def _saved(theirs: PreTrainedModel, folder: Path) -> checkpoints_io.Foreign:
+def _saved(theirs: transformers.PreTrainedModel, folder: Path) -> checkpoints_io.Foreign:
     theirs.save_pretrained(folder)
     return checkpoints_io.read(folder)
 
@@ -67,13 +61,15 @@ def _saved(theirs: PreTrainedModel, folder: Path) -> checkpoints_io.Foreign:
 @pytest.mark.parametrize(("frames", "size", "width"), [(4, 12, 24), (8, 48, 98)])
 def test_joint_positions_are_videomaes_table(frames: int, size: int, width: int) -> None:
     clip = ClipConfig(frames=frames, size=size, tubelet=2, patch=4)
+    from transformers.models.videomae.modeling_videomae import get_sinusoid_encoding_table
+
     expected_ND = get_sinusoid_encoding_table(clip.tokens, width)[0]
     torch.testing.assert_close(positions(clip, width, "joint"), expected_ND, rtol=0, atol=1e-6)
 
 
 def test_the_loss_and_the_predictions_are_videomaes(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    theirs = _shaken(VideoMAEForPreTraining(_reference(use_mean_pooling=False)))
+    theirs = _shaken(transformers.VideoMAEForPreTraining(_reference(use_mean_pooling=False)))
     theirs.decoder.norm.eps = 1e-6  # the published code's; the port left PyTorch's default here
     ours = VideoMAE(VIT, MAE, CLIP).double()
     match = checkpoints_io.load(ours, _saved(theirs, tmp_path))
@@ -95,7 +91,7 @@ def test_the_loss_and_the_predictions_are_videomaes(tmp_path: Path) -> None:
 
 def test_the_class_scores_are_videomaes(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    theirs = _shaken(VideoMAEForVideoClassification(_reference(num_labels=7)))
+    theirs = _shaken(transformers.VideoMAEForVideoClassification(_reference(num_labels=7)))
     ours = VideoClassifier(VIT, CLIP, 7).double().eval()
     match = checkpoints_io.load(ours, _saved(theirs, tmp_path))
     assert (match.missing, match.unexpected) == ((), ())
@@ -108,7 +104,9 @@ def test_the_class_scores_are_videomaes(tmp_path: Path) -> None:
 
 def test_the_ports_default_epsilon_moves_no_score_that_one_would_read(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    theirs = _shaken(VideoMAEForVideoClassification(_reference(num_labels=7, layer_norm_eps=1e-12)))
+    theirs = _shaken(
+        transformers.VideoMAEForVideoClassification(_reference(num_labels=7, layer_norm_eps=1e-12))
+    )
     ours = VideoClassifier(VIT, CLIP, 7).double().eval()
     checkpoints_io.load(ours, _saved(theirs, tmp_path))
     video_BCTHW = torch.randn(2, 3, 4, 12, 12, dtype=torch.float64)
@@ -121,7 +119,7 @@ def test_a_pre_trained_model_gives_hugging_face_the_same_loss() -> None:
     ours = _shaken(VideoMAE(VIT, MAE, CLIP))
     assert isinstance(ours, VideoMAE)
     tensors, config = hugging_face.exported(ours)
-    theirs = VideoMAEForPreTraining(VideoMAEConfig(**config)).double().eval()
+    theirs = transformers.VideoMAEForPreTraining(transformers.VideoMAEConfig(**config)).double().eval()
     missing, unexpected = theirs.load_state_dict(tensors, strict=False)
     assert (missing, unexpected) == ([], [])
     theirs.decoder.norm.eps = 1e-6
@@ -141,7 +139,9 @@ def test_a_fine_tuned_model_gives_hugging_face_the_same_scores_whatever_its_key_
     assert ours.encoder.blocks[0].attn.qkv.bias[24:48].abs().min() > 0  # type: ignore[union-attr, index, operator]
     tensors, config = hugging_face.exported(ours, ["a", "b", "c", "d", "e"])
     assert not [name for name in tensors if "key.bias" in name]
-    theirs = VideoMAEForVideoClassification(VideoMAEConfig(**config)).double().eval()
+    theirs = (
+        transformers.VideoMAEForVideoClassification(transformers.VideoMAEConfig(**config)).double().eval()
+    )
     assert theirs.config.id2label[4] == "e"
     missing, unexpected = theirs.load_state_dict(tensors, strict=False)
     assert (missing, unexpected) == ([], [])

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from timm.layers.drop import DropPath
 
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import PRESETS, VideoViT, ViTConfig, blocks, initialise_mimetic, take
@@ -83,10 +82,7 @@ def test_gradient_checkpointing_changes_neither_output_nor_gradients() -> None:
 
 
 def test_stochastic_depth_grows_linearly_to_its_last_block() -> None:
-    rates = [
-        block.drop_path1.drop_prob if isinstance(block.drop_path1, DropPath) else 0.0
-        for block in blocks(24, 5, 3, 4.0, 0.2)
-    ]
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in blocks(24, 5, 3, 4.0, 0.2)]
     assert rates == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
 
 

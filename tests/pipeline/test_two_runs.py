@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
+import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from tats_core.machine import available_cpus
 from tats_core.store import history
+from tests.forks import Fork, Forks
 
 pytestmark = pytest.mark.slow
 
@@ -26,38 +28,28 @@ stages:
 """
 
 
-class Run:
-    """One `tats run pipeline two`, and what it printed."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.log = folder / f"{name}.log"
-        command = [sys.executable, "-m", "tats_core", "run", "pipeline", "two", "--home", "home"]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
-
-    @property
-    def printed(self) -> str:
-        return self.log.read_text()
-
-
-Start = Callable[[str], Run]
+Start = Callable[[str], Fork]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def start(tmp_path: Path, forks: Forks, empty_database: Path) -> Iterator[Start]:
+    """Return a function that starts `tats run pipeline two`; the name is that of its log."""
     (tmp_path / "pipelines").mkdir()
     (tmp_path / "pipelines" / "two.yaml").write_text(PIPELINE)
-    runs: list[Run] = []
+    (tmp_path / "home").mkdir()
+    shutil.copy(empty_database, tmp_path / "home" / "mlflow.db")
+    runs: list[Fork] = []
 
-    def started(name: str) -> Run:
-        runs.append(Run(tmp_path, name))
+    def started(name: str) -> Fork:
+        command = ("-m", "tats_core", "run", "pipeline", "two", "--home", "home")
+        runs.append(forks.start(*command, cwd=tmp_path, env=os.environ, log=tmp_path / name))
         return runs[-1]
 
     yield started
     (tmp_path / "go").touch()  # a command outlives a driver that was killed
     for run in runs:
-        run.process.kill()
-        run.process.wait()
+        run.send_signal(signal.SIGKILL)
+        run.wait()
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -75,25 +67,25 @@ def test_the_second_waits_without_holding_cpus_and_takes_what_the_first_made(sta
     first = start("first")
     until(lambda: worked(tmp_path) == ["slow"])
     second = start("second")
-    until(lambda: f"slow: waits for process {first.process.pid}, which is making the same" in second.printed)
+    until(lambda: f"slow: waits for process {first.pid}, which is making the same" in second.printed[0])
     newest = next(history.records(tmp_path / "home", "two"))
     assert newest.stages["slow"].status == "waiting"
     # The CPUs that the waiting stage gave back are at work.
-    until(lambda: "other: finished" in second.printed)
+    until(lambda: "other: finished" in second.printed[0])
     (tmp_path / "go").touch()
-    assert (first.process.wait(60), second.process.wait(60)) == (0, 0)
+    assert (first.wait()[0], second.wait()[0]) == (0, 0)
     assert worked(tmp_path) == ["slow", "other"]
-    assert "slow: reused" in second.printed
-    assert "other: reused" in first.printed
+    assert "slow: reused" in second.printed[0]
+    assert "other: reused" in first.printed[0]
 
 
 def test_the_second_takes_over_where_the_first_was_killed(start, tmp_path):
     first = start("first")
     until(lambda: worked(tmp_path) == ["slow"])
     second = start("second")
-    until(lambda: "other: finished" in second.printed)
-    first.process.kill()
+    until(lambda: "other: finished" in second.printed[0])
+    first.send_signal(signal.SIGKILL)
     until(lambda: worked(tmp_path) == ["slow", "other", "slow"])
     (tmp_path / "go").touch()
-    assert second.process.wait(60) == 0
-    assert "slow: finished" in second.printed
+    assert second.wait()[0] == 0
+    assert "slow: finished" in second.printed[0]

@@ -4,10 +4,10 @@ import itertools
 import math
 
 import pytest
+import scipy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from tats_core.sampling.plackett_luce import Noise, complement, gumbel_top_k, ordered_log_probs, visible_count
 
@@ -44,7 +44,7 @@ def test_every_ordered_draw_is_as_frequent_as_plackett_luce_says() -> None:
     expected = [draws * _probability(LOGITS, order) for order in orders]
     observed = [(drawn_BK == torch.tensor(order)).all(1).sum().item() for order in orders]
     assert sum(observed) == draws
-    assert stats.chisquare(observed, expected).pvalue > 0.001
+    assert scipy.stats.chisquare(observed, expected).pvalue > 0.001
 
 
 def test_tokens_are_included_as_often_as_all_draws_of_three_enumerated_say() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 import tats_core
+from tests.forks import Forks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -47,127 +47,113 @@ print(json.dumps({item.name: [item.action, item.reason] for item in plan.items})
 """
 
 
+class Change(NamedTuple):
+    """One line of `module`; `like` is a file that is copied to `another.py` beside it."""
+
+    module: str
+    old: str
+    new: str
+    like: str = ""
+
+
+def added(registry: str, before: str, like: str, attribute: str) -> Change:
+    """Register the member `another`, a copy of the file `like`, before the one that is named."""
+    package = f"tats_core.{Path(like).parent}".replace("/", ".")
+    return Change(registry, before, f'"another": "{package}.another:{attribute}", {before}', like)
+
+
 class Copy:
     """A copy of the package with a store of its own."""
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.home = root, root / "home"
+    def __init__(self, root: Path, forks: Forks) -> None:
+        self.root, self.home, self.forks = root, root / "home", forks
         shutil.copytree(PACKAGE, root / "tats_core", ignore=shutil.ignore_patterns("__pycache__"))
         (root / "pipelines").symlink_to(PACKAGE.parent / "pipelines")
         self.python(COMMIT_ALL)
 
     def python(self, script: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", script, str(self.home)],
-            cwd=self.root,
-            env={**os.environ, "PYTHONPATH": str(self.root)},
-            capture_output=True,
-            text=True,
-            check=False,
+        settings = {**os.environ, "PYTHONPATH": str(self.root)}
+        code, out, err = self.forks.run(
+            "-c", script, str(self.home), cwd=self.root, env=settings, log=self.root / "log"
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert code == 0, err
+        return out
 
-    def run_again(self, module: str, old: str, new: str, *, like: str = "") -> dict[str, str]:
-        """Return the stages that would run after a change of one line of `module`, with the reasons.
-
-        Args:
-            like: a file that is copied to `another.py` beside it.
-        """
-        path = self.root / "tats_core" / module
-        before = path.read_text()
-        assert before.count(old) == 1, f"{module} no longer has this line once: {old}"
-        path.write_text(before.replace(old, new))
-        another = (self.root / "tats_core" / like).with_name("another.py")
-        if like:
-            shutil.copy(self.root / "tats_core" / like, another)
+    def run_again(self, *changes: Change) -> dict[str, str]:
+        """Return the stages that would run after these changes of the code, with the reasons."""
+        before: dict[Path, str | None] = {}
+        for change in changes:
+            path = self.root / "tats_core" / change.module
+            before[path] = path.read_text()
+            assert before[path].count(change.old) == 1, f"{path} no longer has this line once: {change.old}"
+            path.write_text(before[path].replace(change.old, change.new))
+            if change.like:
+                another = (self.root / "tats_core" / change.like).with_name("another.py")
+                before[another] = None
+                shutil.copy(self.root / "tats_core" / change.like, another)
         try:
             plan = json.loads(self.python(PLAN))
         finally:
-            path.write_text(before)
-            another.unlink(missing_ok=True)
+            for path, text in before.items():
+                path.unlink() if text is None else path.write_text(text)
         return {name: reason for name, (action, reason) in plan.items() if action == "run"}
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
-    return Copy(tmp_path_factory.mktemp("copy"))
+def copy(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Copy:
+    return Copy(tmp_path_factory.mktemp("copy"), forks)
 
 
-@pytest.mark.parametrize(
-    ("module", "old", "new"),
-    [
-        (
-            "sampling/ppo.py",
-            "class PPO(Objective[PPOSamplerConfig]):",
-            "class PPO(Objective[PPOSamplerConfig]):  # a comment",
-        ),
-        (
-            "models/vit.py",
-            "from __future__ import annotations",
-            "from __future__ import annotations\n\n\n# x",
-        ),
-        ("training/checkpoint.py", "_STOP_SECONDS = 0.5", "_STOP_SECONDS = 0.6"),
-        ("pipeline/runner.py", "_TICK = 0.25", "_TICK = 0.2"),
-        ("specs.py", 'return f"{dotted} is missing"', 'return f"{dotted} is not there"'),
-    ],
-    ids=["a comment in the sampler", "a comment in the model", "the checkpoints", "the engine", "a message"],
-)
-def test_what_cannot_change_an_output_reuses_every_stage(copy: Copy, module: str, old: str, new: str) -> None:
-    assert copy.run_again(module, old, new) == {}
+# A reason names the file that changed, so one plan shows which of several changes counts.
 
 
-@pytest.mark.parametrize(
-    ("registry", "before", "like", "attribute"),
-    [
-        ("training/optimizers/__init__.py", '"adamw": ', "training/optimizers/sgd.py", "SGDConfig"),
-        ("training/schedules/__init__.py", '"cosine": ', "training/schedules/wsd.py", "WSDConfig"),
-        (
+def test_what_cannot_change_an_output_reuses_every_stage(copy: Copy) -> None:
+    ppo = "class PPO(Objective[PPOSamplerConfig]):"
+    future = "from __future__ import annotations"
+    changes = (
+        Change("sampling/ppo.py", ppo, f"{ppo}  # a comment"),
+        Change("models/vit.py", future, f"{future}\n\n\n# x"),
+        Change("training/checkpoint.py", "_STOP_SECONDS = 0.5", "_STOP_SECONDS = 0.6"),
+        Change("pipeline/runner.py", "_TICK = 0.25", "_TICK = 0.2"),
+        Change("specs.py", 'return f"{dotted} is missing"', 'return f"{dotted} is not there"'),
+    )
+    assert copy.run_again(*changes) == {}
+
+
+def test_a_member_that_is_added_reuses_every_stage(copy: Copy) -> None:
+    changes = (
+        added("training/optimizers/__init__.py", '"adamw": ', "training/optimizers/sgd.py", "SGDConfig"),
+        added("training/schedules/__init__.py", '"cosine": ', "training/schedules/wsd.py", "WSDConfig"),
+        added(
             "training/probes/__init__.py",
             '"linear": ',
             "training/probes/nearest_centroid.py",
             "NearestCentroidConfig",
         ),
-        ("cli/app.py", '"jobs": ', "cli/gc.py", "gc"),
-    ],
-    ids=["an optimiser", "a schedule", "a probe", "a command"],
-)
-def test_a_member_that_is_added_reuses_every_stage(
-    copy: Copy, registry: str, before: str, like: str, attribute: str
-) -> None:
-    package = f"tats_core.{Path(like).parent}".replace("/", ".")
-    named = f'"another": "{package}.another:{attribute}", {before}'
-    assert copy.run_again(registry, before, named, like=like) == {}
-
-
-def test_a_stage_kind_that_is_added_reuses_every_stage(copy: Copy) -> None:
-    assert (
-        copy.run_again("stages/__init__.py", '("data", ', '("another", "data", ', like="stages/probe.py")
-        == {}
+        added("cli/app.py", '"jobs": ', "cli/gc.py", "gc"),
+        Change("stages/__init__.py", '("data", ', '("another", "data", ', "stages/probe.py"),
     )
+    assert copy.run_again(*changes) == {}
 
 
-@pytest.mark.parametrize(
-    ("module", "old", "new", "kinds"),
-    [
-        ("training/optimizers/lion.py", "5e-5", "6e-5", set()),
-        ("training/schedules/wsd.py", "0.2", "0.3", set()),
-        ("training/probes/attentive.py", "1e-3", "2e-3", set()),
-        ("training/probes/knn.py", "0.07)", "0.08)", {"pretrain", "probe"}),
-    ],
-    ids=["an optimiser", "a schedule", "a probe", "a probe that is used"],
-)
-def test_a_change_of_a_member_runs_what_uses_it_and_names_its_file(
-    copy: Copy, module: str, old: str, new: str, kinds: set[str]
-) -> None:
-    again = copy.run_again(module, old, new)
-    changed = f"code changed: tats_core.{module.removesuffix('.py').replace('/', '.')}"
-    assert {name.split("[")[0] for name, reason in again.items() if reason == changed} == kinds
-    assert bool(again) == bool(kinds)
+def test_a_change_of_a_member_that_is_not_used_reuses_every_stage(copy: Copy) -> None:
+    changes = (
+        Change("training/optimizers/lion.py", "5e-5", "6e-5"),
+        Change("training/schedules/wsd.py", "0.2", "0.3"),
+        Change("training/probes/attentive.py", "1e-3", "2e-3"),
+    )
+    assert copy.run_again(*changes) == {}
+
+
+def test_a_change_of_a_probe_that_is_used_runs_what_uses_it_and_names_its_file(copy: Copy) -> None:
+    again = copy.run_again(Change("training/probes/knn.py", "0.07)", "0.08)"))
+    changed = "code changed: tats_core.training.probes.knn"
+    uses = {name.split("[")[0] for name, reason in again.items() if reason == changed}
+    assert uses == {"pretrain", "probe"}
 
 
 def test_one_line_of_the_sampler_runs_the_pre_training_and_what_follows_from_it(copy: Copy) -> None:
-    again = copy.run_again("sampling/ppo.py", "_LOG_RATIO: Final = 2.0", "_LOG_RATIO: Final = 3.0")
+    again = copy.run_again(Change("sampling/ppo.py", "_LOG_RATIO: Final = 2.0", "_LOG_RATIO: Final = 3.0"))
     assert again.pop("pretrain") == "code changed: tats_core.sampling.ppo"
     assert again.pop("report") == "", "only because of what comes before it"
     followers = {name.split("[")[0] for name in again}
@@ -177,7 +163,7 @@ def test_one_line_of_the_sampler_runs_the_pre_training_and_what_follows_from_it(
 
 
 def test_one_line_of_the_evaluation_runs_the_evaluation_and_the_report_alone(copy: Copy) -> None:
-    again = copy.run_again("stages/evaluate.py", '"chance": 100 / len(classes)', '"chance": 1.0')
+    again = copy.run_again(Change("stages/evaluate.py", '"chance": 100 / len(classes)', '"chance": 1.0'))
     assert again.pop("report") == "", "only because of what comes before it"
     assert {name.split("[")[0] for name in again} == {"evaluate"}
     assert len(again) == 8

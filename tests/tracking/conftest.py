@@ -14,13 +14,6 @@ from tests.toys import load, no_tracker, toy_kinds, ui
 __all__ = ["load", "no_tracker", "toy_kinds", "ui"]
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("empty")
-    tracking.connect(home, tracking.tracking_uri(home))
-    return home / "mlflow.db"
-
-
 @pytest.fixture
 def home(tmp_path: Path, empty_database: Path) -> Path:
     (tmp_path / "home").mkdir()

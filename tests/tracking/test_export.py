@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers  # its classes are imported when they are named: that takes seconds
 from safetensors.torch import load_file, save_file
-from transformers import VideoMAEForPreTraining, VideoMAEForVideoClassification, VideoMAEImageProcessor
 
 from tats_core.data import clips, transforms
 from tats_core.errors import StoreError, WeightsError
@@ -71,7 +71,9 @@ def _video() -> torch.Tensor:
 def test_transformers_gives_an_exported_classifiers_scores(tmp_path: Path) -> None:
     ours = _tuned(tmp_path / "tuned")
     export(tmp_path / "tuned", "finetune", "hf", tmp_path / "out")
-    theirs, info = VideoMAEForVideoClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+    theirs, info = transformers.VideoMAEForVideoClassification.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
     assert not any(info.values()), info
     assert theirs.config.id2label == dict(enumerate(CLASSES))
     assert theirs.config.layer_norm_eps == 1e-6
@@ -85,7 +87,9 @@ def test_transformers_gives_an_exported_classifiers_scores(tmp_path: Path) -> No
 def test_transformers_gives_an_exported_pre_trainings_loss(tmp_path: Path) -> None:
     ours = _pre(tmp_path / "pre")
     export(tmp_path / "pre", "pretrain", "hf", tmp_path / "out")
-    theirs, info = VideoMAEForPreTraining.from_pretrained(tmp_path / "out", output_loading_info=True)
+    theirs, info = transformers.VideoMAEForPreTraining.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
     assert not any(info.values()), info
     video_BCTHW = _video()
     order_BN = torch.rand(2, CLIP.tokens).argsort(1)
@@ -101,7 +105,7 @@ def test_transformers_gives_an_exported_pre_trainings_loss(tmp_path: Path) -> No
 def test_transformers_prepares_a_clip_as_ours_is_prepared(tmp_path: Path, shape: tuple[int, int]) -> None:
     _tuned(tmp_path / "tuned")
     export(tmp_path / "tuned", "finetune", "hf", tmp_path / "out")
-    processor = VideoMAEImageProcessor.from_pretrained(tmp_path / "out")
+    processor = transformers.VideoMAEImageProcessor.from_pretrained(tmp_path / "out")
     frames_THWC = torch.randint(256, (4, *shape, 3), dtype=torch.uint8)
     theirs_BTCHW = processor(list(frames_THWC.permute(0, 3, 1, 2)), return_tensors="pt").pixel_values
     (cropped_THWC,) = transforms.crops_of_test(frames_THWC, 16, 1)

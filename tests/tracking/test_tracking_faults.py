@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -36,14 +38,18 @@ STEPS = 30
 PATIENCE = 120.0  # seconds for a server that is there: a busy machine answers slowly
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 class Server:
     """`mlflow server` on a port of its own; it can be killed and started again on what it had."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -85,8 +91,9 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def running(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("server"))
+    shutil.copy(empty_database, server.folder / "server.db")
     server.start()
     yield server
     server.kill()
@@ -102,12 +109,54 @@ def server(running: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     return running
 
 
+class Gate:
+    """The way to a running server through a port of its own: a server takes seconds to start, a gate none."""
+
+    def __init__(self, server: Server) -> None:
+        self.beyond, self.open = server.port, False
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Let calls through; before, they are refused as where no server is."""
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        self.open = True
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        if self.open:
+            self.open = False
+            socket.create_connection(("127.0.0.1", self.port)).close()  # wakes the thread, which ends
+
+    def _serve(self) -> None:
+        with self.listener:
+            while self.open:
+                near, _ = self.listener.accept()
+                threading.Thread(target=self._pass, args=(near,), daemon=True).start()
+
+    def _pass(self, near: socket.socket) -> None:
+        with near, socket.create_connection(("127.0.0.1", self.beyond)) as far:
+            answers = threading.Thread(target=_copy, args=(far, near), daemon=True)
+            answers.start()
+            _copy(near, far)
+            answers.join()
+
+
+def _copy(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(ConnectionError):
+        while received := source.recv(65536):
+            sink.sendall(received)
+        sink.shutdown(socket.SHUT_WR)
+
+
 @pytest.fixture
-def away(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """The server is killed; a run waits a second for it."""
-    server.kill()
+def away(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """The server is away until it is started; a run waits a second for it."""
+    gate = Gate(server)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", gate.uri)
     monkeypatch.setattr(tracker, "_GRACE_SECONDS", 1.0)
-    return server
+    yield gate
+    gate.close()
 
 
 @pytest.fixture
@@ -131,7 +180,7 @@ def talking(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Grow, "hook", staticmethod(speak))
 
 
-def logged(server: Server, run: str) -> dict[str, Any]:
+def logged(server: Server | Gate, run: str) -> dict[str, Any]:
     """What the server has of one of our runs, in full."""
     client = MlflowClient(server.uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
