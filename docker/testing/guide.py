@@ -61,11 +61,15 @@ class Guide:
             heading, _, rest = section.partition("\n")
             self.blocks[heading] = re.findall(r"^```sh\n(.*?)^```", rest, re.MULTILINE | re.DOTALL)
 
-    def follow(self, heading: str, number: int = 1) -> str:
-        """Run a block of commands of a section, counted from 1; return what it printed."""
+    def follow(self, heading: str, number: int = 1, limit: float | None = None) -> str:
+        """Run a block of commands of a section, counted from 1; return what it printed.
+
+        Args:
+            limit: seconds after which it fails; None: none.
+        """
         block = self.blocks[heading][number - 1]
         began = time.monotonic()
-        done = self.shell("\n".join([*self.exports, block]))
+        done = self.shell("\n".join([*self.exports, block]), limit)
         took = time.monotonic() - began
         expect(done.returncode == 0, f"{heading}, {number} ({took:.0f} s)", block + done.stdout + done.stderr)
         self.exports += [line for line in block.splitlines() if line.startswith("export ")]
@@ -76,14 +80,18 @@ class Guide:
         """Return the blocks that were not run."""
         return [block for blocks in self.blocks.values() for block in blocks if block not in self.done]
 
-    def shell(self, commands: str) -> subprocess.CompletedProcess[str]:
-        return run("sh", "-euc", commands, check=False, cwd=self.folder)
+    def shell(self, commands: str, limit: float | None = None) -> subprocess.CompletedProcess[str]:
+        return run("sh", "-euc", commands, check=False, timeout=limit, cwd=self.folder)
 
-    def compose(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return run("docker", "compose", *words, check=check, cwd=self.folder)
+    def compose(
+        self, *words: str, check: bool = True, limit: float | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return run("docker", "compose", *words, check=check, timeout=limit, cwd=self.folder)
 
-    def tats(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.compose("run", "--rm", "tats", *words, *AT_HEAD, check=check)
+    def tats(
+        self, *words: str, check: bool = True, limit: float | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return self.compose("run", "--rm", "tats", *words, *AT_HEAD, check=check, limit=limit)
 
     def inside(self, service: str, command: str) -> str:
         """Return what a shell command prints in a container, or nothing."""

@@ -52,10 +52,13 @@ def expect(holds: object, what: str, otherwise: str = "", *, silent: bool = Fals
 
 
 def run(*words: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command and capture its output."""
-    done = subprocess.run(
-        words, capture_output=True, text=True, check=False, **({"stdin": subprocess.DEVNULL} | options)
-    )
+    """Run a command and capture its output; `timeout` is in seconds."""
+    options = {"stdin": subprocess.DEVNULL} | options
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, **options)
+    except subprocess.TimeoutExpired as late:
+        printed = (late.stdout or b"").decode(errors="replace")
+        fail(f"{shlex.join(words[:8])} … has not ended after {late.timeout:.0f} s\n{printed}")
     if check and done.returncode:
         fail(f"{shlex.join(words[:8])} … ended with {done.returncode}\n{done.stdout}{done.stderr}")
     return done

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import http.server
+import importlib.util
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -18,6 +20,8 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+
+from tats_core.pipeline import graph, spec
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[1]
@@ -179,3 +183,60 @@ def test_where_docker_cannot_run_the_test_says_so_and_passes(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "SKIPPED: Docker cannot run here" in done.stdout
+
+
+@pytest.fixture
+def cluster_test(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """docker/test.py."""
+    monkeypatch.syspath_prepend(str(DOCKER))
+    found = importlib.util.spec_from_file_location("docker_test", DOCKER / "test.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def test_the_demo_that_the_cluster_test_shortens_is_a_pipeline(cluster_test: Any, tmp_path: Path) -> None:
+    shutil.copytree(CHECKOUT / "pipelines", tmp_path / "pipelines")
+    cluster_test.cut_demo(tmp_path)
+    trainings = {}
+    for name in ("demo", "alone", "timed"):
+        stages = graph.build(spec.load(str(tmp_path / "pipelines" / f"{name}.yaml"))).instances
+        config = stages["pretrain"].config
+        trainings[name] = (len(stages), config.epochs, config.batch_size, config.checkpoint.epochs)
+    assert trainings == {"demo": (9, 40, 16, 1), "alone": (2, 40, 16, 1), "timed": (2, 60, 64, 60)}
+
+
+REHEARSED = """
+What the rehearsal exercised, by its first trial
+exercised  what        how
+yes        stages      4 of 4: data, pretrain, finetune, evaluate
+yes        data: ssv2  16 + 8 .webm, generated; reader: auto
+yes        pretrain    1 of 32 workers on cpu, steps 12, bf16, accumulation 1
+yes        resume      pretrain: a worker was killed after its first checkpoint; resumed after step 4 of 12
+yes        tracking    http://mlflow:5000
+yes        storage     296 files, 11.5 MiB, in /srv/tats/rehearsal, after 4 min 24 s
+no         GPUs, NCCL  there is none here; bfloat16 ran on the CPU where the recipe has it
+no         the size    memory, speed and price of the real thing: --estimate
+"""
+
+
+@pytest.mark.parametrize(
+    ("row", "changed"),
+    [
+        ("4 of 4", "3 of 4"),
+        ("generated; reader", "real, in /srv/data/ssv2; reader"),
+        ("yes        pretrain ", "no         pretrain "),
+        ("yes        resume   ", "no         resume   "),
+        ("http://mlflow:5000", "sqlite:////srv/tats/mlflow.db"),
+        ("in /srv/tats/rehearsal", "in /srv/tats"),
+    ],
+)
+def test_a_rehearsal_that_lacks_something_fails_the_cluster_test(
+    row: str, changed: str, cluster_test: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster_test._check_exercised(REHEARSED, "4 of 4", "pretrain")
+    assert row in REHEARSED
+    with pytest.raises(SystemExit, match="FAILED: "):
+        cluster_test._check_exercised(REHEARSED.replace(row, changed), "4 of 4", "pretrain")
