@@ -113,30 +113,6 @@ def test_mlflow_holds_parent_and_stages_with_curves_pictures_parameters_and_the_
     assert any(path.endswith("results.json") for path in _files(client, parent.info.run_id))
 
 
-def test_a_misspelt_pipeline_is_one_sentence_with_the_nearest_name(tiny):
-    done = _tats(tiny, "run", "pipeline", "tny")
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "did you mean 'tiny'?" in done.stderr
-
-
-def test_a_misspelt_key_is_one_sentence_with_file_and_nearest_key(tiny):
-    done = _tats(tiny, "run", "pipeline", "tiny", "--set", "pretrain.sampler.mask_ration=0.9")
-    assert done.returncode == 2
-    message = "pretrain.sampler of kind 'tats' has no key 'mask_ration'; did you mean 'mask_ratio'?"
-    assert f"tiny.yaml: {message}" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_more_workers_than_cpus_are_refused_before_anything_starts(tiny):
-    done = _tats(
-        tiny, "run", "pipeline", "tiny", "--set", "pretrain.workers=512", "--set", "pretrain.batch_size=512"
-    )
-    assert done.returncode == 2
-    assert "pretrain needs 512 CPUs" in done.stderr
-    assert "started" not in done.stdout
-
-
 def _files(client, run_id: str, path: str = "") -> list[str]:
     found = []
     for entry in client.list_artifacts(run_id, path):

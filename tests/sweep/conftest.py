@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,9 @@ from tats_core.sweep import spec
 from tats_core.sweep.spec import Sweep, Trial
 from tats_core.sweep.trial import TrialResult
 from tats_core.training.events import EventLog
+from tests.cli.conftest import tats
+
+__all__ = ["tats"]
 
 RATIO, KIND = "pretrain.sampler.mask_ratio", "pretrain.sampler.kind"
 
@@ -80,3 +84,12 @@ def measured(sweep: Sweep, trial: Trial) -> dict[str, float]:
 @pytest.fixture
 def swept(tmp_path: Path) -> Swept:
     return Swept(tmp_path / ".tats")
+
+
+@pytest.fixture
+def database(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where sweeps are tracked: a database that is ready."""
+    database = tmp_path / "mlflow.db"
+    shutil.copy(empty_database, database)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    return database

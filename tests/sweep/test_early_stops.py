@@ -53,8 +53,7 @@ class Watching:
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+def home(tmp_path: Path, database: Path) -> Path:
     return tmp_path / "home"
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tats_core.sweep.search import read_points
+from tests.forks import Fork, Forks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -59,24 +59,26 @@ metrics: [{name: work.score, mode: max}]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for menu, name, text in (("pipelines", "stub", PIPELINE), ("sweeps", "stubs", SWEEP)):
         (tmp_path / menu).mkdir()
         (tmp_path / menu / f"{name}.yaml").write_text(text)
+    monkeypatch.setenv("TATS_HOME", str(tmp_path / "home"))
     return tmp_path
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tats_core", "sweep", "stubs", *words]
-    settings = {**os.environ, "TATS_HOME": str(folder / "home")}
-    return subprocess.Popen(
-        command, cwd=folder, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+Start = Callable[..., Fork]
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=200)
-    return process.returncode, out, err
+@pytest.fixture
+def start(folder: Path, forks: Forks) -> Start:
+    """Return a function that starts `tats sweep stubs` in a process of its own."""
+
+    def started(*words: str) -> Fork:
+        log = folder / f"log-{time.monotonic_ns()}"
+        return forks.start("-m", "tats_core", "sweep", "stubs", *words, cwd=folder, env=os.environ, log=log)
+
+    return started
 
 
 def table(text: str) -> list[Any]:
@@ -90,8 +92,8 @@ def wait_for_trials(folder: Path, count: int) -> None:
         time.sleep(0.1)
 
 
-def test_a_trial_that_fails_is_recorded_and_the_others_go_on(folder):
-    code, out, err = ended(start(folder, "--set", "space.work.env.X=['1', bad, '3']", "--json"))
+def test_a_trial_that_fails_is_recorded_and_the_others_go_on(start):
+    code, out, err = start("--set", "space.work.env.X=['1', bad, '3']", "--json").wait()
     assert code == 0, err
     assert [(status, values.get("work.score")) for _, status, values in table(out)] == [
         ("finished", 10), ("failed", None), ("finished", 30),
@@ -99,43 +101,54 @@ def test_a_trial_that_fails_is_recorded_and_the_others_go_on(folder):
     assert "1 of 3 trials failed: work: the command ended with code 1" in err
 
 
-def test_where_all_fail_the_causes_are_grouped_and_the_exit_code_is_1(folder):
-    code, _, err = ended(start(folder, "--set", "space.work.env.X=[bad]", "--set", "work.env.SLEEP='0.1'"))
+def test_where_all_fail_the_causes_are_grouped_and_the_exit_code_is_1(start):
+    code, _, err = start("--set", "space.work.env.X=[bad]", "--set", "work.env.SLEEP='0.1'").wait()
     assert code == 1
     assert "1 of 1 trials failed" in err
     assert "all trials of stubs failed" in err
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_after_a_killed_driver_or_ctrl_c_a_resume_ends_with_the_same_table(folder, how):
+def test_after_a_killed_driver_or_ctrl_c_a_resume_ends_with_the_same_table(
+    folder, start, tats, how, monkeypatch
+):
     slow = ("--set", "work.env.SLEEP='2'", "--max-concurrent", "1", "--json")
-    process = start(folder, *slow)
+    process = start(*slow)
     wait_for_trials(folder, 1)
     process.send_signal(how)
-    code, _, err = ended(process)
+    code, _, err = process.wait()
     assert code == (130 if how is signal.SIGINT else -9), err
-    changed = ended(start(folder, *slow, "--resume", "--set", "space.work.env.X=['1', '7']"))
-    assert changed[0] == 2
-    assert "space.work.env.X: ['1', '2', '3'] → ['1', '7']" in changed[2]
-    code, out, err = ended(start(folder, *slow, "--resume"))
+    changed = tats("sweep", "stubs", *slow, "--resume", "--set", "space.work.env.X=['1', '7']")
+    assert changed.code == 2
+    assert "space.work.env.X: ['1', '2', '3'] → ['1', '7']" in changed.err
+    code, out, err = start(*slow, "--resume").wait()
     assert code == 0, err
     assert [values["work.score"] for _, _, values in table(out)] == [10, 20, 30]
     assert len(list((folder / "home" / "runs").glob("stubs-*/sweep.json"))) == 1
 
+    # Nothing is left: the table is printed again without a cluster.
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")  # where nothing answers
+    again = tats("sweep", "stubs", *slow, "--resume")
+    assert again.code == 0, again.err
+    assert table(again.out) == table(out)
+    printed = tats("sweep", "stubs", *slow[:-1], "--resume").out
+    assert printed.startswith("all 3 trials of stubs had ended before; nothing was left to do\n")
+    assert "best work.score: 30.0 with X=3" in printed
 
-def test_a_resume_asks_optuna_for_no_point_twice_and_halves_as_if_never_disturbed(folder, tmp_path):
+
+def test_a_resume_asks_optuna_for_no_point_twice_and_halves_as_if_never_disturbed(folder, start):
     (folder / "pipelines" / "stub.yaml").write_text(CURVE)
     (folder / "sweeps" / "stubs.yaml").write_text(FOUND)
     # How long it sleeps makes another sweep of it, so both sleep.
     slow = ("--set", "work.env.SLEEP='0.3'", "--json")
-    process = start(folder, *slow)
+    process = start(*slow)
     wait_for_trials(folder, 3)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
-    code, out, err = ended(start(folder, *slow, "--resume"))
+    process.wait()
+    code, out, err = start(*slow, "--resume").wait()
     assert code == 0, err
     (folder / "home").rename(folder / "disturbed")
-    code, whole, err = ended(start(folder, *slow))
+    code, whole, err = start(*slow).wait()
     assert code == 0, err
     assert table(out) == table(whole)
     assert len(table(out)) == 8
@@ -148,27 +161,14 @@ def test_a_resume_asks_optuna_for_no_point_twice_and_halves_as_if_never_disturbe
     assert points[0] == points[1]
 
 
-def test_a_resume_of_a_sweep_that_has_ended_prints_its_table_without_a_cluster(folder, monkeypatch):
-    code, out, err = ended(start(folder, "--json"))
-    assert code == 0, err
-    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")  # where nothing answers
-    code, again, err = ended(start(folder, "--resume", "--json"))
-    assert code == 0, err
-    assert table(again) == table(out)
-    code, printed, err = ended(start(folder, "--resume"))
-    assert code == 0, err
-    assert printed.startswith("all 3 trials of stubs had ended before; nothing was left to do\n")
-    assert "best work.score: 30.0 with X=3" in printed
-
-
-def test_more_cpus_than_there_are_is_reported_before_a_start(folder):
-    code, _, err = ended(start(folder, "--set", "work.cpus=512"))
-    assert code == 2
-    assert "a trial of stubs needs 512 CPUs, but there are" in err
+def test_more_cpus_than_there_are_is_reported_before_a_start(folder, tats):
+    ended = tats("sweep", "stubs", "--set", "work.cpus=512")
+    assert ended.code == 2
+    assert "a trial of stubs needs 512 CPUs, but there are" in ended.err
     assert not (folder / "home" / "stages").exists()
 
 
-def test_there_is_nothing_to_resume_before_a_start(folder):
-    code, _, err = ended(start(folder, "--resume"))
-    assert code == 2
-    assert "no sweep 'stubs'" in err
+def test_there_is_nothing_to_resume_before_a_start(folder, tats):
+    ended = tats("sweep", "stubs", "--resume")
+    assert ended.code == 2
+    assert "no sweep 'stubs'" in ended.err

@@ -202,8 +202,7 @@ class Silent:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own use of its libraries
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_the_winner_is_a_pipeline_that_ends_in_the_same_bits_without_a_population(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+def test_the_winner_is_a_pipeline_that_ends_in_the_same_bits_without_a_population(tmp_path, database):
     path = tmp_path / "bred.yaml"
     path.write_text(SWEEP)
     sweep = spec.load(str(path), list(TINY))
