@@ -5,6 +5,7 @@
 # make test-videos   all readers against a plain decode, on 400 videos made at random, about 10 minutes
 # make docker-test    the image, and docs/operations.md command by command (Linux, Docker or root; 15 minutes)
 # make bench   time and memory against public peers (benchmarks/), about 20 minutes
+# make bench-data   what a clip costs to decode, beside VideoMAE's loader, by codec and size, about 10 minutes
 # make docs    write docs/reference, the keys of every YAML file, from the code
 # The rest: setup, test-fast, lint, format, lock, clean. Each target does its own set-up and is quick to repeat.
 
@@ -15,7 +16,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c requiremen
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-fast test-faults test-soak test-videos docker-test bench docs lint format lock clean
+.PHONY: help setup demo test test-fast test-faults test-soak test-videos docker-test bench bench-data docs lint format lock clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p; s/^# \(The rest.*\)/\1/p' Makefile
@@ -48,6 +49,9 @@ docker-test:
 
 bench: $(VENV)/.dev-installed
 	$(BIN)/python benchmarks/run.py
+
+bench-data: $(VENV)/.dev-installed
+	$(BIN)/python benchmarks/data.py
 
 docs: $(VENV)/.installed
 	$(BIN)/tats explain --out docs/reference
