@@ -140,8 +140,8 @@ def table(costs: list[StageCost], price: float | None) -> Table:
 
 def notes(costs: list[StageCost]) -> list[str]:
     """Return what would not work, or be slow, and the key to change; a sentence each."""
-    measured = sorted({cost.on for cost in costs if cost.on})
-    found = [f"times and memory are those of three steps here, on {on}" for on in measured]
+    measured = {cost.on: "times" if cost.on == "cpu" else "times and memory" for cost in costs if cost.on}
+    found = [f"{what} are those of three steps here, on {on}" for on, what in measured.items()]
     found += [f"{cost.name}: {cost.misfit}" for cost in costs if cost.misfit]
     hungry = {
         cost.name.partition("[")[

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
 from typing import Final
 
 from tats_core.models.mae import MAEConfig
@@ -193,6 +194,7 @@ class Memory:
 
     weights: int
     gradients: int
+    """That are held beside the activations at the step's peak."""
     optimizer: int
     activations: float
     """Of one part of the batch, as it is at the step's peak."""
@@ -219,8 +221,12 @@ def block_activations(
     return depth * tokens * width * _FLOAT + each if again else depth * each
 
 
-def joint_memory(recipe: PretrainConfig, clips: int) -> Memory:
-    """Memory of a joint step in which a worker computes `clips` at a time, of `accumulate` parts."""
+_OF_REWARD: Final = {"motion": 3, "dynamic": 4}
+"""Tensors as large as a clip that its reward needs; others need none that is as large."""
+
+
+def joint_memory(recipe: PretrainConfig, clips: int, workers: int = 1) -> Memory:
+    """Memory of a joint step in which each worker computes `clips` at a time, of `accumulate` parts."""
     vit, config, clip = recipe.model, recipe.mae, recipe.clip
     half, again = recipe.precision == "bf16", vit.gradient_checkpointing
     visible = visible_count(clip.tokens, recipe.sampler.mask_ratio)
@@ -229,25 +235,32 @@ def joint_memory(recipe: PretrainConfig, clips: int) -> Memory:
     decoder = block_activations(
         visible + decoded, config.decoder_width, vit.mlp_ratio, config.decoder_depth, half, again
     )
-    # Prediction, target and their difference.
-    ends = 3 * decoded * clip.pixels * _FLOAT
+    # Prediction, target and their difference; what changes in it.
+    outputs = decoded * clip.pixels * _FLOAT
+    ends = (3 + (config.motion_weight != 1)) * outputs
     policy, graph = 0.0, 0.0
     if isinstance(recipe.sampler, TATSConfig):
         paths = clip.tokens * clip.slices * recipe.sampler.network.width * (2 if half else _FLOAT)
         # Trajectories and their stack, and in an update the gradients of both.
         policy = max(2.0, 4 / recipe.sampler.ppo.minibatches) * paths * recipe.accumulate
+        # The prediction as pixels; then the reward of it, while backward has freed nothing yet.
+        reward = _OF_REWARD.get(recipe.sampler.ppo.reward, 0) * clip.tokens * clip.pixels * _FLOAT
+        ends += max(4 * outputs, outputs + reward)
     elif isinstance(recipe.sampler, AdaptiveConfig):
         ratio = 4 if recipe.sampler.architecture == "published" else 0
         graph = block_activations(clip.tokens, vit.width, ratio, 1, half, again=False)
+        ends += 4 * outputs
     # Pixels of the whole share: as they came, normalised, and cut into patches; and the sampler's tokens.
     share = clip.tokens * (clip.pixels * (2 * _FLOAT + 1) + (vit.width * _FLOAT if policy or graph else 0))
     parameters = mae_parameters(vit, config, clip) + sampler_parameters(vit, recipe.sampler, clip)
-    peak = max(encoder + decoder + ends + graph, policy) + share * recipe.accumulate
-    return _memory(parameters, clips * peak, half)
+    share *= recipe.accumulate
+    held = workers > 1 or recipe.accumulate > 1
+    peak, after = encoder + decoder + ends + graph + share, policy + share
+    return _memory(parameters, clips * peak, clips * after, half, held)
 
 
-def finetune_memory(recipe: FinetuneConfig, classes: int, clips: int) -> Memory:
-    """Memory of a fine-tuning step in which a worker computes `clips` at a time, of `accumulate` parts."""
+def finetune_memory(recipe: FinetuneConfig, classes: int, clips: int, workers: int = 1) -> Memory:
+    """Memory of a fine-tuning step in which each worker computes `clips` at a time, of `accumulate` parts."""
     vit, clip = recipe.model, recipe.clip
     half = recipe.precision == "bf16"
     blocks = block_activations(
@@ -256,15 +269,25 @@ def finetune_memory(recipe: FinetuneConfig, classes: int, clips: int) -> Memory:
     # Pixels of the whole share: as they came, and normalised (or mixed); of a part, cut into patches.
     pixels = clip.tokens * clip.pixels * ((1 + _FLOAT) * recipe.accumulate + _FLOAT)
     head_norm = recipe.head_norm == "layer"  # that of the batch has no weights
-    return _memory(
-        classifier_parameters(vit, clip, classes, head_norm=head_norm), clips * (blocks + pixels), half
-    )
+    parameters = classifier_parameters(vit, clip, classes, head_norm=head_norm)
+    held = workers > 1 or recipe.accumulate > 1
+    return _memory(parameters, clips * (blocks + pixels), clips * pixels, half, held)
 
 
-def _memory(parameters: int, activations: float, half: bool) -> Memory:
-    # Autocast holds the weights of matrix products in bfloat16 too.
+def _memory(parameters: int, activations: float, after: float, half: bool, held: bool) -> Memory:
+    """Return the memory of a step.
+
+    Args:
+        activations: before the backward pass.
+        after: what of the batch is left once that has freed them.
+        held: gradients exist before the backward pass: in the buckets of several workers, or of earlier
+            parts. Otherwise they take the place of the activations, and only what is more counts.
+    """
     state = parameters * _FLOAT
-    return Memory(state, state, 2 * state, activations + (2 * parameters if half else 0))
+    # Autocast holds the weights of matrix products in bfloat16 too.
+    activations += 2 * parameters if half else 0
+    gradients = state if held else max(0, ceil(state + after - activations))
+    return Memory(state, gradients, 2 * state, max(activations, after))
 
 
 Recipe = PretrainConfig | FinetuneConfig
@@ -282,8 +305,8 @@ def step_memory(recipe: Recipe, workers: int, classes: int) -> Memory:
     """Memory of a step on each of `workers`."""
     clips = recipe.batch_size // workers // recipe.accumulate
     if isinstance(recipe, PretrainConfig):
-        return joint_memory(recipe, clips)
-    return finetune_memory(recipe, classes, clips * recipe.samples_per_clip)
+        return joint_memory(recipe, clips, workers)
+    return finetune_memory(recipe, classes, clips * recipe.samples_per_clip, workers)
 
 
 def misfit(recipe: Recipe, workers: int, classes: int, room: float) -> str | None:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
-import psutil
 import torch
 from torch import Tensor
 
+from tats_core.machine import keep_freed_memory
 from tats_core.training import metrics
 from tats_core.training.arithmetic import Recipe, step_flops, step_memory
 from tats_core.training.finetune import FinetuneTrainer
@@ -19,7 +19,6 @@ from tats_core.training.world import World
 
 _STEPS = 3
 _FLOPS_ON_CPU = 4e11  # of a step: two clips of a ViT-B
-_VISIBLE = 2**28  # bytes of activations that stand out beside what the process holds anyway
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Measured:
     seconds: float
     """Of a clip."""
     memory: float
-    """Measured activations over the estimated ones of as many clips; 1 where they are too few to see."""
+    """Measured activations over the estimated ones of as many clips; 1 on a CPU, which does not tell."""
     device: str
 
 
@@ -46,43 +45,40 @@ def measure(recipe: Recipe, workers: int, classes: int) -> Measured:
         clips = min(clips, max(2, int(_FLOPS_ON_CPU / step_flops(recipe))))
     small = recipe.model_copy(update={"batch_size": clips, "accumulate": 1})
     threads = torch.get_num_threads()
-    if not gpu:
-        torch.set_num_threads(1)  # as a worker has
+    if not gpu:  # as a worker does
+        torch.set_num_threads(1)
+        keep_freed_memory()
     try:
         seconds, used = _timed(small, classes, device)
     finally:
         torch.set_num_threads(threads)
-    activations = step_memory(small, 1, classes).activations
-    is_visible = gpu or activations > _VISIBLE
-    memory = max(0.1, used / activations) if used is not None and is_visible else 1.0
-    return Measured(seconds, memory, str(device))
+    estimated = step_memory(small, 1, classes)
+    if not gpu:
+        return Measured(seconds, 1.0, str(device))
+    activations = used - estimated.weights - estimated.gradients - estimated.optimizer
+    return Measured(seconds, max(0.1, activations / estimated.activations), str(device))
 
 
-def _timed(recipe: Recipe, classes: int, device: torch.device) -> tuple[float, float | None]:
-    """Return seconds a clip, and the bytes at the peak beyond weights, gradients and moments.
-
-    None where the process has held more before, as for the stage measured last: its own peak is not seen.
-    """
+def _timed(recipe: Recipe, classes: int, device: torch.device) -> tuple[float, float]:
+    """Return seconds a clip, and on a GPU the bytes at the peak."""
+    held = 0
     if device.type == "cuda":
+        held = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-    earlier = metrics.peak_memory_mb(device)
     step = _stepper(recipe, classes, World(device=device))
-    memory = step_memory(recipe, 1, classes)
-    before = memory.weights if device.type == "cuda" else psutil.Process().memory_info().rss
+    # On a CPU its seconds: those of one thread that has it for itself, whatever else runs here.
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
     clip, taken = recipe.clip, []
     samples = getattr(recipe, "samples_per_clip", 1) * recipe.batch_size
     for number in range(_STEPS + 1):
         video_BCTHW = torch.randn(samples, 3, clip.frames, clip.size, clip.size, device=device)
         label_B = torch.randint(classes, (samples,), device=device)
-        began = time.perf_counter()
+        began = clock()
         step(video_BCTHW, label_B, number)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    peak, seconds = metrics.peak_memory_mb(device), median(taken[1:]) / samples
-    if peak <= earlier:
-        return seconds, None
-    return seconds, peak * 2**20 - before - memory.gradients - memory.optimizer
+        taken.append(clock() - began)
+    return median(taken[1:]) / samples, metrics.peak_memory_mb(device) * 2**20 - held
 
 
 def _stepper(recipe: Recipe, classes: int, world: World) -> Callable[[Tensor, Tensor, int], object]:
