@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -14,21 +13,19 @@ from tats_core import __version__
 from tats_core.cli import app
 from tests.cli.conftest import Ended
 
-HEAVY = ("torch", "ray", "mlflow", "numpy", "matplotlib", "pandas", "timm", "av")
+HEAVY = (
+    "torch", "ray", "mlflow", "numpy", "matplotlib", "pandas", "timm", "av", "pydantic", "yaml", "rich"
+)  # fmt: skip
 
 
-def test_help_imports_no_heavy_package_and_takes_less_than_half_a_second():
+def test_help_imports_no_package_that_would_make_it_wait():
     code = (
         "import sys\nfrom tats_core.cli.app import main\nsys.argv = ['tats', '--help']\n"
         "try: main()\nexcept SystemExit: pass\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.stdout.splitlines()[-1] == "[]"
-    # CPU time, not wall time: the other load of the machine must not count.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
 def test_a_plan_imports_nothing_that_only_training_or_a_page_needs(tmp_path):

@@ -41,7 +41,7 @@ def test_the_page_serves_the_runs_of_the_project_and_ends_with_the_command(tmp_p
     with urllib.request.urlopen(search) as answer:
         names = {experiment["name"] for experiment in json.load(answer)["experiments"]}
     page.send_signal(signal.SIGTERM)  # handled like Ctrl-C
-    assert page.wait(30) == 0
+    assert page.wait(120) == 0
     page.stdout.close()
     assert "mine" in names
     with socket.socket() as probe:

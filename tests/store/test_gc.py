@@ -215,12 +215,12 @@ def test_what_a_run_decides_to_reuse_while_it_starts_stays(made):
     def start() -> None:
         with made.store.deciding():
             deciding.set()
-            assert decided.wait(10)
+            assert decided.wait(60)
             made.run(1)
 
     run = threading.Thread(target=start)
     run.start()
-    assert deciding.wait(10)
+    assert deciding.wait(60)
     assert set(going(made)) == {orphan.name}
     collection = threading.Thread(target=collect, args=(made.home, Policy(), {}))
     collection.start()

@@ -159,7 +159,7 @@ def test_in_the_background_the_state_is_that_of_the_step_whatever_training_does_
     go_on, save = threading.Event(), torch.save
 
     def slow(state: Any, file: Any) -> None:
-        go_on.wait(10)
+        go_on.wait(60)
         save(state, file)
 
     monkeypatch.setattr(torch, "save", slow)

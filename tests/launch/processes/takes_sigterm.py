@@ -20,7 +20,7 @@ def main() -> None:
         stage.join()
         renew()
         os.kill(os.getpid(), signal.SIGTERM)
-        sys.stdout.write("stopped" if stop.wait(10) else "not stopped")
+        sys.stdout.write("stopped" if stop.wait(60) else "not stopped")
 
 
 if __name__ == "__main__":
