@@ -20,6 +20,7 @@ from tats_core.data import benchmarks, index
 from tats_core.data.generate import generate as generate_videos
 from tats_core.data.index import Index
 from tats_core.data.manifest import Manifest
+from tats_core.data.pack import pack
 from tats_core.errors import DataError, SpecError, StageError, Stopped, StoreError
 from tats_core.files import write_json
 from tats_core.pipeline import graph as graphs
@@ -281,6 +282,13 @@ def test_data_that_is_elsewhere_is_read_in_place_and_has_the_same_identity(conte
     config = data.DataConfig(root=str(tmp_path / "elsewhere"), benchmarks=("ucf101",))
     data.KIND.run(config, context(out=tmp_path / "real"))
     assert data.KIND.identities(tmp_path / "real") == generated
+    # A packed copy too, whose test videos are verified in their shards.
+    pack("ucf101", Path(config.root) / "ucf101", tmp_path / "packed" / "ucf101", lambda *_: None, workers=1)
+    (tmp_path / "stage").mkdir()
+    packed = config.model_copy(update={"root": str(tmp_path / "packed")})
+    data.KIND.run(packed, context(out=tmp_path / "stage"))
+    assert data.KIND.identities(tmp_path / "stage") == generated
+    assert data.KIND.external(packed) != data.KIND.external(config)
 
 
 @pytest.fixture
