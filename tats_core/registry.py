@@ -17,6 +17,9 @@ from functools import cached_property
 from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from typing import Any, Generic, TypeVar, cast
 
+from pydantic import GetCoreSchemaHandler
+from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
+
 from tats_core.errors import SpecError, did_you_mean
 
 Member = TypeVar("Member")
@@ -86,6 +89,18 @@ class Registry(Generic[Member]):
         for point in entry_points(group=self.group):
             plugins.setdefault(point.name, []).append(point)
         return plugins
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Refuse a value of `Annotated[str, registry]` that names no member; of a tuple, each name."""
+        return no_info_after_validator_function(self._named, handler(source))
+
+    def _named(self, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for name in (value,) if isinstance(value, str) else value:
+            try:
+                self[name]
+            except SpecError as error:
+                raise ValueError(str(error)) from error
+        return value
 
     def _load(self, name: str) -> Member:
         plugins = self._plugins.get(name, [])

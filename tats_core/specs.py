@@ -11,10 +11,10 @@ import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, get_args
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticKnownError
 from pydantic_core.core_schema import CoreSchema, no_info_plain_validator_function
@@ -42,6 +42,22 @@ class StrictModel(BaseModel):
     """Base of every configuration: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _checked_size(value: object) -> object:
+    sides = list(value) if isinstance(value, list | tuple) else [value, value]
+    if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
+        raise ValueError("must be a number of pixels, or a list of two: height and width")
+    return sides[0] if sides[0] == sides[1] else tuple(sides)
+
+
+Size = Annotated[int | tuple[int, int], BeforeValidator(_checked_size)]
+"""Pixels of a frame: height and width, or one number for both."""
+
+
+def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return height and width."""
+    return (size, size) if isinstance(size, int) else size
 
 
 class NotIdentity:

@@ -137,6 +137,7 @@ def _readers() -> Check:
     import numpy as np
 
     from tats_core.data import readers
+    from tats_core.data.readers import decord
 
     versions = [f"PyAV {av.__version__}"]
     with tempfile.TemporaryDirectory() as folder:
@@ -154,7 +155,7 @@ def _readers() -> Check:
                 return Check(
                     "readers", False, f"PyAV read {len(frames_THWC)} of 4 frames", "install av again"
                 )
-            if readers.has_decord():
+            if decord.is_installed():
                 versions.append(f"decord {importlib.metadata.version('decord')}")
                 if not np.array_equal(readers.read_all(path, "decord"), frames_THWC):
                     return Check("readers", False, "decord gives other pixels than PyAV", "use reader: auto")

@@ -18,6 +18,7 @@ from tats_core.data.generate import MOTION, motion_path
 from tats_core.data.loaders import ClipOptions, clip_rules
 from tats_core.data.manifest import Manifest
 from tats_core.errors import DataError
+from tats_core.specs import sides
 
 
 def has_motion(manifest: Manifest) -> bool:
@@ -57,8 +58,8 @@ def motion_clips(manifest: Manifest, options: ClipOptions, indices: Sequence[int
         motion_THW = load_motion(manifest, manifest.videos[index].id)
         n_frames, height, width = motion_THW.shape
         indices_VT = clips.view_indices(n_frames, options.frames, rules.sampling, rules.stride, 1)
-        (box,) = transforms.view_boxes(height, width, 1)
+        (box,) = transforms.view_boxes(height, width, options.size, 1)
         cut_T1HW = torch.from_numpy(motion_THW[indices_VT[0]][:, *box.slices]).float().unsqueeze(1)
-        size = (options.size, options.size)
-        views.append(interpolate(cut_T1HW, size, mode="bilinear", antialias=True).squeeze(1))
+        cut_T1HW = interpolate(cut_T1HW, sides(options.size), mode="bilinear", antialias=True)
+        views.append(cut_T1HW.squeeze(1))
     return torch.stack(views)

@@ -28,7 +28,7 @@ from tats_core.data.manifest import Manifest
 from tats_core.data.video import Choose
 from tats_core.errors import DataError, SpecError, TatsError, VideoError
 from tats_core.machine import end_with_parent
-from tats_core.specs import NotIdentity, StrictModel
+from tats_core.specs import NotIdentity, Size, StrictModel
 
 Result = TypeVar("Result")
 
@@ -37,7 +37,7 @@ class ClipOptions(StrictModel):
     """How a clip is taken from a video. A field left empty is the benchmark's or the purpose's choice."""
 
     frames: int = Field(16, ge=1, description="frames T of a clip")
-    size: int = Field(224, ge=8, description="height and width of a clip in pixels")
+    size: Size = Field(224, description="height and width of a clip in pixels, or a list of both")
     protocol: Protocol = Field(
         "ours",
         description="published: frames and resizing of VideoMAE's code, to compare with its numbers; ours: "
@@ -52,10 +52,12 @@ class ClipOptions(StrictModel):
         None, description="of a training clip; pre-training: multi_scale, fine-tuning: random_resized"
     )
     crop_scales: tuple[float, ...] = Field(
-        transforms.MULTI_SCALES, min_length=1, description="multi_scale: sides as shares of the shorter side"
+        transforms.MULTI_SCALES, min_length=1, description="multi_scale: sides as shares of the largest crop"
     )
     crop_area: tuple[float, float] = Field((0.08, 1.0), description="random_resized: share of the area")
-    crop_ratio: tuple[float, float] = Field((0.75, 4 / 3), description="random_resized: width / height")
+    crop_ratio: tuple[float, float] = Field(
+        (0.75, 4 / 3), description="random_resized: width / height, a square clip's"
+    )
     flip: bool | None = Field(
         None, description="mirror half of the clips; pre-training: no, fine-tuning: if the classes allow"
     )
@@ -77,7 +79,7 @@ class ClipOptions(StrictModel):
     decode_workers: Annotated[int, NotIdentity] = Field(
         0, ge=0, description="decoding processes beside each training worker, with a batch each"
     )
-    reader: Literal["auto", "decord", "pyav"] = Field(
+    reader: Annotated[str, readers.READERS] = Field(
         "auto",
         description="what decodes: auto is pyav; decord decodes the kinds of file of which it gives the same "
         "frames, and is slower",
@@ -335,9 +337,11 @@ class _TrainClips(_Clips):
         if self.rules.crop == "multi_scale":
             box = transforms.multi_scale_box(height, width, options.size, options.crop_scales, rng)
         elif self.rules.crop == "random_resized":
-            box = transforms.random_resized_box(height, width, options.crop_area, options.crop_ratio, rng)
+            box = transforms.random_resized_box(
+                height, width, options.crop_area, options.crop_ratio, rng, options.size
+            )
         else:
-            box = transforms.central_box(height, width)
+            box = transforms.central_box(height, width, options.size)
         flip = self.rules.flip and rng.random() < 0.5
         return transforms.crop_resize(clip_THWC, box, options.size, flip, self.rules.antialias)
 

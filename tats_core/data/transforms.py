@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from tats_core.imagenet import MEAN, STD
+from tats_core.specs import Size, sides
 
 MULTI_SCALES: Final = (1.0, 0.875, 0.75, 0.66)
-"""Crop sizes of VideoMAE's pre-training, as shares of the shorter side."""
+"""Crop sizes of VideoMAE's pre-training, as shares of the largest crop."""
 
 _LUMA: Final = (0.299, 0.587, 0.114)
 
@@ -55,24 +56,37 @@ class Box:
 # ------------------------------------------------------------------------------------------ drawing
 
 
-def central_box(height: int, width: int) -> Box:
-    """Return the largest central square."""
-    side = min(height, width)
-    return Box((height - side) // 2, (width - side) // 2, side, side)
+def largest(height: int, width: int, size: Size) -> tuple[int, int]:
+    """Return height and width of the largest crop of a frame that has the proportions of `size`."""
+    high, wide = sides(size)
+    if width * high >= height * wide:
+        return height, height * wide // high
+    return width * high // wide, width
+
+
+def central_box(height: int, width: int, size: Size = 1) -> Box:
+    """Return the largest central crop of the proportions of `size`."""
+    crop_height, crop_width = largest(height, width, size)
+    return Box((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
 
 def multi_scale_box(
-    height: int, width: int, size: int, scales: tuple[float, ...], rng: np.random.Generator
+    height: int, width: int, size: Size, scales: tuple[float, ...], rng: np.random.Generator
 ) -> Box:
-    """Return a crop whose sides are shares of the shorter side, at one of TSN's 13 positions.
+    """Return a crop whose sides are shares of the largest one's, at one of TSN's 13 positions.
 
     All pairs of sides that differ by at most one step in `scales` are equally likely, which also varies the
-    aspect ratio a little. A side within two pixels of `size`, that of the clip, becomes `size`, if it fits.
+    aspect ratio a little. A side within two pixels of the clip's, `size`, becomes that, if it fits.
     """
-    shorter = min(height, width)
-    sides = [int(shorter * scale) for scale in scales]
-    sides = [size if abs(side - size) <= 2 and size <= shorter else side for side in sides]
-    pairs = [(side, near) for step, side in enumerate(sides) for near in sides[max(step - 1, 0) : step + 2]]
+
+    def near(most: int, clip: int) -> list[int]:
+        shares = [int(most * scale) for scale in scales]
+        return [clip if abs(share - clip) <= 2 and clip <= most else share for share in shares]
+
+    heights, widths = map(near, largest(height, width, size), sides(size))
+    pairs = [
+        (high, wide) for step, high in enumerate(heights) for wide in widths[max(step - 1, 0) : step + 2]
+    ]
     crop_height, crop_width = pairs[rng.integers(len(pairs))]
     across, down = _OFFSETS[rng.integers(len(_OFFSETS))]
     top, left = (height - crop_height) // 4 * down, (width - crop_width) // 4 * across
@@ -80,28 +94,37 @@ def multi_scale_box(
 
 
 def random_resized_box(
-    height: int, width: int, area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+    height: int,
+    width: int,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+    size: Size = 1,
 ) -> Box:
-    """Return a crop of random position, area (share of the frame) and aspect ratio (width / height).
+    """Return a crop of random position, area (share of the frame) and aspect ratio.
 
-    After ten draws that do not fit it returns the largest central square (Inception's rule).
+    After ten draws that do not fit it returns the largest central crop (Inception's rule).
+
+    Args:
+        ratio: smallest and largest width / height, in proportion to those of the clip, `size`.
     """
+    high, wide = sides(size)
     for _ in range(10):
         pixels = rng.uniform(*area) * height * width
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]))) * (wide / high)
         crop_height, crop_width = round(math.sqrt(pixels / aspect)), round(math.sqrt(pixels * aspect))
         if 0 < crop_height <= height and 0 < crop_width <= width:
             top = int(rng.integers(height - crop_height + 1))
             left = int(rng.integers(width - crop_width + 1))
             return Box(top, left, crop_height, crop_width)
-    return central_box(height, width)
+    return central_box(height, width, size)
 
 
-def view_boxes(height: int, width: int, crops: int) -> list[Box]:
-    """Return `crops` squares of the shorter side, evenly from one end of the longer side to the other."""
-    side = min(height, width)
+def view_boxes(height: int, width: int, size: Size, crops: int) -> list[Box]:
+    """Return `crops` of the largest crops, evenly from one end of the frame to the other."""
+    high, wide = largest(height, width, size)
     shares = [index / (crops - 1) if crops > 1 else 0.5 for index in range(crops)]
-    return [Box(int((height - side) * at), int((width - side) * at), side, side) for at in shares]
+    return [Box(int((height - high) * at), int((width - wide) * at), high, wide) for at in shares]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +159,7 @@ def _turn(angle: float) -> NDArray[np.float64]:
     return turn
 
 
-def draw_erased(size: int, probability: float, rng: np.random.Generator) -> Box | None:
+def draw_erased(size: Size, probability: float, rng: np.random.Generator) -> Box | None:
     """Draw the box that random erasing fills with noise in all frames (arXiv 1708.04896), or None.
 
     Its area is 2 to 33% of the frame and its aspect ratio 0.3 to 3.3, as in VideoMAE's fine-tuning, where the
@@ -144,41 +167,44 @@ def draw_erased(size: int, probability: float, rng: np.random.Generator) -> Box 
     """
     if rng.random() >= probability:
         return None
-    box = random_resized_box(size, size, (0.02, 1 / 3), (0.3, 1 / 0.3), rng)
-    # A draw without a fitting box returns the whole frame; then nothing is erased.
-    return None if box.height == size else box
+    box = random_resized_box(*sides(size), (0.02, 1 / 3), (0.3, 1 / 0.3), rng)
+    # A draw without a fitting box returns the largest square; then nothing is erased.
+    return None if box.height == min(sides(size)) else box
 
 
 # ------------------------------------------------------------------------------------------- pixels
 
 
 def crop_resize(
-    frames_THWC: Tensor, box: Box, size: int, flip: bool = False, antialias: bool = True
+    frames_THWC: Tensor, box: Box, size: Size, flip: bool = False, antialias: bool = True
 ) -> Tensor:
-    """Cut `box` out of uint8 frames and resize it to `size` × `size` (bilinear).
+    """Cut `box` out of uint8 frames and resize it to `size` (bilinear).
 
     Returns:
         uint8 `frames_THWC`; mirrored left to right if `flip`.
     """
-    cut_THWC = _resized(frames_THWC[:, *box.slices], size, size, antialias)
+    cut_THWC = _resized(frames_THWC[:, *box.slices], *sides(size), antialias)
     return cut_THWC.flip(2) if flip else cut_THWC
 
 
-def crops_of_test(frames_THWC: Tensor, size: int, crops: int, antialias: bool = True) -> list[Tensor]:
-    """Resize the shorter side of uint8 frames to `size`, then cut `crops` squares along the longer side.
+def crops_of_test(frames_THWC: Tensor, size: Size, crops: int, antialias: bool = True) -> list[Tensor]:
+    """Resize uint8 frames until they just cover `size`, then cut `crops` clips along what is left over.
 
-    In this order, and rounded down, as in VideoMAE's test and Hugging Face's preprocessor: squares that are
+    In this order, and rounded down, as in VideoMAE's test and Hugging Face's preprocessor: clips that are
     cut before they are resized lie up to a pixel beside these. The preprocessor antialiases, VideoMAE's test
     does not.
 
     Returns:
-        Views of uint8 `frames_THWC`, `size` × `size`.
+        Views of uint8 `frames_THWC`, of `size`.
     """
     height, width = frames_THWC.shape[1:3]
-    side = min(height, width)
-    height, width = size * height // side, size * width // side
+    high, wide = sides(size)
+    if width * high >= height * wide:
+        height, width = high, high * width // height
+    else:
+        height, width = wide * height // width, wide
     resized_THWC = _resized(frames_THWC, height, width, antialias)
-    return [resized_THWC[:, *box.slices] for box in view_boxes(height, width, crops)]
+    return [resized_THWC[:, *box.slices] for box in view_boxes(height, width, size, crops)]
 
 
 def _resized(frames_THWC: Tensor, height: int, width: int, antialias: bool = True) -> Tensor:

@@ -73,7 +73,7 @@ def exported(
     """
     encoder = model.encoder
     vit, clip = encoder.config, encoder.clip
-    fits = {"model.positions: joint": vit.positions == "joint"}
+    fits = {"model.positions: joint": vit.positions == "joint", "square clips": isinstance(clip.size, int)}
     if isinstance(model, VideoMAE):
         fits["mae.global_token: false"] = not model.config.global_token
         fits["mae.target: normalized"] = model.config.target == "normalized"

@@ -14,14 +14,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tats_core.specs import StrictModel
+from tats_core.specs import Size, StrictModel, sides
 
 
 class ClipConfig(StrictModel):
     """The clip that a model sees, and how it is cut into tokens; the defaults are VideoMAE's."""
 
     frames: int = Field(16, ge=1, description="T, frames a clip")
-    size: int = Field(224, ge=1, description="H = W, pixels")
+    size: Size = Field(224, description="H = W, pixels; or a list of H and W")
     tubelet: int = Field(2, ge=1, description="t, frames a token")
     patch: int = Field(16, ge=1, description="p, pixels a token's side")
 
@@ -29,9 +29,20 @@ class ClipConfig(StrictModel):
     def _divides(self) -> ClipConfig:
         if self.frames % self.tubelet:
             raise ValueError(f"frames ({self.frames}) must be a multiple of tubelet ({self.tubelet})")
-        if self.size % self.patch:
-            raise ValueError(f"size ({self.size}) must be a multiple of patch ({self.patch})")
+        for side in sides(self.size):
+            if side % self.patch:
+                raise ValueError(f"size ({side}) must be a multiple of patch ({self.patch})")
         return self
+
+    @property
+    def height(self) -> int:
+        """H, pixels."""
+        return sides(self.size)[0]
+
+    @property
+    def width(self) -> int:
+        """W, pixels."""
+        return sides(self.size)[1]
 
     @property
     def slices(self) -> int:
@@ -41,12 +52,12 @@ class ClipConfig(StrictModel):
     @property
     def rows(self) -> int:
         """Patches from top to bottom of a slice; S = rows * columns."""
-        return self.size // self.patch
+        return self.height // self.patch
 
     @property
     def columns(self) -> int:
         """Patches from left to right of a slice."""
-        return self.size // self.patch
+        return self.width // self.patch
 
     @property
     def tokens(self) -> int:

@@ -4,7 +4,7 @@ The rule, applied to the configuration of every stage, whatever its kind:
 
 * **model**: a third of the heads (two or more) with 16 channels each; decoder and sampler shrink by the
   same factor; at most two blocks. Every option stays: initialisation, reward, precision, augmentation.
-* **clip**: frames and tubelet stay; at most 6 × 6 patches of at most 8 pixels.
+* **clip**: frames and tubelet stay; at most 6 × 6 patches of at most 8 pixels, of the same proportions.
 * **training**: three epochs. Warm-up, health checks, checkpoints, `until` and the changes of a schedule stay
   where they are in proportion to the epochs. A worker computes four clips at a time, in at most two parts.
 * **workers**: the first stage of each kind has as many as there are CPUs (GPUs), at most those of the recipe;
@@ -122,7 +122,9 @@ class Rehearsal:
                 changes[width] = changes[heads] * max(4, 2 * round(shrink * full[width] / changes[heads] / 2))
         if {"frames", "size", "tubelet", "patch"} <= full.keys():
             patch = min(full["patch"], 8)
-            changes |= {"patch": patch, "size": patch * min(full["size"] // full["patch"], 6)}
+            grid = [side // full["patch"] for side in specs.sides(full["size"])]
+            changes["size"] = [patch * max(1, round(n * min(1, 6 / max(grid)))) for n in grid]
+            changes["patch"] = patch
             changes["frames"] = full["tubelet"] * min(full["frames"] // full["tubelet"], 8)
         return changes
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from tats_core.registry import Registry
 from tats_core.report.table import Table
 from tats_core.specs import choices
 
@@ -72,7 +73,7 @@ def _keys(members: Sequence[type[BaseModel]], values: BaseModel | None, prefix: 
         meaning = _description(owner, attribute) or _first_line(below[0] if below else None)
         yield Key(
             f"{prefix}{name}",
-            _limited(_type(Union[tuple(annotations)]), field),  # noqa: UP007
+            _named(field) or _limited(_type(Union[tuple(annotations)]), field),  # noqa: UP007
             _default(default, nested=bool(below)),
             f"{meaning}{of}",
         )
@@ -116,6 +117,13 @@ def _type(annotation: object) -> str:
     if isinstance(annotation, TypeVar):
         return _type(annotation.__bound__)
     return _WORDS[annotation]
+
+
+def _named(field: FieldInfo) -> str:
+    """Return the names that are the values of a field, or "" if there is no list of them."""
+    several = "list of " if get_origin(field.annotation) is tuple else ""
+    names = (" | ".join(mark) for mark in field.metadata if isinstance(mark, Registry))
+    return next((several + listed for listed in names), "")
 
 
 def _limited(words: str, field: FieldInfo) -> str:

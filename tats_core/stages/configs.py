@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self, TypeVar, get_args
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from tats_core.data import benchmarks
 from tats_core.data.benchmarks import Split
@@ -46,15 +46,6 @@ class Placed(StrictModel):
     )
     splits: ClassVar[frozenset[Split]] = frozenset(get_args(Split))
     """The lists of videos without which the stage cannot run."""
-
-    @field_validator("benchmark")
-    @classmethod
-    def _known_benchmark(cls, name: str) -> str:
-        try:
-            benchmarks.BENCHMARKS[name]
-        except SpecError as error:
-            raise ValueError(str(error)) from error
-        return name
 
 
 # --- stages that train ---------------------------------------------------------------------------------

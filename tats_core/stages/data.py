@@ -28,7 +28,7 @@ from tats_core.data.benchmarks.base import (
 )
 from tats_core.data.generate import GenerateConfig, generate
 from tats_core.data.manifest import Manifest
-from tats_core.errors import DataError, did_you_mean
+from tats_core.errors import DataError
 from tats_core.machine import available_cpus
 from tats_core.specs import NotIdentity, StrictModel
 from tats_core.stages.base import Preflight, StageContext, StageKind
@@ -96,9 +96,6 @@ class DataConfig(StrictModel):
             )
         if self.decoded_size is not None and not self.decoded:
             raise ValueError("decoded_size is the size of stored frames, so it needs decoded: true")
-        for name in self.benchmarks:
-            if name not in BENCHMARKS:
-                raise ValueError(f"no data set '{name}'{did_you_mean(name, BENCHMARKS)}")
         return self
 
     @property

@@ -71,7 +71,7 @@ def _timed(recipe: Recipe, classes: int, device: torch.device) -> tuple[float, f
     clip, taken = recipe.clip, []
     samples = getattr(recipe, "samples_per_clip", 1) * recipe.batch_size
     for number in range(_STEPS + 1):
-        video_BCTHW = torch.randn(samples, 3, clip.frames, clip.size, clip.size, device=device)
+        video_BCTHW = torch.randn(samples, 3, clip.frames, clip.height, clip.width, device=device)
         label_B = torch.randint(classes, (samples,), device=device)
         began = clock()
         step(video_BCTHW, label_B, number)

@@ -16,11 +16,13 @@ import pytest
 from numpy.typing import NDArray
 
 from tats_core.data import readers
+from tats_core.data.readers import decord
 from tats_core.errors import VideoError
 
 HOW_MANY = int(os.environ.get("TEST_VIDEOS", "24"))
 
-READERS: tuple[readers.ReaderName, ...] = ("pyav", "decord") if readers.has_decord() else ("pyav",)
+_UNUSED = ("auto",) if decord.is_installed() else ("auto", "decord")
+READERS = [name for name in readers.READERS if name not in _UNUSED]
 
 DEEP = ("yuv420p", "yuv420p10le")
 CODECS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # containers and pixel formats

@@ -358,7 +358,7 @@ def test_views_are_clips_times_crops_with_the_crops_side_by_side(tmp_path: Path,
     for view, (indices_T, box) in enumerate(
         (indices_T, box)
         for indices_T in clips.view_indices(20, 4, "dense", 3, 2)
-        for box in transforms.view_boxes(32, 32, 3)
+        for box in transforms.view_boxes(32, 32, 16, 3)
     ):
         clip_THWC = transforms.crop_resize(whole_THWC[torch.from_numpy(indices_T)], box, 16)
         assert torch.equal(views_VCTHW[view], clip_THWC.permute(3, 0, 1, 2))

@@ -25,6 +25,7 @@ from tats_core.data.clips import Batch
 from tats_core.data.loaders import ClipOptions, TrainLoader, eval_views
 from tats_core.data.manifest import Manifest
 from tats_core.data.pack import pack
+from tats_core.data.readers import decord
 from tats_core.data.shrink import Smaller, shrink
 from tats_core.errors import DataError, VideoError
 from tats_core.training.predict import existing
@@ -66,8 +67,8 @@ def test_lists_give_the_same_manifest_and_readers_the_same_frames(
         assert [copy.below(video) for video in copy.videos] == [plain.below(video) for video in plain.videos]
         assert not any(Path(video.path).exists() for video in copy.videos)
         for before, after in zip(plain.videos[:2], copy.videos[:2], strict=True):
-            for reader in ("auto", "decord") if readers.has_decord() else ("auto",):
-                frames_THWC = readers.read_all(after.path, reader)  # type: ignore[arg-type]
+            for reader in ("auto", "decord") if decord.is_installed() else ("auto",):
+                frames_THWC = readers.read_all(after.path, reader)
                 assert np.array_equal(frames_THWC, readers.read_all(before.path))
             assert str(readers.check(after.path)) == str(readers.check(before.path))
 

@@ -18,10 +18,11 @@ from tats_core.data import readers
 from tats_core.data.clips import dense_indices, uniform_indices
 from tats_core.data.generate import ENCODINGS, Encoding, encode
 from tats_core.data.manifest import Manifest
+from tats_core.data.readers import decord
 from tats_core.data.video import Choose, Frames
 from tats_core.errors import DataError, VideoError
 
-needs_decord = pytest.mark.skipif(not readers.has_decord(), reason="decord has no wheel for this platform")
+needs_decord = pytest.mark.skipif(not decord.is_installed(), reason="decord has no wheel for this platform")
 
 OPEN_GROUPS = Encoding(
     "mp4", "libx264", {"preset": "veryfast", "bf": "2", "x264-params": "open-gop=1:scenecut=0"}
@@ -70,22 +71,20 @@ def cut_without_encoding(source: Path, target: Path) -> None:
 def read_frames(
     path: str | Path,
     indices: Sequence[int] | NDArray[np.int64],
-    reader: readers.ReaderName = "auto",
+    reader: str = "auto",
     time_limit: float = readers.TIME_LIMIT,
 ) -> Frames:
     return readers.read_clip(path, lambda n_frames: np.asarray(indices), reader, time_limit)
 
 
 KINDS = ("webm", "mp4", "avi", "open", "cut")
-READERS: tuple[readers.ReaderName, ...] = (
-    ("auto", "pyav", "decord") if readers.has_decord() else ("auto", "pyav")
-)
+READERS = [name for name in readers.READERS if name != "decord" or decord.is_installed()]
 
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_reader_gives_exactly_the_frames_of_a_sequential_decode(
-    films: dict[str, Path], kind: str, reader: readers.ReaderName
+    films: dict[str, Path], kind: str, reader: str
 ) -> None:
     truth_THWC = sequential(films[kind])
     n_frames = len(truth_THWC)
@@ -124,13 +123,13 @@ def test_decord_decodes_only_what_it_was_seen_to_decode_exactly(
     films: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
-    read = readers._decord_read
+    read = decord._read
 
     def noted(path: str, choose: Choose) -> Frames:
         decoded.append(Path(path).name)
         return read(path, choose)
 
-    monkeypatch.setattr(readers, "_decord_read", noted)
+    monkeypatch.setattr(decord, "_read", noted)
     for kind in KINDS:
         assert np.array_equal(readers.read_all(films[kind], "decord"), sequential(films[kind]))
     assert decoded == ["webm.webm", "mp4.mp4"]
@@ -140,9 +139,9 @@ def test_decord_decodes_only_what_it_was_seen_to_decode_exactly(
 def test_decord_is_wrong_without_an_error_where_it_is_not_used(films: dict[str, Path]) -> None:
     # The reason for the rule above. If this fails, decord has been mended and may be trusted with more.
     truth_THWC = sequential(films["avi"])
-    wrong_THWC = readers._decord_read(str(films["avi"]), lambda n_frames: np.arange(5, 115, 10))
+    wrong_THWC = decord._read(str(films["avi"]), lambda n_frames: np.arange(5, 115, 10))
     assert not np.array_equal(wrong_THWC, truth_THWC[5:115:10])
-    assert len(readers._decord_read(str(films["cut"]), np.arange)) > len(sequential(films["cut"]))
+    assert len(decord._read(str(films["cut"]), np.arange)) > len(sequential(films["cut"]))
 
 
 @needs_decord
@@ -150,7 +149,7 @@ def test_a_file_on_which_decord_hangs_ends_the_work_and_is_not_read_by_another(
     films: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released = threading.Event()
-    monkeypatch.setattr(readers, "_decord_read", lambda path, choose: released.wait(20))
+    monkeypatch.setattr(decord, "_read", lambda path, choose: released.wait(20))
     with pytest.raises(
         DataError, match=r"decord did not finish within 0\.2 s; use the reader 'auto'"
     ) as caught:
@@ -165,7 +164,7 @@ def test_what_decord_cannot_read_gives_the_same_frames_all_the_same(tmp_path: Pa
     path = tmp_path / "narrow.mp4"
     encode(path, film(20, width=72), 25, ENCODINGS["kinetics400"])
     with pytest.raises(VideoError, match="decord cannot read it"):
-        readers._decord_read(str(path), np.arange)
+        decord._read(str(path), np.arange)
     rng, again = np.random.default_rng(0), np.random.default_rng(0)
     frames_THWC = readers.read_clip(path, lambda n_frames: rng.integers(0, n_frames, 5), "decord")
     assert np.array_equal(frames_THWC, sequential(path)[again.integers(0, 20, 5)])

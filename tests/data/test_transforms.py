@@ -32,10 +32,38 @@ def recoloured(rgb: list[float], colour: Colour) -> list[float]:
 
 
 def test_test_crops_are_squares_from_one_end_of_the_longer_side_to_the_other() -> None:
-    assert transforms.view_boxes(4, 10, 3) == [Box(0, 0, 4, 4), Box(0, 3, 4, 4), Box(0, 6, 4, 4)]
-    assert transforms.view_boxes(9, 5, 3) == [Box(0, 0, 5, 5), Box(2, 0, 5, 5), Box(4, 0, 5, 5)]
-    assert transforms.view_boxes(4, 11, 3)[1] == transforms.central_box(4, 11) == Box(0, 3, 4, 4)
-    assert transforms.view_boxes(4, 10, 1) == [transforms.central_box(4, 10)] == [Box(0, 3, 4, 4)]
+    assert transforms.view_boxes(4, 10, 1, 3) == [Box(0, 0, 4, 4), Box(0, 3, 4, 4), Box(0, 6, 4, 4)]
+    assert transforms.view_boxes(9, 5, 1, 3) == [Box(0, 0, 5, 5), Box(2, 0, 5, 5), Box(4, 0, 5, 5)]
+    assert transforms.view_boxes(4, 11, 1, 3)[1] == transforms.central_box(4, 11) == Box(0, 3, 4, 4)
+    assert transforms.view_boxes(4, 10, 1, 1) == [transforms.central_box(4, 10)] == [Box(0, 3, 4, 4)]
+
+
+def test_crops_of_a_clip_that_is_not_square_have_its_proportions() -> None:
+    # 2 : 1 in 12 × 30: the whole height and 6 columns left over; in 12 × 18 the whole width.
+    assert transforms.view_boxes(12, 30, (1, 2), 3) == [Box(0, left, 12, 24) for left in (0, 3, 6)]
+    assert transforms.central_box(12, 18, (1, 2)) == Box(1, 0, 9, 18)
+    rng = np.random.default_rng(0)
+    boxes = [transforms.multi_scale_box(80, 120, (20, 10), (1.0, 0.5), rng) for _ in range(300)]
+    assert {(box.height, box.width) for box in boxes} == {(80, 40), (40, 20), (80, 20), (40, 40)}
+    ratio = [
+        box.width / box.height
+        for box in (
+            transforms.random_resized_box(100, 140, (0.2, 0.3), (0.75, 4 / 3), rng, (20, 10))
+            for _ in range(300)
+        )
+    ]
+    assert 0.36 < min(ratio) < 0.4
+    assert 0.62 < max(ratio) < 0.69
+    frames_THWC = frames(2, 12, 30, 3)
+    cut_THWC = transforms.crop_resize(frames_THWC, Box(0, 0, 12, 24), (12, 24))
+    assert torch.equal(cut_THWC, frames_THWC[:, :, :24])
+    # 24 × 30 just covers 12 × 10 as 12 × 15, and 10 × 4 as 10 × 12.
+    for size, lefts in (((12, 10), (0, 5)), ((10, 4), (0, 8))):
+        crops = transforms.crops_of_test(frames(2, 24, 30, 3), size, 2)
+        resized_THWC = transforms._resized(frames(2, 24, 30, 3), size[0], size[1] + lefts[1])
+        assert [crop.shape[1:3] for crop in crops] == [size, size]
+        for crop_THWC, left in zip(crops, lefts, strict=True):
+            assert torch.equal(crop_THWC, resized_THWC[:, :, left : left + size[1]])
 
 
 def test_crops_of_the_test_are_cut_from_the_resized_frame() -> None:

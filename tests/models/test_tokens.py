@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
 
+from tats_core.errors import SpecError
 from tats_core.models.tokens import ClipConfig, CubeEmbedding, patchify, per_token, positions, unpatchify
+from tats_core.specs import validate
 
 CLIP = ClipConfig(frames=4, size=6, tubelet=2, patch=3)
 
@@ -24,13 +26,30 @@ def test_a_clip_must_be_cut_without_a_rest() -> None:
         ClipConfig(frames=5)
     with pytest.raises(ValidationError, match=r"size \(225\) must be a multiple of patch \(16\)"):
         ClipConfig(size=225)
+    with pytest.raises(ValidationError, match=r"size \(225\) must be a multiple of patch \(16\)"):
+        ClipConfig(size=(224, 225))
+
+
+def test_a_clip_may_be_wider_than_high() -> None:
+    clip = ClipConfig(frames=16, size=(48, 64), patch=16)
+    assert (clip.height, clip.width, clip.rows, clip.columns, clip.tokens) == (48, 64, 3, 4, 96)
+    assert ClipConfig(size=(48, 48)).model_dump() == ClipConfig(size=48).model_dump()
+
+
+@pytest.mark.parametrize("size", [0, "wide", [48], [48, 64, 3], [48, 1.5], True])
+def test_a_size_that_is_none_is_refused_in_one_sentence(size: object) -> None:
+    wanted = r"^p\.yaml: size: must be a number of pixels, or a list of two: height and width \(it is "
+    with pytest.raises(SpecError, match=wanted):
+        validate(ClipConfig, {"size": size}, "p.yaml")
 
 
 @settings(max_examples=20)
-@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 2))
-def test_cutting_a_clip_into_tokens_loses_nothing(t: int, p: int, slices: int, side: int, batch: int) -> None:
-    clip = ClipConfig(frames=t * slices, size=p * side, tubelet=t, patch=p)
-    video_BCTHW = torch.randn(batch, 3, clip.frames, clip.size, clip.size)
+@given(st.integers(1, 3), st.integers(1, 4), *(st.integers(1, 3) for _ in range(3)), st.integers(1, 2))
+def test_cutting_a_clip_into_tokens_loses_nothing(
+    t: int, p: int, slices: int, rows: int, columns: int, batch: int
+) -> None:
+    clip = ClipConfig(frames=t * slices, size=(p * rows, p * columns), tubelet=t, patch=p)
+    video_BCTHW = torch.randn(batch, 3, clip.frames, clip.height, clip.width)
     patches_BNP = patchify(video_BCTHW, clip)
     assert patches_BNP.shape == (batch, clip.tokens, clip.pixels)
     assert torch.equal(unpatchify(patches_BNP, clip), video_BCTHW)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tats_core.data.benchmarks import BENCHMARKS
+from tats_core.data.readers import READERS
 from tats_core.pipeline.graph import Instance
 from tats_core.pipeline.keys import code_of, own_components
 from tats_core.registry import Registry
@@ -30,6 +31,7 @@ REGISTRIES: list[tuple[Registry[Any], str, Any]] = [
     (SAMPLERS, "pretrain", lambda name: {"sampler": {"kind": name}}),
     (BENCHMARKS, "finetune", lambda name: {"benchmark": name}),
     (BENCHMARKS, "data", lambda name: {"benchmarks": [name]}),
+    (READERS, "finetune", lambda name: {"data": {"reader": name}}),
     (PROBES, "probe", lambda name: {**dict.fromkeys(_PROBES), name: {}}),
 ]
 

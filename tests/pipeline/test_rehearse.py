@@ -40,6 +40,7 @@ def test_a_vit_b_keeps_its_shape_at_a_third_of_the_heads():
     assert (tiny.sampler.network.width, tiny.sampler.network.heads) == (32, 2)
     assert (tiny.clip.frames, tiny.clip.size, tiny.clip.tubelet, tiny.clip.patch) == (16, 48, 2, 8)
     assert tiny.sampler.mask_ratio == 0.95
+    assert HERE.scaled(_pretrain(clip={"size": [224, 448]}), first=True).clip.size == (24, 48)
 
 
 def test_every_option_of_a_recipe_stays():

@@ -50,7 +50,9 @@ def _tuned(folder: Path, **changed: Any) -> VideoClassifier:
         "classes": CLASSES,
         "views": VIEWS,
     } | changed
-    model = VideoClassifier(described["model"], CLIP, 3, head_norm=described["head_norm"], head_scale=1)
+    model = VideoClassifier(
+        described["model"], described["clip"], 3, head_norm=described["head_norm"], head_scale=1
+    )
     weights.save(folder, _shaken(model), described)
     return model
 
@@ -141,10 +143,12 @@ def test_what_hugging_face_cannot_hold_leaves_no_folder(tmp_path: Path) -> None:
     _tuned(tmp_path / "batch", head_norm="batch")
     separable = VIT.model_copy(update={"positions": "separable"})
     _tuned(tmp_path / "separable", model=separable)
-    for name, key in (("batch", "head_norm: layer"), ("separable", "model.positions: joint")):
+    _tuned(tmp_path / "wide", clip=CLIP.model_copy(update={"size": (16, 24)}))
+    lacking = {"batch": "head_norm: layer", "separable": "model.positions: joint", "wide": "square clips"}
+    for name, key in lacking.items():
         with pytest.raises(WeightsError, match=f"has only {key}; export as safetensors"):
             export(tmp_path / name, "finetune", "hf", tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["batch", "separable"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(lacking)
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:

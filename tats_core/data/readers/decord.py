@@ -1,0 +1,109 @@
+"""decord, for comparisons: it decodes the kinds of file (`is_proven`) of which it was seen to be exact.
+
+PyAV decodes all others. decord is slower, and 0.6.0 errs without saying so (tests/data/test_readers.py):
+
+* MPEG-4 with B-frames in avi: most frames are not the ones asked for;
+* H.264 with open groups of pictures: some frames after a jump are wrong;
+* H.264 cut without re-encoding (an edit list, or no key frame at the start): more frames than there are;
+* 10-bit and interlaced video, several video streams: other pixels, another stream.
+
+It does not say that a frame is damaged, and fills gaps in its own way: of a damaged file, its frames may
+differ.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import threading
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from tats_core.data import shards
+from tats_core.data.clips import Indices, Segment
+from tats_core.data.pixels import Converter
+from tats_core.data.readers import pyav
+from tats_core.data.video import Choose, Frames, Video, opened
+from tats_core.errors import DataError, VideoError
+
+_PROVEN: Final = {("mov,mp4,m4a,3gp,3g2,mj2", "h264"), ("matroska,webm", "vp9")}  # container and codec
+
+
+@functools.cache
+def is_installed() -> bool:
+    """Return whether decord is installed; it has no wheels for some platforms."""
+    return importlib.util.find_spec("decord") is not None
+
+
+def is_proven(video: Video) -> bool:
+    """Return whether decord was seen to give the exact frames of this kind of file, if nothing is damaged."""
+    first = video.first()
+    if first is None or video.numbering is None:
+        return False
+    return (
+        (video.container.format.name, video.stream.codec_context.name) in _PROVEN
+        and video.key_frames <= {*video.numbering.starts}  # decord jumps to any of them
+        and len(video.container.streams.video) == 1
+        and first.format.name == "yuv420p"
+        and not first.interlaced_frame
+        and Converter(first, video.stream.sample_aspect_ratio).keeps_layout
+    )
+
+
+def read(path: str, choose: Choose, time_limit: float, segment: Segment | None) -> Frames:
+    """Return the chosen frames of a segment."""
+    if not is_installed():
+        raise DataError("the reader 'decord' is not installed; use the reader 'pyav' or 'auto'")
+    with opened(path, time_limit) as video:
+        choose = video.within(segment, choose)
+        if not is_proven(video):
+            return video.frames(choose)
+    chosen: list[Indices] = []
+
+    def once(n_frames: int) -> Indices:
+        if not chosen:
+            chosen.append(choose(n_frames))  # which may draw at random
+        return chosen[0]
+
+    try:
+        return _within(path, once, time_limit)
+    except VideoError:  # it cannot read some sizes, such as a width of 72
+        return pyav.read(path, once, time_limit, None)
+
+
+def _within(path: str, choose: Choose, time_limit: float) -> Frames:
+    outcome: list[Frames | BaseException] = []
+
+    def work() -> None:
+        try:
+            outcome.append(_read(path, choose))
+        except BaseException as error:  # noqa: BLE001 - it is raised in the caller's thread
+            outcome.append(error)
+
+    # decord cannot be interrupted: a file that makes it hang costs a thread that never ends.
+    thread = threading.Thread(target=work, name=f"decord {Path(path).name}", daemon=True)
+    thread.start()
+    thread.join(time_limit)
+    if not outcome:
+        # Not a VideoError, for which training takes the next video: what is read never depends on the clock.
+        raise DataError(f"{path}: decord did not finish within {time_limit:g} s; use the reader 'auto'")
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _read(path: str, choose: Choose) -> Frames:
+    import decord
+
+    decord.logging.set_level(decord.logging.FATAL)
+    try:
+        place = shards.find(path)
+        video = decord.VideoReader(path if place is None else place.opened(), num_threads=1)
+        wanted_T = choose(len(video))
+        needed, inverse_T = np.unique(wanted_T, return_inverse=True)
+        frames: Frames = video.get_batch(needed.tolist()).asnumpy()
+    except (decord.DECORDError, RuntimeError, UnicodeError) as error:
+        raise VideoError(f"{path}: decord cannot read it ({str(error).splitlines()[0]})") from error
+    return frames if np.array_equal(needed, wanted_T) else frames[inverse_T]
