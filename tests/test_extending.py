@@ -10,11 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from tats_core.cli.app import COMMANDS, main
+from tats_core.data import readers
+from tats_core.data.benchmarks import BENCHMARKS
+from tats_core.data.clips import Segment
+from tats_core.data.generate import ENCODINGS, encode
+from tats_core.data.loaders import ClipOptions
+from tats_core.errors import DataError, VideoError
 from tats_core.files import read_json
 from tats_core.specs import validate
 from tats_core.stages.base import Input, StageContext
@@ -24,6 +31,7 @@ from tats_core.training.finetune import FinetuneConfig
 from tats_core.training.optimizers import OPTIMIZERS
 from tats_core.training.schedules import SCHEDULES
 
+MP4 = ENCODINGS["kinetics400"]
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 
 Example = Callable[[str], ModuleType]
@@ -99,6 +107,37 @@ def test_the_stage_kind_measures_and_its_number_is_tabled(example: Example, tmp_
     kind.run(kind.Config(), ctx)
     assert read_json(out / "result.json", dict[str, float], "a result") == {"disk_mb": 2.5}
     assert [metric.key for metric in kind.tabled(kind.Config())] == ["disk_mb"]
+
+
+def test_the_benchmark_reads_segments_of_files(
+    example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BENCHMARKS._members, "kitchen", example("A benchmark").KITCHEN)
+    with pytest.raises(DataError, match=r"kitchen: no folder of videos in .*expected layout: "):
+        BENCHMARKS["kitchen"].read(tmp_path, "train")
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "monday.mp4").touch()
+    (tmp_path / "test.csv").write_text("monday,1.5,4,stirring\nmonday,4,9,cutting\n")
+    manifest = BENCHMARKS["kitchen"].read(tmp_path, "test")
+    assert [(video.id, video.label, video.segment) for video in manifest.videos] == [
+        ("monday@1.5", 2, Segment(1.5, 4, "second")),
+        ("monday@4", 0, Segment(4, 9, "second")),
+    ]
+    (tmp_path / "train.csv").write_text("monday,1.5,stirring\n")
+    with pytest.raises(DataError, match=r"train\.csv, line 1: 'monday,1\.5,stirring' is not file,first,last"):
+        BENCHMARKS["kitchen"].read(tmp_path, "train")
+
+
+def test_the_reader_gives_the_frames_of_pyav(
+    example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(readers.READERS._members, "copied", example("A reader of videos").read)
+    assert ClipOptions(reader="copied").reader == "copied"
+    encode(tmp_path / "film.mp4", np.arange(6 * 32 * 32 * 3, dtype=np.uint8).reshape(6, 32, 32, 3), 25, MP4)
+    frames_THWC = readers.read_all(tmp_path / "film.mp4", "copied")
+    assert np.array_equal(frames_THWC, readers.read_all(tmp_path / "film.mp4"))
+    with pytest.raises(VideoError, match=r"none\.mp4: cannot be read \(No such file"):
+        readers.read_all(tmp_path / "none.mp4", "copied")
 
 
 def test_the_command_is_one_of_tats(
