@@ -63,8 +63,12 @@ class Registry(Generic[Member]):
         return sum(1 for _ in self)
 
     def items(self) -> Iterator[tuple[str, Member]]:
-        """Yield each name with its member."""
-        return ((name, self[name]) for name in self)
+        """Yield each name with its member, without plugins that cannot be imported."""
+        for name in self:
+            try:
+                yield name, self[name]
+            except SpecError:  # who asks for it by name is told why
+                continue
 
     def register(self, name: str, member: Member) -> None:
         """Add a member for the rest of this process; a known name is replaced."""

@@ -105,7 +105,7 @@ def test_mlflow_holds_parent_and_stages_with_curves_pictures_parameters_and_the_
     lifts = client.get_metric_history(pretrain, "motion_lift")
     assert [point.step for point in lifts] == [0, 5, 10, 15]
     assert client.get_metric_history(pretrain, "effective_rank")
-    assert children["pretrain"].data.params["effective.visible_tokens"] == "14"
+    assert children["pretrain"].data.params["effective.visible_tokens"] == "10"
 
     files = _files(client, pretrain)
     assert any(path.endswith(".png") and "masks" in path for path in files)

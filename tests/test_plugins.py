@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,23 @@ import pytest
 import torch
 import yaml
 from hatchling import build
+from pydantic import create_model
 
-from tats_core.cli import explain
+from tats_core.cli import doctor, explain
 from tats_core.cluster import preflight, submission
+from tats_core.data.benchmarks import BENCHMARKS
+from tats_core.data.readers import READERS
 from tats_core.errors import SpecError
 from tats_core.pipeline import graph, keys, spec
 from tats_core.registry import plugins
 from tats_core.sampling import SAMPLERS
+from tats_core.specs import validate
+from tats_core.stages import KINDS, probe
 from tats_core.training.metrics import on_host
+from tats_core.training.optimizers import OPTIMIZERS
 from tats_core.training.pretrain import JointTrainer, PretrainConfig
+from tats_core.training.probes import PROBES
+from tats_core.training.schedules import SCHEDULES
 from tats_core.training.world import World
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
@@ -121,6 +130,22 @@ def test_a_plugin_that_cannot_be_imported_breaks_nothing_else(installed: Path) -
         _ = explain._find(["sampler", "bandit"])[0].keys
     with pytest.raises(SpecError, match=rf"^pipelines/lab\.yaml: pretrain\.sampler: {broken}"):
         graph.build(spec.load("lab"))
+    (check,) = doctor._broken_plugins()
+    assert check.text.startswith("lab-bandit: tats.samplers 'bandit' cannot be imported (")
+
+
+def test_a_plugin_that_cannot_be_imported_hides_no_other_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    for registry in (SAMPLERS, OPTIMIZERS, SCHEDULES, PROBES, KINDS, BENCHMARKS, READERS):
+        point = EntryPoint("broken", "no_such_module:Member", registry.group)
+        monkeypatch.setitem(vars(registry), "_plugins", {"broken": [point]})
+    assert "  tats explain stage broken\n" in explain._overview()
+    assert explain._find(["pretrain.optimizer"])[0].keys
+    with pytest.raises(SpecError, match=r"the stage kind 'broken' .* cannot be imported .*no_such_module"):
+        _ = explain._find(["stage", "broken"])[0].keys
+    stage = create_model("Stage", __base__=probe._Probing, **{name: probe._key(name) for name in PROBES})
+    assert validate(stage, {"benchmark": "ssv2"}, "p.yaml").probes.keys() == {"linear", "knn"}
+    with pytest.raises(SpecError, match=r"^p\.yaml: broken: the probe 'broken' .* cannot be imported"):
+        validate(stage, {"benchmark": "ssv2", "broken": {}}, "p.yaml")
 
 
 def test_its_code_is_part_of_the_keys_of_the_stages_that_use_it(installed: Path) -> None:

@@ -18,6 +18,7 @@ from tats_core.addresses import masked
 from tats_core.cli.options import DEFAULT_HOME, Home, many
 from tats_core.errors import TatsError
 from tats_core.machine import available_cpus
+from tats_core.registry import plugins
 
 _MINIMUM_PYTHON = (3, 11)
 _LOW_DISK_GB = 2.0
@@ -67,6 +68,7 @@ def checks(home: Path) -> Iterator[Check]:
         yield _guarded(name, check)
     yield store(home)
     yield from damaged_runs(home)
+    yield from _broken_plugins()
     yield from _data_sets()
 
 
@@ -180,6 +182,15 @@ def _ray() -> Check:
     except TatsError as error:
         return Check("Ray", False, f"{version}, but {error}")
     return Check("Ray", True, f"{version}, the cluster at {masked(address)} has {cpus} CPUs and {gpus} GPUs")
+
+
+def _broken_plugins() -> Iterator[Check]:
+    for package, point in plugins():
+        try:
+            point.load()
+        except Exception as error:  # noqa: BLE001 - somebody else's module may raise anything
+            found = f"{package.name}: {point.group} '{point.name}' cannot be imported ({error})"
+            yield Check("plugins", None, found, "repair or uninstall it")
 
 
 def _data_sets() -> Iterator[Check]:

@@ -87,7 +87,12 @@ def _topics() -> Iterator[Topic]:
     like = [key for key in reference.keys(Variant) if key.name in ("like", "set")]
     top = "the top level of its file"
     yield Topic("pipeline", "A pipeline", top, lambda: [*reference.keys(File), *like], {})
-    for name, kind in KINDS.items():
+    kinds = dict(KINDS.items())
+    for name in KINDS:
+        if name not in kinds:  # a plugin that cannot be imported: its keys are refused with the reason
+            yield Topic(f"stage {name}", f"The stage kind {name}", "", partial(_member_keys, KINDS, name), {})
+            continue
+        kind = kinds[name]
         module = (sys.modules[type(kind).__module__].__doc__ or "").strip().splitlines()[0].rstrip(".")
         load = partial(_stage_keys, kind.Config)
         measures = {"Numbers that a sweep can compare": sorted(kind.reports or ())}

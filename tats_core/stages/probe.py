@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, create_model
+from pydantic import BeforeValidator, Field, create_model
 from torch import Tensor
 
 from tats_core.data.loaders import ClipOptions, TrainLoader, eval_views
 from tats_core.data.manifest import Manifest
+from tats_core.errors import SpecError
 from tats_core.models.classifier import VideoClassifier
 from tats_core.models.tokens import patchify
 from tats_core.models.vit import VideoViT
@@ -58,7 +59,18 @@ class _Probing(Initialised):
         return {name: probe for name in PROBES if (probe := getattr(self, name, None)) is not None}
 
 
-def _key(probe: type[ProbeConfig]) -> Any:
+def _key(name: str) -> Any:
+    """Return the field of a probe; of a plugin that cannot be imported, one that only null fits."""
+    try:
+        probe = PROBES[name]
+    except SpecError as error:
+        broken = str(error)
+
+        def refuse(value: object) -> None:
+            if value is not None:
+                raise ValueError(broken)
+
+        return Annotated[None, BeforeValidator(refuse)], Field(None, description=f"Not usable: {broken}.")
     default = {"default_factory": probe} if probe.by_default else {"default": None}
     return probe | None, Field(
         **default, description=f"{{}}: with its defaults; null: not. {probe.metric.meaning}"
@@ -69,7 +81,7 @@ ProbeStage = create_model(
     "ProbeStage",
     __base__=_Probing,
     __module__=__name__,
-    **{name: _key(probe) for name, probe in PROBES.items()},
+    **{name: _key(name) for name in PROBES},
 )
 """The keys of the stage; each probe's are under its name."""
 
