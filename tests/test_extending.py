@@ -131,13 +131,17 @@ def test_the_benchmark_reads_segments_of_files(
 def test_the_reader_gives_the_frames_of_pyav(
     example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(readers.READERS._members, "copied", example("A reader of videos").read)
-    assert ClipOptions(reader="copied").reader == "copied"
+    monkeypatch.setitem(readers.READERS._members, "whole", example("A reader of videos").read)
+    assert ClipOptions(reader="whole").reader == "whole"
     encode(tmp_path / "film.mp4", np.arange(6 * 32 * 32 * 3, dtype=np.uint8).reshape(6, 32, 32, 3), 25, MP4)
-    frames_THWC = readers.read_all(tmp_path / "film.mp4", "copied")
+    frames_THWC = readers.read_all(tmp_path / "film.mp4", "whole")
     assert np.array_equal(frames_THWC, readers.read_all(tmp_path / "film.mp4"))
+    chosen_THWC = readers.read_clip(
+        tmp_path / "film.mp4", lambda n_frames: np.array([n_frames - 1, 1]), "whole"
+    )
+    assert np.array_equal(chosen_THWC, frames_THWC[[5, 1]])
     with pytest.raises(VideoError, match=r"none\.mp4: cannot be read \(No such file"):
-        readers.read_all(tmp_path / "none.mp4", "copied")
+        readers.read_all(tmp_path / "none.mp4", "whole")
 
 
 def test_the_command_is_one_of_tats(
