@@ -23,6 +23,7 @@ from tats_core.data.generate import ENCODINGS, encode
 from tats_core.data.loaders import ClipOptions
 from tats_core.errors import DataError, VideoError
 from tats_core.files import read_json
+from tats_core.sampling import SamplerSite
 from tats_core.specs import validate
 from tats_core.stages.base import Input, StageContext
 from tats_core.training import metrics
@@ -51,6 +52,15 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Example:
         return importlib.import_module(name)
 
     return imported
+
+
+def test_the_fixed_sampler_shows_one_colour_of_a_board_that_is_not_square(example: Example) -> None:
+    site = SamplerSite(slices=2, rows=3, columns=4, width=8, heads=2)
+    sampler = example("A fixed sampler").CheckerConfig(mask_ratio=0.5).build(site)
+    rollout = sampler.act(torch.zeros(64, 24, 8), torch.Generator().manual_seed(0))
+    # Rows 0101, 1010, 0101 in each slice: 12 of 24 are dark, so what is visible has one colour.
+    dark_N = torch.tensor([0, 1, 0, 1, 1, 0, 1, 0, 0, 1, 0, 1] * 2)
+    assert set(dark_N[rollout.visible_BK].sum(1).tolist()) == {0, 12}
 
 
 def test_the_optimiser_learns(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from tats_core.registry import Registry
 from tats_core.sampling.base import LearnedSampler, Policy, Rollout, Sampler
 from tats_core.sampling.config import SamplerConfig, SamplerSite, WhileTraining
 from tats_core.sampling.objective import Learner, LossObjective, Objective, Transition
+from tats_core.sampling.plackett_luce import Noise
 from tats_core.specs import OneOf
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "LearnedSampler",
     "Learner",
     "LossObjective",
+    "Noise",
     "Objective",
     "Policy",
     "Rollout",

@@ -113,7 +113,8 @@ class Sampler(nn.Module, ABC):
         """Draw for clips embedded as `tokens_BND` (with positions), without gradients."""
         return self.draw(len(tokens_BND), Noise(generator))
 
-    def _rollout(self, visible_BK: Tensor, policy: Policy | None = None) -> Rollout:
+    def rollout(self, visible_BK: Tensor, policy: Policy | None = None) -> Rollout:
+        """Return the draw that shows the tokens `visible_BK`, K different ones of each clip."""
         return Rollout(visible_BK, complement(visible_BK, self.tokens), self.tokens, policy)
 
 
@@ -130,7 +131,7 @@ class LearnedSampler(Sampler):
         """Draw by Gumbel-top-k."""
         assert policy is not None
         uniform_BN = noise.uniform(clips, self.tokens)
-        return self._rollout(gumbel_top_k(policy.logits_BN.detach(), self.visible, uniform_BN), policy)
+        return self.rollout(gumbel_top_k(policy.logits_BN.detach(), self.visible, uniform_BN), policy)
 
     @torch.no_grad()
     def act(self, tokens_BND: Tensor, generator: torch.Generator) -> Rollout:

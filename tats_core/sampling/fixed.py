@@ -32,7 +32,7 @@ class RandomSampler(Sampler):
 
     def draw(self, clips: int, noise: Noise, policy: Policy | None = None) -> Rollout:
         """Draw K tokens uniformly without replacement."""
-        return self._rollout(noise.uniform(clips, self.tokens).topk(self.visible, dim=1).indices)
+        return self.rollout(noise.uniform(clips, self.tokens).topk(self.visible, dim=1).indices)
 
 
 class TubeConfig(SamplerConfig):
@@ -70,7 +70,7 @@ class TubeSampler(Sampler):
         patches = self.tokens // self.slices
         patch_BK = noise.uniform(clips, patches).topk(self.visible // self.slices, dim=1).indices
         first_F = torch.arange(self.slices, device=patch_BK.device) * patches
-        return self._rollout((patch_BK.unsqueeze(1) + first_F[:, None]).flatten(1))
+        return self.rollout((patch_BK.unsqueeze(1) + first_F[:, None]).flatten(1))
 
 
 class FrameConfig(SamplerConfig):
@@ -96,4 +96,4 @@ class FrameSampler(Sampler):
         # Slice rank decides, chance within a slice: noise in [0, 1) never overtakes a whole rank.
         chance_BN = noise.uniform(clips, self.tokens)
         score_BN = rank_BF.repeat_interleave(self.tokens // self.slices, 1) + chance_BN
-        return self._rollout(score_BN.topk(self.visible, dim=1, largest=False).indices)
+        return self.rollout(score_BN.topk(self.visible, dim=1, largest=False).indices)
