@@ -164,7 +164,7 @@ def check_rehearsals(guide: Guide) -> None:
     _check_exercised(output, "22 of 22", "pretrain")
     runs = guide.runs("full_ssv2-rehearsal")
     states = [run["info"]["status"] for run in runs]
-    expect(len(runs) >= 18 and set(states) == {"FINISHED"}, "its runs are on the server", str(states))
+    expect(len(runs) >= 23 and set(states) == {"FINISHED"}, "its runs are on the server", str(states))
     # Of the sweep's 45 trials one ratio and one seed, each of the three samplers: all 45 took too long here.
     fewer = ("--set", "seeds.values=[0]", "--set", "space.pretrain.sampler.mask_ratio=[0.95]")
     done = guide.tats("submit", "sweep", "mask_ratio", "--rehearse", *fewer, limit=REHEARSAL_SECONDS)

@@ -151,6 +151,9 @@ def _joint(model: str, frames: int, mask_ratio: float, batch: int) -> arithmetic
         (lambda: FinetuneConfig.model_validate({"batch_size": 2}), 2865),
         (lambda: _joint("vit_base", 4, 0.95, 1), 1486),
         (lambda: _joint("vit_base", 16, 0.95, 1), 1577),
+        (lambda: _joint("vit_base", 16, 0.85, 1), 1577),
+        (lambda: _joint("vit_small", 16, 0.95, 1), 623),
+        (lambda: _joint("vit_large", 16, 0.95, 1), 4905),
     ],
 )
 def test_the_memory_of_a_step_is_what_was_measured(recipe: Callable[[], arithmetic.Recipe], mib: int) -> None:
