@@ -151,6 +151,10 @@ class VideoMAE(nn.Module):
         initialise(self.to_pixels)
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
 
+    def tokenize(self, patches_BNP: Tensor, positions: bool = True) -> Tensor:
+        """Embed all tokens, as `VideoViT.tokenize`."""
+        return self.encoder.tokenize(patches_BNP, positions)
+
     def forward(self, patches_BNP: Tensor, visible_BK: Tensor, masked_BM: Tensor) -> Reconstruction:
         """Predict `masked_BM` from `visible_BK`; `patches_BNP` are normalised pixels cut by `patchify`.
 

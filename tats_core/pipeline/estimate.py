@@ -211,7 +211,7 @@ def _trained(instance: Instance, config: PretrainStage | FinetuneStage, graph: G
     workers = config.started
     recipe = config.recipe.among(workers, config.workers)
     memory = arithmetic.step_memory(recipe, workers, classes)
-    parameters = memory.weights // 4
+    parameters = sum(arithmetic.step_parameters(recipe, classes))
     if isinstance(config, PretrainStage):
         epochs, samples = config.last_epoch, 1
         checks = config.last_epoch // config.health_every + 1 if config.health_every else 1

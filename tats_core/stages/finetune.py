@@ -113,6 +113,7 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
         results = finetune(trainer, loader, events=events, store=store, watch=watch)
     unreadable = world.union(loader.unreadable)  # each worker knows only those of its share
     note_unreadable(unreadable, events)
+    trained = trainer.finished()
     if world.is_first:
         described = {
             "model": recipe.model,
@@ -121,7 +122,7 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
             "classes": list(manifest.classes),
             "views": Views.of(loader),
         }
-        weights.save(out, trainer.finished, described)
+        weights.save(out, trained, described)
         usage = {
             "benchmark": config.benchmark,
             "init": config.init,

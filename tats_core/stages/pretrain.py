@@ -185,9 +185,10 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
         )
     unreadable = world.union(loader.unreadable)  # each worker met those of its own shares only
     note_unreadable(unreadable, events)
+    mae = trainer.whole_mae()
     if world.is_first:
         described = {"model": recipe.model, "clip": recipe.clip, "mae": recipe.mae, "views": Views.of(loader)}
-        weights.save(out, trainer.mae, described)
+        weights.save(out, mae, described)
         weights.save(out, trainer.sampler, {"sampler": recipe.sampler}, name="sampler")
         usage = {
             "seconds": time.perf_counter() - began,

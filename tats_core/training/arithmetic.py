@@ -5,7 +5,8 @@ attention, two and a half times forward, since fused kernels compute the scores 
 product (norms, GELU, softmax) is not counted: it is the gap between a step's rate and that of a product.
 
 Memory is that of one worker: weights, gradients and AdamW's two moments in float32, and what a step holds
-until backward. Of samplers, `tats` and `adaptive` are counted.
+until backward. Of samplers, `tats` and `adaptive` are counted. With `shard` a worker has its part of the
+first three, and what is gathered for a step.
 """
 
 from __future__ import annotations
@@ -252,11 +253,9 @@ def joint_memory(recipe: PretrainConfig, clips: int, workers: int = 1) -> Memory
         ends += 4 * outputs
     # Pixels of the whole share: as they came, normalised, and cut into patches; and the sampler's tokens.
     share = clip.tokens * (clip.pixels * (2 * _FLOAT + 1) + (vit.width * _FLOAT if policy or graph else 0))
-    parameters = mae_parameters(vit, config, clip) + sampler_parameters(vit, recipe.sampler, clip)
     share *= recipe.accumulate
-    held = workers > 1 or recipe.accumulate > 1
     peak, after = encoder + decoder + ends + graph + share, policy + share
-    return _memory(parameters, clips * peak, clips * after, half, held)
+    return _memory(recipe, 0, workers, clips * peak, clips * after)
 
 
 def finetune_memory(recipe: FinetuneConfig, classes: int, clips: int, workers: int = 1) -> Memory:
@@ -268,29 +267,49 @@ def finetune_memory(recipe: FinetuneConfig, classes: int, clips: int, workers: i
     )
     # Pixels of the whole share: as they came, and normalised (or mixed); of a part, cut into patches.
     pixels = clip.tokens * clip.pixels * ((1 + _FLOAT) * recipe.accumulate + _FLOAT)
+    return _memory(recipe, classes, workers, clips * (blocks + pixels), clips * pixels)
+
+
+Recipe = PretrainConfig | FinetuneConfig
+
+
+def step_parameters(recipe: Recipe, classes: int) -> tuple[int, int]:
+    """Of the network that `shard` divides, and of the sampler, which stays whole."""
+    vit, clip = recipe.model, recipe.clip
+    if isinstance(recipe, PretrainConfig):
+        return mae_parameters(vit, recipe.mae, clip), sampler_parameters(vit, recipe.sampler, clip)
     head_norm = recipe.head_norm == "layer"  # that of the batch has no weights
-    parameters = classifier_parameters(vit, clip, classes, head_norm=head_norm)
-    held = workers > 1 or recipe.accumulate > 1
-    return _memory(parameters, clips * (blocks + pixels), clips * pixels, half, held)
+    return classifier_parameters(vit, clip, classes, head_norm=head_norm), 0
 
 
-def _memory(parameters: int, activations: float, after: float, half: bool, held: bool) -> Memory:
+def _memory(recipe: Recipe, classes: int, workers: int, activations: float, after: float) -> Memory:
     """Return the memory of a step.
 
     Args:
         activations: before the backward pass.
         after: what of the batch is left once that has freed them.
-        held: gradients exist before the backward pass: in the buckets of several workers, or of earlier
-            parts. Otherwise they take the place of the activations, and only what is more counts.
     """
-    state = parameters * _FLOAT
-    # Autocast holds the weights of matrix products in bfloat16 too.
-    activations += 2 * parameters if half else 0
-    gradients = state if held else max(0, ceil(state + after - activations))
-    return Memory(state, gradients, 2 * state, max(activations, after))
-
-
-Recipe = PretrainConfig | FinetuneConfig
+    network, sampler = step_parameters(recipe, classes)
+    half = 2 if recipe.precision == "bf16" else 0  # autocast holds matrices in bfloat16 too
+    if not recipe.shard or workers == 1:
+        state = (network + sampler) * _FLOAT
+        activations += (network + sampler) * half
+        # Gradients exist before the backward pass in the buckets of several workers, or of earlier parts.
+        # Otherwise they take the place of the activations, and only what is more counts.
+        held = workers > 1 or recipe.accumulate > 1
+        gradients = state if held else max(0, ceil(state + after - activations))
+        return Memory(state, gradients, 2 * state, max(activations, after))
+    blocks = {block_parameters(recipe.model.width, recipe.model.mlp_ratio): recipe.model.depth}
+    if isinstance(recipe, PretrainConfig):
+        decoder = block_parameters(recipe.mae.decoder_width, recipe.model.mlp_ratio)
+        blocks[decoder] = blocks.get(decoder, 0) + recipe.mae.decoder_depth
+    rest = network - sum(parameters * depth for parameters, depth in blocks.items())
+    # A block's matrices, the next block's, its gradients, and these in float32 as they are sent.
+    gathered = max(blocks) * (3 * (half or _FLOAT) + _FLOAT) + rest * (_FLOAT + half) + sampler * half
+    state = (ceil(network / workers) + sampler) * _FLOAT
+    gradients = (network + sampler) * _FLOAT if recipe.accumulate > 1 else state
+    # A health check, and the end, gather all weights.
+    return Memory(state, gradients, 2 * state, max(activations + gathered, after, network * _FLOAT))
 
 
 def step_flops(recipe: Recipe) -> float:
@@ -330,6 +349,13 @@ def _alternatives(recipe: Recipe, workers: int) -> Iterator[tuple[str, object, R
             yield "accumulate", parts, recipe.model_copy(update={"accumulate": parts}), workers
     again = recipe.model.model_copy(update={"gradient_checkpointing": True})
     yield "model.gradient_checkpointing", "true", recipe.model_copy(update={"model": again}), workers
-    for more in range(workers + 1, recipe.batch_size + 1):
-        if recipe.batch_size % (more * recipe.accumulate) == 0:
-            yield "workers", more, recipe, more
+    counts = range(workers + 1, recipe.batch_size + 1)
+    more_workers = [more for more in counts if recipe.batch_size % (more * recipe.accumulate) == 0]
+    for more in more_workers:
+        yield "workers", more, recipe, more
+    if not recipe.shard and not recipe.compile:
+        divided = recipe.model_copy(update={"shard": True})
+        if workers > 1:
+            yield "shard", "true", divided, workers
+        for more in more_workers:
+            yield "shard", f"true with workers={more}", divided, more

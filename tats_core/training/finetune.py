@@ -26,6 +26,7 @@ from tats_core.training.loop import LastStep, Loader, Position, Watch, restore
 from tats_core.training.metrics import on_host
 from tats_core.training.optim import AverageConfig, fresh_weights
 from tats_core.training.optimizers import OPTIMIZERS, OptimizerConfig
+from tats_core.training.sharding import Sharded, gathered
 from tats_core.training.world import StepConfig, World
 
 _OPTIMIZER = OneOf(
@@ -122,9 +123,13 @@ class FinetuneTrainer:
         """Build optimiser, average and mixing; call it after the initial weights are loaded."""
         config = self.config
         config.compiled(self.model)
-        self.parallel = self.world.parallel(self.model)
-        self.guarded = config.optimizer.build(self.model, "classifier", depth=config.model.depth)
+        # Before the model is divided, which cannot be copied then.
         self.average = config.ema.build(self.model) if config.ema else None
+        self.parallel = self.world.parallel(self.model, config)
+        self.result = self.model if self.average is None else self.average.module
+        if isinstance(self.parallel, Sharded):
+            self.result = self.world.parallel(self.result, config) if self.average else self.parallel
+        self.guarded = config.optimizer.build(self.model, "classifier", depth=config.model.depth)
         self.mix = None
         if config.mixes:
             from timm.data.mixup import Mixup  # here: timm takes 2 s to import
@@ -143,14 +148,14 @@ class FinetuneTrainer:
         """True where the latest gradient was not finite."""
         return self.guarded.in_a_row > 0
 
-    @property
     def finished(self) -> VideoClassifier:
-        """The trained model: with the averaged weights if weights are averaged, else with the last."""
-        if self.average is None:
-            return self.model
-        averaged = self.average.module
-        assert isinstance(averaged, VideoClassifier)
-        return averaged
+        """The trained model: with the averaged weights if weights are averaged, else with the last.
+
+        Of a divided one a copy, and every worker must call it.
+        """
+        trained = self.result.whole() if isinstance(self.result, Sharded) else self.result
+        assert isinstance(trained, VideoClassifier)
+        return trained
 
     def step(self, video_BCTHW: Tensor, label_B: Tensor, step: int, lr: float) -> dict[str, float | Tensor]:
         """Optimiser step number `step` on this worker's normalised videos.
@@ -202,9 +207,14 @@ class FinetuneTrainer:
         return values_BX.tensor_split(self.config.accumulate)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
+        """Everything that the next step depends on.
+
+        Every worker must call it; of what they divide among them, the first has it all.
+        """
         state = {"model": self.model.state_dict(), "step": self.guarded.state_dict()}
-        return state | ({"average": self.average.state_dict()} if self.average is not None else {})
+        state |= {"average": self.average.state_dict()} if self.average is not None else {}
+        sharded = isinstance(self.parallel, Sharded)
+        return gathered(state, here=self.world.is_first) if sharded else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo `state_dict`."""

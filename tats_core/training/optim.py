@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from tats_core.errors import TrainingError
 from tats_core.specs import StrictModel
+from tats_core.training.sharding import part_of, whole
 
 
 def parameter_groups(
@@ -29,7 +30,8 @@ def parameter_groups(
     groups: dict[tuple[float, int], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            layer, decay = layer_of(name, depth), weight_decay if parameter.squeeze().ndim > 1 else 0.0
+            is_vector = sum(rows > 1 for rows in parameter.shape) <= 1
+            layer, decay = layer_of(name, depth), 0.0 if is_vector else weight_decay
             scale = layer_decay ** (depth + 1 - layer)
             empty: dict[str, Any] = {"params": [], "weight_decay": decay, "scale": scale}
             groups.setdefault((decay, layer), empty)["params"].append(parameter)
@@ -108,7 +110,7 @@ class GuardedStep:
 
     def _clipped_norm(self) -> Tensor:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = whole(nn.utils.get_total_norm(gradients))
         if self.clip_grad is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad, norm)
         return norm
@@ -126,7 +128,11 @@ class GuardedStep:
             {key: value for key, value in group.items() if key not in ("params", "lr")}
             for group in self.optimizer.param_groups
         ]
-        self.optimizer.load_state_dict(state["optimizer"])
+        parts = {
+            number: {name: part_of(value, self.parameters[number]) for name, value in values.items()}
+            for number, values in state["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict({**state["optimizer"], "state": parts})
         for group, settings in zip(self.optimizer.param_groups, own, strict=True):
             group.update(settings)
         self.skipped, self.in_a_row = state["skipped"], state["row"]

@@ -41,6 +41,7 @@ from tats_core.training.loop import LastStep, Loader, Position, Watch, restore
 from tats_core.training.metrics import on_host
 from tats_core.training.optim import GuardedStep, fresh_weights
 from tats_core.training.optimizers import OPTIMIZERS, OptimizerConfig
+from tats_core.training.sharding import Sharded, gathered
 from tats_core.training.world import Precision, StepConfig, World
 
 
@@ -229,7 +230,7 @@ class JointTrainer:
             self.sampler = config.sampler.build(site).to(device)
         config.compiled(self.mae, self.sampler)
         self.warmup_sampler = RandomSampler(clip.tokens, config.sampler.mask_ratio)
-        self.mae_parallel = self.world.parallel(self.mae)
+        self.mae_parallel = self.world.parallel(self.mae, config)
         self.mae_step = config.optimizer.build(self.mae, "masked autoencoder")
         learning, self.sampler_lr = config.learning(0)
         self.objective = learning.objective(config.seed)
@@ -261,6 +262,12 @@ class JointTrainer:
     def struggles(self) -> bool:
         """True where the latest gradient of the autoencoder or the sampler was not finite."""
         return bool(self.mae_step.in_a_row or (self.objective is not None and self.learner.guarded.in_a_row))
+
+    def whole_mae(self) -> VideoMAE:
+        """The autoencoder with all its weights; of a divided one a copy, and every worker must call it."""
+        network = self.mae_parallel.whole() if isinstance(self.mae_parallel, Sharded) else self.mae
+        assert isinstance(network, VideoMAE)
+        return network
 
     def begin_epoch(self, epoch: int) -> None:
         """Apply the schedule of the sampler's learning, at the start of an epoch or on a resume within it."""
@@ -312,6 +319,11 @@ class JointTrainer:
 
     def train_embedding(self, patches_BNP: Tensor, grad_BND: Tensor | None) -> None:
         """Add a gradient of all tokens to that of the cube embedding, its mean over workers."""
+        if isinstance(self.mae_parallel, Sharded):  # whose backward takes the mean
+            with self.world.autocast(self.config.precision):
+                tokens_BND = self.mae.tokenize(patches_BNP)
+            tokens_BND.backward(grad_BND)  # type: ignore[no-untyped-call]
+            return
         parameters = list(self.mae.encoder.embedding.parameters())
         with self.world.autocast(self.config.precision):
             embedded_BND = self.mae.encoder.embedding(patches_BNP)
@@ -333,7 +345,7 @@ class JointTrainer:
     def tokenize(self, patches_BNP: Tensor) -> Tensor:
         """Embed all tokens without gradients: the sampler's state."""
         with self.world.autocast(self.config.precision):
-            return self.mae.encoder.tokenize(patches_BNP, self.sampler.sees_positions)
+            return self.mae.tokenize(patches_BNP, self.sampler.sees_positions)
 
     def policy(self, tokens_BND: Tensor) -> Policy:
         """Return the sampler's current policy; with its graph where the objective learns from that."""
@@ -380,7 +392,10 @@ class JointTrainer:
         return replace(rollout, masked_BM=rollout.masked_BM.gather(1, chosen_BM))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on; `rank` holds what differs between workers."""
+        """Everything that the next step depends on; `rank` holds what differs between workers.
+
+        Every worker must call it; of what they divide among them, the first has it all.
+        """
         memory = self.objective.memory if self.objective is not None else []
         state: dict[str, Any] = {
             "mae": self.mae.state_dict(),
@@ -392,7 +407,8 @@ class JointTrainer:
         if self.objective is not None:
             state["sampler_step"] = self.learner.guarded.state_dict()
             state["objective"] = self.objective.state_dict()
-        return state
+        sharded = isinstance(self.mae_parallel, Sharded)
+        return gathered(state, here=self.world.is_first) if sharded else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo `state_dict`."""
@@ -455,7 +471,7 @@ def pretrain(
         events.note(f"resumed after step {at.step} of {steps}")
     elif config.health_every is not None:
         # Without a point at step 0, a curve that stays low looks healthy.
-        events.metrics(0, health(trainer.mae, trainer.sampler, 0))
+        events.metrics(0, health(trainer.whole_mae(), trainer.sampler, 0))
 
     def save(store: CheckpointStore) -> None:
         if trainer.mae_step.in_a_row:
@@ -494,7 +510,7 @@ def pretrain(
         at.next_epoch()
         ended = watch.metrics(config.batch_size, events) | {"skipped_steps": trainer.skipped}
         if at.epoch == config.last_epoch or (config.health_every and at.epoch % config.health_every == 0):
-            at.health = health(trainer.mae, trainer.sampler, at.step)
+            at.health = health(trainer.whole_mae(), trainer.sampler, at.step)
             ended |= at.health
         events.metrics(at.step, {"epoch": at.epoch, **ended})
         if store.due(at.step, epochs=at.epoch) or at.epoch == config.last_epoch:

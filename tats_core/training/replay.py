@@ -28,7 +28,7 @@ from tats_core.training.checkpoint import on_cpu
 from tats_core.training.finetune import FinetuneConfig, FinetuneTrainer
 from tats_core.training.loop import LastStep
 from tats_core.training.pretrain import JointTrainer, PretrainConfig
-from tats_core.training.world import World
+from tats_core.training.world import StepConfig, World
 
 Trainer = JointTrainer | FinetuneTrainer
 
@@ -156,7 +156,7 @@ def _replay(folder: Path, about: Dump, world: World) -> str | None:
 class _Alone(World):
     """A worker whose peers are gone: it takes them to have what it has."""
 
-    def parallel(self, module: nn.Module) -> nn.Module:
+    def parallel(self, module: nn.Module, recipe: StepConfig | None = None) -> nn.Module:
         return module
 
     def sum(self, values: Tensor) -> Tensor:

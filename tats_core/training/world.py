@@ -13,13 +13,14 @@ from typing import Any, Literal, Self
 
 import torch
 import torch.distributed as dist
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tats_core.errors import SpecError
 from tats_core.specs import StrictModel
 from tats_core.training.metrics import on_host
+from tats_core.training.sharding import Sharded
 
 Precision = Literal["fp32", "bf16"]
 
@@ -36,11 +37,22 @@ class StepConfig(StrictModel):
         False,
         description="torch.compile the networks: the first steps take minutes; rounding differs a little",
     )
+    shard: bool = Field(
+        False,
+        description="divide weights, gradients and optimiser state of the model among the workers (FSDP), so "
+        "that larger models fit: more is sent, the step stays the same but for rounding",
+    )
     numerics: Literal["exact", "fast"] = Field(
         "fast",
         description="on GPUs: exact, kernels that give the same bits in each run, or the fastest; on CPUs "
         "both are exact",
     )
+
+    @model_validator(mode="after")
+    def _compiles_only_what_is_whole(self) -> Self:
+        if self.shard and self.compile:
+            raise ValueError("compile works on whole networks, which shard divides; leave one of the two out")
+        return self
 
     def choose_kernels(self, device: torch.device) -> Literal["exact", "fast"]:
         """Let this process compute on `device` as `numerics` says; return how exact that is."""
@@ -115,16 +127,21 @@ class World:
         """True on the worker that writes files and events."""
         return self.rank == 0
 
-    def parallel(self, module: nn.Module) -> nn.Module:
+    def parallel(self, module: nn.Module, recipe: StepConfig | None = None) -> nn.Module:
         """Return `module` with gradients averaged over workers in backward; unchanged for a single worker.
 
         Its batch norms, too, see the clips of all workers from now on.
+
+        Args:
+            recipe: divides the module among the workers if it says so; None: it stays whole.
         """
         if self.size == 1:
             return module
         for name, part in list(module.named_modules()):
             if type(part) is nn.BatchNorm1d:
                 module.set_submodule(name, PooledBatchNorm.of(part).to(self.device))
+        if recipe is not None and recipe.shard:
+            return Sharded(module, self.device, self.size, half=recipe.precision == "bf16")
         devices = [self.device] if self.device.type == "cuda" else None
         # Gradients live in the reducer's buckets: no second copy of them. Buffers are the same on all workers
         # (positions, statistics of pooled batch norms); sending them would hold up each forward pass.
@@ -134,7 +151,7 @@ class World:
 
     def accumulating(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
         """Context for forward and backward of a part of a batch: only the `last` part averages gradients."""
-        if last or not isinstance(module, DistributedDataParallel):
+        if last or not isinstance(module, DistributedDataParallel | Sharded):
             return nullcontext()
         paused: AbstractContextManager[None] = module.no_sync()
         return paused

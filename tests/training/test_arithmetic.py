@@ -182,7 +182,35 @@ def test_a_step_that_fits_is_not_refused_and_one_that_does_not_says_what_would()
     parts = int(refused.partition("accumulate=")[2].split()[0])
     fits = recipe.model_copy(update={"accumulate": parts})
     assert arithmetic.step_memory(fits, 8, 174).total <= 5e9
-    assert "use a smaller model" in str(arithmetic.misfit(recipe, workers=8, classes=174, room=1e9))
+    assert "use a smaller model" in str(arithmetic.misfit(recipe, workers=8, classes=174, room=3e8))
+
+
+def test_a_worker_holds_its_part_of_a_divided_model_and_what_is_gathered() -> None:
+    # Width 8, depth 2, MLP of 4: a block of 4 x 64 + 2 x 256 + 32 + 72 = 872; embedding 96 x 8 + 8 = 776,
+    # the head's norm 16, the head 9 x 5 = 45: 2581 in all, of which 837 are in no block.
+    model = {"width": 8, "depth": 2, "heads": 2}
+    clip = {"frames": 2, "size": 8, "tubelet": 2, "patch": 4}
+    recipe = FinetuneConfig.model_validate({"model": model, "clip": clip, "batch_size": 8, "shard": True})
+    assert arithmetic.step_parameters(recipe, 5) == (2581, 0)
+    undivided = recipe.model_copy(update={"shard": False})
+    whole, part = (arithmetic.finetune_memory(r, 5, clips=1, workers=2) for r in (undivided, recipe))
+    assert (whole.weights, whole.gradients, whole.optimizer) == (2581 * 4, 2581 * 4, 2581 * 8)
+    assert (part.weights, part.gradients, part.optimizer) == (1291 * 4, 1291 * 4, 1291 * 8)
+    assert part.activations == whole.activations + 872 * 4 * 4 + 837 * 4
+    # Parts of a batch leave whole gradients on each worker until the last.
+    parts = recipe.model_copy(update={"accumulate": 2})
+    assert arithmetic.finetune_memory(parts, 5, clips=1, workers=2).gradients == 2581 * 4
+
+
+def test_a_model_that_does_not_fit_is_advised_to_be_divided() -> None:
+    recipe = PretrainConfig.model_validate({"model": "vit_huge", "batch_size": 64, "precision": "bf16"})
+    refused = str(arithmetic.misfit(recipe, workers=8, classes=0, room=10e9))
+    assert "this would fit: shard=true (" in refused
+    assert "shard=true with workers=" in str(arithmetic.misfit(recipe, workers=1, classes=0, room=12e9))
+    divided = recipe.model_copy(update={"shard": True})
+    assert arithmetic.misfit(divided, workers=8, classes=0, room=10e9) is None
+    whole = recipe.model_copy(update={"compile": True})
+    assert "shard" not in str(arithmetic.misfit(whole, workers=8, classes=0, room=10e9))
 
 
 def test_three_real_steps_are_measured() -> None:

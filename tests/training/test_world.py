@@ -50,6 +50,15 @@ def test_a_global_batch_is_shared_evenly() -> None:
         StepConfig(batch_size=32, accumulate=3).per_worker(4)
 
 
+def test_a_model_is_divided_only_where_asked_and_never_compiled_then() -> None:
+    assert "shard" not in identity(StepConfig())  # stages keep the keys that they had before it was there
+    assert identity(StepConfig(shard=True))["shard"]
+    with pytest.raises(ValueError, match="compile works on whole networks, which shard divides"):
+        StepConfig(shard=True, compile=True)
+    module = nn.Linear(2, 2)
+    assert World().parallel(module, StepConfig(shard=True)) is module
+
+
 def test_figures_of_one_worker_are_their_own_mean() -> None:
     assert World().mean({"loss": 2.0, "train_top1": 50.0}) == {"loss": 2.0, "train_top1": 50.0}
 
@@ -150,14 +159,54 @@ def test_the_loss_of_a_pre_training_is_that_of_all_workers(
 def test_a_training_resumes_with_fewer_or_more_workers_as_one_undisturbed(
     both: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    # Two workers stopped after six of twelve steps and one resumed, and the other way round. The sampler had
-    # learnt from the first four, and remembered two.
+    # Two workers stopped after six of twelve steps and one resumed, also of a divided model, and
+    # the other way round. The sampler had learnt from the first four, and remembered two.
     worker, out = _load_worker(), both[0]["out"]
     undisturbed = worker.elastic(World(), tmp_path / "undisturbed")
     assert sorted(undisturbed) == list(range(1, 13))
     assert worker.elastic(World(), out / "shrunk") == pytest.approx(undisturbed, abs=1e-5)
+    assert worker.elastic(World(), out / "divided") == pytest.approx(undisturbed, abs=1e-5)
     grown = worker.elastic(World(), out / "grown")  # at its end already: nothing is done again
     assert grown == pytest.approx(undisturbed, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tats", "adaptive", "bf16", "averaged", "batch norm"])
+def test_a_divided_model_takes_the_steps_of_one_that_is_whole_on_each_worker(
+    both: list[dict[str, Any]], name: str
+) -> None:
+    # In double precision they are the same but for the order of sums; bf16 is in single precision.
+    tolerance = 1e-6 if name == "bf16" else 1e-12
+    for worker in both:
+        (metrics, weights), (expected_metrics, expected) = worker["steps"][name]
+        for step, other in zip(metrics, expected_metrics, strict=True):
+            assert step == pytest.approx(other, abs=tolerance)
+        torch.testing.assert_close(weights, expected, rtol=0, atol=tolerance)
+    if name != "bf16":
+        assert min(step["grad_norm"] for step in metrics) > 0.05, "clipping has something to do"
+
+
+@pytest.mark.slow
+def test_a_divided_training_resumes_in_the_same_bits_and_undivided_within_rounding(
+    both: list[dict[str, Any]],
+) -> None:
+    for worker in both:
+        resumed = worker["resumed"]
+        torch.testing.assert_close(resumed["divided"], resumed["straight"], rtol=0, atol=0)
+        torch.testing.assert_close(resumed["together"], resumed["straight"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_each_of_two_workers_holds_half_of_a_divided_model_and_sends_it_once_a_step(
+    both: list[dict[str, Any]],
+) -> None:
+    held = [worker["resumed"]["held"] for worker in both]
+    parameters = both[0]["resumed"]["parameters"]
+    for what in ("weights", "gradients", "exp_avg", "exp_avg_sq"):
+        assert sum(worker[what] for worker in held) == pytest.approx(parameters, rel=0.01), what
+        assert held[0][what] == pytest.approx(held[1][what], rel=0.01), what
+    # Two blocks of the encoder, one of the decoder, and the rest; not four times as many for four parts.
+    assert [worker["resumed"]["sent"] for worker in both] == [4, 4]
 
 
 def test_fewer_workers_do_more_parts_of_the_same_size() -> None:

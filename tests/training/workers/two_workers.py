@@ -21,6 +21,7 @@ from tats_core.training import checkpoint
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog, read_events
 from tats_core.training.finetune import FinetuneConfig, FinetuneTrainer
+from tats_core.training.loop import restore
 from tats_core.training.metrics import on_host
 from tats_core.training.pretrain import JointTrainer, PretrainConfig, pretrain
 from tats_core.training.world import World
@@ -125,6 +126,80 @@ def exchanges(world: World) -> tuple[int, bool]:
     return sum(buckets), trainer.parallel.will_sync_module_buffers()
 
 
+_CLIPPED = {"accumulate": 2, "optimizer": {"clip_grad": 0.05}}  # gradients have norms of .4 to .9
+_RECOMPUTED = {**TINY["model"], "gradient_checkpointing": True}
+DIVIDED: dict[str, dict[str, Any]] = {
+    "tats": _CLIPPED,
+    "adaptive": {**_CLIPPED, "model": _RECOMPUTED, "sampler": {"kind": "adaptive", "mask_ratio": 0.8}},
+    "bf16": {"precision": "bf16", "accumulate": 2},
+    "averaged": {**_CLIPPED, "ema": {"decay": 0.9}},
+    "batch norm": {"head_norm": "batch", "model": _RECOMPUTED, "optimizer": {"kind": "lion"}},
+}
+
+
+def _joint_trainer(world: World, **changes: Any) -> JointTrainer:
+    recipe = {**TINY, "sampler": SAMPLER, "mae": MAE, **changes}
+    return JointTrainer(PretrainConfig.model_validate(recipe), world)
+
+
+def _weights(trainer: JointTrainer) -> dict[str, Tensor]:
+    return {**trainer.whole_mae().state_dict(prefix="mae."), **trainer.sampler.state_dict(prefix="sampler.")}
+
+
+def steps(world: World, name: str, *, shard: bool) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    """Metrics and weights of three steps of a recipe in `DIVIDED`; in double precision where it says none."""
+    changes = {**DIVIDED[name], "shard": shard}
+    dtype = torch.float32 if "precision" in changes else torch.float64
+    torch.set_default_dtype(dtype)
+    batches = [_clips(world, step) for step in range(3)]
+    if name in ("averaged", "batch norm"):
+        tuned = FinetuneTrainer(FinetuneConfig.model_validate({**TINY, **FINETUNE, **changes}), 3, world)
+        tuned.start()
+        metrics = [tuned.step(x.to(dtype), label, step, 1e-3) for step, (x, label) in enumerate(batches)]
+        weights = tuned.finished().state_dict()
+    else:
+        trainer = _joint_trainer(world, **changes)
+        metrics = [trainer.step(video_BCTHW.to(dtype), 1e-3) for video_BCTHW, _ in batches]
+        weights = _weights(trainer)
+    torch.set_default_dtype(torch.float32)
+    return [on_host(values) for values in metrics], weights
+
+
+def resumed(world: World, folder: Path) -> dict[str, Any]:
+    """A divided training of three steps, and two that resume it after the second, one of them not divided.
+
+    Also how often gradients were sent in its first step, of four parts, and what this worker holds.
+    """
+    video_BCTHW = _clips(world, 0)[0]
+    straight = _joint_trainer(world, shard=True, accumulate=4)
+    calls, send = [], dist.reduce_scatter_single
+    dist.reduce_scatter_single = lambda *args, **kwargs: (calls.append(1), send(*args, **kwargs))[1]
+    straight.step(video_BCTHW, 1e-3)
+    dist.reduce_scatter_single = send
+    parts = [p.grad for p in straight.mae.parameters() if p.grad is not None]
+    held = {"gradients": sum(part.to_local().numel() for part in parts)}
+    straight.step(video_BCTHW, 1e-3)
+    state = straight.state_dict()
+    CheckpointStore(folder, world).save({"rank": state.pop("rank"), "trainer": state}, step=2, metrics={})
+    straight.step(video_BCTHW, 1e-3)
+    results = {"sent": len(calls), "straight": _weights(straight)}
+    for shard in (True, False):
+        trainer = _joint_trainer(world, shard=shard, accumulate=4)
+        saved = CheckpointStore(folder, world).begin(CheckpointConfig())
+        assert saved is not None
+        restore(trainer, {**saved["trainer"], "rank": saved["rank"]})
+        if shard:
+            kept = {"weights": list(trainer.mae.parameters())}
+            for moment in ("exp_avg", "exp_avg_sq"):
+                kept[moment] = [s[moment] for s in trainer.mae_step.optimizer.state.values()]
+            # Of the memory behind them: a view of a whole tensor would hold all of it.
+            for name, tensors in kept.items():
+                held[name] = sum(t.to_local().untyped_storage().nbytes() for t in tensors) // 4
+        trainer.step(video_BCTHW, 1e-3)
+        results["divided" if shard else "together"] = _weights(trainer)
+    return {**results, "held": held, "parameters": sum(p.numel() for p in straight.mae.parameters())}
+
+
 def states(world: World, folder: Path) -> dict[str, Any]:
     """What each of two ranks sees of a store that both use."""
     checkpoint._STOP_SECONDS = 0
@@ -165,7 +240,7 @@ class _Dealt:
             yield Prepared(video_BCTHW.double(), label_B, label_B)
 
 
-def elastic(world: World, folder: Path, steps: int | None = None) -> dict[int, float]:
+def elastic(world: World, folder: Path, steps: int | None = None, **changes: Any) -> dict[int, float]:
     """Loss by step of a pre-training for two that is begun in `folder`, or gone on with; ends after `steps`.
 
     The sampler learns every fourth step: in between, each rank remembers its own clips.
@@ -173,17 +248,23 @@ def elastic(world: World, folder: Path, steps: int | None = None) -> dict[int, f
     checkpoint._STOP_SECONDS = 0
     torch.set_default_dtype(torch.float64)  # as in `joint`
     sampler = {**SAMPLER, "ppo": {"rollout_length": 4}}
-    recipe = {**TINY, "sampler": sampler, "mae": MAE, "epochs": 4, "log_every": 1}
+    recipe = {**TINY, "sampler": sampler, "mae": MAE, "epochs": 4, "log_every": 1, **changes}
     trainer = JointTrainer(PretrainConfig.model_validate(recipe).among(world.size, 2), world)
     loader = _Dealt(world)
     events = folder.with_suffix(".jsonl")
+
+    def health(mae: VideoMAE, sampler: Sampler, step: int) -> dict[str, float]:
+        if world.is_first:  # alone, as pictures are drawn: a divided network would wait for the others
+            mae.encoder(torch.zeros(1, mae.clip.tokens, mae.clip.pixels))
+        return {}
+
     try:
         pretrain(
             trainer,
             loader,
             events=EventLog(events if world.is_first else None),
             store=CheckpointStore(folder, world, stop=lambda: loader.dealt == steps),
-            health=lambda *_: {},
+            health=health,
         )
     except Stopped:
         assert steps is not None
@@ -209,7 +290,10 @@ def main(rank: int, rendezvous: str, out: str) -> None:
         "states": states(world, Path(out) / "states"),
         "metrics": pretrain_metrics(world, Path(out) / "pretrain"),
         "joint": joint(world, steps=20),
+        "steps": {name: [steps(world, name, shard=shard) for shard in (True, False)] for name in DIVIDED},
+        "resumed": resumed(world, Path(out) / "resumed"),
     }
+    elastic(world, Path(out) / "divided", steps=6, shard=True)
     elastic(world, Path(out) / "shrunk", steps=6)
     elastic(world, Path(out) / "grown")
     torch.save(results, Path(out) / f"{rank}.pt")
