@@ -38,11 +38,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cut["name"] = "tiny"
     cut["defaults"]["clip"]["size"] = [32, 48]
     stages["data"]["generate"] |= {"clips_per_class": 8, "test_clips_per_class": 4}
+    stages["data"]["generate"]["benchmarks"] = ["ssv2", "ucf101"]
     stages["pretrain"] |= {"epochs": 3, "batch_size": 16, "health_every": 1, "health_clips": 16}
     stages["pretrain"] |= {"log_every": 1, "checkpoint": {"epochs": 1}}
     for name in ("finetune", "probe"):
         stages[name]["matrix"]["benchmark"] = ["ucf101"]
-    stages["finetune"]["epochs"] = 2
+    stages["finetune"] |= {"epochs": 2, "workers": 1}
     (folder / "pipelines").mkdir()
     (folder / "pipelines" / "tiny.yaml").write_text(yaml.safe_dump(cut, sort_keys=False))
     done = _tats(folder, "run", "pipeline", "tiny")

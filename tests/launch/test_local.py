@@ -35,6 +35,7 @@ def preempt(out: Path, stop: threading.Event | None = None) -> threading.Thread:
             while not (out / "log" / "please-stop").exists():
                 time.sleep(0.02)
         os.kill(int((out / "ask").read_text()), signal.SIGTERM)
+        (out / "answered").touch()
 
     thread = threading.Thread(target=send)
     thread.start()

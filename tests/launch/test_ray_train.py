@@ -67,9 +67,36 @@ def starts(out: Path) -> list[str]:
     return [event["text"] for _, event in read_events(out / "events.jsonl") if event["kind"] == "note"]
 
 
-def test_two_workers_add_up_and_only_rank_0_reports(tmp_path):
+def listening(out: Path) -> dict[str, set[str]]:
+    """Watch a run until it is at its end.
+
+    Returns:
+        The programs that this process has started, and itself → addresses at which they listened.
+    """
+    addresses: dict[str, set[str]] = {}
+    me = psutil.Process()
+    while not (out / "answered").exists():
+        last = (out / "ask").exists()
+        for process in (me, *me.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                sockets = process.net_connections(kind="inet")
+                waiting = {socket.laddr.ip for socket in sockets if not socket.raddr}
+                if waiting:
+                    addresses.setdefault(process.name(), set()).update(waiting)
+        if last:
+            (out / "answered").touch()
+        time.sleep(0.2)
+    return addresses
+
+
+def test_two_workers_add_up_only_rank_0_reports_and_nobody_listens_to_other_machines(tmp_path):
     before = signal.getsignal(signal.SIGINT)
-    fit(tmp_path)
+    with ThreadPoolExecutor() as watching:
+        watched = watching.submit(listening, tmp_path)
+        try:
+            fit(tmp_path, ask_at=2)
+        finally:
+            (tmp_path / "answered").touch()
     total, steps, size = (tmp_path / "total").read_text().split()
     assert (float(total), steps, size) == (pytest.approx(expected(STEPS, 2), abs=1e-6), str(STEPS), "2")
     events = [event for _, event in read_events(tmp_path / "events.jsonl")]
@@ -78,6 +105,15 @@ def test_two_workers_add_up_and_only_rank_0_reports(tmp_path):
     checkpoints = sorted(path.name for path in (tmp_path / "checkpoints" / "fit").iterdir())
     assert checkpoints == ["step-000000003", "step-000000004"], "the last two checkpoints stay"
     assert not Path.home().joinpath(".ray", "auth_token").exists() or "RAY_AUTH_TOKEN" in os.environ
+    assert {"gcs_server", "raylet"} <= set(watched.result())
+    assert any(program.startswith("ray::") for program in watched.result()), "the workers"
+    beyond = {
+        (program, address)
+        for program, addresses in watched.result().items()
+        for address in addresses
+        if not ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback
+    }
+    assert beyond == set()
 
 
 def test_a_killed_worker_is_replaced_and_the_sum_is_that_of_an_undisturbed_run(tmp_path):
@@ -119,6 +155,9 @@ def test_a_stop_saves_a_checkpoint_from_which_the_next_fit_resumes_exactly(tmp_p
         while not (tmp_path / "ask").exists():
             time.sleep(0.05)
         stop.set()
+        while not (tmp_path / "log" / "please-stop").exists():
+            time.sleep(0.05)
+        (tmp_path / "answered").touch()
 
     threading.Thread(target=user, daemon=True).start()
     with pytest.raises(Stopped):
@@ -130,10 +169,9 @@ def test_a_stop_saves_a_checkpoint_from_which_the_next_fit_resumes_exactly(tmp_p
 
 
 def test_more_workers_than_cpus_are_refused_at_once(tmp_path):
-    start = time.monotonic()
     with pytest.raises(ResourceError, match=r"^999 workers need 999 CPUs, but Ray has \d+; ask for fewer"):
         fit(tmp_path, workers=999)
-    assert time.monotonic() - start < 30
+    assert not list(tmp_path.iterdir()), "nothing was started"
 
 
 def decide(policy: Any, **failures: Exception) -> str:
@@ -207,6 +245,7 @@ def test_sigterm_to_a_worker_saves_a_checkpoint_and_loses_no_step(tmp_path):
         while not (tmp_path / "ask").exists():
             time.sleep(0.05)
         os.kill(int((tmp_path / "ask").read_text()), signal.SIGTERM)
+        (tmp_path / "answered").touch()
 
     threading.Thread(target=take_away, daemon=True).start()
     fit(tmp_path, ask_at=2)
@@ -229,42 +268,8 @@ def test_a_worker_that_waits_for_its_predecessor_reports_it_in_its_log(tmp_path,
             printed = capsys.readouterr().out
         assert not later.done()
         fcntl.flock(earlier, fcntl.LOCK_UN)
-        assert later.result(10) == "works"
+        assert later.result(60) == "works"
     assert printed == "waiting until this worker's process of an earlier attempt has ended\n"
-
-
-def listening() -> dict[str, set[str]]:
-    """Return the programs that this process started, and itself → addresses at which each of them listens."""
-    addresses: dict[str, set[str]] = {}
-    me = psutil.Process()
-    for process in (me, *me.children(recursive=True)):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            sockets = process.net_connections(kind="inet")
-            waiting = [socket.laddr.ip for socket in sockets if not socket.raddr]
-            if waiting:
-                addresses.setdefault(process.name(), set()).update(waiting)
-    return addresses
-
-
-def test_nothing_of_a_local_run_listens_beyond_the_loopback_interface(tmp_path):
-    run = threading.Thread(target=fit, args=(tmp_path,), kwargs={"ask_at": 2})
-    run.start()
-    everything: dict[str, set[str]] = {}
-    while run.is_alive():
-        for program, addresses in listening().items():
-            everything.setdefault(program, set()).update(addresses)
-        time.sleep(0.1)
-    run.join()
-    assert (tmp_path / "total").exists()
-    assert {"gcs_server", "raylet"} <= set(everything)
-    assert any(program.startswith("ray::") for program in everything), "the workers"
-    beyond = {
-        (program, address)
-        for program, addresses in everything.items()
-        for address in addresses
-        if not ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback
-    }
-    assert beyond == set()
 
 
 TIMED_OUT = "The current node timed out during startup. This could happen because the raylet failed"

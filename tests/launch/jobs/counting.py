@@ -33,8 +33,12 @@ def count(job, world, events, store):
         rank = {"generator": generator.get_state()}
         store.save({"step": step, "total": total, "rank": rank}, step=step, metrics={"total": total.item()})
         if job.get("ask_at") == step:
-            # Stands for the user: the test acts when it sees this file.
-            Path(job["out"], "ask").write_text(str(os.getpid()))
-            time.sleep(3)
+            # Stands for the user: the test acts when it sees this file, and says when it has.
+            written = Path(job["out"], f"ask-{os.getpid()}")
+            written.write_text(str(os.getpid()))
+            written.replace(Path(job["out"], "ask"))
+            while not Path(job["out"], "answered").exists():
+                time.sleep(0.05)
+            time.sleep(1)  # the store looks for a request twice a second
     if world.is_first:
         Path(job["out"], "total").write_text(f"{total.item()!r} {step} {world.size}")
