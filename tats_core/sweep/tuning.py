@@ -36,7 +36,7 @@ from tats_core.tracking import Tracker
 from tats_core.training.events import EventLog, read_events
 
 _TRIES = 2  # how often a trial whose process was killed is started again
-_DRIVER = {"cpu": 0, "memory": 1}  # Tune refuses nothing at all; of a CPU, the workers may need every part
+_DRIVER = {"cpu": 0.0, "memory": 1.0}  # Tune refuses nothing at all; the workers may need every CPU
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -162,7 +162,7 @@ class Recorder(tune.Callback):
         scheduler = self.sweep.scheduler
         try:
             tune.run(
-                tune.with_resources(trainable, {"cpu": 1} if self.in_process else _DRIVER),
+                tune.with_resources(trainable, {"cpu": 1.0} if self.in_process else _DRIVER),
                 name="trials",
                 storage_path=str(scratch),
                 search_alg=_WaitingTrials(self),
