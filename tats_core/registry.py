@@ -15,12 +15,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
-from typing import Any, Generic, TypeVar, cast
-
-from pydantic import GetCoreSchemaHandler
-from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from tats_core.errors import SpecError, did_you_mean
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core.core_schema import CoreSchema
 
 Member = TypeVar("Member")
 
@@ -96,6 +97,8 @@ class Registry(Generic[Member]):
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Refuse a value of `Annotated[str, registry]` that names no member; of a tuple, each name."""
+        from pydantic_core.core_schema import no_info_after_validator_function  # here: `--help` does without
+
         return no_info_after_validator_function(self._named, handler(source))
 
     def _named(self, value: str | tuple[str, ...]) -> str | tuple[str, ...]:

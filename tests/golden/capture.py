@@ -244,7 +244,9 @@ def visible(page: str) -> str:
     names = {text for tag, text in parser.blocks if tag == "th"}
     lines, varies = [""], {"in training steps"}
     for tag, text in parser.blocks:
-        if tag == "td" and (text in names or re.fullmatch(r"[-+−–±\d.,e%() ]*", text)):
+        # A digest may consist of digits alone.
+        is_number = re.fullmatch(r"[-+−–±\d.,e%() ]*", text) and not re.fullmatch(r"[\de]{12}", text)
+        if tag == "td" and (text in names or is_number):
             continue
         if text == lines[-1] == "[picture]":
             continue

@@ -31,7 +31,7 @@ class Corner(Sampler):
     """Always shows the first places of the first slice."""
 
     def draw(self, clips: int, noise: Noise, policy: Policy | None = None) -> Rollout:
-        return self._rollout(torch.arange(self.visible).expand(clips, -1))
+        return self.rollout(torch.arange(self.visible).expand(clips, -1))
 
 
 def _mae() -> VideoMAE:
