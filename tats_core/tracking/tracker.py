@@ -18,8 +18,8 @@ from tats_core.training.events import Event, Events
 
 _POLL_SECONDS = 0.5  # between two readings of the journal
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds between two tries while the server is away
-_GRACE_SECONDS = 5.0  # the end of a run waits so long for a server that does not answer
-_DATABASE_SECONDS = 60.0  # and for a local database: a busy machine takes long to create its tables
+_GRACE_SECONDS = 5.0  # the end of a run waits so long for a server that is away
+_BUSY_SECONDS = 60.0  # and for one that only takes long to answer, or a local database
 _SYSTEM_SECONDS = 10.0
 
 
@@ -133,8 +133,8 @@ class Tracker:
         """Wait until all is sent, and record what could not be sent."""
         self._last_answer = time.monotonic()
         local = self._uri.startswith("sqlite:")
-        grace = _DATABASE_SECONDS if local else _GRACE_SECONDS
         while not self._done.wait(0.05):
+            grace = _GRACE_SECONDS if self._away and not local else _BUSY_SECONDS
             sender = self._sender
             answered = max(self._last_answer, sender.last_answer if sender else 0.0)
             if time.monotonic() - answered > grace:
