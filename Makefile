@@ -3,7 +3,7 @@
 # make test-faults   faults one at a time in whole runs (kills, full disk, NaNs ...), about 10 minutes
 # make test-soak    60 random faults in rounds, each compared with an undisturbed run; hours, resumable
 # make test-videos   all readers against a plain decode, on 400 videos made at random, about 10 minutes
-# make docker-test    the image, and docs/operations.md command by command (Linux, Docker or root; 15 minutes)
+# make docker-test    the image, and docs/operations.md command by command (Linux, Docker or root; under an hour)
 # make bench   time and memory against public peers (benchmarks/), about 20 minutes
 # make bench-data   what a clip costs to decode, beside VideoMAE's loader, by codec and size, about 10 minutes
 # make docs    write docs/reference, the keys of every YAML file, from the code

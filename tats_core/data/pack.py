@@ -21,7 +21,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from tats_core.data import index, shards
-from tats_core.data.benchmarks.base import LIST_SUFFIXES, VIDEO_SUFFIXES, entries_below, walk
+from tats_core.data.benchmarks.base import VIDEO_SUFFIXES, copy_lists, entries_below, refuse_inside
 from tats_core.data.generate import MOTION
 from tats_core.data.parallel import in_pieces
 from tats_core.errors import DataError
@@ -93,16 +93,12 @@ def pack(
     """
     if shards.above(os.path.abspath(root)):  # noqa: PTH100
         raise DataError(f"{root} is a packed copy already; copy it with any tool")
-    if out.resolve().is_relative_to(root.resolve()):
-        raise DataError(f"{out} is in the data set itself; choose a folder elsewhere")
+    refuse_inside(root, out)
     planned = list(_planned(root, out, address, shard_bytes))
     if not planned:
         raise DataError(f"{name}: no video in {root} ({', '.join(VIDEO_SUFFIXES)})")
     complete = _begin(planned, out, address)
-    for path in walk(root, LIST_SUFFIXES):
-        copy = out / path.relative_to(root)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+    copy_lists(root, out)
     if (root / MOTION).is_dir():  # of a generated set: where the motion is
         shutil.copytree(root / MOTION, out / MOTION, dirs_exist_ok=True)
     for folder in {os.path.dirname(file.below) for shard in planned for file in shard.files}:  # noqa: PTH120

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from tats_core.data import readers, shards, transforms
-from tats_core.data.benchmarks.base import LIST_SUFFIXES, VIDEO_SUFFIXES, walk
+from tats_core.data.benchmarks.base import VIDEO_SUFFIXES, copy_lists, refuse_inside, walk
 from tats_core.data.generate import Encoding, encode
 from tats_core.data.parallel import in_pieces
 from tats_core.data.video import opened
@@ -69,16 +69,12 @@ def shrink(
     """
     if shards.above(os.path.abspath(root)) is not None:  # noqa: PTH100
         raise DataError(f"{root} is a packed copy; shrink the plain one, and pack the smaller copy")
-    if out.resolve().is_relative_to(root.resolve()):
-        raise DataError(f"{out} is in the data set itself; choose a folder elsewhere")
+    refuse_inside(root, out)
     marker = out / _MARKER
     if marker.exists() and json.loads(marker.read_text("utf-8")) != asdict(smaller):
         raise DataError(f"{out} is a copy of other settings (see {_MARKER} there); choose another folder")
     write_text(marker, json.dumps(asdict(smaller)) + "\n")
-    for path in walk(root, LIST_SUFFIXES):
-        copy = out / path.relative_to(root)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+    copy_lists(root, out)
     videos = [(path, out / path.relative_to(root)) for path in walk(root, VIDEO_SUFFIXES)]
     todo = [(source, copy) for source, copy in videos if not copy.exists()]
     faults: dict[str, str] = {}

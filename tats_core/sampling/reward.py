@@ -90,8 +90,12 @@ def normalized(outcome: Outcome, floor: float) -> Tensor:
     e is the variance of prediction - target within each channel of the token: an error of its mean colour,
     which targets without a mean do not have, would count most where the token is flat.
     """
+    return _unexplained(outcome, outcome.contrast(floor))
+
+
+def _unexplained(outcome: Outcome, contrast_BN: Tensor) -> Tensor:
     difference_BMCX = outcome.difference_BMP.unflatten(-1, (3, -1))  # type: ignore[no-untyped-call]
-    return variance(difference_BMCX).mean(-1) / outcome.masked(outcome.contrast(floor))
+    return variance(difference_BMCX).mean(-1) / outcome.masked(contrast_BN)
 
 
 def dynamic(outcome: Outcome, floor: float) -> Tensor:
@@ -118,7 +122,8 @@ def motion(outcome: Outcome, floor: float) -> Tensor:
     tokens from having a speed. The first factor (`normalized`) makes it what is *hard* about motion: what
     the visible tokens already explain earns little.
     """
-    return normalized(outcome, floor) * outcome.masked(outcome.change() / outcome.contrast(floor))
+    contrast_BN = outcome.contrast(floor)
+    return _unexplained(outcome, contrast_BN) * outcome.masked(outcome.change() / contrast_BN)
 
 
 REWARDS: Final[dict[RewardKind, Callable[[Outcome, float], Tensor]]] = {

@@ -6,6 +6,7 @@ import difflib
 import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,6 +255,20 @@ def walk(folder: Path, suffixes: tuple[str, ...] = VIDEO_SUFFIXES) -> Iterator[P
     that link to each other end.
     """
     return (Path(entry.path) for entry in entries_below(folder, suffixes))
+
+
+def refuse_inside(root: Path, out: Path) -> None:
+    """Raise DataError where a copy of the data set in `root` would be in it."""
+    if out.resolve().is_relative_to(root.resolve()):
+        raise DataError(f"{out} is in the data set itself; choose a folder elsewhere")
+
+
+def copy_lists(root: Path, out: Path) -> None:
+    """Copy the lists below `root` to the same places below `out`."""
+    for path in walk(root, LIST_SUFFIXES):
+        copy = out / path.relative_to(root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def entries_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[os.DirEntry[str] | shards.Place]:
