@@ -261,7 +261,9 @@ def file_system(address: str) -> tuple[Any, str]:
     try:
         fs, path = fsspec.core.url_to_fs(address)
     except (ImportError, ValueError) as error:
-        raise DataError(f"{address} cannot be read ({error})") from error
+        raise DataError(
+            f"{address} cannot be read ({error}); mend the address, or install the package of its kind"
+        ) from error
     return fs, path
 
 
