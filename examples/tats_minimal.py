@@ -28,6 +28,7 @@ BATCH, EPOCHS, MINIBATCHES = 16, 1, 4  # PPO makes EPOCHS passes over each batch
 CLIP, VALUE_WEIGHT = 0.2, 0.5  # epsilon and c_v of PPO
 SPREAD = 1.5  # the policy stays open enough for so many times K tokens
 KL_STOP = 0.05  # an update ends when the policy has moved so far, in nats
+MAX_WEIGHT = 10  # a token that seldom stays masked counts for more when it does, but at most so much
 FLOOR = 0.2  # deviation of pixels below which a token counts as flat
 
 
@@ -97,13 +98,9 @@ class MAE(nn.Module):
         self.register_buffer("position_ND", positions(width))
         self.register_buffer("decoder_position_NE", positions(decoder_width))
 
-    def tokenize(self, patches_BNP: Tensor) -> Tensor:
-        """Embed all tokens and say where each is: `[B, N, D]`."""
-        return self.embed(patches_BNP) + self.position_ND
-
     def forward(self, patches_BNP: Tensor, visible_BK: Tensor, masked_BM: Tensor) -> Tensor:
         """Prediction minus pixels of the masked tokens `[B, M, P]`; the loss is its mean square."""
-        encoded_BKD = self.encoder(take(self.tokenize(patches_BNP), visible_BK))
+        encoded_BKD = self.encoder(take(self.embed(patches_BNP) + self.position_ND, visible_BK))
         visible_BKE = self.to_decoder(encoded_BKD) + self.decoder_position_NE[visible_BK]
         masked_BME = self.mask_token + self.decoder_position_NE[masked_BM]
         decoded_BNE = self.decoder(torch.cat([visible_BKE, masked_BME], 1))
@@ -152,7 +149,9 @@ class Sampler(nn.Module):
     def __init__(self, encoder_width: int = 96, width: int = 48, heads: int = 2) -> None:
         super().__init__()
         self.project, self.attention = nn.Linear(encoder_width, width), TrajectoryAttention(width, heads)
-        self.norm1, self.norm2, self.norm = (nn.LayerNorm(width, eps=1e-6) for _ in range(3))
+        # The fixed positions are as large as what the tokens show, and would hide it: it learns its own.
+        self.position_NW = nn.Parameter(torch.zeros(N, width))
+        self.enter, self.norm1, self.norm2, self.norm = (nn.LayerNorm(width, eps=1e-6) for _ in range(4))
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
         self.actor, self.critic = nn.Linear(width, 1, bias=False), nn.Linear(width, 1)
         for head in (self.actor, self.critic):
@@ -160,7 +159,8 @@ class Sampler(nn.Module):
 
     def forward(self, tokens_BND: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability of drawing each token first `[B, N]`, and the clip's value `[B]`."""
-        x_BND = self.project(tokens_BND.detach())  # the sampler's gradients never reach the autoencoder
+        # Detached: the sampler's gradients never reach the autoencoder.
+        x_BND = self.enter(self.project(tokens_BND.detach())) + self.position_NW
         x_BND = x_BND + self.attention(self.norm1(x_BND))
         x_BND = self.norm(x_BND + self.mlp(self.norm2(x_BND)))
         return hold_entropy(self.actor(x_BND).squeeze(2)).log_softmax(1), self.critic(x_BND).mean((1, 2))
@@ -204,15 +204,29 @@ def draw(log_probs_BN: Tensor) -> tuple[Tensor, Tensor]:
     return order_BN[:, :K], order_BN[:, K:]
 
 
+def weights(log_probs_BN: Tensor, masked_BM: Tensor) -> Tensor:
+    """How much the reward of each masked token counts: 1 / P(it stays masked), with mean 1 in a clip.
+
+    Only masked tokens earn, and what the policy likes seldom is one; so all tokens count alike on average.
+    A token with probability pi stays masked with exp(-t pi), at the t for which K do not (Rosen 1972).
+    """
+    t_B1, prob_BN = torch.full((len(log_probs_BN), 1), float(K)), log_probs_BN.exp()
+    for _ in range(10):  # Newton's steps for sum (1 - exp(-t pi)) = K
+        silent_BN = (-t_B1 * prob_BN).exp()
+        t_B1 = t_B1 + (K - N + silent_BN.sum(1, True)) / (prob_BN * silent_BN).sum(1, True)
+    weight_BM = (t_B1 * prob_BN).exp().gather(1, masked_BM).clamp(max=MAX_WEIGHT)
+    return weight_BM / weight_BM.mean(1, True)
+
+
 # --- PPO: what moves and was hard to reconstruct becomes likelier to be seen ------------------------------
 
 
-def reward(patches_BNP: Tensor, difference_BMP: Tensor, masked_BM: Tensor) -> Tensor:
+def reward(patches_BNP: Tensor, difference_BMP: Tensor, masked_BM: Tensor, weight_BM: Tensor) -> Tensor:
     """1 for the tenth of the tokens that moved most and were reconstructed worst, 0 for others: `[B, M]`.
 
     The share of a token's variance that is left unexplained (but for its mean colour), times its change to
-    the next frame over that variance: about the squared speed, whatever brightness and contrast. Scaled to
-    mean 0, deviation 1 a clip.
+    the next frame over that variance: about the squared speed, whatever brightness and contrast. The tenth
+    is one of the weight, and so are mean 0 and deviation 1, to which a clip is scaled.
     """
     frames_BFSCTQ = patches_BNP.view(len(patches_BNP), F, S, 3, TUBELET, PATCH**2)
     variance_BN = frames_BFSCTQ.var(-1, correction=0).mean((3, 4)).flatten(1) + FLOOR**2
@@ -222,11 +236,12 @@ def reward(patches_BNP: Tensor, difference_BMP: Tensor, masked_BM: Tensor) -> Te
     change_BN = change_BSX.unflatten(2, (F, TUBELET)).mean(3).transpose(1, 2).flatten(1)
     error_BM = difference_BMP.unflatten(2, (3, -1)).var(3, correction=0).mean(2)
     earned_BM = error_BM * (change_BN / variance_BN.square()).gather(1, masked_BM)
-    top = round(K / N * earned_BM.shape[1])
-    last_B1 = earned_BM.topk(top, 1).values[:, -1:]
-    above_BM, equal_BM = earned_BM > last_B1, earned_BM == last_B1  # equal tokens share what is left
-    reward_BM = above_BM + equal_BM * (top - above_BM.sum(1, keepdim=True)) / equal_BM.sum(1, keepdim=True)
-    return (reward_BM - reward_BM.mean(1, keepdim=True)) / reward_BM.std(1, correction=0, keepdim=True)
+    order_BM = earned_BM.argsort(dim=1, descending=True)
+    sorted_BM = weight_BM.gather(1, order_BM)
+    left_BM = K / N * weight_BM.sum(1, True) - sorted_BM.cumsum(1) + sorted_BM  # of the tenth, for each token
+    reward_BM = torch.zeros_like(earned_BM).scatter(1, order_BM, (left_BM / sorted_BM).clamp(0, 1))
+    reward_BM = reward_BM - (weight_BM * reward_BM).mean(1, True)
+    return reward_BM / (weight_BM * reward_BM.square()).mean(1, True).sqrt()
 
 
 class Transition(NamedTuple):
@@ -235,19 +250,20 @@ class Transition(NamedTuple):
     tokens_BND: Tensor
     masked_BM: Tensor
     reward_BM: Tensor
+    weight_BM: Tensor
     old_log_probs_BN: Tensor
     old_value_B: Tensor
 
 
 def ppo_loss(sampler: Sampler, batch: Transition, advantage_BM: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """L = -E[min(r A, clip(r, 1-eps, 1+eps) A)] + c_v (V - R)^2 (PPO, eq. 7 and 9)."""
+    """L = -E[w min(r A, clip(r, 1-eps, 1+eps) A)] + c_v (V - R)^2 (PPO, eq. 7 and 9)."""
     log_probs_BN, value_B = sampler(batch.tokens_BND)
     log_ratio_BN = log_probs_BN - batch.old_log_probs_BN
     # Bounded: exp must not overflow, nor a single token be the whole gradient (arXiv 1912.09729).
     ratio_BM = log_ratio_BN.gather(1, batch.masked_BM).clamp(max=2).exp()
     surrogate_BM = torch.minimum(ratio_BM * advantage_BM, ratio_BM.clamp(1 - CLIP, 1 + CLIP) * advantage_BM)
     value_loss = (value_B - batch.reward_BM.mean(1)).square().mean()
-    loss = -surrogate_BM.mean() + VALUE_WEIGHT * value_loss
+    loss = -(batch.weight_BM * surrogate_BM).mean() + VALUE_WEIGHT * value_loss
     health = {
         "entropy": entropy(log_probs_BN).mean() / math.log(N),
         "kl": -(batch.old_log_probs_BN.exp() * log_ratio_BN).sum(1).mean(),
@@ -294,7 +310,7 @@ def train(steps: int, seed: int = 0, every: int = 20) -> list[dict[str, float]]:
     for step in range(1, steps + 1):
         patches_BNP = draw_clips(BATCH)
         with torch.no_grad():  # 1. the old policy chooses what is visible
-            tokens_BND = mae.tokenize(patches_BNP)
+            tokens_BND = mae.embed(patches_BNP)
             log_probs_BN, value_B = sampler(tokens_BND)
             visible_BK, masked_BM = draw(log_probs_BN)
         difference_BMP = mae(patches_BNP, visible_BK, masked_BM)  # 2. the autoencoder learns from it
@@ -303,8 +319,9 @@ def train(steps: int, seed: int = 0, every: int = 20) -> list[dict[str, float]]:
         loss.backward()
         mae_optimizer.step()
         # 3. and the policy from what the errors of masked tokens earn
-        reward_BM = reward(patches_BNP, difference_BMP.detach(), masked_BM)
-        transition = Transition(tokens_BND, masked_BM, reward_BM, log_probs_BN, value_B)
+        weight_BM = weights(log_probs_BN, masked_BM)
+        reward_BM = reward(patches_BNP, difference_BMP.detach(), masked_BM, weight_BM)
+        transition = Transition(tokens_BND, masked_BM, reward_BM, weight_BM, log_probs_BN, value_B)
         health = ppo_update(sampler, sampler_optimizer, transition)
         # Motion lift: motion of the visible tokens over motion of all; 1 for random masking.
         motion_BN = motion(patches_BNP)

@@ -104,7 +104,7 @@ OURS = {
     *("sampler_lr", "sampler_warmup_epochs"),
     *(f"sampler.network.{key}" for key in ("depth", "heads", "mlp_ratio", "spread", "width")),
     *(f"sampler.ppo.{key}" for key in ("clip", "entropy_weight", "epochs", "kl_stop", "minibatches")),
-    *(f"sampler.ppo.{key}" for key in ("reward_floor", "rollout_length", "value_weight")),
+    *(f"sampler.ppo.{key}" for key in ("max_weight", "reward_floor", "rollout_length", "value_weight")),
     *(f"sampler_optimizer.{key}" for key in ("base_lr", "betas", "clip_grad", "layer_decay", "min_lr")),
     *(f"sampler_optimizer.{key}" for key in ("warmup_epochs", "warmup_lr", "weight_decay")),
 }

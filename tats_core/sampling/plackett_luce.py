@@ -5,8 +5,12 @@ Axes: B clips, N tokens, K drawn.
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import Tensor
+
+_NEWTON_STEPS: Final = 10  # enough for logits with a deviation of 10
 
 
 def visible_count(tokens: int, mask_ratio: float) -> int:
@@ -65,6 +69,24 @@ def ordered_log_probs(logits_BN: Tensor, order_BK: Tensor) -> Tensor:
     # What is left before pick k: the tokens never drawn and the picks k..K, summed from the end.
     later_BK = picked_BK.flip(1).logcumsumexp(1).flip(1)
     return picked_BK - torch.logaddexp(later_BK, rest_B1)
+
+
+def masked_chances(logits_BN: Tensor, k: int) -> Tensor:
+    """How likely a draw of `k` is to leave each token masked, `[B, N]`, to about a hundredth.
+
+    A draw is the first k to ring of N clocks whose alarms come at the rates pi. At the time t by which k have
+    rung on average, token i is still silent with probability exp(-t pi_i) (Rosen 1972). t solves
+    `sum_i (1 - exp(-t pi_i)) = k`; the sum is concave in t and at most t, so Newton's steps from t = k never
+    pass the solution.
+    """
+    probs_BN = logits_BN.float().softmax(1)
+    time_B1 = torch.full_like(probs_BN[:, :1], float(k))
+    for _ in range(_NEWTON_STEPS):
+        silent_BN = (-time_B1 * probs_BN).exp()
+        missing_B1 = k - (1 - silent_BN).sum(1, keepdim=True)
+        # The slope is 0 in float32 where k tokens have all the probability.
+        time_B1 = time_B1 + missing_B1 / (probs_BN * silent_BN).sum(1, keepdim=True).clamp_min(1e-9)
+    return (-time_B1 * probs_BN).exp()
 
 
 def complement(visible_BK: Tensor, tokens: int) -> Tensor:

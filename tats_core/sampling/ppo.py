@@ -5,7 +5,9 @@ say which token earned what (`credit`):
 
 * ``masked_token``: for each masked token i the reward is what its reconstruction earned (`reward`), the
   advantage ``A_i = R_i - V``, the ratio ``pi_new(i) / pi_old(i)``: what was hard to reconstruct becomes
-  likelier to be visible next time (AdaMAE's idea under PPO).
+  likelier to be visible next time (AdaMAE's idea under PPO). Only what stays masked earns anything, and what
+  the policy likes best seldom does: each token counts 1 / P(it stays masked), so that on average all count
+  alike (Horvitz and Thompson 1952), but at most `max_weight`, since rare events of much weight are noise.
 * ``sequence``: the K picks are the actions, each with its exact Plackett-Luce conditional; all share the
   clip's advantage, how far its mean reward lies below what the critic expects.
 
@@ -36,7 +38,7 @@ from torch import Tensor
 from tats_core.sampling.base import Policy
 from tats_core.sampling.config import SamplerConfig, WhileTraining
 from tats_core.sampling.objective import Learner, Metrics, Objective, Transition, standardised
-from tats_core.sampling.plackett_luce import ordered_log_probs
+from tats_core.sampling.plackett_luce import masked_chances, ordered_log_probs
 from tats_core.sampling.reward import REWARDS, Outcome, RewardKind, RewardScale, ranks, top, within_clips
 from tats_core.specs import StrictModel
 
@@ -61,12 +63,18 @@ class PPOConfig(StrictModel):
     reward_scale: RewardScale = Field(
         "top",
         description="rewards to mean 0, deviation 1 over the clips of all workers (global), or within each "
-        "clip: by value (clip), by rank (rank), or 1 for as large a share of its tokens as is visible, those "
-        "that earn most, and 0 for others (top); within clips the critic has nothing to explain",
+        "clip: by value (clip), by rank (rank), or 1 for those that earn most, a share of 1 - mask_ratio, "
+        "and 0 for others (top); within clips the critic has nothing to explain",
     )
     clip: float = Field(0.2, gt=0, lt=1, description="epsilon: a ratio earns nothing beyond 1 +- epsilon")
     value_clip: float | None = Field(None, gt=0, description="largest move of the value in one update")
     value_weight: float = Field(0.5, ge=0, description="c_v")
+    max_weight: float = Field(
+        10.0,
+        ge=1,
+        description="a masked token counts 1 / its chance to stay masked, at most this; 1: all count alike "
+        "(credit: masked_token)",
+    )
     entropy_weight: float = Field(
         0.0, ge=0, description="c_e, of a bonus on the entropy; what keeps the policy open is network.spread"
     )
@@ -132,6 +140,16 @@ def returns(transition: Transition, config: PPOConfig) -> Tensor:
     return -transition.reward_BM.mean(1, keepdim=True)
 
 
+def weights(transition: Transition, config: PPOConfig) -> Tensor:
+    """How much each reward counts: `[B, M]`, mean 1 in a clip; `[B, 1]` of ones for credit `sequence`."""
+    rollout, logits_BN = transition.rollout, transition.policy.logits_BN.detach()
+    if config.credit == "sequence":
+        return torch.ones_like(logits_BN[:, :1])
+    chance_BM = masked_chances(logits_BN, rollout.visible_BK.shape[1]).gather(1, rollout.masked_BM)
+    weight_BM = chance_BM.reciprocal().clamp(max=config.max_weight)
+    return weight_BM / weight_BM.mean(1, keepdim=True)
+
+
 def advantages(transition: Transition, config: PPOConfig) -> Tensor:
     """Returns minus the critic's value: `[B, M]` or `[B, 1]`."""
     return returns(transition, config) - transition.policy.value_B1
@@ -143,7 +161,7 @@ def ppo_loss(
     config: PPOConfig,
     scale: Scale = Scale(),
 ) -> Loss:
-    """`-E[min(rA, clip(r)A)] + c_v (V-R)^2 - c_e H(pi) / log N` over the clips of `transition`."""
+    """`-E[w min(rA, clip(r)A)] + c_v (V-R)^2 - c_e H(pi) / log N` over the clips of `transition`."""
     rollout, old = transition.rollout, transition.policy
     new_log_BN, old_log_BN = new.log_probs_BN, old.log_probs_BN
     if config.credit == "masked_token":
@@ -159,7 +177,8 @@ def ppo_loss(
     # earned nothing would otherwise be the whole of a clipped gradient (dual-clip PPO, arXiv 1912.09729).
     # From above alone: a good token that became far less likely must still be corrected.
     ratio_BA = (new_log_BA - old_log_BA).clamp(max=_LOG_RATIO).exp()
-    policy_loss = -surrogate(ratio_BA, advantage_BX.expand_as(ratio_BA), config.clip).mean()
+    gain_BA = surrogate(ratio_BA, advantage_BX.expand_as(ratio_BA), config.clip)
+    policy_loss = -(weights(transition, config) * gain_BA).mean()
     critic_loss = value_loss(new.value_B1, old.value_B1, target_B1, config.value_clip)
     entropy_share = new.entropy_B.mean() / math.log(rollout.tokens)
     total = policy_loss + config.value_weight * critic_loss - config.entropy_weight * entropy_share
@@ -294,17 +313,16 @@ class PPO(Objective[PPOSamplerConfig]):
         config, reward_BM = self.config.ppo, transition.reward_BM
         mean, deviation = learner.moments(reward_BM)
         metrics: Metrics = {"reward_mean": mean, "reward_std": deviation}
-        match config.reward_scale:
-            case "global":
-                scaled_BM = standardised(reward_BM, learner)
-            case "clip":
-                scaled_BM = within_clips(reward_BM.float())
-            case "rank":
-                scaled_BM = within_clips(ranks(reward_BM.float()))
-            case "top":
+        if config.reward_scale == "global":
+            scaled_BM = standardised(reward_BM, learner)
+        else:
+            values_BM, weight_BM = reward_BM.float(), weights(transition, config)
+            if config.reward_scale == "rank":
+                values_BM = ranks(values_BM, weight_BM)
+            elif config.reward_scale == "top":
                 rollout = transition.rollout
-                visible_share = rollout.visible_BK.shape[1] / rollout.tokens
-                scaled_BM = within_clips(top(reward_BM.float(), visible_share))
+                values_BM = top(values_BM, rollout.visible_BK.shape[1] / rollout.tokens, weight_BM)
+            scaled_BM = within_clips(values_BM, weight_BM)
         self.memory.append(replace(transition, reward_BM=scaled_BM))
         if len(self.memory) < config.rollout_length:
             return metrics

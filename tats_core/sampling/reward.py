@@ -15,6 +15,7 @@ from typing import Final, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 RewardKind = Literal["pixel", "normalized", "dynamic", "motion"]
 RewardScale = Literal["global", "clip", "rank", "top"]
@@ -134,26 +135,35 @@ REWARDS: Final[dict[RewardKind, Callable[[Outcome, float], Tensor]]] = {
 }
 
 
-def ranks(values_BX: Tensor) -> Tensor:
-    """Rank of each value within its row, from 0 on; equal values share the mean of their ranks."""
-    sorted_BX = values_BX.sort(1).values
+def _places(values_BX: Tensor, weight_BX: Tensor) -> tuple[Tensor, Tensor]:
+    """The weight of the values of the same row that are below each one, and of those that equal it."""
+    sorted_BX, order_BX = values_BX.sort(1)
+    total_BX = functional.pad(weight_BX.gather(1, order_BX).cumsum(1), (1, 0))
     values_BX = values_BX.contiguous()
-    below_BX = torch.searchsorted(sorted_BX, values_BX)
-    up_to_BX = torch.searchsorted(sorted_BX, values_BX, right=True)
-    return (below_BX + up_to_BX - 1).to(values_BX.dtype) / 2
+    below_BX = total_BX.gather(1, torch.searchsorted(sorted_BX, values_BX))
+    return below_BX, total_BX.gather(1, torch.searchsorted(sorted_BX, values_BX, right=True)) - below_BX
 
 
-def top(values_BX: Tensor, share: float) -> Tensor:
-    """1 for the `share` of each row with the highest values, 0 for others; ties share."""
-    count = max(1, round(share * values_BX.shape[1]))
-    last_B1 = values_BX.topk(count, 1).values[:, -1:]
-    above_BX, equal_BX = values_BX > last_B1, values_BX == last_B1
-    # Of a clip in which little moves, most tokens are equal: they share what is left.
-    left_B1 = (count - above_BX.sum(1, keepdim=True)) / equal_BX.sum(1, keepdim=True)
-    return above_BX + equal_BX * left_B1
+def ranks(values_BX: Tensor, weight_BX: Tensor) -> Tensor:
+    """The weight that lies below each value in its row; equal values share the mean of their places."""
+    below_BX, equal_BX = _places(values_BX, weight_BX)
+    return below_BX + equal_BX / 2
 
 
-def within_clips(values_BX: Tensor) -> Tensor:
-    """Bring each row to mean 0 and deviation 1; a row of equal values becomes 0."""
-    deviation_B1, mean_B1 = torch.std_mean(values_BX, 1, correction=0, keepdim=True)
-    return (values_BX - mean_B1) / deviation_B1.clamp_min(1e-8)
+def top(values_BX: Tensor, share: float, weight_BX: Tensor) -> Tensor:
+    """1 for the highest values that make up `share` of a row's weight, 0 for others.
+
+    What straddles the edge gets a part: one token, or all that are equal where little moves in a clip.
+    """
+    below_BX, equal_BX = _places(values_BX, weight_BX)
+    edge_B1 = (1 - share) * weight_BX.sum(1, keepdim=True)
+    return ((below_BX + equal_BX - edge_B1) / equal_BX).clamp(0, 1)
+
+
+def within_clips(values_BX: Tensor, weight_BX: Tensor) -> Tensor:
+    """Bring each row to weighted mean 0 and deviation 1; a row of equal values becomes 0."""
+    share_BX = weight_BX / weight_BX.sum(1, keepdim=True)
+    values_BX = values_BX - values_BX[:, :1]  # then a mean of equal values is exact
+    centred_BX = values_BX - (share_BX * values_BX).sum(1, keepdim=True)
+    deviation_B1 = (share_BX * centred_BX.square()).sum(1, keepdim=True).sqrt()
+    return centred_BX / deviation_B1.clamp_min(1e-8)

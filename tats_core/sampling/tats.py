@@ -79,7 +79,13 @@ class TrajectoryBlock(nn.Module):
 
 
 class TATSSampler(LearnedSampler):
-    """Trajectory attention, then two linear heads: the actor's logits and the critic's values."""
+    """Trajectory attention, then two linear heads: the actor's logits and the critic's values.
+
+    It sees the cube embedding with learned positions (at first 0) in place of the encoder's, as AdaMAE's
+    sampler does.
+    """
+
+    sees_positions = False
 
     def __init__(
         self, tokens: int, mask_ratio: float, slices: int, encoder_width: int, config: NetworkConfig
@@ -89,6 +95,10 @@ class TATSSampler(LearnedSampler):
         self.project = (
             nn.Identity() if config.width == encoder_width else nn.Linear(encoder_width, config.width)
         )
+        # Of the same size as the residual branches, whatever the scale of the cube embedding.
+        self.enter = nn.LayerNorm(config.width, eps=1e-6)
+        # The encoder's fixed positions are as large as what the cubes show, and would hide it for long.
+        self.position_NW = nn.Parameter(torch.zeros(tokens, config.width))
         self.blocks = nn.Sequential(*(TrajectoryBlock(config, slices) for _ in range(config.depth)))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         # A bias would be the same for all tokens and drop out of the policy's softmax.
@@ -100,8 +110,9 @@ class TATSSampler(LearnedSampler):
         nn.init.zeros_(self.critic.bias)
 
     def forward(self, tokens_BND: Tensor) -> Policy:
-        """Policy and values of clips; the tokens are detached: no sampler gradient reaches the MAE."""
-        mixed_BNW = self.norm(self.blocks(self.project(tokens_BND.detach())))
+        """Policy and values of clips embedded without positions; no gradient reaches the autoencoder."""
+        entered_BNW = self.enter(self.project(tokens_BND.detach())) + self.position_NW
+        mixed_BNW = self.norm(self.blocks(entered_BNW))
         # In bfloat16 a logit of 4 moves by steps of 1/32, a sixth of what PPO's clip allows in one update.
         with torch.autocast(mixed_BNW.device.type, enabled=False):
             mixed_BNW = mixed_BNW.to(self.actor.weight.dtype)

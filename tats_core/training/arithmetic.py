@@ -175,7 +175,7 @@ def sampler_parameters(vit: ViTConfig, config: SamplerConfig, clip: ClipConfig) 
     attention = 7 * width**2 + 6 * width - (0 if network.values == "paper" else width**2 + width)
     layers = attention + 2 * hidden * width + hidden + 5 * width
     heads = 2 * width + 1
-    return project + network.depth * layers + 2 * width + heads
+    return project + clip.tokens * width + network.depth * layers + 4 * width + heads
 
 
 def classifier_parameters(vit: ViTConfig, clip: ClipConfig, classes: int, *, head_norm: bool = True) -> int:

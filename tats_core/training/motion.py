@@ -99,8 +99,9 @@ def share_of_oracle(lift: float, oracle: float) -> float:
 
 def rank_correlation(first_BN: Tensor, second_BN: Tensor) -> Tensor:
     """Spearman's rank correlation within each clip, `[B]`; 0 where all tokens have the same value."""
-    mean = (first_BN.shape[1] - 1) / 2
-    centred = [ranks(values_BN.double()) - mean for values_BN in (first_BN, second_BN)]
+    one_BN = torch.ones_like(first_BN, dtype=torch.float64)
+    mean = first_BN.shape[1] / 2
+    centred = [ranks(values_BN.double(), one_BN) - mean for values_BN in (first_BN, second_BN)]
     length_B = centred[0].norm(dim=1) * centred[1].norm(dim=1)
     correlation_B: Tensor = (centred[0] * centred[1]).sum(1) / length_B.clamp_min(1e-12)
     return correlation_B

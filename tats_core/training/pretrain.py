@@ -89,7 +89,7 @@ class PretrainConfig(StepConfig):
         description="the sampler's own; the batch does not scale its rates, and the peak is sampler_lr",
     )
     sampler_lr: float = Field(
-        1e-3,
+        5e-4,
         gt=0,
         description="peak learning rate of the sampler, not scaled by the batch; for tats that of a width of "
         "48: another sampler.network.width takes 48 / width of it",

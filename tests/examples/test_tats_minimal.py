@@ -18,7 +18,7 @@ from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import ViTConfig
 from tats_core.sampling import Policy, Rollout
-from tats_core.sampling.ppo import PPOConfig, Scale, Transition, ppo_loss
+from tats_core.sampling.ppo import PPOConfig, Scale, Transition, ppo_loss, weights
 from tats_core.sampling.reward import Outcome, motion, top, within_clips
 from tats_core.sampling.tats import NetworkConfig, TATSSampler
 from tats_core.sampling.trajectory_attention import TrajectoryAttention
@@ -127,16 +127,25 @@ def test_the_autoencoders_loss_is_that_of_tats_core(minimal: ModuleType) -> None
     assert_close(error_BM, expected_BM, atol=1e-5, rtol=1e-5)
 
 
-def test_the_reward_is_that_of_tats_core(minimal: ModuleType) -> None:
+def test_the_reward_and_its_weights_are_those_of_tats_core(minimal: ModuleType) -> None:
     patches_BNP = minimal.draw_clips(CLIPS)
-    _, masked_BM = minimal.draw(torch.zeros(CLIPS, minimal.N))
+    logits_BN = torch.randn(CLIPS, minimal.N)
+    visible_BK, masked_BM = minimal.draw(logits_BN.log_softmax(1))
+    weight_BM = minimal.weights(logits_BN.log_softmax(1), masked_BM)
+    rollout = Rollout(visible_BK, masked_BM, minimal.N, Policy(logits_BN))
+    transition = Transition(torch.zeros(CLIPS, minimal.N, 1), rollout, torch.zeros(masked_BM.shape))
+    assert_close(
+        weight_BM, weights(transition, PPOConfig(max_weight=minimal.MAX_WEIGHT)), atol=1e-5, rtol=1e-5
+    )
+
     target_BMP = minimal.take(patches_BNP, masked_BM)
     prediction_BMP = target_BMP + torch.randn_like(target_BMP)
     error_BM = (prediction_BMP - target_BMP).square().mean(2)
     outcome = Outcome(patches_BNP, prediction_BMP, error_BM, masked_BM, minimal.F, minimal.TUBELET)
-    expected_BM = within_clips(top(motion(outcome, minimal.FLOOR), minimal.K / minimal.N))
-    reward_BM = minimal.reward(patches_BNP, prediction_BMP - target_BMP, masked_BM)
-    assert_close(reward_BM, expected_BM, atol=1e-5, rtol=1e-5)
+    share = minimal.K / minimal.N
+    expected_BM = within_clips(top(motion(outcome, minimal.FLOOR), share, weight_BM), weight_BM)
+    reward_BM = minimal.reward(patches_BNP, prediction_BMP - target_BMP, masked_BM, weight_BM)
+    assert_close(reward_BM, expected_BM, atol=1e-4, rtol=1e-4)
 
 
 def test_the_loss_of_ppo_and_its_gradient_are_those_of_tats_core(minimal: ModuleType) -> None:
@@ -150,7 +159,8 @@ def test_the_loss_of_ppo_and_its_gradient_are_those_of_tats_core(minimal: Module
     advantage_BM = reward_BM - old_value_B[:, None]
     scale = Scale(float(advantage_BM.mean()), float(advantage_BM.std()))
 
-    batch = minimal.Transition(tokens_BND, masked_BM, reward_BM, old_log_probs_BN, old_value_B)
+    weight_BM = minimal.weights(old_log_probs_BN, masked_BM)
+    batch = minimal.Transition(tokens_BND, masked_BM, reward_BM, weight_BM, old_log_probs_BN, old_value_B)
     loss, health = minimal.ppo_loss(sampler, batch, (advantage_BM - scale.mean) / scale.deviation)
     loss.backward()
 

@@ -9,7 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tats_core.sampling.plackett_luce import Noise, complement, gumbel_top_k, ordered_log_probs, visible_count
+from tats_core.sampling.plackett_luce import (
+    Noise,
+    complement,
+    gumbel_top_k,
+    masked_chances,
+    ordered_log_probs,
+    visible_count,
+)
 
 LOGITS = [0.0, 1.0, -1.0, 2.0, 0.5]
 
@@ -56,6 +63,33 @@ def test_tokens_are_included_as_often_as_all_draws_of_three_enumerated_say() -> 
         )
         deviation = math.sqrt(exact * (1 - exact) / draws)
         assert (drawn_BK == token).any(1).double().mean().item() == pytest.approx(exact, abs=4 * deviation)
+
+
+def test_of_256_tokens_each_stays_masked_as_often_as_in_20000_draws() -> None:
+    draws, k = 20_000, 26
+    logits_BN = 1.5 * torch.randn(1, 256, generator=torch.Generator().manual_seed(2))
+    drawn_BK = gumbel_top_k(logits_BN.expand(draws, -1), k, _uniform(draws, 256, seed=3))
+    masked_N = 1 - drawn_BK.flatten().bincount(minlength=256) / draws
+    chance_BN = masked_chances(logits_BN, k)
+    assert chance_BN.min() < 0.2
+    assert (masked_N - chance_BN[0]).abs().max() < 0.02
+
+
+@settings(max_examples=50)
+@given(st.integers(2, 40), st.floats(0, 4), st.data())
+def test_chances_to_stay_masked_leave_k_visible_and_fall_with_the_logit(
+    n: int, spread: float, data: st.DataObject
+) -> None:
+    k = data.draw(st.integers(1, n - 1))
+    logits_BN = spread * torch.randn(3, n).sort(1).values
+    chance_BN = masked_chances(logits_BN, k)
+    assert chance_BN.sum(1).tolist() == pytest.approx([n - k] * 3, rel=1e-3)
+    assert (chance_BN.diff(dim=1) <= 0).all()
+
+
+def test_where_k_tokens_have_all_the_probability_the_others_stay_masked() -> None:
+    chance_BN = masked_chances(torch.tensor([[200.0, 200.0, 0.0, 0.0]]), 2)
+    assert chance_BN[0].tolist() == pytest.approx([0, 0, 1, 1], abs=1e-3)
 
 
 @settings(max_examples=30)

@@ -22,6 +22,7 @@ from tats_core.sampling.ppo import (
     ppo_loss,
     surrogate,
     value_loss,
+    weights,
 )
 from tats_core.sampling.tats import TATSConfig
 
@@ -98,6 +99,49 @@ def test_the_whole_objective_with_credit_to_masked_tokens() -> None:
     assert metrics["clip_fraction"] == 1
     # A hundredth of the way from the smaller of two ratios to the larger one, and back.
     assert (metrics["ratio_q01"], metrics["ratio_q99"]) == pytest.approx((0.51, 1.49))
+
+
+def _drawn(logits_BN: Tensor, k: int, seed: int) -> Transition:
+    uniform_BN = torch.rand(logits_BN.shape, generator=torch.Generator().manual_seed(seed))
+    visible_BK = gumbel_top_k(logits_BN, k, uniform_BN)
+    masked_BM = complement(visible_BK, logits_BN.shape[1])
+    policy = Policy(logits_BN, torch.zeros_like(logits_BN))
+    rollout = Rollout(visible_BK, masked_BM, logits_BN.shape[1], policy)
+    return Transition(torch.zeros(*logits_BN.shape, 1), rollout, torch.zeros(masked_BM.shape))
+
+
+def test_on_average_over_draws_all_tokens_count_alike() -> None:
+    logits_BN = torch.linspace(-1.5, 1.5, 64).expand(20_000, -1)
+    transition = _drawn(logits_BN, 16, seed=0)
+    # The likeliest stays masked in 37 of 100 draws, the least likely in 96.
+    for most, counted in ((1.0, (1.27, 0.49)), (10.0, (1.0, 1.0))):
+        weight_BM = weights(transition, PPOConfig(max_weight=most))
+        total_N = torch.zeros(64).scatter_add(0, transition.rollout.masked_BM.flatten(), weight_BM.flatten())
+        share_N = total_N / total_N.mean()
+        assert (share_N[0].item(), share_N[-1].item()) == pytest.approx(counted, abs=0.06)
+
+
+def test_no_token_counts_more_than_max_weight_times_another() -> None:
+    weight_BM = weights(
+        _drawn(torch.linspace(-4, 4, 64).expand(500, -1), 16, seed=0), PPOConfig(max_weight=3)
+    )
+    assert (weight_BM.amax(1) / weight_BM.amin(1)).max().item() == pytest.approx(3, rel=1e-2)
+    assert weight_BM.mean(1).tolist() == pytest.approx([1] * 500)
+
+
+def test_the_clipped_objective_is_the_weighted_mean() -> None:
+    # Tokens of probabilities 1/2, 1/4, 1/4; the first two are masked. K = 1, so a token stays masked with
+    # exp(-t pi), where 2 exp(-t/4) + exp(-t/2) = 2: exp(-t/4) = x, x^2 + 2x = 2, x = sqrt(3) - 1. The weights
+    # are 1/x^2 and 1/x, or 1 and x by their mean (1 + x) / 2 = sqrt(3) / 2.
+    x = math.sqrt(3) - 1
+    policy = Policy(torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.zeros(1, 3))
+    rollout = Rollout(torch.tensor([[2]]), torch.tensor([[0, 1]]), 3, policy)
+    transition = Transition(torch.zeros(1, 3, 1), rollout, torch.tensor([[1.0, -2.0]]))
+    assert weights(transition, PPOConfig())[0].tolist() == pytest.approx(
+        [2 / math.sqrt(3), 2 * x / math.sqrt(3)], rel=1e-5
+    )
+    loss = ppo_loss(policy, transition, PPOConfig())
+    assert loss.parts["policy_loss"].item() == pytest.approx((-1 + 2 * x) / math.sqrt(3), rel=1e-5)
 
 
 def test_normalised_advantages_are_those_of_the_reference() -> None:

@@ -112,25 +112,56 @@ def test_each_objective_pays_its_own_reward() -> None:
     )
 
 
-def test_equal_values_share_their_ranks() -> None:
+def test_a_rank_is_the_weight_below_and_half_that_of_the_equals() -> None:
     values_BX = torch.tensor([[0.3, 0.1, 0.3, 0.2], [5.0, 5.0, 5.0, 5.0]])
-    assert ranks(values_BX).tolist() == [[2.5, 0, 2.5, 1], [1.5, 1.5, 1.5, 1.5]]
+    assert ranks(values_BX, torch.ones(2, 4)).tolist() == [[3, 0.5, 3, 1.5], [2, 2, 2, 2]]
+    weight_BX = torch.tensor([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]])
+    assert ranks(values_BX, weight_BX).tolist() == [[8, 1, 8, 4], [5, 5, 5, 5]]
 
 
 def test_ranks_do_not_know_by_how_much_a_value_is_larger() -> None:
-    scaled = [within_clips(ranks(torch.tensor([[0.0, 1.0, large]])))[0].tolist() for large in (2.0, 1e6)]
-    # Ranks 0, 1, 2: mean 1, deviation sqrt(2/3).
-    assert scaled[0] == scaled[1] == pytest.approx([-math.sqrt(1.5), 0, math.sqrt(1.5)])
+    one_BX = torch.ones(1, 3)
+    rows = [torch.tensor([[0.0, 1.0, large]]) for large in (2.0, 1e6)]
+    scaled = [within_clips(ranks(row, one_BX), one_BX)[0].tolist() for row in rows]
+    # Half a place above 0, 1, 2: deviation sqrt(2/3).
+    assert scaled[0] == pytest.approx([-math.sqrt(1.5), 0, math.sqrt(1.5)])
+    assert scaled[1] == scaled[0]
 
 
-def test_the_top_is_a_share_of_each_clip() -> None:
-    values_BX = torch.tensor([[3.0, 1.0, 9.0, 2.0, 0.0], [7.0, 7.0, 7.0, 7.0, 0.0]])
-    # Two of five; four that are equal share the two.
-    assert top(values_BX, 0.4).tolist() == [[1, 0, 1, 0, 0], [0.5, 0.5, 0.5, 0.5, 0]]
-    # Three of five: the largest and half of each of the four.
-    assert top(torch.tensor([[7.0, 9.0, 7.0, 7.0, 7.0]]), 0.6).tolist() == [[0.5, 1, 0.5, 0.5, 0.5]]
-    assert top(values_BX, 0.01).sum(1).tolist() == [1, 1], "at least one"
+@pytest.mark.parametrize(
+    ("values", "share", "expected"),
+    [
+        ([3.0, 1.0, 9.0, 2.0, 0.0], 0.4, [1, 0, 1, 0, 0]),
+        # Four that are equal share two places; the largest has one, and half of each of the four.
+        ([7.0, 7.0, 7.0, 7.0, 0.0], 0.4, [0.5, 0.5, 0.5, 0.5, 0]),
+        ([7.0, 9.0, 7.0, 7.0, 7.0], 0.6, [0.5, 1, 0.5, 0.5, 0.5]),
+        # Half a place, and one and a half.
+        ([3.0, 1.0, 9.0, 2.0, 0.0], 0.1, [0, 0, 0.5, 0, 0]),
+        ([3.0, 1.0, 9.0, 2.0, 0.0], 0.3, [0.5, 0, 1, 0, 0]),
+    ],
+)
+def test_the_top_is_a_share_of_each_clip(values: list[float], share: float, expected: list[float]) -> None:
+    top_BX = top(torch.tensor([values]), share, torch.ones(1, 5))
+    assert top_BX[0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.5, [0, 0, 1, 0]), (0.625, [1, 0, 1, 0]), (0.75, [1, 0, 1, 0.5])]
+)
+def test_a_token_that_counts_several_times_takes_as_many_places_in_the_top(
+    share: float, expected: list[float]
+) -> None:
+    values_BX, weight_BX = torch.tensor([[3.0, 1.0, 9.0, 2.0]]), torch.tensor([[1.0, 1.0, 4.0, 2.0]])
+    assert top(values_BX, share, weight_BX)[0].tolist() == expected
+
+
+def test_within_a_clip_the_weighted_mean_becomes_0_and_the_deviation_1() -> None:
+    # Mean (1 * 1 + 3 * 5) / 4 = 4, variance (1 * 9 + 3 * 1) / 4 = 3.
+    scaled_BX = within_clips(torch.tensor([[1.0, 5.0]]), torch.tensor([[1.0, 3.0]]))
+    assert scaled_BX[0].tolist() == pytest.approx([-math.sqrt(3), 1 / math.sqrt(3)])
 
 
 def test_a_clip_whose_tokens_all_earn_the_same_teaches_nothing() -> None:
-    assert within_clips(torch.full((1, 5), 3.0)).tolist() == [[0] * 5]
+    values_BX, weight_BX = torch.full((1, 5), 3.3), torch.tensor([[0.1, 0.2, 0.3, 0.7, 9.0]])
+    for scaled_BX in (values_BX, top(values_BX, 0.1, weight_BX), ranks(values_BX, weight_BX)):
+        assert within_clips(scaled_BX, weight_BX).tolist() == [[0] * 5]
