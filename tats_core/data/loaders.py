@@ -77,7 +77,11 @@ class ClipOptions(StrictModel):
         4096, ge=0, description="its size; videos beyond it are decoded each time"
     )
     decode_workers: Annotated[int, NotIdentity] = Field(
-        0, ge=0, description="decoding processes beside each training worker, with a batch each"
+        0, ge=0, description="decoding processes of each training worker, with a batch each"
+    )
+    decode_on: Annotated[Literal["worker", "cluster"], NotIdentity] = Field(
+        "worker",
+        description="where they run: beside their worker, or on any CPUs of the Ray cluster; same samples",
     )
     reader: Annotated[str, readers.READERS] = Field(
         "auto",
@@ -93,6 +97,8 @@ class ClipOptions(StrictModel):
     def _fits_together(self) -> Self:
         if self.cache and self.decode_workers:
             raise ValueError("cache holds videos in the training process, so it needs decode_workers: 0")
+        if self.decode_on == "cluster" and not self.decode_workers:
+            raise ValueError("decode_on: cluster needs decode_workers, the decoders of each worker")
         for name, (low, high) in (("crop_area", self.crop_area), ("crop_ratio", self.crop_ratio)):
             if not 0 < low <= high:
                 raise ValueError(f"{name} must be two positive numbers, the smaller first")
@@ -248,8 +254,12 @@ def _check_unreadable(unreadable: dict[str, str], share: float, n_videos: int) -
         )
 
 
-def _pool(clips: _Clips, requests: list[_Request]) -> DataLoader[_Answer]:
+def _pool(clips: _Clips, requests: list[_Request]) -> Iterable[_Answer]:
     """Return decoding processes that answer `requests`, whatever the list holds when they are iterated."""
+    if clips.options.decode_on == "cluster":
+        from tats_core.data.remote import RemoteDecoders  # here: Ray takes a second to import
+
+        return RemoteDecoders(clips, requests, clips.options.decode_workers)
     return DataLoader(
         clips,
         batch_size=None,
@@ -389,7 +399,7 @@ class TrainLoader:
             manifest=manifest, options=options, rules=self.rules, seed=seed, samples=samples_per_clip
         )
         self._requests: list[_Request] = []
-        self._processes: DataLoader[_Answer] | None = None
+        self._processes: Iterable[_Answer] | None = None
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of `epoch` (from 0), from `first_step` on.

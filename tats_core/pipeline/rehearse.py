@@ -148,7 +148,7 @@ class Rehearsal:
         elif "batch_size" in full:
             changes["batch_size"] = min(full["batch_size"], 2 * _PART)
         if full.get("data", {}).get("decode_workers"):
-            changes["data"] = {"decode_workers": int(first and most > 1)}
+            changes["data"] = {"decode_workers": int(first and most > 1), "decode_on": "worker"}
         return changes
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tats_core.data.loaders import ClipOptions
 from tats_core.errors import ResourceError
 from tats_core.machine import available_cpus, available_gpus
 from tats_core.pipeline.graph import Instance
@@ -53,7 +54,7 @@ class Pool:
         def most(least: int, total: int) -> int:
             return max(least, min(least + spare, total)) if least else 0
 
-        cpus, gpus = instance.kind.cpus(instance.config), instance.kind.gpus(instance.config)
+        cpus, gpus = _cpus(instance), instance.kind.gpus(instance.config)
         return Resources(most(cpus, self.total.cpus), most(gpus, self.total.gpus))
 
 
@@ -65,8 +66,13 @@ def available(instances: Sequence[Instance]) -> Resources:
     """
     total = capacity(any(instance.kind.gpus(instance.config) for instance in instances))
     for instance in instances:
+        if _remote_decoders(instance) and not os.environ.get("RAY_ADDRESS"):
+            raise ResourceError(
+                f"{instance.name}: data.decode_on: cluster needs a Ray cluster; submit the run to one (tats "
+                f"submit), or decode here (--set {instance.stage}.data.decode_on=worker)"
+            )
         for name, needed, has in (
-            ("CPU", instance.kind.cpus(instance.config), total.cpus),
+            ("CPU", _cpus(instance), total.cpus),
             ("GPU", instance.kind.gpus(instance.config), total.gpus),
         ):
             if needed > has:
@@ -78,6 +84,19 @@ def available(instances: Sequence[Instance]) -> Resources:
                     f"{fewer}use a larger machine"
                 )
     return total
+
+
+def _cpus(instance: Instance) -> int:
+    return instance.kind.cpus(instance.config) + _remote_decoders(instance)
+
+
+def _remote_decoders(instance: Instance) -> int:
+    """The decoders of a stage that have CPUs of their own, anywhere in the cluster."""
+    options = getattr(instance.config, "data", None)
+    if not isinstance(options, ClipOptions) or options.decode_on == "worker":
+        return 0
+    kind, config = instance.kind, instance.config
+    return options.decode_workers * (kind.gpus(config) or kind.cpus(config))
 
 
 def for_rehearsal(instances: Iterable[Instance]) -> Rehearsal:
