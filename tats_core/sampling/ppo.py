@@ -15,7 +15,9 @@ The critic's value is the clip's (the mean of its per-token outputs). A value of
 the reward itself: once it is right, the advantage of every token is noise around zero and the policy has
 nothing left to learn from. A baseline must not depend on the action, and in ``masked_token`` the token is
 the action. Where rewards are scaled within each clip, the clip's own mean is the baseline (as in GRPO, arXiv
-2402.03300): it is 0, the critic learns just that, and `sequence`, which compares clips, is refused.
+2402.03300), a constant that the critic learns at once, and `sequence`, which compares clips, is refused.
+Critic and normalised advantages have the plain mean; with the weighted one the policy found no more motion
+(docs/lab-notes.md).
 
 `epochs` x `minibatches` optimiser steps use one memory. At the first, new and old policy are the same and
 every ratio is 1; from the second on they differ, and the clip has something to do. With one epoch of one
