@@ -152,7 +152,11 @@ def opened(path: str | Path, time_limit: float) -> Iterator[Video]:
         place = shards.find(path)
         file = Path(path).absolute() if place is None else place.opened()
         with av.open(file, "r", timeout=_IO_LIMIT, metadata_errors="replace") as container:
-            yield Video(path, container, _stream(path, container), Deadline(path, time_limit))
+            video = Video(path, container, _stream(path, container), Deadline(path, time_limit))
+            try:
+                yield video
+            finally:
+                vars(video).clear()  # its streams point into memory that closing the container frees
     except MemoryError as error:
         raise ResourceError(f"{path}: there is not enough memory to decode it") from error
     except (av.FFmpegError, OSError, UnicodeError) as error:
@@ -222,6 +226,11 @@ class Video:
         # that follow (`dts`) as if it were there.
         last = self._packets[-1].dts if self._packets and container.format.name == "avi" else None
         self._repeats = 0 if last is None else max(0, last + 1 - len(self._packets))
+
+    @property
+    def n_packets(self) -> int:
+        """Packets of the stream that are shown: the number of frames, if nothing is damaged."""
+        return len(self._packets)
 
     def frames(self, choose: Choose) -> Frames:
         """Return the frames `choose(number of frames)` as `frames_THWC`, uint8, RGB.

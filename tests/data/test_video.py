@@ -17,7 +17,7 @@ from tats_core.data import readers
 from tats_core.data.clips import Segment
 from tats_core.data.generate import ENCODINGS, Encoding, encode
 from tats_core.data.readers import decord
-from tats_core.data.video import Condition, Video
+from tats_core.data.video import Condition, Video, opened
 from tats_core.errors import ResourceError, VideoError
 
 FRAMES = 40
@@ -120,6 +120,17 @@ def test_of_a_sound_file_no_more_is_decoded_than_the_clip_needs(
     readers.read_clip(path, lambda _: np.array([24, 26, 39]))
     # To frame 26 and to 39, each from its key frame, and the few that a decoder waits for.
     assert sum(fed) <= 7 + 10 + 6
+
+
+def test_a_video_cannot_be_used_after_its_file_is_closed(films: dict[str, bytes], tmp_path: Path) -> None:
+    path = tmp_path / "film.webm"
+    path.write_bytes(films["webm"])
+    with opened(path, 60) as video:
+        within = video.within(Segment(0.48, 1.2, "second"), np.arange)
+        assert within(FRAMES).tolist() == [*range(12, 30)]
+    # Its stream's fields would be read from memory that is free: mostly right, sometimes not.
+    with pytest.raises(AttributeError):
+        within(FRAMES)
 
 
 @pytest.mark.parametrize("reader", [name for name in readers.READERS if name != "auto"])

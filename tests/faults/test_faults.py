@@ -3,8 +3,8 @@
 After each the next run finishes, with the parameters of a run that was never disturbed, bit for bit, and
 with all points of its curves in MLflow, none twice.
 
-`make test-faults` harms a project folder of its own with each; `make test` one folder with one of each kind,
-one after the other.
+`make test-faults` harms a project folder of its own with each, and one folder with one of each kind, one
+after the other; `make test` does the latter with two of them.
 """
 
 from __future__ import annotations
@@ -293,6 +293,10 @@ IN_TURN: list[Fault] = [
     the_disk_is_full,
     a_commit_is_interrupted,
 ]
+TWO_IN_TURN: list[Fault] = [
+    the_driver_is_killed_and_its_newest_checkpoint_corrupt,
+    a_commit_is_interrupted,
+]
 
 
 def _skip_what_needs_root(fault: Fault) -> None:
@@ -326,8 +330,11 @@ def test_a_fork_with_the_same_settings_ends_in_the_bits_of_the_training_that_it_
     assert [name for name, tensor in wanted.items() if not torch.equal(found[name], tensor)] == []
 
 
-def test_a_folder_harmed_by_one_of_each_kind_in_turn_ends_as_one_never_disturbed(lab, reference, subtests):
-    for fault in IN_TURN:
+@pytest.mark.parametrize(
+    "faults", [TWO_IN_TURN, pytest.param(IN_TURN, marks=pytest.mark.faults)], ids=["two", "one of each kind"]
+)
+def test_a_folder_harmed_time_and_again_ends_as_one_never_disturbed(lab, reference, subtests, faults):
+    for fault in faults:
         with subtests.test(fault.__name__):
             _skip_what_needs_root(fault)
             fault(lab)

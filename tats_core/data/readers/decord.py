@@ -60,17 +60,18 @@ def read(path: str, choose: Choose, time_limit: float, segment: Segment | None) 
         choose = video.within(segment, choose)
         if not is_proven(video):
             return video.frames(choose)
-    chosen: list[Indices] = []
+        n_packets = video.n_packets
+        wanted_T = choose(n_packets)
 
-    def once(n_frames: int) -> Indices:
-        if not chosen:
-            chosen.append(choose(n_frames))  # which may draw at random
-        return chosen[0]
+    def agreed(n_frames: int) -> Indices:
+        if n_frames != n_packets:
+            raise VideoError(f"{path}: decord counts {n_frames} frames, the file has {n_packets}")
+        return wanted_T
 
     try:
-        return _within(path, once, time_limit)
+        return _within(path, agreed, time_limit)
     except VideoError:  # it cannot read some sizes, such as a width of 72
-        return pyav.read(path, once, time_limit, None)
+        return pyav.read(path, lambda _: wanted_T, time_limit, None)
 
 
 def _within(path: str, choose: Choose, time_limit: float) -> Frames:
