@@ -1,6 +1,7 @@
 # make demo    install what the demo needs, run the demo, print its table
-# make test    lint, then every test
-# make test-faults   faults one at a time in whole runs (kills, full disk, NaNs ...), about 10 minutes
+# make test    lint, then every test but those of the next line
+# make test-faults   faults one at a time in whole runs (kills, full disk, NaNs ...), about 20 minutes
+# make study    what each sampler is worth downstream, on generated data; hours, resumable
 # make test-soak    60 random faults in rounds, each compared with an undisturbed run; hours, resumable
 # make test-videos   all readers against a plain decode, on 400 videos made at random, about 10 minutes
 # make docker-test    the image, and docs/operations.md command by command (Linux, Docker or root; under an hour)
@@ -16,7 +17,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c requiremen
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-fast test-faults test-soak test-videos docker-test bench bench-data docs lint format lock clean
+.PHONY: help setup demo study test test-fast test-faults test-soak test-videos docker-test bench bench-data docs lint format lock clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p; s/^# \(The rest.*\)/\1/p' Makefile
@@ -25,6 +26,9 @@ setup: $(VENV)/.dev-installed
 
 demo: $(VENV)/.installed
 	@$(BIN)/tats run pipeline demo
+
+study: $(VENV)/.installed
+	@$(BIN)/tats sweep study
 
 # Two at a time, a file each: many tests wait for processes to start.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

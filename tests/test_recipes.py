@@ -120,6 +120,7 @@ OURS_IN_SWEEPS = {
         f"set.pretrain.{key}"
         for key in ("workers", "epochs", "optimizer.warmup_epochs", "checkpoint.minutes")
     ),
+    "set.finetune.workers",
     *(f"set.pretrain.{key}" for key in ("health_every", "health_clips", "health_pictures")),
 }
 
@@ -306,7 +307,9 @@ def test_each_number_of_a_sweep_is_a_published_ratio_or_named_as_ours() -> None:
     assert met >= OURS_IN_SWEEPS, f"no sweep has {OURS_IN_SWEEPS - met}"
 
 
-@pytest.mark.parametrize("sweep", ["mask_ratio", "samplers", "demo_ratio", "filmed_samplers", "study"])
+@pytest.mark.parametrize(
+    "sweep", ["mask_ratio", "samplers", "demo_ratio", "filmed_samplers", "study", "study_real"]
+)
 def test_the_ratios_of_the_sweeps_are_published_ones(sweep: str) -> None:
     space = specs.read(ROOT / "sweeps" / f"{sweep}.yaml")["space"]
     ratios = set(space["pretrain.sampler.mask_ratio"])

@@ -159,6 +159,7 @@ def test_more_than_the_cluster_has_is_refused_before_anything_starts(site):
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_stopped_sweep_resumes_with_its_remaining_trials(site):
     site.write_sweep("tries", f"test $X != 3 || test -e {site.folder}/go || sleep 600")
     job, outcome = started(site.submit_sweep("tries", "--no-follow"))

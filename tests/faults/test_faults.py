@@ -4,7 +4,7 @@ After each the next run finishes, with the parameters of a run that was never di
 with all points of its curves in MLflow, none twice.
 
 `make test-faults` harms a project folder of its own with each, and one folder with one of each kind, one
-after the other; `make test` does the latter with two of them.
+after the other; `make test` does the latter with the one that loses most.
 """
 
 from __future__ import annotations
@@ -293,10 +293,6 @@ IN_TURN: list[Fault] = [
     the_disk_is_full,
     a_commit_is_interrupted,
 ]
-TWO_IN_TURN: list[Fault] = [
-    the_driver_is_killed_and_its_newest_checkpoint_corrupt,
-    a_commit_is_interrupted,
-]
 
 
 def _skip_what_needs_root(fault: Fault) -> None:
@@ -331,9 +327,14 @@ def test_a_fork_with_the_same_settings_ends_in_the_bits_of_the_training_that_it_
 
 
 @pytest.mark.parametrize(
-    "faults", [TWO_IN_TURN, pytest.param(IN_TURN, marks=pytest.mark.faults)], ids=["two", "one of each kind"]
+    "faults",
+    [
+        [the_driver_is_killed_and_its_newest_checkpoint_corrupt],
+        pytest.param(IN_TURN, marks=pytest.mark.faults),
+    ],
+    ids=["once", "by one of each kind"],
 )
-def test_a_folder_harmed_time_and_again_ends_as_one_never_disturbed(lab, reference, subtests, faults):
+def test_a_harmed_folder_ends_as_one_never_disturbed(lab, reference, subtests, faults):
     for fault in faults:
         with subtests.test(fault.__name__):
             _skip_what_needs_root(fault)
