@@ -9,6 +9,7 @@ that on the CPU too. Cases run in turn; a ratio is the median over the rounds.
 python benchmarks/data.py                        all of it, with the videos made in build/bench-data
 python benchmarks/data.py --only h264 --rounds 5
 python benchmarks/data.py --long 30              opening and reading a clip of videos of 30 minutes
+python benchmarks/data.py --clips 20000          resident memory over so many training clips
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 import av
 import decord
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -248,6 +250,19 @@ def long(kind: Kind, folder: Path, minutes: float, rounds: int) -> str:
     return f"{kind.title}, {minutes:g} minutes, {size:.0f} MiB: {scanned:.0f} of {clip:.0f} ms are the scan"
 
 
+def memory(kind: Kind, folder: Path, n_clips: int) -> str:
+    """Return the resident memory after a tenth of the training clips and after all."""
+    ours, process = Ours(OWN.read(made(kind, folder / "plain"), "train"), kind.stride), psutil.Process()
+    mebibytes = []
+    for number in range(1, n_clips + 1):
+        ours.clip()
+        if number % max(1, n_clips // 10) == 0:
+            mebibytes.append(process.memory_info().rss / 2**20)
+    growth = 100 * (mebibytes[-1] / mebibytes[0] - 1)
+    course = ", ".join(f"{value:.0f}" for value in mebibytes)
+    return f"{kind.title}, {n_clips:,} clips: {course} MiB after each tenth ({growth:+.1f} %)"
+
+
 def row(title: str, taken: dict[str, list[float]]) -> str:
     """A row of the table."""
 
@@ -280,12 +295,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--folder", type=Path, default=Path("build/bench-data"))
     parser.add_argument("--long", type=float, metavar="MINUTES")
+    parser.add_argument("--clips", type=int, metavar="N")
     options = parser.parse_args()
     torch.set_num_threads(1)
     decord.logging.set_level(decord.logging.FATAL)
     if options.long:
         for name in options.only:
             print(long(KINDS[name], options.folder / name, options.long, options.rounds), flush=True)
+        return
+    if options.clips:
+        for name in options.only:
+            print(memory(KINDS[name], options.folder / name, options.clips), flush=True)
         return
     print(HEAD)
     print("|---" * HEAD.count(" | ") + "|---|")
