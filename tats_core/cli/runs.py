@@ -19,6 +19,8 @@ from tats_core.errors import SpecError, StoreError
 from tats_core.report.units import DASH, duration
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from tats_core.store.run import Run, RunState, Stage
 
 SCHEMA = 1
@@ -202,13 +204,13 @@ def _print(rows: Sequence[Overview], total: int, pipeline: str | None, home: Pat
         typer.echo(f"\n{len(rows)} of {total} runs; list more with --limit N or --all")
 
 
-def _cells(row: Overview, now: float) -> list[str]:
+def _cells(row: Overview, now: float) -> list[str | Text]:
     at = [_progress(stage) for stage in row.running] or row.failed[:2]
     return [
-        printing.plain(row.id),
+        row.id,
         printing.state(row.state),
         f"{row.done}/{row.stages}",
-        printing.plain(", ".join(at) or DASH),
+        ", ".join(at) or DASH,
         DASH if row.eta is None else duration(row.eta),
         duration(now - row.started),
         duration(row.seconds),

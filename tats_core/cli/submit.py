@@ -119,9 +119,7 @@ def jobs(address: Annotated[str, typer.Option("--address", metavar="URL", help=_
     for job in cluster.jobs():
         age = f"{duration(time.time() - job.started)} ago" if job.started else DASH
         if not job.id.startswith(CHECK):
-            rows.append(
-                [printing.plain(job.id), job.status.lower(), age, printing.plain(masked(job.command))]
-            )
+            rows.append([job.id, job.status.lower(), age, masked(job.command)])
     if rows:
         printing.table(("job", "state", "started", "command"), rows, fold=("command",))
     else:
