@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tats_core.cli import printing
-from tats_core.cli.options import DEFAULT_HOME, INTERRUPTED, AnyRun, Home, complete_stage
+from tats_core.cli.options import DEFAULT_HOME, AnyRun, Home, complete_stage
 from tats_core.cli.submit import ClusterAddress, print_logs
 from tats_core.errors import SpecError, did_you_mean
 from tats_core.report.units import duration
@@ -61,14 +61,10 @@ def logs(
         typer.echo(line)
     if not follow:
         return
-    try:
-        while log.running:
-            time.sleep(_TICK)
-            log.update()
-            for line in log.new():
-                typer.echo(line)
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+    while log.running:
+        time.sleep(_TICK)
+        for line in log.new():
+            typer.echo(line)
     typer.echo(f"{opened.record.id} {log.run.record.state}")
 
 
@@ -103,14 +99,11 @@ class _RunLog:
         """Stage → the status printed last."""
         self._only_worker = worker is not None
 
-    def update(self) -> None:
-        """Read the record again."""
-        self.run = type(self.run).open(self.run.record.folder)
-        self.running = self.run.record.is_under_way
-
     def new(self) -> Iterator[str]:
-        """Yield the lines since the last call."""
+        """Read the record again, and yield the lines since the last call."""
+        self.run = type(self.run).open(self.run.record.folder)
         record = self.run.record
+        self.running = record.is_under_way
         stages = [record.stages[name] for name in self._logs]
         for stage in sorted(stages, key=lambda stage: stage.started or record.started):
             if not self._only_worker:
