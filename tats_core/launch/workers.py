@@ -45,13 +45,6 @@ class Task(TypedDict):
     """See `ParallelWork`."""
 
 
-class Failure(TypedDict):
-    """How a worker failed; `type` names a `TatsError`, None any other exception."""
-
-    type: str | None
-    text: str
-
-
 def task_of(work: ParallelWork, out: Path, name: str) -> Task:
     """Return the task of the training `name` of the stage that works in `out`."""
     return {
@@ -94,8 +87,8 @@ class Outcomes:
     def record_failure(self, rank: int, error: Exception) -> None:
         """Record an error that a restart would only repeat."""
         name = type(error).__name__ if isinstance(error, TatsError) else None
-        failure = Failure(type=name, text=str(error) if name else f"{type(error).__name__}: {error}")
-        write_json(self.folder / f"failure-{rank}.json", failure)
+        text = str(error) if name else f"{type(error).__name__}: {error}"
+        write_json(self.folder / f"failure-{rank}.json", {"type": name, "text": text})
 
     def check(self) -> None:
         """Raise what a worker recorded, or Stopped where a worker stopped on request.
@@ -105,7 +98,7 @@ class Outcomes:
             StageError: a worker raised something else; names the folder of its traceback.
         """
         for path in self.failures():
-            failure: Failure = json.loads(path.read_text(encoding="utf-8"))
+            failure = json.loads(path.read_text(encoding="utf-8"))
             if failure["type"]:
                 raise getattr(errors, failure["type"])(failure["text"])
             raise StageError(f"{failure['text']}; the traceback is in {self.folder}")
