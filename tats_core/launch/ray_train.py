@@ -77,30 +77,24 @@ def fit(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> None
         Stopped: `stop` was set.
     """
     out = out.absolute()
-    for left in range(work.max_failures, -1, -1):
-        try:
-            _fit(work, name, out, stop)
-        except _HeadLost as error:
-            if not left:
-                log = out / launched.LOG
-                raise StageError(f"{error}; what the workers printed is in {log}") from error
-        else:
-            return
-
-
-def _fit(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> None:
-    connect(stop)
-    head = ray_internals.local_head()
-    _check_resources(min((*work.fewer, work.workers)), work.gpu)
     outcomes = Outcomes(out)
-    outcomes.clear()
-    trainer = _trainer(work, launched.task_of(work, out, name), outcomes, out / RAY)
-    try:
-        _run(trainer, head, stop, outcomes)
-    except ray.train.TrainingFailedError as error:
+    for left in range(work.max_failures, -1, -1):
+        connect(stop)
+        head = ray_internals.local_head()
+        _check_resources(min((*work.fewer, work.workers)), work.gpu)
+        outcomes.clear()
+        trainer = _trainer(work, launched.task_of(work, out, name), outcomes, out / RAY)
+        try:
+            _run(trainer, head, stop, outcomes)
+        except _HeadLost as error:
+            if left:
+                continue
+            raise StageError(f"{error}; what the workers printed is in {outcomes.folder}") from error
+        except ray.train.TrainingFailedError as error:
+            outcomes.check()
+            raise StageError(f"{_reason(error)}; what the workers printed is in {outcomes.folder}") from error
         outcomes.check()
-        raise StageError(f"{_reason(error)}; what the workers printed is in {outcomes.folder}") from error
-    outcomes.check()
+        return
 
 
 def capacity() -> tuple[int, int]:
