@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from rich.console import Group
 from rich.text import Text
 from rich.tree import Tree
 
@@ -13,8 +14,6 @@ from tats_core.cli.options import many
 from tats_core.report.units import duration
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from tats_core.pipeline.plan import Plan, PlanItem
 
 _DEEPEST = 8  # deeper stages get the same indent, to fit into 80 columns
@@ -22,9 +21,8 @@ _NAMED = 3
 _ACTIONS = {"run": ("run", "yellow"), "reuse": ("reused", "green"), "skip": ("left out", "dim")}
 
 
-def plan_tree(plan: Plan) -> Iterator[RenderableType]:
-    """Yield what to print: the counts, then a tree with each stage below the deepest stage that it needs."""
-    yield Text(f"{summary(plan)}\n")
+def plan_tree(plan: Plan) -> Group:
+    """Return what to print: the counts, then a tree with each stage below the deepest stage that it needs."""
     stages: dict[str, list[PlanItem]] = {}
     for item in _direct(plan):
         stages.setdefault(item.stage, []).append(item)
@@ -39,7 +37,7 @@ def plan_tree(plan: Plan) -> Iterator[RenderableType]:
         for row in others:
             branch.add(row)
         paths[stage] = [*above, branch]
-    yield tree
+    return Group(Text(f"{summary(plan)}\n"), tree)
 
 
 def summary(plan: Plan) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from tats_core.store.run import RunRecord, StageRecord
+    from tats_core.store.run import RunRecord
     from tats_core.training.events import Event
 
 _STYLES: Final = {
@@ -44,11 +44,6 @@ def state(word: str) -> Text:
     from rich.text import Text
 
     return Text("reused" if word == "cached" else word, _STYLES.get(word, ""))
-
-
-def stage_state(record: RunRecord, stage: StageRecord) -> str:
-    """Return a stage's status; a stage that was running when its run was lost is lost with it."""
-    return "lost" if stage.status == "running" and record.state == "lost" else stage.status
 
 
 def table(

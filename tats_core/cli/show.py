@@ -127,7 +127,8 @@ def _print_run(record: RunRecord) -> None:
     rows = [
         [
             stage.name,
-            printing.state(printing.stage_state(record, stage)),
+            # A stage that was running when its run was lost is lost with it.
+            printing.state("lost" if stage.status == "running" and record.state == "lost" else stage.status),
             duration(stage.seconds) if stage.seconds else DASH,
             str(stage.attempts or DASH),
             (stage.key or DASH)[:12],
@@ -276,16 +277,14 @@ def _text(value: object) -> str:
 
 def _shared(links: Sequence[Link]) -> dict[str, object]:
     """Return the settings that several stages have and that are the same in all: the pipeline's defaults."""
-    bases: dict[str, set[str]] = {}
-    values: dict[str, dict[str, object]] = {}
+    values: dict[str, list[tuple[str, object]]] = {}
     for link in links:
         for key, value in link.settings.items():
-            bases.setdefault(key, set()).add(link.base)
-            values.setdefault(key, {})[_text(value)] = value
+            values.setdefault(key, []).append((link.base, value))
     return {
-        key: next(iter(of_key.values()))
+        key: of_key[0][1]
         for key, of_key in values.items()
-        if len(bases[key]) > 1 and len(of_key) == 1
+        if len({base for base, _ in of_key}) > 1 and len({_text(value) for _, value in of_key}) == 1
     }
 
 
