@@ -125,7 +125,7 @@ def _print_json(
 
 def _print(runs: Sequence[Run], parts: dict[str, list[Difference]], results: Sequence[Result]) -> None:
     letters = list(_LETTERS[: len(runs)])
-    rows = [
+    rows: list[list[str | Text]] = [
         [letter, run.record.id, printing.state(run.record.state), " ".join(run.record.overrides)]
         for letter, run in zip(letters, runs, strict=True)
     ]

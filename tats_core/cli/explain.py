@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,6 +82,12 @@ def _topics() -> Iterator[Topic]:
     from tats_core.stages import KINDS
     from tats_core.sweep.spec import Sweep
 
+    def stage_keys(kind: str) -> list[Key]:
+        return [*reference.keys(Head), *reference.keys(KINDS[kind].Config)]
+
+    def sampler_keys(kind: str) -> list[Key]:
+        return list(reference.keys(SAMPLERS[kind]))
+
     like = [key for key in reference.keys(Variant) if key.name in ("like", "set")]
     top = "the top level of its file"
     yield Topic("pipeline", "A pipeline", top, lambda: [*reference.keys(File), *like], {})
@@ -93,24 +99,14 @@ def _topics() -> Iterator[Topic]:
             summary = (sys.modules[type(kind).__module__].__doc__ or "").strip().splitlines()[0].rstrip(".")
             measures["Numbers that a sweep can compare"] = sorted(kind.reports or ())
             measures["Curves, by which a sweep can stop a trial early"] = sorted(kind.curves)
-        yield Topic(
-            f"stage {name}",
-            f"The stage kind {name}",
-            summary,
-            lambda name=name: [*reference.keys(Head), *reference.keys(KINDS[name].Config)],
-            measures,
-        )
+        load = partial(stage_keys, name)
+        yield Topic(f"stage {name}", f"The stage kind {name}", summary, load, measures)
     for name in SAMPLERS:
         package = SAMPLERS.distribution(name)
         summary = "the keys of `sampler` in a pre-training"
         summary += f", of the package {package.name} {package.version}" if package else ""
-        yield Topic(
-            f"sampler {name}",
-            f"The sampler {name}",
-            summary,
-            lambda name=name: reference.keys(SAMPLERS[name]),
-            {},
-        )
+        load = partial(sampler_keys, name)
+        yield Topic(f"sampler {name}", f"The sampler {name}", summary, load, {})
     yield Topic("sweep", "A sweep", top, lambda: reference.keys(Sweep), {})
 
 

@@ -21,6 +21,8 @@ from tats_core.errors import StoreError
 from tats_core.report.units import DASH, clock, duration, size
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from tats_core.store.lineage import Link, Number
     from tats_core.store.run import Run, RunRecord
 
@@ -124,7 +126,7 @@ def _print_run(record: RunRecord) -> None:
     code = f"commit {record.git_commit}" if record.git_commit else "not run from a git checkout"
     printing.line(f"code     {code}")
     printing.line(f"folder   {record.folder}\n")
-    rows = [
+    rows: list[list[str | Text]] = [
         [
             stage.name,
             # A stage that was running when its run was lost is lost with it.
