@@ -33,9 +33,9 @@ class RunningStage:
     """A running stage; `eta` is the estimated seconds until its end, None while there is no estimate."""
 
     stage: str
-    step: int | None
-    steps: int | None
-    eta: float | None
+    step: int | None = None
+    steps: int | None = None
+    eta: float | None = None
     shown: dict[str, float] = field(default_factory=dict)
     """The newest numbers of its progress: loss, clips a second, share of the time spent waiting for data."""
 
@@ -173,7 +173,7 @@ def _running(stage: Stage) -> RunningStage:
     for newest in logs.recent_progress(stage):
         left = remaining.seconds(newest)
     if newest is None:
-        return RunningStage(stage.record.name, None, None, None)
+        return RunningStage(stage.record.name)
     if left is not None:
         left = max(0.0, left - (time.time() - newest["time"]))
     return RunningStage(stage.record.name, newest["step"], newest["steps"], left, newest["shown"])
@@ -219,9 +219,9 @@ def _cells(row: Overview, now: float) -> list[str | Text]:
 
 
 def _progress(stage: RunningStage) -> str:
-    speed = {key: value for key, value in stage.shown.items() if key in _SPEED}
-    words = [f"{stage.stage} {100 * (stage.step or 0) // stage.steps}%" if stage.steps else stage.stage]
-    return "  ".join([*words, *([printing.numbers(speed)] if speed else [])])
+    share = f" {100 * (stage.step or 0) // stage.steps}%" if stage.steps else ""
+    speed = printing.numbers({key: value for key, value in stage.shown.items() if key in _SPEED})
+    return f"{stage.stage}{share}" + (f"  {speed}" if speed else "")
 
 
 def _headline(result: Best) -> str:
