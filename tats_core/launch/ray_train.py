@@ -297,10 +297,10 @@ def _interface(host: str) -> str:
     """Return the network interface that has this address."""
     import psutil
 
-    names: list[str] = [
-        name for name, own in psutil.net_if_addrs().items() if host in {address.address for address in own}
-    ]
-    return names[0]
+    interfaces = psutil.net_if_addrs().items()
+    return next(
+        str(name) for name, addresses in interfaces if any(each.address == host for each in addresses)
+    )
 
 
 def _leave() -> None:
