@@ -211,11 +211,7 @@ def pack(
 
 
 def _located(names: Sequence[str] | None, root: Path | None) -> list[tuple[str, Path]]:
-    """Return the folder of each data set that is named, or without names of each that is configured.
-
-    Raises:
-        DataError: one that is named is not there, or none is.
-    """
+    """Return the folder of each data set that is named, which must exist, or of each that is configured."""
     from tats_core.data import benchmarks
 
     known = list(benchmarks.BENCHMARKS)

@@ -167,11 +167,7 @@ def many(count: int, what: str) -> str:
 
 @contextmanager
 def writing(path: Path, option: str) -> Iterator[None]:
-    """Turn an error of the file system into a sentence about `path`, which the user gave with `option`.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Raise an error of the file system as a StoreError about `path`, which the user gave with `option`."""
     try:
         yield
     except BrokenPipeError:
@@ -181,11 +177,7 @@ def writing(path: Path, option: str) -> Iterator[None]:
 
 
 def write_file(path: Path, content: str | bytes, option: str) -> None:
-    """Write a file that the user named with `option`, complete or not at all.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Write a file that the user named with `option`, complete or not at all; see `writing`."""
     from tats_core.files import replacing
 
     with writing(path, option), replacing(path, durable=False) as temporary:

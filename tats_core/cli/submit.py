@@ -156,11 +156,7 @@ def stop_job(address: str, name: str, wait: bool) -> None:
 
 
 def follow_job(cluster: Cluster, job_id: str) -> None:
-    """Print what a job prints until it ends; exits with 130 if it was stopped.
-
-    Raises:
-        RunError: it failed.
-    """
+    """Print what a job prints until it ends; a failed job raises a RunError, a stopped job exits with 130."""
     again = f"tats logs {job_id} --follow --address {cluster.address}"
     stop = f"tats stop {job_id} --address {cluster.address}"
     farewell = f"The job runs on without this terminal. Follow it again: {again}; stop it: {stop}"
