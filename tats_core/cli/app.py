@@ -68,7 +68,7 @@ class _Group(TyperGroup):
         return list(dict.fromkeys(words[len(above)] for words in listed if words[: len(above)] == above))
 
     def get_command(self, ctx: Any, name: str) -> Any:
-        """Return a command of this group; of a plugin that cannot be imported, one that says so."""
+        """Return a command of this group, or a group; None where there is no such name."""
         words = " ".join([*self._words(ctx), name])
         if words in COMMANDS:
             single = typer.Typer(name=name, add_completion=False, rich_markup_mode=None)
@@ -114,7 +114,7 @@ app = typer.Typer(
 
 
 def _callable(words: str) -> Callable[..., None]:
-    """Return the function of a command; of a plugin that is broken, one whose help and call say why."""
+    """Return the function of a command; for a broken plugin, a stub whose help and call say why."""
     try:
         return COMMANDS[words]
     except SpecError as error:

@@ -49,7 +49,7 @@ def generate(
 
 @contextmanager
 def _counting(what: str, name: str = "") -> Iterator[Callable[..., None]]:
-    """Yield what shows how many are done: a bar in a terminal, elsewhere a line for each tenth of them."""
+    """Yield a function that shows progress: as a bar in a terminal, elsewhere as a line for each tenth."""
     if sys.stdout.isatty():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -26,10 +26,7 @@ _WORDS = {True: "ok", False: "MISSING", None: "DAMAGED"}
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report. `advice` is empty where nothing needs to be done.
-
-    `ok` is None for what is wrong but holds nothing up.
-    """
+    """One line of the report; `ok` is None for a fault that blocks nothing."""
 
     name: str
     ok: bool | None

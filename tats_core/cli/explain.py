@@ -186,7 +186,7 @@ def _yaml(steps: Sequence[str], value: Any) -> str:
 
 
 def _shipped(topic: Topic) -> Iterator[tuple[Path, list[str], Any]]:
-    """Yield file, what leads to the keys of the topic in it, and these keys; the demos come first."""
+    """Yield each file of the menu, the path to the topic's keys in it, and the keys; the demos come first."""
     from tats_core import specs
     from tats_core.pipeline import spec
 

@@ -84,7 +84,7 @@ def _reason(item: PlanItem) -> str:
 
 
 def _direct(plan: Plan) -> Iterator[PlanItem]:
-    """Yield the stages without the waits that follow from their other waits."""
+    """Yield the stages, each waiting only for its nearest predecessors."""
     before: dict[str, set[str]] = {}
     for item in plan.items:
         before[item.name] = set(item.after).union(*(before[name] for name in item.after))

@@ -100,7 +100,7 @@ def runs(
 
 
 def _list(pipeline: str | None, limit: int, *, everything: bool, as_json: bool, home: Path) -> list[bool]:
-    """Print the list; return of each run whether it is still at work."""
+    """Print the list; return for each run whether it is still under way."""
     from tats_core.store import history
     from tats_core.store.run import Run
 

@@ -1,4 +1,4 @@
-"""What a worker does, whatever launched it, and the files in which it and the driver record the outcome.
+"""The work of a worker, however it was launched, and the files that record its outcome for the driver.
 
 Modules that import torch are imported inside the functions that run in a worker.
 """
@@ -60,9 +60,7 @@ _sigterm = threading.Event()
 
 
 def expect_preemption() -> None:
-    """Let SIGTERM, which announces that the machine is taken away, save a checkpoint instead of ending this
-    process; call it in the worker's main thread.
-    """
+    """Make SIGTERM (the machine will be taken away) save a checkpoint; call it in the main thread."""
     signal.signal(signal.SIGTERM, lambda number, frame: _sigterm.set())
 
 
@@ -165,7 +163,7 @@ def _run(task: Task, world: World, outcomes: Outcomes, rank: int, preempted: Cal
 
 
 def _die_after_checkpoint(checkpoints: Path, died: Path, events: EventLog) -> None:
-    """Let this process be killed as by the system, once: wherever it is when it has saved a checkpoint."""
+    """Kill this process once, as the system would, as soon as it has saved a checkpoint."""
     if died.exists():
         return
 
