@@ -70,11 +70,11 @@ class StageError(RunError):
 
 
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)
-    """A person asked to stop, and the work did; the next run resumes from what is saved."""
+    """The work has stopped because a user asked for it; the next run resumes from the last checkpoint."""
 
 
 PREEMPTED = "the machine of a worker was taken away"
-"""The text of `Preempted`, by which it is known on the other side of Ray."""
+"""The text of `Preempted`, by which the driver recognises it: Ray delivers only texts."""
 
 
 class Preempted(Exception):  # noqa: N818 (nothing went wrong)

@@ -19,7 +19,7 @@ def available_cpus() -> int:
 
 def available_gpus() -> int:
     """Return the number of GPUs that this process may use, as torch counts them."""
-    import torch  # here: it takes seconds, and only what asks for GPUs needs it
+    import torch  # slow, and needed by few callers
 
     return torch.cuda.device_count()
 

@@ -68,43 +68,39 @@ class _Group(TyperGroup):
         return list(dict.fromkeys(words[len(above)] for words in listed if words[: len(above)] == above))
 
     def get_command(self, ctx: Any, name: str) -> Any:
-        """Return a command of this group; of a plugin that cannot be imported, one that says so."""
+        """Return a command of this group, or a group; None where there is no such name."""
         words = " ".join([*self._words(ctx), name])
         if words in COMMANDS:
-            return typer.main.get_command(_single(name, _callable(words)))
+            single = typer.Typer(name=name, add_completion=False, rich_markup_mode=None)
+            single.command(name)(_callable(words))
+            return typer.main.get_command(single)
         if name in self.list_commands(ctx):
-            return typer.main.get_command(_group(name))
+            text = _GROUPS.get(name, f"Commands of {name}.")
+            group = typer.Typer(name=name, cls=_Group, help=text, add_completion=False, **_PLAIN)
+            group.callback()(lambda: None)
+            return typer.main.get_command(group)
         return None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] not in self.list_commands(ctx) and not args[0].startswith("-"):
-            self.refuse(ctx, args[0])
-        return super().resolve_command(ctx, args)
+        """Refuse an unknown command, `tats run demo` too, which lacks the word "pipeline"."""
+        known = self.list_commands(ctx)
+        if args and args[0] not in known and not args[0].startswith("-"):
+            from tats_core import specs
 
-    def refuse(self, ctx: Any, name: str) -> None:
-        raise SpecError(
-            f"'{ctx.command_path}' has no command '{name}'{did_you_mean(name, self.list_commands(ctx))}"
-        )
+            name = args[0]
+            if self.name == "run" and name in specs.names("pipelines"):
+                raise SpecError(f"'tats run {name}' is incomplete; did you mean 'tats run pipeline {name}'?")
+            raise SpecError(f"'{ctx.command_path}' has no command '{name}'{did_you_mean(name, known)}")
+        return super().resolve_command(ctx, args)
 
     def _words(self, ctx: Any) -> list[str]:
         return [] if ctx.parent is None else [str(self.name)]
 
 
-class _RunGroup(_Group):
-    """Recognises `tats run demo`, which lacks the word "pipeline"."""
-
-    def refuse(self, ctx: Any, name: str) -> None:
-        from tats_core import specs
-
-        if name in specs.names("pipelines"):
-            raise SpecError(f"'tats run {name}' is incomplete; did you mean 'tats run pipeline {name}'?")
-        super().refuse(ctx, name)
-
-
 _PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}  # rich would cost 0.1 s a call
 _GROUPS = {
-    "run": (_RunGroup, "Run a pipeline here, or on the Ray cluster of RAY_ADDRESS."),
-    "data": (_Group, "Generate, index, check, shrink and pack video data sets."),
+    "run": "Run a pipeline here, or on the Ray cluster of RAY_ADDRESS.",
+    "data": "Generate, index, check, shrink and pack video data sets.",
 }
 
 app = typer.Typer(
@@ -117,21 +113,8 @@ app = typer.Typer(
 )
 
 
-def _group(name: str) -> typer.Typer:
-    cls, words = _GROUPS.get(name, (_Group, f"Commands of {name}."))
-    group = typer.Typer(name=name, cls=cls, help=words, add_completion=False, **_PLAIN)
-    group.callback()(lambda: None)
-    return group
-
-
-def _single(name: str, function: Callable[..., None]) -> typer.Typer:
-    single = typer.Typer(name=name, add_completion=False, rich_markup_mode=None)
-    single.command(name)(function)
-    return single
-
-
 def _callable(words: str) -> Callable[..., None]:
-    """Return the function of a command; of a plugin that is broken, one whose help and call say why."""
+    """Return the function of a command; for a broken plugin, a stub whose help and call say why."""
     try:
         return COMMANDS[words]
     except SpecError as error:

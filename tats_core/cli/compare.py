@@ -17,6 +17,8 @@ from tats_core.errors import SpecError
 from tats_core.report.units import DASH
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from tats_core.store.compare import Difference, Measured, Result
     from tats_core.store.run import Run
 
@@ -123,57 +125,51 @@ def _print_json(
 
 def _print(runs: Sequence[Run], parts: dict[str, list[Difference]], results: Sequence[Result]) -> None:
     letters = list(_LETTERS[: len(runs)])
-    rows = [
-        [
-            letter,
-            printing.plain(run.record.id),
-            printing.state(run.record.state),
-            printing.plain(" ".join(run.record.overrides)),
-        ]
+    rows: list[list[str | Text]] = [
+        [letter, run.record.id, printing.state(run.record.state), " ".join(run.record.overrides)]
         for letter, run in zip(letters, runs, strict=True)
     ]
     printing.table(("", "run", "state", "set by hand"), rows, fold=("set by hand",))
     for title, part in parts.items():
         typer.echo("")
         if not part:
-            printing.line(f"[bold]{title.capitalize()}[/] is the same")
+            printing.line((title.capitalize(), "bold"), " is the same")
             continue
-        printing.line(f"[bold]Differences in {title}[/]")
-        rows = [
-            [printing.plain(difference.name), *(_value(title, value) for value in difference.values)]
-            for difference in part
-        ]
+        printing.line((f"Differences in {title}", "bold"))
+        rows = [[entry.name, *(_value(title, value) for value in entry.values)] for entry in part]
         printing.table((title, *letters), rows, fold=letters)
     typer.echo("")
     if not results:
         typer.echo("None of these runs has a table of results.")
         return
-    printing.line("[bold]Results[/] (with a sign: the difference to A; below: the 95% intervals of both)")
-    rows = [
-        [printing.plain(result.name), *(_measured(number, result.name) for number in result.runs)]
-        for result in results
-    ]
+    explanation = " (with a sign: the difference to A; below: the 95% intervals of both)"
+    printing.line(("Results", "bold"), explanation)
+    rows = [[result.name, *(_measured(number, result.name) for number in result.runs)] for result in results]
     printing.table(("number", *letters), rows, fold=letters)
 
 
-def _value(title: str, value: object) -> str:
+def _value(title: str, value: object) -> Text:
+    from rich.text import Text
+
     if value is None:
-        return f"[dim]{DASH}[/]"
+        return Text(DASH, "dim")
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return printing.plain(text if title == "configuration" else text[:12])
+    return Text(text if title == "configuration" else text[:12])
 
 
-def _measured(number: Measured | None, name: str) -> str:
+def _measured(number: Measured | None, name: str) -> Text:
+    from rich.text import Text
+
     if number is None:
-        return f"[dim]{DASH}[/]"
+        return Text(DASH, "dim")
     digits = 2 if name.startswith("policy/") else 1
-    lines = [f"{number.value:.{digits}f}"]
+    cell = Text(f"{number.value:.{digits}f}")
     if number.difference is not None:
-        lines[0] += f"  [dim]{number.difference:+.{digits}f}[/]"
+        cell.append(f"  {number.difference:+.{digits}f}", "dim")
     if number.low is not None and number.high is not None:
-        lines.append(f"[dim]{number.low:.1f}–{number.high:.1f}[/]")
+        cell.append(f"\n{number.low:.1f}–{number.high:.1f}", "dim")
     if number.difference_low is not None and number.difference_high is not None:
         significant = number.difference_low > 0 or number.difference_high < 0
-        ends = f"{number.difference_low:+.1f} to {number.difference_high:+.1f}"
-        lines.append(f"[bold]{ends}[/]" if significant else f"[dim]{ends}[/]")
-    return "\n".join(lines)
+        ends = f"\n{number.difference_low:+.1f} to {number.difference_high:+.1f}"
+        cell.append(ends, "bold" if significant else "dim")
+    return cell

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import Annotated
 
 import typer
 
-from tats_core.cli.options import DEFAULT_HOME, Home, writing
+from tats_core.cli.options import DEFAULT_HOME, Home, many, writing
 from tats_core.errors import DataError
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 
 def generate(
@@ -33,52 +30,48 @@ def generate(
     from tats_core import specs
     from tats_core.data import generate as engine
 
-    options = {
+    given = {
         "preset": preset,
         "clips_per_class": clips_per_class,
         "test_clips_per_class": test_clips_per_class,
         "seed": seed,
     }
-    raw: specs.Raw = {key: value for key, value in options.items() if value is not None}
+    raw: specs.Raw = {key: value for key, value in given.items() if value is not None}
     for text in sets or []:
         raw = specs.override(raw, *specs.parse_override(text))
     config = specs.validate(engine.GenerateConfig, raw, "data generate")
-    with _Counter("clips") as counter, writing(out, "--out"):
-        roots = engine.generate(out, config, counter.show)
+    with _counting("clips") as show, writing(out, "--out"):
+        roots = engine.generate(out, config, show)
     for name, root in roots.items():
         typer.echo(f"{name:<12} {root}")
     typer.echo(f"read them with: TATS_DATA={shlex.quote(str(out.absolute()))}")
 
 
-class _Counter:
-    """Shows how many are done: a bar in a terminal, elsewhere a line for each tenth of them."""
+@contextmanager
+def _counting(what: str, name: str = "") -> Iterator[Callable[..., None]]:
+    """Yield a function that shows progress: as a bar in a terminal, elsewhere as a line for each tenth."""
+    if sys.stdout.isatty():
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._bar: Progress | None = None
-        self._tenth = -1
+        text = TextColumn("{task.description}")
+        with Progress(text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
+            task = bar.add_task(what, total=None)
 
-    def __enter__(self) -> Self:
-        if sys.stdout.isatty():
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            def draw(done: int, total: int, text: str = name) -> None:
+                bar.update(task, completed=done, total=total, description=f"{what} ({text})")
 
-            text = TextColumn("{task.description}")
-            self._bar = Progress(text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar.add_task(self._what, total=None)
-            self._bar.start()
-        return self
+            yield draw
+        return
+    printed = -1
 
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+    def print_tenth(done: int, total: int, text: str = name) -> None:
+        nonlocal printed
+        tenth = 10 * done // max(1, total)
+        if tenth > printed:
+            printed = tenth
+            typer.echo(f"{what}: {done} of {total} ({text})")
 
-    def show(self, done: int, total: int, text: str) -> None:
-        if self._bar is not None:
-            task = self._bar.task_ids[0]
-            self._bar.update(task, completed=done, total=total, description=f"{self._what} ({text})")
-        elif 10 * done // max(1, total) > self._tenth:
-            self._tenth = 10 * done // max(1, total)
-            typer.echo(f"{self._what}: {done} of {total} ({text})")
+    yield print_tenth
 
 
 DataSets = Annotated[
@@ -107,10 +100,8 @@ def index(
         if not listed:
             raise DataError(f"{name}: no list of {folder} can be read: tats data check {name}")
         paths = {video.path for _, manifest in listed for video in manifest.videos}
-        with _Counter("videos") as counter:
-            files = indexes.update(
-                store, listed, decode=paths, progress=partial(counter.show, text=name), workers=workers
-            )
+        with _counting("videos", name) as show:
+            files = indexes.update(store, listed, decode=paths, progress=show, workers=workers)
         faults = sum(map(bool, files.table["fault"].to_pylist()))
         typer.echo(f"{name}: {len(files)} videos in {len(paths)} files, {faults} damaged: {store}")
         typer.echo(f"{name}: digest {files.digest()}")
@@ -141,15 +132,9 @@ def check(
     for name, folder in _located(names, root):
         store = indexes.path_of(home, name, folder)
         typer.echo(f"{name} ({BENCHMARKS[name].title}) in {folder}")
-        with _Counter("videos") as counter:
-            copies[name] = copy = checks.check(
-                BENCHMARKS[name],
-                folder,
-                store,
-                checks.few(decode),
-                partial(counter.show, text=name),
-                workers,
-            )
+        with _counting("videos", name) as show:
+            copy = checks.check(BENCHMARKS[name], folder, store, checks.few(decode), show, workers)
+        copies[name] = copy
         for line in copy.counts:
             typer.echo(f"  {line}")
         faults = copy.index.table["fault"].drop_null().to_pylist()
@@ -185,8 +170,8 @@ def shrink(
 
     smaller = engine.Smaller(short_side, key_frames)
     for name, folder in _located(names, root):
-        with writing(out, "--out"), _Counter("videos") as counter:
-            faults = engine.shrink(folder, out / name, smaller, partial(counter.show, text=name), workers)
+        with writing(out, "--out"), _counting("videos", name) as show:
+            faults = engine.shrink(folder, out / name, smaller, show, workers)
         for text in faults.values():
             typer.echo(f"tats: warning: {text}", err=True)
         typer.echo(f"{name:<12} {out / name}")
@@ -216,26 +201,17 @@ def pack(
 
     for name, folder in _located(names, root):
         address = f"{shards.rstrip('/')}/{name}" if shards else "shards"
-        with writing(out, "--out"), _Counter("videos") as counter:
+        shard_bytes = shard_mb << 20
+        with writing(out, "--out"), _counting("videos", name) as show:
             count = engine.pack(
-                name,
-                folder,
-                out / name,
-                partial(counter.show, text=name),
-                address=address,
-                shard_bytes=shard_mb << 20,
-                workers=workers,
+                name, folder, out / name, show, address=address, shard_bytes=shard_bytes, workers=workers
             )
-        typer.echo(f"{name:<12} {out / name} ({count} {'shard' if count == 1 else 'shards'})")
+        typer.echo(f"{name:<12} {out / name} ({many(count, 'shard')})")
     typer.echo(f"read them with: TATS_DATA={shlex.quote(str(out.absolute()))}")
 
 
 def _located(names: Sequence[str] | None, root: Path | None) -> list[tuple[str, Path]]:
-    """Return the folder of each data set that is named, or without names of each that is configured.
-
-    Raises:
-        DataError: one that is named is not there, or none is.
-    """
+    """Return the folder of each data set that is named, which must exist, or of each that is configured."""
     from tats_core.data import benchmarks
 
     known = list(benchmarks.BENCHMARKS)

@@ -6,9 +6,9 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,17 +20,13 @@ from tats_core.errors import TatsError
 from tats_core.machine import available_cpus
 from tats_core.registry import plugins
 
-_MINIMUM_PYTHON = (3, 11)
 _LOW_DISK_GB = 2.0
 _WORDS = {True: "ok", False: "MISSING", None: "DAMAGED"}
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report. `advice` is empty where nothing needs to be done.
-
-    `ok` is None for what is wrong but holds nothing up.
-    """
+    """One line of the report; `ok` is None for a fault that blocks nothing."""
 
     name: str
     ok: bool | None
@@ -57,7 +53,7 @@ def doctor(home: Home = DEFAULT_HOME) -> None:
 
 def checks(home: Path) -> Iterator[Check]:
     """Run the checks in order; each imports only what it checks."""
-    yield python(sys.version_info[:3])
+    yield Check("Python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for name, check in (
         ("torch", _torch),
         ("device", _device),
@@ -69,22 +65,12 @@ def checks(home: Path) -> Iterator[Check]:
     yield store(home)
     yield from damaged_runs(home)
     yield from _broken_plugins()
-    yield from _data_sets()
-
-
-def python(version: tuple[int, int, int]) -> Check:
-    """Check the interpreter's version."""
-    number = ".".join(map(str, version))
-    if version < _MINIMUM_PYTHON:
-        return Check("Python", False, number, "TATS needs Python 3.11 or newer")
-    return Check("Python", True, f"{number} on {platform.system()} {platform.machine()}")
+    yield _data_sets()
 
 
 def store(home: Path) -> Check:
     """Check that files can be created in the project folder, or in the folder that will contain it."""
-    folder = home
-    while not folder.exists():
-        folder = folder.parent
+    folder = next(folder for folder in (home, *home.parents) if folder.exists())
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".tats-doctor-"):
             pass
@@ -92,10 +78,8 @@ def store(home: Path) -> Check:
     except OSError as error:
         advice = "make it writable, or give another folder with --home or TATS_HOME"
         return Check("store", False, f"{home} cannot be written ({error.strerror})", advice)
-    advice = (
-        "" if free > _LOW_DISK_GB else f"checkpoints and videos of the demo need {_LOW_DISK_GB:.0f} GB free"
-    )
-    return Check("store", True, f"{home} is writable, {free:.0f} GB free", advice)
+    low = f"checkpoints and videos of the demo need {_LOW_DISK_GB:.0f} GB free"
+    return Check("store", True, f"{home} is writable, {free:.0f} GB free", "" if free > _LOW_DISK_GB else low)
 
 
 def damaged_runs(home: Path) -> Iterator[Check]:
@@ -141,40 +125,35 @@ def _readers() -> Check:
     from tats_core.data import readers
     from tats_core.data.readers import decord
 
-    versions = [f"PyAV {av.__version__}"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "doctor.mp4"
         with av.open(str(path), "w") as container:
-            stream = container.add_stream("libx264", rate=8)
-            stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+            stream = container.add_stream("libx264", rate=8, width=32, height=32, pix_fmt="yuv420p")
             for grey in range(4):
                 frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 60 * grey, np.uint8), format="rgb24")
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
         try:
             frames_THWC = readers.read_all(path)
-            if len(frames_THWC) != 4:
-                return Check(
-                    "readers", False, f"PyAV read {len(frames_THWC)} of 4 frames", "install av again"
-                )
-            if decord.is_installed():
-                versions.append(f"decord {importlib.metadata.version('decord')}")
-                if not np.array_equal(readers.read_all(path, "decord"), frames_THWC):
-                    return Check("readers", False, "decord gives other pixels than PyAV", "use reader: auto")
-            else:
-                versions.append("no decord (reader: decord is not available)")
+            of_decord = readers.read_all(path, "decord") if decord.is_installed() else None
         except TatsError as error:
             return Check("readers", False, str(error), "install av and decord again")
-    return Check("readers", True, ", ".join(versions))
+    if len(frames_THWC) != 4:
+        return Check("readers", False, f"PyAV read {len(frames_THWC)} of 4 frames", "install av again")
+    if of_decord is None:
+        return Check("readers", True, f"PyAV {av.__version__}, no decord (reader: decord is not available)")
+    if not np.array_equal(of_decord, frames_THWC):
+        return Check("readers", False, "decord gives other pixels than PyAV", "use reader: auto")
+    version = importlib.metadata.version("decord")
+    return Check("readers", True, f"PyAV {av.__version__}, decord {version}")
 
 
 def _ray() -> Check:
     version = importlib.metadata.version("ray")
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        return Check(
-            "Ray", True, f"{version}, a local cluster with {available_cpus()} CPUs is started when needed"
-        )
+        local = f"a local cluster with {available_cpus()} CPUs is started when needed"
+        return Check("Ray", True, f"{version}, {local}")
     from tats_core.launch import ray_train
 
     try:
@@ -189,23 +168,17 @@ def _broken_plugins() -> Iterator[Check]:
         try:
             point.load()
         except Exception as error:  # noqa: BLE001 - somebody else's module may raise anything
-            found = f"{package.name}: {point.group} '{point.name}' cannot be imported ({error})"
-            yield Check("plugins", None, found, "repair or uninstall it")
+            problem = f"{package.name}: {point.group} '{point.name}' cannot be imported ({error})"
+            yield Check("plugins", None, problem, "repair or uninstall it")
 
 
-def _data_sets() -> Iterator[Check]:
+def _data_sets() -> Check:
     """Report the folders of the real data sets; the demo needs none of them, so none is missing."""
     from tats_core.data import benchmarks
 
     located = []
     for name in benchmarks.BENCHMARKS:
-        try:
+        with suppress(TatsError):
             located.append(f"{name} in {benchmarks.locate(name)}")
-        except TatsError:
-            continue
-    yield Check(
-        "data",
-        True,
-        "; ".join(located)
-        or "no real data set is configured (TATS_DATA); `tats run pipeline demo` needs none",
-    )
+    none = "no real data set is configured (TATS_DATA); `tats run pipeline demo` needs none"
+    return Check("data", True, "; ".join(located) or none)

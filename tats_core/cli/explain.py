@@ -15,9 +15,6 @@ from tats_core.cli.options import write_file, writing
 from tats_core.errors import SpecError, did_you_mean
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-    from tats_core.registry import Registry
     from tats_core.report.reference import Key
 
 
@@ -72,52 +69,45 @@ def explain(
     if not path:
         typer.echo(f"{about.title}: {about.summary}\n")
     typer.echo(reference.as_text(listed))
-    for what, names in ({} if path else about.measures).items():
-        typer.echo(f"\n{what}: {', '.join(names)}")
+    for what, names in about.measures.items():
+        if names and not path:
+            typer.echo(f"\n{what}: {', '.join(names)}")
     typer.echo(f"\nExample\n{_indented(_example(about, path, listed))}")
 
 
 def _topics() -> Iterator[Topic]:
-    from tats_core.pipeline.spec import File, Variant
+    from tats_core.pipeline.spec import File, Head, Variant
     from tats_core.report import reference
     from tats_core.sampling import SAMPLERS
     from tats_core.stages import KINDS
     from tats_core.sweep.spec import Sweep
+
+    def stage_keys(kind: str) -> list[Key]:
+        return [*reference.keys(Head), *reference.keys(KINDS[kind].Config)]
+
+    def sampler_keys(kind: str) -> list[Key]:
+        return list(reference.keys(SAMPLERS[kind]))
 
     like = [key for key in reference.keys(Variant) if key.name in ("like", "set")]
     top = "the top level of its file"
     yield Topic("pipeline", "A pipeline", top, lambda: [*reference.keys(File), *like], {})
     kinds = dict(KINDS.items())
     for name in KINDS:
-        if name not in kinds:  # a plugin that cannot be imported: its keys are refused with the reason
-            yield Topic(f"stage {name}", f"The stage kind {name}", "", partial(_member_keys, KINDS, name), {})
-            continue
-        kind = kinds[name]
-        module = (sys.modules[type(kind).__module__].__doc__ or "").strip().splitlines()[0].rstrip(".")
-        load = partial(_stage_keys, kind.Config)
-        measures = {"Numbers that a sweep can compare": sorted(kind.reports or ())}
-        measures["Curves, by which a sweep can stop a trial early"] = sorted(kind.curves)
-        measures = {what: names for what, names in measures.items() if names}
-        yield Topic(f"stage {name}", f"The stage kind {name}", module, load, measures)
+        summary, measures = "", {}
+        if name in kinds:  # else of a plugin that cannot be imported: its keys are refused with the reason
+            kind = kinds[name]
+            summary = (sys.modules[type(kind).__module__].__doc__ or "").strip().splitlines()[0].rstrip(".")
+            measures["Numbers that a sweep can compare"] = sorted(kind.reports or ())
+            measures["Curves, by which a sweep can stop a trial early"] = sorted(kind.curves)
+        load = partial(stage_keys, name)
+        yield Topic(f"stage {name}", f"The stage kind {name}", summary, load, measures)
     for name in SAMPLERS:
-        load, package = partial(_member_keys, SAMPLERS, name), SAMPLERS.distribution(name)
+        package = SAMPLERS.distribution(name)
         summary = "the keys of `sampler` in a pre-training"
         summary += f", of the package {package.name} {package.version}" if package else ""
+        load = partial(sampler_keys, name)
         yield Topic(f"sampler {name}", f"The sampler {name}", summary, load, {})
     yield Topic("sweep", "A sweep", top, lambda: reference.keys(Sweep), {})
-
-
-def _stage_keys(config: type[BaseModel]) -> list[Key]:
-    from tats_core.pipeline.spec import Head
-    from tats_core.report import reference
-
-    return [*reference.keys(Head), *reference.keys(config)]
-
-
-def _member_keys(registry: Registry[Any], name: str) -> list[Key]:
-    from tats_core.report import reference
-
-    return list(reference.keys(registry[name]))
 
 
 def _find(words: Sequence[str]) -> tuple[Topic, str]:
@@ -162,45 +152,41 @@ def _example(topic: Topic, path: str, listed: Sequence[Key]) -> str:
     import yaml
 
     steps = path.split(".") if path else []
-    unset = ("", "required", "null", "[]", "{}", "''")
-    for file, above, content in _shipped(topic):
-        value: Any = content
+    for file, above, value in _shipped(topic):
         for step in steps:
             value = value.get(step) if isinstance(value, dict) else None
         if value is not None and (path or above != ["defaults"]):
-            head, steps = f"# {file.parent.name}/{file.name}\n", [*above, *steps]
-            break
-    else:
-        group, _, name = topic.name.partition(" ")
-        head = ""
-        if path or group != "stage":
-            leaf = next((key for key in listed if key.default not in unset), listed[0])
-            value = "…" if leaf.default in unset else yaml.safe_load(leaf.default)
-            steps = leaf.name.split(".")
-            parent = leaf.name.rpartition(".")[0]
-            beside = [key for key in listed if key.default == "required" and key is not leaf]
-            needed = {
-                key.name.rpartition(".")[2]: "…" for key in beside if key.name.rpartition(".")[0] == parent
-            }
-            if needed and leaf.path != path:
-                value = {steps.pop(): value, **needed}
-        else:
-            value = {key.name: "…" for key in listed if key.default == "required" and "." not in key.name}
-            value["kind"] = name
-        steps = [
-            *{"stage": ["stages", name], "sampler": ["stages", "pretrain", "sampler"]}.get(group, []),
-            *steps,
-        ]
+            return f"# {file.parent.name}/{file.name}\n{_yaml([*above, *steps], value)}"
+    group, _, name = topic.name.partition(" ")
+    above = {"stage": ["stages", name], "sampler": ["stages", "pretrain", "sampler"]}.get(group, [])
+    required = [key for key in listed if key.default == "required"]
+    if group == "stage" and not path:
+        return _yaml(above, {key.name: "…" for key in required if "." not in key.name} | {"kind": name})
+    unset = ("", "required", "null", "[]", "{}", "''")
+    leaf = next((key for key in listed if key.default not in unset), listed[0])
+    value = "…" if leaf.default in unset else yaml.safe_load(leaf.default)
+    parent = leaf.name.rpartition(".")[0]
+    beside = [key.name.rpartition(".") for key in required if key is not leaf]
+    needed = {key: "…" for of, _, key in beside if of == parent}
+    steps = leaf.name.split(".")
+    if needed and leaf.path != path:
+        value = {steps.pop(): value, **needed}
+    return _yaml([*above, *steps], value)
+
+
+def _yaml(steps: Sequence[str], value: Any) -> str:
+    """Return the value below its keys; `[]` at the end of a key stands for a list."""
+    import yaml
+
     for step in reversed(steps):
         value = {step.removesuffix("[]"): [value] if step.endswith("[]") else value}
     # None: the innermost lists and mappings stand on one line each, here not the only one.
     flow = None if any(isinstance(part, list | dict) for part in value.values()) else False
-    body = yaml.safe_dump(value, sort_keys=False, default_flow_style=flow, allow_unicode=True, width=96)
-    return f"{head}{body}"
+    return yaml.safe_dump(value, sort_keys=False, default_flow_style=flow, allow_unicode=True, width=96)
 
 
-def _shipped(topic: Topic) -> Iterator[tuple[Path, list[str], dict[str, Any]]]:
-    """Yield file, what leads to the keys of the topic in it, and these keys; the demos come first."""
+def _shipped(topic: Topic) -> Iterator[tuple[Path, list[str], Any]]:
+    """Yield each file of the menu, the path to the topic's keys in it, and the keys; the demos come first."""
     from tats_core import specs
     from tats_core.pipeline import spec
 
@@ -242,14 +228,11 @@ def pages() -> dict[str, str]:
 
     content = {}
     for topic in _topics():
-        parts = [
-            f"# {topic.title}",
-            f"{topic.summary[:1].upper()}{topic.summary[1:]}. `tats explain {topic.name}`",
-        ]
+        summary = f"{topic.summary[:1].upper()}{topic.summary[1:]}. `tats explain {topic.name}`"
+        parts = [f"# {topic.title}", summary]
         parts.append(reference.as_markdown(topic.keys))
-        parts += [
-            f"{what}: {', '.join(f'`{name}`' for name in names)}." for what, names in topic.measures.items()
-        ]
+        for what, names in topic.measures.items():
+            parts += [f"{what}: {', '.join(f'`{name}`' for name in names)}."] if names else []
         parts.append(f"```yaml\n{_example(topic, '', topic.keys).rstrip()}\n```")
         content[f"{topic.name.replace(' ', '-')}.md"] = "\n\n".join(part.strip() for part in parts) + "\n"
     links = [f"- [{name.removesuffix('.md').replace('-', ' ')}]({name})" for name in content]

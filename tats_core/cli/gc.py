@@ -75,12 +75,7 @@ def _print(findings: Findings, home: Path, applied: bool) -> None:
         return
     now = time.time()
     rows = [
-        [
-            size(waste.size),
-            duration(now - waste.changed),
-            printing.plain(waste.path.relative_to(home)),
-            printing.plain(waste.why),
-        ]
+        [size(waste.size), duration(now - waste.changed), str(waste.path.relative_to(home)), waste.why]
         for waste in findings.waste
     ]
     printing.table(("size", "age", "folder", "why"), rows, right=("size", "age"), fold=("folder", "why"))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tats_core.cli import printing
-from tats_core.cli.options import DEFAULT_HOME, INTERRUPTED, AnyRun, Home, complete_stage
+from tats_core.cli.options import DEFAULT_HOME, AnyRun, Home, complete_stage
 from tats_core.cli.submit import ClusterAddress, print_logs
 from tats_core.errors import SpecError, did_you_mean
 from tats_core.report.units import duration
@@ -49,27 +49,28 @@ def logs(
         print_logs(address, run, follow)
         return
     from tats_core.store import history
+    from tats_core.store.logs import StageLog
     from tats_core.store.run import Run
 
     opened = Run(history.find(run, home))
     names = _chosen(opened, stage)
     if worker is not None and not follow:
         _check_worker(opened, names, worker)
-    log = _RunLog(opened, names, worker)
-    lines: Iterable[str] = log.new()
-    for line in lines if tail is None else deque(lines, maxlen=tail):
-        typer.echo(line)
-    if not follow:
-        return
-    try:
-        while log.running:
-            time.sleep(_TICK)
-            log.update()
-            for line in log.new():
-                typer.echo(line)
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
-    typer.echo(f"{opened.record.id} {log.run.record.state}")
+    stage_logs = {name: StageLog(name, worker) for name in names}
+    printed: dict[str, str] = {}
+    while True:
+        running = opened.record.is_under_way
+        lines: Iterable[str] = _new_lines(opened, stage_logs, running, printed if worker is None else None)
+        if tail is not None:
+            lines, tail = deque(lines, maxlen=tail), None
+        for line in lines:
+            typer.echo(line)
+        if not (follow and running):
+            break
+        time.sleep(_TICK)
+        opened = Run.open(opened.record.folder)
+    if follow:
+        typer.echo(f"{opened.record.id} {opened.record.state}")
 
 
 def _chosen(run: Run, stage: str | None) -> list[str]:
@@ -90,55 +91,42 @@ def _check_worker(run: Run, names: list[str], worker: int) -> None:
         raise SpecError(f"--worker {worker}: {run.record.id} has no output of this worker; {hint}")
 
 
-class _RunLog:
-    """Formats new log entries as lines, in the order in which the stages started."""
+def _new_lines(
+    run: Run, stage_logs: Mapping[str, StageLog], running: bool, printed: dict[str, str] | None
+) -> Iterator[str]:
+    """Yield the lines since the last call, in the order in which the stages started.
 
-    def __init__(self, run: Run, names: list[str], worker: int | None) -> None:
-        from tats_core.store.logs import StageLog
+    Args:
+        printed: stage → the status printed last; None where statuses are not printed.
+    """
+    record = run.record
+    stages = [record.stages[name] for name in stage_logs]
+    for stage in sorted(stages, key=lambda stage: stage.started or record.started):
+        if printed is not None:
+            yield from _started(stage, printed)
+        for entry in stage_logs[stage.name].read(run):
+            yield from _line(entry)
+        if printed is not None:
+            yield from _ended(stage, printed, running)
 
-        self.run = run
-        self.running = run.record.is_under_way
-        self._logs: dict[str, StageLog] = {name: StageLog(name, worker) for name in names}
-        self._printed: dict[str, str] = {}
-        """Stage → the status printed last."""
-        self._only_worker = worker is not None
 
-    def update(self) -> None:
-        """Read the record again."""
-        self.run = type(self.run).open(self.run.record.folder)
-        self.running = self.run.record.is_under_way
+def _started(stage: StageRecord, printed: dict[str, str]) -> Iterator[str]:
+    if stage.name in printed or stage.status in ("waiting", "skipped"):
+        return
+    printed[stage.name] = "running"
+    if stage.status == "cached":
+        yield _at(None, stage.name, f"reused; this is the log of the run that made {stage.folder}")
+    else:
+        yield _at(stage.started, stage.name, f"started: {stage.reason}" if stage.reason else "started")
 
-    def new(self) -> Iterator[str]:
-        """Yield the lines since the last call."""
-        record = self.run.record
-        stages = [record.stages[name] for name in self._logs]
-        for stage in sorted(stages, key=lambda stage: stage.started or record.started):
-            if not self._only_worker:
-                yield from self._started(stage)
-            for entry in self._logs[stage.name].read(self.run):
-                yield from _line(entry)
-            if not self._only_worker:
-                yield from self._ended(stage)
 
-    def _started(self, stage: StageRecord) -> Iterator[str]:
-        if stage.name in self._printed or stage.status in ("waiting", "skipped"):
-            return
-        self._printed[stage.name] = "running"
-        if stage.status == "cached":
-            yield _at(None, stage.name, f"reused; this is the log of the run that made {stage.folder}")
-        else:
-            yield _at(stage.started, stage.name, f"started: {stage.reason}" if stage.reason else "started")
-
-    def _ended(self, stage: StageRecord) -> Iterator[str]:
-        if stage.status == "running":
-            if not self.running:
-                yield _at(None, stage.name, "lost")
-            return
-        if self._printed.get(stage.name) == stage.status or stage.status in ("waiting", "skipped"):
-            return
-        self._printed[stage.name] = stage.status
-        if stage.status == "cached":
-            return
+def _ended(stage: StageRecord, printed: dict[str, str], running: bool) -> Iterator[str]:
+    if stage.status == "running" and not running:
+        yield _at(None, stage.name, "lost")
+    if stage.status in ("running", "waiting", "skipped", printed.get(stage.name)):
+        return
+    printed[stage.name] = stage.status
+    if stage.status != "cached":
         why = f": {stage.error}" if stage.error else ""
         yield _at(stage.finished, stage.name, f"{stage.status} after {duration(stage.seconds)}{why}")
 

@@ -7,14 +7,11 @@ import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from tats_core.errors import StoreError
-
-if TYPE_CHECKING:
-    from tats_core.specs import Menu
+from tats_core.errors import StoreError, TatsError
 
 DEFAULT_HOME = Path(".tats")
 
@@ -67,19 +64,17 @@ def rehearsals(home: Path) -> Path:
 
 
 def complete_pipeline(incomplete: str) -> list[str]:
-    """Return the pipeline names that start with `incomplete`, for the shell's completion."""
-    return _on_menu("pipelines", incomplete)
+    """Return the pipelines whose names start with `incomplete`, for the shell's completion."""
+    from tats_core import specs
+
+    return [name for name in specs.names("pipelines") if name.startswith(incomplete)]
 
 
 def complete_sweep(incomplete: str) -> list[str]:
     """Return the sweeps whose names start with `incomplete`, for the shell's completion."""
-    return _on_menu("sweeps", incomplete)
-
-
-def _on_menu(menu: Menu, incomplete: str) -> list[str]:
     from tats_core import specs
 
-    return [name for name in specs.names(menu) if name.startswith(incomplete)]
+    return [name for name in specs.names("sweeps") if name.startswith(incomplete)]
 
 
 PipelineName = Annotated[
@@ -139,7 +134,6 @@ AnyRun = Annotated[
 
 def complete_stage(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the stages of the run on the command line, for the shell's completion."""
-    from tats_core.errors import TatsError
     from tats_core.store import history
 
     try:
@@ -173,11 +167,7 @@ def many(count: int, what: str) -> str:
 
 @contextmanager
 def writing(path: Path, option: str) -> Iterator[None]:
-    """Turn an error of the file system into a sentence about `path`, which the user gave with `option`.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Raise an error of the file system as a StoreError about `path`, which the user gave with `option`."""
     try:
         yield
     except BrokenPipeError:
@@ -187,11 +177,7 @@ def writing(path: Path, option: str) -> Iterator[None]:
 
 
 def write_file(path: Path, content: str | bytes, option: str) -> None:
-    """Write a file that the user named with `option`, complete or not at all.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Write a file that the user named with `option`, complete or not at all; see `writing`."""
     from tats_core.files import replacing
 
     with writing(path, option), replacing(path, durable=False) as temporary:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from rich.console import Group
 from rich.text import Text
 from rich.tree import Tree
 
@@ -13,8 +14,6 @@ from tats_core.cli.options import many
 from tats_core.report.units import duration
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from tats_core.pipeline.plan import Plan, PlanItem
 
 _DEEPEST = 8  # deeper stages get the same indent, to fit into 80 columns
@@ -22,32 +21,23 @@ _NAMED = 3
 _ACTIONS = {"run": ("run", "yellow"), "reuse": ("reused", "green"), "skip": ("left out", "dim")}
 
 
-def plan_tree(plan: Plan) -> Iterator[RenderableType]:
-    """Yield what to print: the counts, then a tree with each stage below the deepest stage that it needs."""
-    yield Text(summary(plan))
-    yield Text()
+def plan_tree(plan: Plan) -> Group:
+    """Return what to print: the counts, then a tree with each stage below the deepest stage that it needs."""
     stages: dict[str, list[PlanItem]] = {}
     for item in _direct(plan):
         stages.setdefault(item.stage, []).append(item)
-    trees: list[Tree] = []
-    branches: dict[str, tuple[Tree, int]] = {}  # stage → its branch and how deep that is
-    parents: dict[str, Tree] = {}
+    tree = Tree("", guide_style="dim", hide_root=True)
+    paths: dict[str, list[Tree]] = {}  # stage → the branches from the root to its own
     stage_of = {item.name: item.stage for item in plan.items}
     for stage, items in stages.items():
         needed = dict.fromkeys(stage_of[need] for item in items for need in item.needs)
-        above = max(needed, key=lambda need: branches[need][1], default=None)
-        rows = _rows(stage, items)
-        if above is None:
-            branch, depth = Tree(rows[0], guide_style="dim"), 0
-            trees.append(branch)
-        else:
-            parent, depth = branches[above]
-            parent = parent if depth < _DEEPEST else parents[above]
-            branch, depth, parents[stage] = parent.add(rows[0]), min(depth + 1, _DEEPEST), parent
-        for row in rows[1:]:
+        above = max((paths[need] for need in needed), key=len, default=[tree])[: _DEEPEST + 1]
+        first, *others = _rows(stage, items)
+        branch = above[-1].add(first)
+        for row in others:
             branch.add(row)
-        branches[stage] = (branch, depth)
-    yield from trees
+        paths[stage] = [*above, branch]
+    return Group(Text(f"{summary(plan)}\n"), tree)
 
 
 def summary(plan: Plan) -> str:
@@ -71,15 +61,13 @@ def _rows(stage: str, items: Sequence[PlanItem]) -> list[Text]:
     cases: dict[tuple[str, str], list[PlanItem]] = {}
     for item in items:
         cases.setdefault((item.action, _reason(item)), []).append(item)
-    matrix = bool(items[0].axes)
-    head = Text(f"{stage} × {len(items)}" if matrix else stage, style="bold")
+    head = Text(f"{stage} × {len(items)}" if items[0].axes else stage, style="bold")
     if len(cases) == 1:
         return [head + Text("  ") + _action(items[0])]
-    rows = [head]
+    rows, most = [head], max(map(len, cases.values()))
     for members in cases.values():
-        row = Text(f"{len(members)} ") + _action(members[0])
-        most = len(members) == max(map(len, cases.values()))
-        rows.append(row + Text(f"  [{_which(members, items, most)}]", style="dim"))
+        part = Text(f"  [{_which(members, items, len(members) == most)}]", style="dim")
+        rows.append(Text(f"{len(members)} ") + _action(members[0]) + part)
     return rows
 
 
@@ -96,7 +84,7 @@ def _reason(item: PlanItem) -> str:
 
 
 def _direct(plan: Plan) -> Iterator[PlanItem]:
-    """Yield the stages without the waits that follow from their other waits."""
+    """Yield the stages, each waiting only for its nearest predecessors."""
     before: dict[str, set[str]] = {}
     for item in plan.items:
         before[item.name] = set(item.after).union(*(before[name] for name in item.after))
@@ -106,25 +94,18 @@ def _direct(plan: Plan) -> Iterator[PlanItem]:
 
 def _which(members: Sequence[PlanItem], all_items: Sequence[PlanItem], most: bool) -> str:
     """Name a part of a matrix by the axes that distinguish it, or else list its instances."""
-    chosen, every = _values(members), _values(all_items)
-    apart = {axis: values for axis, values in chosen.items() if values != every[axis]}
-    if apart and sum(_fits(item, apart) for item in all_items) == len(members):
-        return "; ".join(f"{axis}: {_few(values, ', ')}" for axis, values in apart.items())
+    values = {axis: {item.axes[axis]: None for item in members} for axis in members[0].axes}
+    apart = {
+        axis: of_axis
+        for axis, of_axis in values.items()
+        if {item.axes[axis] for item in all_items} - of_axis.keys()
+    }
+    fitting = [item for item in all_items if all(item.axes[axis] in apart[axis] for axis in apart)]
+    if apart and len(fitting) == len(members):
+        return "; ".join(f"{axis}: {_few(list(of_axis), ', ')}" for axis, of_axis in apart.items())
     if most and len(members) > _NAMED:
         return "the others"
     return _few([",".join(item.axes.values()) for item in members], "; ")
-
-
-def _fits(item: PlanItem, values: Mapping[str, Iterable[str]]) -> bool:
-    return all(item.axes[axis] in allowed for axis, allowed in values.items())
-
-
-def _values(items: Iterable[PlanItem]) -> dict[str, list[str]]:
-    values: dict[str, dict[str, None]] = {}
-    for item in items:
-        for axis, value in item.axes.items():
-            values.setdefault(axis, {})[value] = None
-    return {axis: list(of_axis) for axis, of_axis in values.items()}
 
 
 def _few(names: Sequence[str], joint: str) -> str:

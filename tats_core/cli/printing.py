@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,8 +14,9 @@ from tats_core.report.units import duration
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
-    from tats_core.store.run import RunRecord, StageRecord
+    from tats_core.store.run import RunRecord
     from tats_core.training.events import Event
 
 _STYLES: Final = {
@@ -38,31 +39,28 @@ def console() -> Console:
     return terminal if terminal.is_terminal else Console(highlight=False, width=10_000)
 
 
-def state(word: str) -> str:
-    """Return the state of a run or a stage as markup."""
-    text = "reused" if word == "cached" else word
-    return f"[{_STYLES[word]}]{text}[/]" if word in _STYLES else text
+def state(word: str) -> Text:
+    """Return the state of a run or a stage in its colour."""
+    from rich.text import Text
 
-
-def stage_state(record: RunRecord, stage: StageRecord) -> str:
-    """Return a stage's status; a stage that was running when its run was lost is lost with it."""
-    return "lost" if stage.status == "running" and record.state == "lost" else stage.status
+    return Text("reused" if word == "cached" else word, _STYLES.get(word, ""))
 
 
 def table(
     columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
+    rows: Iterable[Sequence[str | Text]],
     *,
     right: Sequence[str] = (),
     fold: Sequence[str] = (),
 ) -> None:
-    """Print rows of markup under their columns.
+    """Print rows under their columns.
 
     Args:
         right: columns of numbers.
         fold: columns that take several lines where the terminal is narrow.
     """
     from rich.table import Table
+    from rich.text import Text
 
     rendered = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
@@ -73,7 +71,7 @@ def table(
             overflow="fold" if column in fold else "ellipsis",
         )
     for row in rows:
-        rendered.add_row(*row)
+        rendered.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     out = console()
     with out.capture() as captured:
         out.print(rendered)
@@ -81,16 +79,11 @@ def table(
         typer.echo(line.rstrip())
 
 
-def line(markup: str) -> None:
-    """Print one line of markup, however long."""
-    console().print(markup, soft_wrap=True)
+def line(*parts: str | Text | tuple[str, str]) -> None:
+    """Print one line, however long; a part is a text, or a text and its style."""
+    from rich.text import Text
 
-
-def plain(text: object) -> str:
-    """Return `text` with nothing in it taken for markup."""
-    from rich.markup import escape
-
-    return escape(str(text))
+    console().print(Text.assemble(*parts), soft_wrap=True)
 
 
 def params(values: Mapping[str, object]) -> str:

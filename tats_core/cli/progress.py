@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -52,38 +53,27 @@ class Remaining:
         return (now - start) / (step - first_step) * max(0, int(event["steps"]) - step)
 
 
-def header(plan: Plan, record: RunRecord) -> list[str]:
-    """Return the first lines of a run."""
-    title = f": {plan.title}" if plan.title else ""
-    counts = f"{len(plan.items)} stages: {plan.count('run')} to run, {plan.count('reuse')} reused"
-    skipped = plan.count("skip")
-    return [
-        f"{plan.pipeline}{title}",
-        f"run {record.id} in {record.home}, {counts}" + (f", {skipped} left out" if skipped else ""),
-    ]
-
-
 class PlainUI(Display):
     """Prints a line for each change of a stage, and its progress at most every `every` seconds."""
 
     def __init__(
         self,
-        write: Callable[[str], None] | None = None,
+        write: Callable[[str], None] = typer.echo,
         *,
         every: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._write = write or typer.echo
+        self._write = write
         self._every = every
         self._clock = clock
         self._printed: dict[str, float] = {}
-        self._remaining: dict[str, Remaining] = {}
+        self._remaining: defaultdict[str, Remaining] = defaultdict(Remaining)
 
     def started(self, plan: Plan, record: RunRecord) -> None:
-        first, *rest = header(plan, record)
-        self._line(first, "bold")
-        for line in rest:
-            self._line(line, "dim")
+        self._line(plan.pipeline + (f": {plan.title}" if plan.title else ""), "bold")
+        counts = f"{len(plan.items)} stages: {plan.count('run')} to run, {plan.count('reuse')} reused"
+        skipped = f", {plan.count('skip')} left out" if plan.count("skip") else ""
+        self._line(f"run {record.id} in {record.home}, {counts}{skipped}", "dim")
 
     def stage_started(self, stage: StageRecord, folders: tuple[Path, ...]) -> None:
         self._remaining[stage.name] = Remaining()
@@ -94,7 +84,7 @@ class PlainUI(Display):
         self._line(f"{name}: {printing.params(values)}", "dim")
 
     def progress(self, name: str, event: Event) -> None:
-        left = self._remaining.setdefault(name, Remaining()).seconds(event)
+        left = self._remaining[name].seconds(event)
         now = self._clock()
         if now - self._printed.get(name, -self._every) < self._every:
             return
@@ -112,7 +102,10 @@ class PlainUI(Display):
         self._line(f"{name}: failed: {error}")
 
     def finished(self, record: RunRecord) -> None:
-        self._line(ending(record))
+        took = duration((record.finished or record.started) - record.started)
+        done = sum(stage.done for stage in record.stages.values())
+        counts = f"{done} of {len(record.stages)} stages are done"
+        self._line(f"{record.pipeline} {record.status} after {took}: {counts}")
 
     def close(self) -> None:
         """Nothing is open."""
@@ -148,7 +141,7 @@ class LiveUI(PlainUI):
         self._tasks[stage.name] = self._progress.add_task(escape(stage.name), total=None, status="starting")
 
     def progress(self, name: str, event: Event) -> None:
-        left = self._remaining.setdefault(name, Remaining()).seconds(event)
+        left = self._remaining[name].seconds(event)
         parts = printing.epoch(event)
         if left is not None:
             parts.append(f"{duration(left)} left")
@@ -191,79 +184,70 @@ class JsonUI(Display):
 
     Args:
         resume: the command that resumes the run, should it not finish.
-        write: takes a line; by default it is printed at once.
     """
 
-    def __init__(self, resume: str, write: Callable[[str], None] | None = None) -> None:
+    def __init__(self, resume: str) -> None:
         self._resume = resume
-        self._write = write or (lambda line: print(line, flush=True))  # noqa: T201 (typer.echo may colour)
         self._record: RunRecord | None = None
 
     def plan(self, plan: Plan) -> None:
         """Print the plan alone, or as the first line of a run."""
-        self._print("plan", {key: value for key, value in plan.to_json().items() if key != "schema"})
+        self._print("plan", **{key: value for key, value in plan.to_json().items() if key != "schema"})
 
     def started(self, plan: Plan, record: RunRecord) -> None:
         self._record = record
         self.plan(plan)
         names = {"run": record.id, "pipeline": record.pipeline, "home": record.home}
-        self._print("run_started", names | {"folder": str(record.folder), "pid": record.pid})
+        self._print("run_started", **names, folder=str(record.folder), pid=record.pid)
 
     def stage_started(self, stage: StageRecord, folders: tuple[Path, ...]) -> None:
-        self._print("stage_started", {"stage": stage.name, "attempt": stage.attempts, "key": stage.key})
+        self._print("stage_started", stage=stage.name, attempt=stage.attempts, key=stage.key)
 
     def params(self, name: str, values: Mapping[str, object]) -> None:
-        self._print("params", {"stage": name, "values": dict(values)})
+        self._print("params", stage=name, values=dict(values))
 
     def progress(self, name: str, event: Event) -> None:
         keys = ("step", "steps", "epoch", "epochs", "shown")
-        self._print("progress", {"stage": name, **{key: event[key] for key in keys}})
+        self._print("progress", stage=name, **{key: event[key] for key in keys})
 
     def note(self, name: str, text: str) -> None:
         """Print the sentence; the stage is null where it is about the whole run."""
-        self._print("note", {"stage": name or None, "text": text})
+        self._print("note", stage=name or None, text=text)
 
     def stage_finished(self, name: str, seconds: float, cached: bool) -> None:
         assert self._record is not None
         stage = self._record.stages[name]
-        about = {"stage": name, "cached": cached, "seconds": seconds}
-        self._print("stage_finished", about | {"folder": stage.folder, "key": stage.key})
+        output = {"folder": stage.folder, "key": stage.key}
+        self._print("stage_finished", stage=name, cached=cached, seconds=seconds, **output)
 
     def stage_failed(self, name: str, error: str) -> None:
-        self._print("stage_failed", {"stage": name, "error": error})
+        self._print("stage_failed", stage=name, error=error)
 
     def finished(self, record: RunRecord) -> None:
         from tats_core.store.run import Run
 
         done = record.status == "finished"
-        ended = {
-            "run": record.id,
-            "status": record.status,
-            "error": record.error,
-            "seconds": (record.finished or record.started) - record.started,
-            "stages": {name: stage.status for name, stage in record.stages.items()},
-            "results": Run(record).results if done else None,
-            "resume": None if done else self._resume,
-        }
-        self._print("run_finished", ended)
+        self._print(
+            "run_finished",
+            run=record.id,
+            status=record.status,
+            error=record.error,
+            seconds=(record.finished or record.started) - record.started,
+            stages={name: stage.status for name, stage in record.stages.items()},
+            results=Run(record).results if done else None,
+            resume=None if done else self._resume,
+        )
 
     def error(self, message: str) -> None:
         """Print why nothing could start."""
-        self._print("error", {"message": message})
+        self._print("error", message=message)
 
     def close(self) -> None:
         """Nothing is open."""
 
-    def _print(self, event: str, values: Mapping[str, object]) -> None:
+    def _print(self, event: str, **values: object) -> None:
         line = {"schema": JSON_SCHEMA, "event": event, "time": time.time(), **values}
-        self._write(json.dumps(line))
-
-
-def ending(record: RunRecord) -> str:
-    """Return the last line of a run."""
-    took = duration((record.finished or record.started) - record.started)
-    done = sum(stage.done for stage in record.stages.values())
-    return f"{record.pipeline} {record.status} after {took}: {done} of {len(record.stages)} stages are done"
+        print(json.dumps(line), flush=True)  # noqa: T201 (typer.echo may colour)
 
 
 def for_terminal() -> PlainUI:

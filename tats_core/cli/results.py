@@ -75,11 +75,7 @@ def results(
 
 
 def table_of(record: RunRecord) -> Results:
-    """Return the table of a run.
-
-    Raises:
-        RunError: it has none.
-    """
+    """Return the table of a run; raises a RunError where it has none."""
     from tats_core.store.run import Run
 
     table = Run(record).results

@@ -152,6 +152,10 @@ def pipeline(
             _print_estimate(loaded, gpu, share, price, measured=measure, as_json=as_json)
             return
         if show_plan or graph is not None:
+            from rich.console import Console
+
+            from tats_core.cli.plan import plan_tree
+
             if graph is not None:
                 _check_graph_file(graph)
             plan = runner.plan(loaded, home, **choice)
@@ -160,7 +164,7 @@ def pipeline(
             if show_plan and isinstance(ui, progress.JsonUI):
                 ui.plan(plan)
             elif show_plan:
-                _print_plan(plan)
+                Console(highlight=False).print(plan_tree(plan))
                 if any(stage.kind.gpus(stage.config) for stage in graphs.build(loaded).instances.values()):
                     typer.echo("")
                     _print_estimate(loaded, gpu, share, price)
@@ -194,16 +198,6 @@ def pipeline(
 
         typer.echo("\nWhat the rehearsal exercised")
         typer.echo(exercised.table(Run(record), recipe, record).text())
-
-
-def _print_plan(plan: Plan) -> None:
-    from rich.console import Console
-
-    from tats_core.cli.plan import plan_tree
-
-    console = Console(highlight=False)
-    for part in plan_tree(plan):
-        console.print(part)
 
 
 def _print_estimate(

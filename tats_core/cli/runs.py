@@ -19,6 +19,8 @@ from tats_core.errors import SpecError, StoreError
 from tats_core.report.units import DASH, duration
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from tats_core.store.run import Run, RunState, Stage
 
 SCHEMA = 1
@@ -31,9 +33,9 @@ class RunningStage:
     """A running stage; `eta` is the estimated seconds until its end, None while there is no estimate."""
 
     stage: str
-    step: int | None
-    steps: int | None
-    eta: float | None
+    step: int | None = None
+    steps: int | None = None
+    eta: float | None = None
     shown: dict[str, float] = field(default_factory=dict)
     """The newest numbers of its progress: loss, clips a second, share of the time spent waiting for data."""
 
@@ -98,7 +100,7 @@ def runs(
 
 
 def _list(pipeline: str | None, limit: int, *, everything: bool, as_json: bool, home: Path) -> list[bool]:
-    """Print the list; return of each run whether it is still at work."""
+    """Print the list; return for each run whether it is still under way."""
     from tats_core.store import history
     from tats_core.store.run import Run
 
@@ -171,7 +173,7 @@ def _running(stage: Stage) -> RunningStage:
     for newest in logs.recent_progress(stage):
         left = remaining.seconds(newest)
     if newest is None:
-        return RunningStage(stage.record.name, None, None, None)
+        return RunningStage(stage.record.name)
     if left is not None:
         left = max(0.0, left - (time.time() - newest["time"]))
     return RunningStage(stage.record.name, newest["step"], newest["steps"], left, newest["shown"])
@@ -202,13 +204,13 @@ def _print(rows: Sequence[Overview], total: int, pipeline: str | None, home: Pat
         typer.echo(f"\n{len(rows)} of {total} runs; list more with --limit N or --all")
 
 
-def _cells(row: Overview, now: float) -> list[str]:
+def _cells(row: Overview, now: float) -> list[str | Text]:
     at = [_progress(stage) for stage in row.running] or row.failed[:2]
     return [
-        printing.plain(row.id),
+        row.id,
         printing.state(row.state),
         f"{row.done}/{row.stages}",
-        printing.plain(", ".join(at) or DASH),
+        ", ".join(at) or DASH,
         DASH if row.eta is None else duration(row.eta),
         duration(now - row.started),
         duration(row.seconds),
@@ -217,9 +219,9 @@ def _cells(row: Overview, now: float) -> list[str]:
 
 
 def _progress(stage: RunningStage) -> str:
-    speed = {key: value for key, value in stage.shown.items() if key in _SPEED}
-    words = [f"{stage.stage} {100 * (stage.step or 0) // stage.steps}%" if stage.steps else stage.stage]
-    return "  ".join([*words, *([printing.numbers(speed)] if speed else [])])
+    share = f" {100 * (stage.step or 0) // stage.steps}%" if stage.steps else ""
+    speed = printing.numbers({key: value for key, value in stage.shown.items() if key in _SPEED})
+    return f"{stage.stage}{share}" + (f"  {speed}" if speed else "")
 
 
 def _headline(result: Best) -> str:

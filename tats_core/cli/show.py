@@ -21,6 +21,8 @@ from tats_core.errors import StoreError
 from tats_core.report.units import DASH, clock, duration, size
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from tats_core.store.lineage import Link, Number
     from tats_core.store.run import Run, RunRecord
 
@@ -115,28 +117,24 @@ def _numbers(run: Run) -> tuple[list[Number], str]:
 
 
 def _print_run(record: RunRecord) -> None:
-    title = f": {record.title}" if record.title else ""
-    printing.line(f"[bold]{printing.plain(record.id)}[/]{printing.plain(title)}")
+    printing.line((record.id, "bold"), f": {record.title}" if record.title else "")
     ended = f" after {duration(record.finished - record.started)}" if record.finished else ""
-    error = f": {printing.plain(record.error)}" if record.error else ""
-    facts = {
-        "state": printing.state(record.state) + ended + error,
-        "started": f"{clock(record.started)}, {duration(time.time() - record.started)} ago",
-        "command": printing.plain(printing.resume_command(record)),
-        "code": f"commit {record.git_commit}" if record.git_commit else "not run from a git checkout",
-        "folder": printing.plain(record.folder),
-    }
-    for name, text in facts.items():
-        printing.line(f"{name:<8} {text}")
-    typer.echo("")
-    rows = [
+    error = f": {record.error}" if record.error else ""
+    printing.line("state    ", printing.state(record.state), ended + error)
+    printing.line(f"started  {clock(record.started)}, {duration(time.time() - record.started)} ago")
+    printing.line(f"command  {printing.resume_command(record)}")
+    code = f"commit {record.git_commit}" if record.git_commit else "not run from a git checkout"
+    printing.line(f"code     {code}")
+    printing.line(f"folder   {record.folder}\n")
+    rows: list[list[str | Text]] = [
         [
-            printing.plain(stage.name),
-            printing.state(printing.stage_state(record, stage)),
+            stage.name,
+            # A stage that was running when its run was lost is lost with it.
+            printing.state("lost" if stage.status == "running" and record.state == "lost" else stage.status),
             duration(stage.seconds) if stage.seconds else DASH,
             str(stage.attempts or DASH),
             (stage.key or DASH)[:12],
-            printing.plain(stage.error or stage.reason),
+            stage.error or stage.reason,
         ]
         for stage in record.stages.values()
     ]
@@ -153,14 +151,12 @@ def _print_numbers(run: Run) -> None:
     if not numbers:
         typer.echo(why[:1].upper() + why[1:] + ".")
         return
-    printing.line("[bold]Numbers of the final table[/]")
+    printing.line(("Numbers of the final table", "bold"))
     shown = {*RESULTS, *declared(run.results or {})}
     headline = [
         number for number in numbers if number.metric in shown or number.name.endswith("/motion_lift")
     ]
-    rows = [
-        [printing.plain(number.name), _value(number), printing.plain(number.source)] for number in headline
-    ]
+    rows = [[number.name, _value(number), number.source] for number in headline]
     printing.table(("number", "value", "measured by"), rows)
     example = (headline or numbers)[0].name
     command = command_line(["show", run.record.id, example], Path(run.record.home))
@@ -176,9 +172,9 @@ def _value(number: Number) -> str:
 
 
 def _print_number(number: Number) -> None:
-    printing.line(f"[bold]{printing.plain(number.name)} = {_value(number)}[/]")
-    printing.line(printing.plain(f"  stands in    {number.file}, {number.place}"))
-    printing.line(printing.plain(f"  measured by  {number.source}: {number.source_file}, {number.metric}"))
+    printing.line((f"{number.name} = {_value(number)}", "bold"))
+    printing.line(f"  stands in    {number.file}, {number.place}")
+    printing.line(f"  measured by  {number.source}: {number.source_file}, {number.metric}")
     _print_faults(number.faults, indent=2)
 
 
@@ -186,8 +182,7 @@ def _print_number(number: Number) -> None:
 
 
 def _print_chain(record: RunRecord, links: Sequence[Link], *, detailed: bool) -> None:
-    typer.echo("")
-    printing.line("[bold]Made from[/] (each stage ← what it was made from)")
+    printing.line(("\nMade from", "bold"), " (each stage ← what it was made from)")
     shared = _shared(links)
     _print_settings("everywhere", shared)
     levels: dict[str, list[Link]] = {}
@@ -195,13 +190,13 @@ def _print_chain(record: RunRecord, links: Sequence[Link], *, detailed: bool) ->
         levels.setdefault(link.base, []).append(link)
     for depth, (base, level) in enumerate(levels.items()):
         kind = "" if base == level[0].kind else f" ({level[0].kind})"
-        printing.line(f"\n{'← ' if depth else '  '}[bold]{printing.plain(base)}[/]{kind}")
-        common = dict(
-            setting
-            for setting in level[0].settings.items()
-            if all(setting in link.settings.items() for link in level)
-        )
-        _print_settings("set", {key: value for key, value in common.items() if key not in shared})
+        printing.line("\n", "← " if depth else "  ", (base, "bold"), kind)
+        common = {
+            key: value
+            for key, value in level[0].settings.items()
+            if key not in shared and all((key, value) in link.settings.items() for link in level)
+        }
+        _print_settings("set", common)
         if detailed:
             for link in level:
                 _print_link(record, link)
@@ -219,8 +214,8 @@ def _print_level(record: RunRecord, level: Sequence[Link]) -> None:
     width = max(len(link.stage) for link in level)
     for link in level:
         files = ", ".join(f"{Path(file.path).name} {file.sha256[:12]}" for file in link.files)
-        words = [f"{link.stage:<{width}}", (link.key or DASH)[:12], clock(link.made)]
-        printing.line(f"    {printing.plain('  '.join(words))}  [dim]{printing.plain(files)}[/]")
+        stage = f"    {link.stage:<{width}}  {(link.key or DASH)[:12]}  {clock(link.made)}  "
+        printing.line(stage, (files, "dim"))
         if len(makers) > 1 and link.run:
             printing.line(f"    {'':<{width}}  by {_maker(record, link)}")
         _print_faults(link.faults)
@@ -228,38 +223,35 @@ def _print_level(record: RunRecord, level: Sequence[Link]) -> None:
 
 def _print_link(record: RunRecord, link: Link) -> None:
     """Print everything known about a stage."""
-    printing.line(f"    stage {printing.plain(link.stage)}, key {link.key or DASH}")
+    printing.line(f"    stage {link.stage}, key {link.key or DASH}")
     if link.made is not None:
         printing.line(f"    made  {clock(link.made)} by {_maker(record, link)}")
-        printing.line(f"    in    {printing.plain(link.folder)}")
+        printing.line(f"    in    {link.folder}")
     for file in link.files:
-        name = printing.plain(Path(file.path).name)
-        printing.line(f"    file  {name} ({size(file.size)})  sha256 {file.sha256}")
+        printing.line(f"    file  {Path(file.path).name} ({size(file.size)})  sha256 {file.sha256}")
     _print_faults(link.faults)
 
 
 def _print_data(level: Sequence[Link], used: set[str]) -> None:
     for entry in (entry for link in level for entry in link.data if entry.benchmark in used):
-        words = f"{entry.benchmark} {entry.split}: {entry.videos} videos, {entry.classes} classes, digest"
-        root = printing.plain(entry.root)
-        printing.line(f"    data  {printing.plain(words)} {entry.digest[:12]}, in {root}")
+        counts = f"{entry.videos} videos, {entry.classes} classes, digest {entry.digest[:12]}"
+        printing.line(f"    data  {entry.benchmark} {entry.split}: {counts}, in {entry.root}")
 
 
 def _print_faults(faults: Sequence[str], indent: int = 4) -> None:
     for fault in dict.fromkeys(faults):
-        printing.line(f"{'':{indent}}[bold red]does not match:[/] {printing.plain(fault)}")
+        printing.line(" " * indent, ("does not match:", "bold red"), f" {fault}")
 
 
 def _print_verdict(links: Sequence[Link], *, detailed: bool) -> None:
-    typer.echo("")
     faults = sum(len(link.faults) for link in links)
     if faults:
         things = "1 thing does" if faults == 1 else f"{faults} things do"
-        printing.line(f"[bold red]{things} not match the records, see above.[/]")
+        printing.line((f"\n{things} not match the records, see above.", "bold red"))
         return
     sizes = "" if detailed else ", sizes"
     digests = "the digests of all files named" if detailed else "the digests of files up to 1 MB"
-    printing.line(f"[green]Verified:[/] keys, inputs{sizes} and {digests} match the records.")
+    printing.line(("\nVerified:", "green"), f" keys, inputs{sizes} and {digests} match the records.")
 
 
 def _maker(record: RunRecord, link: Link) -> str:
@@ -267,7 +259,7 @@ def _maker(record: RunRecord, link: Link) -> str:
     origin = "that run" if link.pipeline == record.pipeline else f"pipeline {link.pipeline}"
     other = "" if link.run == record.id else f" (reused from {stage}{origin})"
     commit = f"commit {link.commit[:12]}" if link.commit else "commit unknown"
-    return printing.plain(f"{link.run}{other}, {commit}, code {(link.code or '')[:12]}")
+    return f"{link.run}{other}, {commit}, code {(link.code or '')[:12]}"
 
 
 def _print_settings(title: str, settings: Mapping[str, object]) -> None:
@@ -278,7 +270,7 @@ def _print_settings(title: str, settings: Mapping[str, object]) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 110
     text = " · ".join(word.replace(" ", "\0") for word in words)
     for line in textwrap.wrap(text, width, initial_indent=start, subsequent_indent=" " * len(start)):
-        printing.line(f"[dim]{printing.plain(line.replace(chr(0), ' '))}[/]")
+        printing.line((line.replace("\0", " "), "dim"))
 
 
 def _text(value: object) -> str:
@@ -287,16 +279,14 @@ def _text(value: object) -> str:
 
 def _shared(links: Sequence[Link]) -> dict[str, object]:
     """Return the settings that several stages have and that are the same in all: the pipeline's defaults."""
-    bases: dict[str, set[str]] = {}
-    values: dict[str, dict[str, object]] = {}
+    values: dict[str, list[tuple[str, object]]] = {}
     for link in links:
         for key, value in link.settings.items():
-            bases.setdefault(key, set()).add(link.base)
-            values.setdefault(key, {})[_text(value)] = value
+            values.setdefault(key, []).append((link.base, value))
     return {
-        key: next(iter(of_key.values()))
+        key: of_key[0][1]
         for key, of_key in values.items()
-        if len(bases[key]) > 1 and len(of_key) == 1
+        if len({base for base, _ in of_key}) > 1 and len({_text(value) for _, value in of_key}) == 1
     }
 
 

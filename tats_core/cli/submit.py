@@ -102,12 +102,12 @@ def submit(
     from tats_core.cluster.jobs import Cluster
 
     cluster = Cluster(str(address))
-    job, outcome = cluster.submit(loaded, home=home, check=check)
-    typer.echo(f"{job.id} {outcome} on {cluster.address}")
+    job_id, outcome = cluster.submit(loaded, home=home, check=check)
+    typer.echo(f"{job_id} {outcome} on {cluster.address}")
     if outcome == "succeeded already":
-        typer.echo(f"To print its output again: tats logs {job.id} --address {cluster.address}")
+        typer.echo(f"To print its output again: tats logs {job_id} --address {cluster.address}")
     elif follow:
-        follow_job(cluster, job.id)
+        follow_job(cluster, job_id)
 
 
 def jobs(address: Annotated[str, typer.Option("--address", metavar="URL", help=_URL)]) -> None:
@@ -116,12 +116,10 @@ def jobs(address: Annotated[str, typer.Option("--address", metavar="URL", help=_
 
     cluster = Cluster(address)
     rows = []
-    for job in cluster.jobs():
-        age = f"{duration(time.time() - job.started)} ago" if job.started else DASH
-        if not job.id.startswith(CHECK):
-            rows.append(
-                [printing.plain(job.id), job.status.lower(), age, printing.plain(masked(job.command))]
-            )
+    for job_id, job in cluster.jobs().items():
+        age = f"{duration(time.time() - job.start_time / 1000)} ago" if job.start_time else DASH
+        if not job_id.startswith(CHECK):
+            rows.append([job_id, job.status.lower(), age, masked(job.entrypoint)])
     if rows:
         printing.table(("job", "state", "started", "command"), rows, fold=("command",))
     else:
@@ -133,11 +131,11 @@ def print_logs(address: str, name: str, follow: bool) -> None:
     from tats_core.cluster.jobs import Cluster
 
     cluster = Cluster(address)
-    job = cluster.find(name)
+    job_id, _ = cluster.find(name)
     if follow:
-        follow_job(cluster, job.id)
+        follow_job(cluster, job_id)
     else:
-        typer.echo(cluster.logs(job.id), nl=False)
+        typer.echo(cluster.logs(job_id), nl=False)
 
 
 def stop_job(address: str, name: str, wait: bool) -> None:
@@ -145,24 +143,20 @@ def stop_job(address: str, name: str, wait: bool) -> None:
     from tats_core.cluster.jobs import Cluster
 
     cluster = Cluster(address)
-    job = cluster.find(name)
-    if job.ended:
-        typer.echo(f"{job.id} does not run: it has {job.status.lower()}")
+    job_id, job = cluster.find(name)
+    if job.status.is_terminal():
+        typer.echo(f"{job_id} does not run: it has {job.status.lower()}")
         return
-    cluster.stop(job.id)
-    typer.echo(f"{job.id} is asked to stop at its next checkpoints")
+    cluster.stop(job_id)
+    typer.echo(f"{job_id} is asked to stop at its next checkpoints")
     if wait:
-        ended = _interruptible(lambda: cluster.wait(job.id), f"{job.id} is still stopping.")
+        ended = _interruptible(lambda: cluster.wait(job_id), f"{job_id} is still stopping.")
         again = "" if ended.status == "SUCCEEDED" else "; submit it again to resume"
-        typer.echo(f"{job.id} has {ended.status.lower()}{again}")
+        typer.echo(f"{job_id} has {ended.status.lower()}{again}")
 
 
 def follow_job(cluster: Cluster, job_id: str) -> None:
-    """Print what a job prints until it ends; exits with 130 if it was stopped.
-
-    Raises:
-        RunError: it failed.
-    """
+    """Print what a job prints until it ends; a failed job raises a RunError, a stopped job exits with 130."""
     again = f"tats logs {job_id} --follow --address {cluster.address}"
     stop = f"tats stop {job_id} --address {cluster.address}"
     farewell = f"The job runs on without this terminal. Follow it again: {again}; stop it: {stop}"

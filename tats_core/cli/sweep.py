@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,7 +30,7 @@ from tats_core.report.units import duration
 
 if TYPE_CHECKING:
     from tats_core.sweep.engine import Outcome
-    from tats_core.sweep.progress import Progress
+    from tats_core.sweep.progress import Progress, SweepUI
     from tats_core.sweep.spec import Sweep
 
 _EVERY_SECONDS = 10.0
@@ -84,7 +84,9 @@ def sweep(
     if show_plan:
         typer.echo(_plan(loaded, as_json))
         return
-    ui = QuietUI() if as_json else LiveUI() if sys.stdout.isatty() else PlainUI()
+    ui: SweepUI = LiveUI() if sys.stdout.isatty() else PlainUI()
+    if as_json:
+        ui = PlainUI(write=lambda line: None)
     resume = resume or (resume_or_start and _can_resume(loaded, home))
     stages = progress.for_terminal()
     try:
@@ -138,12 +140,11 @@ def _plan(sweep: Sweep, as_json: bool) -> str:
     from tats_core.sweep import engine
     from tats_core.sweep.space import values_text
 
-    slots: int | None = None
-    short = ""
+    slots, refusal = None, []
     try:
         slots, _ = engine.slots(sweep)
     except ResourceError as error:
-        short = str(error)
+        refusal = [f"  cannot start here: {error}"]
     points = sweep.points()
     if as_json:
         described = {"sweep": sweep.name, "trials": sweep.count, "at_a_time": slots, "points": points}
@@ -155,9 +156,8 @@ def _plan(sweep: Sweep, as_json: bool) -> str:
     for number, point in enumerate(points, 1):
         lines.append(f"  {number:>3}  " + "  ".join(f"{key}={value}" for key, value in point.items()))
     if not points:
-        every = getattr(sweep.searcher, "every", None)
         how = "points, each proposed by Optuna when its turn comes"
-        if every:
+        if every := getattr(sweep.searcher, "every", None):
             how = f"members, trained in generations of {every} epochs, each from the previous"
         lines.append(f"  {sweep.samples} {how}, among")
         lines += [f"       {key}: {values_text(values)}" for key, values in sweep.choices.items()]
@@ -166,7 +166,7 @@ def _plan(sweep: Sweep, as_json: bool) -> str:
             lines.append(f"       {pattern} only where {words}")
     if sweep.seeds.keys:
         lines.append(f"  each with {', '.join(sweep.seeds.keys)} = {', '.join(map(str, sweep.seeds.values))}")
-    return "\n".join([*lines, *([f"  cannot start here: {short}"] if short else [])])
+    return "\n".join([*lines, *refusal])
 
 
 def _conclude(sweep: Sweep, outcome: Outcome, again: str, home: Path, as_json: bool) -> None:
@@ -205,44 +205,35 @@ def _print_exercised(outcome: Outcome, recipe: Sweep) -> None:
 
 
 def _headline(progress: Progress) -> str:
-    parts = [f"{len(progress.ended)} of {progress.total} trials, {len(progress.running)} running"]
-    parts += [progress.best] if progress.best else []
+    counts = f"{len(progress.ended)} of {progress.total} trials, {len(progress.running)} running"
     left = progress.remaining()
-    if left is not None:
-        parts.append(f"about {duration(left)} left")
-    return ", ".join(parts)
+    about = "" if left is None else f"about {duration(left)} left"
+    return ", ".join(filter(None, (counts, progress.best, about)))
 
 
-class QuietUI:
-    """Prints nothing."""
-
-    def started(self, sweep: Sweep, progress: Progress) -> None:
-        self.sweep = sweep
-
-    def changed(self, progress: Progress) -> None:
-        """Print nothing."""
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-class PlainUI(QuietUI):
+class PlainUI:
     """Prints a line whenever a trial has ended, and every ten seconds."""
 
+    def __init__(self, write: Callable[[str], None] = typer.echo) -> None:
+        self.write = write
+
     def started(self, sweep: Sweep, progress: Progress) -> None:
-        self.sweep, self.ended, self.printed = sweep, len(progress.ended), time.monotonic()
-        typer.echo(f"{sweep.name}: {progress.total} trials, {progress.slots} at a time")
+        self.ended, self.printed = len(progress.ended), time.monotonic()
+        self.write(f"{sweep.name}: {progress.total} trials, {progress.slots} at a time")
         if progress.before:
-            typer.echo(f"{progress.before} of them had ended before")
+            self.write(f"{progress.before} of them had ended before")
 
     def changed(self, progress: Progress) -> None:
         if len(progress.ended) == self.ended and time.monotonic() - self.printed < _EVERY_SECONDS:
             return
         self.ended, self.printed = len(progress.ended), time.monotonic()
-        typer.echo(_headline(progress))
+        self.write(_headline(progress))
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
-class LiveUI(QuietUI):
+class LiveUI:
     """Draws a table of the running trials in place."""
 
     def __init__(self) -> None:

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -52,16 +54,13 @@ def ui(
     log = home / "ui.log"
     # `kill` ends the page as Ctrl-C does; by itself it would leave the server behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    server = _start(uri, home, host, port, log)
     try:
-        _wait_until_up(server, host, port, log)
-        typer.echo(f"MLflow shows the runs of {home} at {address} (Ctrl-C ends it)")
-        _open(address, open_page)
-        code = server.wait()
+        with _serving(uri, home, host, port, log) as server:
+            typer.echo(f"MLflow shows the runs of {home} at {address} (Ctrl-C ends it)")
+            _open(address, open_page)
+            code = server.wait()
     except KeyboardInterrupt:
         return
-    finally:
-        _end(server)
     raise RunError(f"the MLflow server ended by itself with exit code {code}; its messages are in {log}")
 
 
@@ -106,7 +105,9 @@ def _open(address: str, wanted: bool | None) -> None:
         webbrowser.open(address)
 
 
-def _start(uri: str, home: Path, host: str, port: int, log: Path) -> subprocess.Popen[bytes]:
+@contextmanager
+def _serving(uri: str, home: Path, host: str, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start MLflow's server, wait until it answers, and end it, with its workers, afterwards."""
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     command += ["--artifacts-destination", (home / "mlflow-artifacts").as_uri()]
     command += ["--host", host, "--port", str(port)]
@@ -119,37 +120,28 @@ def _start(uri: str, home: Path, host: str, port: int, log: Path) -> subprocess.
         "MLFLOW_BACKEND_STORE_URI": uri,
     }
     with log.open("wb") as out:
-        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
-
-
-def _wait_until_up(server: subprocess.Popen[bytes], host: str, port: int, log: Path) -> None:
+        server = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+    messages = f"its messages are in {log}"
     deadline = time.monotonic() + _START_SECONDS
-    while not _answers(host, port):
-        if server.poll() is not None:
-            raise RunError(
-                f"the MLflow server ended with exit code {server.returncode}; its messages are in {log}"
-            )
-        if time.monotonic() > deadline:
-            raise RunError(
-                f"the MLflow server did not answer on {host}:{port} within {_START_SECONDS:.0f} s; "
-                f"its messages are in {log}"
-            )
-        time.sleep(0.2)
+    try:
+        while not _answers(host, port):
+            if server.poll() is not None:
+                raise RunError(f"the MLflow server ended with exit code {server.returncode}; {messages}")
+            if time.monotonic() > deadline:
+                limit = f"within {_START_SECONDS:.0f} s"
+                raise RunError(f"the MLflow server did not answer on {host}:{port} {limit}; {messages}")
+            time.sleep(0.2)
+        yield server
+    finally:
+        server.terminate()  # it got Ctrl-C too, so mostly it has ended or is ending already
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
 
 
 def _answers(host: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.settimeout(1)
-        return probe.connect_ex((host, port)) == 0
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    """End the server, which ends its workers; it got Ctrl-C too, so mostly it is ending already."""
-    if server.poll() is not None:
-        return
-    server.terminate()
-    try:
-        server.wait(10)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
+    with suppress(OSError), socket.create_connection((host, port), timeout=1):
+        return True
+    return False

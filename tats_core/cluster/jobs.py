@@ -24,12 +24,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import aiohttp
 import requests
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from tats_core import addresses
 from tats_core.addresses import masked
@@ -49,22 +49,6 @@ _TICK = 0.5
 
 ENVIRONMENT: Mapping[str, str] = {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS), "PYTHONUNBUFFERED": "1"}
 """Environment variables of a job's command."""
-
-
-class Job(NamedTuple):
-    """An attempt at a submission, as the cluster knows it."""
-
-    id: str
-    status: JobStatus
-    command: str
-    started: float | None
-    """Seconds since the epoch."""
-    message: str
-
-    @property
-    def ended(self) -> bool:
-        """True where the status is final."""
-        return self.status.is_terminal()
 
 
 class Cluster:
@@ -116,39 +100,30 @@ class Cluster:
         except RuntimeError as error:  # the Jobs API raises it for everything else
             raise ResourceError(f"{self.address}: {_first_line(error)}") from error
 
-    def jobs(self) -> list[Job]:
-        """Return the jobs that were submitted to the cluster, newest first."""
+    def jobs(self) -> dict[str, JobDetails]:
+        """Return id → job of all that were submitted to the cluster, newest first."""
         with self._connection():
             listed = self._client.list_jobs()
-        jobs = [
-            Job(
-                details.submission_id,
-                details.status,
-                details.entrypoint,
-                details.start_time and details.start_time / 1000,
-                details.message or "",
-            )
-            for details in listed
-            if details.submission_id
-        ]
-        return sorted(jobs, key=lambda job: job.started or math.inf, reverse=True)
+        listed.sort(key=lambda job: job.start_time or math.inf, reverse=True)
+        return {job.submission_id: job for job in listed if job.submission_id}
 
-    def find(self, name: str) -> Job:
-        """Return the job of this id, or the newest one whose id begins with `name`.
+    def find(self, name: str) -> tuple[str, JobDetails]:
+        """Return id and job of the job of this id, or of the newest one whose id begins with `name`.
 
         Raises:
             SpecError: the cluster has no such job.
         """
-        jobs = {job.id: job for job in self.jobs()}
-        if job := jobs.get(name) or next((jobs[job_id] for job_id in jobs if job_id.startswith(name)), None):
-            return job
+        jobs = self.jobs()
+        matching = [name] if name in jobs else [job_id for job_id in jobs if job_id.startswith(name)]
+        if matching:
+            return matching[0], jobs[matching[0]]
         near = did_you_mean(name, jobs) if jobs else "; nothing was submitted to it"
         raise SpecError(f"{self.address} has no job '{name}'{near}")
 
     def submit(
         self, submission: Submission, *, home: str | None = None, check: bool = True
-    ) -> tuple[Job, Outcome]:
-        """Start the submission, unless it runs or has succeeded.
+    ) -> tuple[str, Outcome]:
+        """Start the submission, unless it runs or has succeeded; return the job's id.
 
         Args:
             home: the project folder as the cluster's machines see it; default: their TATS_HOME.
@@ -158,24 +133,25 @@ class Cluster:
             ResourceError: the preflight failed; a line for each problem.
         """
         prefix = f"{submission.identity(home)}-a"
-        jobs = (job for job in self.jobs() if re.fullmatch(re.escape(prefix) + "[0-9]+", job.id))
-        attempts = {int(job.id.removeprefix(prefix)): job for job in jobs}
-        attempt = max(attempts, default=0)
-        newest = attempts.get(attempt)
-        if newest is not None and newest.status == JobStatus.SUCCEEDED:
-            return newest, "succeeded already"
-        if newest is not None and not newest.ended:
-            return newest, "runs already"
+        jobs = self.jobs()
+        attempts = [job_id for job_id in jobs if re.fullmatch(re.escape(prefix) + "[1-9][0-9]*", job_id)]
+        attempt = max((int(job_id.removeprefix(prefix)) for job_id in attempts), default=0)
+        if attempt:
+            job_id = f"{prefix}{attempt}"
+            if jobs[job_id].status == JobStatus.SUCCEEDED:
+                return job_id, "succeeded already"
+            if not jobs[job_id].status.is_terminal():
+                return job_id, "runs already"
         if check:
             self.check(submission, home=home)
         job_id = f"{prefix}{attempt + 1}"
         try:
             self._start(job_id, submission.command(home), submission)
         except ResourceError:
-            if all(job.id != job_id for job in self.jobs()):
+            if job_id not in self.jobs():
                 raise
-            return self.find(job_id), "runs already"  # somebody else has just submitted the same
-        return self.find(job_id), "started"
+            return job_id, "runs already"  # somebody else has just submitted the same
+        return job_id, "started"
 
     def check(self, submission: Submission, *, home: str | None = None) -> None:
         """Check the cluster from inside: versions, resources, data, project folder, tracking server.
@@ -190,7 +166,7 @@ class Cluster:
         job = self.wait(job_id, _CHECK_SECONDS)
         if job.status == JobStatus.SUCCEEDED:
             return
-        if not job.ended:
+        if not job.status.is_terminal():
             self.stop(job_id)
             raise ResourceError(
                 f"{self.address}: the check of the cluster did not end within {_CHECK_SECONDS} s; are its "
@@ -202,10 +178,10 @@ class Cluster:
         ]
         raise ResourceError(
             "\n".join(problems)
-            or f"{self.address}: cannot be checked ({masked(lines[-1] if lines else job.message)})"
+            or f"{self.address}: cannot be checked ({masked(lines[-1] if lines else job.message or '')})"
         )
 
-    def follow(self, job_id: str, echo: Callable[[str], None]) -> Job:
+    def follow(self, job_id: str, echo: Callable[[str], None]) -> JobDetails:
         """Pass the output of a job to `echo` until the job ends; return the ended job."""
 
         async def tail() -> None:
@@ -231,12 +207,14 @@ class Cluster:
         with self._connection():
             self._client.stop_job(job_id)
 
-    def wait(self, job_id: str, seconds: float = math.inf) -> Job:
+    def wait(self, job_id: str, seconds: float = math.inf) -> JobDetails:
         """Return the job once it has ended, or as it is after `seconds`."""
         deadline = time.monotonic() + seconds
-        while not (job := self.find(job_id)).ended and time.monotonic() < deadline:
+        while True:
+            _, job = self.find(job_id)
+            if job.status.is_terminal() or time.monotonic() >= deadline:
+                return job
             time.sleep(_TICK)
-        return job
 
     def _start(self, job_id: str, words: Sequence[str], submission: Submission) -> None:
         with tempfile.TemporaryDirectory() as folder, self._connection():

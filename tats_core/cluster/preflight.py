@@ -16,10 +16,10 @@ import platform
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TypedDict, cast, get_args
+from typing import Any, get_args
 
 from tats_core import __version__, tracking
 from tats_core.addresses import masked
@@ -34,15 +34,6 @@ _NODE_SECONDS = 120
 
 Load = Callable[[], Submission]
 """Reads the submission on the machine that calls it."""
-
-
-class Node(TypedDict):
-    """The used keys of Ray's description of a machine."""
-
-    NodeID: str
-    NodeManagerAddress: str
-    Alive: bool
-    Resources: dict[str, float]
 
 
 def versions(packages: Iterable[str] = ()) -> dict[str, str]:
@@ -66,7 +57,7 @@ def check(load: Load, home: Path, expected: Mapping[str, str]) -> list[str]:
     from tats_core.launch import ray_train
 
     problems = too_small(load().stages, *ray_train.capacity())
-    nodes = [node for node in _nodes() if node["Alive"]]
+    nodes = _nodes()
     folder = home / f".preflight-{secrets.token_hex(6)}"
     try:
         folder.mkdir(parents=True)
@@ -74,7 +65,7 @@ def check(load: Load, home: Path, expected: Mapping[str, str]) -> list[str]:
         return [*problems, f"{home}: the head cannot write there ({error.strerror})"]
     try:
         problems += _on_each(nodes, _check_machine, load, home, folder, dict(expected))
-        problems += _on_each(nodes, _check_shared, folder, sorted(node["NodeID"] for node in nodes))
+        problems += _on_each(nodes, _check_shared, folder, sorted(nodes))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return problems + server_problems(home)
@@ -84,10 +75,9 @@ def too_small(stages: Iterable[Instance], cpus: int, gpus: int) -> list[str]:
     """Return a sentence for the first stage that needs more CPUs or GPUs than the cluster has."""
     for stage in stages:
         needs = (("CPUs", stage.kind.cpus(stage.config), cpus), ("GPUs", stage.kind.gpus(stage.config), gpus))
-        for unit, needed, available in needs:
-            if needed > available:
-                needs_more = f"{stage.name} needs {needed} {unit} and the cluster has {available}"
-                return [f"{needs_more}; add machines to it"]
+        for unit, needed, has in needs:
+            if needed > has:
+                return [f"{stage.name} needs {needed} {unit} and the cluster has {has}; add machines to it"]
     return []
 
 
@@ -123,22 +113,26 @@ def server_problems(home: Path) -> list[str]:
     return []
 
 
-def _nodes() -> list[Node]:
+def _nodes() -> dict[str, Any]:
+    """Return id → Ray's description of each machine that is up."""
     import ray
 
-    return cast("list[Node]", ray.nodes())  # type: ignore[no-untyped-call]
+    return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
 
 
-def _on_each(nodes: Sequence[Node], check: Callable[..., list[str]], *arguments: object) -> list[str]:
+def _on_each(nodes: dict[str, Any], check: Callable[..., list[str]], *arguments: object) -> list[str]:
     """Call `check` on each machine; return each problem once, with the machines that have it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     remote = ray.remote(num_cpus=0, max_retries=0)(check)
-    pinned = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-    answers = [remote.options(scheduling_strategy=strategy).remote(*arguments) for strategy in pinned]
+    pinned = {node: NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes}
+    answers = {
+        node: remote.options(scheduling_strategy=strategy).remote(*arguments)
+        for node, strategy in pinned.items()
+    }
     machines: dict[str, set[str]] = {}
-    for node, answer in zip(nodes, answers, strict=True):
+    for node, answer in answers.items():
         try:
             sentences = ray.get(answer, timeout=_NODE_SECONDS)
         except ray.exceptions.GetTimeoutError:
@@ -146,7 +140,7 @@ def _on_each(nodes: Sequence[Node], check: Callable[..., list[str]], *arguments:
         except ray.exceptions.RayError as error:
             sentences = [f"cannot be checked ({str(error).strip().splitlines()[-1]})"]
         for sentence in sentences:
-            machines.setdefault(sentence, set()).add(node["NodeManagerAddress"])
+            machines.setdefault(sentence, set()).add(nodes[node]["NodeManagerAddress"])
     return [f"on {', '.join(sorted(addresses))}: {sentence}" for sentence, addresses in machines.items()]
 
 
@@ -166,8 +160,7 @@ def _check_machine(load: Load, home: Path, folder: Path, expected: dict[str, str
     if other_code:
         return problems  # the other checks would report the same mismatch in other words
     stages = load().stages
-    (node,) = (node for node in _nodes() if node["NodeID"] == node_id)
-    if node["Resources"].get("GPU") and any(stage.kind.gpus(stage.config) for stage in stages):
+    if _nodes()[node_id]["Resources"].get("GPU") and any(stage.kind.gpus(stage.config) for stage in stages):
         import torch
 
         problems += without_cuda(torch.version.cuda)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import queue
 import secrets
 import socket
 import threading
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -76,30 +77,24 @@ def fit(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> None
         Stopped: `stop` was set.
     """
     out = out.absolute()
-    for left in range(work.max_failures, -1, -1):
-        try:
-            _fit(work, name, out, stop)
-        except _HeadLost as error:
-            if not left:
-                log = out / launched.LOG
-                raise StageError(f"{error}; what the workers printed is in {log}") from error
-        else:
-            return
-
-
-def _fit(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> None:
-    connect(stop)
-    head = ray_internals.local_head()
-    _check_resources(min((*work.fewer, work.workers)), work.gpu)
     outcomes = Outcomes(out)
-    outcomes.clear()
-    trainer = _trainer(work, launched.task_of(work, out, name), outcomes, out / RAY)
-    try:
-        _run(trainer, head, stop, outcomes)
-    except ray.train.TrainingFailedError as error:
+    for left in range(work.max_failures, -1, -1):
+        connect(stop)
+        head = ray_internals.local_head()
+        _check_resources(min((*work.fewer, work.workers)), work.gpu)
+        outcomes.clear()
+        trainer = _trainer(work, launched.task_of(work, out, name), outcomes, out / RAY)
+        try:
+            _run(trainer, head, stop, outcomes)
+        except _HeadLost as error:
+            if left:
+                continue
+            raise StageError(f"{error}; what the workers printed is in {outcomes.folder}") from error
+        except ray.train.TrainingFailedError as error:
+            outcomes.check()
+            raise StageError(f"{_reason(error)}; what the workers printed is in {outcomes.folder}") from error
         outcomes.check()
-        raise StageError(f"{_reason(error)}; what the workers printed is in {outcomes.folder}") from error
-    outcomes.check()
+        return
 
 
 def capacity() -> tuple[int, int]:
@@ -137,19 +132,21 @@ def connect(stop: threading.Event | None = None) -> None:
 
 
 def _start(address: str | None, stop: threading.Event | None) -> None:
+    init = partial(
+        ray.init,
+        # "local": else Ray would join a cluster that somebody else has started on this machine.
+        address=address or "local",
+        include_dashboard=None if address else False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        configure_logging=True,
+    )
     tries = 1 if address else _START_TRIES
     for left in range(tries - 1, -1, -1):
         try:
-            _run_in_permanent_thread(
-                lambda: ray.init(
-                    # "local": else Ray would join a cluster that somebody else has started on this machine.
-                    address=address or "local",
-                    include_dashboard=None if address else False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    configure_logging=True,
-                )
-            )
+            # Ray asks the kernel to kill its servers when their parent dies, and for the kernel the parent is
+            # the *thread* that started them: it must live as long as this process.
+            _in_thread("ray-parent", init, stay=True).result()
         except Exception as error:  # Ray raises a bare Exception where its servers do not come up in time
             ray.shutdown()
             if stop is not None and stop.is_set():
@@ -170,27 +167,22 @@ def _start(address: str | None, stop: threading.Event | None) -> None:
             return
 
 
-def _run_in_permanent_thread(work: Callable[[], object]) -> None:
-    """Run `work` in a thread that lives as long as this process.
+def _in_thread(name: str, work: Callable[[], object], *, stay: bool = False) -> Future[None]:
+    """Do `work` in a thread, which afterwards lives as long as this process if it is to `stay`."""
+    done: Future[None] = Future()
 
-    Ray asks the kernel to kill its servers when their parent dies, and for the kernel the parent is the
-    *thread* that started them: the cluster would die with the stage whose thread started it.
-    """
-    answer: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-
-    def stay() -> None:
+    def run() -> None:
         try:
             work()
-        except BaseException as error:  # noqa: BLE001, the caller raises it
-            answer.put(error)
-            return
-        answer.put(None)
-        threading.Event().wait()
+        except BaseException as error:  # noqa: BLE001, whoever waits raises it
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+            if stay:
+                threading.Event().wait()
 
-    threading.Thread(target=stay, name="ray-parent", daemon=True).start()
-    error = answer.get()
-    if error is not None:
-        raise error
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return done
 
 
 def _environment() -> dict[str, str]:
@@ -305,10 +297,10 @@ def _interface(host: str) -> str:
     """Return the network interface that has this address."""
     import psutil
 
-    names: list[str] = [
-        name for name, own in psutil.net_if_addrs().items() if host in {address.address for address in own}
-    ]
-    return names[0]
+    interfaces = psutil.net_if_addrs().items()
+    return next(
+        str(name) for name, addresses in interfaces if any(each.address == host for each in addresses)
+    )
 
 
 def _leave() -> None:
@@ -360,30 +352,15 @@ def _run(trainer: TorchTrainer, head: Any, stop: threading.Event, outcomes: Outc
 
     Without a head Ray would wait for a minute, then end this process without an error of ours.
     """
-    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-
     # In a thread of its own: in the main thread `fit` would also leave its Ctrl-C handler installed.
-    def work() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:  # noqa: BLE001, the caller raises it
-            ended.put(error)
-        else:
-            ended.put(None)
-
-    threading.Thread(target=work, name="ray-fit", daemon=True).start()
-    while True:
-        try:
-            error = ended.get(timeout=_TICK)
-        except queue.Empty:
-            if stop.is_set():
-                outcomes.please_stop.touch()
-            _check_head(head)
-            continue
-        if error is not None:
-            _check_head(head)
-            raise error
-        return
+    ended = _in_thread("ray-fit", trainer.fit)
+    while not wait([ended], _TICK).done:
+        if stop.is_set():
+            outcomes.please_stop.touch()
+        _check_head(head)
+    if ended.exception() is not None:
+        _check_head(head)
+    ended.result()
 
 
 def _check_head(head: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a worker does, whatever launched it, and the files in which it and the driver record the outcome.
+"""The work of a worker, however it was launched, and the files that record its outcome for the driver.
 
 Modules that import torch are imported inside the functions that run in a worker.
 """
@@ -45,13 +45,6 @@ class Task(TypedDict):
     """See `ParallelWork`."""
 
 
-class Failure(TypedDict):
-    """How a worker failed; `type` names a `TatsError`, None any other exception."""
-
-    type: str | None
-    text: str
-
-
 def task_of(work: ParallelWork, out: Path, name: str) -> Task:
     """Return the task of the training `name` of the stage that works in `out`."""
     return {
@@ -67,9 +60,7 @@ _sigterm = threading.Event()
 
 
 def expect_preemption() -> None:
-    """Let SIGTERM, which announces that the machine is taken away, save a checkpoint instead of ending this
-    process; call it in the worker's main thread.
-    """
+    """Make SIGTERM (the machine will be taken away) save a checkpoint; call it in the main thread."""
     signal.signal(signal.SIGTERM, lambda number, frame: _sigterm.set())
 
 
@@ -94,8 +85,8 @@ class Outcomes:
     def record_failure(self, rank: int, error: Exception) -> None:
         """Record an error that a restart would only repeat."""
         name = type(error).__name__ if isinstance(error, TatsError) else None
-        failure = Failure(type=name, text=str(error) if name else f"{type(error).__name__}: {error}")
-        write_json(self.folder / f"failure-{rank}.json", failure)
+        text = str(error) if name else f"{type(error).__name__}: {error}"
+        write_json(self.folder / f"failure-{rank}.json", {"type": name, "text": text})
 
     def check(self) -> None:
         """Raise what a worker recorded, or Stopped where a worker stopped on request.
@@ -105,7 +96,7 @@ class Outcomes:
             StageError: a worker raised something else; names the folder of its traceback.
         """
         for path in self.failures():
-            failure: Failure = json.loads(path.read_text(encoding="utf-8"))
+            failure = json.loads(path.read_text(encoding="utf-8"))
             if failure["type"]:
                 raise getattr(errors, failure["type"])(failure["text"])
             raise StageError(f"{failure['text']}; the traceback is in {self.folder}")
@@ -172,7 +163,7 @@ def _run(task: Task, world: World, outcomes: Outcomes, rank: int, preempted: Cal
 
 
 def _die_after_checkpoint(checkpoints: Path, died: Path, events: EventLog) -> None:
-    """Let this process be killed as by the system, once: wherever it is when it has saved a checkpoint."""
+    """Kill this process once, as the system would, as soon as it has saved a checkpoint."""
     if died.exists():
         return
 

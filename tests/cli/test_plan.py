@@ -23,9 +23,7 @@ def item(
 def rows(*items: PlanItem) -> list[str]:
     """Return the lines of the tree, without the summary."""
     out = io.StringIO()
-    console = Console(file=out, width=80)
-    for part in plan_tree(Plan("demo", "", items)):
-        console.print(part)
+    Console(file=out, width=80).print(plan_tree(Plan("demo", "", items)))
     return [line.rstrip() for line in out.getvalue().splitlines()[2:]]
 
 
