@@ -16,7 +16,7 @@ from typing import Any
 
 from tats_core.errors import SpecError
 from tats_core.pipeline.spec import Scalar
-from tats_core.sweep.space import Point, Range, Space, Values
+from tats_core.sweep.space import Point, Range, Space
 from tats_core.sweep.spec import Sweep, schedule_entry
 from tats_core.sweep.trial import TrialResult
 
@@ -113,17 +113,16 @@ def _explored(space: Space, settings: Mapping[str, Any], chance: random.Random) 
     raise SpecError(f"the constraints allow nothing near {dict(settings)}; loosen them")
 
 
-def _moved(values: Values, value: Scalar | None, chance: random.Random) -> Scalar | None:
+def _moved(values: Range, value: Any, chance: random.Random) -> Scalar | None:
     """Return a value near `value`: times 0.8 or 1.2 in a range, a neighbour in a list."""
-    ends = (values.uniform or values.loguniform or values.int_) if isinstance(values, Range) else None
-    if ends is None:
-        listed = values.examples if isinstance(values, Range) else values
+    if values.ends is None:
+        listed = values.examples
         neighbour = listed.index(value) + chance.choice((-1, 1))
         return listed[min(max(neighbour, 0), len(listed) - 1)]
-    assert isinstance(values, Range)
-    assert isinstance(value, int | float)
     factor = chance.choice(_FACTORS)
+    moved = value * factor
     if values.int_:
         step = max(1, round(abs(value * (factor - 1))))
-        return min(max(int(value) + (step if factor > 1 else -step), ends[0]), ends[1])
-    return min(max(value * factor, ends[0]), ends[1])
+        moved = value + (step if factor > 1 else -step)
+    low, high = values.ends
+    return min(max(moved, low), high)

@@ -28,7 +28,7 @@ from optuna.trial import TrialState, create_trial
 
 from tats_core.errors import StoreError
 from tats_core.sweep.population import generation
-from tats_core.sweep.space import Point, Range, Values
+from tats_core.sweep.space import Point, Range
 from tats_core.sweep.spec import Pbt, Sweep, Trial
 from tats_core.sweep.trial import STUDY, TrialResult
 from tats_core.training.events import cut_torn_line
@@ -92,7 +92,7 @@ class Points:
         # A killed process may leave a partial generation: the same one is computed again.
         self._written = len(self._known) % (sweep.samples or 1) if isinstance(sweep.searcher, Pbt) else 0
         self._known = self._known[: len(self._known) - self._written]
-        self._distributions = {key: distribution(values) for key, values in sweep.choices.items()}
+        self._distributions = {key: distribution(values) for key, values in sweep.space.values.items()}
 
     def trials(self) -> list[Trial]:
         """Return the trials of the points known so far, each once."""
@@ -197,10 +197,8 @@ def _suggest(trial: optuna.Trial, key: str, among: BaseDistribution) -> Any:
     return trial.suggest_categorical(key, among.choices)
 
 
-def distribution(values: Values) -> BaseDistribution:
+def distribution(values: Range) -> BaseDistribution:
     """Return the values of a key in Optuna's terms."""
-    if not isinstance(values, Range):
-        return CategoricalDistribution(values)
     if values.uniform:
         return FloatDistribution(*values.uniform)
     if values.loguniform:

@@ -193,7 +193,8 @@ class Sweep(StrictModel):
         """The keys with their values, and which combinations are tried."""
         keys = list(self.choices)
         constraints = tuple(Constraint.parse(text, keys) for text in self.constraints)
-        return Space(self.choices, self.conditions, constraints)
+        values = {key: Range.of(values) for key, values in self.choices.items()}
+        return Space(values, self.conditions, constraints)
 
     @property
     def objectives(self) -> tuple[Metric, ...]:
@@ -482,7 +483,7 @@ def _space_problems(sweep: Sweep) -> Iterator[str]:
             yield f"{key} is both set and searched; narrow it with --set space.{key}=[…]"
         if key in sweep.seeds.keys:
             yield f"{key} is both a seed and searched; leave it out of one of the two"
-        if sweep.searcher.kind == "grid" and isinstance(values, Range) and not values.choice:
+        if sweep.searcher.kind == "grid" and Range.of(values).ends:
             yield f"space.{key} is a range, which a grid cannot hold; give a list"
     for key, value in sweep.baseline.items():
         if key not in sweep.choices:
@@ -535,9 +536,8 @@ def _population_problems(sweep: Sweep) -> Iterator[str]:
     if stage not in trained:
         near = did_you_mean(stage, trained)
         yield f"searcher: pbt needs a pre-training that a metric is of, and '{stage}' is none{near}"
-    for key, values in sweep.choices.items():
-        example = (values.examples if isinstance(values, Range) else values)[0]
-        entry = schedule_entry(stage, 0, {key: example})
+    for key, values in sweep.space.values.items():
+        entry = schedule_entry(stage, 0, {key: values.examples[0]})
         if error := _graph_error(sweep, {f"{stage}.schedule": [entry]}):
             yield (
                 f"searcher: pbt cannot change {key} while {stage} trains; fix it with set, or use optuna "
