@@ -25,6 +25,7 @@ from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import spec as pipelines
 from tats_core.pipeline.graph import Graph
 from tats_core.pipeline.spec import Pipeline, Scalar
+from tats_core.report.metrics import Metric as Column
 from tats_core.report.units import short_keys, value_text
 from tats_core.specs import NotIdentity, StrictModel
 from tats_core.stages import KINDS
@@ -67,9 +68,10 @@ class Metric(StrictModel):
     digits: Annotated[int, NotIdentity] = Field(1, ge=0, le=6, description="decimals in the table")
 
     @property
-    def heading(self) -> str:
-        """The heading of its column."""
-        return self.title or self.name
+    def column(self) -> Column:
+        """The metric as tables and charts take it."""
+        better: Literal["more", "less", ""] = "more" if self.mode == "max" else "less" if self.mode else ""
+        return Column(self.name, self.title or self.name, self.digits, better=better)
 
 
 class Search(StrictModel):
