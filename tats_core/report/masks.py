@@ -93,6 +93,16 @@ class _Row:
     pixels_THWC: Pixels
     scale: _Scale | None = None
 
+    @classmethod
+    def of_map(
+        cls, label: str, remarks: tuple[str, ...], values_THW: Map, colours: str, *, signed: bool = False
+    ) -> _Row:
+        """Return the view of a map; colours begin at 0, or have 0 in the middle."""
+        known = np.abs(values_THW[np.isfinite(values_THW)])
+        high = float(known.max()) if known.size else 0.0
+        scale = _Scale(colours, -high if signed else 0.0, high)
+        return cls(label, remarks, scale.paint(values_THW), scale)
+
 
 def mask_grid(picture: Picture, *, title: str, remark: str = "") -> Image.Image:
     """Draw a clip as a grid: video, motion, visible tokens, policy, value, prediction, error by frame.
@@ -178,39 +188,26 @@ def _palette(rows: Sequence[_Row]) -> Image.Image:
 def _rows(picture: Picture) -> list[_Row]:
     frames_THWC = picture.frames_THWC
     shape = frames_THWC.shape[:3]
-    visible_THW = _spread(picture.visible_THW.astype(bool), shape, "visible_THW")
-    seen_THWC = np.where(visible_THW[..., None], frames_THWC, np.uint8(_HIDDEN))
-    rows = [
-        _Row("video", (f"{shape[0]} × {shape[1]} × {shape[2]}",), frames_THWC),
-        _Row("visible", (f"{100 * visible_THW.mean():.0f}% of tokens",), seen_THWC),
-    ]
+    rows = [_Row("video", (f"{shape[0]} × {shape[1]} × {shape[2]}",), frames_THWC)]
     if picture.motion_THW is not None:
         motion_THW = _spread(picture.motion_THW, shape, "motion_THW")
-        scale = _Scale("cividis", 0.0, _largest(motion_THW))
-        rows.insert(1, _Row("motion", picture.motion_remarks, scale.paint(motion_THW), scale))
+        rows.append(_Row.of_map("motion", picture.motion_remarks, motion_THW, "cividis"))
+    visible_THW = _spread(picture.visible_THW.astype(bool), shape, "visible_THW")
+    seen_THWC = np.where(visible_THW[..., None], frames_THWC, np.uint8(_HIDDEN))
+    rows.append(_Row("visible", (f"{100 * visible_THW.mean():.0f}% of tokens",), seen_THWC))
     if picture.policy_THW is not None:
         policy_THW = _spread(picture.policy_THW, shape, "policy_THW")
-        scale = _Scale("viridis", 0.0, _largest(policy_THW))
-        rows.append(
-            _Row("policy", ("probability ÷ (1/N)", "1: blind drawing"), scale.paint(policy_THW), scale)
-        )
+        remarks: tuple[str, ...] = ("probability ÷ (1/N)", "1: blind drawing")
+        rows.append(_Row.of_map("policy", remarks, policy_THW, "viridis"))
     if picture.value_THW is not None:
         value_THW = _spread(picture.value_THW, shape, "value_THW")
-        reach = _largest(np.abs(value_THW))
-        scale = _Scale("PuOr_r", -reach, reach)
         remarks = ("the critic's, by token", f"of the clip: {_short(float(value_THW.mean()))}")
-        rows.append(_Row("value", remarks, scale.paint(value_THW), scale))
-    rows.append(
-        _Row("prediction", ("masked: by the decoder",), _as_pixels(picture.prediction_THWC, frames_THWC))
-    )
+        rows.append(_Row.of_map("value", remarks, value_THW, "PuOr_r", signed=True))
+    prediction_THWC = _as_pixels(picture.prediction_THWC, frames_THWC)
+    rows.append(_Row("prediction", ("masked: by the decoder",), prediction_THWC))
     error_THW = _spread(picture.error_THW, shape, "error_THW")
-    scale = _Scale("magma", 0.0, _largest(error_THW))
-    return [*rows, _Row("error", ("mean |difference|", "grey: visible"), scale.paint(error_THW), scale)]
-
-
-def _largest(values_THW: Map) -> float:
-    known = values_THW[np.isfinite(values_THW)]
-    return float(known.max()) if known.size else 0.0
+    remarks = ("mean |difference|", "grey: visible")
+    return [*rows, _Row.of_map("error", remarks, error_THW, "magma")]
 
 
 def _spread(values_THW: Map, shape: Sequence[int], name: str) -> Map:
