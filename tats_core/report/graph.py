@@ -184,7 +184,7 @@ def _centres(
             below[upper].append(name)
     centres: dict[str, float] = {}
     for layer in layers:
-        centres |= _place(layer, dict.fromkeys(layer, 0.0), widths)
+        centres |= _apart(dict.fromkeys(layer, 0.0), widths)
     for sweep in range(_SWEEPS):
         down = sweep % 2 == 0
         near = above if down else below
@@ -194,34 +194,27 @@ def _centres(
                 for name in layer
             }
             layer.sort(key=wishes.__getitem__)  # stable: equal wishes keep their order
-            centres |= _place(layer, wishes, widths)
+            centres |= _apart({name: wishes[name] for name in layer}, widths)
     return centres
 
 
-def _place(
-    layer: Sequence[str], wishes: Mapping[str, float], widths: Mapping[str, float]
-) -> dict[str, float]:
-    centres = _apart([wishes[name] for name in layer], [widths[name] for name in layer])
-    return dict(zip(layer, centres, strict=True))
-
-
-def _apart(wishes: Sequence[float], widths: Sequence[float]) -> list[float]:
+def _apart(wishes: Mapping[str, float], widths: Mapping[str, float]) -> dict[str, float]:
     """Return the centres nearest to `wishes` (least squares) that keep order and gaps.
 
     With the gaps taken off, that is isotonic regression: neighbours that would overlap share their mean.
     """
     offsets = [0.0]
-    for left, right in pairwise(widths):
-        offsets.append(offsets[-1] + (left + right) / 2 + _GAP_X)
+    for left, right in pairwise(wishes):
+        offsets.append(offsets[-1] + (widths[left] + widths[right]) / 2 + _GAP_X)
     pools: list[tuple[float, int]] = []  # (mean, members)
-    for wish, offset in zip(wishes, offsets, strict=False):
+    for wish, offset in zip(wishes.values(), offsets, strict=False):
         mean, members = wish - offset, 1
         while pools and pools[-1][0] > mean:
             other, count = pools.pop()
             mean, members = (other * count + mean * members) / (count + members), count + members
         pools.append((mean, members))
     means = [mean for mean, members in pools for _ in range(members)]
-    return [mean + offset for mean, offset in zip(means, offsets, strict=False)]
+    return {name: mean + offset for name, mean, offset in zip(wishes, means, offsets, strict=False)}
 
 
 # --- the drawing -----------------------------------------------------------------------------------------
