@@ -31,12 +31,13 @@ def generation(
 ) -> list[dict[str, Any]] | None:
     """Return the points of the next generation, in the order of the members; [] after the last.
 
-    It follows from the arguments alone. None: the previous generation has not ended.
+    It follows from the arguments alone; no generation follows one whose members all failed. None: the previous
+    generation has not ended.
     """
     population = sweep.population
     members = sweep.samples or 0
     past = len(before) // members
-    if past == population.generations or (past and not _alive(sweep, before[-members:], ended)):
+    if past == population.generations:
         return []
     until = min((past + 1) * population.every, population.epochs)
     if not past:
@@ -47,8 +48,10 @@ def generation(
     scores = _scores(sweep, last, ended)
     if scores is None:
         return None
+    if max(scores) == -math.inf:
+        return []
     chance = random.Random(f"{sweep.searcher.seed} {past}")
-    order = sorted(range(members), key=lambda member: -scores[member])
+    order = sorted(range(members), key=scores.__getitem__, reverse=True)
     share = max(1, members // _SHARE)
     best = [member for member in order[:share] if scores[member] > -math.inf]
     replaced = {member for member in range(members) if scores[member] == -math.inf} | set(order[-share:])
@@ -64,11 +67,6 @@ def generation(
             settings = new
         points.append(_point(sweep, until, schedule, settings))
     return points
-
-
-def _alive(sweep: Sweep, points: Sequence[Mapping[str, Any]], ended: Mapping[str, TrialResult]) -> bool:
-    scores = _scores(sweep, points, ended)
-    return scores is None or max(scores) > -math.inf
 
 
 def _scores(
