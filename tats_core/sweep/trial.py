@@ -55,6 +55,12 @@ class TrialResult:
     settings: dict[str, Any] = field(default_factory=dict)
     """What it sets in the pipeline, seeds included."""
 
+    @classmethod
+    def of(cls, trial: Trial, status: Status, **fields: Any) -> TrialResult:
+        """Return the result of a trial; `fields` are those that the trial does not know."""
+        settings = dict(trial.overrides)
+        return cls(trial.id, status, dict(trial.point), trial.seed, settings=settings, **fields)
+
     def save(self, folder: Path) -> None:
         """Write `trial.json` complete or not at all."""
         write_json(folder / _RESULT, asdict(self))
@@ -161,17 +167,9 @@ def run(
     except Exception as raised:  # noqa: BLE001 (a bug in one trial must not end the sweep)
         traceback.print_exc()
         error = f"{type(raised).__name__}: {raised} (a bug)"
-    return TrialResult(
-        id=trial.id,
-        status="failed" if error else "finished",
-        point=dict(trial.point),
-        seed=trial.seed,
-        metrics=metrics,
-        epochs=epochs.count,
-        seconds=epochs.training_seconds,
-        error=error,
-        settings=dict(trial.overrides),
-    )
+    status: Status = "failed" if error else "finished"
+    seconds = epochs.training_seconds
+    return TrialResult.of(trial, status, metrics=metrics, epochs=epochs.count, seconds=seconds, error=error)
 
 
 def _is_first(trial: Trial, folder: Path) -> bool:

@@ -31,7 +31,7 @@ from tats_core.sweep.search import Points
 from tats_core.sweep.spec import Asha, Sweep, Trial
 from tats_core.sweep.summary import Summary, results
 from tats_core.sweep.trainable import PipelineTrial
-from tats_core.sweep.trial import TrialResult
+from tats_core.sweep.trial import Status, TrialResult
 from tats_core.tracking import Tracker
 from tats_core.training.events import EventLog, read_events
 
@@ -227,11 +227,10 @@ class Recorder(tune.Callback):
         row = self.progress.rows.pop(trial.id, {})
         self.progress.running.pop(trial.id, None)
         if result is None:
-            result = TrialResult(
-                trial.id, "failed" if error else "stopped early", dict(trial.point), trial.seed,
-                {metric.name: row[metric.name] for metric in self.sweep.metrics if metric.name in row},
-                epochs=int(row.get("epoch", 0)), error=error, settings=dict(trial.overrides),
-            )  # fmt: skip
+            metrics = {metric.name: row[metric.name] for metric in self.sweep.metrics if metric.name in row}
+            status: Status = "failed" if error else "stopped early"
+            epochs = int(row.get("epoch", 0))
+            result = TrialResult.of(trial, status, metrics=metrics, epochs=epochs, error=error)
             result.save(folder)
         self.progress.ended[trial.id] = result
         stage = self.record.stages[trial.id]
