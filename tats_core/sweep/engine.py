@@ -50,11 +50,10 @@ def slots(sweep: Sweep) -> tuple[int, bool]:
     Raises:
         ResourceError: a trial needs more than there is.
     """
-    built = [graphs.build(sweep.load(sweep.trials_of(point)[0].overrides)) for point in sweep.examples()]
     instances = [
         instance
-        for graph in built
-        for instance in graph.instances.values()
+        for point in sweep.examples()
+        for instance in graphs.build(sweep.load(sweep.trials_of(point)[0].overrides)).instances.values()
         if instance.stage not in sweep.common
     ]
     cpus = max(instance.kind.cpus(instance.config) for instance in instances)

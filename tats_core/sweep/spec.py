@@ -222,13 +222,12 @@ class Sweep(StrictModel):
 
     def trials_of(self, point: Mapping[str, Any]) -> list[Trial]:
         """Return the trials of a point, one a seed."""
-        return [self._trial(point, seed) for seed in self.all_seeds]
-
-    def _trial(self, point: Mapping[str, Any], seed: int | None) -> Trial:
-        seeded = {} if seed is None else dict.fromkeys(self.seeds.keys, seed)
-        overrides = {**self.settings(point), **seeded}
-        identity = json.dumps([self.name, overrides], sort_keys=True)
-        return Trial(hashlib.sha256(identity.encode()).hexdigest()[:10], plain(point), seed, overrides)
+        trials = []
+        for seed in self.all_seeds:
+            seeded = {} if seed is None else dict.fromkeys(self.seeds.keys, seed)
+            overrides = {**self.settings(point), **seeded}
+            trials.append(Trial(_digest([self.name, overrides])[:10], plain(point), seed, overrides))
+        return trials
 
     def settings(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a point sets in the pipeline: its values, or the schedule of a population's member."""
@@ -331,8 +330,8 @@ class Sweep(StrictModel):
         digests: dict[str, str] = {}
         for instance in graph.instances.values():
             config = specs.identity(instance.config)
-            content = [instance.kind.name, config, sorted(digests[need] for need in instance.needs)]
-            digests[instance.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+            needs = sorted(digests[need] for need in instance.needs)
+            digests[instance.name] = _digest([instance.kind.name, config, needs])
         return frozenset(
             digests[name] for name, instance in graph.instances.items() if instance.stage not in self.common
         )
@@ -355,11 +354,7 @@ def load(
     raw = _override(specs.read(path), sets)
     options = {"samples": samples, "max_concurrent": max_concurrent}
     raw |= {key: value for key, value in options.items() if value is not None}
-    _refuse(source, _list_problems(raw))
-    if raw.get("name") not in (None, path.stem):
-        raise SpecError(f"{source}: name is '{raw['name']}', but the file's name calls it '{path.stem}'")
-    if path.stem in specs.names("pipelines"):
-        raise SpecError(f"{source}: there is a pipeline of the same name; rename one of the two")
+    _refuse(source, _file_problems(raw, path.stem))
     sweep = _sweep(raw, path.stem, source, tuple(sets))
     _refuse(source, chain.from_iterable(problems(sweep) for problems in _CHECKS))
     return sweep
@@ -422,6 +417,10 @@ def _override(raw: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
     return raw
 
 
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def plain(point: Mapping[str, Any]) -> Point:
     """Return a point without the history of a population's member."""
     return {key: value for key, value in point.items() if not isinstance(value, list)}
@@ -455,8 +454,8 @@ def _refuse(source: str, problems: Iterable[str]) -> None:
         raise SpecError(f"{source}: {problem}")
 
 
-def _list_problems(raw: Mapping[str, Any]) -> Iterator[str]:
-    """Problems of the space for which the type check has no plain sentence."""
+def _file_problems(raw: Mapping[str, Any], name: str) -> Iterator[str]:
+    """Problems of the space for which the type check has no plain sentence, and of the name."""
     space = raw.get("space")
     if not isinstance(space, Mapping) or not space:
         yield "space is empty; give at least one key of the pipeline with its values"
@@ -468,6 +467,10 @@ def _list_problems(raw: Mapping[str, Any]) -> Iterator[str]:
             yield f"space.{key} has no values; give at least one, or leave the key out"
         if isinstance(values, list) and len(set(map(json.dumps, values))) < len(values):
             yield f"space.{key} has the same value twice"
+    if raw.get("name") not in (None, name):
+        yield f"name is '{raw['name']}', but the file's name calls it '{name}'"
+    if name in specs.names("pipelines"):
+        yield "there is a pipeline of the same name; rename one of the two"
 
 
 def _space_problems(sweep: Sweep) -> Iterator[str]:
