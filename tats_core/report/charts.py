@@ -543,13 +543,10 @@ def _figure(
     return figure, all_axes
 
 
-def _panels(
-    count: int, width: float = 3.4, height: float = 2.8, more: float = 0.4
-) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, more: float = 0.4) -> tuple[Figure, list[Axes]]:
     columns = min(3, count)
     rows = -(-count // columns)
-    size = (max(6.5, width * columns), height * rows + more)
-    figure, all_axes = _figure(*size, rows=rows, columns=columns)
+    figure, all_axes = _figure(max(6.5, 3.4 * columns), 2.8 * rows + more, rows=rows, columns=columns)
     for axes in all_axes[count:]:
         axes.set_axis_off()
     return figure, all_axes[:count]
