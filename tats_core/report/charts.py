@@ -24,7 +24,7 @@ from tats_core.report.metrics import Metric
 from tats_core.report.results import STARTS, by_benchmark
 from tats_core.report.results import Row as Result
 from tats_core.report.sweeps import Row
-from tats_core.report.units import DASH, short, value_text
+from tats_core.report.units import DASH, cut, short, value_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -194,7 +194,7 @@ def confusion(confusion_CC: Counts, classes: Sequence[str], title: str) -> Figur
     from matplotlib.colors import PowerNorm
     from matplotlib.ticker import MaxNLocator
 
-    count, names = len(classes), [_cut(name) for name in classes]
+    count, names = len(classes), [cut(name, _NAME_LENGTH) for name in classes]
     named, points = count <= _NAMED_CLASSES, 8 if count <= _COUNTED_CLASSES else 6
     # In inches: the matrix; names (letters are 0.6 as wide as high) or numbers beside it; the list of pairs.
     side, beside, pairs = 10.0, 0.6, 4.0
@@ -584,10 +584,6 @@ def _legend(figure: Figure, names: Iterable[object], ncols: int = 6, **more: Any
             handles=handles, frameon=False, fontsize=9, loc="outside lower left", labelcolor=_C["ink"],
             ncols=min(len(handles), ncols), handlelength=3,
         )  # fmt: skip
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 1] + "…"
 
 
 def _broken(title: str) -> str:

@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Final, NamedTuple
 
 from tats_core.report import theme
-from tats_core.report.units import duration
+from tats_core.report.units import cut, duration
 
 _FEW = 3  # instances of a stage that are drawn one by one, unless the drawing would then have more than
 _BOXES = 10
@@ -54,7 +54,7 @@ class Node:
     def title(self) -> str:
         """The name as it is drawn."""
         times = f" × {self.count}" if self.count > 1 else ""
-        return _cut(self.name, _LONGEST - len(times)) + times
+        return cut(self.name, _LONGEST - len(times)) + times
 
     @property
     def subtitle(self) -> str:
@@ -245,10 +245,6 @@ def svg(nodes: Sequence[Node], *, title: str, standalone: bool = False) -> str:
     )
 
 
-def _cut(words: str, letters: int) -> str:
-    return words if len(words) <= letters else words[: letters - 1] + "…"
-
-
 def _edge(points: Sequence[tuple[float, float]], short_by: float) -> str:
     *inner, (x, y) = points
     end = y - 6 - short_by  # room for the arrow's head
@@ -274,7 +270,7 @@ def _drawn(node: Node, box: Box) -> str:
         f'<text class="t-text" x="{middle:.1f}" y="{top + 27:.1f}" text-anchor="middle" font-size="14" '
         f'font-weight="600">{html.escape(node.title)}</text>'
         f'<text class="{"t-bad" if bad else "t-soft"}" x="{middle:.1f}" y="{top + 44:.1f}"'
-        f' text-anchor="middle" font-size="12">{html.escape(_cut(node.subtitle, _LONGEST + 8))}</text></g>'
+        f' text-anchor="middle" font-size="12">{html.escape(cut(node.subtitle, _LONGEST + 8))}</text></g>'
     )
 
 

@@ -34,6 +34,7 @@ _NOTHING = 128  # grey where a map has no value
 _GREY = "#5A5A5A"
 _GIF_STEPS = 40  # of a GIF's 256 colours, for each colour scale
 _GIF_GREYS = 16  # for letters
+_GIF_MILLISECONDS = 180  # how long a frame stays
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,6 @@ class _Scale:
         pixels_XC: Pixels = (colours_XC * 255).round().astype(np.uint8)
         pixels_XC[~known_X] = _NOTHING
         return pixels_XC
-
-    def ticks(self) -> list[tuple[float, str]]:
-        """Return `(position from 0 to 1, text)` of the numbers under the scale."""
-        ends = [(0.0, _short(self.low)), (1.0, _short(self.high))]
-        return [ends[0], (0.5, "0"), ends[1]] if self.low < 0 else ends
 
 
 @dataclass(frozen=True)
@@ -134,10 +130,10 @@ def mask_grid(picture: Picture, *, title: str, remark: str = "") -> Image.Image:
     return grid
 
 
-def mask_gif(picture: Picture, path: Path, *, title: str, remark: str = "", milliseconds: int = 180) -> None:
+def mask_gif(picture: Picture, path: Path, *, title: str, remark: str = "") -> None:
     """Write the same pictures side by side as an endless GIF, one video frame after the other.
 
-    Arguments as for `mask_grid`; `milliseconds` is how long a frame stays.
+    Arguments as for `mask_grid`.
     """
     rows = _rows(picture)
     scale = _enlargement(picture.frames_THWC)
@@ -160,7 +156,7 @@ def mask_gif(picture: Picture, path: Path, *, title: str, remark: str = "", mill
             canvas.paste(_enlarged(row.pixels_THWC[frame], scale), (column * (width + _GAP), _TOP))
         pictures.append(canvas.quantize(palette=palette, dither=Image.Dither.NONE))
     path.parent.mkdir(parents=True, exist_ok=True)
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=_GIF_MILLISECONDS, loop=0)
 
 
 def _palette(rows: Sequence[_Row]) -> Image.Image:
@@ -255,9 +251,10 @@ def _bar(draw: ImageDraw.ImageDraw, canvas: Image.Image, scale: _Scale, x: int, 
     width, height = _BAR
     colours = scale.paint(np.linspace(scale.low, scale.high, width))
     canvas.paste(Image.fromarray(np.repeat(colours[None], height, axis=0)), (x, y))
-    for share, text in scale.ticks():
-        anchor = {0.0: "la", 0.5: "ma", 1.0: "ra"}[share]
-        draw.text((x + share * width, y + height + 2), text, fill=_GREY, font=_font(10), anchor=anchor)
+    middle = [(0.5, "ma", 0.0)] if scale.low < 0 else []
+    for share, anchor, value in ((0.0, "la", scale.low), *middle, (1.0, "ra", scale.high)):
+        corner = (x + share * width, y + height + 2)
+        draw.text(corner, _short(value), fill=_GREY, font=_font(10), anchor=anchor)
 
 
 def _short(value: float) -> str:

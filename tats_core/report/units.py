@@ -39,6 +39,11 @@ def value_text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def cut(words: str, letters: int) -> str:
+    """Return at most so many letters of a text."""
+    return words if len(words) <= letters else words[: letters - 1] + "…"
+
+
 def duration(seconds: float) -> str:
     """Return a length of time in its two largest units: `0.4 s`, `3 min 20 s`, `2 d 3 h`.
 
