@@ -16,23 +16,22 @@ from typing import Any
 
 from tats_core.errors import SpecError
 from tats_core.pipeline.spec import Scalar
-from tats_core.sweep.space import Point, Range, Space
+from tats_core.sweep.space import TRIES, Point, Range, Space
 from tats_core.sweep.spec import Sweep, schedule_entry
 from tats_core.sweep.trial import TrialResult
 
 _SHARE = 4  # a quarter of the members is replaced, and a quarter is copied
 _REDRAWN = 0.25  # how often a copied setting is drawn again instead of moved a little
 _FACTORS = (0.8, 1.2)
-_TRIES = 1000
 
 
 def generation(
     sweep: Sweep, before: Sequence[Mapping[str, Any]], ended: Mapping[str, TrialResult]
 ) -> list[dict[str, Any]] | None:
-    """Return the points of the next generation, in the order of the members; [] after the last.
+    """Return the points of the next generation, in the order of the members.
 
-    It follows from the arguments alone; no generation follows one whose members all failed. None: the previous
-    generation has not ended.
+    It follows from the arguments alone. []: none follows the last, nor one whose members all failed. None:
+    the previous generation has not ended.
     """
     population = sweep.population
     members = sweep.samples or 0
@@ -95,7 +94,7 @@ def _explored(space: Space, settings: Mapping[str, Any], chance: random.Random) 
     Raises:
         SpecError: the constraints allow none.
     """
-    for _ in range(_TRIES):
+    for _ in range(TRIES):
         drawn = space.draw(chance)
         point: Point = {}
         for key in space.order:

@@ -28,13 +28,12 @@ from optuna.trial import TrialState, create_trial
 
 from tats_core.errors import StoreError
 from tats_core.sweep.population import generation
-from tats_core.sweep.space import Point, Range
+from tats_core.sweep.space import TRIES, Point, Range
 from tats_core.sweep.spec import Pbt, Sweep, Trial
 from tats_core.sweep.trial import STUDY, TrialResult
 from tats_core.training.events import cut_torn_line
 
 _ASKS = 50  # proposals of Optuna without an allowed and new point, before a point is drawn at random
-_DRAWS = 1000
 _NAME = "points"
 _POINT = "point"  # the attribute of an Optuna trial that holds the point, with a member's schedule
 
@@ -151,7 +150,7 @@ class Points:
                 return [point]
             study.tell(trial, state=TrialState.FAIL)
         chance = random.Random(seed)
-        drawn = (space.draw(chance) for _ in range(_DRAWS))
+        drawn = (space.draw(chance) for _ in range(TRIES))
         new = list(islice((point for point in drawn if point not in self._known), 1))
         for point in new:
             self._add(point)

@@ -22,6 +22,9 @@ from tats_core.specs import StrictModel
 Point = dict[str, Scalar | None]
 """Dotted key → value, of the keys that apply."""
 
+TRIES = 1000
+"""How many points are drawn before it is said that none fits."""
+
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le, ">=": operator.ge, "==": operator.eq, "!=": operator.ne, "<": operator.lt,
     ">": operator.gt,
@@ -179,14 +182,14 @@ class Space:
                     if self.allowed(point):
                         yield point
 
-    def draw(self, chance: random.Random, tries: int = 1000) -> Point:
+    def draw(self, chance: random.Random) -> Point:
         """Draw a point that the constraints allow.
 
         Raises:
-            SpecError: none of `tries` points is allowed.
+            SpecError: none of `TRIES` points is allowed.
         """
-        for _ in range(tries):
+        for _ in range(TRIES):
             point = self.reduced({key: values.draw(chance) for key, values in self.values.items()})
             if self.allowed(point):
                 return point
-        raise SpecError(f"the constraints allow none of {tries} points that were drawn; loosen them")
+        raise SpecError(f"the constraints allow none of {TRIES} points that were drawn; loosen them")
