@@ -180,7 +180,7 @@ def sweep(trials: int = 200) -> None:
         path.write_text(yaml.safe_dump(described), encoding="utf-8")
         loaded = sweeps.load(str(path), samples=trials, max_concurrent=1)
         outcome = engine.run(loaded, Path(name) / "home", resume=False, ui=Watching())
-        assert all(trial.status == "finished" for trial in outcome.trials)
+        assert all(trial.status == "finished" for trial in outcome.summary.trials)
     quarter = trials // 4
     for what, (first, last) in {"first": (1, quarter), "last": (trials - quarter, trials)}.items():
         taken = (ended[last][0] - ended[first][0]) / (last - first)

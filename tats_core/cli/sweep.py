@@ -174,7 +174,7 @@ def _conclude(sweep: Sweep, outcome: Outcome, again: str, home: Path, as_json: b
     if as_json:
         typer.echo(json.dumps({**summary.values(), "stopped": outcome.stopped}, indent=2))
     elif not outcome.stopped:
-        if outcome.before == len(outcome.trials):
+        if outcome.before == len(summary.trials):
             typer.echo(
                 f"all {outcome.before} trials of {sweep.name} had ended before; nothing was left to do"
             )

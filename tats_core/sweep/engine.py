@@ -38,11 +38,6 @@ class Outcome:
     before: int = 0
     """Trials that had ended before a resume."""
 
-    @property
-    def trials(self) -> list[TrialResult]:
-        """The trials that have ended."""
-        return self.summary.trials
-
 
 def slots(sweep: Sweep) -> tuple[int, bool]:
     """Return how many trials run side by side, and whether each trains in its own process.
