@@ -33,7 +33,7 @@ from tats_core.report.metrics import (
 )
 from tats_core.report.sweeps import Estimate
 from tats_core.report.table import Table, latex_text
-from tats_core.report.units import DASH, interval, number
+from tats_core.report.units import DASH, number
 from tats_core.specs import NO_RESULT, REHEARSAL
 
 Row = Mapping[str, Any]
@@ -198,8 +198,8 @@ def _over_folds(rows: Sequence[Row], metrics: Sequence[Metric]) -> list[Row]:
         texts = {}
         for metric in metrics:
             values = [row[metric.key] for row in folds if row.get(metric.key) is not None]
-            if values and (estimate := Estimate.of(values)):
-                texts[metric.key] = estimate.text(metric.digits)
+            if values:
+                texts[metric.key] = Estimate.of(values).text(metric.digits)
         means.append({"benchmark": benchmark, "init": init, "fold": f"mean of {len(folds)}", "texts": texts})
     return means
 
@@ -315,7 +315,8 @@ def _cell(row: Row, metric: Metric) -> str:
     if metric.key in row.get("texts", {}):
         return str(row["texts"][metric.key])
     if metric.key == "interval":
-        return interval(row.get("low"), row.get("high"))
+        low, high = row.get("low"), row.get("high")
+        return DASH if low is None or high is None else f"{low:.1f}–{high:.1f}"
     return number(row.get(metric.key), metric.digits)
 
 

@@ -29,10 +29,10 @@ class Estimate:
     seeds: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate | None:
-        """Return the estimate of one or more values, None of none."""
-        if len(values) < 2:
-            return cls(values[0], None, 1) if values else None
+    def of(cls, values: Sequence[float]) -> Estimate:
+        """Return the estimate of one or more values."""
+        if len(values) == 1:
+            return cls(values[0], None, 1)
         half = _quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
         return cls(fmean(values), half, len(values))
 
@@ -71,26 +71,24 @@ def rows(trials: Sequence[Trial], metrics: Sequence[str], baseline: Mapping[str,
     """
     points: dict[str, list[Trial]] = {}
     for trial in trials:
-        points.setdefault(_name(trial["point"]), []).append(trial)
+        points.setdefault(name_of(trial["point"]), []).append(trial)
     table = []
     bases = [
         members[0]["point"] for members in points.values() if baseline.items() <= members[0]["point"].items()
     ]
     for name, members in points.items():
         point = members[0]["point"]
-        base = _name(_baseline_point(point, baseline, points, bases))
+        base = name_of(_baseline_point(point, baseline, points, bases))
         rivals = points.get(base, []) if baseline and name != base else []
         values, gains = {}, {}
         for key in metrics:
             measured, others = _by_seed(members, key), _by_seed(rivals, key)
-            values[key] = Estimate.of(list(measured.values()))
-            gains[key] = Estimate.of([measured[seed] - others[seed] for seed in measured if seed in others])
-        table.append(Row(point, _known(values), _known(gains), len(members)))
+            if measured:
+                values[key] = Estimate.of(list(measured.values()))
+            if differences := [measured[seed] - others[seed] for seed in measured if seed in others]:
+                gains[key] = Estimate.of(differences)
+        table.append(Row(point, values, gains, len(members)))
     return table
-
-
-def _known(estimates: Mapping[str, Estimate | None]) -> dict[str, Estimate]:
-    return {key: estimate for key, estimate in estimates.items() if estimate is not None}
 
 
 def _baseline_point(
@@ -106,13 +104,14 @@ def _baseline_point(
         bases: the points that have the baseline's values.
     """
     wanted = {**point, **baseline}
-    if _name(wanted) in points:
+    if name_of(wanted) in points:
         return wanted
     fitting = [other for other in bases if all(wanted.get(key) == value for key, value in other.items())]
     return max(fitting, key=len, default=wanted)
 
 
-def _name(point: Mapping[str, Any]) -> str:
+def name_of(point: Mapping[str, Any]) -> str:
+    """Return what is the same for equal points alone."""
     return json.dumps(point, sort_keys=True)
 
 

@@ -15,11 +15,6 @@ def number(value: float | None, digits: int = 1) -> str:
     return DASH if value is None else f"{value:.{digits}f}"
 
 
-def interval(low: float | None, high: float | None) -> str:
-    """Return the ends of an interval as `35.6–54.8`."""
-    return DASH if low is None or high is None else f"{low:.1f}–{high:.1f}"
-
-
 def short(value: float) -> str:
     """Return a number with three significant digits: `0.523`, `12.5`, `1,200`, `4e-5`."""
     if value == 0:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -213,12 +212,8 @@ def results(folder: Path) -> list[TrialResult]:
         return trials
     from tats_core.sweep.search import read_points  # here: Optuna is slow to import
 
-    order = {_identity(plain(point)): number for number, point in enumerate(read_points(folder))}
-    return sorted(trials, key=lambda trial: order.get(_identity(trial.point), len(order)))
-
-
-def _identity(point: Mapping[str, Any]) -> str:
-    return json.dumps(point, sort_keys=True)
+    order = {sweeps.name_of(plain(point)): number for number, point in enumerate(read_points(folder))}
+    return sorted(trials, key=lambda trial: order.get(sweeps.name_of(trial.point), len(order)))
 
 
 def busy_of(folder: Path) -> float | None:

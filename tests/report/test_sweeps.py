@@ -18,7 +18,6 @@ def trial(value, seed=0, status="finished", **point):
 def test_the_interval_is_students() -> None:
     # mean 2, s = 1, t(2) = 4.30265: 4.30265 / sqrt(3)
     estimate = sweeps.Estimate.of([1.0, 2.0, 3.0])
-    assert estimate is not None
     assert estimate.mean == 2
     assert estimate.half == pytest.approx(2.48414, abs=1e-5)
     assert sweeps.Estimate.of([5.0]) == sweeps.Estimate(5.0, None, 1)
