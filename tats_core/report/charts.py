@@ -414,7 +414,8 @@ def parallel(rows: Sequence[Row], keys: Sequence[Key], metrics: Sequence[Metric]
                 words, (index, height), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8,
                 color=_C["ink"], bbox=box,
             )  # fmt: skip
-    axes.set_xticks(range(len(columns)), [_broken(named.title) for named in (*keys, *metrics)])
+    titles = [*(key.title for key in keys), *(metric.title for metric in metrics)]
+    axes.set_xticks(range(len(columns)), [_broken(title) for title in titles])
     axes.tick_params(axis="x", length=0, labelsize=8.5)
     axes.set(yticks=[], xlim=(-0.1, len(columns) - 0.55))
     axes.spines[:].set_visible(False)

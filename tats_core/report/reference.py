@@ -61,7 +61,7 @@ def _keys(members: Sequence[type[BaseModel]], values: object, prefix: str) -> It
         attribute = next(key for key, other in owner.model_fields.items() if other is field)
         if isinstance(values, owner):
             default = getattr(values, attribute)
-        annotation = Union[tuple(other.annotation for _, other in owners)]  # noqa: UP007
+        annotation: object = Union[tuple(other.annotation for _, other in owners)]  # noqa: UP007
         below = list(dict.fromkeys(model for _, other in owners for model in choices(other)))
         if get_origin(field.annotation) is dict:
             below = []

@@ -117,7 +117,7 @@ def _moved(values: Range, value: Any, chance: random.Random) -> Scalar | None:
         neighbour = listed.index(value) + chance.choice((-1, 1))
         return listed[min(max(neighbour, 0), len(listed) - 1)]
     factor = chance.choice(_FACTORS)
-    moved = value * factor
+    moved: float = value * factor
     if values.int_:
         step = max(1, round(abs(value * (factor - 1))))
         moved = value + (step if factor > 1 else -step)
