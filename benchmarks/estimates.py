@@ -231,8 +231,8 @@ def _process(what: str, row: str, data: Path, steps: int = 0) -> float:
 def line(row: str, data: Path, steps: int, rounds: int) -> list[str]:
     """Return the cells of a row, of processes in turn."""
     recipe, _ = _recipe(row)
-    said, found = arithmetic.step_memory(recipe, 1, CLASSES).total / 2**20, _process("memory", row, data)
-    cells = [f"{said:,.0f}", f"{found:,.0f}", f"{said / found:.2f}"]
+    expected, held = arithmetic.step_memory(recipe, 1, CLASSES).total / 2**20, _process("memory", row, data)
+    cells = [f"{expected:,.0f}", f"{held:,.0f}", f"{expected / held:.2f}"]
     if rounds:
         pairs = [
             (_process("estimated", row, data), _process("real", row, data, steps)) for _ in range(rounds)
