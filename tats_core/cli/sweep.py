@@ -262,7 +262,8 @@ class LiveUI(QuietUI):
         for heading in ("trial", "values", "epoch"):
             table.add_column(heading)
         for name, trial in progress.running.items():
-            table.add_row(name, self.sweep.label(trial), f"{progress.rows.get(name, {}).get('epoch', 0):.0f}")
+            label = self.sweep.label(trial.point, trial.seed)
+            table.add_row(name, label, f"{progress.rows.get(name, {}).get('epoch', 0):.0f}")
         self.live.update(table)
 
     def close(self) -> None:

@@ -274,11 +274,11 @@ class Sweep(StrictModel):
         until = [f"{self.population.stage}.until"] if isinstance(self.searcher, Pbt) else []
         return [*until, *self.choices]
 
-    def label(self, trial: Trial) -> str:
-        """Return a short name for a trial: `mask_ratio=0.9 kind=tats seed=1`."""
+    def label(self, point: Mapping[str, Any], seed: int | None = None) -> str:
+        """Return a short name for a point, or for a trial of it: `mask_ratio=0.9 kind=tats seed=1`."""
         names = short_keys(self.keys)
-        values = [f"{names[key]}={value_text(value)}" for key, value in trial.point.items()]
-        return " ".join([*values, *([] if trial.seed is None else [f"seed={trial.seed}"])])
+        words = [f"{names[key]}={value_text(value)}" for key, value in point.items()]
+        return " ".join(words if seed is None else [*words, f"seed={seed}"])
 
     # --- the pipeline of a trial -----------------------------------------------------------------------
 

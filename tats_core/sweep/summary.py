@@ -20,7 +20,6 @@ from tats_core.pipeline import spec as pipelines
 from tats_core.report import sweeps
 from tats_core.report.metrics import Metric
 from tats_core.report.table import Table
-from tats_core.report.units import short_keys, value_text
 from tats_core.stages import KINDS
 from tats_core.sweep.spec import Sweep, plain
 from tats_core.sweep.trial import STUDY, TrialResult
@@ -105,11 +104,7 @@ class Summary:
         """The best point in a sentence, or those that are equally good; "" where there is none."""
         if not self.best:
             return ""
-        metric, names = self.objective, short_keys(self.sweep.keys)
-        points = [
-            " ".join(f"{names[key]}={value_text(value)}" for key, value in row.point.items())
-            for row in self.best
-        ]
+        metric, points = self.objective, [self.sweep.label(row.point) for row in self.best]
         best = self.best[0].values[metric.key]
         if len(points) == 1:
             return f"best {metric.title}: {best.text(metric.digits)} with {points[0]}"

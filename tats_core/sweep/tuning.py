@@ -92,7 +92,7 @@ class Recorder(tune.Callback):
 
     def _stage(self, trial: Trial) -> StageRecord:
         values = {key: str(value) for key, value in trial.overrides.items()}
-        stage = StageRecord(trial.id, self.sweep.label(trial), "trial", values, [])
+        stage = StageRecord(trial.id, self.sweep.label(trial.point, trial.seed), "trial", values, [])
         before = self.progress.ended.get(trial.id)
         if before is not None:
             stage.status = "failed" if before.status == "failed" else "finished"
