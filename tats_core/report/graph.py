@@ -100,17 +100,14 @@ class Layout(NamedTuple):
 
 def fold(instances: Iterable[Instance]) -> list[Node]:
     """Return the boxes for these instances: those of a stage with many of them form a stack."""
-    stages: dict[str, list[Instance]] = {}
-    for instance in instances:
-        stages.setdefault(instance.stage, []).append(instance)
-    few = _FEW
-    if sum(len(members) if len(members) <= few else 1 for members in stages.values()) > _BOXES:
-        few = 1
-    groups = {
-        name: group
-        for stage, members in stages.items()
-        for name, group in ([(i.name, [i]) for i in members] if len(members) <= few else [(stage, members)])
-    }
+    instances = list(instances)
+    sizes = Counter(instance.stage for instance in instances)
+    few = _FEW if sum(size if size <= _FEW else 1 for size in sizes.values()) <= _BOXES else 1
+    stages = list(sizes)
+    groups: dict[str, list[Instance]] = {}
+    for instance in sorted(instances, key=lambda instance: stages.index(instance.stage)):
+        name = instance.name if sizes[instance.stage] <= few else instance.stage
+        groups.setdefault(name, []).append(instance)
     box = {instance.name: name for name, members in groups.items() for instance in members}
     nodes = []
     for name, members in groups.items():
