@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import fmean, stdev
@@ -78,7 +78,12 @@ def rows(trials: Sequence[Trial], metrics: Sequence[str], baseline: Mapping[str,
     ]
     for name, members in points.items():
         point = members[0]["point"]
-        base = name_of(_baseline_point(point, baseline, points, bases))
+        wanted = {**point, **baseline}
+        if name_of(wanted) not in points:
+            # A key that does not apply beside the baseline's values is not in the baseline's point.
+            fitting = [other for other in bases if all(wanted.get(key) == other[key] for key in other)]
+            wanted = max(fitting, key=len, default=wanted)
+        base = name_of(wanted)
         rivals = points.get(base, []) if baseline and name != base else []
         values, gains = {}, {}
         for key in metrics:
@@ -89,25 +94,6 @@ def rows(trials: Sequence[Trial], metrics: Sequence[str], baseline: Mapping[str,
                 gains[key] = Estimate.of(differences)
         table.append(Row(point, values, gains, len(members)))
     return table
-
-
-def _baseline_point(
-    point: Mapping[str, Any],
-    baseline: Mapping[str, Any],
-    points: Container[str],
-    bases: Sequence[Mapping[str, Any]],
-) -> Mapping[str, Any]:
-    """Return the point that has the baseline's values; keys that do not apply there are not in it.
-
-    Args:
-        points: the names of all points.
-        bases: the points that have the baseline's values.
-    """
-    wanted = {**point, **baseline}
-    if name_of(wanted) in points:
-        return wanted
-    fitting = [other for other in bases if all(wanted.get(key) == value for key, value in other.items())]
-    return max(fitting, key=len, default=wanted)
 
 
 def name_of(point: Mapping[str, Any]) -> str:
