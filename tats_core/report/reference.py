@@ -6,6 +6,7 @@ import textwrap
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
@@ -56,7 +57,10 @@ def _keys(members: Sequence[type[BaseModel]], values: object, prefix: str) -> It
             fields.setdefault(field.alias or name, []).append((member, field))
     for name, owners in fields.items():
         owner, field = next((pair for pair in owners if isinstance(values, pair[0])), owners[0])
-        of = f" (of {', '.join(_kinds(owners))})" if len(owners) < len(members) else ""
+        of = ""
+        if len(owners) < len(members):
+            kinds = (get_args(model.model_fields["kind"].annotation) for model, _ in owners)
+            of = f" (of {', '.join(chain.from_iterable(kinds))})"
         default = field.get_default(call_default_factory=True)
         attribute = next(key for key, other in owner.model_fields.items() if other is field)
         if isinstance(values, owner):
@@ -71,10 +75,6 @@ def _keys(members: Sequence[type[BaseModel]], values: object, prefix: str) -> It
         if below:
             element = "[]" if get_origin(field.annotation) in (tuple, list) else ""
             yield from _keys(below, default, f"{prefix}{name}{element}.")
-
-
-def _kinds(owners: Sequence[tuple[type[BaseModel], FieldInfo]]) -> list[str]:
-    return [str(kind) for owner, _ in owners for kind in get_args(owner.model_fields["kind"].annotation)]
 
 
 def _description(model: type[BaseModel], name: str) -> str:

@@ -40,11 +40,8 @@ STEP_SECONDS = "step_seconds"
 _CHECKED_POINTS = 200
 
 
-def _as_list(value: object) -> object:
-    return value if isinstance(value, list) else [value]
-
-
 Values = Annotated[tuple[Scalar | None, ...], Field(min_length=1)]
+OneOrMore = Annotated[Values, BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
 
 
 class Seeds(StrictModel):
@@ -144,7 +141,7 @@ class Sweep(StrictModel):
         description="STAGE.KEY → list of the values that are tried, or `{uniform: [a, b]}`, "
         "`{loguniform: [a, b]}`, `{int: [a, b]}`, `{choice: [a, b]}`",
     )
-    conditions: dict[str, dict[str, Annotated[Values, BeforeValidator(_as_list)]]] = Field(
+    conditions: dict[str, dict[str, OneOrMore]] = Field(
         default_factory=dict,
         alias="where",
         description="keys (`*` stands for any end) that apply only beside these values of other keys",
