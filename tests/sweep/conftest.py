@@ -73,6 +73,19 @@ class Swept:
         ).save()
 
 
+class Silent:
+    """Displays nothing."""
+
+    def started(self, sweep, progress) -> None:
+        pass
+
+    def changed(self, progress) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def measured(sweep: Sweep, trial: Trial) -> dict[str, float]:
     """Every metric: 10 for random, 20 and 30 for the other samplers, and the seed."""
     rank = ("random", "adaptive", "tats").index(str(trial.point.get(KIND, "random")))

@@ -10,6 +10,7 @@ import pytest
 import ray
 
 from tats_core.sweep import engine, spec
+from tests.sweep.conftest import Silent
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -25,16 +26,13 @@ TINY = (
 )
 
 
-class Watching:
+class Watching(Silent):
     """Looks at the cluster after the last trial, before it is gone."""
 
     def __init__(self) -> None:
         self.free = self.all = 0.0
         self.killed = False
         self.kill_one = False
-
-    def started(self, sweep, progress) -> None:
-        pass
 
     def changed(self, progress) -> None:
         if self.kill_one and not self.killed and any(row["epoch"] >= 2 for row in progress.rows.values()):

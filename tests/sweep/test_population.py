@@ -17,6 +17,7 @@ from tats_core.sweep.population import generation
 from tats_core.sweep.summary import Summary
 from tats_core.sweep.trial import TrialResult
 from tats_core.training.events import read_events
+from tests.sweep.conftest import Silent
 
 SWEEP = """
 name: bred
@@ -184,17 +185,6 @@ TINY = (
     "searcher.every=2",
     "samples=2",
 )
-
-
-class Silent:
-    def started(self, sweep, progress) -> None:
-        pass
-
-    def changed(self, progress) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.mark.slow
