@@ -67,10 +67,9 @@ def of(summary: Summary, folder: Path) -> tuple[list[Plot], list[str]]:
         for name, title in short_keys(list(choices)).items()
         if len({repr(row.point[name]) for row in rows if name in row.point}) > 1
     ]
-    numeric, words = (
-        [key for key in keys if key.values and charts.are_numbers(key.values) is wanted]
-        for wanted in (True, False)
-    )
+    listed = [key for key in keys if key.values]
+    numeric = [key for key in listed if charts.are_numbers(key.values)]
+    words = [key for key in listed if key not in numeric]
     measured = {name for row in rows for name in row.values}
     outcome = Outcome(
         summary,
@@ -116,9 +115,9 @@ def _learning(outcome: Outcome) -> list[Plot]:
         for name, points in _curves(outcome.folder / "trials" / trial.id).items():
             if len(points) > 1:
                 panels.setdefault(name, []).append(Curve.of(trial.point.get(series.name), points))
-    wanted = [summary.sweep.scheduler.metric, *(name for name in panels if name.endswith(".loss"))]
-    wanted += [metric.key for metric in summary.metrics]
-    drawn = {name: panels[name] for name in wanted if name in panels}
+    names = [summary.sweep.scheduler.metric, *(name for name in panels if name.endswith(".loss"))]
+    names += [metric.key for metric in summary.metrics]
+    drawn = {name: panels[name] for name in names if name in panels}
     if not drawn:
         raise Missing("Learning curves: no trial logged a metric more than once.")
     drawn = {name: drawn[name] for name in list(drawn)[:_PANELS]}

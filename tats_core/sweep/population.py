@@ -40,8 +40,8 @@ def generation(
         return []
     until = min((past + 1) * population.every, population.epochs)
     if not past:
-        chance = random.Random(f"{sweep.searcher.seed}")
-        drawn = [sweep.space.draw(chance) for _ in range(members)]
+        rng = random.Random(f"{sweep.searcher.seed}")
+        drawn = [sweep.space.draw(rng) for _ in range(members)]
         return [_point(sweep, until, [schedule_entry(population.stage, 0, point)], point) for point in drawn]
     last = before[-members:]
     scores = _scores(sweep, last, ended)
@@ -49,18 +49,18 @@ def generation(
         return None
     if max(scores) == -math.inf:
         return []
-    chance = random.Random(f"{sweep.searcher.seed} {past}")
+    rng = random.Random(f"{sweep.searcher.seed} {past}")
     order = sorted(range(members), key=scores.__getitem__, reverse=True)
     share = max(1, members // _SHARE)
     best = [member for member in order[:share] if scores[member] > -math.inf]
     replaced = {member for member in range(members) if scores[member] == -math.inf} | set(order[-share:])
     points = []
     for member, old in enumerate(last):
-        parent = last[chance.choice(best)] if member in replaced else old
+        parent = last[rng.choice(best)] if member in replaced else old
         settings = {key: parent[key] for key in sweep.space.values if key in parent}
         schedule = list(parent[f"{population.stage}.schedule"])
         if member in replaced:
-            new = _explored(sweep.space, settings, chance)
+            new = _explored(sweep.space, settings, rng)
             moved = {key: value for key, value in new.items() if settings.get(key, ...) != value}
             schedule.append(schedule_entry(population.stage, past * population.every, moved))
             settings = new
@@ -88,21 +88,21 @@ def _point(
     return {f"{stage}.until": until, **settings, f"{stage}.schedule": schedule}
 
 
-def _explored(space: Space, settings: Mapping[str, Any], chance: random.Random) -> Point:
+def _explored(space: Space, settings: Mapping[str, Any], rng: random.Random) -> Point:
     """Return different settings near these.
 
     Raises:
         SpecError: the constraints allow none.
     """
     for _ in range(TRIES):
-        drawn = space.draw(chance)
+        drawn = space.draw(rng)
         point: Point = {}
         for key in space.order:
             if space.applies(key, point):
-                redrawn = key not in settings or chance.random() < _REDRAWN
+                redrawn = key not in settings or rng.random() < _REDRAWN
                 if redrawn and key not in drawn:
                     break  # it applies here, but not beside the values that were drawn
-                point[key] = drawn[key] if redrawn else _moved(space.values[key], settings[key], chance)
+                point[key] = drawn[key] if redrawn else _moved(space.values[key], settings[key], rng)
         else:
             point = space.reduced(point)
             if point != settings and space.allowed(point):
@@ -110,13 +110,13 @@ def _explored(space: Space, settings: Mapping[str, Any], chance: random.Random) 
     raise SpecError(f"the constraints allow nothing near {dict(settings)}; loosen them")
 
 
-def _moved(values: Range, value: Any, chance: random.Random) -> Scalar | None:
+def _moved(values: Range, value: Any, rng: random.Random) -> Scalar | None:
     """Return a value near `value`: times 0.8 or 1.2 in a range, a neighbour in a list."""
     if values.ends is None:
         listed = values.examples
-        neighbour = listed.index(value) + chance.choice((-1, 1))
+        neighbour = listed.index(value) + rng.choice((-1, 1))
         return listed[min(max(neighbour, 0), len(listed) - 1)]
-    factor = chance.choice(_FACTORS)
+    factor = rng.choice(_FACTORS)
     moved: float = value * factor
     if values.int_:
         step = max(1, round(abs(value * (factor - 1))))

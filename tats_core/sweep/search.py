@@ -149,8 +149,8 @@ class Points:
                 trial.set_user_attr(_POINT, point)
                 return [point]
             study.tell(trial, state=TrialState.FAIL)
-        chance = random.Random(seed)
-        drawn = (space.draw(chance) for _ in range(TRIES))
+        rng = random.Random(seed)
+        drawn = (space.draw(rng) for _ in range(TRIES))
         new = list(islice((point for point in drawn if point not in self._known), 1))
         for point in new:
             self._add(point)
@@ -187,13 +187,13 @@ def outcome(
     return TrialState.COMPLETE, [fmean(metrics[name] for metrics in complete) for name in objectives]
 
 
-def _suggest(trial: optuna.Trial, key: str, among: BaseDistribution) -> Any:
-    if isinstance(among, FloatDistribution):
-        return trial.suggest_float(key, among.low, among.high, log=among.log)
-    if isinstance(among, IntDistribution):
-        return trial.suggest_int(key, among.low, among.high)
-    assert isinstance(among, CategoricalDistribution)
-    return trial.suggest_categorical(key, among.choices)
+def _suggest(trial: optuna.Trial, key: str, values: BaseDistribution) -> Any:
+    if isinstance(values, FloatDistribution):
+        return trial.suggest_float(key, values.low, values.high, log=values.log)
+    if isinstance(values, IntDistribution):
+        return trial.suggest_int(key, values.low, values.high)
+    assert isinstance(values, CategoricalDistribution)
+    return trial.suggest_categorical(key, values.choices)
 
 
 def distribution(values: Range) -> BaseDistribution:

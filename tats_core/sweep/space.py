@@ -64,17 +64,17 @@ class Range(StrictModel):
         """The lowest and the highest value; None of a list."""
         return self.uniform or self.loguniform or self.int_
 
-    def draw(self, chance: random.Random) -> Scalar | None:
+    def draw(self, rng: random.Random) -> Scalar | None:
         """Return one value."""
         if self.uniform:
-            return chance.uniform(*self.uniform)
+            return rng.uniform(*self.uniform)
         if self.loguniform:
             low, high = map(math.log, self.loguniform)
-            return math.exp(chance.uniform(low, high))
+            return math.exp(rng.uniform(low, high))
         if self.int_:
-            return chance.randint(*self.int_)
+            return rng.randint(*self.int_)
         assert self.choice
-        return chance.choice(self.choice)
+        return rng.choice(self.choice)
 
     @property
     def examples(self) -> tuple[Scalar | None, ...]:
@@ -182,14 +182,14 @@ class Space:
                     if self.allowed(point):
                         yield point
 
-    def draw(self, chance: random.Random) -> Point:
+    def draw(self, rng: random.Random) -> Point:
         """Draw a point that the constraints allow.
 
         Raises:
             SpecError: none of `TRIES` points is allowed.
         """
         for _ in range(TRIES):
-            point = self.reduced({key: values.draw(chance) for key, values in self.values.items()})
+            point = self.reduced({key: values.draw(rng) for key, values in self.values.items()})
             if self.allowed(point):
                 return point
         raise SpecError(f"the constraints allow none of {TRIES} points that were drawn; loosen them")

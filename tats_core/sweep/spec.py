@@ -249,9 +249,9 @@ class Sweep(StrictModel):
         """Return the points known before the start: all of a grid, random ones, else []."""
         if self.searcher.kind == "grid":
             return list(self.space.grid())[: self.samples]
-        chance = random.Random(self.searcher.seed)
+        rng = random.Random(self.searcher.seed)
         drawn = self.samples or 0 if self.searcher.kind == "random" else 0
-        return [self.space.draw(chance) for _ in range(drawn)]
+        return [self.space.draw(rng) for _ in range(drawn)]
 
     def examples(self) -> list[Point]:
         """Return points to check: those known before the start, or the corners of the space."""
