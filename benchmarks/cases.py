@@ -6,7 +6,7 @@ To add one: write a builder here (or a peer in `peers.py`) and give it a line in
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -112,8 +112,3 @@ CASES: dict[str, Callable[[Scale], Step]] = {
     "adamae": lambda s: joint(s, sampler={"kind": "adaptive"}),
     "finetune": finetune,
 }
-
-
-def grown(scale: Scale, frames: int, size: int) -> Scale:
-    """The same model on another clip."""
-    return replace(scale, frames=frames, size=size)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -29,6 +29,7 @@ import decord
 import numpy as np
 import psutil
 import torch
+from measure import ratio, seconds_in_turn
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -192,16 +193,8 @@ def scan(path: Path) -> None:
         pass
 
 
-def in_turn(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """CPU milliseconds, of all threads, of each case in each round; one round before does not count."""
-    taken: dict[str, list[float]] = {name: [] for name in cases}
-    for turn in range(rounds + 1):
-        for name, case in cases.items():
-            began = time.process_time()
-            case()
-            if turn:
-                taken[name].append(1000 * (time.process_time() - began))
-    return taken
+# In CPU seconds, of all threads.
+in_turn = partial(seconds_in_turn, warm_up=1, clock=time.process_time)
 
 
 def measured(kind: Kind, folder: Path, rounds: int) -> dict[str, list[float]]:
@@ -245,7 +238,7 @@ def long(kind: Kind, folder: Path, minutes: float, rounds: int) -> str:
         return clips.dense_indices(n_frames, FRAMES, kind.stride, rng)
 
     taken = in_turn({"scan": partial(scan, path), "clip": partial(readers.read_clip, path, choose)}, rounds)
-    scanned, clip = (statistics.median(taken[case]) for case in ("scan", "clip"))
+    scanned, clip = (1000 * statistics.median(taken[case]) for case in ("scan", "clip"))
     size = path.stat().st_size / 2**20
     return f"{kind.title}, {minutes:g} minutes, {size:.0f} MiB: {scanned:.0f} of {clip:.0f} ms are the scan"
 
@@ -267,16 +260,14 @@ def row(title: str, taken: dict[str, list[float]]) -> str:
     """A row of the table."""
 
     def ms(case: str) -> str:
-        return f"{statistics.median(taken[case]):.0f}"
+        return f"{1000 * statistics.median(taken[case]):.0f}"
 
-    def ratio(case: str, peer: str = "videomae") -> str:
-        ratios = (b / a for a, b in zip(taken[case], taken[peer], strict=True))
-        return f"{statistics.median(ratios):.1f}"
+    def times(case: str, peer: str = "videomae") -> str:
+        return f"{ratio(taken, peer, case):.1f}"
 
-    scanned = statistics.median(a / b for a, b in zip(taken["scan"], taken["ours"], strict=True))
-    cells = [title, ms("videomae"), ms("ours"), ratio("ours"), ratio("floats"), ms("packed"), ratio("packed")]
-    cells += [ms("shrunk"), ratio("shrunk"), f"{100 * scanned:.0f} %", ms("views")]
-    cells += [ratio("views", "videomae views"), ratio("views", "fifteen clips")]
+    cells = [title, ms("videomae"), ms("ours"), times("ours"), times("floats"), ms("packed"), times("packed")]
+    cells += [ms("shrunk"), times("shrunk"), f"{100 * ratio(taken, 'scan', 'ours'):.0f} %", ms("views")]
+    cells += [times("views", "videomae views"), times("views", "fifteen clips")]
     return "| " + " | ".join(cells) + " |"
 
 

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def _train(row: str, timed: Timed, classes: int) -> None:
             finetune(classifier, timed, events=events, store=store)
 
 
-def real(row: str, steps: int, data: Path) -> float:
+def real(row: str, data: Path, steps: int) -> float:
     """Return the median CPU seconds of a step of the training's loop, without the first."""
     loader, classes = _loader(row, data)
     timed = Timed(loader, steps + 1)
@@ -171,8 +172,8 @@ def real(row: str, steps: int, data: Path) -> float:
     return statistics.median(timed.seconds[1:])
 
 
-def memory(row: str, data: Path) -> float:
-    """Return the most that tensors hold in two steps, MiB."""
+def memory(row: str, data: Path, steps: int) -> float:
+    """Return the most that tensors hold in two steps, MiB, however many `steps` a real run has."""
     loader, classes = _loader(row, data)
     timed = Timed(loader, 2)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
@@ -187,13 +188,13 @@ def memory(row: str, data: Path) -> float:
     return peak / 2**20
 
 
-def estimated(row: str) -> float:
+def estimated(row: str, data: Path, steps: int) -> float:
     """Return the seconds of a step that `--measure` finds."""
     recipe, _ = _recipe(row)
     return measure(recipe, 1, CLASSES).seconds * recipe.batch_size * getattr(recipe, "samples_per_clip", 1)
 
 
-def counted(row: str) -> float:
+def counted(row: str, data: Path, steps: int) -> float:
     """Return the GFLOP of a clip by torch's counter, which sees what is computed twice, too."""
     recipe = _recipe(row)[0].model_copy(update={"batch_size": 2})
     clip, ops = recipe.clip, torch.ops.aten
@@ -204,16 +205,19 @@ def counted(row: str) -> float:
         ),
     }
     video_BCTHW = torch.randn(2, 3, clip.frames, clip.size, clip.size)
+    step: Callable[[], object]
     if isinstance(recipe, PretrainConfig):
-        trainer = JointTrainer(recipe, World())
-        with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-            trainer.step(video_BCTHW, 1e-6)
+        step = partial(JointTrainer(recipe, World()).step, video_BCTHW, 1e-6)
     else:
         classifier = FinetuneTrainer(recipe, CLASSES, World())
         classifier.start()
-        with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-            classifier.step(video_BCTHW, torch.tensor([0, 1]), 0, 1e-6)
+        step = partial(classifier.step, video_BCTHW, torch.tensor([0, 1]), 0, 1e-6)
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        step()
     return counter.get_total_flops() / 2 / 1e9
+
+
+MEASURES = {function.__name__: function for function in (real, memory, estimated, counted)}
 
 
 def _process(what: str, row: str, data: Path, steps: int = 0) -> float:
@@ -227,8 +231,8 @@ def _process(what: str, row: str, data: Path, steps: int = 0) -> float:
 def line(row: str, data: Path, steps: int, rounds: int) -> list[str]:
     """Return the cells of a row, of processes in turn."""
     recipe, _ = _recipe(row)
-    said, found = arithmetic.step_memory(recipe, 1, CLASSES).total / 2**20, _process("memory", row, data)
-    cells = [f"{said:,.0f}", f"{found:,.0f}", f"{said / found:.2f}"]
+    expected, held = arithmetic.step_memory(recipe, 1, CLASSES).total / 2**20, _process("memory", row, data)
+    cells = [f"{expected:,.0f}", f"{held:,.0f}", f"{expected / held:.2f}"]
     if rounds:
         pairs = [
             (_process("estimated", row, data), _process("real", row, data, steps)) for _ in range(rounds)
@@ -250,20 +254,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="of each real run")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", action="store_true", help="memory alone, of more rows")
-    only = {"estimated": estimated, "counted": counted}
-    parser.add_argument("--only", choices=("real", "memory", *only), help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=MEASURES, help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, default=Path(), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
         (row,) = options.rows
         torch.set_num_threads(1)
         keep_freed_memory()
-        if options.only == "memory":
-            print(json.dumps(memory(row, options.data)))
-        elif options.only == "real":
-            print(json.dumps(real(row, options.steps, options.data)))
-        else:
-            print(json.dumps(only[options.only](row)))
+        print(json.dumps(MEASURES[options.only](row, options.data, options.steps)))
         return
     headings = ["step", "MiB estimated", "measured", "ratio"]
     if not options.memory:

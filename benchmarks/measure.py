@@ -21,17 +21,19 @@ from torch.nn import functional
 Step = Callable[[], object]
 
 
-def seconds_in_turn(cases: dict[str, Step], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
+def seconds_in_turn(
+    cases: dict[str, Step], rounds: int, warm_up: int = 2, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Run all cases in turn, `rounds` times after `warm_up` that do not count; seconds of each step."""
     taken: dict[str, list[float]] = {name: [] for name in cases}
     for round_index in range(warm_up + rounds):
         for name, step in cases.items():
-            began = time.perf_counter()
+            began = clock()
             step()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if round_index >= warm_up:
-                taken[name].append(time.perf_counter() - began)
+                taken[name].append(clock() - began)
     return taken
 
 

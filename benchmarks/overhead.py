@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from tats_core.pipeline import graph, runner, spec
@@ -73,38 +74,32 @@ def _fill(home: Path, pipeline: Pipeline) -> None:
 
 
 @contextmanager
-def plan_500() -> Iterator[Callable[[], object]]:
-    """A plan of 500 stages, all of which have outputs."""
+def plan_500(*changes: str) -> Iterator[Callable[[], object]]:
+    """A plan of 500 stages, all of which have outputs, after `changes`."""
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         _fill(home, _five_hundred(home))
-        yield lambda: runner.plan(_five_hundred(home), home)
+        yield lambda: runner.plan(_five_hundred(home, *changes), home)
 
 
-@contextmanager
-def plan_500_changed() -> Iterator[Callable[[], object]]:
-    """A plan of 500 stages after a change of all fine-tunings: each of them is compared with what it was."""
-    with tempfile.TemporaryDirectory() as name:
-        home = Path(name)
-        _fill(home, _five_hundred(home))
-        yield lambda: runner.plan(_five_hundred(home, "finetune.epochs=3"), home)
+CASES = {
+    "plan_500": plan_500,
+    # Each fine-tuning is compared with what it was.
+    "plan_500_changed": partial(plan_500, "finetune.epochs=3"),
+}
 
 
-CASES = {case.__name__: case for case in (plan_500, plan_500_changed)}
-
-
-def pretrain(epochs: int) -> None:
+def pretrain(epochs: int = 60) -> None:
     """Compare the demo's pre-training as a stage, tracked, with the same on the same Ray workers alone."""
     from tats_core.launch import ray_train
 
-    cut = ("pretrain.epochs=" + str(epochs),)
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         runner.run(spec.load("demo"), home, only=("data",))
         ray_train.connect()
         seconds = {"alone": 0.0, "stage": 0.0}
         for round_index in range(2):  # in turn, so that a machine that slows down slows both
-            pipeline = spec.load("demo", (*cut, f"pretrain.seed={round_index}"))
+            pipeline = spec.load("demo", (f"pretrain.epochs={epochs}", f"pretrain.seed={round_index}"))
             instance = graph.build(pipeline).instances["pretrain"]
             data = runner.run(pipeline, home, only=("data",)).outputs("data")[0]
             works: list[ParallelWork] = []
@@ -150,7 +145,7 @@ stages:
 """
 
 
-def sweep(trials: int) -> None:
+def sweep(trials: int = 200) -> None:
     """Time a sweep's own work for each trial, from the first on, and watch the driver's memory."""
     import psutil
     import yaml
@@ -185,7 +180,7 @@ def sweep(trials: int) -> None:
         path.write_text(yaml.safe_dump(described), encoding="utf-8")
         loaded = sweeps.load(str(path), samples=trials, max_concurrent=1)
         outcome = engine.run(loaded, Path(name) / "home", resume=False, ui=Watching())
-        assert all(trial.status == "finished" for trial in outcome.trials)
+        assert all(trial.status == "finished" for trial in outcome.summary.trials)
     quarter = trials // 4
     for what, (first, last) in {"first": (1, quarter), "last": (trials - quarter, trials)}.items():
         taken = (ended[last][0] - ended[first][0]) / (last - first)
@@ -206,18 +201,17 @@ def measure(name: str) -> tuple[float, float]:
 
 def main() -> None:
     """Measure the cases that are named, or all short ones."""
-    if sys.argv[1:2] == ["pretrain"]:
-        pretrain(int(sys.argv[2]) if len(sys.argv) > 2 else 60)
-        return
-    if sys.argv[1:2] == ["cached"]:
-        cached(Path(sys.argv[2]))
-        return
-    if sys.argv[1:2] == ["sweep"]:
-        sweep(int(sys.argv[2]) if len(sys.argv) > 2 else 200)
-        return
-    for name in sys.argv[1:] or CASES:
-        first, median = measure(name)
-        print(f"{name:<24} {median:8.0f} ms   first {first:.0f} ms")
+    match sys.argv[1:]:
+        case ["pretrain", *epochs]:
+            pretrain(*map(int, epochs))
+        case ["cached", home]:
+            cached(Path(home))
+        case ["sweep", *trials]:
+            sweep(*map(int, trials))
+        case names:
+            for name in names or CASES:
+                first, median = measure(name)
+                print(f"{name:<24} {median:8.0f} ms   first {first:.0f} ms")
 
 
 if __name__ == "__main__":

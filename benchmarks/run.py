@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 import transformers
-from cases import CASES, PAPER, Scale, grown, recipe
+from cases import CASES, PAPER, Scale, recipe
 from measure import matmul_rate, measure_peak, peak_mib, ratio, seconds_in_turn
 
 from tats_core.machine import available_cpus, keep_freed_memory
@@ -112,9 +112,7 @@ def ratios(scale: Scale, rounds: int) -> tuple[dict[str, float], dict[str, Any]]
 def growth(scale: Scale, rounds: int) -> list[dict[str, Any]]:
     """Our joint step against tokens, model and mask ratio: seconds and peak memory a clip of batch 1."""
     single = replace(scale, batch=1)
-    scales = [
-        grown(single, frames, size) for frames, size in ((4, 224), (8, 224), (16, 224), (32, 224), (64, 224))
-    ]
+    scales = [replace(single, frames=frames, size=224) for frames in (4, 8, 16, 32, 64)]
     scales += [replace(single, model=model) for model in ("vit_small", "vit_large")]
     scales += [replace(single, mask_ratio=mask_ratio) for mask_ratio in (0.85, 0.90)]
     rows = []

@@ -112,8 +112,7 @@ def sweep(home: Path, count: int) -> None:
     assert len(trials) == count
     for trial in trials[1:]:
         metrics = {"work.score": float(trial.overrides["work.env.X"])}
-        done = TrialResult(trial.id, "finished", dict(trial.point), trial.seed, metrics)
-        done.save(folder / "trials" / trial.id)
+        TrialResult.of(trial, "finished", metrics=metrics).save(folder / "trials" / trial.id)
     with timed(f"the results of {count:,} trials are read and ranked"):
         ended = results(folder)
         assert Summary.of(loaded, ended, None).best_value.endswith(f"{count - 1}.0")

@@ -174,7 +174,7 @@ def _conclude(sweep: Sweep, outcome: Outcome, again: str, home: Path, as_json: b
     if as_json:
         typer.echo(json.dumps({**summary.values(), "stopped": outcome.stopped}, indent=2))
     elif not outcome.stopped:
-        if outcome.before == len(outcome.trials):
+        if outcome.before == len(summary.trials):
             typer.echo(
                 f"all {outcome.before} trials of {sweep.name} had ended before; nothing was left to do"
             )
@@ -253,7 +253,8 @@ class LiveUI:
         for heading in ("trial", "values", "epoch"):
             table.add_column(heading)
         for name, trial in progress.running.items():
-            table.add_row(name, self.sweep.label(trial), f"{progress.rows.get(name, {}).get('epoch', 0):.0f}")
+            label = self.sweep.label(trial.point, trial.seed)
+            table.add_row(name, label, f"{progress.rows.get(name, {}).get('epoch', 0):.0f}")
         self.live.update(table)
 
     def close(self) -> None:

@@ -20,10 +20,11 @@ from markupsafe import Markup, escape
 from tats_core.files import replacing
 from tats_core.report import theme
 from tats_core.report.classes import Counts, most_confused
+from tats_core.report.metrics import Metric
 from tats_core.report.results import STARTS, by_benchmark
 from tats_core.report.results import Row as Result
 from tats_core.report.sweeps import Row
-from tats_core.report.units import DASH, short, value_text
+from tats_core.report.units import DASH, cut, short, value_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,21 +70,19 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Named:
-    """A key or a metric with its title; `mode` says which values of a metric are better ("max" or "min")."""
+class Key:
+    """A key of a sweep's points with its title and its listed values, () of a range.
 
-    key: str
+    Where lines are told apart by a key, the position of its value decides a line's style.
+    """
+
+    name: str
     title: str
-    mode: str | None = None
+    values: tuple[object, ...] = ()
 
 
-@dataclass(frozen=True)
-class Series:
-    """A key by whose values lines are told apart; a value's position decides its style."""
-
-    key: str
-    title: str
-    values: tuple[object, ...]
+ALL: Final = Key("", "", (None,))
+"""In place of a key by which lines are told apart: no point has it, so that all are alike."""
 
 
 # --- writing ---------------------------------------------------------------------------------------------
@@ -195,7 +194,7 @@ def confusion(confusion_CC: Counts, classes: Sequence[str], title: str) -> Figur
     from matplotlib.colors import PowerNorm
     from matplotlib.ticker import MaxNLocator
 
-    count, names = len(classes), [_cut(name) for name in classes]
+    count, names = len(classes), [cut(name, _NAME_LENGTH) for name in classes]
     named, points = count <= _NAMED_CLASSES, 8 if count <= _COUNTED_CLASSES else 6
     # In inches: the matrix; names (letters are 0.6 as wide as high) or numbers beside it; the list of pairs.
     side, beside, pairs = 10.0, 0.6, 4.0
@@ -364,47 +363,46 @@ def round_ticks(values: Sequence[float]) -> list[float]:
 # --- sweeps ----------------------------------------------------------------------------------------------
 
 
-def against(rows: Sequence[Row], x: Named, series: Series | None, metrics: Sequence[Named]) -> Figure:
+def against(rows: Sequence[Row], x: Key, series: Key, metrics: Sequence[Metric]) -> Figure:
     """Draw each metric against a numeric key, one line a value of `series`, with 95% intervals over seeds."""
     figure, all_axes = _panels(len(metrics))
-    names = series.values if series else (None,)
-    xs = sorted({float(row.point[x.key]) for row in rows if x.key in row.point})
+    xs = sorted({float(row.point[x.name]) for row in rows if x.name in row.point})
     for axes, metric in zip(all_axes, metrics, strict=True):
         _plain(axes, metric.title)
         axes.set_xlabel(x.title)
-        for index, name in enumerate(names):
+        for index, of_series in enumerate(_by_series(_measured(rows, metric), series)):
             points = sorted(
-                (float(row.point[x.key]), row.values[metric.key])
-                for row in _of_series(rows, series, name, metric)
-                if x.key in row.point
+                (float(row.point[x.name]), row.values[metric.key]) for row in of_series if x.name in row.point
             )
             if points:
                 # Shifted sideways, since overlapping intervals cannot be told apart.
-                shift = 0.012 * (xs[-1] - xs[0]) * (index - (len(names) - 1) / 2)
-                means, halves = zip(*((value.mean, value.half or 0) for _, value in points), strict=True)
+                shift = 0.012 * (xs[-1] - xs[0]) * (index - (len(series.values) - 1) / 2)
                 at = [position + shift for position, _ in points]
+                means = [estimate.mean for _, estimate in points]
+                halves = [estimate.half or 0 for _, estimate in points]
                 axes.errorbar(at, means, halves, capsize=3, elinewidth=1, **_style(index))
         axes.set_xticks(xs, [value_text(position) for position in xs])
-    _legend(figure, names)
+    _legend(figure, series.values)
     return figure
 
 
-def parallel(rows: Sequence[Row], keys: Sequence[Named], metrics: Sequence[Named], best: Named) -> Figure:
-    """Draw one line a point through all its values and metrics, coloured by the metric `best`."""
+def parallel(rows: Sequence[Row], keys: Sequence[Key], metrics: Sequence[Metric], best: Metric) -> Figure:
+    """Draw one line a point, which has all metrics, through its values; `best` colours it."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
 
-    rows = [row for row in rows if all(metric.key in row.values for metric in metrics)]
-    rows = sorted(rows, key=lambda row: row.values[best.key].mean, reverse=best.mode == "min")  # worst first
-    columns = [_column([row.point.get(key.key, _ABSENT) for row in rows]) for key in keys]
+    rows = sorted(
+        rows, key=lambda row: row.values[best.key].mean, reverse=best.better == "less"
+    )  # worst first
+    columns = [_column([row.point.get(key.name, _ABSENT) for row in rows]) for key in keys]
     columns += [_column([row.values[metric.key].mean for row in rows]) for metric in metrics]
     figure, (axes,) = _figure(max(6.5, 1.25 * len(columns) + 1), 4.0)
     objective = [row.values[best.key].mean for row in rows]
     norm = Normalize(min(objective), max(objective))
     # The part of viridis that is visible on light and on dark paper.
     scale = ListedColormap(colormaps["viridis"](np.linspace(0.25, 0.88, 48)))
-    scale = scale.reversed() if best.mode == "min" else scale
+    scale = scale.reversed() if best.better == "less" else scale
     for index, value in enumerate(objective):
         heights = [column[index] for column, _ in columns]
         axes.plot(heights, color=scale(norm(value)), linewidth=1.2, alpha=0.9 if len(rows) <= 30 else 0.6)
@@ -416,7 +414,8 @@ def parallel(rows: Sequence[Row], keys: Sequence[Named], metrics: Sequence[Named
                 words, (index, height), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8,
                 color=_C["ink"], bbox=box,
             )  # fmt: skip
-    axes.set_xticks(range(len(columns)), [_broken(named.title) for named in (*keys, *metrics)])
+    titles = [*(key.title for key in keys), *(metric.title for metric in metrics)]
+    axes.set_xticks(range(len(columns)), [_broken(title) for title in titles])
     axes.tick_params(axis="x", length=0, labelsize=8.5)
     axes.set(yticks=[], xlim=(-0.1, len(columns) - 0.55))
     axes.spines[:].set_visible(False)
@@ -438,15 +437,14 @@ def importance(shares: Mapping[str, float]) -> Figure:
     return figure
 
 
-def pareto(rows: Sequence[Row], first: Named, second: Named, series: Series | None) -> Figure:
+def pareto(rows: Sequence[Row], first: Metric, second: Metric, series: Key) -> Figure:
     """Draw the points by two metrics, and the front: those that no other beats in both."""
     figure, (axes,) = _figure(6.5, 4.2)
-    names = series.values if series else (None,)
     ends = front(rows, first, second)
     # Steps, since a point between two points of the front is no better than either.
     edge = sorted((row.values[second.key].mean, row.values[first.key].mean) for row in ends)
     if len(edge) > 1:
-        after = (second.mode == "min") == (first.mode == "max")
+        after = second.better != first.better
         axes.step(
             *zip(*edge, strict=True),
             where="post" if after else "pre",
@@ -454,24 +452,23 @@ def pareto(rows: Sequence[Row], first: Named, second: Named, series: Series | No
             linewidth=1.2,
             zorder=1,
         )
-    for index, name in enumerate(names):
+    for index, of_series in enumerate(_by_series(_measured(rows, first, second), series)):
         style = _style(index, linestyle="none", markersize=7)
-        for row in _of_series(rows, series, name, first, second):
+        for row in of_series:
             x, y = row.values[second.key], row.values[first.key]
             fill = style["color"] if row in ends else _C["paper"]
             bars: dict[str, Any] = {"elinewidth": 0.7, "capsize": 2, "markerfacecolor": fill}
             axes.errorbar(x.mean, y.mean, y.half or 0, x.half or 0, **bars, **style)
-    better = {"max": "more is better", "min": "less is better"}
-    axes.set_xlabel(f"{second.title} ({better[second.mode or 'min']})")
-    axes.set_ylabel(f"{first.title} ({better[first.mode or 'min']})")
-    _legend(figure, names)
+    axes.set_xlabel(f"{second.title} ({second.better} is better)")
+    axes.set_ylabel(f"{first.title} ({first.better} is better)")
+    _legend(figure, series.values)
     return figure
 
 
-def front(rows: Sequence[Row], first: Named, second: Named) -> list[Row]:
+def front(rows: Sequence[Row], first: Metric, second: Metric) -> list[Row]:
     """Return the rows that no other row beats: as good in both metrics and better in one."""
-    known = _of_series(rows, None, None, first, second)
-    signs = {metric.key: 1 if metric.mode == "max" else -1 for metric in (first, second)}
+    known = _measured(rows, first, second)
+    signs = {metric.key: 1 if metric.better == "more" else -1 for metric in (first, second)}
     scores = [tuple(sign * row.values[key].mean for key, sign in signs.items()) for row in known]
 
     def is_beaten(score: tuple[float, ...]) -> bool:
@@ -486,13 +483,18 @@ _ABSENT: Final = object()
 """Stands for a key that means nothing at this point; it is drawn below all values."""
 
 
+def are_numbers(values: Iterable[object]) -> bool:
+    """Return whether all values are numbers."""
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
 def _column(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     """Return where values lie on an upright axis from 0 to 1, and what is written where.
 
     Numbers lie on a scale, anything else side by side.
     """
     known = [value for value in values if value is not _ABSENT]
-    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
+    numeric = are_numbers(known)
     marked = [float(min(known)), float(max(known))] if numeric else list(known)
     marked = list(dict.fromkeys(marked))
     low, high = (marked[0], marked[-1]) if numeric else (0, len(marked) - 1)
@@ -509,10 +511,14 @@ def _column(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]
     return [height(value) for value in values], [*gap, *ticks]
 
 
-def _of_series(rows: Sequence[Row], series: Series | None, value: object, *metrics: Named) -> list[Row]:
-    """Return the rows that have all metrics and this value of the series."""
-    measured = [row for row in rows if all(metric.key in row.values for metric in metrics)]
-    return [row for row in measured if series is None or row.point.get(series.key) == value]
+def _measured(rows: Sequence[Row], *metrics: Metric) -> list[Row]:
+    """Return the rows that have all metrics."""
+    return [row for row in rows if all(metric.key in row.values for metric in metrics)]
+
+
+def _by_series(rows: Sequence[Row], series: Key) -> list[list[Row]]:
+    """Return the rows with each value of the series."""
+    return [[row for row in rows if row.point.get(series.name) == value] for value in series.values]
 
 
 # --- the theme -------------------------------------------------------------------------------------------
@@ -538,13 +544,10 @@ def _figure(
     return figure, all_axes
 
 
-def _panels(
-    count: int, width: float = 3.4, height: float = 2.8, more: float = 0.4
-) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, more: float = 0.4) -> tuple[Figure, list[Axes]]:
     columns = min(3, count)
     rows = -(-count // columns)
-    size = (max(6.5, width * columns), height * rows + more)
-    figure, all_axes = _figure(*size, rows=rows, columns=columns)
+    figure, all_axes = _figure(max(6.5, 3.4 * columns), 2.8 * rows + more, rows=rows, columns=columns)
     for axes in all_axes[count:]:
         axes.set_axis_off()
     return figure, all_axes[:count]
@@ -582,10 +585,6 @@ def _legend(figure: Figure, names: Iterable[object], ncols: int = 6, **more: Any
             handles=handles, frameon=False, fontsize=9, loc="outside lower left", labelcolor=_C["ink"],
             ncols=min(len(handles), ncols), handlelength=3,
         )  # fmt: skip
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 1] + "…"
 
 
 def _broken(title: str) -> str:

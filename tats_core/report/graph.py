@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Final, NamedTuple
 
 from tats_core.report import theme
-from tats_core.report.units import duration
+from tats_core.report.units import cut, duration
 
 _FEW = 3  # instances of a stage that are drawn one by one, unless the drawing would then have more than
 _BOXES = 10
@@ -54,7 +54,7 @@ class Node:
     def title(self) -> str:
         """The name as it is drawn."""
         times = f" × {self.count}" if self.count > 1 else ""
-        return _cut(self.name, _LONGEST - len(times)) + times
+        return cut(self.name, _LONGEST - len(times)) + times
 
     @property
     def subtitle(self) -> str:
@@ -100,17 +100,14 @@ class Layout(NamedTuple):
 
 def fold(instances: Iterable[Instance]) -> list[Node]:
     """Return the boxes for these instances: those of a stage with many of them form a stack."""
-    stages: dict[str, list[Instance]] = {}
-    for instance in instances:
-        stages.setdefault(instance.stage, []).append(instance)
-    few = _FEW
-    if sum(len(members) if len(members) <= few else 1 for members in stages.values()) > _BOXES:
-        few = 1
-    groups = {
-        name: group
-        for stage, members in stages.items()
-        for name, group in ([(i.name, [i]) for i in members] if len(members) <= few else [(stage, members)])
-    }
+    instances = list(instances)
+    sizes = Counter(instance.stage for instance in instances)
+    few = _FEW if sum(size if size <= _FEW else 1 for size in sizes.values()) <= _BOXES else 1
+    stages = list(sizes)
+    groups: dict[str, list[Instance]] = {}
+    for instance in sorted(instances, key=lambda instance: stages.index(instance.stage)):
+        name = instance.name if sizes[instance.stage] <= few else instance.stage
+        groups.setdefault(name, []).append(instance)
     box = {instance.name: name for name, members in groups.items() for instance in members}
     nodes = []
     for name, members in groups.items():
@@ -184,7 +181,7 @@ def _centres(
             below[upper].append(name)
     centres: dict[str, float] = {}
     for layer in layers:
-        centres |= _place(layer, dict.fromkeys(layer, 0.0), widths)
+        centres |= _apart(dict.fromkeys(layer, 0.0), widths)
     for sweep in range(_SWEEPS):
         down = sweep % 2 == 0
         near = above if down else below
@@ -194,34 +191,27 @@ def _centres(
                 for name in layer
             }
             layer.sort(key=wishes.__getitem__)  # stable: equal wishes keep their order
-            centres |= _place(layer, wishes, widths)
+            centres |= _apart({name: wishes[name] for name in layer}, widths)
     return centres
 
 
-def _place(
-    layer: Sequence[str], wishes: Mapping[str, float], widths: Mapping[str, float]
-) -> dict[str, float]:
-    centres = _apart([wishes[name] for name in layer], [widths[name] for name in layer])
-    return dict(zip(layer, centres, strict=True))
-
-
-def _apart(wishes: Sequence[float], widths: Sequence[float]) -> list[float]:
+def _apart(wishes: Mapping[str, float], widths: Mapping[str, float]) -> dict[str, float]:
     """Return the centres nearest to `wishes` (least squares) that keep order and gaps.
 
     With the gaps taken off, that is isotonic regression: neighbours that would overlap share their mean.
     """
     offsets = [0.0]
-    for left, right in pairwise(widths):
-        offsets.append(offsets[-1] + (left + right) / 2 + _GAP_X)
+    for left, right in pairwise(wishes):
+        offsets.append(offsets[-1] + (widths[left] + widths[right]) / 2 + _GAP_X)
     pools: list[tuple[float, int]] = []  # (mean, members)
-    for wish, offset in zip(wishes, offsets, strict=False):
+    for wish, offset in zip(wishes.values(), offsets, strict=False):
         mean, members = wish - offset, 1
         while pools and pools[-1][0] > mean:
             other, count = pools.pop()
             mean, members = (other * count + mean * members) / (count + members), count + members
         pools.append((mean, members))
     means = [mean for mean, members in pools for _ in range(members)]
-    return [mean + offset for mean, offset in zip(means, offsets, strict=False)]
+    return {name: mean + offset for name, mean, offset in zip(wishes, means, offsets, strict=False)}
 
 
 # --- the drawing -----------------------------------------------------------------------------------------
@@ -252,10 +242,6 @@ def svg(nodes: Sequence[Node], *, title: str, standalone: bool = False) -> str:
     )
 
 
-def _cut(words: str, letters: int) -> str:
-    return words if len(words) <= letters else words[: letters - 1] + "…"
-
-
 def _edge(points: Sequence[tuple[float, float]], short_by: float) -> str:
     *inner, (x, y) = points
     end = y - 6 - short_by  # room for the arrow's head
@@ -281,7 +267,7 @@ def _drawn(node: Node, box: Box) -> str:
         f'<text class="t-text" x="{middle:.1f}" y="{top + 27:.1f}" text-anchor="middle" font-size="14" '
         f'font-weight="600">{html.escape(node.title)}</text>'
         f'<text class="{"t-bad" if bad else "t-soft"}" x="{middle:.1f}" y="{top + 44:.1f}"'
-        f' text-anchor="middle" font-size="12">{html.escape(_cut(node.subtitle, _LONGEST + 8))}</text></g>'
+        f' text-anchor="middle" font-size="12">{html.escape(cut(node.subtitle, _LONGEST + 8))}</text></g>'
     )
 
 

@@ -34,6 +34,7 @@ _NOTHING = 128  # grey where a map has no value
 _GREY = "#5A5A5A"
 _GIF_STEPS = 40  # of a GIF's 256 colours, for each colour scale
 _GIF_GREYS = 16  # for letters
+_GIF_MILLISECONDS = 180  # how long a frame stays
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,6 @@ class _Scale:
         pixels_XC[~known_X] = _NOTHING
         return pixels_XC
 
-    def ticks(self) -> list[tuple[float, str]]:
-        """Return `(position from 0 to 1, text)` of the numbers under the scale."""
-        ends = [(0.0, _short(self.low)), (1.0, _short(self.high))]
-        return [ends[0], (0.5, "0"), ends[1]] if self.low < 0 else ends
-
 
 @dataclass(frozen=True)
 class _Row:
@@ -92,6 +88,16 @@ class _Row:
     remarks: tuple[str, ...]
     pixels_THWC: Pixels
     scale: _Scale | None = None
+
+    @classmethod
+    def of_map(
+        cls, label: str, remarks: tuple[str, ...], values_THW: Map, colours: str, *, signed: bool = False
+    ) -> _Row:
+        """Return the view of a map; colours begin at 0, or have 0 in the middle."""
+        known = np.abs(values_THW[np.isfinite(values_THW)])
+        high = float(known.max()) if known.size else 0.0
+        scale = _Scale(colours, -high if signed else 0.0, high)
+        return cls(label, remarks, scale.paint(values_THW), scale)
 
 
 def mask_grid(picture: Picture, *, title: str, remark: str = "") -> Image.Image:
@@ -124,10 +130,10 @@ def mask_grid(picture: Picture, *, title: str, remark: str = "") -> Image.Image:
     return grid
 
 
-def mask_gif(picture: Picture, path: Path, *, title: str, remark: str = "", milliseconds: int = 180) -> None:
+def mask_gif(picture: Picture, path: Path, *, title: str, remark: str = "") -> None:
     """Write the same pictures side by side as an endless GIF, one video frame after the other.
 
-    Arguments as for `mask_grid`; `milliseconds` is how long a frame stays.
+    Arguments as for `mask_grid`.
     """
     rows = _rows(picture)
     scale = _enlargement(picture.frames_THWC)
@@ -150,7 +156,7 @@ def mask_gif(picture: Picture, path: Path, *, title: str, remark: str = "", mill
             canvas.paste(_enlarged(row.pixels_THWC[frame], scale), (column * (width + _GAP), _TOP))
         pictures.append(canvas.quantize(palette=palette, dither=Image.Dither.NONE))
     path.parent.mkdir(parents=True, exist_ok=True)
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=_GIF_MILLISECONDS, loop=0)
 
 
 def _palette(rows: Sequence[_Row]) -> Image.Image:
@@ -178,39 +184,26 @@ def _palette(rows: Sequence[_Row]) -> Image.Image:
 def _rows(picture: Picture) -> list[_Row]:
     frames_THWC = picture.frames_THWC
     shape = frames_THWC.shape[:3]
-    visible_THW = _spread(picture.visible_THW.astype(bool), shape, "visible_THW")
-    seen_THWC = np.where(visible_THW[..., None], frames_THWC, np.uint8(_HIDDEN))
-    rows = [
-        _Row("video", (f"{shape[0]} × {shape[1]} × {shape[2]}",), frames_THWC),
-        _Row("visible", (f"{100 * visible_THW.mean():.0f}% of tokens",), seen_THWC),
-    ]
+    rows = [_Row("video", (f"{shape[0]} × {shape[1]} × {shape[2]}",), frames_THWC)]
     if picture.motion_THW is not None:
         motion_THW = _spread(picture.motion_THW, shape, "motion_THW")
-        scale = _Scale("cividis", 0.0, _largest(motion_THW))
-        rows.insert(1, _Row("motion", picture.motion_remarks, scale.paint(motion_THW), scale))
+        rows.append(_Row.of_map("motion", picture.motion_remarks, motion_THW, "cividis"))
+    visible_THW = _spread(picture.visible_THW.astype(bool), shape, "visible_THW")
+    seen_THWC = np.where(visible_THW[..., None], frames_THWC, np.uint8(_HIDDEN))
+    rows.append(_Row("visible", (f"{100 * visible_THW.mean():.0f}% of tokens",), seen_THWC))
     if picture.policy_THW is not None:
         policy_THW = _spread(picture.policy_THW, shape, "policy_THW")
-        scale = _Scale("viridis", 0.0, _largest(policy_THW))
-        rows.append(
-            _Row("policy", ("probability ÷ (1/N)", "1: blind drawing"), scale.paint(policy_THW), scale)
-        )
+        remarks: tuple[str, ...] = ("probability ÷ (1/N)", "1: blind drawing")
+        rows.append(_Row.of_map("policy", remarks, policy_THW, "viridis"))
     if picture.value_THW is not None:
         value_THW = _spread(picture.value_THW, shape, "value_THW")
-        reach = _largest(np.abs(value_THW))
-        scale = _Scale("PuOr_r", -reach, reach)
         remarks = ("the critic's, by token", f"of the clip: {_short(float(value_THW.mean()))}")
-        rows.append(_Row("value", remarks, scale.paint(value_THW), scale))
-    rows.append(
-        _Row("prediction", ("masked: by the decoder",), _as_pixels(picture.prediction_THWC, frames_THWC))
-    )
+        rows.append(_Row.of_map("value", remarks, value_THW, "PuOr_r", signed=True))
+    prediction_THWC = _as_pixels(picture.prediction_THWC, frames_THWC)
+    rows.append(_Row("prediction", ("masked: by the decoder",), prediction_THWC))
     error_THW = _spread(picture.error_THW, shape, "error_THW")
-    scale = _Scale("magma", 0.0, _largest(error_THW))
-    return [*rows, _Row("error", ("mean |difference|", "grey: visible"), scale.paint(error_THW), scale)]
-
-
-def _largest(values_THW: Map) -> float:
-    known = values_THW[np.isfinite(values_THW)]
-    return float(known.max()) if known.size else 0.0
+    remarks = ("mean |difference|", "grey: visible")
+    return [*rows, _Row.of_map("error", remarks, error_THW, "magma")]
 
 
 def _spread(values_THW: Map, shape: Sequence[int], name: str) -> Map:
@@ -258,9 +251,10 @@ def _bar(draw: ImageDraw.ImageDraw, canvas: Image.Image, scale: _Scale, x: int, 
     width, height = _BAR
     colours = scale.paint(np.linspace(scale.low, scale.high, width))
     canvas.paste(Image.fromarray(np.repeat(colours[None], height, axis=0)), (x, y))
-    for share, text in scale.ticks():
-        anchor = {0.0: "la", 0.5: "ma", 1.0: "ra"}[share]
-        draw.text((x + share * width, y + height + 2), text, fill=_GREY, font=_font(10), anchor=anchor)
+    middle = [(0.5, "ma", 0.0)] if scale.low < 0 else []
+    for share, anchor, value in ((0.0, "la", scale.low), *middle, (1.0, "ra", scale.high)):
+        corner = (x + share * width, y + height + 2)
+        draw.text(corner, _short(value), fill=_GREY, font=_font(10), anchor=anchor)
 
 
 def _short(value: float) -> str:

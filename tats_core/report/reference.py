@@ -6,6 +6,7 @@ import textwrap
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
@@ -40,51 +41,40 @@ class Key:
         return self.name.replace("[]", "")
 
 
-def keys(model: type[BaseModel], values: BaseModel | None = None, prefix: str = "") -> Iterator[Key]:
-    """Yield the keys of a model, each before the keys below it.
+def keys(model: type[BaseModel]) -> Iterator[Key]:
+    """Yield the keys of a model, each before the keys below it."""
+    yield from _keys([model], None, "")
 
-    Args:
-        values: a configuration whose values are the defaults, instead of those of the model.
-        prefix: comes before each name.
+
+def _keys(members: Sequence[type[BaseModel]], values: object, prefix: str) -> Iterator[Key]:
+    """Yield the keys of one model, or of all members of a union: those of one alone name its `kind`.
+
+    The defaults are those of `values`, a configuration of a member, or of the models where it is none.
     """
-    yield from _keys([model], values, prefix)
-
-
-def _keys(members: Sequence[type[BaseModel]], values: BaseModel | None, prefix: str) -> Iterator[Key]:
-    """Yield the keys of one model, or of all members of a union: those of one alone name its `kind`."""
     fields: dict[str, list[tuple[type[BaseModel], FieldInfo]]] = {}
     for member in members:
         for name, field in member.model_fields.items():
             fields.setdefault(field.alias or name, []).append((member, field))
     for name, owners in fields.items():
-        # The values are those of one member, of a union the chosen one.
         owner, field = next((pair for pair in owners if isinstance(values, pair[0])), owners[0])
-        of = f" (of {', '.join(_kinds(owners))})" if len(owners) < len(members) else ""
+        of = ""
+        if len(owners) < len(members):
+            kinds = (get_args(model.model_fields["kind"].annotation) for model, _ in owners)
+            of = f" (of {', '.join(chain.from_iterable(kinds))})"
         default = field.get_default(call_default_factory=True)
         attribute = next(key for key, other in owner.model_fields.items() if other is field)
         if isinstance(values, owner):
             default = getattr(values, attribute)
-        annotations = [other.annotation for _, other in owners]
-        below = (
-            []
-            if get_origin(field.annotation) is dict
-            else list(dict.fromkeys(model for _, other in owners for model in choices(other)))
-        )
-        meaning = _description(owner, attribute) or _first_line(below[0] if below else None)
-        yield Key(
-            f"{prefix}{name}",
-            _named(field) or _limited(_type(Union[tuple(annotations)]), field),  # noqa: UP007
-            _default(default, nested=bool(below)),
-            f"{meaning}{of}",
-        )
+        annotation: object = Union[tuple(other.annotation for _, other in owners)]  # noqa: UP007
+        below = list(dict.fromkeys(model for _, other in owners for model in choices(other)))
+        if get_origin(field.annotation) is dict:
+            below = []
+        type_ = _named(field) or _limited(_type(annotation), field)
+        meaning = _description(owner, attribute) or _first_line(below)
+        yield Key(f"{prefix}{name}", type_, _default(default, nested=bool(below)), f"{meaning}{of}")
         if below:
             element = "[]" if get_origin(field.annotation) in (tuple, list) else ""
-            inner = default if isinstance(default, BaseModel) else None
-            yield from _keys(below, inner, f"{prefix}{name}{element}.")
-
-
-def _kinds(owners: Sequence[tuple[type[BaseModel], FieldInfo]]) -> list[str]:
-    return [str(kind) for owner, _ in owners for kind in get_args(owner.model_fields["kind"].annotation)]
+            yield from _keys(below, default, f"{prefix}{name}{element}.")
 
 
 def _description(model: type[BaseModel], name: str) -> str:
@@ -155,8 +145,9 @@ def as_yaml(value: object) -> str:
     return text.strip()[1:-1]
 
 
-def _first_line(model: type[BaseModel] | None) -> str:
-    text = (model.__doc__ or "").strip().splitlines()[0].rstrip(".") if model else ""
+def _first_line(models: Sequence[type[BaseModel]]) -> str:
+    """Return what the first of the models says of itself, "" of none."""
+    text = (models[0].__doc__ or "").strip().splitlines()[0].rstrip(".") if models else ""
     return text[:1].lower() + text[1:] if text.split(" ")[0].istitle() else text
 
 

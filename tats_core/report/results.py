@@ -16,6 +16,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from statistics import fmean
 from typing import Any, Final
@@ -32,7 +33,7 @@ from tats_core.report.metrics import (
 )
 from tats_core.report.sweeps import Estimate
 from tats_core.report.table import Table, latex_text
-from tats_core.report.units import DASH, interval, number
+from tats_core.report.units import DASH, number
 from tats_core.specs import NO_RESULT, REHEARSAL
 
 Row = Mapping[str, Any]
@@ -42,9 +43,8 @@ STARTS: Final = {"pretrained": "pre-trained", "scratch": "from scratch"}
 """What a start of a fine-tuning is called, in the order of tables."""
 
 _BESIDE: Final = ("chance", "clips")
-ABSENT: Final = ("absent_train", "absent_test")
+ABSENT: Final = {"absent_train": "training videos", "absent_test": "test videos"}
 """How many listed videos the copy of a data set lacked; in a row only where it did."""
-_LISTED: Final = tuple(zip(ABSENT, ("training videos", "test videos"), strict=True))
 
 
 def text(results: Results) -> str:
@@ -53,17 +53,16 @@ def text(results: Results) -> str:
     The fine-tuned models' first, then the frozen encoders' probes, then what other stages declare; a table
     or a column of which nothing was measured is left out.
     """
-    rows, known = results["rows"], metrics_of(results)
     parts = []
     tables: dict[str, list[str]] = {"Fine-tuned": [*TUNED], "Frozen encoder": [*FROZEN]}
     for metric in declared(results).values():
         tables.setdefault(metric.table or "Further measurements", []).append(metric.key)
     for title, keys in tables.items():
-        if _measured(rows, keys, known):
+        if _measured(results["rows"], [metrics_of(results)[key] for key in keys]):
             beside = _BESIDE if title == "Fine-tuned" else ()
             parts += [title, table(results, keys, beside).text(), ""]
     several = pre_trainings(results)
-    policy = ["Pre-trainings", several.text()] if several else _policy_lines(results.get("policy") or {})
+    policy = ["Pre-trainings", several.text()] if several else _policy_lines(results)
     return "\n".join([*parts, *policy, *footnotes(results)]).rstrip()
 
 
@@ -73,7 +72,7 @@ def markdown(results: Results) -> str:
     if results["rows"]:
         parts.append(table(results).markdown())
     several = pre_trainings(results)
-    policy = "".join(f"{line}  \n" for line in _policy_lines(results.get("policy") or {}))
+    policy = "".join(f"{line}  \n" for line in _policy_lines(results))
     parts.append(several.markdown() if several else policy)
     parts += [f"\\{footnote}\n" for footnote in footnotes(results)]
     parts.append("".join(f"- **{title}**: {meaning}\n" for title, meaning in meanings(results).items()))
@@ -86,9 +85,9 @@ def csv(results: Results) -> str:
     if several is not None:
         return several.csv()
     rows = [row for pair in by_benchmark(results["rows"]).values() for row in pair.values()]
-    columns = (*EXPORTED, *declared(results), *(key for key in ABSENT if any(row.get(key) for row in rows)))
-    if str(results["pipeline"]).endswith(REHEARSAL):
-        rows, columns = [{**row, "rehearsal": True} for row in rows], (*columns, "rehearsal")
+    columns = [*EXPORTED, *declared(results), *(key for key in ABSENT if any(row.get(key) for row in rows))]
+    if results["pipeline"].endswith(REHEARSAL):
+        rows, columns = [{**row, "rehearsal": True} for row in rows], [*columns, "rehearsal"]
     return Table.of(columns, [[row.get(key) for key in columns] for row in rows]).csv()
 
 
@@ -107,7 +106,7 @@ def latex(results: Results) -> str:
 
     How many clips were tested, and chance, stand in the caption: the columns have to fit on a page.
     """
-    name = str(results["pipeline"])
+    name = results["pipeline"]
     partial = "".join(f" {latex_text(footnote)}." for footnote in footnotes(results))
     captions = {
         "benchmark": f"Results of {latex_text(name)}, in percent; 95\\%: Wilson interval of top-1. "
@@ -118,10 +117,9 @@ def latex(results: Results) -> str:
     parts = []
     for index, part in enumerate(_tables(results, ())):
         titled = part.frame.rename(columns=lambda title: title.capitalize() if title.islower() else title)
-        capitalised = Table(titled, part.labels, part.grouped, part.bold)
         label = f"{name}-pre-trainings" if index else name
         setup = ("\\small", "\\setlength{\\tabcolsep}{4pt}")
-        parts.append(capitalised.latex(captions[part.headings[0]], label, setup))
+        parts.append(replace(part, frame=titled).latex(captions[part.headings[0]], label, setup))
     return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
 
 
@@ -139,52 +137,51 @@ def legend(results: Results) -> str:
     """Return what each metric of the tables means, for a terminal."""
     listed = meanings(results)
     width = max(map(len, listed))
-    return "\n".join(
-        textwrap.indent(
-            textwrap.fill(meaning, 75 - width, break_on_hyphens=False), " " * (width + 4)
-        ).replace(" " * (width + 4), f"  {title:<{width}}  ", 1)
-        for title, meaning in listed.items()
-    )
+    wrapper = textwrap.TextWrapper(79, subsequent_indent=" " * (width + 4), break_on_hyphens=False)
+    lines = []
+    for title, meaning in listed.items():
+        wrapper.initial_indent = f"  {title:<{width}}  "
+        lines.append(wrapper.fill(meaning))
+    return "\n".join(lines)
 
 
-def table(results: Results, metrics: Sequence[str] | None = None, beside: Sequence[str] = _BESIDE) -> Table:
+def table(results: Results, keys: Sequence[str] | None = None, beside: Sequence[str] = _BESIDE) -> Table:
     """Return a row for each benchmark, start and value of each further axis; the best of each is bold.
 
     Args:
-        metrics: columns, of which those that were not measured are left out; None: all.
-        beside: further columns, which hold no result.
+        keys: metrics, of which those that were not measured are left out; None: all.
+        beside: further metrics, which are no result.
     """
     rows: Sequence[Row] = results["rows"]
     known = metrics_of(results)
     axes = further_axes(rows)
-    metrics = (*TUNED, *FROZEN, *declared(results)) if metrics is None else metrics
-    keys = _measured(rows, (*metrics, *beside), known)
+    keys = (*TUNED, *FROZEN, *declared(results)) if keys is None else keys
+    metrics = _measured(rows, [known[key] for key in (*keys, *beside)])
+    averaged = (*RESULTS, *declared(results))
     benchmarks = list(dict.fromkeys(str(row["benchmark"]) for row in rows))
     ordered = sorted(
-        [*rows, *_over_folds(rows, [known[key] for key in (*RESULTS, *declared(results))])],
+        [*rows, *_over_folds(rows, [known[key] for key in averaged])],
         key=lambda row: (benchmarks.index(str(row["benchmark"])), _start_order(row["init"])),
     )
     # With a further axis, a mean over benchmarks would mix its values.
-    means = {} if axes else mean_of_benchmarks(rows, (*RESULTS, *declared(results)))
-    averaged: list[Row] = [
+    means: list[Row] = [
         {"benchmark": "mean", "init": init, **values}
-        for init, values in means.items()
-        if any(key in values for key in keys)
+        for init, values in ({} if axes else mean_of_benchmarks(rows, averaged)).items()
+        if any(metric.key in values for metric in metrics)
     ]
     lines, bold = [], set()
-    for index, row in enumerate([*ordered, *averaged]):
-        rivals = [rival for rival in (averaged if index >= len(ordered) else ordered)
-                  if rival["benchmark"] == row["benchmark"]]  # fmt: skip
+    for index, row in enumerate([*ordered, *means]):
+        peers = ordered if index < len(ordered) else means
+        rivals = [peer for peer in peers if peer["benchmark"] == row["benchmark"]]
         start = STARTS.get(row["init"], row["init"])
         labels = [marked(row), start, *(str(row.get(axis, DASH)) for axis in axes)]
-        cells = [_cell(row, key, known) for key in keys]
-        if index >= len(ordered):
-            cells = ["" if cell == DASH else cell for cell in cells]
-        lines.append([*labels, *cells])
-        bold |= {(index, len(labels) + i) for i, key in enumerate(keys) if _is_best(row, rivals, known[key])}
+        cells = [_cell(row, metric) for metric in metrics]
+        lines.append([*labels, *("" if cell == DASH and peers is means else cell for cell in cells)])
+        best = (column for column, metric in enumerate(metrics, len(labels)) if _is_best(row, rivals, metric))
+        bold |= {(index, column) for column in best}
     return Table.of(
-        ("benchmark", "start", *axes, *(known[key].title for key in keys)), lines,
-        labels=2 + len(axes), grouped=True, bold=frozenset(bold), means=len(averaged),
+        ("benchmark", "start", *axes, *(metric.title for metric in metrics)), lines,
+        labels=2 + len(axes), grouped=True, bold=frozenset(bold), means=len(means),
     )  # fmt: skip
 
 
@@ -201,44 +198,41 @@ def _over_folds(rows: Sequence[Row], metrics: Sequence[Metric]) -> list[Row]:
         texts = {}
         for metric in metrics:
             values = [row[metric.key] for row in folds if row.get(metric.key) is not None]
-            if values and (estimate := Estimate.of(values)):
-                texts[metric.key] = estimate.text(metric.digits)
+            if values:
+                texts[metric.key] = Estimate.of(values).text(metric.digits)
         means.append({"benchmark": benchmark, "init": init, "fold": f"mean of {len(folds)}", "texts": texts})
     return means
 
 
-def pre_trainings(results: Results, keys: Sequence[str] = PRETRAINED) -> Table | None:
+def pre_trainings(results: Results) -> Table | None:
     """Return a row for each pre-training, with the axes in which they differ; None of fewer than two."""
     policies: Sequence[Row] = results.get("policies") or []
     if len(policies) < 2:
         return None
-    axes = dict.fromkeys(
-        key for policy in policies for key, value in policy.items() if isinstance(value, str)
-    )
     # The sampler and the mask ratio have columns already.
-    in_columns = ("sampler", "sampler.kind", "sampler.mask_ratio")
-    labels = ["sampler"]
-    labels += [
-        axis for axis in axes if axis not in in_columns and len({row.get(axis) for row in policies}) > 1
-    ]
-    return policy_table(policies, labels, keys)
+    axes = _varied(policies, ("sampler", "sampler.kind", "sampler.mask_ratio"))
+    return policy_table(policies, ["sampler", *axes], PRETRAINED)
 
 
 def policy_table(policies: Sequence[Row], labels: Sequence[str], keys: Sequence[str]) -> Table:
     """Return a row for each pre-training: labels, then those of the metrics `keys` that were measured."""
-    keys = _measured(policies, keys)
+    metrics = _measured(policies, [METRICS[key] for key in keys])
     lines = [
-        [*(str(policy.get(label, DASH)) for label in labels), *(_cell(policy, key) for key in keys)]
+        [*(str(policy.get(label, DASH)) for label in labels), *(_cell(policy, metric) for metric in metrics)]
         for policy in policies
     ]
-    return Table.of([*labels, *(METRICS[key].title for key in keys)], lines, labels=len(labels))
+    return Table.of([*labels, *(metric.title for metric in metrics)], lines, labels=len(labels))
 
 
 def further_axes(rows: Sequence[Row]) -> list[str]:
     """Return the labels, beside benchmark and start, in which rows differ."""
+    return _varied(rows, ("benchmark", "init"))
+
+
+def _varied(rows: Sequence[Row], known: Sequence[str]) -> list[str]:
+    """Return the labels in which rows differ, but for those that are `known`."""
     labels = dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, str))
-    varied = [key for key in labels if len({str(row.get(key)) for row in rows}) > 1]
-    return [key for key in varied if key not in ("benchmark", "init")]
+    return [key for key in labels if key not in known and len({str(row.get(key)) for row in rows}) > 1]
 
 
 def by_benchmark(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
@@ -262,27 +256,23 @@ def by_benchmark(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
 
 def marked(row: Row) -> str:
     """Return the name of a row's benchmark, with an asterisk where its copy lacked listed videos."""
-    return f"{row['benchmark']}*" if _lacks(row) else str(row["benchmark"])
+    return f"{row['benchmark']}*" if any(row.get(key) for key in ABSENT) else str(row["benchmark"])
 
 
 def footnotes(results: Results) -> list[str]:
     """Return what the asterisk of each benchmark means, what pre-trainings lacked, that it is a rehearsal."""
-    rehearsal = [NO_RESULT] if str(results.get("pipeline", "")).endswith(REHEARSAL) else []
+    rehearsal = [NO_RESULT] if results.get("pipeline", "").endswith(REHEARSAL) else []
     policies = results.get("policies") or [results.get("policy") or {}]
     copies = [(str(row["benchmark"]), row) for row in results["rows"]]
     copies += [("pre-training", policy) for policy in policies]
     lacking: dict[str, dict[str, None]] = {}
     for name, row in copies:
-        for key, what in _LISTED:
+        for key, what in ABSENT.items():
             if row.get(key):
                 # Once, though a benchmark has a row for each start.
                 lacking.setdefault(name, {})[f"{row[key]:,} of the listed {what}"] = None
     partial = [f"* {name}: a partial copy, without {' and '.join(parts)}" for name, parts in lacking.items()]
     return rehearsal + partial
-
-
-def _lacks(row: Row) -> bool:
-    return any(row.get(key) for key in ABSENT)
 
 
 def mean_of_benchmarks(rows: Sequence[Row], keys: Sequence[str] = RESULTS) -> dict[str, dict[str, float]]:
@@ -317,20 +307,21 @@ def _tables(results: Results, beside: Sequence[str]) -> list[Table]:
     return [*rows, Table(frame, several.labels, grouped=True)]
 
 
-def _measured(rows: Sequence[Row], keys: Iterable[str], known: Mapping[str, Metric] = METRICS) -> list[str]:
-    return [key for key in keys if any(_cell(row, key, known) != DASH for row in rows)]
+def _measured(rows: Sequence[Row], metrics: Iterable[Metric]) -> list[Metric]:
+    return [metric for metric in metrics if any(_cell(row, metric) != DASH for row in rows)]
 
 
-def _cell(row: Row, key: str, known: Mapping[str, Metric] = METRICS) -> str:
-    if key in row.get("texts", {}):
-        return str(row["texts"][key])
-    if key == "interval":
-        return interval(row.get("low"), row.get("high"))
-    return number(row.get(key), known[key].digits)
+def _cell(row: Row, metric: Metric) -> str:
+    if metric.key in row.get("texts", {}):
+        return str(row["texts"][metric.key])
+    if metric.key == "interval":
+        low, high = row.get("low"), row.get("high")
+        return DASH if low is None or high is None else f"{low:.1f}–{high:.1f}"
+    return number(row.get(metric.key), metric.digits)
 
 
 def _start_order(init: str) -> int:
-    return list(STARTS).index(init) if init in STARTS else len(STARTS)
+    return [*STARTS, init].index(init)
 
 
 def _is_best(row: Row, rivals: Sequence[Row], metric: Metric) -> bool:
@@ -342,10 +333,11 @@ def _is_best(row: Row, rivals: Sequence[Row], metric: Metric) -> bool:
     return bool(round(row[key], digits) == (min if metric.better == "less" else max)(values))
 
 
-def _policy_lines(policy: Row) -> list[str]:
+def _policy_lines(results: Results) -> list[str]:
+    policy: Row | None = results.get("policy")
     if not policy:
         return []
-    cells = {key: _cell(policy, key) for key in (*PRETRAINED[:4], "flow_lift", "flow_share")}
+    cells = {key: _cell(policy, METRICS[key]) for key in PRETRAINED}
     flow = f"flow lift {cells['flow_lift']} ({cells['flow_share']} of the best choice's gain),"
     return [
         f"Sampler '{policy.get('sampler', '?')}': motion lift {cells['motion_lift']}"

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import fmean, stdev
 from typing import Any
 
+from tats_core.report.metrics import Metric
 from tats_core.report.table import Table, latex_text
 from tats_core.report.units import short_keys, value_text
 
 Trial = Mapping[str, Any]
-Column = tuple[str, str, int]
-"""Metric, heading, digits."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,10 @@ class Estimate:
     seeds: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate | None:
-        """Return the estimate of one or more values, None of none."""
-        if len(values) < 2:
-            return cls(values[0], None, 1) if values else None
+    def of(cls, values: Sequence[float]) -> Estimate:
+        """Return the estimate of one or more values."""
+        if len(values) == 1:
+            return cls(values[0], None, 1)
         half = _quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
         return cls(fmean(values), half, len(values))
 
@@ -72,48 +71,33 @@ def rows(trials: Sequence[Trial], metrics: Sequence[str], baseline: Mapping[str,
     """
     points: dict[str, list[Trial]] = {}
     for trial in trials:
-        points.setdefault(_name(trial["point"]), []).append(trial)
+        points.setdefault(name_of(trial["point"]), []).append(trial)
     table = []
     bases = [
         members[0]["point"] for members in points.values() if baseline.items() <= members[0]["point"].items()
     ]
     for name, members in points.items():
         point = members[0]["point"]
-        base = _name(_baseline_point(point, baseline, points, bases))
+        wanted = {**point, **baseline}
+        if name_of(wanted) not in points:
+            # A key that does not apply beside the baseline's values is not in the baseline's point.
+            fitting = [other for other in bases if all(wanted.get(key) == other[key] for key in other)]
+            wanted = max(fitting, key=len, default=wanted)
+        base = name_of(wanted)
         rivals = points.get(base, []) if baseline and name != base else []
         values, gains = {}, {}
         for key in metrics:
             measured, others = _by_seed(members, key), _by_seed(rivals, key)
-            values[key] = Estimate.of(list(measured.values()))
-            gains[key] = Estimate.of([measured[seed] - others[seed] for seed in measured if seed in others])
-        table.append(Row(point, _known(values), _known(gains), len(members)))
+            if measured:
+                values[key] = Estimate.of(list(measured.values()))
+            if differences := [measured[seed] - others[seed] for seed in measured if seed in others]:
+                gains[key] = Estimate.of(differences)
+        table.append(Row(point, values, gains, len(members)))
     return table
 
 
-def _known(estimates: Mapping[str, Estimate | None]) -> dict[str, Estimate]:
-    return {key: estimate for key, estimate in estimates.items() if estimate is not None}
-
-
-def _baseline_point(
-    point: Mapping[str, Any],
-    baseline: Mapping[str, Any],
-    points: Container[str],
-    bases: Sequence[Mapping[str, Any]],
-) -> Mapping[str, Any]:
-    """Return the point that has the baseline's values; keys that do not apply there are not in it.
-
-    Args:
-        points: the names of all points.
-        bases: the points that have the baseline's values.
-    """
-    wanted = {**point, **baseline}
-    if _name(wanted) in points:
-        return wanted
-    fitting = [other for other in bases if all(wanted.get(key) == value for key, value in other.items())]
-    return max(fitting, key=len, default=wanted)
-
-
-def _name(point: Mapping[str, Any]) -> str:
+def name_of(point: Mapping[str, Any]) -> str:
+    """Return what is the same for equal points alone."""
     return json.dumps(point, sort_keys=True)
 
 
@@ -125,19 +109,19 @@ def _by_seed(trials: Sequence[Trial], key: str) -> dict[Any, float]:
     }
 
 
-def ranked(rows: Sequence[Row], metric: str, mode: str) -> list[Row]:
+def ranked(rows: Sequence[Row], metric: Metric) -> list[Row]:
     """Return the rows by their mean of `metric`, the best first, those without one last."""
-    sign = -1 if mode == "max" else 1
-    return sorted(rows, key=lambda row: sign * row.values[metric].mean if metric in row.values else math.inf)
+    key, sign = metric.key, 1 if metric.better == "less" else -1
+    return sorted(rows, key=lambda row: sign * row.values[key].mean if key in row.values else math.inf)
 
 
-def best(rows: Sequence[Row], metric: str, mode: str, digits: int) -> list[Row]:
+def best(rows: Sequence[Row], metric: Metric) -> list[Row]:
     """Return the rows with the best mean of `metric`: several where they are printed alike.
 
     The first is the best unrounded, and of equals the first in `rows`.
     """
-    order = [row for row in ranked(rows, metric, mode) if metric in row.values]
-    means = [round(row.values[metric].mean, digits) for row in order]
+    order = [row for row in ranked(rows, metric) if metric.key in row.values]
+    means = [round(row.values[metric.key].mean, metric.digits) for row in order]
     return [row for row, mean in zip(order, means, strict=True) if mean == means[0]]
 
 
@@ -148,41 +132,40 @@ def keys_of(rows: Sequence[Row]) -> list[str]:
 
 def table(
     rows: Sequence[Row],
-    columns: Sequence[Column],
-    compared: str | None = None,
+    metrics: Sequence[Metric],
+    compared: Metric | None = None,
     best: Sequence[Row] = (),
     sign: str = "",
 ) -> Table:
     """Return keys, seeds, metrics and, where any row has one, the gain of `compared`; `best` are bold."""
     keys = keys_of(rows)
-    gaining = [column for column in columns if column[0] == compared]
-    gaining = [column for column in gaining if any(column[0] in row.gains for row in rows)]
+    gaining = [compared] if compared and any(compared.key in row.gains for row in rows) else []
     lines = [
         [
             *(value_text(row.point.get(key)) for key in keys),
             str(row.seeds),
-            *(
-                row.values[key].text(digits, sign) if key in row.values else None
-                for key, _, digits in columns
-            ),
-            *(row.gains[key].text(digits, "+") if key in row.gains else None for key, _, digits in gaining),
+            *(_text(row.values, metric, sign) for metric in metrics),
+            *(_text(row.gains, metric, "+") for metric in gaining),
         ]
         for row in rows
     ]
-    names = short_keys(keys)
-    headings = [*(names[key] for key in keys), "seeds", *(title for _, title, _ in columns)]
-    headings += [f"{title} − baseline" for _, title, _ in gaining]
+    headings = [*short_keys(keys).values(), "seeds", *(metric.title for metric in metrics)]
+    headings += [f"{metric.title} − baseline" for metric in gaining]
     bold = {(i, j) for i, row in enumerate(rows) if row in best for j in range(len(headings))}
     return Table.of(headings, lines, labels=len(keys), bold=frozenset(bold))
 
 
-def gains(rows: Sequence[Row], columns: Sequence[Column]) -> Table:
+def _text(estimates: Mapping[str, Estimate], metric: Metric, sign: str) -> str | None:
+    return estimates[metric.key].text(metric.digits, sign) if metric.key in estimates else None
+
+
+def gains(rows: Sequence[Row], metrics: Sequence[Metric]) -> Table:
     """Return the differences to the baseline in all metrics, of the rows that have any."""
     differences = [Row(row.point, row.gains, {}, row.trials) for row in rows if row.gains]
-    return table(differences, columns, sign="+")
+    return table(differences, metrics, sign="+")
 
 
-def csv(rows: Sequence[Row], columns: Sequence[Column], marks: Mapping[str, object] | None = None) -> str:
+def csv(rows: Sequence[Row], metrics: Sequence[Metric], marks: Mapping[str, object] | None = None) -> str:
     """Return the table as CSV, unrounded; what was not measured is an empty field.
 
     Of each metric: its mean, half its interval, and the same of its gain on the baseline. The last columns
@@ -193,18 +176,18 @@ def csv(rows: Sequence[Row], columns: Sequence[Column], marks: Mapping[str, obje
     lines = []
     for row in rows:
         line = [*(row.point.get(key) for key in keys), row.seeds]
-        for name, _, _ in columns:
-            for estimate in (row.values.get(name), row.gains.get(name)):
+        for metric in metrics:
+            for estimate in (row.values.get(metric.key), row.gains.get(metric.key)):
                 line += [None, None] if estimate is None else [estimate.mean, estimate.half]
         lines.append([*line, *marks.values()])
     parts = ("", ".half", ".gain", ".gain_half")
-    headings = [*keys, "seeds", *(name + part for name, _, _ in columns for part in parts), *marks]
+    headings = [*keys, "seeds", *(metric.key + part for metric in metrics for part in parts), *marks]
     return Table.of(headings, lines).csv()
 
 
 def latex(
-    rows: Sequence[Row], columns: Sequence[Column], compared: str | None, *, name: str, caption: str
+    rows: Sequence[Row], metrics: Sequence[Metric], compared: Metric | None, *, name: str, caption: str
 ) -> str:
     r"""Return a floating table for a paper; it needs `\usepackage{booktabs}` and nothing else."""
     caption = f"{latex_text(caption)} Means over seeds, $\\pm$ half their 95\\% interval."
-    return "% needs \\usepackage{booktabs}\n" + table(rows, columns, compared).latex(caption, name)
+    return "% needs \\usepackage{booktabs}\n" + table(rows, metrics, compared).latex(caption, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any, Final
@@ -48,10 +48,7 @@ class Table:
 
     def text(self, *, right: bool = True) -> str:
         """Return the table for a terminal; with `right`, numbers are aligned at their right end."""
-        lines = [self.headings, *([str(cell) for cell in row] for row in self.rows)]
-        for index, first in chain.from_iterable(self._groups()):
-            if not first:
-                lines[index + 1][0] = ""
+        lines = [self.headings, *chain.from_iterable(self._groups())]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         lines.insert(1, ["─" * width for width in widths])
         sides = ["<" if index < self.labels or not right else ">" for index in range(len(widths))]
@@ -84,8 +81,10 @@ class Table:
         """
         form = "l" * self.labels + "r" * (len(self.headings) - self.labels)
         label = "".join(letter if letter.isalnum() else "-" for letter in name)
-        groups = [[self._latex_row(index, first) for index, first in group] for group in self._groups()]
-        body = "\n    \\midrule\n".join("\n".join(group) for group in groups)
+        groups = self._groups(lambda cell: latex_text(str(cell)), "\\textbf{{{}}}")
+        body = "\n    \\midrule\n".join(
+            "\n".join(f"    {' & '.join(cells)} \\\\" for cells in group) for group in groups
+        )
         lines = [
             "\\begin{table}[t]",
             "  \\centering",
@@ -105,47 +104,43 @@ class Table:
 
     def html(self) -> Markup:
         """Return a `<table>`."""
-        lean = ["" if index < self.labels else ' class="n"' for index in range(len(self.headings))]
+        align = ["" if index < self.labels else ' class="n"' for index in range(len(self.headings))]
         head = "".join(
             f'<th scope="col"{side}>{escape(title)}</th>'
-            for side, title in zip(lean, self.headings, strict=True)
+            for side, title in zip(align, self.headings, strict=True)
         )
-        bodies = []
-        for group in self._groups():
-            rows = "\n".join(
-                self._html_row(index, len(group) if first else 0, lean) for index, first in group
-            )
-            means = ' class="mean"' if group[0][0] >= len(self.frame) - self.means else ""
-            bodies.append(f"<tbody{means}>\n{rows}\n</tbody>")
+        bodies, written = [], 0
+        for group in self._groups(escape, "<b>{}</b>"):
+            rows = []
+            for position, (first, *cells) in enumerate(group):
+                scope = f'scope="rowgroup" rowspan="{len(group)}"' if self.grouped else 'scope="row"'
+                label = "" if self.grouped and position else f"<th {scope}>{first}</th>"
+                body = "".join(f"<td{side}>{cell}</td>" for side, cell in zip(align[1:], cells, strict=True))
+                rows.append(f"<tr>{label}{body}</tr>")
+            means = ' class="mean"' if written >= len(self.frame) - self.means else ""
+            written += len(group)
+            bodies.append("\n".join([f"<tbody{means}>", *rows, "</tbody>"]))
         style = ' class="results"' if self.grouped else ""
         body = "\n".join(bodies)
         return Markup(f"<table{style}>\n<thead><tr>{head}</tr></thead>\n{body}\n</table>\n")
 
-    def _groups(self) -> list[list[tuple[int, bool]]]:
-        """Return groups of rows, each row as its index and whether its first cell is written."""
-        if not self.grouped:
-            return [[(index, True) for index in range(len(self.frame))]] if len(self.frame) else []
-        first_cells = self.frame.iloc[:, 0].tolist()
-        grouped = groupby(range(len(first_cells)), key=first_cells.__getitem__)
-        return [[(index, position == 0) for position, index in enumerate(group)] for _, group in grouped]
+    def _groups(self, text: Callable[[object], str] = str, bold: str = "{}") -> list[list[list[str]]]:
+        """Return groups of rows of cells as `text`, `bold` being the form of those in bold.
 
-    def _latex_row(self, index: int, first: bool) -> str:
-        cells = [latex_text(str(cell)) for cell in self.rows[index]]
-        cells = [
-            f"\\textbf{{{cell}}}" if (index, column) in self.bold else cell
-            for column, cell in enumerate(cells)
+        The first cell of a group is written once.
+        """
+        rows = self.rows
+        lines = [
+            [bold.format(text(cell)) if (i, j) in self.bold else text(cell) for j, cell in enumerate(row)]
+            for i, row in enumerate(rows)
         ]
-        return "    " + " & ".join(cells if first else ["", *cells[1:]]) + " \\\\"
-
-    def _html_row(self, index: int, span: int, lean: Sequence[str]) -> str:
-        first, *cells = (
-            f"<b>{escape(cell)}</b>" if (index, column) in self.bold else str(escape(cell))
-            for column, cell in enumerate(self.rows[index])
-        )
-        scope = f'scope="rowgroup" rowspan="{span}"' if self.grouped else 'scope="row"'
-        head = f"<th {scope}>{first}</th>" if span else ""
-        body = "".join(f"<td{side}>{cell}</td>" for side, cell in zip(lean[1:], cells, strict=True))
-        return f"<tr>{head}{body}</tr>"
+        if not self.grouped:
+            return [lines] if lines else []
+        groups = groupby(zip(rows, lines, strict=True), key=lambda pair: pair[0][0])
+        return [
+            [cells if position == 0 else ["", *cells[1:]] for position, (_, cells) in enumerate(group)]
+            for _, group in groups
+        ]
 
 
 _LATEX: Final = str.maketrans(

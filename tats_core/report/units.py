@@ -15,11 +15,6 @@ def number(value: float | None, digits: int = 1) -> str:
     return DASH if value is None else f"{value:.{digits}f}"
 
 
-def interval(low: float | None, high: float | None) -> str:
-    """Return the ends of an interval as `35.6–54.8`."""
-    return DASH if low is None or high is None else f"{low:.1f}–{high:.1f}"
-
-
 def short(value: float) -> str:
     """Return a number with three significant digits: `0.523`, `12.5`, `1,200`, `4e-5`."""
     if value == 0:
@@ -37,6 +32,11 @@ def value_text(value: object) -> str:
     if value is None:
         return DASH
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def cut(words: str, letters: int) -> str:
+    """Return at most so many letters of a text."""
+    return words if len(words) <= letters else words[: letters - 1] + "…"
 
 
 def duration(seconds: float) -> str:

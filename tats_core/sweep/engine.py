@@ -25,7 +25,6 @@ from tats_core.sweep.progress import Progress, SweepUI
 from tats_core.sweep.search import Points
 from tats_core.sweep.spec import Sweep
 from tats_core.sweep.summary import Summary, results
-from tats_core.sweep.trial import TrialResult
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,6 @@ class Outcome:
     before: int = 0
     """Trials that had ended before a resume."""
 
-    @property
-    def trials(self) -> list[TrialResult]:
-        """The trials that have ended."""
-        return self.summary.trials
-
 
 def slots(sweep: Sweep) -> tuple[int, bool]:
     """Return how many trials run side by side, and whether each trains in its own process.
@@ -50,11 +44,10 @@ def slots(sweep: Sweep) -> tuple[int, bool]:
     Raises:
         ResourceError: a trial needs more than there is.
     """
-    built = [graphs.build(sweep.load(sweep.trials_of(point)[0].overrides)) for point in sweep.examples()]
     instances = [
         instance
-        for graph in built
-        for instance in graph.instances.values()
+        for point in sweep.examples()
+        for instance in graphs.build(sweep.load(sweep.trials_of(point)[0].overrides)).instances.values()
         if instance.stage not in sweep.common
     ]
     cpus = max(instance.kind.cpus(instance.config) for instance in instances)
@@ -106,7 +99,9 @@ def run(sweep: Sweep, home: Path, *, resume: bool, ui: SweepUI, stage_ui: Observ
     if folder is not None:
         check_same(sweep, folder)
         ended = results(folder)
-        if _complete(Points(sweep, folder), {result.id: result for result in ended}):
+        by_id = {result.id: result for result in ended}
+        points = Points(sweep, folder)
+        if all(trial.id in by_id for trial in points.trials()) and not points.next_trials(by_id):
             done = Summary.of(sweep, ended, summary.busy_of(folder))
             done.write(folder)  # the driver may have been killed after the last trial
             page.write(done, folder)
@@ -131,10 +126,6 @@ def run(sweep: Sweep, home: Path, *, resume: bool, ui: SweepUI, stage_ui: Observ
     recorder = Recorder(sweep, home, folder, progress, in_process, ui)
     stopped = recorder.execute()
     return Outcome(folder, recorder.summary, stopped, progress.before)
-
-
-def _complete(points: Points, ended: dict[str, TrialResult]) -> bool:
-    return all(trial.id in ended for trial in points.trials()) and not points.next_trials(ended)
 
 
 def _run_common_stages(sweep: Sweep, home: Path, ui: Observer | None) -> bool:

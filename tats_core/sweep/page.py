@@ -42,7 +42,7 @@ def read(folder: Path) -> Summary:
 
 def write(summary: Summary, folder: Path) -> None:
     """Write the charts, and the page whole or not at all, into the sweep's folder."""
-    drawn, missing = plots.of(summary.sweep, folder, summary.rows, summary.trials)
+    drawn, missing = plots.of(summary, folder)
     plots.write(drawn, folder)
     write_text(folder / FILE, _render(summary, folder, drawn, missing))
 
@@ -50,7 +50,7 @@ def write(summary: Summary, folder: Path) -> None:
 def build(folder: Path) -> str:
     """Return the page as one string."""
     summary = read(folder)
-    return _render(summary, folder, *plots.of(summary.sweep, folder, summary.rows, summary.trials))
+    return _render(summary, folder, *plots.of(summary, folder))
 
 
 def _render(summary: Summary, folder: Path, drawn: Sequence[Plot], missing: Sequence[str]) -> str:
@@ -64,12 +64,12 @@ def _render(summary: Summary, folder: Path, drawn: Sequence[Plot], missing: Sequ
         error=f"{failed} of {len(summary.trials)} trials failed; causes are listed below." if failed else "",
         tiles=_tiles(summary, run.record),
         best_text=summary.best_text,
-        results=sweeps.table(rows, summary.columns, sweep.objective.name, summary.best),
+        results=sweeps.table(rows, summary.metrics, summary.objective, summary.best),
         note=f"The first {len(rows)} of {len(summary.rows)} points; results.csv has all."
         if len(summary.rows) > len(rows)
         else "",
         several=any(row.seeds > 1 for row in summary.rows),
-        gains=sweeps.gains(summary.rows, summary.columns) if any(row.gains for row in summary.rows) else None,
+        gains=sweeps.gains(summary.rows, summary.metrics) if any(row.gains for row in summary.rows) else None,
         baseline=_equations(sweep.baseline),
         charts=[(plot.name, plot.caption, charts.svg(plot.figure, plot.caption)) for plot in drawn],
         missing=missing,
@@ -92,14 +92,14 @@ def _again(name: str, folder: Path) -> str:
 
 
 def _tiles(summary: Summary, record: RunRecord) -> Iterator[tuple[str, object, str]]:
-    objective = summary.sweep.objective
+    metric = summary.objective
     for top in summary.best[:1]:
         names = short_keys(summary.sweep.keys)
         chosen = ", ".join(f"{names[key]} {value_text(value)}" for key, value in top.point.items())
         remark = f"with {chosen}" if len(top.point) <= _KEYS_IN_A_TILE else "see below"
         if len(summary.best) > 1:
             remark = f"shared by {len(summary.best)} points"
-        yield f"best {objective.heading}", top.values[objective.name].text(objective.digits), remark
+        yield f"best {metric.title}", top.values[metric.key].text(metric.digits), remark
     counts = Counter(trial.status for trial in summary.trials)
     yield "trials", len(summary.trials), ", ".join(f"{count} {status}" for status, count in counts.items())
     if summary.epochs and summary.epochs[0] < summary.epochs[1]:
@@ -120,14 +120,14 @@ def _trials(summary: Summary) -> Table:
             page.status(trial.status, "stopped" if trial.status == "stopped early" else None),
             trial.epochs,
             *(
-                f"{trial.metrics[key]:.{digits}f}" if key in trial.metrics else None
-                for key, _, digits in summary.columns
+                f"{trial.metrics[metric.key]:.{metric.digits}f}" if metric.key in trial.metrics else None
+                for metric in summary.metrics
             ),
         ]
         for trial in summary.trials
     ]
     headings = ["trial", *short_keys(keys).values(), "seed", "status", "epochs"]
-    headings += [title for _, title, _ in summary.columns]
+    headings += [metric.title for metric in summary.metrics]
     return Table.of(headings, rows, labels=len(keys) + 3)
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from tats_core.files import write_bytes
 from tats_core.report import charts
-from tats_core.report.charts import Curve, Named, Series
+from tats_core.report.charts import Curve, Key
+from tats_core.report.metrics import Metric
 from tats_core.report.sweeps import Row
 from tats_core.report.units import DASH, short_keys
 from tats_core.store.layout import RUN
 from tats_core.store.run import Points, Run
 from tats_core.sweep.space import Range
-from tats_core.sweep.spec import Metric, Sweep
+from tats_core.sweep.summary import Summary
 from tats_core.sweep.trial import TrialResult
 
 if TYPE_CHECKING:
@@ -44,52 +45,41 @@ class Missing(Exception):  # noqa: N818 (it is not an error)
 class Outcome:
     """What a sweep has measured so far, as its charts need it."""
 
-    sweep: Sweep
+    summary: Summary
     folder: Path
     rows: Sequence[Row]
     """Those that have any value."""
-    trials: Sequence[TrialResult]
-    keys: Sequence[Named]
-    """Keys of the space that have more than one value."""
-
-    @property
-    def metrics(self) -> list[Named]:
-        """The metrics that any point has."""
-        measured = {name for row in self.rows for name in row.values}
-        return [_named(metric) for metric in self.sweep.metrics if metric.name in measured]
-
-    def first_key(self, *, numeric: bool) -> Named | None:
-        """Return the first key whose listed values are all numbers, or the first whose are not."""
-        for key in self.keys:
-            values = self.sweep.space.values[key.key]
-            if not isinstance(values, Range) and numeric is all(
-                isinstance(value, int | float) and not isinstance(value, bool) for value in values
-            ):
-                return key
-        return None
-
-    @property
-    def series(self) -> Series | None:
-        """The first key whose values are words, where each can have a style of its own."""
-        key = self.first_key(numeric=False)
-        values = self.sweep.space.values[key.key] if key else ()
-        if key is None or isinstance(values, Range) or len(values) > charts.SERIES:
-            return None
-        return Series(key.key, key.title, tuple(values))
+    metrics: Sequence[Metric]
+    """Those that any point has."""
+    keys: Sequence[Key]
+    """Those that have more than one value."""
+    x: Key | None
+    """The first key whose listed values are all numbers."""
+    series: Key
+    """The first key whose listed values are not, if each can have a style; otherwise `ALL`."""
 
 
-def _named(metric: Metric) -> Named:
-    return Named(metric.name, metric.heading, metric.mode)
-
-
-def of(
-    sweep: Sweep, folder: Path, rows: Sequence[Row], trials: Sequence[TrialResult]
-) -> tuple[list[Plot], list[str]]:
+def of(summary: Summary, folder: Path) -> tuple[list[Plot], list[str]]:
     """Return the charts of what a sweep has measured so far, and a sentence for each that is not drawn."""
-    names = short_keys(list(sweep.space.values))
-    varied = [key for key in names if len({repr(row.point[key]) for row in rows if key in row.point}) > 1]
-    measured = [row for row in rows if row.values]
-    outcome = Outcome(sweep, folder, measured, trials, [Named(key, names[key]) for key in varied])
+    choices, rows = summary.sweep.choices, summary.rows
+    keys = [
+        Key(name, title, () if isinstance(values := choices[name], Range) else values)
+        for name, title in short_keys(list(choices)).items()
+        if len({repr(row.point[name]) for row in rows if name in row.point}) > 1
+    ]
+    listed = [key for key in keys if key.values]
+    numeric = [key for key in listed if charts.are_numbers(key.values)]
+    words = [key for key in listed if key not in numeric]
+    measured = {name for row in rows for name in row.values}
+    outcome = Outcome(
+        summary,
+        folder,
+        [row for row in rows if row.values],
+        [metric for metric in summary.metrics if metric.key in measured],
+        keys,
+        x=numeric[0] if numeric else None,
+        series=words[0] if words and len(words[0].values) <= charts.SERIES else charts.ALL,
+    )
     plots, missing = [], []
     for draw in (_against, _learning, _parallel, _importance, _pareto):
         try:
@@ -106,34 +96,33 @@ def write(plots: Sequence[Plot], folder: Path) -> None:
 
 
 def _against(outcome: Outcome) -> list[Plot]:
-    x, series, metrics = outcome.first_key(numeric=True), outcome.series, outcome.metrics
+    x, series, metrics = outcome.x, outcome.series, outcome.metrics
     if x is None or not metrics:
         raise Missing("Metrics against a key: no key of the grid has several numbers as its values.")
-    points = [(row.point.get(x.key), row.point.get(series.key) if series else None) for row in outcome.rows]
-    if len(set(points)) < len(points):
-        drawn = f"{x.title} and {series.title}" if series else x.title
+    points = {(row.point.get(x.name), row.point.get(series.name)) for row in outcome.rows}
+    if len(points) < len(outcome.rows):
+        drawn = f"{x.title} and {series.title}" if series.title else x.title
         raise Missing(f"Metrics against {x.title}: points differ in more than {drawn}.")
-    by = f", by {series.title}" if series else ""
+    by = f", by {series.title}" if series.title else ""
     caption = f"Each metric against {x.title}{by}: mean over seeds with its 95% interval (Student's t)."
     return [Plot("metrics", caption, charts.against(outcome.rows, x, series, metrics))]
 
 
 def _learning(outcome: Outcome) -> list[Plot]:
-    series = outcome.series
+    summary, series = outcome.summary, outcome.series
     panels: dict[str, list[Curve]] = {}
-    for trial in outcome.trials:
+    for trial in summary.trials:
         for name, points in _curves(outcome.folder / "trials" / trial.id).items():
             if len(points) > 1:
-                value = trial.point.get(series.key) if series else None
-                panels.setdefault(name, []).append(Curve.of(value, points))
-    wanted = [outcome.sweep.scheduler.metric, *(name for name in panels if name.endswith(".loss"))]
-    wanted += [metric.name for metric in outcome.sweep.metrics]
-    drawn = {name: panels[name] for name in wanted if name in panels}
+                panels.setdefault(name, []).append(Curve.of(trial.point.get(series.name), points))
+    names = [summary.sweep.scheduler.metric, *(name for name in panels if name.endswith(".loss"))]
+    names += [metric.key for metric in summary.metrics]
+    drawn = {name: panels[name] for name in names if name in panels}
     if not drawn:
         raise Missing("Learning curves: no trial logged a metric more than once.")
     drawn = {name: drawn[name] for name in list(drawn)[:_PANELS]}
-    caption = f"Learning curves of the trials{f', by {series.title}' if series else ''}."
-    return [Plot("curves", caption, charts.learning(drawn, series.values if series else (None,)))]
+    caption = f"Learning curves of the trials{f', by {series.title}' if series.title else ''}."
+    return [Plot("curves", caption, charts.learning(drawn, series.values))]
 
 
 def _curves(folder: Path) -> dict[str, Points]:
@@ -148,23 +137,25 @@ def _curves(folder: Path) -> dict[str, Points]:
 
 
 def _parallel(outcome: Outcome) -> list[Plot]:
-    metrics, best = outcome.metrics, _named(outcome.sweep.objective)
+    metrics, best = outcome.metrics, outcome.summary.objective
     measured = [row for row in outcome.rows if all(metric.key in row.values for metric in metrics)]
-    if len(outcome.keys) < 2 or len(measured) < 3 or best.key not in [metric.key for metric in metrics]:
+    if len(outcome.keys) < 2 or len(measured) < 3 or best not in metrics:
         raise Missing("Parallel coordinates: they need two keys and three measured points.")
     caption = (
         f"Each line is one point (mean over seeds), coloured by {best.title}; {DASH}: the key means"
         " nothing there."
     )
-    return [Plot("parallel", caption, charts.parallel(outcome.rows, outcome.keys, metrics, best))]
+    return [Plot("parallel", caption, charts.parallel(measured, outcome.keys, metrics, best))]
 
 
 def _importance(outcome: Outcome) -> list[Plot]:
-    if outcome.sweep.searcher.kind == "pbt":
+    sweep, best = outcome.summary.sweep, outcome.summary.objective
+    if sweep.searcher.kind == "pbt":
         raise Missing("Importance of the keys: a population changes them while it trains.")
-    best = _named(outcome.sweep.objective)
-    done = [trial for trial in outcome.trials if trial.status == "finished" and best.key in trial.metrics]
-    common = {key.key: key.title for key in outcome.keys if all(key.key in trial.point for trial in done)}
+    done = [
+        trial for trial in outcome.summary.trials if trial.status == "finished" and best.key in trial.metrics
+    ]
+    common = {key.name: key.title for key in outcome.keys if all(key.name in trial.point for trial in done)}
     needed = _TRIALS_A_KEY * len(common)
     if len(common) < 2:
         raise Missing("Importance of the keys: fewer than two keys mean something at every point.")
@@ -173,10 +164,10 @@ def _importance(outcome: Outcome) -> list[Plot]:
             f"Importance of the keys: {len(done)} finished trials say too little about {len(common)} keys"
             f" (asked for here: {needed})."
         )
-    shares = importance({key: outcome.sweep.space.values[key] for key in common}, done, best)
+    shares = importance({key: sweep.space.values[key] for key in common}, done, best)
     if not shares:
         raise Missing(f"Importance of the keys: {best.title} is the same in all trials.")
-    others = ", ".join(key.title for key in outcome.keys if key.key not in common)
+    others = ", ".join(key.title for key in outcome.keys if key.name not in common)
     rest = f" Left out, as they mean something only at some points: {others}." if others else ""
     caption = (
         f"Each key's share of the variance of {best.title} that the keys explain (fANOVA over {len(done)}"
@@ -185,7 +176,7 @@ def _importance(outcome: Outcome) -> list[Plot]:
     return [Plot("importance", caption, charts.importance({common[key]: shares[key] for key in shares}))]
 
 
-def importance(space: Mapping[str, Any], trials: Sequence[TrialResult], metric: Named) -> dict[str, float]:
+def importance(space: Mapping[str, Range], trials: Sequence[TrialResult], metric: Metric) -> dict[str, float]:
     """Return each key's share of the variance that all of them explain (fANOVA), none where there is none."""
     import optuna
     from optuna.distributions import CategoricalDistribution, IntDistribution
@@ -196,8 +187,8 @@ def importance(space: Mapping[str, Any], trials: Sequence[TrialResult], metric: 
     measured = [trial.metrics[metric.key] for trial in trials]
     if len(set(measured)) == 1:
         return {}
-    study = optuna.create_study(direction="minimize" if metric.mode == "min" else "maximize")
-    distributions = {key: search.distribution(domain) for key, domain in space.items()}
+    study = optuna.create_study(direction="minimize" if metric.better == "less" else "maximize")
+    distributions = {key: search.distribution(values) for key, values in space.items()}
     # A choice is encoded by its index, a single feature whose values the forest can split anywhere. Optuna's
     # encoding, a feature for each value, takes minutes for fifty values.
     choices = {
@@ -215,7 +206,7 @@ def importance(space: Mapping[str, Any], trials: Sequence[TrialResult], metric: 
 
 
 def _pareto(outcome: Outcome) -> list[Plot]:
-    judged = [metric for metric in outcome.metrics if metric.mode]
+    judged = [metric for metric in outcome.metrics if metric.better]
     if len(judged) < 2:
         return []
     first, second = judged[:2]

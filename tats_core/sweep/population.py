@@ -16,59 +16,56 @@ from typing import Any
 
 from tats_core.errors import SpecError
 from tats_core.pipeline.spec import Scalar
-from tats_core.sweep.space import Point, Range, Space, Values
+from tats_core.sweep.space import TRIES, Point, Range, Space
 from tats_core.sweep.spec import Sweep, schedule_entry
 from tats_core.sweep.trial import TrialResult
 
 _SHARE = 4  # a quarter of the members is replaced, and a quarter is copied
 _REDRAWN = 0.25  # how often a copied setting is drawn again instead of moved a little
 _FACTORS = (0.8, 1.2)
-_TRIES = 1000
 
 
 def generation(
     sweep: Sweep, before: Sequence[Mapping[str, Any]], ended: Mapping[str, TrialResult]
 ) -> list[dict[str, Any]] | None:
-    """Return the points of the next generation, in the order of the members; [] after the last.
+    """Return the points of the next generation, in the order of the members.
 
-    It follows from the arguments alone. None: the previous generation has not ended.
+    It follows from the arguments alone. []: none follows the last, nor one whose members all failed. None:
+    the previous generation has not ended.
     """
     population = sweep.population
     members = sweep.samples or 0
     past = len(before) // members
-    if past == population.generations or (past and not _alive(sweep, before[-members:], ended)):
+    if past == population.generations:
         return []
     until = min((past + 1) * population.every, population.epochs)
     if not past:
-        chance = random.Random(f"{sweep.searcher.seed}")
-        drawn = [sweep.space.draw(chance) for _ in range(members)]
+        rng = random.Random(f"{sweep.searcher.seed}")
+        drawn = [sweep.space.draw(rng) for _ in range(members)]
         return [_point(sweep, until, [schedule_entry(population.stage, 0, point)], point) for point in drawn]
     last = before[-members:]
     scores = _scores(sweep, last, ended)
     if scores is None:
         return None
-    chance = random.Random(f"{sweep.searcher.seed} {past}")
-    order = sorted(range(members), key=lambda member: -scores[member])
+    if max(scores) == -math.inf:
+        return []
+    rng = random.Random(f"{sweep.searcher.seed} {past}")
+    order = sorted(range(members), key=scores.__getitem__, reverse=True)
     share = max(1, members // _SHARE)
     best = [member for member in order[:share] if scores[member] > -math.inf]
     replaced = {member for member in range(members) if scores[member] == -math.inf} | set(order[-share:])
     points = []
     for member, old in enumerate(last):
-        parent = last[chance.choice(best)] if member in replaced else old
+        parent = last[rng.choice(best)] if member in replaced else old
         settings = {key: parent[key] for key in sweep.space.values if key in parent}
         schedule = list(parent[f"{population.stage}.schedule"])
         if member in replaced:
-            new = _explored(sweep.space, settings, chance)
+            new = _explored(sweep.space, settings, rng)
             moved = {key: value for key, value in new.items() if settings.get(key, ...) != value}
             schedule.append(schedule_entry(population.stage, past * population.every, moved))
             settings = new
         points.append(_point(sweep, until, schedule, settings))
     return points
-
-
-def _alive(sweep: Sweep, points: Sequence[Mapping[str, Any]], ended: Mapping[str, TrialResult]) -> bool:
-    scores = _scores(sweep, points, ended)
-    return scores is None or max(scores) > -math.inf
 
 
 def _scores(
@@ -91,21 +88,21 @@ def _point(
     return {f"{stage}.until": until, **settings, f"{stage}.schedule": schedule}
 
 
-def _explored(space: Space, settings: Mapping[str, Any], chance: random.Random) -> Point:
+def _explored(space: Space, settings: Mapping[str, Any], rng: random.Random) -> Point:
     """Return different settings near these.
 
     Raises:
         SpecError: the constraints allow none.
     """
-    for _ in range(_TRIES):
-        drawn = space.draw(chance)
+    for _ in range(TRIES):
+        drawn = space.draw(rng)
         point: Point = {}
         for key in space.order:
             if space.applies(key, point):
-                redrawn = key not in settings or chance.random() < _REDRAWN
+                redrawn = key not in settings or rng.random() < _REDRAWN
                 if redrawn and key not in drawn:
                     break  # it applies here, but not beside the values that were drawn
-                point[key] = drawn[key] if redrawn else _moved(space.values[key], settings[key], chance)
+                point[key] = drawn[key] if redrawn else _moved(space.values[key], settings[key], rng)
         else:
             point = space.reduced(point)
             if point != settings and space.allowed(point):
@@ -113,17 +110,16 @@ def _explored(space: Space, settings: Mapping[str, Any], chance: random.Random) 
     raise SpecError(f"the constraints allow nothing near {dict(settings)}; loosen them")
 
 
-def _moved(values: Values, value: Scalar | None, chance: random.Random) -> Scalar | None:
+def _moved(values: Range, value: Any, rng: random.Random) -> Scalar | None:
     """Return a value near `value`: times 0.8 or 1.2 in a range, a neighbour in a list."""
-    ends = (values.uniform or values.loguniform or values.int_) if isinstance(values, Range) else None
-    if ends is None:
-        listed = values.examples if isinstance(values, Range) else values
-        neighbour = listed.index(value) + chance.choice((-1, 1))
+    if values.ends is None:
+        listed = values.examples
+        neighbour = listed.index(value) + rng.choice((-1, 1))
         return listed[min(max(neighbour, 0), len(listed) - 1)]
-    assert isinstance(values, Range)
-    assert isinstance(value, int | float)
-    factor = chance.choice(_FACTORS)
+    factor = rng.choice(_FACTORS)
+    moved: float = value * factor
     if values.int_:
         step = max(1, round(abs(value * (factor - 1))))
-        return min(max(int(value) + (step if factor > 1 else -step), ends[0]), ends[1])
-    return min(max(value * factor, ends[0]), ends[1])
+        moved = value + (step if factor > 1 else -step)
+    low, high = values.ends
+    return min(max(moved, low), high)

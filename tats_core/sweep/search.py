@@ -28,13 +28,12 @@ from optuna.trial import TrialState, create_trial
 
 from tats_core.errors import StoreError
 from tats_core.sweep.population import generation
-from tats_core.sweep.space import Point, Range, Values
+from tats_core.sweep.space import TRIES, Point, Range
 from tats_core.sweep.spec import Pbt, Sweep, Trial
 from tats_core.sweep.trial import STUDY, TrialResult
 from tats_core.training.events import cut_torn_line
 
 _ASKS = 50  # proposals of Optuna without an allowed and new point, before a point is drawn at random
-_DRAWS = 1000
 _NAME = "points"
 _POINT = "point"  # the attribute of an Optuna trial that holds the point, with a member's schedule
 
@@ -92,7 +91,7 @@ class Points:
         # A killed process may leave a partial generation: the same one is computed again.
         self._written = len(self._known) % (sweep.samples or 1) if isinstance(sweep.searcher, Pbt) else 0
         self._known = self._known[: len(self._known) - self._written]
-        self._distributions = {key: distribution(values) for key, values in sweep.choices.items()}
+        self._distributions = {key: distribution(values) for key, values in sweep.space.values.items()}
 
     def trials(self) -> list[Trial]:
         """Return the trials of the points known so far, each once."""
@@ -150,8 +149,8 @@ class Points:
                 trial.set_user_attr(_POINT, point)
                 return [point]
             study.tell(trial, state=TrialState.FAIL)
-        chance = random.Random(seed)
-        drawn = (space.draw(chance) for _ in range(_DRAWS))
+        rng = random.Random(seed)
+        drawn = (space.draw(rng) for _ in range(TRIES))
         new = list(islice((point for point in drawn if point not in self._known), 1))
         for point in new:
             self._add(point)
@@ -188,19 +187,17 @@ def outcome(
     return TrialState.COMPLETE, [fmean(metrics[name] for metrics in complete) for name in objectives]
 
 
-def _suggest(trial: optuna.Trial, key: str, among: BaseDistribution) -> Any:
-    if isinstance(among, FloatDistribution):
-        return trial.suggest_float(key, among.low, among.high, log=among.log)
-    if isinstance(among, IntDistribution):
-        return trial.suggest_int(key, among.low, among.high)
-    assert isinstance(among, CategoricalDistribution)
-    return trial.suggest_categorical(key, among.choices)
+def _suggest(trial: optuna.Trial, key: str, values: BaseDistribution) -> Any:
+    if isinstance(values, FloatDistribution):
+        return trial.suggest_float(key, values.low, values.high, log=values.log)
+    if isinstance(values, IntDistribution):
+        return trial.suggest_int(key, values.low, values.high)
+    assert isinstance(values, CategoricalDistribution)
+    return trial.suggest_categorical(key, values.choices)
 
 
-def distribution(values: Values) -> BaseDistribution:
+def distribution(values: Range) -> BaseDistribution:
     """Return the values of a key in Optuna's terms."""
-    if not isinstance(values, Range):
-        return CategoricalDistribution(values)
     if values.uniform:
         return FloatDistribution(*values.uniform)
     if values.loguniform:

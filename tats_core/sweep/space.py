@@ -22,6 +22,9 @@ from tats_core.specs import StrictModel
 Point = dict[str, Scalar | None]
 """Dotted key → value, of the keys that apply."""
 
+TRIES = 1000
+"""How many points are drawn before it is said that none fits."""
+
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le, ">=": operator.ge, "==": operator.eq, "!=": operator.ne, "<": operator.lt,
     ">": operator.gt,
@@ -39,14 +42,10 @@ class Range(StrictModel):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Range:
-        given = [
-            name for name in ("uniform", "loguniform", "int_", "choice") if getattr(self, name) is not None
-        ]
-        if len(given) != 1:
+        if [self.uniform, self.loguniform, self.int_, self.choice].count(None) != 3:
             raise ValueError("give exactly one of uniform, loguniform, int and choice")
-        ends = self.uniform or self.loguniform or self.int_
-        if ends and not ends[0] < ends[1]:
-            raise ValueError(f"the lower end comes first, not {ends[0]:g} and {ends[1]:g}")
+        if self.ends and not self.ends[0] < self.ends[1]:
+            raise ValueError("the lower end comes first, not {:g} and {:g}".format(*self.ends))
         if self.loguniform and self.loguniform[0] <= 0:
             raise ValueError("loguniform needs a lower end above 0")
         return self
@@ -55,34 +54,44 @@ class Range(StrictModel):
     def _given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {kind: values for kind, values in dump(self).items() if values is not None}
 
-    def draw(self, chance: random.Random) -> Scalar | None:
+    @classmethod
+    def of(cls, values: Values) -> Range:
+        """Return a list of values, too, as a range."""
+        return values if isinstance(values, Range) else cls(choice=values)
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """The lowest and the highest value; None of a list."""
+        return self.uniform or self.loguniform or self.int_
+
+    def draw(self, rng: random.Random) -> Scalar | None:
         """Return one value."""
         if self.uniform:
-            return chance.uniform(*self.uniform)
+            return rng.uniform(*self.uniform)
         if self.loguniform:
             low, high = map(math.log, self.loguniform)
-            return math.exp(chance.uniform(low, high))
+            return math.exp(rng.uniform(low, high))
         if self.int_:
-            return chance.randint(*self.int_)
+            return rng.randint(*self.int_)
         assert self.choice
-        return chance.choice(self.choice)
+        return rng.choice(self.choice)
 
     @property
     def examples(self) -> tuple[Scalar | None, ...]:
         """The values that a check of the space tries: the ends, or each choice."""
-        return self.choice or self.uniform or self.loguniform or self.int_ or ()
+        return self.choice or self.ends or ()
 
 
 Values = tuple[Scalar | None, ...] | Range
+"""The values of a key as the file gives them."""
 
 
 def values_text(values: Values) -> str:
     """Return the values of a key for people: `1, 2, 4` or `0.1 to 0.3 (uniform)`."""
-    if isinstance(values, Range) and not values.choice:
+    if isinstance(values, Range) and values.ends:
         ((kind, (low, high)),) = values.model_dump(by_alias=True).items()
         return f"{low:g} to {high:g} ({kind})"
-    listed = values.examples if isinstance(values, Range) else values
-    return ", ".join(json.dumps(value, ensure_ascii=False).strip('"') for value in listed)
+    return ", ".join(json.dumps(value, ensure_ascii=False).strip('"') for value in Range.of(values).examples)
 
 
 @dataclass(frozen=True)
@@ -122,7 +131,7 @@ class Constraint:
 class Space:
     """The keys with their values; `where` says under which values of other keys a key applies."""
 
-    values: Mapping[str, Values]
+    values: Mapping[str, Range]
     where: Mapping[str, Mapping[str, tuple[Scalar | None, ...]]]
     constraints: tuple[Constraint, ...]
 
@@ -155,7 +164,7 @@ class Space:
     def grid(self) -> Iterator[Point]:
         """Yield every combination once; the last key changes fastest."""
         seen: set[str] = set()
-        for row in itertools.product(*self._lists.values()):
+        for row in itertools.product(*(values.examples for values in self.values.values())):
             point = self.reduced(dict(zip(self.values, row, strict=True)))
             identity = json.dumps(point)
             if identity not in seen and self.allowed(point):
@@ -164,34 +173,23 @@ class Space:
 
     def corners(self) -> Iterator[Point]:
         """Yield points that hold each key's ends and every listed value once, for a check."""
-        first = {key: values[0] for key, values in self._lists.items()}
+        first = {key: values.examples[0] for key, values in self.values.items()}
         met = ({other: values[0] for other, values in condition.items()} for condition in self.where.values())
         for setting in ({}, *met):  # under which each condition is met
-            for key, values in self._lists.items():
-                for value in values:
+            for key, values in self.values.items():
+                for value in values.examples:
                     point = self.reduced(first | setting | {key: value})
                     if self.allowed(point):
                         yield point
 
-    @property
-    def _lists(self) -> dict[str, tuple[Scalar | None, ...]]:
-        return {
-            key: values.examples if isinstance(values, Range) else values
-            for key, values in self.values.items()
-        }
-
-    def draw(self, chance: random.Random, tries: int = 1000) -> Point:
+    def draw(self, rng: random.Random) -> Point:
         """Draw a point that the constraints allow.
 
         Raises:
-            SpecError: none of `tries` points is allowed.
+            SpecError: none of `TRIES` points is allowed.
         """
-        for _ in range(tries):
-            drawn = {
-                key: values.draw(chance) if isinstance(values, Range) else chance.choice(values)
-                for key, values in self.values.items()
-            }
-            point = self.reduced(drawn)
+        for _ in range(TRIES):
+            point = self.reduced({key: values.draw(rng) for key, values in self.values.items()})
             if self.allowed(point):
                 return point
-        raise SpecError(f"the constraints allow none of {tries} points that were drawn; loosen them")
+        raise SpecError(f"the constraints allow none of {TRIES} points that were drawn; loosen them")

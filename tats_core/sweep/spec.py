@@ -25,6 +25,7 @@ from tats_core.pipeline import graph as graphs
 from tats_core.pipeline import spec as pipelines
 from tats_core.pipeline.graph import Graph
 from tats_core.pipeline.spec import Pipeline, Scalar
+from tats_core.report.metrics import Metric as Column
 from tats_core.report.units import short_keys, value_text
 from tats_core.specs import NotIdentity, StrictModel
 from tats_core.stages import KINDS
@@ -39,11 +40,8 @@ STEP_SECONDS = "step_seconds"
 _CHECKED_POINTS = 200
 
 
-def _as_list(value: object) -> object:
-    return value if isinstance(value, list) else [value]
-
-
 Values = Annotated[tuple[Scalar | None, ...], Field(min_length=1)]
+OneOrMore = Annotated[Values, BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
 
 
 class Seeds(StrictModel):
@@ -67,9 +65,10 @@ class Metric(StrictModel):
     digits: Annotated[int, NotIdentity] = Field(1, ge=0, le=6, description="decimals in the table")
 
     @property
-    def heading(self) -> str:
-        """The heading of its column."""
-        return self.title or self.name
+    def column(self) -> Column:
+        """The metric as tables and charts take it."""
+        better: Literal["more", "less", ""] = "more" if self.mode == "max" else "less" if self.mode else ""
+        return Column(self.name, self.title or self.name, self.digits, better=better)
 
 
 class Search(StrictModel):
@@ -142,7 +141,7 @@ class Sweep(StrictModel):
         description="STAGE.KEY → list of the values that are tried, or `{uniform: [a, b]}`, "
         "`{loguniform: [a, b]}`, `{int: [a, b]}`, `{choice: [a, b]}`",
     )
-    conditions: dict[str, dict[str, Annotated[Values, BeforeValidator(_as_list)]]] = Field(
+    conditions: dict[str, dict[str, OneOrMore]] = Field(
         default_factory=dict,
         alias="where",
         description="keys (`*` stands for any end) that apply only beside these values of other keys",
@@ -193,7 +192,8 @@ class Sweep(StrictModel):
         """The keys with their values, and which combinations are tried."""
         keys = list(self.choices)
         constraints = tuple(Constraint.parse(text, keys) for text in self.constraints)
-        return Space(self.choices, self.conditions, constraints)
+        values = {key: Range.of(values) for key, values in self.choices.items()}
+        return Space(values, self.conditions, constraints)
 
     @property
     def objectives(self) -> tuple[Metric, ...]:
@@ -219,13 +219,12 @@ class Sweep(StrictModel):
 
     def trials_of(self, point: Mapping[str, Any]) -> list[Trial]:
         """Return the trials of a point, one a seed."""
-        return [self._trial(point, seed) for seed in self.all_seeds]
-
-    def _trial(self, point: Mapping[str, Any], seed: int | None) -> Trial:
-        seeded = {} if seed is None else dict.fromkeys(self.seeds.keys, seed)
-        overrides = {**self.settings(point), **seeded}
-        identity = json.dumps([self.name, overrides], sort_keys=True)
-        return Trial(hashlib.sha256(identity.encode()).hexdigest()[:10], plain(point), seed, overrides)
+        trials = []
+        for seed in self.all_seeds:
+            seeded = {} if seed is None else dict.fromkeys(self.seeds.keys, seed)
+            overrides = {**self.settings(point), **seeded}
+            trials.append(Trial(_digest([self.name, overrides])[:10], plain(point), seed, overrides))
+        return trials
 
     def settings(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a point sets in the pipeline: its values, or the schedule of a population's member."""
@@ -250,9 +249,9 @@ class Sweep(StrictModel):
         """Return the points known before the start: all of a grid, random ones, else []."""
         if self.searcher.kind == "grid":
             return list(self.space.grid())[: self.samples]
-        chance = random.Random(self.searcher.seed)
+        rng = random.Random(self.searcher.seed)
         drawn = self.samples or 0 if self.searcher.kind == "random" else 0
-        return [self.space.draw(chance) for _ in range(drawn)]
+        return [self.space.draw(rng) for _ in range(drawn)]
 
     def examples(self) -> list[Point]:
         """Return points to check: those known before the start, or the corners of the space."""
@@ -272,11 +271,11 @@ class Sweep(StrictModel):
         until = [f"{self.population.stage}.until"] if isinstance(self.searcher, Pbt) else []
         return [*until, *self.choices]
 
-    def label(self, trial: Trial) -> str:
-        """Return a short name for a trial: `mask_ratio=0.9 kind=tats seed=1`."""
+    def label(self, point: Mapping[str, Any], seed: int | None = None) -> str:
+        """Return a short name for a point, or for a trial of it: `mask_ratio=0.9 kind=tats seed=1`."""
         names = short_keys(self.keys)
-        values = [f"{names[key]}={value_text(value)}" for key, value in trial.point.items()]
-        return " ".join([*values, *([] if trial.seed is None else [f"seed={trial.seed}"])])
+        words = [f"{names[key]}={value_text(value)}" for key, value in point.items()]
+        return " ".join(words if seed is None else [*words, f"seed={seed}"])
 
     # --- the pipeline of a trial -----------------------------------------------------------------------
 
@@ -328,8 +327,8 @@ class Sweep(StrictModel):
         digests: dict[str, str] = {}
         for instance in graph.instances.values():
             config = specs.identity(instance.config)
-            content = [instance.kind.name, config, sorted(digests[need] for need in instance.needs)]
-            digests[instance.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+            needs = sorted(digests[need] for need in instance.needs)
+            digests[instance.name] = _digest([instance.kind.name, config, needs])
         return frozenset(
             digests[name] for name, instance in graph.instances.items() if instance.stage not in self.common
         )
@@ -352,11 +351,7 @@ def load(
     raw = _override(specs.read(path), sets)
     options = {"samples": samples, "max_concurrent": max_concurrent}
     raw |= {key: value for key, value in options.items() if value is not None}
-    _refuse(source, _list_problems(raw))
-    if raw.get("name") not in (None, path.stem):
-        raise SpecError(f"{source}: name is '{raw['name']}', but the file's name calls it '{path.stem}'")
-    if path.stem in specs.names("pipelines"):
-        raise SpecError(f"{source}: there is a pipeline of the same name; rename one of the two")
+    _refuse(source, _file_problems(raw, path.stem))
     sweep = _sweep(raw, path.stem, source, tuple(sets))
     _refuse(source, chain.from_iterable(problems(sweep) for problems in _CHECKS))
     return sweep
@@ -419,6 +414,10 @@ def _override(raw: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
     return raw
 
 
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def plain(point: Mapping[str, Any]) -> Point:
     """Return a point without the history of a population's member."""
     return {key: value for key, value in point.items() if not isinstance(value, list)}
@@ -452,8 +451,8 @@ def _refuse(source: str, problems: Iterable[str]) -> None:
         raise SpecError(f"{source}: {problem}")
 
 
-def _list_problems(raw: Mapping[str, Any]) -> Iterator[str]:
-    """Problems of the space for which the type check has no plain sentence."""
+def _file_problems(raw: Mapping[str, Any], name: str) -> Iterator[str]:
+    """Problems of the space for which the type check has no plain sentence, and of the name."""
     space = raw.get("space")
     if not isinstance(space, Mapping) or not space:
         yield "space is empty; give at least one key of the pipeline with its values"
@@ -465,6 +464,10 @@ def _list_problems(raw: Mapping[str, Any]) -> Iterator[str]:
             yield f"space.{key} has no values; give at least one, or leave the key out"
         if isinstance(values, list) and len(set(map(json.dumps, values))) < len(values):
             yield f"space.{key} has the same value twice"
+    if raw.get("name") not in (None, name):
+        yield f"name is '{raw['name']}', but the file's name calls it '{name}'"
+    if name in specs.names("pipelines"):
+        yield "there is a pipeline of the same name; rename one of the two"
 
 
 def _space_problems(sweep: Sweep) -> Iterator[str]:
@@ -482,7 +485,7 @@ def _space_problems(sweep: Sweep) -> Iterator[str]:
             yield f"{key} is both set and searched; narrow it with --set space.{key}=[…]"
         if key in sweep.seeds.keys:
             yield f"{key} is both a seed and searched; leave it out of one of the two"
-        if sweep.searcher.kind == "grid" and isinstance(values, Range) and not values.choice:
+        if sweep.searcher.kind == "grid" and Range.of(values).ends:
             yield f"space.{key} is a range, which a grid cannot hold; give a list"
     for key, value in sweep.baseline.items():
         if key not in sweep.choices:
@@ -535,9 +538,8 @@ def _population_problems(sweep: Sweep) -> Iterator[str]:
     if stage not in trained:
         near = did_you_mean(stage, trained)
         yield f"searcher: pbt needs a pre-training that a metric is of, and '{stage}' is none{near}"
-    for key, values in sweep.choices.items():
-        example = (values.examples if isinstance(values, Range) else values)[0]
-        entry = schedule_entry(stage, 0, {key: example})
+    for key, values in sweep.space.values.items():
+        entry = schedule_entry(stage, 0, {key: values.examples[0]})
         if error := _graph_error(sweep, {f"{stage}.schedule": [entry]}):
             yield (
                 f"searcher: pbt cannot change {key} while {stage} trains; fix it with set, or use optuna "

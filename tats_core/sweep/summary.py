@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +18,8 @@ from tats_core.errors import StoreError
 from tats_core.files import read_json_if_there, write_json, write_text
 from tats_core.pipeline import spec as pipelines
 from tats_core.report import sweeps
+from tats_core.report.metrics import Metric
 from tats_core.report.table import Table
-from tats_core.report.units import short_keys, value_text
 from tats_core.stages import KINDS
 from tats_core.sweep.spec import Sweep, plain
 from tats_core.sweep.trial import STUDY, TrialResult
@@ -59,11 +58,8 @@ class Summary:
     def rows(self) -> list[sweeps.Row]:
         """The table, one row a point: of a grid in its order, otherwise the best first."""
         trials = [vars(trial) for trial in self._compared]
-        rows = sweeps.rows(trials, [metric.name for metric in self.sweep.metrics], self.sweep.baseline)
-        objective = self.sweep.objective
-        if self.sweep.searcher.kind == "grid":
-            return rows
-        return sweeps.ranked(rows, objective.name, objective.mode or "max")
+        rows = sweeps.rows(trials, [metric.key for metric in self.metrics], self.sweep.baseline)
+        return rows if self.sweep.searcher.kind == "grid" else sweeps.ranked(rows, self.objective)
 
     @property
     def _compared(self) -> list[TrialResult]:
@@ -75,9 +71,14 @@ class Summary:
         return [trial for trial in self.trials if trial.point[until] == newest]
 
     @property
-    def columns(self) -> list[sweeps.Column]:
+    def metrics(self) -> list[Metric]:
         """The metrics in the table."""
-        return [(metric.name, metric.heading, metric.digits) for metric in self.sweep.metrics]
+        return [metric.column for metric in self.sweep.metrics]
+
+    @property
+    def objective(self) -> Metric:
+        """The metric that decides which point is best."""
+        return self.sweep.objective.column
 
     @cached_property
     def best(self) -> list[sweeps.Row]:
@@ -86,34 +87,31 @@ class Summary:
         Only points whose seeds have all ended count, none of them early, as for Optuna: a mean without a bad
         seed would favour its point.
         """
-        objective, seeds = self.sweep.objective, len(self.sweep.all_seeds)
         early = [trial.point for trial in self.trials if trial.status == "stopped early"]
+        seeds = len(self.sweep.all_seeds)
         rows = [row for row in self.rows if row.trials >= seeds and row.point not in early]
-        return sweeps.best(rows, objective.name, objective.mode or "max", objective.digits)
+        return sweeps.best(rows, self.objective)
 
     @property
     def best_value(self) -> str:
         """The best value, as in `best top-1 42.0`; "" where there is none yet."""
-        objective = self.sweep.objective
-        mean = f"{self.best[0].values[objective.name].mean:.{objective.digits}f}" if self.best else ""
-        return mean and f"best {objective.heading} {mean}"
+        metric = self.objective
+        mean = f"{self.best[0].values[metric.key].mean:.{metric.digits}f}" if self.best else ""
+        return mean and f"best {metric.title} {mean}"
 
     @property
     def best_text(self) -> str:
         """The best point in a sentence, or those that are equally good; "" where there is none."""
         if not self.best:
             return ""
-        objective, names = self.sweep.objective, short_keys(self.sweep.keys)
-        points = [
-            " ".join(f"{names[key]}={value_text(value)}" for key, value in row.point.items())
-            for row in self.best
-        ]
-        best, digits = self.best[0].values[objective.name], objective.digits
+        metric, points = self.objective, [self.sweep.label(row.point) for row in self.best]
+        best = self.best[0].values[metric.key]
         if len(points) == 1:
-            return f"best {objective.heading}: {best.text(digits)} with {points[0]}"
+            return f"best {metric.title}: {best.text(metric.digits)} with {points[0]}"
         more = [f"and {len(points) - _TIED} more"] if len(points) > _TIED else []
         listed = "; ".join([*points[:_TIED], *more])
-        return f"{len(points)} points share the best {objective.heading}, {best.mean:.{digits}f}: {listed}"
+        mean = f"{best.mean:.{metric.digits}f}"
+        return f"{len(points)} points share the best {metric.title}, {mean}: {listed}"
 
     @property
     def is_rehearsal(self) -> bool:
@@ -139,7 +137,7 @@ class Summary:
         return sorted(counted, key=lambda cause: cause[1], reverse=True)
 
     def _table(self, rows: Sequence[sweeps.Row]) -> Table:
-        return sweeps.table(rows, self.columns, self.sweep.objective.name)
+        return sweeps.table(rows, self.metrics, self.objective)
 
     def text(self) -> str:
         """Return the table for a terminal, which point is the best, and what the search took."""
@@ -179,13 +177,12 @@ class Summary:
 
     def csv(self) -> str:
         """Return the table as CSV, unrounded."""
-        return sweeps.csv(self.rows, self.columns, {"rehearsal": True} if self.is_rehearsal else None)
+        return sweeps.csv(self.rows, self.metrics, {"rehearsal": True} if self.is_rehearsal else None)
 
     def latex(self) -> str:
         """Return the table as LaTeX."""
         title = (self.sweep.title or self.sweep.name).rstrip(".") + "."
-        objective = self.sweep.objective.name
-        return sweeps.latex(self.rows, self.columns, objective, name=self.sweep.name, caption=title)
+        return sweeps.latex(self.rows, self.metrics, self.objective, name=self.sweep.name, caption=title)
 
     def write(self, folder: Path) -> None:
         """Write `results.json`, `results.txt`, `results.csv` and `best.yaml`."""
@@ -210,12 +207,8 @@ def results(folder: Path) -> list[TrialResult]:
         return trials
     from tats_core.sweep.search import read_points  # here: Optuna is slow to import
 
-    order = {_identity(plain(point)): number for number, point in enumerate(read_points(folder))}
-    return sorted(trials, key=lambda trial: order.get(_identity(trial.point), len(order)))
-
-
-def _identity(point: Mapping[str, Any]) -> str:
-    return json.dumps(point, sort_keys=True)
+    order = {sweeps.name_of(plain(point)): number for number, point in enumerate(read_points(folder))}
+    return sorted(trials, key=lambda trial: order.get(sweeps.name_of(trial.point), len(order)))
 
 
 def busy_of(folder: Path) -> float | None:
@@ -254,7 +247,7 @@ def best_pipeline(sweep: Sweep, point: dict[str, Any], tied: int = 1) -> str:
     head = f"# The best point of the sweep {sweep.name}{chosen and f': {chosen}'}\n"
     if tied > 1:
         head += (
-            f"# {tied} points have this {sweep.objective.heading} as printed. This one has the best\n"
+            f"# {tied} points have this {sweep.objective.column.title} as printed. This one has the best\n"
             "# unrounded mean, and of equals it is the first in the table.\n"
         )
     return head + yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=110)

@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, median
@@ -55,6 +55,12 @@ class TrialResult:
     settings: dict[str, Any] = field(default_factory=dict)
     """What it sets in the pipeline, seeds included."""
 
+    @classmethod
+    def of(cls, trial: Trial, status: Status, **fields: Any) -> TrialResult:
+        """Return the result of a trial; `fields` are those that the trial does not know."""
+        settings = dict(trial.overrides)
+        return cls(trial.id, status, dict(trial.point), trial.seed, settings=settings, **fields)
+
     def save(self, folder: Path) -> None:
         """Write `trial.json` complete or not at all."""
         write_json(folder / _RESULT, asdict(self))
@@ -83,14 +89,14 @@ class EpochRows(Observer):
 
     def __init__(self, sweep: Sweep, rows: queue.SimpleQueue[Row | None]) -> None:
         self.rows = rows
-        self.count = 0
         self.training_seconds = 0.0
         """Spent in steps since this object was made, so without those before a resume."""
         self._began = time.time()
+        self.epochs: set[tuple[str, int]] = set()
+        """Those that ended, with the names of their stages."""
         self.step_seconds: dict[str, list[float]] = {}
         self._common = sweep.common
         self._newest: Row = {}
-        self._seen: set[tuple[str, int]] = set()
         self._batch: dict[str, float] = {}
         self._step: dict[str, int] = {}
 
@@ -111,22 +117,18 @@ class EpochRows(Observer):
         values = event["values"]
         self._newest |= {f"{stage}.{key}": value for key, value in values.items() if key != "epoch"}
         epoch = values.get("epoch")
-        if epoch is None or (name, int(epoch)) in self._seen:
+        if epoch is None or (name, int(epoch)) in self.epochs:
             return
-        self._seen.add((name, int(epoch)))
-        self.count += 1
-        self._time(name, event)
-        self.rows.put({"epoch": self.count, "step": float(event["step"]), **self._newest})
-
-    def _time(self, name: str, event: Mapping[str, Any]) -> None:
-        values, step = event["values"], int(event["step"])
+        self.epochs.add((name, int(epoch)))
+        step = int(event["step"])
         steps = step - self._step.get(name, 0)
         self._step[name] = step
         if values.get("clips_per_second") and name in self._batch:
             seconds = self._batch[name] / values["clips_per_second"]
-            self.step_seconds.setdefault(name.partition("[")[0], []).append(seconds)
+            self.step_seconds.setdefault(stage, []).append(seconds)
             if event["time"] >= self._began:
                 self.training_seconds += seconds * steps
+        self.rows.put({"epoch": len(self.epochs), "step": float(step), **self._newest})
 
     def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
         """Read the events of a reused output, which this run did not see."""
@@ -145,33 +147,25 @@ def run(
     launch: Launch,
 ) -> TrialResult | None:
     """Run a trial to its end and return how it ended, a failure too; None where `stop` was set."""
-    epochs = EpochRows(sweep, rows)
+    observer = EpochRows(sweep, rows)
     metrics: dict[str, float] = {}
     try:
         dies = sweep.rehearsal is not None and _is_first(trial, home / "runs" / run_id)
-        host = runner.Host(f"{run_id}/trials/{trial.id}", epochs, stop, launch, dies)
+        host = runner.Host(f"{run_id}/trials/{trial.id}", observer, stop, launch, dies)
         record = runner.run(sweep.load(trial.overrides), home, host=host)
         if record.status == "stopped":
             return None
         error = record.error
         if not error:
-            metrics = _metrics(sweep, record, epochs)
+            metrics = _metrics(sweep, record, observer.step_seconds)
     except TatsError as raised:
         error = str(raised)
     except Exception as raised:  # noqa: BLE001 (a bug in one trial must not end the sweep)
         traceback.print_exc()
         error = f"{type(raised).__name__}: {raised} (a bug)"
-    return TrialResult(
-        id=trial.id,
-        status="failed" if error else "finished",
-        point=dict(trial.point),
-        seed=trial.seed,
-        metrics=metrics,
-        epochs=epochs.count,
-        seconds=epochs.training_seconds,
-        error=error,
-        settings=dict(trial.overrides),
-    )
+    status: Status = "failed" if error else "finished"
+    epochs, seconds = len(observer.epochs), observer.training_seconds
+    return TrialResult.of(trial, status, metrics=metrics, epochs=epochs, seconds=seconds, error=error)
 
 
 def _is_first(trial: Trial, folder: Path) -> bool:
@@ -184,12 +178,14 @@ def _is_first(trial: Trial, folder: Path) -> bool:
     return True
 
 
-def _metrics(sweep: Sweep, record: RunRecord, epochs: EpochRows) -> dict[str, float]:
+def _metrics(
+    sweep: Sweep, record: RunRecord, step_seconds: Mapping[str, Sequence[float]]
+) -> dict[str, float]:
     metrics = {}
     for metric in sweep.metrics:
         stage, _, number = metric.name.partition(".")
         if number == STEP_SECONDS:
-            values = [median(epochs.step_seconds[stage])] if epochs.step_seconds.get(stage) else []
+            values = [median(step_seconds[stage])] if stage in step_seconds else []
         else:
             instances = [item for item in record.stages.values() if item.stage == stage and item.folder]
             numbers = [read_result(Path(item.folder or "")).get(number) for item in instances]

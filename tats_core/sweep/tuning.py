@@ -31,7 +31,7 @@ from tats_core.sweep.search import Points
 from tats_core.sweep.spec import Asha, Sweep, Trial
 from tats_core.sweep.summary import Summary, results
 from tats_core.sweep.trainable import PipelineTrial
-from tats_core.sweep.trial import TrialResult
+from tats_core.sweep.trial import Status, TrialResult
 from tats_core.tracking import Tracker
 from tats_core.training.events import EventLog, read_events
 
@@ -60,9 +60,9 @@ class Recorder(tune.Callback):
         self.in_process = in_process
         self.points = Points(sweep, folder)
         self.trials = {trial.id: trial for trial in self.points.trials()}
-        begun = {path.name for path in (folder / "trials").glob("*")}
+        started = {path.name for path in (folder / "trials").glob("*")}
         left = [trial for trial in self.trials.values() if trial.id not in progress.ended]
-        self.waiting = sorted(left, key=lambda trial: trial.id not in begun)
+        self.waiting = sorted(left, key=lambda trial: trial.id not in started)
         # A sweep is tracked as a run whose stages are its trials.
         self.record = RunRecord(
             id=folder.name,
@@ -92,7 +92,7 @@ class Recorder(tune.Callback):
 
     def _stage(self, trial: Trial) -> StageRecord:
         values = {key: str(value) for key, value in trial.overrides.items()}
-        stage = StageRecord(trial.id, self.sweep.label(trial), "trial", values, [])
+        stage = StageRecord(trial.id, self.sweep.label(trial.point, trial.seed), "trial", values, [])
         before = self.progress.ended.get(trial.id)
         if before is not None:
             stage.status = "failed" if before.status == "failed" else "finished"
@@ -187,14 +187,15 @@ class Recorder(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: Trials, trial: TuneTrial, **info: Any) -> None:
         """Mark the trial as running."""
-        ours = self.trials[trial.config["trial"]]
+        started = self.trials[trial.config["trial"]]
         if not self.progress.running and len(self.progress.ended) == self.progress.before:
             self.progress.began = time.time()
-        self.progress.running[ours.id] = ours
-        stage = self.record.stages[ours.id]
+        self.progress.running[started.id] = started
+        stage = self.record.stages[started.id]
         if stage.status == "waiting":
-            stage.status, stage.started, stage.key, stage.attempts = "running", time.time(), ours.id, 1
-            self.tracker.configs[stage.name] = {"all": dict(ours.overrides), "set": dict(ours.overrides)}
+            stage.status, stage.started, stage.key, stage.attempts = "running", time.time(), started.id, 1
+            settings = dict(started.overrides)
+            self.tracker.configs[stage.name] = {"all": settings, "set": settings}
             self.tracker.stage_started(stage, ())
         self.ui.changed(self.progress)
 
@@ -227,11 +228,10 @@ class Recorder(tune.Callback):
         row = self.progress.rows.pop(trial.id, {})
         self.progress.running.pop(trial.id, None)
         if result is None:
-            result = TrialResult(
-                trial.id, "failed" if error else "stopped early", dict(trial.point), trial.seed,
-                {metric.name: row[metric.name] for metric in self.sweep.metrics if metric.name in row},
-                epochs=int(row.get("epoch", 0)), error=error, settings=dict(trial.overrides),
-            )  # fmt: skip
+            metrics = {metric.name: row[metric.name] for metric in self.sweep.metrics if metric.name in row}
+            status: Status = "failed" if error else "stopped early"
+            epochs = int(row.get("epoch", 0))
+            result = TrialResult.of(trial, status, metrics=metrics, epochs=epochs, error=error)
             result.save(folder)
         self.progress.ended[trial.id] = result
         stage = self.record.stages[trial.id]
@@ -266,10 +266,10 @@ class _WaitingTrials(Searcher):
         sweep, recorder = self.recorder.sweep, self.recorder
         if not recorder.more():
             return str(Searcher.FINISHED)
-        taken = frozenset().union(*self.busy.values())
+        busy = frozenset().union(*self.busy.values())
         for waiting in recorder.waiting:
             work = sweep.work(graphs.build(sweep.load(waiting.overrides)))
-            if not work & taken:
+            if not work & busy:
                 recorder.waiting.remove(waiting)
                 self.busy[trial_id] = work
                 return {"trial": waiting.id, "values": json.dumps(asdict(waiting))}

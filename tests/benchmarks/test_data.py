@@ -26,7 +26,8 @@ def data(monkeypatch: pytest.MonkeyPatch):
     import data
 
     yield data
-    sys.modules.pop("data")
+    for name in ("data", "measure"):
+        sys.modules.pop(name)
 
 
 def test_the_other_design_gives_our_views_and_crops_save_for_rounding(data, tmp_path: Path) -> None:

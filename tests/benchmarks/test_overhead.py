@@ -20,10 +20,10 @@ def overhead(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_plans_have_500_stages_all_reused_or_all_fine_tunings_changed(overhead) -> None:
-    with overhead.plan_500() as work:
+    with overhead.CASES["plan_500"]() as work:
         plan = work()
     assert (len(plan.items), plan.count("reuse")) == (500, 500)
-    with overhead.plan_500_changed() as work:
+    with overhead.CASES["plan_500_changed"]() as work:
         plan = work()
     changed = [item for item in plan.items if item.reason == "epochs: 50 → 3"]
     assert {item.stage for item in changed} == {"finetune"}

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tats_core.report import charts, sweeps, theme
-from tats_core.report.charts import Curve, Named, Series
+from tats_core.report.charts import ALL, Curve, Key
+from tats_core.report.metrics import Metric
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -157,8 +158,8 @@ def test_the_numbers_on_an_axis_are_round_and_hold_all_values(
 
 # --- sweeps -------------------------------------------------------------------------------------------------
 
-RATIO, KIND = Named("s.ratio", "ratio"), Series("s.kind", "kind", ("random", "tats"))
-TOP1, SECONDS = Named("top1", "top-1", "max"), Named("seconds", "s a step", "min")
+RATIO, KIND = Key("s.ratio", "ratio"), Key("s.kind", "kind", ("random", "tats"))
+TOP1, SECONDS = Metric("top1", "top-1", better="more"), Metric("seconds", "s a step", better="less")
 
 
 def row(ratio: float, kind: str, top1: float, seconds: float, **more: Any) -> sweeps.Row:
@@ -191,7 +192,7 @@ def test_metrics_stand_against_the_ratio_with_a_line_for_each_sampler() -> None:
 
 
 def test_an_interval_is_as_long_as_students_t_says() -> None:
-    (axes,) = charts.against(ROWS[:1], RATIO, None, [TOP1]).axes
+    (axes,) = charts.against(ROWS[:1], RATIO, ALL, [TOP1]).axes
     (bars,) = axes.containers[0].lines[2]  # type: ignore[attr-defined]
     low, high = bars.get_segments()[0][:, 1]
     # Two seeds, 1 apart: t(1) = 12.7062, s = 1 / sqrt(2), so half the interval is 12.7062 / 2.
@@ -229,7 +230,7 @@ def test_the_front_holds_what_no_other_point_beats_in_both() -> None:
     ends = charts.front(ROWS, TOP1, SECONDS)
     assert [row.point["s.ratio"] for row in ends] == [0.9, 0.95, 0.9]
     assert ROWS[3] not in ends, "slower and worse than the third"
-    assert charts.front(ROWS, TOP1, Named("seconds", "", "max")) == [ROWS[2], ROWS[3]]
+    assert charts.front(ROWS, TOP1, Metric("seconds", "", better="more")) == [ROWS[2], ROWS[3]]
 
 
 def test_points_of_the_front_are_filled() -> None:
@@ -241,7 +242,7 @@ def test_points_of_the_front_are_filled() -> None:
 
 def test_parallel_coordinates_have_a_line_a_point_and_a_place_for_keys_that_do_not_apply() -> None:
     rows = [ROWS[0], row(0.95, "tats", 30, 4, **{"s.clip": 0.2})]
-    keys = [RATIO, Named("s.kind", "kind"), Named("s.clip", "clip")]
+    keys = [RATIO, KIND, Key("s.clip", "clip")]
     axes, _ = charts.parallel(rows, keys, [TOP1], TOP1).axes
     heights = [list(line.get_ydata()) for line in axes.lines if len(line.get_ydata()) == 4]
     assert heights == [[0, 0, -0.15, 0], [1, 1, 0.5, 1]], "the worst first, below the best"

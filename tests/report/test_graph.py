@@ -88,8 +88,9 @@ def test_an_edge_that_follows_from_others_is_left_out() -> None:
 
 def test_an_arrangement_is_the_nearest_to_the_wishes_that_keeps_the_gaps() -> None:
     # Both want to be at 0; each is 100 wide and 26 lie between: they share the way evenly.
-    assert graph._apart([0, 0], [100, 100]) == [-63, 63]
-    assert graph._apart([-500, 500], [100, 100]) == [-500, 500]
+    widths = {"a": 100, "b": 100}
+    assert graph._apart({"a": 0, "b": 0}, widths) == {"a": -63, "b": 63}
+    assert graph._apart({"a": -500, "b": 500}, widths) == {"a": -500, "b": 500}
 
 
 def random_nodes(seed: int) -> list[Node]:

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tats_core.report import sweeps
+from tats_core.report.metrics import Metric
 from tats_core.report.units import short_keys
+
+TOP1 = Metric("acc", "top-1", 1, better="more")
 
 
 def trial(value, seed=0, status="finished", **point):
@@ -13,7 +18,6 @@ def trial(value, seed=0, status="finished", **point):
 def test_the_interval_is_students() -> None:
     # mean 2, s = 1, t(2) = 4.30265: 4.30265 / sqrt(3)
     estimate = sweeps.Estimate.of([1.0, 2.0, 3.0])
-    assert estimate is not None
     assert estimate.mean == 2
     assert estimate.half == pytest.approx(2.48414, abs=1e-5)
     assert sweeps.Estimate.of([5.0]) == sweeps.Estimate(5.0, None, 1)
@@ -43,14 +47,14 @@ def test_only_finished_trials_count() -> None:
 
 def test_the_best_is_by_mean_and_mode() -> None:
     table = sweeps.rows([trial(1, kind="a"), trial(2, kind="b")], ["acc"], {})
-    assert [row.point for row in sweeps.best(table, "acc", "max", 1)] == [{"kind": "b"}]
-    assert [row.point for row in sweeps.best(table, "acc", "min", 1)] == [{"kind": "a"}]
+    assert [row.point for row in sweeps.best(table, TOP1)] == [{"kind": "b"}]
+    assert [row.point for row in sweeps.best(table, replace(TOP1, better="less"))] == [{"kind": "a"}]
 
 
 def test_points_that_are_printed_alike_tie_and_the_best_unrounded_is_the_first() -> None:
     table = sweeps.rows([trial(1.96, kind="a"), trial(1, kind="b"), trial(2.04, kind="c")], ["acc"], {})
-    assert [row.point["kind"] for row in sweeps.best(table, "acc", "max", 1)] == ["c", "a"]
-    assert [row.point["kind"] for row in sweeps.best(table, "acc", "max", 2)] == ["c"]
+    assert [row.point["kind"] for row in sweeps.best(table, TOP1)] == ["c", "a"]
+    assert [row.point["kind"] for row in sweeps.best(table, replace(TOP1, digits=2))] == ["c"]
 
 
 def test_the_table_names_keys_by_as_few_words_as_tell_them_apart() -> None:
@@ -58,14 +62,9 @@ def test_the_table_names_keys_by_as_few_words_as_tell_them_apart() -> None:
         "a.sampler.kind": "kind", "a.b.lr": "b.lr", "a.c.lr": "c.lr",
     }  # fmt: skip
     table = sweeps.rows([trial(1.26, 0, **{"s.kind": "tats"})], ["acc"], {})
-    assert sweeps.table(table, [("acc", "top-1", 1)], "acc").text(right=False).splitlines()[2].split() == [
-        "tats",
-        "1",
-        "1.3",
-    ]
+    assert sweeps.table(table, [TOP1], TOP1).text(right=False).splitlines()[2].split() == ["tats", "1", "1.3"]
 
 
-COLUMNS = [("acc", "top-1", 1)]
 TWO = [
     trial(10, 0, **{"s.kind": "random"}), trial(12, 1, **{"s.kind": "random"}),
     trial(13, 0, **{"s.kind": "a_b"}), trial(15, 1, **{"s.kind": "a_b"}),
@@ -75,7 +74,7 @@ TWO = [
 def test_the_table_in_markdown() -> None:
     # Two seeds that are 2 apart: half the interval is 12.706; the gain is 3 with both.
     rows = sweeps.rows(TWO, ["acc"], {"s.kind": "random"})
-    assert sweeps.table(rows, COLUMNS, "acc").markdown().splitlines() == [
+    assert sweeps.table(rows, [TOP1], TOP1).markdown().splitlines() == [
         "| kind | seeds | top-1 | top-1 − baseline |",
         "|---|---:|---:|---:|",
         "| random | 2 | 11.0 ± 12.7 | – |",
@@ -84,7 +83,7 @@ def test_the_table_in_markdown() -> None:
 
 
 def test_the_table_in_csv_is_unrounded_and_empty_where_nothing_was_measured() -> None:
-    text = sweeps.csv(sweeps.rows(TWO[:3], ["acc"], {"s.kind": "random"}), COLUMNS)
+    text = sweeps.csv(sweeps.rows(TWO[:3], ["acc"], {"s.kind": "random"}), [TOP1])
     head, random, other = text.splitlines()
     assert head == "s.kind,seeds,acc,acc.half,acc.gain,acc.gain_half"
     assert random.startswith("random,2,11.0,12.7")
@@ -93,7 +92,7 @@ def test_the_table_in_csv_is_unrounded_and_empty_where_nothing_was_measured() ->
 
 
 def test_the_table_in_latex_has_no_command_from_a_name() -> None:
-    text = sweeps.latex(sweeps.rows(TWO, ["acc"], {}), COLUMNS, "acc", name="my_sweep", caption="50% of it.")
+    text = sweeps.latex(sweeps.rows(TWO, ["acc"], {}), [TOP1], TOP1, name="my_sweep", caption="50% of it.")
     assert r"a\_b & 2 & 14.0 $\pm$ 12.7 \\" in text
     assert r"\caption{50\% of it. " in text
     assert r"\label{tab:my-sweep}" in text

@@ -50,9 +50,7 @@ class Swept:
         ).save()  # fmt: skip
         for trial in (trial for point in sweep.points() for trial in sweep.trials_of(point)):
             ended = {"metrics": measured(sweep, trial), "status": "finished", "epochs": 5, **changes(trial)}
-            TrialResult(
-                trial.id, point=dict(trial.point), seed=trial.seed, settings=dict(trial.overrides), **ended
-            ).save(folder / "trials" / trial.id)
+            TrialResult.of(trial, **ended).save(folder / "trials" / trial.id)
             if losses:
                 self._save_curve(folder, trial)
         return sweep, folder
@@ -73,6 +71,19 @@ class Swept:
             0,
             {"pretrain": stage},
         ).save()
+
+
+class Silent:
+    """Displays nothing."""
+
+    def started(self, sweep, progress) -> None:
+        pass
+
+    def changed(self, progress) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def measured(sweep: Sweep, trial: Trial) -> dict[str, float]:

@@ -10,6 +10,7 @@ import pytest
 import ray
 
 from tats_core.sweep import engine, spec
+from tests.sweep.conftest import Silent
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -25,16 +26,13 @@ TINY = (
 )
 
 
-class Watching:
+class Watching(Silent):
     """Looks at the cluster after the last trial, before it is gone."""
 
     def __init__(self) -> None:
         self.free = self.all = 0.0
         self.killed = False
         self.kill_one = False
-
-    def started(self, sweep, progress) -> None:
-        pass
 
     def changed(self, progress) -> None:
         if self.kill_one and not self.killed and any(row["epoch"] >= 2 for row in progress.rows.values()):
@@ -63,8 +61,8 @@ def test_a_trial_that_is_stopped_early_gives_its_cpus_back(home):
     halving = "scheduler={kind: asha, metric: pretrain.effective_rank, mode: min, grace: 1, reduction: 2}"
     ratios = "space.pretrain.sampler.mask_ratio=[0.5, 0.7, 0.9, 0.95]"
     outcome = engine.run(spec.load("demo_ratio", [*TINY, halving, ratios]), home, resume=False, ui=ui)
-    assert len(outcome.trials) == 4
-    stopped = [trial for trial in outcome.trials if trial.status == "stopped early"]
+    assert len(outcome.summary.trials) == 4
+    stopped = [trial for trial in outcome.summary.trials if trial.status == "stopped early"]
     assert stopped
     assert all(trial.epochs < 6 for trial in stopped)
     assert ui.free == ui.all
@@ -75,8 +73,8 @@ def test_a_killed_trial_resumes_and_ends_as_if_it_had_not_been_killed(home, tmp_
     sweep = spec.load("demo_ratio", [*TINY, ratios, "pretrain.checkpoint={epochs: 1}"])
     killing = Watching()
     killing.kill_one = True
-    (killed,) = engine.run(sweep, home, resume=False, ui=killing).trials
-    (whole,) = engine.run(sweep, tmp_path / "other", resume=False, ui=Watching()).trials
+    (killed,) = engine.run(sweep, home, resume=False, ui=killing).summary.trials
+    (whole,) = engine.run(sweep, tmp_path / "other", resume=False, ui=Watching()).summary.trials
     assert killing.killed
     assert killed.status == whole.status == "finished"
     same = ("pretrain.linear_top1", "pretrain.motion_lift", "pretrain.entropy_share")

@@ -14,6 +14,7 @@ from PIL import Image
 
 from tats_core.cli.app import main
 from tats_core.errors import StoreError
+from tats_core.report.metrics import Metric
 from tats_core.sweep import page, plots, spec
 from tats_core.sweep.summary import Summary, results
 from tats_core.sweep.trial import TrialResult
@@ -27,8 +28,7 @@ def summary(sweep: Any, folder: Path, busy: float | None = None) -> Summary:
 
 
 def charts(sweep: Any, folder: Path) -> tuple[list[plots.Plot], list[str]]:
-    result = summary(sweep, folder)
-    return plots.of(sweep, folder, result.rows, result.trials)
+    return plots.of(summary(sweep, folder), folder)
 
 
 def test_what_was_run_is_read_from_its_folder_with_its_overrides(swept):
@@ -36,7 +36,7 @@ def test_what_was_run_is_read_from_its_folder_with_its_overrides(swept):
     again = spec.as_run(folder)
     assert again.identity() == sweep.identity()
     assert again.title == sweep.title
-    assert [metric.heading for metric in again.metrics] == [metric.heading for metric in sweep.metrics]
+    assert [metric.column for metric in again.metrics] == [metric.column for metric in sweep.metrics]
     assert spec.load(str(folder / "demo_ratio.yaml")).identity() == sweep.identity(), "it can be run again"
 
 
@@ -101,7 +101,7 @@ def test_points_that_differ_in_more_than_two_keys_are_not_drawn_over_one_another
 def test_the_key_that_decides_is_the_important_one(swept):
     sweep, folder = swept.sweep()
     values = {key: sweep.space.values[key] for key in (RATIO, KIND)}
-    metric = plots.Named(TOP1, "top-1", "max")
+    metric = Metric(TOP1, "top-1", better="more")
     shares = plots.importance(values, results(folder), metric)
     assert shares[KIND] > 0.9
     assert sum(shares.values()) == pytest.approx(1)

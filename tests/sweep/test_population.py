@@ -17,6 +17,7 @@ from tats_core.sweep.population import generation
 from tats_core.sweep.summary import Summary
 from tats_core.sweep.trial import TrialResult
 from tats_core.training.events import read_events
+from tests.sweep.conftest import Silent
 
 SWEEP = """
 name: bred
@@ -186,17 +187,6 @@ TINY = (
 )
 
 
-class Silent:
-    def started(self, sweep, progress) -> None:
-        pass
-
-    def changed(self, progress) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own use of its libraries
@@ -208,8 +198,8 @@ def test_the_winner_is_a_pipeline_that_ends_in_the_same_bits_without_a_populatio
     sweep = spec.load(str(path), list(TINY))
     home = tmp_path / "home"
     outcome = engine.run(sweep, home, resume=False, ui=Silent())
-    assert [trial.status for trial in outcome.trials] == ["finished"] * 4
-    assert [trial.epochs for trial in outcome.trials] == [2] * 4, (
+    assert [trial.status for trial in outcome.summary.trials] == ["finished"] * 4
+    assert [trial.epochs for trial in outcome.summary.trials] == [2] * 4, (
         "the second generation resumes from the first"
     )
     assert len(outcome.summary.rows) == 2, "the newest generation alone"
@@ -236,4 +226,4 @@ def test_the_winner_is_a_pipeline_that_ends_in_the_same_bits_without_a_populatio
     ((name, straight),) = trained(tmp_path / "other").items()
     part, other = load_file(parts[name] / "model.safetensors"), load_file(straight / "model.safetensors")
     assert all(part[key].equal(other[key]) for key in part)
-    assert math.isfinite(outcome.trials[0].metrics["pretrain.linear_top1"])
+    assert math.isfinite(outcome.summary.trials[0].metrics["pretrain.linear_top1"])

@@ -10,7 +10,7 @@ from tats_core.sweep.space import Constraint, Range, Space
 
 def space(values, where=None, constraints=()):
     parsed = tuple(Constraint.parse(text, list(values)) for text in constraints)
-    return Space(values, where or {}, parsed)
+    return Space({key: Range.of(listed) for key, listed in values.items()}, where or {}, parsed)
 
 
 def test_a_grid_holds_every_combination_once_and_the_last_key_changes_fastest() -> None:
