@@ -16,6 +16,7 @@ import platform
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -132,9 +133,10 @@ def _on_each(nodes: dict[str, Any], check: Callable[..., list[str]], *arguments:
         for node, strategy in pinned.items()
     }
     machines: dict[str, set[str]] = {}
+    deadline = time.monotonic() + _NODE_SECONDS  # of all of them: the whole check has a limit, too
     for node, answer in answers.items():
         try:
-            sentences = ray.get(answer, timeout=_NODE_SECONDS)
+            sentences = ray.get(answer, timeout=max(0, deadline - time.monotonic()))
         except ray.exceptions.GetTimeoutError:
             sentences = [f"does not answer within {_NODE_SECONDS} s"]
         except ray.exceptions.RayError as error:
