@@ -33,7 +33,7 @@ _OPTIMIZER = OneOf(
     OPTIMIZERS,
     "adamw",
     shared={"min_lr": 1e-6, "warmup_epochs": 5, "layer_decay": 0.75},
-    own={"base_lr": 5e-4, "betas": (0.9, 0.999)},
+    of_default_kind={"base_lr": 5e-4, "betas": (0.9, 0.999)},
 )
 
 
