@@ -190,7 +190,6 @@ class Match:
     """What was done since its clips were others or its heads unknown; "" where neither is so."""
 
     def sentence(self) -> str:
-        """Return a line for a log."""
         parts = [f"{len(self.matched)} tensors matched ({self.layout} layout)"]
         for what, names in (("missing", self.missing), ("unexpected", self.unexpected)):
             if names:

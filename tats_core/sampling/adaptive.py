@@ -35,7 +35,6 @@ class AdaptiveConfig(SamplerConfig):
 
     @property
     def with_autoencoder(self) -> bool:
-        """True for the published network."""
         return self.architecture == "published"
 
     def build(self, site: SamplerSite) -> PublishedSampler | LightSampler:
@@ -54,7 +53,6 @@ class AdaptiveConfig(SamplerConfig):
         return PublishedSampler(site.tokens, self.mask_ratio, site.width)
 
     def objective(self, seed: int) -> SamplingObjective:
-        """Return AdaMAE's loss."""
         return SamplingObjective(self)
 
 
@@ -103,7 +101,6 @@ class LightSampler(LearnedSampler):
         nn.init.normal_(self.actor.weight, std=0.01)
 
     def forward(self, tokens_BND: Tensor) -> Policy:
-        """Policy of clips."""
         b, n, d = tokens_BND.shape
         tokens_BND = tokens_BND.detach()
         qkv_3BHNE = self.qkv(self.norm(tokens_BND)).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -126,6 +123,5 @@ class SamplingObjective(LossObjective[AdaptiveConfig]):
     """One step on AdaMAE's loss after every draw; the reward is the autoencoder's own, as published."""
 
     def loss(self, policy: Policy, transition: Transition) -> Tensor:
-        """AdaMAE's loss of clips."""
         weight = self.config.objective_weight
         return sampling_loss(policy, transition.rollout, transition.reward_BM, weight)

@@ -34,7 +34,6 @@ class Transition:
 
     @property
     def policy(self) -> Policy:
-        """The policy that drew."""
         assert self.rollout.policy is not None
         return self.rollout.policy
 
@@ -58,7 +57,6 @@ class Transition:
 
     @classmethod
     def restored(cls, state: Mapping[str, Tensor], device: torch.device) -> Self:
-        """Undo `state_dict`."""
         state = {name: tensor.to(device) for name, tensor in state.items()}
         policy = Policy(state["logits_BN"], state.get("value_BN"))
         tokens_BND = state["tokens_BND"]

@@ -295,7 +295,6 @@ class PPOSamplerConfig(SamplerConfig):
     ppo: Annotated[PPOConfig, WhileTraining] = Field(default_factory=PPOConfig, description="how it learns")
 
     def objective(self, seed: int) -> PPO:
-        """Return PPO."""
         return PPO(self, seed)
 
 
@@ -307,7 +306,6 @@ class PPO(Objective[PPOSamplerConfig]):
         self.shuffles = torch.Generator().manual_seed(seed)
 
     def reward(self, outcome: Outcome) -> Tensor:
-        """The reward of the configuration."""
         return REWARDS[self.config.ppo.reward](outcome, self.config.ppo.reward_floor)
 
     def update(self, transition: Transition, learner: Learner) -> Metrics:
@@ -338,5 +336,4 @@ class PPO(Objective[PPOSamplerConfig]):
         return {"shuffles": self.shuffles.get_state()}
 
     def set_extra_state(self, state: Mapping[str, Tensor]) -> None:
-        """Undo `get_extra_state`."""
         self.shuffles.set_state(state["shuffles"])

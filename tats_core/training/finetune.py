@@ -217,7 +217,6 @@ class FinetuneTrainer:
         return gathered(state, here=self.world.is_first) if sharded else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Undo `state_dict`."""
         self.model.load_state_dict(state["model"])
         self.guarded.load_state_dict(state["step"])
         if self.average is not None:

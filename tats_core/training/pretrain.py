@@ -185,13 +185,11 @@ class SamplerLearner:
     accumulate: int
 
     def policy(self, tokens_BND: Tensor, *, last: bool) -> Policy:
-        """Return the current policy."""
         with self.world.accumulating(self.network, last=last), self.world.autocast(self.precision):
             policy: Policy = self.network(tokens_BND)
         return policy
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the gradient of one part."""
         with self.world.accumulating(self.network, last=last):
             self.guarded.backward(loss)
 
@@ -202,11 +200,9 @@ class SamplerLearner:
         return stepped
 
     def mean(self, values: Tensor) -> Tensor:
-        """Average over workers."""
         return self.world.sum(values) / self.world.size
 
     def moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation over all workers."""
         return self.world.moments(values)
 
 
@@ -411,7 +407,6 @@ class JointTrainer:
         return gathered(state, here=self.world.is_first) if sharded else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Undo `state_dict`."""
         self.mae.load_state_dict(state["mae"])
         self.sampler.load_state_dict(state["sampler"])
         self.mae_step.load_state_dict(state["mae_step"])

@@ -66,7 +66,6 @@ class Sharded(nn.Module):
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
 
     def forward(self, *inputs: Tensor) -> Any:
-        """Call the network; its gradients are averaged over workers in backward."""
         return self.module(*inputs)
 
     @contextmanager

@@ -124,7 +124,6 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """True on the worker that writes files and events."""
         return self.rank == 0
 
     def parallel(self, module: nn.Module, recipe: StepConfig | None = None) -> nn.Module:
@@ -225,7 +224,6 @@ class PooledBatchNorm(nn.BatchNorm1d):
         return pooled
 
     def forward(self, features_BD: Tensor) -> Tensor:
-        """Normalise `[B, D]` of this worker."""
         if not self.training:
             return super().forward(features_BD)
         gathered_BD: Tensor = _Gather.apply(features_BD)
