@@ -33,10 +33,6 @@ class Policy:
         values = [part.value_BN for part in parts if part.value_BN is not None]
         return cls(torch.cat([part.logits_BN for part in parts]), torch.cat(values) if values else None)
 
-    def of_clips(self, index: Tensor) -> Policy:
-        """Return the policy of the clips `index`."""
-        return Policy(self.logits_BN[index], None if self.value_BN is None else self.value_BN[index])
-
     @property
     def value_B1(self) -> Tensor:
         """The value of each clip: the mean over its tokens.

@@ -29,7 +29,6 @@ class Loader(Protocol):
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of `epoch` from `first_step` on; a function of the two alone."""
-        ...
 
 
 @dataclass
@@ -92,15 +91,12 @@ class Trainer(Protocol):
     @property
     def struggles(self) -> bool:
         """True where the latest gradient was not finite."""
-        ...
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
-        ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo `state_dict`."""
-        ...
 
 
 def restore(trainer: Trainer, state: Mapping[str, Any]) -> None:
