@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any, Final, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tats_core.data.clips import Batch
 from tats_core.errors import SpecError, WeightsError, brief
 from tats_core.training.checkpoint import on_cpu
 from tats_core.training.events import EventLog
 from tats_core.training.metrics import on_host, peak_memory_mb
+from tats_core.training.optim import GuardedStep
+from tats_core.training.sharding import Sharded, gathered
+from tats_core.training.world import StepConfig, World
 
 WAITS: Final = 0.1
 """Share of an epoch from which a wait for data is worth a sentence."""
@@ -85,16 +89,38 @@ class Position:
         self.sums = {}
 
 
-class Trainer(Protocol):
-    """What a training loop knows of the trainer whose steps it counts."""
+class Trainer(ABC):
+    """A model in training: everything that a step changes."""
+
+    config: StepConfig
+    world: World
+    parallel: nn.Module
+    """The model as a step calls it: its gradients are averaged over the workers."""
+    guarded_steps: list[GuardedStep]
+    last: LastStep | None = None
 
     @property
-    def struggles(self) -> bool:
-        """True where the latest gradient was not finite."""
+    def skipped(self) -> int:
+        """Steps whose gradient was not finite."""
+        return sum(step.skipped for step in self.guarded_steps)
+
+    def parts(self, values_BX: Tensor) -> tuple[Tensor, ...]:
+        """The parts of a batch over which gradients are accumulated."""
+        return values_BX.tensor_split(self.config.accumulate)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
+        """Everything that the next step depends on.
 
+        Every worker must call it; of what they divide among them, the first has it all.
+        """
+        state = self.state()
+        return gathered(state, here=self.world.is_first) if isinstance(self.parallel, Sharded) else state
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """This worker's part of `state_dict`; its entry `rank`, if any, differs between workers."""
+
+    @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo `state_dict`."""
 
@@ -128,7 +154,8 @@ class LastStep:
     @classmethod
     def of(cls, trainer: Trainer, at: Position, batch: Batch, arguments: Mapping[str, Any]) -> Self:
         """Return what the step that comes now is given."""
-        before = on_cpu(trainer.state_dict()) if trainer.struggles else None
+        struggles = any(step.in_a_row for step in trainer.guarded_steps)
+        before = on_cpu(trainer.state_dict()) if struggles else None
         return cls(at.step, at.epoch, batch, arguments, before)
 
 
