@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -50,26 +50,23 @@ class HeldOut:
     classes: int
 
 
+@dataclass
 class HealthCheck:
     """Metrics and pictures of the model after an epoch; every worker must call it (features are gathered)."""
 
-    def __init__(
-        self,
-        held_out: HeldOut,
-        mask_ratio: float,
-        world: World,
-        events: EventLog,
-        folder: Path,
-        seed: int,
-        drawn: int = 4,
-    ) -> None:
-        """Pictures are drawn of the first `drawn` held-out clips."""
-        self.held_out, self.world, self.events, self.folder, self.seed = held_out, world, events, folder, seed
-        self.mask_ratio = mask_ratio
-        self.drawn = drawn
-        self.flow_BN: Tensor | None = None
+    held_out: HeldOut
+    mask_ratio: float
+    world: World
+    events: EventLog
+    folder: Path
+    seed: int
+    drawn: int = 4
+    """Pictures are drawn of so many of the first held-out clips."""
+    flow_BN: Tensor | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
         if not motion.has_flow():
-            events.note(motion.NO_FLOW)
+            self.events.note(motion.NO_FLOW)
 
     def __call__(self, mae: VideoMAE, sampler: Sampler, step: int) -> dict[str, float]:
         """Return the metrics; rank 0 also writes a picture grid and an animation."""
@@ -139,12 +136,9 @@ class HealthCheck:
             columns["random_lift"].append(motions["motion"].gather(1, torch.cat(draws, 1)).mean(1))
             if rollout.policy is not None:
                 columns["entropy_share"].append(rollout.policy.entropy_B / math.log(sampler.tokens))
-                looks = {
-                    "motion": motions["motion"],
-                    **({"flow": motions["flow"]} if "flow" in motions else {}),
-                    "brightness": motion.brightness(video_BCTHW, mae.clip),
-                    "contrast": motion.contrast(video_BCTHW, mae.clip),
-                }
+                looks = {name: motions[name] for name in ("motion", "flow") if name in motions}
+                looks["brightness"] = motion.brightness(video_BCTHW, mae.clip)
+                looks["contrast"] = motion.contrast(video_BCTHW, mae.clip)
                 for name, look_BN in looks.items():
                     correlation_B = motion.rank_correlation(rollout.policy.logits_BN, look_BN)
                     columns[f"{name}_correlation"].append(correlation_B.float())
