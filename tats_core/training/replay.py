@@ -30,6 +30,7 @@ from tats_core.training.loop import LastStep
 from tats_core.training.pretrain import JointTrainer, PretrainConfig
 from tats_core.training.world import StepConfig, World
 
+Kind = Literal["pretrain", "finetune"]
 Trainer = JointTrainer | FinetuneTrainer
 
 _ABOUT, _STATE = "dump.json", "state.pt"
@@ -42,7 +43,7 @@ _MAKERS = ("empty", "new_empty", "fill", "masked_fill", "full", "scalar_tensor")
 class Dump:
     """The `dump.json` of a dump."""
 
-    kind: Literal["pretrain", "finetune"]
+    kind: Kind
     recipe: dict[str, Any]
     classes: int
     workers: int
@@ -73,10 +74,10 @@ def dump(trainer: Trainer, videos: Sequence[str], folder: Path, world: World) ->
     files = {f"worker-{world.rank}.pt": _packed(last, videos) | {"rank": state.pop("rank", {})}}
     if world.is_first:
         files[_STATE] = state
-        classes = trainer.classes if isinstance(trainer, FinetuneTrainer) else 0
-        kind: Literal["pretrain", "finetune"] = (
-            "finetune" if isinstance(trainer, FinetuneTrainer) else "pretrain"
-        )
+        kind: Kind = "pretrain"
+        classes = 0
+        if isinstance(trainer, FinetuneTrainer):
+            kind, classes = "finetune", trainer.classes
         recipe = trainer.config.model_dump(mode="json", exclude_unset=True)
         write_json(folder / _ABOUT, asdict(Dump(kind, recipe, classes, world.size, last.number, last.epoch)))
     for name, content in files.items():
