@@ -124,6 +124,7 @@ class World:
 
     @property
     def is_first(self) -> bool:
+        """True on the worker that writes files and events."""
         return self.rank == 0
 
     def parallel(self, module: nn.Module, recipe: StepConfig | None = None) -> nn.Module:
@@ -177,11 +178,7 @@ class World:
 
     def gather(self, values_B: Tensor) -> Tensor:
         """Return `values_B` of all workers joined along axis 0, in rank order; equal shapes are required."""
-        if self.size == 1:
-            return values_B
-        parts = [torch.empty_like(values_B) for _ in range(self.size)]
-        dist.all_gather(parts, values_B.contiguous())
-        return torch.cat(parts)
+        return values_B if self.size == 1 else _joined(values_B)
 
     def mean(self, metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
         """Return the mean of each metric over all workers, which have the same metrics in the same order."""
@@ -238,15 +235,19 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, share_BD: Tensor) -> Tensor:
-        parts = [torch.empty_like(share_BD) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, share_BD.contiguous())
-        return torch.cat(parts)
+        return _joined(share_BD)
 
     @staticmethod
     def backward(ctx: Any, gradient_BD: Tensor) -> Tensor:
         gradient_BD = gradient_BD.clone()
         dist.all_reduce(gradient_BD)
         return _share(gradient_BD)
+
+
+def _joined(share_BX: Tensor) -> Tensor:
+    parts = [torch.empty_like(share_BX) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, share_BX.contiguous())
+    return torch.cat(parts)
 
 
 def _share(values_BD: Tensor) -> Tensor:
