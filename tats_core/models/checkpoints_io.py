@@ -422,9 +422,9 @@ def load(module: VideoViT | VideoClassifier | VideoMAE, foreign: Foreign) -> Mat
     needed_names = [name for name in missing if not name.startswith(optional)]
     if needed_names:
         first = needed_names[0]
-        there = f"has shape {tuple(tensors[first].shape)}" if first in tensors else "is missing"
+        problem = f"has shape {tuple(tensors[first].shape)}" if first in tensors else "is missing"
         raise WeightsError(
-            f"{foreign.path}: {len(needed_names)} of {len(wanted)} tensors do not fit: {first} {there}, "
+            f"{foreign.path}: {len(needed_names)} of {len(wanted)} tensors do not fit: {first} {problem}, "
             f"here it has {tuple(wanted[first].shape)}"
         )
     module.load_state_dict({name: tensors[name] for name in matched}, strict=False)

@@ -217,8 +217,8 @@ def block_activations(
         half: bfloat16 (autocast).
         again: gradient checkpointing: the input of each block, and all of one block.
     """
-    kept = 2 * _FLOAT + (7 + 2 * mlp_ratio) * (2 if half else _FLOAT)
-    each = tokens * width * kept
+    bytes_each = 2 * _FLOAT + (7 + 2 * mlp_ratio) * (2 if half else _FLOAT)
+    each = tokens * width * bytes_each
     return depth * tokens * width * _FLOAT + each if again else depth * each
 
 
@@ -297,8 +297,8 @@ def step_memory(recipe: Recipe, workers: int, classes: int) -> Memory:
         activations += (network + sampler) * half
         # Gradients exist before the backward pass in the buckets of several workers, or of earlier parts.
         # Otherwise they take the place of the activations, and only what is more counts.
-        held = workers > 1 or recipe.accumulate > 1
-        gradients = state if held else max(0, ceil(state + after - activations))
+        beside_activations = workers > 1 or recipe.accumulate > 1
+        gradients = state if beside_activations else max(0, ceil(state + after - activations))
         return Memory(state, gradients, 2 * state, max(activations, after))
     blocks = {block_parameters(recipe.model.width, recipe.model.mlp_ratio): recipe.model.depth}
     if isinstance(recipe, PretrainConfig):

@@ -81,23 +81,23 @@ class HealthCheck:
 
         Without labels, the probes are left out.
         """
-        held = self.held_out
-        train_BD = self.world.gather(self._pooled(mae, held.train_BCTHW))
-        test_BD = self.world.gather(self._pooled(mae, held.test_BCTHW))
-        train_label_B = self.world.gather(held.train_label_B.to(train_BD.device))
-        test_label_B = self.world.gather(held.test_label_B.to(train_BD.device))
+        held_out = self.held_out
+        train_BD = self.world.gather(self._pooled(mae, held_out.train_BCTHW))
+        test_BD = self.world.gather(self._pooled(mae, held_out.test_BCTHW))
+        train_label_B = self.world.gather(held_out.train_label_B.to(train_BD.device))
+        test_label_B = self.world.gather(held_out.test_label_B.to(train_BD.device))
         health = {
             "effective_rank": metrics.effective_rank(test_BD),
             "between_clip_variance": float(test_BD.var(0).mean()),
         }
         if UNLABELLED in train_label_B or UNLABELLED in test_label_B:
             return health
-        linear_BC = LinearConfig().classify(train_BD, train_label_B, test_BD, held.classes)
-        knn_BC = KNNConfig().classify(train_BD, train_label_B, test_BD, held.classes)
+        linear_BC = LinearConfig().classify(train_BD, train_label_B, test_BD, held_out.classes)
+        knn_BC = KNNConfig().classify(train_BD, train_label_B, test_BD, held_out.classes)
         return health | {
             "linear_top1": metrics.top_k_percent(linear_BC, test_label_B, 1),
             "knn_top1": metrics.top_k_percent(knn_BC, test_label_B, 1),
-            "probe_chance": 100 / held.classes,
+            "probe_chance": 100 / held_out.classes,
         }
 
     def _pooled(self, mae: VideoMAE, video_BCTHW: Tensor) -> Tensor:
@@ -116,14 +116,14 @@ class HealthCheck:
         installed) the lift, the oracle's, whose K tokens have the most motion, and the share of it. Of a
         learned policy also its entropy, and what its scores are correlated with.
         """
-        held, device = self.held_out, self.world.device
+        held_out, device = self.held_out, self.world.device
         blind = RandomSampler(sampler.tokens, self.mask_ratio)
         generator = torch.Generator(device).manual_seed(self.seed)
         covered_N = torch.zeros(sampler.tokens, device=device)
         columns: defaultdict[str, list[Tensor]] = defaultdict(list)
-        for start in range(0, len(held.test_BCTHW), _PART):
+        for start in range(0, len(held_out.test_BCTHW), _PART):
             part = slice(start, start + _PART)
-            video_BCTHW = normalise(held.test_BCTHW[part].to(device))
+            video_BCTHW = normalise(held_out.test_BCTHW[part].to(device))
             tokens_BND = mae.encoder.tokenize(patchify(video_BCTHW, mae.clip), sampler.sees_positions)
             rollout = sampler.act(tokens_BND, generator)
             # Several draws: a single one has too few tokens to distinguish 1.0 from noise.
@@ -136,11 +136,11 @@ class HealthCheck:
             columns["random_lift"].append(motions["motion"].gather(1, torch.cat(draws, 1)).mean(1))
             if rollout.policy is not None:
                 columns["entropy_share"].append(rollout.policy.entropy_B / math.log(sampler.tokens))
-                looks = {name: motions[name] for name in ("motion", "flow") if name in motions}
-                looks["brightness"] = motion.brightness(video_BCTHW, mae.clip)
-                looks["contrast"] = motion.contrast(video_BCTHW, mae.clip)
-                for name, look_BN in looks.items():
-                    correlation_B = motion.rank_correlation(rollout.policy.logits_BN, look_BN)
+                properties = {name: motions[name] for name in ("motion", "flow") if name in motions}
+                properties["brightness"] = motion.brightness(video_BCTHW, mae.clip)
+                properties["contrast"] = motion.contrast(video_BCTHW, mae.clip)
+                for name, property_BN in properties.items():
+                    correlation_B = motion.rank_correlation(rollout.policy.logits_BN, property_BN)
                     columns[f"{name}_correlation"].append(correlation_B.float())
             covered_N += rollout.visible_BN.sum(0)
         of_clips = {name: self.world.gather(torch.cat(parts)) for name, parts in columns.items()}

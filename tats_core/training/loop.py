@@ -114,7 +114,7 @@ class Trainer(ABC):
         Every worker must call it; of what they divide among them, the first has it all.
         """
         state = self.state()
-        return gathered(state, here=self.world.is_first) if isinstance(self.parallel, Sharded) else state
+        return gathered(state, receives=self.world.is_first) if isinstance(self.parallel, Sharded) else state
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
@@ -194,19 +194,19 @@ class Watch:
             return {}
         took = time.perf_counter() - self.began
         speed = self.batches * batch_size / took
-        found = {"clips_per_second": speed, "data_wait_share": self.waited / took}
-        self.latest = {**found}
+        metrics = {"clips_per_second": speed, "data_wait_share": self.waited / took}
+        self.latest = {**metrics}
         if self.flops:
-            found["tflops"] = speed * self.flops / 1e12
+            metrics["tflops"] = speed * self.flops / 1e12
         if self.flops and self.peak:
-            found["mfu"] = speed * self.flops / self.peak
-            self.latest["mfu"] = found["mfu"]
-        found["memory_mb"] = peak_memory_mb(self.device)
+            metrics["mfu"] = speed * self.flops / self.peak
+            self.latest["mfu"] = metrics["mfu"]
+        metrics["memory_mb"] = peak_memory_mb(self.device)
         self.epochs += 1
         # The first epoch fills caches and starts processes.
-        if self.epochs > 1 and found["data_wait_share"] > WAITS and self.advice:
+        if self.epochs > 1 and metrics["data_wait_share"] > WAITS and self.advice:
             events.note(
-                f"{found['data_wait_share']:.0%} of an epoch is spent waiting for data: {self.advice}"
+                f"{metrics['data_wait_share']:.0%} of an epoch is spent waiting for data: {self.advice}"
             )
             self.advice = ""
-        return found
+        return metrics

@@ -158,8 +158,8 @@ class PretrainConfig(StepConfig):
 
     def beginning(self, until: int) -> Self:
         """Return the configuration of the first epochs of this training."""
-        begun = tuple(change for change in self.schedule if change.epoch < until)
-        return self.model_copy(update={"until": until, "schedule": begun})
+        schedule = tuple(change for change in self.schedule if change.epoch < until)
+        return self.model_copy(update={"until": until, "schedule": schedule})
 
 
 SHOWN = ("loss", "motion_lift", "clips_per_second", "data_wait_share", "mfu")
@@ -467,9 +467,9 @@ def pretrain(
             at.metrics |= trainer.step(batch.normalised(world.device), **arguments)
             at.next_batch()
             if at.step % config.log_every == 0 or at.step == steps:
-                mine = on_host(at.metrics)
-                events.metrics(at.step, world.mean(mine))
-                latest = mine | at.health | watch.latest
+                metrics = on_host(at.metrics)
+                events.metrics(at.step, world.mean(metrics))
+                latest = metrics | at.health | watch.latest
                 events.progress(
                     step=at.step,
                     steps=steps,

@@ -74,7 +74,7 @@ class Visualiser:
         """
         names: set[str] = set()
         for path in videos:
-            name = _another(path.stem, names)
+            name = _unused_name(path.stem, names)
             names.add(name)
             try:
                 video_BCTHW = self.read(path, n_clips)
@@ -98,7 +98,7 @@ class Visualiser:
             yield tuple(files)
 
 
-def _another(name: str, taken: set[str]) -> str:
+def _unused_name(name: str, taken: set[str]) -> str:
     """Return `name`, numbered where videos of two folders have the same one."""
     numbered = (f"{name}-{number}" for number in count(2))
     return next(candidate for candidate in chain([name], numbered) if candidate not in taken)

@@ -167,9 +167,9 @@ class World:
             dist.all_reduce(values)
         return values
 
-    def any(self, here: bool) -> bool:
-        """Whether `here` is true on any worker; the same answer on all of them."""
-        return here if self.size == 1 else self.sum(torch.tensor(float(here), device=self.device)).item() > 0
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any worker; the same answer on all of them."""
+        return flag if self.size == 1 else self.sum(torch.tensor(float(flag), device=self.device)).item() > 0
 
     def from_first(self, value: int) -> int:
         """Return the `value` that rank 0 has."""
@@ -182,10 +182,10 @@ class World:
 
     def mean(self, metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
         """Return the mean of each metric over all workers, which have the same metrics in the same order."""
-        here = on_host(metrics)
+        numbers = on_host(metrics)
         if self.size == 1:
-            return here
-        values = torch.tensor(list(here.values()), dtype=torch.float64, device=self.device)
+            return numbers
+        values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=self.device)
         return dict(zip(metrics, (self.sum(values) / self.size).tolist(), strict=True))
 
     def union(self, entries: Mapping[str, str]) -> dict[str, str]:
