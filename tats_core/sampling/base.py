@@ -106,8 +106,9 @@ class Sampler(nn.Module, ABC):
 
     @torch.no_grad()
     def act(self, tokens_BND: Tensor, generator: torch.Generator) -> Rollout:
-        """Draw for clips embedded as `tokens_BND` (with positions), without gradients."""
-        return self.draw(len(tokens_BND), Noise(generator))
+        """Draw for clips embedded as `tokens_BND`, from the policy as it is now if there is one."""
+        policy = self(tokens_BND) if self.learns else None
+        return self.draw(len(tokens_BND), Noise(generator), policy)
 
     def rollout(self, visible_BK: Tensor, policy: Policy | None = None) -> Rollout:
         """Return the draw that shows the tokens `visible_BK`, K different ones of each clip."""
@@ -128,8 +129,3 @@ class LearnedSampler(Sampler):
         assert policy is not None
         uniform_BN = noise.uniform(clips, self.tokens)
         return self.rollout(gumbel_top_k(policy.logits_BN.detach(), self.visible, uniform_BN), policy)
-
-    @torch.no_grad()
-    def act(self, tokens_BND: Tensor, generator: torch.Generator) -> Rollout:
-        """Draw from the policy as it is now."""
-        return self.draw(len(tokens_BND), Noise(generator), self(tokens_BND))

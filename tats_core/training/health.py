@@ -181,5 +181,5 @@ class HealthCheck:
         title = f"step {step}: {sampler.visible} of {sampler.tokens} tokens visible"
         for clip, picture in enumerate(pictures.reconstructions(mae, sampler, video_BCTHW, generator)):
             base = self.folder / f"pictures/masks-{step:06d}-clip{clip}"
-            for path in pictures.write(picture, base, title=title, remark=pictures.remark(mae)):
+            for path in pictures.write(mae, picture, base, title):
                 self.events.file(step, f"masks/clip{clip}", str(path.relative_to(self.folder)))
