@@ -136,7 +136,9 @@ class HealthCheck:
             columns["random_lift"].append(motions["motion"].gather(1, torch.cat(draws, 1)).mean(1))
             if rollout.policy is not None:
                 columns["entropy_share"].append(rollout.policy.entropy_B / math.log(sampler.tokens))
-                properties = {name: motions[name] for name in ("motion", "flow") if name in motions}
+                properties = {
+                    name: motion_BN for name, motion_BN in motions.items() if name != "pixel_motion"
+                }
                 properties["brightness"] = motion.brightness(video_BCTHW, mae.clip)
                 properties["contrast"] = motion.contrast(video_BCTHW, mae.clip)
                 for name, property_BN in properties.items():
