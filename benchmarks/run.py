@@ -66,7 +66,7 @@ def ratios(scale: Scale, rounds: int) -> tuple[dict[str, float], dict[str, Any]]
     peaks = {name: peak_mib(name, *scale.options()) for name in measured}
     config = recipe(scale)
     gflop = {
-        "joint": arithmetic.joint_step(config.model, config.mae, config.sampler, scale.clip, scale.visible),
+        "joint": arithmetic.joint_step(config),
         "hf_pretrain": arithmetic.mae(config.model, config.mae, scale.clip, scale.visible).training
         # It embeds all tokens, with gradients.
         + 4 * (scale.clip.tokens - scale.visible) * scale.clip.pixels * config.model.width,

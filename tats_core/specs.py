@@ -78,7 +78,7 @@ class OneOf:
     """The kind where none is named."""
     shared: Mapping[str, object] = field(default_factory=dict)
     """Other defaults than its class has, of every kind that has the key."""
-    own: Mapping[str, object] = field(default_factory=dict)
+    of_default_kind: Mapping[str, object] = field(default_factory=dict)
     """Other defaults than its class has, of the default kind alone."""
 
     def model(self, raw: Mapping[str, object]) -> type[BaseModel]:
@@ -112,9 +112,9 @@ class OneOf:
         except SpecError as error:
             raise ValueError(str(error)) from error
         kind = raw.get("kind", self.default)
-        here = {key: value for key, value in self.shared.items() if key in model.model_fields}
-        here |= self.own if kind == self.default else {}
-        return model.model_validate({**here, **raw, "kind": kind})
+        defaults = {key: value for key, value in self.shared.items() if key in model.model_fields}
+        defaults |= self.of_default_kind if kind == self.default else {}
+        return model.model_validate({**defaults, **raw, "kind": kind})
 
 
 def identity(config: BaseModel) -> Raw:
@@ -229,11 +229,7 @@ def _mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Hashable,
             problem = f"the key '{key}' is given twice"
             raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
         seen.add(key)
-    loader.flatten_mapping(node)
-    return {
-        loader.construct_object(key_node, deep=True): loader.construct_object(value_node, deep=True)
-        for key_node, value_node in node.value
-    }
+    return loader.construct_mapping(node, deep=True)
 
 
 _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
@@ -432,25 +428,26 @@ def _settled_part(field: FieldInfo, raw: Mapping[str, object]) -> Raw:
 
 def choices(field: FieldInfo) -> Iterator[type[BaseModel]]:
     """Yield the models that a field's value may have: those of a registry, or those of its annotation."""
-    for mark in field.metadata:
-        if isinstance(mark, OneOf):
-            yield from (model for _, model in mark.registry.items())
-            return
-    yield from _models(field.annotation)
+    if one_of := _one_of(field):
+        yield from (model for _, model in one_of.registry.items())
+    else:
+        yield from _models(field.annotation)
 
 
 def _chosen(field: FieldInfo, raw: Mapping[str, object]) -> type[BaseModel] | None:
     """Return the model that the value `raw` of a field has; None if that cannot be told."""
-    for mark in field.metadata:
-        if isinstance(mark, OneOf):
-            try:
-                return mark.model(raw)
-            except SpecError:
-                return None  # the validation says why
+    if one_of := _one_of(field):
+        try:
+            return one_of.model(raw)
+        except SpecError:
+            return None  # the validation says why
     models = list(_models(field.annotation))
-    tagged = [model for model in models if _has_tag(model, str(raw.get("kind")))]
-    candidates = tagged or models
+    candidates = [model for model in models if _has_tag(model, str(raw.get("kind")))] or models
     return candidates[0] if len(candidates) == 1 else None
+
+
+def _one_of(field: FieldInfo) -> OneOf | None:
+    return next((mark for mark in field.metadata if isinstance(mark, OneOf)), None)
 
 
 def validate(model: type[Model], raw: Mapping[str, object], where: str, prefix: str = "") -> Model:
@@ -486,9 +483,10 @@ _IN_YAML = {
 def _sentence(model: type[BaseModel], raw: object, detail: ErrorDetails, prefix: str) -> str:
     # Names of union members and validators ("function-before[...]") are not keys of the file.
     location = [str(part) for part in detail["loc"] if not str(part).startswith("function-")]
-    dotted = ".".join([*([prefix] if prefix else []), *location])
+    path = [prefix, *location] if prefix else location
+    dotted = ".".join(path)
     if detail["type"] == "extra_forbidden":
-        owner = ".".join([*([prefix] if prefix else []), *location[:-1]])
+        owner = ".".join(path[:-1])
         kind, keys = _keys(model, raw, location[:-1])
         near = did_you_mean(location[-1], keys)
         of_kind = f" of kind '{kind}'" if kind and not owner.endswith(f".{kind}") else ""

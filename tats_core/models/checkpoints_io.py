@@ -13,10 +13,10 @@ import json
 import pickle
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -134,46 +134,38 @@ class Foreign:
         layers = {name.split(".", 3)[3] for name in self.tensors if name.startswith("encoder.blocks.")}
         if strange := sorted(layers - _OF_BLOCK):
             return f"{self.path}: its blocks have {', '.join(strange)}, which ours have not: another model"
-        here = {**dict(vit), **dict(clip), "mlp": int(vit.width * vit.mlp_ratio)}
-        parts: list[tuple[str, tuple[str, ...], dict[str, Any], dict[str, int | str], str]] = [
-            ("encoder", _COMPARED, here, self.size, "model and clip")
-        ]
-        if mae is not None and self.kind == "pre-trained":
-            decoder: dict[str, int | str] = {
-                **self.declared,
-                "decoder_width": self.tensors["mask_token"].shape[-1],
-                "decoder_depth": self._depth("decoder."),
-                "global_token": "global_to_decoder.weight" in self.tensors,
-            }
-            parts.append(("decoder", (*hugging_face.DECODER_KEYS, "global_token"), dict(mae), decoder, "mae"))
-        for part, keys, wanted, size, settings in parts:
-            differ = [
-                f"{key} {size[key]} (here {wanted[key]})"
-                for key in keys
-                if size.get(key, wanted[key]) != wanted[key]
-            ]
-            if differ:
-                return (
-                    f"{self.path}: its {part} has another {', '.join(differ).lower()}; set {settings} alike"
-                )
-        return None
+        wanted = {**dict(vit), **dict(clip), "mlp": int(vit.width * vit.mlp_ratio)}
+        if differ := _differences(_COMPARED, self.size, wanted):
+            return f"{self.path}: its encoder has another {differ.lower()}; set model and clip alike"
+        if mae is None or self.kind != "pre-trained":
+            return None
+        decoder = {
+            **self.declared,
+            "decoder_width": self.tensors["mask_token"].shape[-1],
+            "decoder_depth": self._depth("decoder."),
+            "global_token": "global_to_decoder.weight" in self.tensors,
+        }
+        differ = _differences((*hugging_face.DECODER_KEYS, "global_token"), decoder, dict(mae))
+        return f"{self.path}: its decoder has another {differ.lower()}; set mae alike" if differ else None
 
     def adapted(self, clip: ClipConfig) -> str:
         """Return what is done where its clips were others than `clip`: "", or a part of a sentence."""
-        differ = [
-            f"{key} {self.declared[key]} (here {getattr(clip, key)})"
-            for key in ("frames", "size")
-            if self.declared.get(key, getattr(clip, key)) != getattr(clip, key)
-        ]
+        differ = _differences(("frames", "size"), self.declared, dict(clip))
         if not differ and self.tokens not in (None, clip.tokens):
-            differ = [f"{self.tokens} tokens (here {clip.tokens})"]
+            differ = f"{self.tokens} tokens (here {clip.tokens})"
         if not differ:
             return ""
-        return f"made for clips of {', '.join(differ)}: the fixed positions are computed for the clip here"
+        return f"made for clips of {differ}: the fixed positions are computed for the clip here"
 
     def _depth(self, blocks: str) -> int:
         names = [name.removeprefix(blocks) for name in self.tensors if name.startswith(blocks)]
         return len({name.split(".")[0] for name in names})
+
+
+def _differences(keys: Iterable[str], sizes: Mapping[str, object], wanted: Mapping[str, object]) -> str:
+    """Return in which of `keys` the sizes that are known are not those wanted."""
+    differ = [key for key in keys if sizes.get(key, wanted[key]) != wanted[key]]
+    return ", ".join(f"{key} {sizes[key]} (here {wanted[key]})" for key in differ)
 
 
 @dataclass(frozen=True)
@@ -190,7 +182,6 @@ class Match:
     """What was done since its clips were others or its heads unknown; "" where neither is so."""
 
     def sentence(self) -> str:
-        """Return a line for a log."""
         parts = [f"{len(self.matched)} tensors matched ({self.layout} layout)"]
         for what, names in (("missing", self.missing), ("unexpected", self.unexpected)):
             if names:
@@ -431,9 +422,9 @@ def load(module: VideoViT | VideoClassifier | VideoMAE, foreign: Foreign) -> Mat
     needed_names = [name for name in missing if not name.startswith(optional)]
     if needed_names:
         first = needed_names[0]
-        there = f"has shape {tuple(tensors[first].shape)}" if first in tensors else "is missing"
+        problem = f"has shape {tuple(tensors[first].shape)}" if first in tensors else "is missing"
         raise WeightsError(
-            f"{foreign.path}: {len(needed_names)} of {len(wanted)} tensors do not fit: {first} {there}, "
+            f"{foreign.path}: {len(needed_names)} of {len(wanted)} tensors do not fit: {first} {problem}, "
             f"here it has {tuple(wanted[first].shape)}"
         )
     module.load_state_dict({name: tensors[name] for name in matched}, strict=False)

@@ -152,7 +152,6 @@ class VideoMAE(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
 
     def tokenize(self, patches_BNP: Tensor, positions: bool = True) -> Tensor:
-        """Embed all tokens, as `VideoViT.tokenize`."""
         return self.encoder.tokenize(patches_BNP, positions)
 
     def forward(self, patches_BNP: Tensor, visible_BK: Tensor, masked_BM: Tensor) -> Reconstruction:

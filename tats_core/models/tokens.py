@@ -36,12 +36,10 @@ class ClipConfig(StrictModel):
 
     @property
     def height(self) -> int:
-        """H, pixels."""
         return sides(self.size)[0]
 
     @property
     def width(self) -> int:
-        """W, pixels."""
         return sides(self.size)[1]
 
     @property
@@ -66,7 +64,6 @@ class ClipConfig(StrictModel):
 
     @property
     def pixels(self) -> int:
-        """P, pixel values a token."""
         return self.tubelet * self.patch**2 * 3
 
 

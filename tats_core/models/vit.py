@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -17,9 +17,6 @@ from torch.utils.checkpoint import checkpoint
 from tats_core.errors import did_you_mean
 from tats_core.models.tokens import ClipConfig, CubeEmbedding, positions
 from tats_core.specs import NotIdentity, StrictModel
-
-if TYPE_CHECKING:
-    from timm.models.vision_transformer import Block
 
 # The functions that build import timm, which takes 2 s: a plan needs only the configuration.
 
@@ -119,33 +116,25 @@ def initialise_blocks(
     blocks: nn.ModuleList, config: ViTConfig, matrices: Matrices = nn.init.xavier_uniform_
 ) -> None:
     """Initialise transformer blocks as `config` says."""
-    from timm.models.vision_transformer import Block
-
     initialise(blocks, matrices)
     if config.attention_init == "mimetic":
         for block in blocks:
-            assert isinstance(block, Block)
             initialise_mimetic(block)
 
 
 @torch.no_grad()
-def initialise_mimetic(block: Block) -> None:
+def initialise_mimetic(block: nn.Module) -> None:
     """Initialise attention as trained attention ends up (Trockman and Kolter 2023, arXiv 2305.09828).
 
     Per head `W_q W_k^T = 0.7 I + 0.7 Z` (a token attends to similar tokens: near positions, same content) and
     `W_v W_o = 0.4 Z - 0.4 I`, Z normal with variance 1/D, each cut to the rank of the head.
     """
-    from timm.layers.attention import Attention
-
-    attention = block.attn
-    assert isinstance(attention, Attention)
-    qkv, out = attention.qkv, attention.proj
-    assert isinstance(qkv, nn.Linear)
-    assert isinstance(out, nn.Linear)
-    width, heads = out.in_features, attention.num_heads
+    attention: Any = block.attn
+    out, heads = attention.proj, attention.num_heads
+    width = out.in_features
     head = width // heads
     identity = torch.eye(width)
-    query, key, value = qkv.weight.view(3, heads, head, width)
+    query, key, value = attention.qkv.weight.view(3, heads, head, width)
     for index in range(heads):
         noise = torch.randn(width, width) / width**0.5
         left, size, right = torch.linalg.svd(0.7 * identity + 0.7 * noise)

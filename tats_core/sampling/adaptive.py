@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tats_core.errors import SpecError
-from tats_core.sampling.base import LearnedSampler, Policy, Rollout
+from tats_core.sampling.base import LearnedSampler, Policy
 from tats_core.sampling.config import SamplerConfig, SamplerSite, WhileTraining
 from tats_core.sampling.objective import LossObjective, Transition
 
@@ -35,7 +35,6 @@ class AdaptiveConfig(SamplerConfig):
 
     @property
     def with_autoencoder(self) -> bool:
-        """True for the published network."""
         return self.architecture == "published"
 
     def build(self, site: SamplerSite) -> PublishedSampler | LightSampler:
@@ -54,7 +53,6 @@ class AdaptiveConfig(SamplerConfig):
         return PublishedSampler(site.tokens, self.mask_ratio, site.width)
 
     def objective(self, seed: int) -> SamplingObjective:
-        """Return AdaMAE's loss."""
         return SamplingObjective(self)
 
 
@@ -103,7 +101,6 @@ class LightSampler(LearnedSampler):
         nn.init.normal_(self.actor.weight, std=0.01)
 
     def forward(self, tokens_BND: Tensor) -> Policy:
-        """Policy of clips."""
         b, n, d = tokens_BND.shape
         tokens_BND = tokens_BND.detach()
         qkv_3BHNE = self.qkv(self.norm(tokens_BND)).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -112,20 +109,14 @@ class LightSampler(LearnedSampler):
         return Policy(self.actor(mixed_BND).squeeze(-1).float())
 
 
-def sampling_loss(policy: Policy, rollout: Rollout, error_BM: Tensor, weight: float) -> Tensor:
-    """AdaMAE's objective: `-weight * mean over masked i of log pi(i) * error(i)`, mean over clips.
-
-    Large errors raise the probability of being visible; `error_BM` is a constant here. The paper's eq. 3
-    has the sum over masked tokens, its code the mean.
-    """
-    log_probs_BM = policy.log_probs_BN.gather(1, rollout.masked_BM)
-    return -weight * (log_probs_BM * error_BM.detach()).mean()
-
-
 class SamplingObjective(LossObjective[AdaptiveConfig]):
-    """One step on AdaMAE's loss after every draw; the reward is the autoencoder's own, as published."""
+    """One step on AdaMAE's loss after every draw; the reward is the autoencoder's own loss, as published."""
 
     def loss(self, policy: Policy, transition: Transition) -> Tensor:
-        """AdaMAE's loss of clips."""
-        weight = self.config.objective_weight
-        return sampling_loss(policy, transition.rollout, transition.reward_BM, weight)
+        """`-weight * mean over masked i of log pi(i) * error(i)`, mean over clips.
+
+        Large errors raise the probability of being visible. The paper's eq. 3 has the sum over masked
+        tokens, its code the mean.
+        """
+        log_probs_BM = policy.log_probs_BN.gather(1, transition.rollout.masked_BM)
+        return -self.config.objective_weight * (log_probs_BM * transition.reward_BM.detach()).mean()

@@ -33,10 +33,6 @@ class Policy:
         values = [part.value_BN for part in parts if part.value_BN is not None]
         return cls(torch.cat([part.logits_BN for part in parts]), torch.cat(values) if values else None)
 
-    def of_clips(self, index: Tensor) -> Policy:
-        """Return the policy of the clips `index`."""
-        return Policy(self.logits_BN[index], None if self.value_BN is None else self.value_BN[index])
-
     @property
     def value_B1(self) -> Tensor:
         """The value of each clip: the mean over its tokens.
@@ -110,8 +106,9 @@ class Sampler(nn.Module, ABC):
 
     @torch.no_grad()
     def act(self, tokens_BND: Tensor, generator: torch.Generator) -> Rollout:
-        """Draw for clips embedded as `tokens_BND` (with positions), without gradients."""
-        return self.draw(len(tokens_BND), Noise(generator))
+        """Draw for clips embedded as `tokens_BND`, from the policy as it is now if there is one."""
+        policy = self(tokens_BND) if self.learns else None
+        return self.draw(len(tokens_BND), Noise(generator), policy)
 
     def rollout(self, visible_BK: Tensor, policy: Policy | None = None) -> Rollout:
         """Return the draw that shows the tokens `visible_BK`, K different ones of each clip."""
@@ -132,8 +129,3 @@ class LearnedSampler(Sampler):
         assert policy is not None
         uniform_BN = noise.uniform(clips, self.tokens)
         return self.rollout(gumbel_top_k(policy.logits_BN.detach(), self.visible, uniform_BN), policy)
-
-    @torch.no_grad()
-    def act(self, tokens_BND: Tensor, generator: torch.Generator) -> Rollout:
-        """Draw from the policy as it is now."""
-        return self.draw(len(tokens_BND), Noise(generator), self(tokens_BND))

@@ -32,7 +32,6 @@ class SamplerSite:
 
     @property
     def tokens(self) -> int:
-        """N."""
         return self.slices * self.rows * self.columns
 
 

@@ -23,7 +23,6 @@ class RandomConfig(SamplerConfig):
     kind: Literal["random"] = "random"
 
     def build(self, site: SamplerSite) -> RandomSampler:
-        """Return the sampler."""
         return RandomSampler(site.tokens, self.mask_ratio)
 
 
@@ -31,7 +30,6 @@ class RandomSampler(Sampler):
     """Any K of the N tokens, all draws alike (MAE-ST, arXiv 2205.09113)."""
 
     def draw(self, clips: int, noise: Noise, policy: Policy | None = None) -> Rollout:
-        """Draw K tokens uniformly without replacement."""
         return self.rollout(noise.uniform(clips, self.tokens).topk(self.visible, dim=1).indices)
 
 
@@ -41,7 +39,6 @@ class TubeConfig(SamplerConfig):
     kind: Literal["tube"] = "tube"
 
     def build(self, site: SamplerSite) -> TubeSampler:
-        """Return the sampler."""
         return TubeSampler(site.tokens, self.mask_ratio, site.slices)
 
 
@@ -79,7 +76,6 @@ class FrameConfig(SamplerConfig):
     kind: Literal["frame"] = "frame"
 
     def build(self, site: SamplerSite) -> FrameSampler:
-        """Return the sampler."""
         return FrameSampler(site.tokens, self.mask_ratio, site.slices)
 
 

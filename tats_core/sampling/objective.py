@@ -34,15 +34,12 @@ class Transition:
 
     @property
     def policy(self) -> Policy:
-        """The policy that drew."""
         assert self.rollout.policy is not None
         return self.rollout.policy
 
     def part(self, index: Tensor) -> Transition:
         """The clips `index` of this transition."""
-        visible_BK, masked_BM = self.rollout.visible_BK[index], self.rollout.masked_BM[index]
-        rollout = Rollout(visible_BK, masked_BM, self.rollout.tokens, self.policy.of_clips(index))
-        return Transition(self.tokens_BND[index], rollout, self.reward_BM[index])
+        return self.restored({name: rows[index] for name, rows in self.state_dict().items()}, index.device)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Plain tensors with a row for each clip, so that a checkpoint loads with `weights_only`."""
@@ -58,7 +55,6 @@ class Transition:
 
     @classmethod
     def restored(cls, state: Mapping[str, Tensor], device: torch.device) -> Self:
-        """Undo `state_dict`."""
         state = {name: tensor.to(device) for name, tensor in state.items()}
         policy = Policy(state["logits_BN"], state.get("value_BN"))
         tokens_BND = state["tokens_BND"]
@@ -74,26 +70,21 @@ class Learner(Protocol):
 
     def policy(self, tokens_BND: Tensor, *, last: bool) -> Policy:
         """Return the current policy, with gradients; `last` of the parts of one optimiser step."""
-        ...
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of one part."""
-        ...
 
     def step(self, stop: Tensor | None = None) -> bool | None:
         """Average over workers, clip and step; False if the gradient was not finite.
 
         None, and no step, where `stop` is true, a scalar that must be the same on all workers.
         """
-        ...
 
     def mean(self, values: Tensor) -> Tensor:
         """Average over workers, so that all of them stop early together."""
-        ...
 
     def moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of all elements over all workers."""
-        ...
 
 
 class Objective(nn.Module, ABC, Generic[Config]):

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Final, Literal, Self
 
 import torch
@@ -103,14 +103,6 @@ _LOG_RATIO: Final = 2.0
 """Largest log ratio; the clip acts at a tenth of it."""
 
 
-@dataclass(frozen=True)
-class Loss:
-    """The parts of the objective, and the health of the update; all are scalars."""
-
-    total: Tensor
-    parts: dict[str, Tensor]
-
-
 def surrogate(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
     """The clipped objective, element by element: `min(r A, clip(r, 1-eps, 1+eps) A)` (PPO, eq. 7)."""
     return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
@@ -123,14 +115,6 @@ def value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip: float | N
         near = old_value + (value - old_value).clamp(-clip, clip)
         error = torch.maximum(error, (near - target).square())
     return error.mean()
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Mean and deviation of an update's advantages; the defaults leave these as they are."""
-
-    mean: float | Tensor = 0.0
-    deviation: float | Tensor = 1.0
 
 
 def returns(transition: Transition, config: PPOConfig) -> Tensor:
@@ -161,9 +145,17 @@ def ppo_loss(
     new: Policy,
     transition: Transition,
     config: PPOConfig,
-    scale: Scale = Scale(),
-) -> Loss:
-    """`-E[w min(rA, clip(r)A)] + c_v (V-R)^2 - c_e H(pi) / log N` over the clips of `transition`."""
+    mean: float | Tensor = 0.0,
+    deviation: float | Tensor = 1.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`-E[w min(rA, clip(r)A)] + c_v (V-R)^2 - c_e H(pi) / log N` over the clips of `transition`.
+
+    Args:
+        mean, deviation: by which advantages are normalised; the defaults leave them as they are.
+
+    Returns:
+        The loss, and its parts and the health of the update, without gradients; all are scalars.
+    """
     rollout, old = transition.rollout, transition.policy
     new_log_BN, old_log_BN = new.log_probs_BN, old.log_probs_BN
     if config.credit == "masked_token":
@@ -173,7 +165,7 @@ def ppo_loss(
         new_log_BA = ordered_log_probs(new.logits_BN, rollout.visible_BK)
         old_log_BA = ordered_log_probs(old.logits_BN, rollout.visible_BK)
     target_B1 = returns(transition, config).mean(1, keepdim=True)
-    advantage_BX = (advantages(transition, config) - scale.mean) / scale.deviation
+    advantage_BX = (advantages(transition, config) - mean) / deviation
 
     # Bounded, since exp must not overflow, and since a single token that became far likelier although it
     # earned nothing would otherwise be the whole of a clipped gradient (dual-clip PPO, arXiv 1912.09729).
@@ -199,7 +191,7 @@ def ppo_loss(
             "ratio_q01": low,
             "ratio_q99": high,
         }
-    return Loss(total, {name: part.detach() for name, part in parts.items()})
+    return total, {name: part.detach() for name, part in parts.items()}
 
 
 def improve(
@@ -225,7 +217,7 @@ def improve(
     steps = 0
     earned = torch.cat([advantages(transition, config).flatten() for transition in memory])
     mean, deviation = learner.moments(earned)
-    scale = Scale(mean, deviation.clamp_min(1e-8)) if config.normalize_advantage else Scale()
+    scale = (mean, deviation.clamp_min(1e-8)) if config.normalize_advantage else (0.0, 1.0)
     for transition, index in _minibatches(memory, config, generator):
         sums = torch.zeros(0)
         pieces = [piece for piece in index.tensor_split(parts) if len(piece)]
@@ -233,12 +225,11 @@ def improve(
             last = number == len(pieces)
             part = transition.part(piece)
             policy = learner.policy(part.tokens_BND, last=last)
-            loss = ppo_loss(policy, part, config, scale)
+            loss, metrics = ppo_loss(policy, part, config, *scale)
             share = len(piece) / len(index)
-            learner.backward(loss.total * share, last=last)
-            names = list(loss.parts)
-            metrics = torch.stack([loss.parts[name] for name in names]) * share
-            sums = metrics if number == 1 else sums + metrics
+            learner.backward(loss * share, last=last)
+            names, values = list(metrics), torch.stack(list(metrics.values())) * share
+            sums = values if number == 1 else sums + values
         logged.append(learner.mean(sums).double())
         kl = logged[-1][names.index("kl")]
         stepped = learner.step(kl > config.kl_stop if steps and config.kl_stop is not None else None)
@@ -261,12 +252,9 @@ def explained_variance(learner: Learner, memory: Sequence[Transition], config: P
     """
     if config.reward_scale != "global":
         return {}
-    return_XB1 = [returns(transition, config).mean(1, keepdim=True) for transition in memory]
-    left_XB1 = [
-        return_B1 - transition.policy.value_B1
-        for return_B1, transition in zip(return_XB1, memory, strict=True)
-    ]
-    deviation, left = (learner.moments(torch.cat(x_XB1))[1] for x_XB1 in (return_XB1, left_XB1))
+    return_X1 = torch.cat([returns(transition, config).mean(1, keepdim=True) for transition in memory])
+    left_X1 = return_X1 - torch.cat([transition.policy.value_B1 for transition in memory])
+    deviation, left = (learner.moments(x_X1)[1] for x_X1 in (return_X1, left_X1))
     # Rewards are standardised: returns within a thousandth of their deviation are the same.
     explained = 1 - (left / deviation.clamp_min(1e-3)) ** 2
     return {"explained_variance": explained.masked_fill(deviation < 1e-3, math.nan)}
@@ -295,7 +283,6 @@ class PPOSamplerConfig(SamplerConfig):
     ppo: Annotated[PPOConfig, WhileTraining] = Field(default_factory=PPOConfig, description="how it learns")
 
     def objective(self, seed: int) -> PPO:
-        """Return PPO."""
         return PPO(self, seed)
 
 
@@ -307,7 +294,6 @@ class PPO(Objective[PPOSamplerConfig]):
         self.shuffles = torch.Generator().manual_seed(seed)
 
     def reward(self, outcome: Outcome) -> Tensor:
-        """The reward of the configuration."""
         return REWARDS[self.config.ppo.reward](outcome, self.config.ppo.reward_floor)
 
     def update(self, transition: Transition, learner: Learner) -> Metrics:
@@ -338,5 +324,4 @@ class PPO(Objective[PPOSamplerConfig]):
         return {"shuffles": self.shuffles.get_state()}
 
     def set_extra_state(self, state: Mapping[str, Tensor]) -> None:
-        """Undo `get_extra_state`."""
         self.shuffles.set_state(state["shuffles"])

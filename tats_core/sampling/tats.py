@@ -56,7 +56,6 @@ class TATSConfig(PPOSamplerConfig):
         return 48 / self.network.width
 
     def build(self, site: SamplerSite) -> TATSSampler:
-        """Return the sampler, with fresh weights."""
         return TATSSampler(site.tokens, self.mask_ratio, site.slices, site.width, self.network)
 
 
@@ -72,7 +71,6 @@ class TrajectoryBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def forward(self, tokens_BNW: Tensor) -> Tensor:
-        """`[B, N, W]` to `[B, N, W]`."""
         tokens_BNW = tokens_BNW + self.attention(self.norm1(tokens_BNW))
         mixed: Tensor = tokens_BNW + self.mlp(self.norm2(tokens_BNW))
         return mixed

@@ -130,7 +130,7 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
             "seconds": time.perf_counter() - began,
             "peak_memory_mb": metrics.peak_memory_mb(world.device),
             "parameters": parameter_count([trainer.model]),
-            "skipped_steps": trainer.guarded.skipped,
+            "skipped_steps": trainer.skipped,
             "unreadable_videos": len(unreadable),
             **manifest.absence(),
         }

@@ -17,6 +17,7 @@ from tats_core.data.manifest import UNLABELLED, Manifest
 from tats_core.errors import DataError, SpecError, StoreError, TrainingError
 from tats_core.files import write_json
 from tats_core.machine import available_cpus
+from tats_core.models import checkpoints_io
 from tats_core.models.tokens import ClipConfig
 from tats_core.models.vit import VideoViT
 from tats_core.report.units import size
@@ -25,7 +26,7 @@ from tats_core.stages.base import ParallelWork, StageContext
 from tats_core.stages.configs import Fork, Placed, Trained
 from tats_core.store import forks
 from tats_core.store.layout import CHECKPOINTS, DUMP, RESULT
-from tats_core.training import arithmetic, replay, weights
+from tats_core.training import arithmetic, replay
 from tats_core.training.checkpoint import CheckpointStore, checkpoint_fault
 from tats_core.training.events import EventLog
 from tats_core.training.loop import Watch
@@ -116,7 +117,7 @@ def load_encoder(encoder: VideoViT, path: str | None, events: EventLog) -> dict[
     """
     if path is None:
         return {}
-    match = weights.load_encoder(encoder, Path(path))
+    match = checkpoints_io.load(encoder, checkpoints_io.read(Path(path)))
     if match.layout == "TATS" and not match.adapted:
         return {}  # our own, as it was trained: nothing to report
     events.note(f"encoder from {path}: {match.sentence()}")

@@ -100,18 +100,12 @@ def sampler(vit: ViTConfig, config: NetworkConfig, clip: ClipConfig) -> Work:
     return project + block_work * config.depth
 
 
-def adaptive(vit: ViTConfig, config: AdaptiveConfig, clip: ClipConfig) -> Work:
-    """AdaMAE's sampler on one clip: a block of the encoder's width, or its attention alone."""
-    return block(clip.tokens, vit.width, 4 if config.architecture == "published" else 0)
-
-
-def joint_step(
-    vit: ViTConfig, config: MAEConfig, policy: SamplerConfig, clip: ClipConfig, visible: int
-) -> float:
+def joint_step(recipe: PretrainConfig) -> float:
     """FLOPs of one joint step for one clip: all tokens embedded for the sampler, rollout, MAE, its learning.
 
     What the sampler's backward recomputes to save memory is not counted.
     """
+    vit, clip, policy = recipe.model, recipe.clip, recipe.sampler
     tokenized = 2 * clip.tokens * clip.pixels * vit.width
     learning = 0.0
     if isinstance(policy, TATSConfig):
@@ -119,8 +113,14 @@ def joint_step(
         learning = tokenized + work.forward + policy.ppo.epochs * work.training
     elif isinstance(policy, AdaptiveConfig):  # it learns from the draw
         # With the autoencoder, the cube embedding of all tokens learns from it too: forward again, and back.
-        learning = tokenized * (3 if policy.with_autoencoder else 1) + adaptive(vit, policy, clip).training
-    return mae(vit, config, clip, visible).training + learning
+        embedded = 3 if policy.with_autoencoder else 1
+        learning = tokenized * embedded + block(clip.tokens, vit.width, _adaptive_mlp_ratio(policy)).training
+    return mae(vit, recipe.mae, clip, visible_count(clip.tokens, policy.mask_ratio)).training + learning
+
+
+def _adaptive_mlp_ratio(config: AdaptiveConfig) -> int:
+    """Of AdaMAE's sampler, a block of the encoder's width or its attention alone."""
+    return 4 if config.architecture == "published" else 0
 
 
 def finetune_step(vit: ViTConfig, clip: ClipConfig) -> float:
@@ -217,8 +217,8 @@ def block_activations(
         half: bfloat16 (autocast).
         again: gradient checkpointing: the input of each block, and all of one block.
     """
-    kept = 2 * _FLOAT + (7 + 2 * mlp_ratio) * (2 if half else _FLOAT)
-    each = tokens * width * kept
+    bytes_each = 2 * _FLOAT + (7 + 2 * mlp_ratio) * (2 if half else _FLOAT)
+    each = tokens * width * bytes_each
     return depth * tokens * width * _FLOAT + each if again else depth * each
 
 
@@ -226,8 +226,8 @@ _OF_REWARD: Final = {"motion": 3, "dynamic": 4}
 """Tensors as large as a clip that its reward needs; others need none that is as large."""
 
 
-def joint_memory(recipe: PretrainConfig, clips: int, workers: int = 1) -> Memory:
-    """Memory of a joint step in which each worker computes `clips` at a time, of `accumulate` parts."""
+def joint_activations(recipe: PretrainConfig) -> tuple[float, float]:
+    """Bytes of one clip in a joint step: before the backward pass, and what is left once that freed them."""
     vit, config, clip = recipe.model, recipe.mae, recipe.clip
     half, again = recipe.precision == "bf16", vit.gradient_checkpointing
     visible = visible_count(clip.tokens, recipe.sampler.mask_ratio)
@@ -248,18 +248,17 @@ def joint_memory(recipe: PretrainConfig, clips: int, workers: int = 1) -> Memory
         reward = _OF_REWARD.get(recipe.sampler.ppo.reward, 0) * clip.tokens * clip.pixels * _FLOAT
         ends += max(4 * outputs, outputs + reward)
     elif isinstance(recipe.sampler, AdaptiveConfig):
-        ratio = 4 if recipe.sampler.architecture == "published" else 0
+        ratio = _adaptive_mlp_ratio(recipe.sampler)
         graph = block_activations(clip.tokens, vit.width, ratio, 1, half, again=False)
         ends += 4 * outputs
     # Pixels of the whole share: as they came, normalised, and cut into patches; and the sampler's tokens.
     share = clip.tokens * (clip.pixels * (2 * _FLOAT + 1) + (vit.width * _FLOAT if policy or graph else 0))
     share *= recipe.accumulate
-    peak, after = encoder + decoder + ends + graph + share, policy + share
-    return _memory(recipe, 0, workers, clips * peak, clips * after)
+    return encoder + decoder + ends + graph + share, policy + share
 
 
-def finetune_memory(recipe: FinetuneConfig, classes: int, clips: int, workers: int = 1) -> Memory:
-    """Memory of a fine-tuning step in which each worker computes `clips` at a time, of `accumulate` parts."""
+def finetune_activations(recipe: FinetuneConfig) -> tuple[float, float]:
+    """Bytes of one clip in a fine-tuning step, as `joint_activations`."""
     vit, clip = recipe.model, recipe.clip
     half = recipe.precision == "bf16"
     blocks = block_activations(
@@ -267,7 +266,7 @@ def finetune_memory(recipe: FinetuneConfig, classes: int, clips: int, workers: i
     )
     # Pixels of the whole share: as they came, and normalised (or mixed); of a part, cut into patches.
     pixels = clip.tokens * clip.pixels * ((1 + _FLOAT) * recipe.accumulate + _FLOAT)
-    return _memory(recipe, classes, workers, clips * (blocks + pixels), clips * pixels)
+    return blocks + pixels, pixels
 
 
 Recipe = PretrainConfig | FinetuneConfig
@@ -282,13 +281,15 @@ def step_parameters(recipe: Recipe, classes: int) -> tuple[int, int]:
     return classifier_parameters(vit, clip, classes, head_norm=head_norm), 0
 
 
-def _memory(recipe: Recipe, classes: int, workers: int, activations: float, after: float) -> Memory:
-    """Return the memory of a step.
-
-    Args:
-        activations: before the backward pass.
-        after: what of the batch is left once that has freed them.
-    """
+def step_memory(recipe: Recipe, workers: int, classes: int) -> Memory:
+    """Memory of a step on each of `workers`."""
+    clips = recipe.batch_size // workers // recipe.accumulate
+    if isinstance(recipe, PretrainConfig):
+        activations, after = joint_activations(recipe)
+    else:
+        activations, after = finetune_activations(recipe)
+        clips *= recipe.samples_per_clip
+    activations, after = clips * activations, clips * after
     network, sampler = step_parameters(recipe, classes)
     half = 2 if recipe.precision == "bf16" else 0  # autocast holds matrices in bfloat16 too
     if not recipe.shard or workers == 1:
@@ -296,8 +297,8 @@ def _memory(recipe: Recipe, classes: int, workers: int, activations: float, afte
         activations += (network + sampler) * half
         # Gradients exist before the backward pass in the buckets of several workers, or of earlier parts.
         # Otherwise they take the place of the activations, and only what is more counts.
-        held = workers > 1 or recipe.accumulate > 1
-        gradients = state if held else max(0, ceil(state + after - activations))
+        beside_activations = workers > 1 or recipe.accumulate > 1
+        gradients = state if beside_activations else max(0, ceil(state + after - activations))
         return Memory(state, gradients, 2 * state, max(activations, after))
     blocks = {block_parameters(recipe.model.width, recipe.model.mlp_ratio): recipe.model.depth}
     if isinstance(recipe, PretrainConfig):
@@ -314,18 +315,9 @@ def _memory(recipe: Recipe, classes: int, workers: int, activations: float, afte
 
 def step_flops(recipe: Recipe) -> float:
     """FLOPs of a step for one video, with all its samples."""
-    if isinstance(recipe, FinetuneConfig):
-        return recipe.samples_per_clip * finetune_step(recipe.model, recipe.clip)
-    visible = visible_count(recipe.clip.tokens, recipe.sampler.mask_ratio)
-    return joint_step(recipe.model, recipe.mae, recipe.sampler, recipe.clip, visible)
-
-
-def step_memory(recipe: Recipe, workers: int, classes: int) -> Memory:
-    """Memory of a step on each of `workers`."""
-    clips = recipe.batch_size // workers // recipe.accumulate
     if isinstance(recipe, PretrainConfig):
-        return joint_memory(recipe, clips, workers)
-    return finetune_memory(recipe, classes, clips * recipe.samples_per_clip, workers)
+        return joint_step(recipe)
+    return recipe.samples_per_clip * finetune_step(recipe.model, recipe.clip)
 
 
 def misfit(recipe: Recipe, workers: int, classes: int, room: float) -> str | None:

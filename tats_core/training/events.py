@@ -106,7 +106,8 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[int, Event]]:
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            yield offset, _event(line) or _passed_over(path, offset)
+            text = f"{path.name}: the line that ends at byte {offset} is damaged and is passed over"
+            yield offset, _event(line) or {"kind": "note", "time": path.stat().st_mtime, "text": text}
 
 
 def _event(line: bytes) -> Event | None:
@@ -117,21 +118,16 @@ def _event(line: bytes) -> Event | None:
         return None
     if not isinstance(event, dict) or not isinstance(event.get("kind"), str):
         return None
-    fields = _FIELDS.get(event["kind"])
-    if fields is None:
+    kind = event["kind"]
+    if kind not in _FIELDS:
         return event
-    if not all(isinstance(event.get(name), form) for name, form in fields.items()):
+    if not all(isinstance(event.get(name), form) for name, form in _FIELDS[kind].items()):
         return None
-    numbers = event["values"] if event["kind"] == "metrics" else event.get("shown", {})
-    numbers = [event.get("time"), *numbers.values()]
+    curves = event["values"] if kind == "metrics" else event.get("shown", {})
+    numbers = [event.get("time"), *curves.values()]
     path = PurePath(event.get("path", ""))
     is_valid = all(isinstance(number, int | float) for number in numbers) and not path.is_absolute()
     return event if is_valid and ".." not in path.parts else None
-
-
-def _passed_over(path: Path, offset: int) -> Event:
-    text = f"{path.name}: the line that ends at byte {offset} is damaged and is passed over"
-    return {"kind": "note", "time": path.stat().st_mtime, "text": text}
 
 
 _FIELDS: dict[str, dict[str, type]] = {

@@ -22,18 +22,18 @@ from tats_core.models.vit import ViTConfig
 from tats_core.specs import NotIdentity, OneOf
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog
-from tats_core.training.loop import LastStep, Loader, Position, Watch, restore
+from tats_core.training.loop import LastStep, Loader, Position, Trainer, Watch, restore
 from tats_core.training.metrics import on_host
 from tats_core.training.optim import AverageConfig, fresh_weights
 from tats_core.training.optimizers import OPTIMIZERS, OptimizerConfig
-from tats_core.training.sharding import Sharded, gathered
+from tats_core.training.sharding import Sharded
 from tats_core.training.world import StepConfig, World
 
 _OPTIMIZER = OneOf(
     OPTIMIZERS,
     "adamw",
     shared={"min_lr": 1e-6, "warmup_epochs": 5, "layer_decay": 0.75},
-    own={"base_lr": 5e-4, "betas": (0.9, 0.999)},
+    of_default_kind={"base_lr": 5e-4, "betas": (0.9, 0.999)},
 )
 
 
@@ -96,14 +96,13 @@ class FinetuneConfig(StepConfig):
 
 
 @dataclass
-class FinetuneTrainer:
+class FinetuneTrainer(Trainer):
     """Classifier, optimiser and mixing: everything a step changes."""
 
     config: FinetuneConfig
     classes: int
     world: World
     model: VideoClassifier = field(init=False)
-    last: LastStep | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         config = self.config
@@ -130,6 +129,7 @@ class FinetuneTrainer:
         if isinstance(self.parallel, Sharded):
             self.result = self.world.parallel(self.result, config) if self.average else self.parallel
         self.guarded = config.optimizer.build(self.model, "classifier", depth=config.model.depth)
+        self.guarded_steps = [self.guarded]
         self.mix = None
         if config.mixes:
             from timm.data.mixup import Mixup  # here: timm takes 2 s to import
@@ -142,11 +142,6 @@ class FinetuneTrainer:
             )
         # The targets of mixed clips are smooth already.
         self.loss = nn.CrossEntropyLoss(label_smoothing=0.0 if self.mix else config.label_smoothing)
-
-    @property
-    def struggles(self) -> bool:
-        """True where the latest gradient was not finite."""
-        return self.guarded.in_a_row > 0
 
     def finished(self) -> VideoClassifier:
         """The trained model: with the averaged weights if weights are averaged, else with the last.
@@ -202,22 +197,11 @@ class FinetuneTrainer:
         mixed_BXHW, target_BC = self.mix(video_BCTHW.flatten(1, 2), label_B)
         return mixed_BXHW.view_as(video_BCTHW), target_BC
 
-    def parts(self, values_BX: Tensor) -> tuple[Tensor, ...]:
-        """The parts of a batch over which gradients are accumulated."""
-        return values_BX.tensor_split(self.config.accumulate)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on.
-
-        Every worker must call it; of what they divide among them, the first has it all.
-        """
+    def state(self) -> dict[str, Any]:
         state = {"model": self.model.state_dict(), "step": self.guarded.state_dict()}
-        state |= {"average": self.average.state_dict()} if self.average is not None else {}
-        sharded = isinstance(self.parallel, Sharded)
-        return gathered(state, here=self.world.is_first) if sharded else state
+        return state | ({"average": self.average.state_dict()} if self.average is not None else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Undo `state_dict`."""
         self.model.load_state_dict(state["model"])
         self.guarded.load_state_dict(state["step"])
         if self.average is not None:
@@ -282,7 +266,7 @@ def finetune(
         latest = world.mean(means)
         at.metrics |= latest
         at.next_epoch()
-        ended = watch.metrics(config.batch_size, events) | {"skipped_steps": trainer.guarded.skipped}
+        ended = watch.metrics(config.batch_size, events) | {"skipped_steps": trainer.skipped}
         events.metrics(at.step, {"epoch": at.epoch, **ended})
         shown = latest | watch.latest
         events.progress(step=at.step, steps=steps, epoch=at.epoch, epochs=config.epochs, shown=shown)

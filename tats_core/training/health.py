@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -50,26 +50,23 @@ class HeldOut:
     classes: int
 
 
+@dataclass
 class HealthCheck:
     """Metrics and pictures of the model after an epoch; every worker must call it (features are gathered)."""
 
-    def __init__(
-        self,
-        held_out: HeldOut,
-        mask_ratio: float,
-        world: World,
-        events: EventLog,
-        folder: Path,
-        seed: int,
-        drawn: int = 4,
-    ) -> None:
-        """Pictures are drawn of the first `drawn` held-out clips."""
-        self.held_out, self.world, self.events, self.folder, self.seed = held_out, world, events, folder, seed
-        self.mask_ratio = mask_ratio
-        self.drawn = drawn
-        self.flow_BN: Tensor | None = None
+    held_out: HeldOut
+    mask_ratio: float
+    world: World
+    events: EventLog
+    folder: Path
+    seed: int
+    drawn: int = 4
+    """Pictures are drawn of so many of the first held-out clips."""
+    flow_BN: Tensor | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
         if not motion.has_flow():
-            events.note(motion.NO_FLOW)
+            self.events.note(motion.NO_FLOW)
 
     def __call__(self, mae: VideoMAE, sampler: Sampler, step: int) -> dict[str, float]:
         """Return the metrics; rank 0 also writes a picture grid and an animation."""
@@ -84,23 +81,23 @@ class HealthCheck:
 
         Without labels, the probes are left out.
         """
-        held = self.held_out
-        train_BD = self.world.gather(self._pooled(mae, held.train_BCTHW))
-        test_BD = self.world.gather(self._pooled(mae, held.test_BCTHW))
-        train_label_B = self.world.gather(held.train_label_B.to(train_BD.device))
-        test_label_B = self.world.gather(held.test_label_B.to(train_BD.device))
+        held_out = self.held_out
+        train_BD = self.world.gather(self._pooled(mae, held_out.train_BCTHW))
+        test_BD = self.world.gather(self._pooled(mae, held_out.test_BCTHW))
+        train_label_B = self.world.gather(held_out.train_label_B.to(train_BD.device))
+        test_label_B = self.world.gather(held_out.test_label_B.to(train_BD.device))
         health = {
             "effective_rank": metrics.effective_rank(test_BD),
             "between_clip_variance": float(test_BD.var(0).mean()),
         }
         if UNLABELLED in train_label_B or UNLABELLED in test_label_B:
             return health
-        linear_BC = LinearConfig().classify(train_BD, train_label_B, test_BD, held.classes)
-        knn_BC = KNNConfig().classify(train_BD, train_label_B, test_BD, held.classes)
+        linear_BC = LinearConfig().classify(train_BD, train_label_B, test_BD, held_out.classes)
+        knn_BC = KNNConfig().classify(train_BD, train_label_B, test_BD, held_out.classes)
         return health | {
             "linear_top1": metrics.top_k_percent(linear_BC, test_label_B, 1),
             "knn_top1": metrics.top_k_percent(knn_BC, test_label_B, 1),
-            "probe_chance": 100 / held.classes,
+            "probe_chance": 100 / held_out.classes,
         }
 
     def _pooled(self, mae: VideoMAE, video_BCTHW: Tensor) -> Tensor:
@@ -119,14 +116,14 @@ class HealthCheck:
         installed) the lift, the oracle's, whose K tokens have the most motion, and the share of it. Of a
         learned policy also its entropy, and what its scores are correlated with.
         """
-        held, device = self.held_out, self.world.device
+        held_out, device = self.held_out, self.world.device
         blind = RandomSampler(sampler.tokens, self.mask_ratio)
         generator = torch.Generator(device).manual_seed(self.seed)
         covered_N = torch.zeros(sampler.tokens, device=device)
         columns: defaultdict[str, list[Tensor]] = defaultdict(list)
-        for start in range(0, len(held.test_BCTHW), _PART):
+        for start in range(0, len(held_out.test_BCTHW), _PART):
             part = slice(start, start + _PART)
-            video_BCTHW = normalise(held.test_BCTHW[part].to(device))
+            video_BCTHW = normalise(held_out.test_BCTHW[part].to(device))
             tokens_BND = mae.encoder.tokenize(patchify(video_BCTHW, mae.clip), sampler.sees_positions)
             rollout = sampler.act(tokens_BND, generator)
             # Several draws: a single one has too few tokens to distinguish 1.0 from noise.
@@ -139,14 +136,13 @@ class HealthCheck:
             columns["random_lift"].append(motions["motion"].gather(1, torch.cat(draws, 1)).mean(1))
             if rollout.policy is not None:
                 columns["entropy_share"].append(rollout.policy.entropy_B / math.log(sampler.tokens))
-                looks = {
-                    "motion": motions["motion"],
-                    **({"flow": motions["flow"]} if "flow" in motions else {}),
-                    "brightness": motion.brightness(video_BCTHW, mae.clip),
-                    "contrast": motion.contrast(video_BCTHW, mae.clip),
+                properties = {
+                    name: motion_BN for name, motion_BN in motions.items() if name != "pixel_motion"
                 }
-                for name, look_BN in looks.items():
-                    correlation_B = motion.rank_correlation(rollout.policy.logits_BN, look_BN)
+                properties["brightness"] = motion.brightness(video_BCTHW, mae.clip)
+                properties["contrast"] = motion.contrast(video_BCTHW, mae.clip)
+                for name, property_BN in properties.items():
+                    correlation_B = motion.rank_correlation(rollout.policy.logits_BN, property_BN)
                     columns[f"{name}_correlation"].append(correlation_B.float())
             covered_N += rollout.visible_BN.sum(0)
         of_clips = {name: self.world.gather(torch.cat(parts)) for name, parts in columns.items()}
@@ -187,5 +183,5 @@ class HealthCheck:
         title = f"step {step}: {sampler.visible} of {sampler.tokens} tokens visible"
         for clip, picture in enumerate(pictures.reconstructions(mae, sampler, video_BCTHW, generator)):
             base = self.folder / f"pictures/masks-{step:06d}-clip{clip}"
-            for path in pictures.write(picture, base, title=title, remark=pictures.remark(mae)):
+            for path in pictures.write(mae, picture, base, title):
                 self.events.file(step, f"masks/clip{clip}", str(path.relative_to(self.folder)))

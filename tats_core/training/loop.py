@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any, Final, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tats_core.data.clips import Batch
 from tats_core.errors import SpecError, WeightsError, brief
 from tats_core.training.checkpoint import on_cpu
 from tats_core.training.events import EventLog
 from tats_core.training.metrics import on_host, peak_memory_mb
+from tats_core.training.optim import GuardedStep
+from tats_core.training.sharding import Sharded, gathered
+from tats_core.training.world import StepConfig, World
 
 WAITS: Final = 0.1
 """Share of an epoch from which a wait for data is worth a sentence."""
@@ -29,7 +33,6 @@ class Loader(Protocol):
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of `epoch` from `first_step` on; a function of the two alone."""
-        ...
 
 
 @dataclass
@@ -86,21 +89,40 @@ class Position:
         self.sums = {}
 
 
-class Trainer(Protocol):
-    """What a training loop knows of the trainer whose steps it counts."""
+class Trainer(ABC):
+    """A model in training: everything that a step changes."""
+
+    config: StepConfig
+    world: World
+    parallel: nn.Module
+    """The model as a step calls it: its gradients are averaged over the workers."""
+    guarded_steps: list[GuardedStep]
+    last: LastStep | None = None
 
     @property
-    def struggles(self) -> bool:
-        """True where the latest gradient was not finite."""
-        ...
+    def skipped(self) -> int:
+        """Steps whose gradient was not finite."""
+        return sum(step.skipped for step in self.guarded_steps)
+
+    def parts(self, values_BX: Tensor) -> tuple[Tensor, ...]:
+        """The parts of a batch over which gradients are accumulated."""
+        return values_BX.tensor_split(self.config.accumulate)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
-        ...
+        """Everything that the next step depends on.
 
+        Every worker must call it; of what they divide among them, the first has it all.
+        """
+        state = self.state()
+        return gathered(state, receives=self.world.is_first) if isinstance(self.parallel, Sharded) else state
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """This worker's part of `state_dict`; its entry `rank`, if any, differs between workers."""
+
+    @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo `state_dict`."""
-        ...
 
 
 def restore(trainer: Trainer, state: Mapping[str, Any]) -> None:
@@ -132,7 +154,8 @@ class LastStep:
     @classmethod
     def of(cls, trainer: Trainer, at: Position, batch: Batch, arguments: Mapping[str, Any]) -> Self:
         """Return what the step that comes now is given."""
-        before = on_cpu(trainer.state_dict()) if trainer.struggles else None
+        struggles = any(step.in_a_row for step in trainer.guarded_steps)
+        before = on_cpu(trainer.state_dict()) if struggles else None
         return cls(at.step, at.epoch, batch, arguments, before)
 
 
@@ -171,19 +194,19 @@ class Watch:
             return {}
         took = time.perf_counter() - self.began
         speed = self.batches * batch_size / took
-        found = {"clips_per_second": speed, "data_wait_share": self.waited / took}
-        self.latest = {**found}
+        metrics = {"clips_per_second": speed, "data_wait_share": self.waited / took}
+        self.latest = {**metrics}
         if self.flops:
-            found["tflops"] = speed * self.flops / 1e12
+            metrics["tflops"] = speed * self.flops / 1e12
         if self.flops and self.peak:
-            found["mfu"] = speed * self.flops / self.peak
-            self.latest["mfu"] = found["mfu"]
-        found["memory_mb"] = peak_memory_mb(self.device)
+            metrics["mfu"] = speed * self.flops / self.peak
+            self.latest["mfu"] = metrics["mfu"]
+        metrics["memory_mb"] = peak_memory_mb(self.device)
         self.epochs += 1
         # The first epoch fills caches and starts processes.
-        if self.epochs > 1 and found["data_wait_share"] > WAITS and self.advice:
+        if self.epochs > 1 and metrics["data_wait_share"] > WAITS and self.advice:
             events.note(
-                f"{found['data_wait_share']:.0%} of an epoch is spent waiting for data: {self.advice}"
+                f"{metrics['data_wait_share']:.0%} of an epoch is spent waiting for data: {self.advice}"
             )
             self.advice = ""
-        return found
+        return metrics

@@ -61,9 +61,9 @@ def measure(recipe: Recipe, workers: int, classes: int) -> Measured:
 
 def _timed(recipe: Recipe, classes: int, device: torch.device) -> tuple[float, float]:
     """Return seconds a clip, and on a GPU the bytes at the peak."""
-    held = 0
+    before = 0
     if device.type == "cuda":
-        held = torch.cuda.memory_allocated(device)
+        before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
     step = _stepper(recipe, classes, World(device=device))
     # On a CPU its seconds: those of one thread that has it for itself, whatever else runs here.
@@ -78,7 +78,7 @@ def _timed(recipe: Recipe, classes: int, device: torch.device) -> tuple[float, f
         if device.type == "cuda":
             torch.cuda.synchronize()
         taken.append(clock() - began)
-    return median(taken[1:]) / samples, metrics.peak_memory_mb(device) * 2**20 - held
+    return median(taken[1:]) / samples, metrics.peak_memory_mb(device) * 2**20 - before
 
 
 def _stepper(recipe: Recipe, classes: int, world: World) -> Callable[[Tensor, Tensor, int], object]:

@@ -10,6 +10,7 @@ import resource
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +18,11 @@ from torch import Tensor
 
 def on_host(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
     """Return metrics as numbers; scalars on a device come in one copy, for which it waits once."""
-    scalars = {name: value for name, value in metrics.items() if isinstance(value, Tensor)}
-    numbers = {name: value for name, value in metrics.items() if not isinstance(value, Tensor)}
-    if not scalars:
-        return numbers
-    values = torch.stack([value.detach().double() for value in scalars.values()]).tolist()
-    read = numbers | dict(zip(scalars, values, strict=True))
-    return {name: read[name] for name in metrics}
+    numbers: dict[str, Any] = dict(metrics)
+    scalars = {name: value.detach().double() for name, value in metrics.items() if isinstance(value, Tensor)}
+    if scalars:
+        numbers.update(zip(scalars, torch.stack(list(scalars.values())).tolist(), strict=True))
+    return numbers
 
 
 def top_k_percent(scores_BC: Tensor, label_B: Tensor, k: int) -> float:

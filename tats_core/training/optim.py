@@ -124,7 +124,7 @@ class GuardedStep:
 
         Not from or to a weight decay of 0, with which matrices and vectors are one group.
         """
-        own = [
+        settings_of_groups = [
             {key: value for key, value in group.items() if key not in ("params", "lr")}
             for group in self.optimizer.param_groups
         ]
@@ -133,7 +133,7 @@ class GuardedStep:
             for number, values in state["optimizer"]["state"].items()
         }
         self.optimizer.load_state_dict({**state["optimizer"], "state": parts})
-        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+        for group, settings in zip(self.optimizer.param_groups, settings_of_groups, strict=True):
             group.update(settings)
         self.skipped, self.in_a_row = state["skipped"], state["row"]
 

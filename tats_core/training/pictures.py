@@ -24,13 +24,6 @@ _FLOW = ("optical flow, pixels", "without the camera's")
 _CHANGE = ("change of the pixels,", "of 255")
 
 
-def remark(mae: VideoMAE) -> str:
-    """Return the line under a picture's title: what its prediction is painted with."""
-    if mae.config.target == "pixel":
-        return "masked tokens are painted as predicted"
-    return "masked tokens are painted with the mean and deviation of the visible ones"
-
-
 def reconstructions(
     mae: VideoMAE,
     sampler: Sampler,
@@ -76,8 +69,11 @@ def reconstructions(
     ]
 
 
-def write(picture: Picture, base: Path, *, title: str, remark: str) -> tuple[Path, Path]:
+def write(mae: VideoMAE, picture: Picture, base: Path, title: str) -> tuple[Path, Path]:
     """Write the picture as a grid and as an animation; return their files, `<base>.png` and `<base>.gif`."""
+    by_pixel = mae.config.target == "pixel"
+    painted = "as predicted" if by_pixel else "with the mean and deviation of the visible ones"
+    remark = f"masked tokens are painted {painted}"
     base.parent.mkdir(parents=True, exist_ok=True)
     grid, animation = (base.with_name(f"{base.name}.{suffix}") for suffix in ("png", "gif"))
     masks.mask_grid(picture, title=title, remark=remark).save(grid)

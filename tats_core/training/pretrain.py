@@ -37,11 +37,11 @@ from tats_core.sampling.reward import Outcome
 from tats_core.specs import NotIdentity, OneOf, StrictModel
 from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
 from tats_core.training.events import EventLog
-from tats_core.training.loop import LastStep, Loader, Position, Watch, restore
+from tats_core.training.loop import LastStep, Loader, Position, Trainer, Watch, restore
 from tats_core.training.metrics import on_host
 from tats_core.training.optim import GuardedStep, fresh_weights
 from tats_core.training.optimizers import OPTIMIZERS, OptimizerConfig
-from tats_core.training.sharding import Sharded, gathered
+from tats_core.training.sharding import Sharded
 from tats_core.training.world import Precision, StepConfig, World
 
 
@@ -151,11 +151,6 @@ class PretrainConfig(StepConfig):
                 rate = change.sampler_lr or rate
         return sampler, rate * sampler.rate_factor
 
-    def sampler_step(self, sampler: Sampler) -> GuardedStep:
-        """Return the sampler's own optimiser; `sampler_rate` is its learning rate."""
-        optimizer = self.optimizer if self.sampler.with_autoencoder else self.sampler_optimizer
-        return optimizer.build(sampler, "sampler")
-
     def sampler_rate(self, peak: float, step: int, steps_per_epoch: int) -> float:
         """Return the sampler's learning rate at a step; `learning` has its peak."""
         optimizer = self.sampler_optimizer.model_copy(update={"base_lr": peak})
@@ -163,8 +158,8 @@ class PretrainConfig(StepConfig):
 
     def beginning(self, until: int) -> Self:
         """Return the configuration of the first epochs of this training."""
-        begun = tuple(change for change in self.schedule if change.epoch < until)
-        return self.model_copy(update={"until": until, "schedule": begun})
+        schedule = tuple(change for change in self.schedule if change.epoch < until)
+        return self.model_copy(update={"until": until, "schedule": schedule})
 
 
 SHOWN = ("loss", "motion_lift", "clips_per_second", "data_wait_share", "mfu")
@@ -185,13 +180,11 @@ class SamplerLearner:
     accumulate: int
 
     def policy(self, tokens_BND: Tensor, *, last: bool) -> Policy:
-        """Return the current policy."""
         with self.world.accumulating(self.network, last=last), self.world.autocast(self.precision):
             policy: Policy = self.network(tokens_BND)
         return policy
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the gradient of one part."""
         with self.world.accumulating(self.network, last=last):
             self.guarded.backward(loss)
 
@@ -202,23 +195,20 @@ class SamplerLearner:
         return stepped
 
     def mean(self, values: Tensor) -> Tensor:
-        """Average over workers."""
         return self.world.sum(values) / self.world.size
 
     def moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation over all workers."""
         return self.world.moments(values)
 
 
 @dataclass
-class JointTrainer:
+class JointTrainer(Trainer):
     """MAE, sampler, their optimisers and the rollout memory: everything a step changes."""
 
     config: PretrainConfig
     world: World
     mae: VideoMAE = field(init=False)
     sampler: Sampler = field(init=False)
-    last: LastStep | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         config, device = self.config, self.world.device
@@ -230,8 +220,9 @@ class JointTrainer:
             self.sampler = config.sampler.build(site).to(device)
         config.compiled(self.mae, self.sampler)
         self.warmup_sampler = RandomSampler(clip.tokens, config.sampler.mask_ratio)
-        self.mae_parallel = self.world.parallel(self.mae, config)
+        self.parallel = self.world.parallel(self.mae, config)
         self.mae_step = config.optimizer.build(self.mae, "masked autoencoder")
+        self.guarded_steps = [self.mae_step]
         learning, self.sampler_lr = config.learning(0)
         self.objective = learning.objective(config.seed)
         if self.sampler.learns != (self.objective is not None):
@@ -241,31 +232,22 @@ class JointTrainer:
             )
         if self.objective is not None:
             self.objective.to(device)
+            together = config.sampler.with_autoencoder
+            optimizer = config.optimizer if together else config.sampler_optimizer
+            network = self.world.parallel(self.sampler)
+            sampler_step = optimizer.build(self.sampler, "sampler")
+            sampler_step.set_lr(self.sampler_lr)
+            self.guarded_steps.append(sampler_step)
             self.learner = SamplerLearner(
-                self.world.parallel(self.sampler),
-                config.sampler_step(self.sampler),
-                self.world,
-                config.precision,
-                config.accumulate,
+                network, sampler_step, self.world, config.precision, config.accumulate
             )
-            self.learner.guarded.set_lr(self.sampler_lr)
         # All workers have the same generator; each takes its rows of the noise for the global batch.
         generator = torch.Generator(device).manual_seed(config.seed)
         self.noise = Noise(generator, self.world.rank, self.world.size)
 
-    @property
-    def skipped(self) -> int:
-        """Steps whose gradient was not finite, the autoencoder's and the sampler's."""
-        return self.mae_step.skipped + (self.learner.guarded.skipped if self.objective is not None else 0)
-
-    @property
-    def struggles(self) -> bool:
-        """True where the latest gradient of the autoencoder or the sampler was not finite."""
-        return bool(self.mae_step.in_a_row or (self.objective is not None and self.learner.guarded.in_a_row))
-
     def whole_mae(self) -> VideoMAE:
         """The autoencoder with all its weights; of a divided one a copy, and every worker must call it."""
-        network = self.mae_parallel.whole() if isinstance(self.mae_parallel, Sharded) else self.mae
+        network = self.parallel.whole() if isinstance(self.parallel, Sharded) else self.mae
         assert isinstance(network, VideoMAE)
         return network
 
@@ -319,7 +301,7 @@ class JointTrainer:
 
     def train_embedding(self, patches_BNP: Tensor, grad_BND: Tensor | None) -> None:
         """Add a gradient of all tokens to that of the cube embedding, its mean over workers."""
-        if isinstance(self.mae_parallel, Sharded):  # whose backward takes the mean
+        if isinstance(self.parallel, Sharded):  # whose backward takes the mean
             with self.world.autocast(self.config.precision):
                 tokens_BND = self.mae.tokenize(patches_BNP)
             tokens_BND.backward(grad_BND)  # type: ignore[no-untyped-call]
@@ -354,10 +336,6 @@ class JointTrainer:
             parts = [self.learner.policy(part_BND, last=True) for part_BND in self.parts(tokens_BND)]
         return Policy.joined(parts)
 
-    def parts(self, values_BX: Tensor) -> tuple[Tensor, ...]:
-        """The parts of a batch over which gradients are accumulated."""
-        return values_BX.tensor_split(self.config.accumulate)
-
     def reconstruct(self, patches_BNP: Tensor, rollout: Rollout) -> tuple[Tensor, Tensor | None]:
         """Losses `[B, M]` of the decoded tokens, and what they earn a policy; adds up the MAE's gradients."""
         losses: list[Tensor] = []
@@ -365,9 +343,9 @@ class JointTrainer:
         batch = (self.parts(x) for x in (patches_BNP, rollout.visible_BK, rollout.masked_BM))
         clip = self.config.clip
         for number, (patches_bNP, visible_bK, masked_bM) in enumerate(zip(*batch, strict=True), start=1):
-            with self.world.accumulating(self.mae_parallel, last=number == self.config.accumulate):
+            with self.world.accumulating(self.parallel, last=number == self.config.accumulate):
                 with self.world.autocast(self.config.precision):
-                    reconstruction = self.mae_parallel(patches_bNP, visible_bK, masked_bM)
+                    reconstruction = self.parallel(patches_bNP, visible_bK, masked_bM)
                 loss_bM = reconstruction.error_BM
                 losses.append(loss_bM.detach())
                 if rollout.policy is not None and self.objective is not None:
@@ -391,11 +369,7 @@ class JointTrainer:
         chosen_BM = chance_BM.topk(self.config.mae.decoded(masked), dim=1).indices
         return replace(rollout, masked_BM=rollout.masked_BM.gather(1, chosen_BM))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on; `rank` holds what differs between workers.
-
-        Every worker must call it; of what they divide among them, the first has it all.
-        """
+    def state(self) -> dict[str, Any]:
         memory = self.objective.memory if self.objective is not None else []
         state: dict[str, Any] = {
             "mae": self.mae.state_dict(),
@@ -407,11 +381,9 @@ class JointTrainer:
         if self.objective is not None:
             state["sampler_step"] = self.learner.guarded.state_dict()
             state["objective"] = self.objective.state_dict()
-        sharded = isinstance(self.mae_parallel, Sharded)
-        return gathered(state, here=self.world.is_first) if sharded else state
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Undo `state_dict`."""
         self.mae.load_state_dict(state["mae"])
         self.sampler.load_state_dict(state["sampler"])
         self.mae_step.load_state_dict(state["mae_step"])
@@ -495,9 +467,9 @@ def pretrain(
             at.metrics |= trainer.step(batch.normalised(world.device), **arguments)
             at.next_batch()
             if at.step % config.log_every == 0 or at.step == steps:
-                mine = on_host(at.metrics)
-                events.metrics(at.step, world.mean(mine))
-                latest = mine | at.health | watch.latest
+                metrics = on_host(at.metrics)
+                events.metrics(at.step, world.mean(metrics))
+                latest = metrics | at.health | watch.latest
                 events.progress(
                     step=at.step,
                     steps=steps,

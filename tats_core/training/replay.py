@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import pickle
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from tats_core.training.loop import LastStep
 from tats_core.training.pretrain import JointTrainer, PretrainConfig
 from tats_core.training.world import StepConfig, World
 
+Kind = Literal["pretrain", "finetune"]
 Trainer = JointTrainer | FinetuneTrainer
 
 _ABOUT, _STATE = "dump.json", "state.pt"
@@ -42,7 +43,7 @@ _MAKERS = ("empty", "new_empty", "fill", "masked_fill", "full", "scalar_tensor")
 class Dump:
     """The `dump.json` of a dump."""
 
-    kind: str
+    kind: Kind
     recipe: dict[str, Any]
     classes: int
     workers: int
@@ -73,8 +74,10 @@ def dump(trainer: Trainer, videos: Sequence[str], folder: Path, world: World) ->
     files = {f"worker-{world.rank}.pt": _packed(last, videos) | {"rank": state.pop("rank", {})}}
     if world.is_first:
         files[_STATE] = state
-        classes = trainer.classes if isinstance(trainer, FinetuneTrainer) else 0
-        kind = "finetune" if isinstance(trainer, FinetuneTrainer) else "pretrain"
+        kind: Kind = "pretrain"
+        classes = 0
+        if isinstance(trainer, FinetuneTrainer):
+            kind, classes = "finetune", trainer.classes
         recipe = trainer.config.model_dump(mode="json", exclude_unset=True)
         write_json(folder / _ABOUT, asdict(Dump(kind, recipe, classes, world.size, last.number, last.epoch)))
     for name, content in files.items():
@@ -132,7 +135,7 @@ def _replay(folder: Path, about: Dump, world: World) -> str | None:
     # torch raises whatever it meets where a file is torn.
     except (OSError, RuntimeError, ValueError, LookupError, EOFError, pickle.UnpicklingError) as error:
         raise StoreError(f"{folder}: is not a whole dump ({type(error).__name__})") from error
-    trainer, networks = _BUILD[about.kind](about, world)
+    trainer, networks = _built(about, world)
     trainer.load_state_dict({**state, "rank": part["rank"]})
     for name, network in networks.items():
         for parameter, tensor in network.state_dict().items():
@@ -150,7 +153,7 @@ def _replay(folder: Path, about: Dump, world: World) -> str | None:
     # Already the first step of a replay may be the last that the training allows.
     with suppress(TrainingError), _FirstNonFinite(part["videos"]) as watch:
         trainer.step(video_BCTHW, **arguments)
-    return watch.found
+    return watch.sentence
 
 
 class _Alone(World):
@@ -166,24 +169,17 @@ class _Alone(World):
         return torch.cat([values_B] * self.size)
 
 
-def _pretrain(about: Dump, world: World) -> tuple[Trainer, dict[str, nn.Module]]:
-    trainer = JointTrainer(PretrainConfig.model_validate({**about.recipe, "compile": False}), world)
-    trainer.begin_epoch(about.epoch)
-    return trainer, {"mae": trainer.mae, "sampler": trainer.sampler}
-
-
-def _finetune(about: Dump, world: World) -> tuple[Trainer, dict[str, nn.Module]]:
-    config = FinetuneConfig.model_validate({**about.recipe, "compile": False})
-    trainer = FinetuneTrainer(config, about.classes, world)
+def _built(about: Dump, world: World) -> tuple[Trainer, dict[str, nn.Module]]:
+    """Return the trainer of a dump with fresh weights, and its networks."""
+    recipe = {**about.recipe, "compile": False}
+    if about.kind == "pretrain":
+        joint = JointTrainer(PretrainConfig.model_validate(recipe), world)
+        joint.begin_epoch(about.epoch)
+        return joint, {"mae": joint.mae, "sampler": joint.sampler}
+    trainer = FinetuneTrainer(FinetuneConfig.model_validate(recipe), about.classes, world)
     trainer.start()
     trainer.model.train()
     return trainer, {"model": trainer.model}
-
-
-_BUILD: dict[str, Callable[[Dump, World], tuple[Trainer, dict[str, nn.Module]]]] = {
-    "pretrain": _pretrain,
-    "finetune": _finetune,
-}
 
 
 class _FirstNonFinite(TorchDispatchMode):
@@ -192,7 +188,7 @@ class _FirstNonFinite(TorchDispatchMode):
     def __init__(self, videos: Sequence[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.videos = videos
-        self.found: str | None = None
+        self.sentence: str | None = None
         self.modules = ModuleTracker()
 
     def __enter__(self) -> _FirstNonFinite:
@@ -207,17 +203,14 @@ class _FirstNonFinite(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = function.overloadpacket.__name__.rstrip("_")
-        watched = self.found is None and name not in _MAKERS
+        watched = self.sentence is None and name not in _MAKERS
         finite = watched and all(map(_is_finite, _tensors((args, kwargs))))
         result = function(*args, **kwargs)
-        if finite:
-            for tensor in _tensors(result):
-                if not _is_finite(tensor):
-                    self.found = self._sentence(name, tensor)
-                    break
+        if finite and (broken := [tensor for tensor in _tensors(result) if not _is_finite(tensor)]):
+            self.sentence = self._described(name, broken[0])
         return result
 
-    def _sentence(self, operation: str, tensor: Tensor) -> str:
+    def _described(self, operation: str, tensor: Tensor) -> str:
         module = max(self.modules.parents - {"Global"}, key=len, default="no module")
         direction = "backward" if self.modules.is_bw else "forward"
         clip = ""

@@ -66,7 +66,6 @@ class Sharded(nn.Module):
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
 
     def forward(self, *inputs: Tensor) -> Any:
-        """Call the network; its gradients are averaged over workers in backward."""
         return self.module(*inputs)
 
     @contextmanager
@@ -94,20 +93,20 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def gathered(state: Any, *, here: bool) -> Any:
+def gathered(state: Any, *, receives: bool) -> Any:
     """Return a state with whole tensors on the CPU for divided ones; every worker must call it.
 
     Args:
-        here: whether this worker gets them; on others None stands in their place.
+        receives: whether this worker gets them; on others None stands in their place.
     """
     if isinstance(state, Mapping):
-        return {key: gathered(value, here=here) for key, value in state.items()}
+        return {key: gathered(value, receives=receives) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(gathered(value, here=here) for value in state)
+        return type(state)(gathered(value, receives=receives) for value in state)
     if not hasattr(state, "full_tensor"):
         return state
     tensor = whole(state)  # one at a time: together they have no room on a GPU
-    return tensor.cpu() if here else None
+    return tensor.cpu() if receives else None
 
 
 def part_of(tensor: Any, like: Tensor) -> Any:

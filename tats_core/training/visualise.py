@@ -74,7 +74,8 @@ class Visualiser:
         """
         names: set[str] = set()
         for path in videos:
-            name = _another(path.stem, names)
+            numbered = (f"{path.stem}-{number}" for number in count(2))  # two folders may have the same name
+            name = next(name for name in chain([path.stem], numbered) if name not in names)
             names.add(name)
             try:
                 video_BCTHW = self.read(path, n_clips)
@@ -89,19 +90,9 @@ class Visualiser:
                 of_clip = f", clip {number} of {n_clips}" if n_clips > 1 else ""
                 visible, tokens = self.sampler.visible, self.sampler.tokens
                 clip_name = f"{name}-clip{number}" if n_clips > 1 else name
-                files += pictures.write(
-                    picture,
-                    out / clip_name,
-                    title=f"{path.name}{of_clip}: {visible} of {tokens} tokens visible",
-                    remark=pictures.remark(self.mae),
-                )
+                title = f"{path.name}{of_clip}: {visible} of {tokens} tokens visible"
+                files += pictures.write(self.mae, picture, out / clip_name, title)
             yield tuple(files)
-
-
-def _another(name: str, taken: set[str]) -> str:
-    """Return `name`, numbered where videos of two folders have the same one."""
-    numbered = (f"{name}-{number}" for number in count(2))
-    return next(candidate for candidate in chain([name], numbered) if candidate not in taken)
 
 
 def load_sampler(folder: Path, mae: VideoMAE) -> Sampler:

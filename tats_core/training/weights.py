@@ -20,7 +20,7 @@ from tats_core.models.checkpoints_io import Match
 from tats_core.models.classifier import VideoClassifier
 from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig
-from tats_core.models.vit import VideoViT, ViTConfig
+from tats_core.models.vit import ViTConfig
 from tats_core.training.optim import fresh_weights
 
 
@@ -74,18 +74,6 @@ def load(folder: Path, module: nn.Module, name: str = "model") -> None:
     if parts:
         raise WeightsError(f"{folder}: the weights do not fit the model: {', '.join(parts)}")
     module.load_state_dict(tensors)
-
-
-def load_encoder(encoder: VideoViT, path: Path) -> Match:
-    """Load the encoder of a model: a folder of ours, or a checkpoint that `checkpoints_io` understands.
-
-    Returns:
-        What was loaded and what was not: the final norm, where the checkpoint has none.
-
-    Raises:
-        WeightsError: it holds no encoder, or its encoder has another size.
-    """
-    return checkpoints_io.load(encoder, checkpoints_io.read(path))
 
 
 def initialise_mae(mae: VideoMAE, path: Path) -> Match:

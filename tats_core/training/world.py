@@ -167,9 +167,9 @@ class World:
             dist.all_reduce(values)
         return values
 
-    def any(self, here: bool) -> bool:
-        """Whether `here` is true on any worker; the same answer on all of them."""
-        return here if self.size == 1 else self.sum(torch.tensor(float(here), device=self.device)).item() > 0
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any worker; the same answer on all of them."""
+        return flag if self.size == 1 else self.sum(torch.tensor(float(flag), device=self.device)).item() > 0
 
     def from_first(self, value: int) -> int:
         """Return the `value` that rank 0 has."""
@@ -178,18 +178,14 @@ class World:
 
     def gather(self, values_B: Tensor) -> Tensor:
         """Return `values_B` of all workers joined along axis 0, in rank order; equal shapes are required."""
-        if self.size == 1:
-            return values_B
-        parts = [torch.empty_like(values_B) for _ in range(self.size)]
-        dist.all_gather(parts, values_B.contiguous())
-        return torch.cat(parts)
+        return values_B if self.size == 1 else _joined(values_B)
 
     def mean(self, metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
         """Return the mean of each metric over all workers, which have the same metrics in the same order."""
-        here = on_host(metrics)
+        numbers = on_host(metrics)
         if self.size == 1:
-            return here
-        values = torch.tensor(list(here.values()), dtype=torch.float64, device=self.device)
+            return numbers
+        values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=self.device)
         return dict(zip(metrics, (self.sum(values) / self.size).tolist(), strict=True))
 
     def union(self, entries: Mapping[str, str]) -> dict[str, str]:
@@ -225,7 +221,6 @@ class PooledBatchNorm(nn.BatchNorm1d):
         return pooled
 
     def forward(self, features_BD: Tensor) -> Tensor:
-        """Normalise `[B, D]` of this worker."""
         if not self.training:
             return super().forward(features_BD)
         gathered_BD: Tensor = _Gather.apply(features_BD)
@@ -240,15 +235,19 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, share_BD: Tensor) -> Tensor:
-        parts = [torch.empty_like(share_BD) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, share_BD.contiguous())
-        return torch.cat(parts)
+        return _joined(share_BD)
 
     @staticmethod
     def backward(ctx: Any, gradient_BD: Tensor) -> Tensor:
         gradient_BD = gradient_BD.clone()
         dist.all_reduce(gradient_BD)
         return _share(gradient_BD)
+
+
+def _joined(share_BX: Tensor) -> Tensor:
+    parts = [torch.empty_like(share_BX) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, share_BX.contiguous())
+    return torch.cat(parts)
 
 
 def _share(values_BD: Tensor) -> Tensor:

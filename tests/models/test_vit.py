@@ -94,7 +94,7 @@ def test_take_picks_other_tokens_in_every_clip() -> None:
 def test_mimetic_heads_start_by_looking_at_their_like() -> None:
     torch.manual_seed(0)
     (block,) = blocks(64, 1, 1, 4.0, 0.0)
-    initialise_mimetic(block)  # type: ignore[arg-type]
+    initialise_mimetic(block)
     query, key, value = block.attn.qkv.weight.detach().view(3, 64, 64)
     # One head has full rank, so the products are exactly a I + b Z: their mean diagonal is a, up to the
     # mean of 64 normal numbers of deviation b / 8, and the deviation of what is off the diagonal b / 8.
@@ -109,7 +109,7 @@ def test_mimetic_heads_start_by_looking_at_their_like() -> None:
 def test_mimetic_heads_of_a_cut_rank_keep_the_largest_directions() -> None:
     torch.manual_seed(0)
     (block,) = blocks(24, 1, 3, 4.0, 0.0)
-    initialise_mimetic(block)  # type: ignore[arg-type]
+    initialise_mimetic(block)
     query, key, _ = block.attn.qkv.weight.detach().view(3, 3, 8, 24)
     for head in range(3):
         # Query and key share the singular values evenly: rows of equal length, orthogonal to each other.

@@ -14,8 +14,9 @@ from tats_core.sampling import (
     Policy,
     Sampler,
     SamplerSite,
+    Transition,
 )
-from tats_core.sampling.adaptive import LightSampler, sampling_loss
+from tats_core.sampling.adaptive import AdaptiveConfig, LightSampler, SamplingObjective
 from tats_core.sampling.base import Rollout
 from tats_core.sampling.fixed import FrameSampler, RandomSampler, TubeSampler
 from tats_core.sampling.tats import TATSSampler
@@ -224,7 +225,8 @@ def test_adamaes_loss_is_as_worked_by_hand() -> None:
     policy = Policy(torch.zeros(2, 3, requires_grad=True), torch.zeros(2, 3))
     rollout = Rollout(torch.tensor([[0], [1]]), torch.tensor([[1, 2], [0, 2]]), 3)
     error_BM = torch.tensor([[1.0, 3.0], [0.5, 0.5]])
-    loss = sampling_loss(policy, rollout, error_BM, weight=0.1)
+    transition = Transition(torch.zeros(2, 3, 1), rollout, error_BM)
+    loss = SamplingObjective(AdaptiveConfig(objective_weight=0.1)).loss(policy, transition)
     assert loss.item() == pytest.approx(0.1 * math.log(3) * (4 + 1) / 4)
     loss.backward()
     # d/dl_j of -v sum_i e_i log pi_i, v = w/(B M), is -v (e_j - pi_j sum e): token 2 of clip 0 rises most.

@@ -62,8 +62,7 @@ def test_a_joint_step_does_the_work_that_was_counted_by_hand(
     trainer = JointTrainer(recipe, World())
     video_BCTHW = torch.randn(2, 3, 8, 32, 32)
     found = _counted(lambda: trainer.step(video_BCTHW, 1e-4))
-    sampler, visible = recipe.sampler, trainer.sampler.visible
-    by_hand = 2 * arithmetic.joint_step(recipe.model, recipe.mae, sampler, recipe.clip, visible)
+    by_hand = 2 * arithmetic.joint_step(recipe)
     # By hand leaves out what backward computes again, the error's own product, heads of width 1.
     assert by_hand < found < 1.06 * by_hand
 
@@ -88,8 +87,7 @@ def test_a_joint_step_of_adamaes_does_the_work_that_was_counted_by_hand(architec
     trainer = JointTrainer(recipe, World())
     video_BCTHW = torch.randn(2, 3, 8, 32, 32)
     found = _counted(lambda: trainer.step(video_BCTHW, 1e-4))
-    visible = trainer.sampler.visible
-    by_hand = 2 * arithmetic.joint_step(recipe.model, recipe.mae, recipe.sampler, recipe.clip, visible)
+    by_hand = 2 * arithmetic.joint_step(recipe)
     assert by_hand < found < 1.06 * by_hand
 
 
@@ -190,16 +188,16 @@ def test_a_worker_holds_its_part_of_a_divided_model_and_what_is_gathered() -> No
     # the head's norm 16, the head 9 x 5 = 45: 2581 in all, of which 837 are in no block.
     model = {"width": 8, "depth": 2, "heads": 2}
     clip = {"frames": 2, "size": 8, "tubelet": 2, "patch": 4}
-    recipe = FinetuneConfig.model_validate({"model": model, "clip": clip, "batch_size": 8, "shard": True})
+    recipe = FinetuneConfig.model_validate({"model": model, "clip": clip, "batch_size": 2, "shard": True})
     assert arithmetic.step_parameters(recipe, 5) == (2581, 0)
     undivided = recipe.model_copy(update={"shard": False})
-    whole, part = (arithmetic.finetune_memory(r, 5, clips=1, workers=2) for r in (undivided, recipe))
+    whole, part = (arithmetic.step_memory(r, 2, 5) for r in (undivided, recipe))
     assert (whole.weights, whole.gradients, whole.optimizer) == (2581 * 4, 2581 * 4, 2581 * 8)
     assert (part.weights, part.gradients, part.optimizer) == (1291 * 4, 1291 * 4, 1291 * 8)
     assert part.activations == whole.activations + 872 * 4 * 4 + 837 * 4
     # Parts of a batch leave whole gradients on each worker until the last.
-    parts = recipe.model_copy(update={"accumulate": 2})
-    assert arithmetic.finetune_memory(parts, 5, clips=1, workers=2).gradients == 2581 * 4
+    parts = recipe.model_copy(update={"batch_size": 4, "accumulate": 2})
+    assert arithmetic.step_memory(parts, 2, 5).gradients == 2581 * 4
 
 
 def test_a_model_that_does_not_fit_is_advised_to_be_divided() -> None:

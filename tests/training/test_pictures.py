@@ -122,9 +122,8 @@ def test_a_policy_is_in_units_of_blind_drawing() -> None:
 
 def test_grid_and_animation_are_written_beside_each_other(tmp_path: Path) -> None:
     base = tmp_path / "new" / "a.clip"
-    grid, animation = pictures.write(
-        _drawn(_mae(), _sampler("tats"), _video()), base, title="a clip", remark="so"
-    )
+    mae = _mae()
+    grid, animation = pictures.write(mae, _drawn(mae, _sampler("tats"), _video()), base, "a clip")
     assert (grid, animation) == (tmp_path / "new" / "a.clip.png", tmp_path / "new" / "a.clip.gif")
     for path, frames in ((grid, 1), (animation, 4)):
         with Image.open(path) as picture:

@@ -361,10 +361,10 @@ def test_by_default_a_joint_step_is_one_of_ppo(
     trainer = JointTrainer(PretrainConfig.model_validate(raw), World())
     ratios: list[tuple[float, float]] = []
 
-    def watched(*arguments: Any) -> ppo.Loss:
-        loss = ppo_loss(*arguments)
-        ratios.append((loss.parts["ratio_q01"].item(), loss.parts["ratio_q99"].item()))
-        return loss
+    def watched(*arguments: Any) -> Any:
+        loss, metrics = ppo_loss(*arguments)
+        ratios.append((metrics["ratio_q01"].item(), metrics["ratio_q99"].item()))
+        return loss, metrics
 
     ppo_loss = ppo.ppo_loss
     monkeypatch.setattr(ppo, "ppo_loss", watched)

@@ -120,7 +120,7 @@ def test_a_replay_has_what_the_schedule_and_the_loop_had_set(tiny, tmp_path):
     replay.dump(trainer, VIDEOS, tmp_path, World())
     about = replay.read(tmp_path)
     assert (about.epoch, about.step) == (1, 4)
-    repeated, _ = replay._pretrain(about, World())
+    repeated, _ = replay._built(about, World())
     assert repeated.objective.config.ppo.clip == 0.05
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     repeated.load_state_dict({**state, "rank": {"memory": []}})
@@ -137,7 +137,7 @@ def test_a_gradient_that_is_not_finite_is_found_in_the_backward_pass():
     root, zero = Root(), torch.zeros(1, requires_grad=True)
     with replay._FirstNonFinite([]) as watch:
         root(zero).sum().backward()
-    assert str(watch.found).startswith("infinity (1 of 1 values) from div in Root (backward")
+    assert str(watch.sentence).startswith("infinity (1 of 1 values) from div in Root (backward")
 
 
 def test_a_return_that_overflows_in_ppo_is_named_by_its_line(tiny, tmp_path):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tats_core.errors import WeightsError
 from tats_core.files import digest
-from tats_core.models import hugging_face
+from tats_core.models import checkpoints_io, hugging_face
 from tats_core.models.classifier import VideoClassifier
 from tats_core.models.mae import MAEConfig, VideoMAE
 from tats_core.models.tokens import ClipConfig
@@ -51,7 +51,7 @@ def test_its_description_rebuilds_its_configuration(tmp_path: Path) -> None:
 def test_a_classifier_takes_the_pre_trained_encoder_without_its_final_norm(tmp_path: Path) -> None:
     mae = _saved(tmp_path)
     model = VideoClassifier(_vit(), CLIP, 2)
-    match = weights.load_encoder(model.encoder, tmp_path)
+    match = checkpoints_io.load(model.encoder, checkpoints_io.read(tmp_path))
     assert match.missing == ()
     assert match.unexpected == ("norm.bias", "norm.weight")
     expected = {k: v for k, v in mae.encoder.state_dict().items() if not k.startswith("norm.")}
@@ -65,7 +65,7 @@ def test_weights_of_another_depth_are_refused_with_a_name(tmp_path: Path) -> Non
     model = VideoClassifier(_vit(depth=3), CLIP, 2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(WeightsError) as caught:
-        weights.load_encoder(model.encoder, tmp_path)
+        checkpoints_io.load(model.encoder, checkpoints_io.read(tmp_path))
     assert str(caught.value) == (
         f"{tmp_path}: its encoder has another depth 2 (here 3); set model and clip alike"
     )
@@ -95,7 +95,7 @@ def test_a_whole_model_that_does_not_fit_is_refused_with_a_name(
 def test_a_model_without_an_encoder_is_not_a_pre_training(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pth")
     with pytest.raises(WeightsError, match="holds no encoder of VideoMAE's"):
-        weights.load_encoder(VideoMAE(_vit(), MAE, CLIP).encoder, tmp_path / "linear.pth")
+        checkpoints_io.read(tmp_path / "linear.pth")
 
 
 def test_a_pre_training_starts_from_encoder_and_decoder(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"model.safetensors"):
         weights.load(tmp_path, model)
     with pytest.raises(WeightsError, match=r"model.safetensors"):
-        weights.load_encoder(model.encoder, tmp_path)
+        checkpoints_io.load(model.encoder, checkpoints_io.read(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_model_saved_in_another_format_is_refused_in_a_sentence(
     ):
         with pytest.raises(WeightsError, match=rf"mae/{re.escape(sentence)}$"):
             load(tmp_path / "mae")
-    for load in (weights.load_classifier, lambda folder: weights.load_encoder(classifier.encoder, folder)):
+    for load in (weights.load_classifier, checkpoints_io.read):
         with pytest.raises(WeightsError, match=rf"classifier/{re.escape(sentence)}$"):
             load(tmp_path / "classifier")
 

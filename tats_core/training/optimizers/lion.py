@@ -22,7 +22,6 @@ class LionConfig(OptimizerConfig):
     )
 
     def optimizer(self, groups: Groups) -> torch.optim.Optimizer:
-        """Return timm's."""
         from timm.optim.lion import Lion  # here: timm takes 2 s to import
 
         return Lion(groups, lr=0.0, betas=self.betas)

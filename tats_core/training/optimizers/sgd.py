@@ -21,6 +21,5 @@ class SGDConfig(OptimizerConfig):
     nesterov: bool = Field(True, description="look ahead by the momentum; no effect without momentum")
 
     def optimizer(self, groups: Groups) -> torch.optim.Optimizer:
-        """Return torch's."""
         nesterov = self.nesterov and self.momentum > 0  # torch refuses it otherwise
         return torch.optim.SGD(groups, lr=0.0, momentum=self.momentum, nesterov=nesterov)

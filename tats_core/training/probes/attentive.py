@@ -5,16 +5,13 @@ Axes: B clips (videos, where a video's clips are joined), N tokens, D width, C c
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tats_core.report.metrics import METRICS
-from tats_core.training.checkpoint import CheckpointConfig, CheckpointStore
-from tats_core.training.events import EventLog
+from tats_core.training.checkpoint import CheckpointConfig
 from tats_core.training.optim import GuardedStep, evaluating, fresh_weights
 from tats_core.training.probes.base import Frozen, ProbeConfig, Tokens
 from tats_core.training.schedules.cosine import CosineConfig
@@ -33,20 +30,7 @@ class AttentiveConfig(ProbeConfig):
 
     def score(self, frozen: Frozen) -> tuple[Tensor, Tensor]:
         """Learn from random clips of fine-tuning's augmentation, test on central crops."""
-        steps, batches = frozen.training_tokens(self.batch, self.clips)
-        probe = fit_attentive(
-            self,
-            width=frozen.width,
-            heads=frozen.heads,
-            classes=frozen.classes,
-            batches=batches,
-            steps=steps,
-            seed=frozen.seed,
-            device=frozen.device,
-            events=frozen.events,
-            store=frozen.store,
-        )
-        return score_attentive(probe, frozen.test_tokens(self.clips))
+        return score_attentive(fit_attentive(self, frozen), frozen.test_tokens(self.clips))
 
 
 class AttentiveProbe(nn.Module):
@@ -85,35 +69,20 @@ class AttentiveProbe(nn.Module):
         return logits
 
 
-def fit_attentive(
-    config: AttentiveConfig,
-    *,
-    width: int,
-    heads: int,
-    classes: int,
-    batches: Callable[[int], Tokens],
-    steps: int,
-    seed: int,
-    device: torch.device,
-    events: EventLog,
-    store: CheckpointStore,
-) -> AttentiveProbe:
-    """Train an attentive probe on the tokens of a frozen encoder, from the newest checkpoint in `store`.
+def fit_attentive(config: AttentiveConfig, frozen: Frozen) -> AttentiveProbe:
+    """Train an attentive probe on the tokens of a frozen encoder, from the newest checkpoint.
 
     The tokens are streamed: those of a whole data set would not fit (SSv2 at ViT-B: 400 GB in half
-    precision). The result depends on `seed` and the batches alone.
-
-    Args:
-        width, heads: the encoder's.
-        batches: from an epoch (from 0) to its `steps` batches, the same whenever it is asked.
-        events: gets the mean loss of each epoch, as `attentive_loss`.
-        store: gets a checkpoint after each epoch.
+    precision). The result depends on the seed and the batches alone. Each epoch is followed by a checkpoint
+    and an event with its mean loss (`attentive_loss`).
 
     Raises:
         TrainingError: too many non-finite steps in a row.
     """
-    with fresh_weights(seed):
-        probe = AttentiveProbe(width, heads, classes).to(device)
+    events, store = frozen.events, frozen.store
+    steps, batches = frozen.training_tokens(config.batch, config.clips)
+    with fresh_weights(frozen.seed):
+        probe = AttentiveProbe(frozen.width, frozen.heads, frozen.classes).to(frozen.device)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     guarded = GuardedStep(optimizer, clip_grad=None, name="attentive probe")
     first_epoch, done, total = 0, 0, config.epochs * steps

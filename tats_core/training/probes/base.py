@@ -77,7 +77,6 @@ class PooledProbe(ProbeConfig):
         """Return scores `[B, C]` of the test clips."""
 
     def score(self, frozen: Frozen) -> tuple[Tensor, Tensor]:
-        """Classify the pooled tokens."""
         pooled = frozen.pool()
         return self.classify(*pooled[:3], frozen.classes), pooled.test_label_B
 

@@ -24,7 +24,6 @@ class KNNConfig(PooledProbe):
     neighbours: int = Field(10, ge=1, description="training clips that vote")
 
     def classify(self, train_BD: Tensor, train_label_B: Tensor, test_BD: Tensor, classes: int) -> Tensor:
-        """Return votes `[B, C]`."""
         train, test = (functional.normalize(x_BD, dim=1) for x_BD in standardised(train_BD, test_BD))
         nearest = [
             (part @ train.T).topk(min(self.neighbours, len(train)), dim=1)

@@ -22,7 +22,6 @@ class LinearConfig(PooledProbe):
     strength: float = Field(0.1, gt=0, description="ridge for each training clip")
 
     def classify(self, train_BD: Tensor, train_label_B: Tensor, test_BD: Tensor, classes: int) -> Tensor:
-        """Return scores `[B, C]`."""
         mean_D, deviation_D = train_BD.mean(0), train_BD.std(0).clamp_min(1e-6)
         train, test = ((x - mean_D).double() / deviation_D for x in (train_BD, test_BD))
         target = functional.one_hot(train_label_B, classes).double() - 1 / classes

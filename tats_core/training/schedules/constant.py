@@ -13,5 +13,4 @@ class ConstantConfig(ScheduleConfig):
     kind: Literal["constant"] = "constant"
 
     def level(self, share: float) -> float:
-        """Return 1."""
         return 1.0

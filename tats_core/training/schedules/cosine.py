@@ -14,5 +14,4 @@ class CosineConfig(ScheduleConfig):
     kind: Literal["cosine"] = "cosine"
 
     def level(self, share: float) -> float:
-        """Return 1 at the start, 1/2 in the middle, 0 at the end."""
         return 0.5 * (1 + math.cos(math.pi * share))

@@ -20,6 +20,7 @@ from tats_core.training.probes.attentive import (
     fit_attentive,
     score_attentive,
 )
+from tats_core.training.probes.base import Frozen
 from tats_core.training.probes.linear import LinearConfig
 
 WIDTH, HEADS, TOKENS = 8, 2, 6
@@ -66,18 +67,19 @@ def _fit(
         for step in range(4):
             yield _marked(64, 1000 + 4 * epoch + step)
 
-    return fit_attentive(
-        AttentiveConfig(epochs=epochs, lr=1e-2),
+    frozen = Frozen(
+        classes=2,
         width=WIDTH,
         heads=HEADS,
-        classes=2,
-        batches=batches,
-        steps=4,
         seed=seed,
         device=torch.device("cpu"),
         events=events or EventLog(None),
         store=store or NoStore(),
+        pool=pytest.fail,
+        training_tokens=lambda batch, clips: (4, batches),
+        test_tokens=pytest.fail,
     )
+    return fit_attentive(AttentiveConfig(epochs=epochs, lr=1e-2), frozen)
 
 
 def test_an_attentive_probe_finds_what_mean_pooling_cannot(tmp_path: Path) -> None:
