@@ -195,8 +195,8 @@ def update(
 
     try:
         lost = _lost if any(decode for _, _, decode in todo) else None
-        for _, examined in in_pieces(_examined, todo, workers, lost):
-            fresh += examined
+        for _, facts in in_pieces(_facts, todo, workers, lost):
+            fresh += facts
             progress(len(paths) - len(todo) + len(fresh), len(paths))
             if store is not None and time.monotonic() > saved + _SAVED_EVERY:
                 _save(joined(), store)
@@ -246,12 +246,9 @@ def _stale(
             yield below, path, wanted
 
 
-def _examined(files: Sequence[tuple[str, str, bool]]) -> list[dict[str, Any]]:
-    """Return the columns of files, each given as how it is spelt, its path and whether to decode it."""
-    return [_facts(*file) for file in files]
-
-
-def _facts(below: str, path: str, decode: bool) -> dict[str, Any]:
+def _facts(file: tuple[str, str, bool]) -> dict[str, Any]:
+    """Return the columns of a file, given as its name below the root, its path and whether to decode it."""
+    below, path, decode = file
     size, changed = shards.stamp(path)
     facts: dict[str, Any] = {"path": below, "bytes": size, "changed": changed}
     try:
@@ -264,11 +261,11 @@ def _facts(below: str, path: str, decode: bool) -> dict[str, Any]:
     return facts
 
 
-def _lost(file: tuple[str, str, bool]) -> list[dict[str, Any]]:
+def _lost(file: tuple[str, str, bool]) -> dict[str, Any]:
     """Return the columns of a file that ended the process that decoded it."""
     below, path, _ = file
     fault = "ends the process that decodes it: FFmpeg crashes on it, or does not come to its end"
-    return [_facts(below, path, decode=False) | {"fault": fault}]
+    return _facts((below, path, False)) | {"fault": fault}
 
 
 def _decoded(path: str) -> dict[str, Any]:

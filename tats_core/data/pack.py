@@ -106,7 +106,7 @@ def pack(
     done, total = sum(map(len, complete.values())), sum(len(shard.files) for shard in planned)
     progress(done, total)
     todo = [shard for shard in planned if shard.number not in complete]
-    for (shard,), sums in in_pieces(_write, todo, workers, chunk=1):
+    for (shard,), (sums,) in in_pieces(_write, todo, workers, chunk=1):
         append_line(out / _JOURNAL, {"shard": shard.number, "crc": sums})
         complete[shard.number] = sums
         done += len(sums)
@@ -180,13 +180,12 @@ def _journal(out: Path) -> Iterator[tuple[int, list[int]]]:
                 yield entry["shard"], entry["crc"]
 
 
-def _write(work: Sequence[_Shard]) -> list[int]:
+def _write(shard: _Shard) -> list[int]:
     """Write a shard, read it back, and return the checksums of its videos.
 
     Raises:
         DataError: a video has changed or cannot be read, or the shard is not as it was written.
     """
-    (shard,) = work
     fs, path = shards.file_system(shard.address)
     sums: list[int] = []
     try:
