@@ -31,9 +31,9 @@ from av.container import InputContainer
 from av.stream import Disposition
 from numpy.typing import NDArray
 
-from tats_core.data import shards
+from tats_core.data import pictures, shards
 from tats_core.data.clips import Indices, Segment
-from tats_core.data.pictures import Numberer, Numbering, Packet
+from tats_core.data.pictures import Numbering, Packet
 from tats_core.data.pixels import Converter
 from tats_core.errors import ResourceError, VideoError
 
@@ -206,31 +206,23 @@ class Video:
     ) -> None:
         self.path, self.container, self.stream = path, container, stream
         self._codec, self._deadline = stream.codec_context, deadline
-        self._packets: list[Packet] = []
-        self._hidden = 0  # packets that an edit list leaves out
+        self._packets = [*self._demuxed()]
+        self.n_packets = len(self._packets)
+        """Packets of the stream that are shown: the number of frames, if nothing is damaged."""
+        self._hidden = sum(packet.is_discard for packet in self._packets)  # by an edit list
         self._fed = -1  # the last packet that the decoder got
         self._refused = 0  # packets that it could not use since it was started
-        self.key_frames: set[int] = set()
+        self.key_frames = {number for number, packet in enumerate(self._packets) if packet.is_keyframe}
         """Packets that the container calls key frames; a decoder may start at fewer (`numbering`)."""
-        numberer = Numberer(container.format.name, self._codec.name, self._codec.extradata)
-        for packet in self._demuxed():
-            numberer.add(packet)
-            if packet.is_keyframe:
-                self.key_frames.add(len(self._packets))
-            self._packets.append(packet)
-            self._hidden += packet.is_discard
-        self.numbering = numberer.numbering()
+        self.numbering = pictures.number(
+            self._packets, container.format.name, self._codec.name, self._codec.extradata
+        )
         # Before decoding numbers them anew.
         self._times = sorted(packet.pts for packet in self._packets if packet.pts is not None)
         # An empty chunk of an AVI shows the frame before it again. FFmpeg leaves it out, and numbers those
         # that follow (`dts`) as if it were there.
         last = self._packets[-1].dts if self._packets and container.format.name == "avi" else None
-        self._repeats = 0 if last is None else max(0, last + 1 - len(self._packets))
-
-    @property
-    def n_packets(self) -> int:
-        """Packets of the stream that are shown: the number of frames, if nothing is damaged."""
-        return len(self._packets)
+        self._repeats = 0 if last is None else max(0, last + 1 - self.n_packets)
 
     def frames(self, choose: Choose) -> Frames:
         """Return the frames `choose(number of frames)` as `frames_THWC`, uint8, RGB.

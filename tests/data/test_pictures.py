@@ -5,7 +5,7 @@ from __future__ import annotations
 import av
 import pytest
 
-from tats_core.data.pictures import Numberer, Numbering
+from tats_core.data.pictures import Numbering, number
 
 MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 AVCC = bytes([1, 100, 0, 31, 0xFF, 0xE1])  # lengths of four bytes
@@ -27,13 +27,13 @@ def numbered(
     container: str = MP4,
     extradata: bytes | None = AVCC,
 ) -> Numbering | None:
-    numberer = Numberer(container, codec, extradata)
-    for number, given in enumerate(packets):
-        data, time = given if isinstance(given, tuple) else (given, number)
+    made = []
+    for count, given in enumerate(packets):
+        data, time = given if isinstance(given, tuple) else (given, count)
         packet = av.Packet(data)
         packet.pts = time
-        numberer.add(packet)  # type: ignore[arg-type]
-    return numberer.numbering()
+        made.append(packet)
+    return number(made, container, codec, extradata)  # type: ignore[arg-type]
 
 
 def test_h264_is_numbered_by_time_and_started_at_pictures_that_refresh_the_decoder() -> None:
