@@ -118,23 +118,6 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(texts[:10]) + (", …" if len(texts) > 10 else "")
 
 
-class Deadline:
-    """A limit of the time that this thread computes: how busy the machine is does not matter.
-
-    Raises:
-        VideoError: from `check`, when the time is over.
-    """
-
-    def __init__(self, path: str, seconds: float) -> None:
-        self._path, self._seconds = path, seconds
-        self._end = time.thread_time() + seconds
-
-    def check(self) -> None:
-        """Raise if the time is over."""
-        if time.thread_time() > self._end:
-            raise VideoError(f"{self._path}: decoding took longer than its time limit ({self._seconds:g} s)")
-
-
 @contextmanager
 def opened(path: str | Path, time_limit: float) -> Iterator[Video]:
     """Yield the video in a file; every error of FFmpeg becomes a VideoError.
@@ -152,7 +135,7 @@ def opened(path: str | Path, time_limit: float) -> Iterator[Video]:
         place = shards.find(path)
         file = Path(path).absolute() if place is None else place.opened()
         with av.open(file, "r", timeout=_IO_LIMIT, metadata_errors="replace") as container:
-            video = Video(path, container, _stream(path, container), Deadline(path, time_limit))
+            video = Video(path, container, _stream(path, container), time_limit)
             try:
                 yield video
             finally:
@@ -202,10 +185,12 @@ class Video:
     """An open file; see `opened`. Each of its methods decodes anew."""
 
     def __init__(
-        self, path: str, container: InputContainer, stream: av.VideoStream, deadline: Deadline
+        self, path: str, container: InputContainer, stream: av.VideoStream, time_limit: float
     ) -> None:
         self.path, self.container, self.stream = path, container, stream
-        self._codec, self._deadline = stream.codec_context, deadline
+        self._codec = stream.codec_context
+        # Of the time that this thread computes: how busy the machine is does not matter.
+        self._time_limit, self._end = time_limit, time.thread_time() + time_limit
         self._packets = [*self._demuxed()]
         self.n_packets = len(self._packets)
         """Packets of the stream that are shown: the number of frames, if nothing is damaged."""
@@ -401,10 +386,16 @@ class Video:
 
     # --- shared ---
 
+    def _check_time(self) -> None:
+        if time.thread_time() > self._end:
+            raise VideoError(
+                f"{self.path}: decoding took longer than its time limit ({self._time_limit:g} s)"
+            )
+
     def _demuxed(self) -> Iterator[Packet]:
         packets = self.container.demux(self.stream)
         while True:
-            self._deadline.check()
+            self._check_time()
             try:
                 packet = next(packets)
             except (StopIteration, av.InvalidDataError):  # what follows in the file cannot be found
@@ -428,7 +419,7 @@ class Video:
         """
         self._start()
         for number in range(start, len(self._packets)):
-            self._deadline.check()
+            self._check_time()
             self._fed, packet = number, self._packets[number]
             if self.numbering is not None:
                 packet.pts, packet.dts = self.numbering.shown[number], None
