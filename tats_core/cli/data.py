@@ -143,12 +143,7 @@ def check(
         typer.echo(f"{name} ({BENCHMARKS[name].title}) in {folder}")
         with _Counter("videos") as counter:
             copies[name] = copy = checks.check(
-                BENCHMARKS[name],
-                folder,
-                store,
-                checks.few(decode),
-                partial(counter.show, text=name),
-                workers,
+                BENCHMARKS[name], folder, store, decode, partial(counter.show, text=name), workers
             )
         for line in copy.counts:
             typer.echo(f"  {line}")

@@ -20,7 +20,7 @@ import torch
 from tats_core.data import index, readers, shards
 from tats_core.data.benchmarks import BENCHMARKS, PAPERS
 from tats_core.data.benchmarks.base import walk
-from tats_core.data.checks import check, few
+from tats_core.data.checks import check
 from tats_core.data.clips import Batch
 from tats_core.data.loaders import ClipOptions, TrainLoader, eval_views
 from tats_core.data.manifest import Manifest
@@ -152,7 +152,7 @@ def test_the_index_and_the_check_of_a_copy_are_those_of_the_plain_one(
     damaged.write_bytes(damaged.read_bytes()[:-600])
     packed("ucf101", root, tmp_path / "copy")
     found = [
-        check(BENCHMARKS["ucf101"], folder, None, few(100), lambda done, total: None, workers=1)
+        check(BENCHMARKS["ucf101"], folder, None, 100, lambda done, total: None, workers=1)
         for folder in (root, tmp_path / "copy")
     ]
     assert found[0].findings == found[1].findings
