@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -54,7 +55,10 @@ def lists(root: Path, split: Split, fold: int) -> Listing:
     del fold
     listing = _list(root, split)
     clips, notes = _clips(listing), []
-    other = _other(root, split)
+    opposite: Split = "test" if split == "train" else "train"
+    other: list[_Clip] = []
+    with suppress(NoListError):
+        other = _clips(_list(root, opposite))
     training = clips if split == "train" else other
     classes = tuple(sorted({clip.label for clip in training or clips}))
     if not training:
@@ -62,7 +66,7 @@ def lists(root: Path, split: Split, fold: int) -> Listing:
     index = {name: number for number, name in enumerate(classes)}
     folder = _folder(root, split)
     files = {path.stem: path for path in walk(folder, (".mp4", ".mkv", ".webm"))}
-    rivals = other if other and _folder(root, "test" if split == "train" else "train") == folder else []
+    rivals = other if other and _folder(root, opposite) == folder else []
     # Some copies name the file by the bare YouTube id: of two segments of a video, it may be either.
     claims = Counter(clip.youtube_id for clip in (*clips, *rivals) if clip.name not in files)
     videos: list[VideoRecord] = []
@@ -98,14 +102,6 @@ def clip_name(youtube_id: str, start: int, end: int) -> str:
 def _list(root: Path, split: Split) -> Path:
     choices = [f"{folder}{name}" for folder in ("annotations/", "") for name in _LISTS[split]]
     return first_existing(root, choices, f"{split} list", "kinetics400", _LAYOUT, NoListError)
-
-
-def _other(root: Path, split: Split) -> list[_Clip]:
-    """Return the clips of the other split; none where the copy has no list of it."""
-    try:
-        return _clips(_list(root, "test" if split == "train" else "train"))
-    except NoListError:
-        return []
 
 
 def _folder(root: Path, split: Split) -> Path:
