@@ -109,11 +109,8 @@ class Index:
     def content(self, manifest: Manifest) -> str:
         """Return the sha256 of the sizes and first bytes of a manifest's files, in its order."""
         combined = hashlib.sha256()
-        sizes, heads = self.table["bytes"], self.table["head"]
-        for video in manifest.videos:
-            row = self._rows[_spelt(manifest.below(video))]
-            head = heads[row].as_py() or b""  # of a file that cannot be opened
-            combined.update(f"{sizes[row].as_py()} ".encode() + head)
+        for size, head in zip(*self._columns(manifest, "bytes", "head"), strict=True):
+            combined.update(f"{size} ".encode() + (head or b""))  # none of a file that cannot be opened
         return combined.hexdigest()
 
     def faults(self, manifest: Manifest) -> dict[str, str]:
@@ -121,12 +118,14 @@ class Index:
 
         A file that was not decoded yet has none.
         """
-        column = self.table["fault"]
-        faults = {}
-        for video in manifest.videos:
-            if text := column[self._rows[_spelt(manifest.below(video))]].as_py():
-                faults[video.id] = f"{video.path}: {text}"
-        return faults
+        (texts,) = self._columns(manifest, "fault")
+        listed = zip(manifest.videos, texts, strict=True)
+        return {video.id: f"{video.path}: {text}" for video, text in listed if text}
+
+    def _columns(self, manifest: Manifest, *names: str) -> Iterator[list[Any]]:
+        """Yield what columns say of the files of a manifest, in its order."""
+        rows = pa.array([self._rows[_spelt(manifest.below(video))] for video in manifest.videos], pa.int64())
+        yield from (self.table[name].take(rows).to_pylist() for name in names)
 
     @cached_property
     def _rows(self) -> dict[str, int]:
