@@ -132,8 +132,8 @@ def opened(path: str | Path, time_limit: float) -> Iterator[Video]:
     path = os.fspath(path)
     try:
         # An absolute path is never taken for a protocol, whatever characters the name holds.
-        place = shards.find(path)
-        file = Path(path).absolute() if place is None else place.opened()
+        packed = shards.find(path)
+        file = Path(path).absolute() if packed is None else packed.opened()
         with av.open(file, "r", timeout=_IO_LIMIT, metadata_errors="replace") as container:
             video = Video(path, container, _stream(path, container), time_limit)
             try:

@@ -267,8 +267,8 @@ def copy_lists(root: Path, out: Path) -> None:
         shutil.copyfile(path, copy)
 
 
-def entries_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[os.DirEntry[str] | shards.Place]:
-    """Yield the entries of the files that `walk` yields, and the places of packed videos.
+def entries_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[os.DirEntry[str] | shards.PackedVideo]:
+    """Yield the entries of the files that `walk` yields, and packed videos.
 
     Raises:
         DataError: a packed copy is not complete.

@@ -100,8 +100,8 @@ def _read(path: str, choose: Choose) -> Frames:
 
     decord.logging.set_level(decord.logging.FATAL)
     try:
-        place = shards.find(path)
-        video = decord.VideoReader(path if place is None else place.opened(), num_threads=1)
+        packed = shards.find(path)
+        video = decord.VideoReader(path if packed is None else packed.opened(), num_threads=1)
         wanted_T = choose(len(video))
         needed, inverse_T = np.unique(wanted_T, return_inverse=True)
         frames: Frames = video.get_batch(needed.tolist()).asnumpy()
