@@ -227,9 +227,10 @@ def head(path: str | Path, limit: int) -> bytes:
 
 def stamp(file: str | Path | os.DirEntry[str] | PackedVideo) -> tuple[int, int]:
     """Return a video's size and time of change in nanoseconds; -1 and -1 if there is none."""
-    packed = find(file) if isinstance(file, str | Path) else file
-    if isinstance(packed, PackedVideo):
-        return packed.size, packed.changed
+    if isinstance(file, str | Path):
+        file = find(file) or file
+    if isinstance(file, PackedVideo):
+        return file.size, file.changed
     try:
         status = os.stat(os.fspath(file))  # noqa: PTH116
     except OSError:
