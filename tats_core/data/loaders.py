@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tats_core.data import benchmarks, clips, decoded, readers, transforms
 from tats_core.data.benchmarks import Benchmark
-from tats_core.data.clips import Batch, Erased, Protocol, Purpose, Sampling
+from tats_core.data.clips import Batch, Erased, Indices, Protocol, Purpose, Sampling
 from tats_core.data.manifest import Manifest
 from tats_core.data.video import Choose
 from tats_core.errors import DataError, SpecError, TatsError, VideoError
@@ -314,14 +314,11 @@ class _TrainClips(_Clips):
         and to the attempt, so that nothing depends on whether a failure is new or remembered.
         """
         rng = _rng(_CLIP, self.seed, epoch, video, 0, attempt)
-        choose = partial(
-            clips.train_indices,
-            frames=self.options.frames,
-            sampling=self.rules.sampling,
-            stride=self.rules.stride,
-            rng=rng,
-            published=self.rules.published,
-        )
+        frames, rules = self.options.frames, self.rules
+
+        def choose(n_frames: int) -> Indices:
+            return clips.train_indices(n_frames, frames, rules.sampling, rules.stride, rng, rules.published)
+
         return self.frames(index, choose), rng
 
     def _cut(self, clip_THWC: Tensor, rng: np.random.Generator) -> Tensor:
@@ -442,16 +439,11 @@ class _TestViews(_Clips):
     def _views(self, index: int, attempt: int) -> Tensor:
         """Return `views_VCTHW` of video `index`."""
         options, rules = self.options, self.rules
-        inverse_VT: list[clips.Indices] = []
+        inverse_VT: list[Indices] = []
 
-        def choose(n_frames: int) -> clips.Indices:
+        def choose(n_frames: int) -> Indices:
             indices_VT = clips.view_indices(
-                n_frames,
-                options.frames,
-                rules.sampling,
-                rules.stride,
-                self.n_clips,
-                published=rules.published is not None,
+                n_frames, options.frames, rules.sampling, rules.stride, self.n_clips, bool(rules.published)
             )
             # Views overlap; a frame of several views is decoded and resized once.
             needed, inverse = np.unique(indices_VT, return_inverse=True)
