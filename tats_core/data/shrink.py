@@ -100,11 +100,7 @@ def _shrink(smaller: Smaller, files: tuple[Path, Path]) -> str:
 
 
 def _encode(source: Path, target: Path, smaller: Smaller) -> None:
-    """Write a smaller video.
-
-    Raises:
-        VideoError: the source is damaged, or its copy has not the same frames.
-    """
+    """Write a smaller video; raise VideoError where the source is damaged or the frames are not the same."""
     with opened(source, readers.whole_limit(source)) as video:
         properties, condition = video.properties(), video.condition()
         rate = video.stream.average_rate

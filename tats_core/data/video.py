@@ -236,11 +236,7 @@ class Video:
         return chosen
 
     def _bounds(self, segment: Segment, n_frames: int) -> tuple[int, int]:
-        """Return the first frame of a segment and the one after its last.
-
-        Raises:
-            VideoError: the segment holds no frame of the file.
-        """
+        """Return the first frame of a segment and the frame after its last."""
         end = np.inf if segment.end is None else segment.end
         if segment.unit == "frame":
             first, last = int(segment.start), int(min(end, n_frames))
