@@ -29,6 +29,7 @@ from tats_core.data.readers import decord
 from tats_core.data.shrink import Smaller, shrink
 from tats_core.errors import DataError, VideoError
 from tats_core.training.predict import existing
+from tests.data.test_loaders import same
 
 SMALL = ClipOptions(frames=4, size=16, rand_augment="rand-m7-n2-mstd0.5", flip=True)
 
@@ -86,14 +87,6 @@ def test_tar_gives_the_videos_back_byte_for_byte(tiny_root: Path, copies: Path, 
         unpacked = tmp_path / path.relative_to(tiny_root / "hmdb51")
         assert unpacked.read_bytes() == path.read_bytes()
         assert int(unpacked.stat().st_mtime) == int(path.stat().st_mtime)
-
-
-def same(first: list[Batch], second: list[Batch]) -> bool:
-    return len(first) == len(second) and all(
-        torch.equal(a, b)
-        for batch, other in zip(first, second, strict=True)
-        for a, b in zip(batch[:3], other[:3], strict=True)
-    )
 
 
 _KILLED = """
