@@ -218,12 +218,9 @@ def _copy(file: _File, target: Any) -> int:
 def _checksum(source: Any, size: int) -> int | None:
     """Return the checksum of the next `size` bytes; None if there are fewer."""
     checksum = 0
-    while size:
-        block = source.read(min(size, _BLOCK))
-        if not block:
-            return None
+    while size and (block := source.read(min(size, _BLOCK))):
         checksum, size = zlib.crc32(block, checksum), size - len(block)
-    return checksum
+    return None if size else checksum
 
 
 def _save(planned: Sequence[_Shard], sums: dict[int, list[int]], path: Path) -> None:
