@@ -181,14 +181,14 @@ def update(
     before = Index.load(store).table if store is not None and store.exists() else SCHEMA.empty_table()
     known = _files(before)
     rows, paths = _listed(splits)
-    at = {path: row for row, path in enumerate(known["path"].to_pylist())}
-    todo = list(_stale(paths, known, at, set(decode)))
+    row_of = {path: row for row, path in enumerate(known["path"].to_pylist())}
+    todo = list(_stale(paths, known, row_of, set(decode)))
     fresh: list[dict[str, Any]] = []
     saved = time.monotonic()
 
     def joined() -> pa.Table:
         files = pa.concat_tables([known, pa.Table.from_pylist(fresh, schema=_FILE)])
-        newest = at | {file["path"]: len(known) + number for number, file in enumerate(fresh)}
+        newest = row_of | {file["path"]: len(known) + number for number, file in enumerate(fresh)}
         of_rows = files.take(pa.array([newest.get(path) for path in rows["path"].to_pylist()], pa.int64()))
         return pa.table([*rows.drop(["path"]), *of_rows], schema=SCHEMA)
 
@@ -233,13 +233,13 @@ def _listed(named: Sequence[tuple[str, Manifest]]) -> tuple[pa.Table, dict[str, 
 
 
 def _stale(
-    paths: Mapping[str, str], known: pa.Table, at: Mapping[str, int], decode: Collection[str]
+    paths: Mapping[str, str], known: pa.Table, row_of: Mapping[str, int], decode: Collection[str]
 ) -> Iterator[tuple[str, str, bool]]:
     """Yield each file that is new or changed, or is to be decoded and was not yet."""
     sizes, changed = known["bytes"].to_numpy(), known["changed"].to_numpy()
     decoded = known["fault"].is_valid().to_numpy()
     for below, path in paths.items():
-        row, wanted = at.get(below), path in decode
+        row, wanted = row_of.get(below), path in decode
         known_as = None if row is None else (sizes[row], changed[row])
         if known_as is None or (wanted and not decoded[row]) or shards.stamp(path) != known_as:
             yield below, path, wanted

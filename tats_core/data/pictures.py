@@ -23,6 +23,7 @@ from itertools import accumulate
 from typing import Final, NamedTuple, TypeAlias
 
 import av
+import numpy as np
 
 Packet: TypeAlias = "av.Packet[av.VideoStream]"
 
@@ -31,14 +32,14 @@ Packet: TypeAlias = "av.Packet[av.VideoStream]"
 class Numbering:
     """The pictures of a stream, numbered as they are shown."""
 
-    shown: tuple[int, ...]
+    frames: tuple[int, ...]
     """Of each packet, the index of its frame."""
     starts: tuple[int, ...]
     """Packets, ascending, from which a decoder gives the frame of that packet and all later ones."""
 
     def start_for(self, frame: int) -> int:
         """Return the last packet from which on a decoder gives `frame`."""
-        return self.starts[bisect(self.starts, frame, key=self.shown.__getitem__) - 1]
+        return self.starts[bisect(self.starts, frame, key=self.frames.__getitem__) - 1]
 
 
 class _Picture(NamedTuple):
@@ -87,12 +88,10 @@ def number(
         return None
     if timed and len(set(times)) < len(times):
         return None
-    order = sorted(range(len(times)), key=times.__getitem__) if timed else _order_of_anchors(pictures)
-    shown = [0] * len(order)
-    for index, packet_number in enumerate(order):
-        shown[packet_number] = index
-    starts = _starts(pictures, shown)
-    return Numbering(tuple(shown), starts) if starts[:1] == (0,) else None
+    order = np.argsort(times) if timed else _order_of_anchors(pictures)
+    frames = np.argsort(order).tolist()
+    starts = _starts(pictures, frames)
+    return Numbering(tuple(frames), starts) if starts[:1] == (0,) else None
 
 
 def _order_of_anchors(pictures: Sequence[_Picture]) -> list[int]:
@@ -107,17 +106,17 @@ def _order_of_anchors(pictures: Sequence[_Picture]) -> list[int]:
     return order + waiting
 
 
-def _starts(pictures: Sequence[_Picture], shown: Sequence[int]) -> tuple[int, ...]:
-    highest_before = [-1, *accumulate(shown, max)]
+def _starts(pictures: Sequence[_Picture], frames: Sequence[int]) -> tuple[int, ...]:
+    highest_before = [-1, *accumulate(frames, max)]
     # What nothing refers to may follow the start and be shown before it: another start serves it.
     after = [
-        index if picture.anchor else len(shown) for index, picture in zip(shown, pictures, strict=True)
+        index if picture.anchor else len(frames) for index, picture in zip(frames, pictures, strict=True)
     ]
-    lowest_after = [*accumulate(reversed(after), min, initial=len(shown))][-2::-1]
+    lowest_after = [*accumulate(reversed(after), min, initial=len(frames))][-2::-1]
     return tuple(
         packet
         for packet, picture in enumerate(pictures)
-        if picture.starts and highest_before[packet] < shown[packet] < lowest_after[packet]
+        if picture.starts and highest_before[packet] < frames[packet] < lowest_after[packet]
     )
 
 

@@ -418,7 +418,7 @@ class Video:
             self._check_time()
             self._fed, packet = number, self._packets[number]
             if self.numbering is not None:
-                packet.pts, packet.dts = self.numbering.shown[number], None
+                packet.pts, packet.dts = self.numbering.frames[number], None
                 if wanted is not None:
                     # The decoder then skips the pictures that no other one refers to.
                     self._codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"

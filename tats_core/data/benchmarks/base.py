@@ -369,7 +369,7 @@ def rows(path: Path, *, file_names: bool = False) -> Iterator[tuple[int, str]]:
             yield number, line.strip()
 
 
-def whole(text: str) -> int | None:
+def whole_number(text: str) -> int | None:
     """Return the whole number that `text` is, from 0 and of at most nine digits, or None.
 
     `str.isdigit` also takes "²", and `int` has a limit of its own on digits.

@@ -18,7 +18,7 @@ from tats_core.data.benchmarks.base import (
     first_existing,
     text_of,
     walk,
-    whole,
+    whole_number,
 )
 from tats_core.data.manifest import VideoRecord
 from tats_core.errors import DataError
@@ -127,7 +127,7 @@ def _clips(path: Path) -> list[_Clip]:
             raise DataError(f"{path}: the header must name {', '.join(_COLUMNS)}; it lacks {lacking[0]}")
         for row in reader:
             label, youtube_id, start, end = ((row[name] or "").strip() for name in _COLUMNS)
-            first, last = whole(start), whole(end)
+            first, last = whole_number(start), whole_number(end)
             if not label or not youtube_id or first is None or last is None:
                 raise DataError(
                     f"{path}, line {reader.line_num}: needs a label, a YouTube id and two whole seconds"

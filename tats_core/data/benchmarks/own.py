@@ -37,7 +37,7 @@ from tats_core.data.benchmarks.base import (
     first_existing,
     rows,
     walk,
-    whole,
+    whole_number,
 )
 from tats_core.data.manifest import UNLABELLED, VideoRecord, rank
 from tats_core.errors import DataError
@@ -232,7 +232,7 @@ def _split(text: str) -> tuple[str, int | None]:
         return separator.join(words[:-2]).strip(), UNLABELLED
     if len(words) == 1:
         return text, UNLABELLED
-    label = whole(words[-1].strip())
+    label = whole_number(words[-1].strip())
     if label is not None and label >= _MOST_CLASSES:
         label = None
     return separator.join(words[:-1]).strip(), label
