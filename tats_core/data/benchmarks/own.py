@@ -22,10 +22,10 @@ import errno
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from tats_core.data import shards
 from tats_core.data.benchmarks.base import (
@@ -62,20 +62,17 @@ _NUMBERED: Final = (
 )
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     line: int
     name: str
     label: int
 
 
-@dataclass(frozen=True)
-class _Classes:
+class _Classes(NamedTuple):
     names: tuple[str, ...]
     first: int = 0
     """The label of the first class."""
-    file: str = ""
-    notes: tuple[str, ...] = ()
+    note: str = ""
 
 
 def lists(root: Path, split: Split, fold: int) -> Listing:
@@ -185,7 +182,7 @@ def _listed(name: str, root: Path, split: Split, fold: int = 1) -> Listing:
             videos.append(VideoRecord(row.name, str(path), label))
         else:
             repeated += 1
-    notes = list(classes.notes)
+    notes = [classes.note] if classes.note else []
     if repeated:
         notes.append(f"{listing}: {repeated} rows name a file again, which counts as one video")
     return Listing(classes.names, tuple(videos), root, tuple(absent), notes=tuple(notes))
@@ -251,25 +248,23 @@ def _named(path: Path) -> _Classes:
         different = len(set(names)) == len(lines) > 1
         if different and numbers == list(range(numbers[0], numbers[0] + len(lines))):
             note = f"{path} numbers its classes: label {numbers[0]} is read as '{names[0]}', and so on"
-            return _Classes(names, numbers[0], path.name, (note,))
-    return _Classes(tuple(lines), 0, path.name)
+            return _Classes(names, numbers[0], note)
+    return _Classes(tuple(lines))
 
 
 def _by_number(labels: set[int], root: Path) -> _Classes:
     """Name the classes by their numbers, 0 to the largest of `labels`."""
     most = max(labels, default=UNLABELLED) + 1
     empty = sorted(set(range(most)) - labels)
-    notes: tuple[str, ...] = ()
+    note = ""
     if empty == [0]:
-        notes = (
+        note = (
             f"{root}: the labels are 1 to {most - 1}, none is 0; they seem to count from 1, and TATS counts "
-            "from 0: class '0' has no video. Subtract 1 from each, or name the classes in 'classes.txt'",
+            "from 0: class '0' has no video. Subtract 1 from each, or name the classes in 'classes.txt'"
         )
     elif empty:
-        notes = (
-            f"{root}: {len(empty)} of the classes 0 to {most - 1} have no video (the first is {empty[0]})",
-        )
-    return _Classes(tuple(map(str, range(most))), notes=notes)
+        note = f"{root}: {len(empty)} of the classes 0 to {most - 1} have no video (the first is {empty[0]})"
+    return _Classes(tuple(map(str, range(most))), note=note)
 
 
 def _label(row: _Row, classes: _Classes, listing: Path) -> int:
@@ -280,7 +275,7 @@ def _label(row: _Row, classes: _Classes, listing: Path) -> int:
         last = classes.first + len(classes.names) - 1
         hint = "; labels count from 0" if row.label == last + 1 and classes.first == 0 else ""
         raise DataError(
-            f"{listing}, line {row.line}: '{row.name}' has label {row.label}, but {classes.file} names the "
+            f"{listing}, line {row.line}: '{row.name}' has label {row.label}, but classes.txt names the "
             f"{len(classes.names)} classes {classes.first} to {last}{hint}"
         )
     return label
