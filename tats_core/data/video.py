@@ -21,7 +21,7 @@ from bisect import bisect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -108,13 +108,10 @@ class Properties(NamedTuple):
 
 def _ranges(numbers: Sequence[int]) -> str:
     """Return ascending numbers in short: "3, 7-9", the first ten ranges of them."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    texts = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    texts = []
+    for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        first, *others = (number for _, number in run)
+        texts.append(f"{first}-{others[-1]}" if others else str(first))
     return ", ".join(texts[:10]) + (", …" if len(texts) > 10 else "")
 
 
@@ -217,7 +214,7 @@ class Video:
         """
         if self.numbering is None:
             return self._counted(choose)
-        wanted_T = choose(len(self._packets))
+        wanted_T = choose(self.n_packets)
         first = self.first()
         frames = self._near_starts(self.numbering, wanted_T) if first is not None else None
         if first is None or frames is None:
@@ -297,7 +294,7 @@ class Video:
                 corrupt.add(index)
         if not present:
             raise self._no_frame()
-        frames = len(present) if self.numbering is None else len(self._packets)
+        frames = len(present) if self.numbering is None else self.n_packets
         missing = sorted({*range(frames)} - present)
         return Condition(frames, self._declared(), tuple(missing), tuple(sorted(corrupt)), self._refused)
 
@@ -414,7 +411,7 @@ class Video:
                 wanted one may refer to it.
         """
         self._start()
-        for number in range(start, len(self._packets)):
+        for number in range(start, self.n_packets):
             self._check_time()
             self._fed, packet = number, self._packets[number]
             if self.numbering is not None:
