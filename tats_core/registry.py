@@ -10,12 +10,11 @@ the registry's group::
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from importlib.metadata import Distribution, EntryPoint, EntryPoints, distributions, entry_points
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from tats_core.errors import SpecError, did_you_mean
 
@@ -55,10 +54,10 @@ class Registry(Generic[Member]):
 
     def __iter__(self) -> Iterator[str]:
         """Yield all names without importing anything: those of this package in their order, then plugins'."""
-        yield from dict.fromkeys([*self.shipped, *self._members, *sorted(self._plugins)])
+        yield from dict.fromkeys([*self.shipped, *self._members, *sorted(self._plugins.names)])
 
     def __contains__(self, name: object) -> bool:
-        return name in self.shipped or name in self._members or name in self._plugins
+        return name in iter(self)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -71,29 +70,24 @@ class Registry(Generic[Member]):
             except SpecError:  # who asks for it by name is told why
                 continue
 
-    def register(self, name: str, member: Member) -> None:
-        """Add a member for the rest of this process; a known name is replaced."""
-        self._members[name] = member
-
     def module(self, name: str) -> str:
         """Return the module of a member."""
-        member: Any = self[name]
-        if name in self.shipped:
-            return self.shipped[name].partition(":")[0]
-        points = [] if name in self._members else self._plugins[name]
-        return points[0].module if points else str(member.__module__)
+        _ = self[name]
+        return self._points(name)[0].module
 
     def distribution(self, name: str) -> Distribution | None:
         """Return the installed package that a member comes from; None for this one."""
-        plugins = [] if name in self.shipped else self._plugins.get(name, [])
-        return plugins[0].dist if plugins else None
+        points = self._points(name)
+        return points[0].dist if points else None
+
+    def _points(self, name: str) -> list[EntryPoint]:
+        """Return the entry points of a name, that of this package first."""
+        shipped = [EntryPoint(name, self.shipped[name], self.group)] if name in self.shipped else []
+        return [*shipped, *self._plugins.select(name=name)]
 
     @cached_property
-    def _plugins(self) -> Mapping[str, list[EntryPoint]]:
-        plugins: dict[str, list[EntryPoint]] = {}
-        for point in entry_points(group=self.group):
-            plugins.setdefault(point.name, []).append(point)
-        return plugins
+    def _plugins(self) -> EntryPoints:
+        return entry_points(group=self.group)
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Refuse a value of `Annotated[str, registry]` that names no member; of a tuple, each name."""
@@ -110,40 +104,31 @@ class Registry(Generic[Member]):
         return value
 
     def _load(self, name: str) -> Member:
-        plugins = self._plugins.get(name, [])
-        owners = [*(["tats-core"] if name in self.shipped else []), *map(_package, plugins)]
-        if len(owners) > 1:
+        points = self._points(name)
+        if not points:
+            raise SpecError(f"no {self.what} '{name}'{did_you_mean(name, self)}")
+        packages = [point.dist.name if point.dist else "tats-core" for point in points]
+        if len(points) > 1:
             raise SpecError(
-                f"the {self.what} '{name}' is registered by more than one package: {', '.join(owners)}; "
+                f"the {self.what} '{name}' is registered by more than one package: {', '.join(packages)}; "
                 "rename or uninstall one of them"
             )
-        if plugins:
-            return self._load_plugin(name, plugins[0])
-        if name not in self.shipped:
-            raise SpecError(f"no {self.what} '{name}'{did_you_mean(name, self)}")
-        module, _, attribute = self.shipped[name].partition(":")
-        member: Member = getattr(importlib.import_module(module), attribute)
-        return member
-
-    def _load_plugin(self, name: str, point: EntryPoint) -> Member:
-        of = f"the {self.what} '{name}' of the package '{_package(point)}'"
+        if name in self.shipped:
+            return cast("Member", points[0].load())
+        of = f"the {self.what} '{name}' of the package '{packages[0]}'"
         try:
-            member = cast("Member", point.load())
+            member = points[0].load()
         except Exception as error:  # somebody else's module may raise anything
             why = f"{type(error).__name__}: {error}"
             raise SpecError(f"{of} cannot be imported ({why}); repair or uninstall it") from error
         if not isinstance(member, self.base) and not (
             isinstance(member, type) and issubclass(member, self.base)
         ):
-            raise SpecError(f"{of} is '{point.value}', which is no {self.base.__name__}")
-        return member
+            raise SpecError(f"{of} is '{points[0].value}', which is no {self.base.__name__}")
+        return cast("Member", member)
 
 
 def plugins() -> Iterator[tuple[Distribution, EntryPoint]]:
     """Yield what installed packages register here, with the package."""
     for package in distributions():
         yield from ((package, point) for point in package.entry_points if point.group.startswith("tats."))
-
-
-def _package(point: EntryPoint) -> str:
-    return point.dist.name if point.dist else point.value

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ def test_a_plugin_that_cannot_be_imported_breaks_nothing_else(installed: Path) -
 def test_a_plugin_that_cannot_be_imported_hides_no_other_member(monkeypatch: pytest.MonkeyPatch) -> None:
     for registry in (SAMPLERS, OPTIMIZERS, SCHEDULES, PROBES, KINDS, BENCHMARKS, READERS):
         point = EntryPoint("broken", "no_such_module:Member", registry.group)
-        monkeypatch.setitem(vars(registry), "_plugins", {"broken": [point]})
+        monkeypatch.setitem(vars(registry), "_plugins", EntryPoints([point]))
     assert "  tats explain stage broken\n" in explain._overview()
     assert explain._find(["pretrain.optimizer"])[0].keys
     with pytest.raises(SpecError, match=r"the stage kind 'broken' .* cannot be imported .*no_such_module"):

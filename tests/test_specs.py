@@ -481,7 +481,7 @@ class Ring(Shape):
 
 SHAPES: Registry[type[Shape]] = Registry("shape", "tats.test_shapes", Shape, {})
 for _shape in (Disc, Ring):
-    SHAPES.register(_shape.model_fields["kind"].default, _shape)
+    SHAPES._members[_shape.model_fields["kind"].default] = _shape
 
 
 class Drawing(StrictModel):

@@ -133,7 +133,7 @@ def check(
         store = indexes.path_of(home, name, folder)
         typer.echo(f"{name} ({BENCHMARKS[name].title}) in {folder}")
         with _counting("videos", name) as show:
-            copy = checks.check(BENCHMARKS[name], folder, store, checks.few(decode), show, workers)
+            copy = checks.check(BENCHMARKS[name], folder, store, decode, show, workers)
         copies[name] = copy
         for line in copy.counts:
             typer.echo(f"  {line}")

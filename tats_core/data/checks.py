@@ -10,10 +10,10 @@ import difflib
 import io
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple, get_args
+from typing import Any, Final, NamedTuple, get_args
 
 from tats_core.data import index
 from tats_core.data.benchmarks.base import Benchmark, NoListError, Split, in_both, overlap, plain, walk
@@ -58,20 +58,11 @@ class Copy:
     findings: tuple[Finding, ...]
 
 
-Choose = Callable[[Sequence[Manifest]], set[str]]
-"""Returns the paths of the files to decode, given the splits of the first fold that can be read."""
-
-
-def few(count: int) -> Choose:
-    """Decode `count` videos of each split, evenly spread."""
-    return lambda splits: {video.path for split in splits if count for video in split.spread(count).videos}
-
-
 def check(
     benchmark: Benchmark,
     root: Path,
     store: Path | None,
-    choose: Choose,
+    decode: int,
     progress: index.Progress,
     workers: int | None = None,
 ) -> Copy:
@@ -79,27 +70,25 @@ def check(
 
     Args:
         store: see `index.update`.
-        choose: which files are decoded if the index has not done it.
+        decode: videos of each split of the first fold, evenly spread, to decode if the index has not done it.
     """
-    by_fold, findings = _read(benchmark, root)
+    manifests, findings = _read(benchmark, root)
     named = [
-        (index.split_name(benchmark, split, fold), manifest)
-        for fold, splits in by_fold.items()
-        for split, manifest in splits.items()
+        (index.split_name(benchmark, split, fold), manifest) for (fold, split), manifest in manifests.items()
     ]
-    first = [*next(iter(by_fold.values()), {}).values()]
-    files = index.update(store, named, decode=choose(first), progress=progress, workers=workers)
+    first = min((fold for fold, _ in manifests), default=1)
+    spread = [
+        manifest.spread(decode) for (fold, _), manifest in manifests.items() if fold == first and decode
+    ]
+    paths = {video.path for part in spread for video in part.videos}
+    files = index.update(store, named, decode=paths, progress=progress, workers=workers)
     for name, manifest in named:
         findings += _missing(benchmark, manifest, name)
-    for fold, splits in by_fold.items():
-        if len(splits) == len(get_args(Split)):
-            findings += _shared(benchmark, splits["train"], splits["test"], fold)
+    for (fold, split), train in manifests.items():
+        if split == "train" and (test := manifests.get((fold, "test"))):
+            findings += _shared(benchmark, train, test, fold)
     findings += [*_damaged(files), *_short(files), *_duplicates(files)]
-    counts = tuple(
-        _counts(benchmark, split, fold, manifest)
-        for fold, splits in by_fold.items()
-        for split, manifest in splits.items()
-    )
+    counts = tuple(_counts(benchmark, split, fold, manifests[fold, split]) for fold, split in manifests)
     return Copy(counts, files, tuple(findings))
 
 
@@ -118,12 +107,12 @@ def ledger(copies: Mapping[str, Copy]) -> str:
 # --------------------------------------------------------------------------------------------- lists
 
 
-def _read(benchmark: Benchmark, root: Path) -> tuple[dict[int, dict[Split, Manifest]], list[Finding]]:
-    """Return the splits that can be read, by fold.
+def _read(benchmark: Benchmark, root: Path) -> tuple[dict[tuple[int, Split], Manifest], list[Finding]]:
+    """Return the splits that can be read, by fold and name.
 
     A copy may have the lists of one split or fold alone: to lack others is a problem only if it has none.
     """
-    by_fold: dict[int, dict[Split, Manifest]] = defaultdict(dict)
+    manifests: dict[tuple[int, Split], Manifest] = {}
     findings: list[Finding] = []
     unlisted: list[str] = []
     for fold in range(1, benchmark.folds + 1):
@@ -136,7 +125,7 @@ def _read(benchmark: Benchmark, root: Path) -> tuple[dict[int, dict[Split, Manif
             except DataError as error:
                 findings.append(Finding("list", str(error), is_problem=True))
                 continue
-            by_fold[fold][split] = manifest
+            manifests[fold, split] = manifest
             # That videos are missing is a finding of its own.
             notes = manifest.notes[:-1] if manifest.absent else manifest.notes
             findings += [Finding("list", note) for note in notes]
@@ -146,7 +135,7 @@ def _read(benchmark: Benchmark, root: Path) -> tuple[dict[int, dict[Split, Manif
     elif unlisted:
         text = f"{len(unlisted)} of the {complete} lists of {benchmark.name} are missing: {unlisted[0]}"
         findings.append(Finding("list", text))
-    return by_fold, findings
+    return manifests, findings
 
 
 def _counts(benchmark: Benchmark, split: Split, fold: int, manifest: Manifest) -> str:
@@ -221,16 +210,15 @@ def _recordings(benchmark: Benchmark, split: Manifest) -> dict[str, list[str]]:
 # --------------------------------------------------------------------------------------------- files
 
 
-def _rows_of(files: Index, *columns: str) -> Iterator[tuple[object, ...]]:
-    return zip(*(files.table[name].to_pylist() for name in columns), strict=True)
+def _rows_of(files: Index, *columns: str) -> Iterator[tuple[Any, ...]]:
+    """Yield the row of each video, then its values in `columns`."""
+    names = ("splits", "id", "path", *columns)
+    for split, video, path, *values in zip(*(files.table[name].to_pylist() for name in names), strict=True):
+        yield Row(split, video, path, ""), *values
 
 
 def _damaged(files: Index) -> Iterator[Finding]:
-    rows = tuple(
-        Row(str(splits), str(video), str(path), str(fault))
-        for splits, video, path, fault in _rows_of(files, "splits", "id", "path", "fault")
-        if fault
-    )
+    rows = tuple(row._replace(detail=fault) for row, fault in _rows_of(files, "fault") if fault)
     if rows:
         first = f"{rows[0].path}: {rows[0].detail}"
         more = f" (and {len(rows) - 1} more)" if rows[1:] else ""
@@ -239,9 +227,9 @@ def _damaged(files: Index) -> Iterator[Finding]:
 
 def _short(files: Index) -> Iterator[Finding]:
     rows = tuple(
-        Row(str(splits), str(video), str(path), f"{frames} frames")
-        for splits, video, path, frames in _rows_of(files, "splits", "id", "path", "frames")
-        if isinstance(frames, int) and frames < SHORT
+        row._replace(detail=f"{frames} frames")
+        for row, frames in _rows_of(files, "frames")
+        if frames is not None and frames < SHORT
     )
     if rows:
         text = f"{len(rows)} videos have fewer than {SHORT} frames (the first is {rows[0].path})"
@@ -250,14 +238,14 @@ def _short(files: Index) -> Iterator[Finding]:
 
 def _duplicates(files: Index) -> Iterator[Finding]:
     """Yield the files that have the same content: copies, links, or one recording under two names."""
-    same: dict[tuple[object, ...], dict[object, Row]] = defaultdict(dict)
-    for splits, video, path, size, head in _rows_of(files, "splits", "id", "path", "bytes", "head"):
+    same: dict[tuple[int, bytes], dict[str, Row]] = defaultdict(dict)
+    for row, size, head in _rows_of(files, "bytes", "head"):
         if head is not None:
-            same[size, head][path] = Row(str(splits), str(video), str(path), "")
+            same[size, head][row.path] = row
     rows: list[Row] = []
     crossing = 0
-    for named in same.values():
-        first, *others = named.values()
+    for by_path in same.values():
+        first, *others = by_path.values()
         for row in others:
             rows.append(row._replace(detail=f"the same as {first.path} ({first.split})"))
             crossing += _cross(first.split, row.split)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -166,10 +166,11 @@ def generate(
         return roots
     done = len(clips) - len(todo)
     show(done, len(clips), "encoding")
-    for name in _made(out, config, todo, workers):
-        done += 1
-        if done % CHUNK == 0 or done == len(clips):
-            show(done, len(clips), name)
+    for made, _ in in_pieces(partial(_make, out, config), todo, workers):
+        for clip in made:
+            done += 1
+            if done % CHUNK == 0 or done == len(clips):
+                show(done, len(clips), clip.benchmark)
     for name, layout in layouts.items():
         for path, text in layout.lists.items():
             write_text(out / name / path, text)
@@ -203,31 +204,24 @@ def _mark(out: Path, config: GenerateConfig, *, complete: bool) -> None:
 # ------------------------------------------------------------------------------------------- clips
 
 
-def _made(out: Path, config: GenerateConfig, todo: list[_Clip], workers: int | None) -> Iterator[str]:
-    """Make the clips and yield the benchmark of each finished clip, in any order."""
-    for made, _ in in_pieces(partial(_make, out, config), todo, workers):
-        yield from (clip.benchmark for clip in made)
-
-
-def _make(out: Path, config: GenerateConfig, clips: Sequence[_Clip]) -> None:
-    """Render and encode clips; the video is written last, so a video on disk has its ground truth."""
-    for clip in clips:
-        root = out / clip.benchmark
-        class_number = VOCABULARIES[clip.benchmark].index(clip.motion)
-        # Keyed by the clip's own names and numbers: more clips a class leave the earlier ones as they were.
-        key = (config.seed, zlib.crc32(clip.benchmark.encode()), class_number, clip.number)
-        frames_THWC, motion_THW = synthetic.render(
-            clip.benchmark, clip.motion, config.scene, config.frames, np.random.default_rng(key)
-        )
-        motion, video = motion_path(root, clip.id), root / clip.path
-        for path in (motion, video):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        # Thousands of small files: to flush each would take as long as to make it.
-        with replacing(motion, durable=False) as temporary, temporary.open("wb") as file:
-            # Eight pixels a byte, compressed; `ground_truth.load_motion` reads it.
-            np.savez_compressed(file, bits=np.packbits(motion_THW), shape=np.array(motion_THW.shape))
-        with replacing(video, durable=False) as temporary:
-            encode(temporary, frames_THWC, config.fps, ENCODINGS[clip.benchmark])
+def _make(out: Path, config: GenerateConfig, clip: _Clip) -> None:
+    """Render and encode a clip; the video is written last, so a video on disk has its ground truth."""
+    root = out / clip.benchmark
+    class_number = VOCABULARIES[clip.benchmark].index(clip.motion)
+    # Keyed by the clip's own names and numbers: more clips a class leave the earlier ones as they were.
+    key = (config.seed, zlib.crc32(clip.benchmark.encode()), class_number, clip.number)
+    frames_THWC, motion_THW = synthetic.render(
+        clip.benchmark, clip.motion, config.scene, config.frames, np.random.default_rng(key)
+    )
+    motion, video = motion_path(root, clip.id), root / clip.path
+    for path in (motion, video):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    # Thousands of small files: to flush each would take as long as to make it.
+    with replacing(motion, durable=False) as temporary, temporary.open("wb") as file:
+        # Eight pixels a byte, compressed; `ground_truth.load_motion` reads it.
+        np.savez_compressed(file, bits=np.packbits(motion_THW), shape=np.array(motion_THW.shape))
+    with replacing(video, durable=False) as temporary:
+        encode(temporary, frames_THWC, config.fps, ENCODINGS[clip.benchmark])
 
 
 def motion_path(root: Path, video_id: str) -> Path:

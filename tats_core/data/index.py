@@ -109,11 +109,8 @@ class Index:
     def content(self, manifest: Manifest) -> str:
         """Return the sha256 of the sizes and first bytes of a manifest's files, in its order."""
         combined = hashlib.sha256()
-        sizes, heads = self.table["bytes"], self.table["head"]
-        for video in manifest.videos:
-            row = self._rows[_spelt(manifest.below(video))]
-            head = heads[row].as_py() or b""  # of a file that cannot be opened
-            combined.update(f"{sizes[row].as_py()} ".encode() + head)
+        for size, head in zip(*self._columns(manifest, "bytes", "head"), strict=True):
+            combined.update(f"{size} ".encode() + (head or b""))  # none of a file that cannot be opened
         return combined.hexdigest()
 
     def faults(self, manifest: Manifest) -> dict[str, str]:
@@ -121,12 +118,14 @@ class Index:
 
         A file that was not decoded yet has none.
         """
-        column = self.table["fault"]
-        faults = {}
-        for video in manifest.videos:
-            if text := column[self._rows[_spelt(manifest.below(video))]].as_py():
-                faults[video.id] = f"{video.path}: {text}"
-        return faults
+        (texts,) = self._columns(manifest, "fault")
+        listed = zip(manifest.videos, texts, strict=True)
+        return {video.id: f"{video.path}: {text}" for video, text in listed if text}
+
+    def _columns(self, manifest: Manifest, *names: str) -> Iterator[list[Any]]:
+        """Yield what columns say of the files of a manifest, in its order."""
+        rows = pa.array([self._rows[_spelt(manifest.below(video))] for video in manifest.videos], pa.int64())
+        yield from (self.table[name].take(rows).to_pylist() for name in names)
 
     @cached_property
     def _rows(self) -> dict[str, int]:
@@ -182,21 +181,21 @@ def update(
     before = Index.load(store).table if store is not None and store.exists() else SCHEMA.empty_table()
     known = _files(before)
     rows, paths = _listed(splits)
-    at = {path: row for row, path in enumerate(known["path"].to_pylist())}
-    todo = list(_stale(paths, known, at, set(decode)))
+    row_of = {path: row for row, path in enumerate(known["path"].to_pylist())}
+    todo = list(_stale(paths, known, row_of, set(decode)))
     fresh: list[dict[str, Any]] = []
     saved = time.monotonic()
 
     def joined() -> pa.Table:
         files = pa.concat_tables([known, pa.Table.from_pylist(fresh, schema=_FILE)])
-        newest = at | {file["path"]: len(known) + number for number, file in enumerate(fresh)}
+        newest = row_of | {file["path"]: len(known) + number for number, file in enumerate(fresh)}
         of_rows = files.take(pa.array([newest.get(path) for path in rows["path"].to_pylist()], pa.int64()))
         return pa.table([*rows.drop(["path"]), *of_rows], schema=SCHEMA)
 
     try:
         lost = _lost if any(decode for _, _, decode in todo) else None
-        for _, examined in in_pieces(_examined, todo, workers, lost):
-            fresh += examined
+        for _, facts in in_pieces(_facts, todo, workers, lost):
+            fresh += facts
             progress(len(paths) - len(todo) + len(fresh), len(paths))
             if store is not None and time.monotonic() > saved + _SAVED_EVERY:
                 _save(joined(), store)
@@ -234,24 +233,21 @@ def _listed(named: Sequence[tuple[str, Manifest]]) -> tuple[pa.Table, dict[str, 
 
 
 def _stale(
-    paths: Mapping[str, str], known: pa.Table, at: Mapping[str, int], decode: Collection[str]
+    paths: Mapping[str, str], known: pa.Table, row_of: Mapping[str, int], decode: Collection[str]
 ) -> Iterator[tuple[str, str, bool]]:
     """Yield each file that is new or changed, or is to be decoded and was not yet."""
     sizes, changed = known["bytes"].to_numpy(), known["changed"].to_numpy()
     decoded = known["fault"].is_valid().to_numpy()
     for below, path in paths.items():
-        row, wanted = at.get(below), path in decode
+        row, wanted = row_of.get(below), path in decode
         known_as = None if row is None else (sizes[row], changed[row])
         if known_as is None or (wanted and not decoded[row]) or shards.stamp(path) != known_as:
             yield below, path, wanted
 
 
-def _examined(files: Sequence[tuple[str, str, bool]]) -> list[dict[str, Any]]:
-    """Return the columns of files, each given as how it is spelt, its path and whether to decode it."""
-    return [_facts(*file) for file in files]
-
-
-def _facts(below: str, path: str, decode: bool) -> dict[str, Any]:
+def _facts(file: tuple[str, str, bool]) -> dict[str, Any]:
+    """Return the columns of a file, given as its name below the root, its path and whether to decode it."""
+    below, path, decode = file
     size, changed = shards.stamp(path)
     facts: dict[str, Any] = {"path": below, "bytes": size, "changed": changed}
     try:
@@ -264,11 +260,11 @@ def _facts(below: str, path: str, decode: bool) -> dict[str, Any]:
     return facts
 
 
-def _lost(file: tuple[str, str, bool]) -> list[dict[str, Any]]:
+def _lost(file: tuple[str, str, bool]) -> dict[str, Any]:
     """Return the columns of a file that ended the process that decoded it."""
     below, path, _ = file
     fault = "ends the process that decodes it: FFmpeg crashes on it, or does not come to its end"
-    return [_facts(below, path, decode=False) | {"fault": fault}]
+    return _facts((below, path, False)) | {"fault": fault}
 
 
 def _decoded(path: str) -> dict[str, Any]:

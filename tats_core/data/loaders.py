@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tats_core.data import benchmarks, clips, decoded, readers, transforms
 from tats_core.data.benchmarks import Benchmark
-from tats_core.data.clips import Batch, Erased, Protocol, Purpose, Sampling
+from tats_core.data.clips import Batch, Erased, Indices, Protocol, Purpose, Sampling
 from tats_core.data.manifest import Manifest
 from tats_core.data.video import Choose
 from tats_core.errors import DataError, SpecError, TatsError, VideoError
@@ -136,21 +136,6 @@ def clip_rules(options: ClipOptions, benchmark: Benchmark, purpose: Purpose) -> 
     )
 
 
-def steps_per_epoch(n_videos: int, batch_size: int, world_size: int = 1) -> int:
-    """Return the number of full batches of `batch_size` that each of `world_size` workers gets.
-
-    Raises:
-        DataError: the videos do not fill a batch.
-    """
-    steps = n_videos // (batch_size * world_size)
-    if not steps:
-        raise DataError(
-            f"{n_videos} videos do not fill one batch of {batch_size} on each of {world_size} workers; "
-            "use a smaller batch or more videos"
-        )
-    return steps
-
-
 # Purposes of a random stream, the first part of its key: two purposes never share a stream.
 _ORDER: Final = 1
 _CLIP: Final = 2
@@ -211,8 +196,18 @@ class _Clips(Dataset[_Answer]):
             except VideoError:
                 if not self.stand_in:
                     raise
-                _check_unreadable(self.unreadable, self.options.max_unreadable, n_videos)
+                self.check(self.unreadable)
         raise DataError(f"none of the {n_videos} videos can be read")
+
+    def check(self, unreadable: dict[str, str]) -> None:
+        """Raise DataError where more videos are `unreadable` than `max_unreadable` allows."""
+        share, n_videos = self.options.max_unreadable, len(self.manifest)
+        if len(unreadable) > share * n_videos:
+            first = next(iter(unreadable.values()))
+            raise DataError(
+                f"{len(unreadable)} of {n_videos} videos cannot be read, more than max_unreadable = "
+                f"{share:g} allows; the first: {first}"
+            )
 
     def frames(self, index: int, choose: Choose) -> Tensor:
         """Return uint8 `frames_THWC` of video `index`, the frames that `choose` picks.
@@ -245,15 +240,6 @@ class _Clips(Dataset[_Answer]):
         return frames_THWC[torch.from_numpy(choose(len(frames_THWC)))]
 
 
-def _check_unreadable(unreadable: dict[str, str], share: float, n_videos: int) -> None:
-    if len(unreadable) > share * n_videos:
-        first = next(iter(unreadable.values()))
-        raise DataError(
-            f"{len(unreadable)} of {n_videos} videos cannot be read, more than max_unreadable = {share:g} "
-            f"allows; the first: {first}"
-        )
-
-
 def _pool(clips: _Clips, requests: list[_Request]) -> Iterable[_Answer]:
     """Return decoding processes that answer `requests`, whatever the list holds when they are iterated."""
     if clips.options.decode_on == "cluster":
@@ -281,7 +267,7 @@ def _batches(answers: Iterable[_Answer], clips: _Clips, unreadable: dict[str, st
         if unreadable is not None:
             unreadable.update(answer.unreadable)
             # A decoding process knows its own failures only; the limit is on those of all processes.
-            _check_unreadable(unreadable, clips.options.max_unreadable, len(clips.manifest))
+            clips.check(unreadable)
         if isinstance(answer.outcome, TatsError):
             raise answer.outcome
         yield answer.outcome
@@ -328,14 +314,11 @@ class _TrainClips(_Clips):
         and to the attempt, so that nothing depends on whether a failure is new or remembered.
         """
         rng = _rng(_CLIP, self.seed, epoch, video, 0, attempt)
-        choose = partial(
-            clips.train_indices,
-            frames=self.options.frames,
-            sampling=self.rules.sampling,
-            stride=self.rules.stride,
-            rng=rng,
-            published=self.rules.published,
-        )
+        frames, rules = self.options.frames, self.rules
+
+        def choose(n_frames: int) -> Indices:
+            return clips.train_indices(n_frames, frames, rules.sampling, rules.stride, rng, rules.published)
+
         return self.frames(index, choose), rng
 
     def _cut(self, clip_THWC: Tensor, rng: np.random.Generator) -> Tensor:
@@ -374,6 +357,9 @@ class TrainLoader:
         batch_size: videos of a batch of this worker; with `samples_per_clip` s it has s times as many clips,
             those of a video side by side.
         purpose: fills the fields that `options` leaves open.
+
+    Raises:
+        DataError: the videos do not fill a batch on each worker.
     """
 
     def __init__(
@@ -390,7 +376,13 @@ class TrainLoader:
     ) -> None:
         self.manifest = manifest
         self.batch_size = batch_size
-        self.steps = steps_per_epoch(len(manifest), batch_size, world_size)
+        self.steps = len(manifest) // (batch_size * world_size)
+        """Batches of an epoch."""
+        if not self.steps:
+            raise DataError(
+                f"{len(manifest)} videos do not fill one batch of {batch_size} on each of {world_size} "
+                "workers; use a smaller batch or more videos"
+            )
         self.unreadable: dict[str, str] = {}
         """Reason by path, of each file that was skipped so far."""
         self._rank, self._world_size = rank, world_size
@@ -447,16 +439,11 @@ class _TestViews(_Clips):
     def _views(self, index: int, attempt: int) -> Tensor:
         """Return `views_VCTHW` of video `index`."""
         options, rules = self.options, self.rules
-        inverse_VT: list[clips.Indices] = []
+        inverse_VT: list[Indices] = []
 
-        def choose(n_frames: int) -> clips.Indices:
+        def choose(n_frames: int) -> Indices:
             indices_VT = clips.view_indices(
-                n_frames,
-                options.frames,
-                rules.sampling,
-                rules.stride,
-                self.n_clips,
-                published=rules.published is not None,
+                n_frames, options.frames, rules.sampling, rules.stride, self.n_clips, bool(rules.published)
             )
             # Views overlap; a frame of several views is decoded and resized once.
             needed, inverse = np.unique(indices_VT, return_inverse=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NotRequired, TypedDict
+from typing import Any, Final
 
 from tats_core.data.clips import Segment
 from tats_core.errors import DataError
@@ -19,24 +21,6 @@ UNLABELLED: Final = -1
 """Label of a video without a class; good for pre-training only."""
 
 _FORMAT: Final = 1
-
-
-Row = list[Any]
-"""A video as JSON: id, path below the root, label and, where it is a part of the file, the segment."""
-
-
-class _Stored(TypedDict):
-    """A manifest as JSON."""
-
-    format: int
-    benchmark: str
-    split: str
-    root: str
-    absent: int
-    classes: list[str]
-    videos: list[Row]
-    decoded: NotRequired[str]
-    content: NotRequired[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +98,7 @@ class Manifest:
         folder can be moved with everything in it.
         """
         folder, root = path.absolute().parent, self.root.absolute()
-        stored: _Stored = {
+        stored: dict[str, Any] = {
             "format": _FORMAT,
             "benchmark": self.benchmark,
             "split": self.split,
@@ -138,7 +122,7 @@ class Manifest:
         """
         path = path.absolute()
         try:
-            stored: _Stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise DataError(f"the manifest {path} cannot be read ({error.strerror})") from error
         except ValueError as error:
@@ -190,13 +174,10 @@ class Manifest:
         """Return `count` videos: the first one of each class, then the second of each, and so on."""
         if count >= len(self.videos):
             return self
-        turn: Counter[int] = Counter()
-        turns = []
-        for place, video in enumerate(self.videos):
-            turns.append((turn[video.label], place))
-            turn[video.label] += 1
-        places = sorted(place for _, place in sorted(turns)[:count])
-        return replace(self, videos=tuple(self.videos[place] for place in places))
+        counters: dict[int, Iterator[int]] = defaultdict(itertools.count)
+        turns = [next(counters[video.label]) for video in self.videos]
+        chosen = sorted(sorted(range(len(turns)), key=turns.__getitem__)[:count])
+        return replace(self, videos=tuple(self.videos[index] for index in chosen))
 
     def spread(self, count: int) -> Manifest:
         """Return `count` videos at equal distances in the list, so that every class has its share."""
@@ -225,7 +206,8 @@ class Manifest:
     def _prefix(self) -> str:
         return str(self.root.absolute()) + os.sep
 
-    def _rows(self) -> list[Row]:
+    def _rows(self) -> list[list[Any]]:
+        """Return each video as JSON: id, path below the root, label and, of a part of a file, the segment."""
         return [[video.id, self.below(video), video.label, *(video.segment or ())] for video in self.videos]
 
 

@@ -106,7 +106,7 @@ def pack(
     done, total = sum(map(len, complete.values())), sum(len(shard.files) for shard in planned)
     progress(done, total)
     todo = [shard for shard in planned if shard.number not in complete]
-    for (shard,), sums in in_pieces(_write, todo, workers, chunk=1):
+    for (shard,), (sums,) in in_pieces(_write, todo, workers, chunk=1):
         append_line(out / _JOURNAL, {"shard": shard.number, "crc": sums})
         complete[shard.number] = sums
         done += len(sums)
@@ -142,11 +142,7 @@ def _planned(root: Path, out: Path, address: str, shard_bytes: int) -> Iterator[
 
 
 def _begin(planned: Sequence[_Shard], out: Path, address: str) -> dict[int, list[int]]:
-    """Write what the copy will be; return the checksums of the shards that are complete already.
-
-    Raises:
-        DataError: `out` is a copy of something else.
-    """
+    """Write what the copy will be; return the checksums of the shards that are complete already."""
     rows = [
         (file.below, file.size, file.changed, shard.number, file.offset)
         for shard in planned
@@ -180,13 +176,8 @@ def _journal(out: Path) -> Iterator[tuple[int, list[int]]]:
                 yield entry["shard"], entry["crc"]
 
 
-def _write(work: Sequence[_Shard]) -> list[int]:
-    """Write a shard, read it back, and return the checksums of its videos.
-
-    Raises:
-        DataError: a video has changed or cannot be read, or the shard is not as it was written.
-    """
-    (shard,) = work
+def _write(shard: _Shard) -> list[int]:
+    """Write a shard, read it back, and return the checksums of its videos."""
     fs, path = shards.file_system(shard.address)
     sums: list[int] = []
     try:
@@ -227,12 +218,9 @@ def _copy(file: _File, target: Any) -> int:
 def _checksum(source: Any, size: int) -> int | None:
     """Return the checksum of the next `size` bytes; None if there are fewer."""
     checksum = 0
-    while size:
-        block = source.read(min(size, _BLOCK))
-        if not block:
-            return None
+    while size and (block := source.read(min(size, _BLOCK))):
         checksum, size = zlib.crc32(block, checksum), size - len(block)
-    return checksum
+    return None if size else checksum
 
 
 def _save(planned: Sequence[_Shard], sums: dict[int, list[int]], path: Path) -> None:
@@ -251,18 +239,14 @@ def _save(planned: Sequence[_Shard], sums: dict[int, list[int]], path: Path) -> 
 
 
 def _verify(name: str, root: Path, out: Path) -> None:
-    """Compare what the lists give here and there.
-
-    Raises:
-        DataError: a video that is listed is not in the copy.
-    """
+    """Raise DataError where the lists of the copy do not give the same videos."""
     copies = dict(index.listed(name, out.absolute()))
     for split, before in index.listed(name, root):
         after = copies.get(split)
         if after is not None and before.digest() == after.digest():
             continue
-        there = {after.below(video) for video in after.videos} if after else set()
-        lacking = [video.path for video in before.videos if before.below(video) not in there]
+        copied = {after.below(video) for video in after.videos} if after else set()
+        lacking = [video.path for video in before.videos if before.below(video) not in copied]
         raise DataError(
             f"{out} lacks {lacking[0] if lacking else 'a video'} of the {split} list; a list must name its "
             f"videos relative to itself, and only files are packed that end in {', '.join(VIDEO_SUFFIXES)}"

@@ -21,13 +21,13 @@ CHUNK: Final = 16
 
 
 def in_pieces(
-    work: Callable[[Sequence[Item]], Result],
+    work: Callable[[Item], Result],
     items: Sequence[Item],
     workers: int | None = None,
     lost: Callable[[Item], Result] | None = None,
     chunk: int = CHUNK,
-) -> Iterator[tuple[Sequence[Item], Result]]:
-    """Yield each piece of `items` with `work(piece)` as it is done, in any order.
+) -> Iterator[tuple[Sequence[Item], Sequence[Result]]]:
+    """Yield each piece of `items` with the results of `work(item)` as it is done, in any order.
 
     Args:
         workers: processes, by default as many as CPUs; 1 works in this process, as it does for few items.
@@ -41,16 +41,16 @@ def in_pieces(
     processes = available_cpus() if workers is None else workers
     if workers == 1 or (lost is None and (processes == 1 or len(items) <= chunk)):
         for item in items:
-            yield [item], work([item])
+            yield [item], [work(item)]
         return
     left = {start: items[start : start + chunk] for start in range(0, len(items), chunk)}
     while left:
         with _pool(processes) as pool:
-            futures = {pool.submit(work, piece): start for start, piece in left.items()}
+            futures = {pool.submit(_results, work, piece): start for start, piece in left.items()}
             try:
                 for future in as_completed(futures):
-                    result = future.result()
-                    yield left.pop(futures[future]), result
+                    results = future.result()
+                    yield left.pop(futures[future]), results
                 continue
             except BrokenProcessPool as error:
                 if lost is None:
@@ -66,20 +66,23 @@ def in_pieces(
         yield from _one_by_one(work, suspects, lost)
 
 
+def _results(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    return [work(item) for item in items]
+
+
 def _one_by_one(
-    work: Callable[[Sequence[Item]], Result], items: Sequence[Item], lost: Callable[[Item], Result]
-) -> Iterator[tuple[Sequence[Item], Result]]:
+    work: Callable[[Item], Result], items: list[Item], lost: Callable[[Item], Result]
+) -> Iterator[tuple[Sequence[Item], Sequence[Result]]]:
     """Yield each item with its result, done in a process beside this one that may end."""
-    left = list(items)
-    while left:
+    while items:
         with _pool(1) as pool:
             try:
-                while left:
-                    result = pool.submit(work, left[:1]).result()
-                    yield [left.pop(0)], result
+                while items:
+                    result = pool.submit(work, items[0]).result()
+                    yield [items.pop(0)], [result]
             except BrokenProcessPool:
-                item = left.pop(0)
-                yield [item], lost(item)
+                item = items.pop(0)
+                yield [item], [lost(item)]
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:

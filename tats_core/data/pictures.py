@@ -23,6 +23,7 @@ from itertools import accumulate
 from typing import Final, NamedTuple, TypeAlias
 
 import av
+import numpy as np
 
 Packet: TypeAlias = "av.Packet[av.VideoStream]"
 
@@ -31,14 +32,14 @@ Packet: TypeAlias = "av.Packet[av.VideoStream]"
 class Numbering:
     """The pictures of a stream, numbered as they are shown."""
 
-    shown: tuple[int, ...]
+    frames: tuple[int, ...]
     """Of each packet, the index of its frame."""
     starts: tuple[int, ...]
     """Packets, ascending, from which a decoder gives the frame of that packet and all later ones."""
 
     def start_for(self, frame: int) -> int:
         """Return the last packet from which on a decoder gives `frame`."""
-        return self.starts[bisect(self.starts, frame, key=self.shown.__getitem__) - 1]
+        return self.starts[bisect(self.starts, frame, key=self.frames.__getitem__) - 1]
 
 
 class _Picture(NamedTuple):
@@ -59,69 +60,64 @@ _TIMED: Final = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
 """Containers that store the time at which each picture is shown."""
 
 
-class Numberer:
-    """Collects the packets of a stream, in the order of the file, and numbers their pictures."""
+def number(
+    packets: Sequence[Packet], container: str, codec: str, extradata: bytes | None
+) -> Numbering | None:
+    """Return the numbers of the pictures of a stream, or None if some doubt remains.
 
-    def __init__(self, container: str, codec: str, extradata: bytes | None) -> None:
-        self._timed = codec != "mpeg4"
-        self._parse = _parser(codec, extradata) if container in _TIMED or not self._timed else None
-        self._pictures: list[_Picture] = []
-        self._times: list[int] = []
-
-    def add(self, packet: Packet) -> None:
-        """Add the next packet."""
-        if self._parse is None:
-            return
-        picture = self._parse(bytes(packet))
-        plain = not (packet.is_discard or packet.is_corrupt or packet.has_sidedata("new_extradata"))
-        if picture is None or not plain or (self._timed and packet.pts is None):
-            self._parse = None  # one packet in doubt is enough
-            return
-        self._pictures.append(picture)
-        if self._timed and packet.pts is not None:
-            self._times.append(packet.pts)
-
-    def numbering(self) -> Numbering | None:
-        """Return the numbers of the pictures added, or None if some doubt remains."""
-        setups = [picture.setup for picture in self._pictures if picture.setup]
-        # Headers that change on the way, or first come on the way, hold for a part of the pictures only.
-        changing = len(set(setups)) > 1 or (setups and not self._pictures[0].setup)
-        if self._parse is None or changing or len(set(self._times)) < len(self._times):
+    Args:
+        packets: all packets of the stream, in the order of the file.
+        container, codec: their names, as FFmpeg calls them.
+    """
+    timed = codec != "mpeg4"
+    parse = _parser(codec, extradata) if container in _TIMED or not timed else None
+    if parse is None:
+        return None
+    pictures: list[_Picture] = []
+    times: list[int] = []
+    for packet in packets:
+        picture = parse(bytes(packet))
+        odd = packet.is_discard or packet.is_corrupt or packet.has_sidedata("new_extradata")
+        if picture is None or odd or (timed and packet.pts is None):
             return None
-        order = self._order_of_time() if self._timed else self._order_of_anchors()
-        shown = [0] * len(order)
-        for index, packet in enumerate(order):
-            shown[packet] = index
-        starts = self._starts(shown)
-        return Numbering(tuple(shown), starts) if starts[:1] == (0,) else None
+        pictures.append(picture)
+        times.append(packet.pts or 0)
+    setups = [picture.setup for picture in pictures if picture.setup]
+    # Headers that change on the way, or first come on the way, hold for a part of the pictures only.
+    if len(set(setups)) > 1 or (setups and not pictures[0].setup):
+        return None
+    if timed and len(set(times)) < len(times):
+        return None
+    order = np.argsort(times) if timed else _order_of_anchors(pictures)
+    frames = np.argsort(order).tolist()
+    starts = _starts(pictures, frames)
+    return Numbering(tuple(frames), starts) if starts[:1] == (0,) else None
 
-    def _order_of_time(self) -> list[int]:
-        return sorted(range(len(self._times)), key=self._times.__getitem__)
 
-    def _order_of_anchors(self) -> list[int]:
-        order: list[int] = []
-        waiting: list[int] = []  # the last anchor, until the next one comes
-        for packet, picture in enumerate(self._pictures):
-            if picture.anchor:
-                order += waiting
-                waiting = [packet]
-            else:
-                order.append(packet)
-        return order + waiting
+def _order_of_anchors(pictures: Sequence[_Picture]) -> list[int]:
+    order: list[int] = []
+    waiting: list[int] = []  # the last anchor, until the next one comes
+    for packet, picture in enumerate(pictures):
+        if picture.anchor:
+            order += waiting
+            waiting = [packet]
+        else:
+            order.append(packet)
+    return order + waiting
 
-    def _starts(self, shown: Sequence[int]) -> tuple[int, ...]:
-        highest_before = [-1, *accumulate(shown, max)]
-        # What nothing refers to may follow the start and be shown before it: another start serves it.
-        after = [
-            index if picture.anchor else len(shown)
-            for index, picture in zip(shown, self._pictures, strict=True)
-        ]
-        lowest_after = [*accumulate(reversed(after), min, initial=len(shown))][-2::-1]
-        return tuple(
-            packet
-            for packet, picture in enumerate(self._pictures)
-            if picture.starts and highest_before[packet] < shown[packet] < lowest_after[packet]
-        )
+
+def _starts(pictures: Sequence[_Picture], frames: Sequence[int]) -> tuple[int, ...]:
+    highest_before = [-1, *accumulate(frames, max)]
+    # What nothing refers to may follow the start and be shown before it: another start serves it.
+    after = [
+        index if picture.anchor else len(frames) for index, picture in zip(frames, pictures, strict=True)
+    ]
+    lowest_after = [*accumulate(reversed(after), min, initial=len(frames))][-2::-1]
+    return tuple(
+        packet
+        for packet, picture in enumerate(pictures)
+        if picture.starts and highest_before[packet] < frames[packet] < lowest_after[packet]
+    )
 
 
 # ---------------------------------------------------------------------------------------------- codecs

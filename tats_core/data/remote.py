@@ -8,37 +8,27 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import ray
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-Request = TypeVar("Request")
-Request_contra = TypeVar("Request_contra", contravariant=True)
-Answer_co = TypeVar("Answer_co", covariant=True)
 Answer = TypeVar("Answer")
 
 _AHEAD = 2  # requests that each decoder holds: one in work, one that waits
 
 
-class Source(Protocol[Request_contra, Answer_co]):
-    """What answers requests; it travels to the decoders."""
-
-    def __getitem__(self, request: Request_contra, /) -> Answer_co:
-        """Return the answer, the same wherever and whenever it is asked for."""
-        ...
-
-
-class RemoteDecoders(Generic[Request, Answer]):
-    """Answers `requests` in order, whatever the list holds when this is iterated.
+class RemoteDecoders(Generic[Answer]):
+    """Yields `source[request]` of all `requests` in order, whatever the list holds when this is iterated.
 
     A decoder is an actor with a CPU of its own, on any machine. One that is lost with its machine starts
     elsewhere, and what it had not answered is asked again.
     """
 
-    def __init__(self, source: Source[Request, Answer], requests: Sequence[Request], count: int) -> None:
+    def __init__(self, source: Dataset[Answer], requests: Sequence[Any], count: int) -> None:
         self._requests = requests
         self._source = ray.put(source)  # held, since a decoder that starts again reads it again
         options = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": "SPREAD"}
@@ -56,9 +46,9 @@ class RemoteDecoders(Generic[Request, Answer]):
 
 @ray.remote
 class _Decoder:
-    def __init__(self, source: Source[Any, Any]) -> None:
+    def __init__(self, source: Dataset[Any]) -> None:
         # Ray would copy a tensor's bytes through pickle; an array's go to shared memory as they are.
-        ray.util.register_serializer(Tensor, serializer=Tensor.numpy, deserializer=_own)
+        ray.util.register_serializer(Tensor, serializer=Tensor.numpy, deserializer=_copied)
         torch.set_num_threads(1)
         self._source = source
 
@@ -66,6 +56,6 @@ class _Decoder:
         return self._source[request]
 
 
-def _own(shared: np.ndarray[Any, Any]) -> Tensor:
-    """A copy: an array that Ray hands out is read-only, and holds its place in the object store."""
+def _copied(shared: np.ndarray[Any, Any]) -> Tensor:
+    """A copy: an array that Ray hands out is read-only, and stays in the object store while it is used."""
     return torch.tensor(shared)

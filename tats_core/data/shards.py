@@ -44,8 +44,8 @@ class Settings(BaseModel):
     """Bytes of each shard."""
 
 
-class Place(NamedTuple):
-    """Where a packed video lies."""
+class PackedVideo(NamedTuple):
+    """A video in a shard."""
 
     path: str
     """Where its file would be."""
@@ -112,16 +112,16 @@ class Packed:
         self._paths = self.table["path"]
         self._is_checked = False
 
-    def find(self, path: str) -> Place | None:
-        """Return where the video at an absolute path lies; None if it is not packed here."""
+    def find(self, path: str) -> PackedVideo | None:
+        """Return the video of an absolute path; None if it is not packed here."""
         below = path[len(self.root.rstrip(os.sep)) + 1 :]
         row = self._from(_rank(below))
         if row == len(self._paths) or self._path(row) != below:
             return None
-        _, *place = (column[row].as_py() for column in self.table.columns)
-        return Place(path, self, *place)
+        _, *where = (column[row].as_py() for column in self.table.columns)
+        return PackedVideo(path, self, *where)
 
-    def walk(self, folder: Path, suffixes: tuple[str, ...]) -> Iterator[Place]:
+    def walk(self, folder: Path, suffixes: tuple[str, ...]) -> Iterator[PackedVideo]:
         """Yield the videos below a folder of the copy, in the order of `base.walk`.
 
         Raises:
@@ -131,12 +131,12 @@ class Packed:
         prefix = os.path.relpath(folder, self.root) + os.sep
         prefix = "" if prefix == f".{os.sep}" else prefix
         for batch in self.table.slice(self._from(_rank(prefix)[:-1])).to_batches(_ROWS):
-            for name, *place in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            for name, *where in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 below = os.fsdecode(name)
                 if not below.startswith(prefix):
                     return
                 if below.lower().endswith(suffixes):
-                    yield Place(str(folder / below[len(prefix) :]), self, *place)
+                    yield PackedVideo(str(folder / below[len(prefix) :]), self, *where)
 
     def address(self, shard: int) -> str:
         """Return the address of a shard."""
@@ -191,8 +191,8 @@ def _rank(path: str) -> tuple[tuple[bool, str], ...]:
 # -------------------------------------------------------------------------------- files, packed or not
 
 
-def find(path: str | Path) -> Place | None:
-    """Return where a packed video lies; None for a file, or nothing, at `path`.
+def find(path: str | Path) -> PackedVideo | None:
+    """Return the packed video of a path; None where a file, or nothing, is at `path`.
 
     Raises:
         DataError: the packed copy is not complete, or cannot be read.
@@ -212,26 +212,25 @@ def above(folder: str) -> Packed | None:
 
 
 def opened(path: str | Path) -> BinaryIO:
-    """Open a video's file, or its content where it is packed; see `Place.read`."""
-    place = find(path)
-    return Path(path).open("rb") if place is None else place.opened()
+    """Open a video's file, or its content where it is packed; see `PackedVideo.read`."""
+    packed = find(path)
+    return Path(path).open("rb") if packed is None else packed.opened()
 
 
 def head(path: str | Path, limit: int) -> bytes:
-    """Return the first `limit` bytes of a video; raises as `Place.read`, or OSError."""
-    if (place := find(path)) is not None:
-        return place.read(limit)
+    """Return the first `limit` bytes of a video; raises as `PackedVideo.read`, or OSError."""
+    if (packed := find(path)) is not None:
+        return packed.read(limit)
     with Path(path).open("rb") as file:
         return file.read(limit)
 
 
-def stamp(file: str | Path | os.DirEntry[str] | Place) -> tuple[int, int]:
+def stamp(file: str | Path | os.DirEntry[str] | PackedVideo) -> tuple[int, int]:
     """Return a video's size and time of change in nanoseconds; -1 and -1 if there is none."""
-    if isinstance(file, Place):
+    if isinstance(file, str | Path):
+        file = find(file) or file
+    if isinstance(file, PackedVideo):
         return file.size, file.changed
-    place = find(file) if isinstance(file, str | Path) else None
-    if place is not None:
-        return place.size, place.changed
     try:
         status = os.stat(os.fspath(file))  # noqa: PTH116
     except OSError:

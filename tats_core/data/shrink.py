@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -79,32 +79,28 @@ def shrink(
     todo = [(source, copy) for source, copy in videos if not copy.exists()]
     faults: dict[str, str] = {}
     done = len(videos) - len(todo)
-    for piece, wrong in in_pieces(partial(_shrunk, smaller), todo, workers):
-        faults |= wrong
+    for piece, texts in in_pieces(partial(_shrink, smaller), todo, workers):
+        faults |= {str(source): text for (source, _), text in zip(piece, texts, strict=True) if text}
         done += len(piece)
         progress(done, len(videos))
     return faults
 
 
-def _shrunk(smaller: Smaller, files: Sequence[tuple[Path, Path]]) -> dict[str, str]:
-    faults = {}
-    for source, copy in files:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(copy, durable=False) as temporary:
-            try:
-                _encode(source, temporary, smaller)
-            except VideoError as error:
-                faults[str(source)] = str(error)
-                shutil.copyfile(source, temporary)
-    return faults
+def _shrink(smaller: Smaller, files: tuple[Path, Path]) -> str:
+    """Write the copy of a video; return why it is as large as its source, or nothing."""
+    source, copy = files
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(copy, durable=False) as temporary:
+        try:
+            _encode(source, temporary, smaller)
+        except VideoError as error:
+            shutil.copyfile(source, temporary)
+            return str(error)
+    return ""
 
 
 def _encode(source: Path, target: Path, smaller: Smaller) -> None:
-    """Write a smaller video.
-
-    Raises:
-        VideoError: the source is damaged, or its copy has not the same frames.
-    """
+    """Write a smaller video; raise VideoError where the source is damaged or the frames are not the same."""
     with opened(source, readers.whole_limit(source)) as video:
         properties, condition = video.properties(), video.condition()
         rate = video.stream.average_rate

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -230,23 +228,17 @@ def rand_augment(frames_THWC: Tensor, policy: str, rng: np.random.Generator) -> 
     augment = rand_augment_transform(policy, {"interpolation": Image.Resampling.BICUBIC})
     seed = int(rng.integers(2**32))
     augmented = []
-    for frame_HWC in frames_THWC.numpy():
-        with _global_seed(seed):
-            augmented.append(np.asarray(augment(Image.fromarray(frame_HWC))))
-    return torch.from_numpy(np.stack(augmented))
-
-
-@contextmanager
-def _global_seed(seed: int) -> Iterator[None]:
-    """Seed Python's and numpy's global generators, which timm draws from, and restore them afterwards."""
+    # timm draws from the global generators of Python and numpy.
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
     try:
-        yield
+        for frame_HWC in frames_THWC.numpy():
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            augmented.append(np.asarray(augment(Image.fromarray(frame_HWC))))
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
+    return torch.from_numpy(np.stack(augmented))
 
 
 def shrink(frames_THWC: Tensor, short_side: int | None) -> Tensor:

@@ -21,7 +21,7 @@ from bisect import bisect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -31,9 +31,9 @@ from av.container import InputContainer
 from av.stream import Disposition
 from numpy.typing import NDArray
 
-from tats_core.data import shards
+from tats_core.data import pictures, shards
 from tats_core.data.clips import Indices, Segment
-from tats_core.data.pictures import Numberer, Numbering, Packet
+from tats_core.data.pictures import Numbering, Packet
 from tats_core.data.pixels import Converter
 from tats_core.errors import ResourceError, VideoError
 
@@ -108,31 +108,11 @@ class Properties(NamedTuple):
 
 def _ranges(numbers: Sequence[int]) -> str:
     """Return ascending numbers in short: "3, 7-9", the first ten ranges of them."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    texts = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    texts = []
+    for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        first, *others = (number for _, number in run)
+        texts.append(f"{first}-{others[-1]}" if others else str(first))
     return ", ".join(texts[:10]) + (", …" if len(texts) > 10 else "")
-
-
-class Deadline:
-    """A limit of the time that this thread computes: how busy the machine is does not matter.
-
-    Raises:
-        VideoError: from `check`, when the time is over.
-    """
-
-    def __init__(self, path: str, seconds: float) -> None:
-        self._path, self._seconds = path, seconds
-        self._end = time.thread_time() + seconds
-
-    def check(self) -> None:
-        """Raise if the time is over."""
-        if time.thread_time() > self._end:
-            raise VideoError(f"{self._path}: decoding took longer than its time limit ({self._seconds:g} s)")
 
 
 @contextmanager
@@ -149,10 +129,10 @@ def opened(path: str | Path, time_limit: float) -> Iterator[Video]:
     path = os.fspath(path)
     try:
         # An absolute path is never taken for a protocol, whatever characters the name holds.
-        place = shards.find(path)
-        file = Path(path).absolute() if place is None else place.opened()
+        packed = shards.find(path)
+        file = Path(path).absolute() if packed is None else packed.opened()
         with av.open(file, "r", timeout=_IO_LIMIT, metadata_errors="replace") as container:
-            video = Video(path, container, _stream(path, container), Deadline(path, time_limit))
+            video = Video(path, container, _stream(path, container), time_limit)
             try:
                 yield video
             finally:
@@ -202,35 +182,29 @@ class Video:
     """An open file; see `opened`. Each of its methods decodes anew."""
 
     def __init__(
-        self, path: str, container: InputContainer, stream: av.VideoStream, deadline: Deadline
+        self, path: str, container: InputContainer, stream: av.VideoStream, time_limit: float
     ) -> None:
         self.path, self.container, self.stream = path, container, stream
-        self._codec, self._deadline = stream.codec_context, deadline
-        self._packets: list[Packet] = []
-        self._hidden = 0  # packets that an edit list leaves out
+        self._codec = stream.codec_context
+        # Of the time that this thread computes: how busy the machine is does not matter.
+        self._time_limit, self._end = time_limit, time.thread_time() + time_limit
+        self._packets = [*self._demuxed()]
+        self.n_packets = len(self._packets)
+        """Packets of the stream that are shown: the number of frames, if nothing is damaged."""
+        self._hidden = sum(packet.is_discard for packet in self._packets)  # by an edit list
         self._fed = -1  # the last packet that the decoder got
         self._refused = 0  # packets that it could not use since it was started
-        self.key_frames: set[int] = set()
+        self.key_frames = {number for number, packet in enumerate(self._packets) if packet.is_keyframe}
         """Packets that the container calls key frames; a decoder may start at fewer (`numbering`)."""
-        numberer = Numberer(container.format.name, self._codec.name, self._codec.extradata)
-        for packet in self._demuxed():
-            numberer.add(packet)
-            if packet.is_keyframe:
-                self.key_frames.add(len(self._packets))
-            self._packets.append(packet)
-            self._hidden += packet.is_discard
-        self.numbering = numberer.numbering()
+        self.numbering = pictures.number(
+            self._packets, container.format.name, self._codec.name, self._codec.extradata
+        )
         # Before decoding numbers them anew.
         self._times = sorted(packet.pts for packet in self._packets if packet.pts is not None)
         # An empty chunk of an AVI shows the frame before it again. FFmpeg leaves it out, and numbers those
         # that follow (`dts`) as if it were there.
         last = self._packets[-1].dts if self._packets and container.format.name == "avi" else None
-        self._repeats = 0 if last is None else max(0, last + 1 - len(self._packets))
-
-    @property
-    def n_packets(self) -> int:
-        """Packets of the stream that are shown: the number of frames, if nothing is damaged."""
-        return len(self._packets)
+        self._repeats = 0 if last is None else max(0, last + 1 - self.n_packets)
 
     def frames(self, choose: Choose) -> Frames:
         """Return the frames `choose(number of frames)` as `frames_THWC`, uint8, RGB.
@@ -240,7 +214,7 @@ class Video:
         """
         if self.numbering is None:
             return self._counted(choose)
-        wanted_T = choose(len(self._packets))
+        wanted_T = choose(self.n_packets)
         first = self.first()
         frames = self._near_starts(self.numbering, wanted_T) if first is not None else None
         if first is None or frames is None:
@@ -259,11 +233,7 @@ class Video:
         return chosen
 
     def _bounds(self, segment: Segment, n_frames: int) -> tuple[int, int]:
-        """Return the first frame of a segment and the one after its last.
-
-        Raises:
-            VideoError: the segment holds no frame of the file.
-        """
+        """Return the first frame of a segment and the frame after its last."""
         end = np.inf if segment.end is None else segment.end
         if segment.unit == "frame":
             first, last = int(segment.start), int(min(end, n_frames))
@@ -324,7 +294,7 @@ class Video:
                 corrupt.add(index)
         if not present:
             raise self._no_frame()
-        frames = len(present) if self.numbering is None else len(self._packets)
+        frames = len(present) if self.numbering is None else self.n_packets
         missing = sorted({*range(frames)} - present)
         return Condition(frames, self._declared(), tuple(missing), tuple(sorted(corrupt)), self._refused)
 
@@ -409,10 +379,16 @@ class Video:
 
     # --- shared ---
 
+    def _check_time(self) -> None:
+        if time.thread_time() > self._end:
+            raise VideoError(
+                f"{self.path}: decoding took longer than its time limit ({self._time_limit:g} s)"
+            )
+
     def _demuxed(self) -> Iterator[Packet]:
         packets = self.container.demux(self.stream)
         while True:
-            self._deadline.check()
+            self._check_time()
             try:
                 packet = next(packets)
             except (StopIteration, av.InvalidDataError):  # what follows in the file cannot be found
@@ -435,11 +411,11 @@ class Video:
                 wanted one may refer to it.
         """
         self._start()
-        for number in range(start, len(self._packets)):
-            self._deadline.check()
+        for number in range(start, self.n_packets):
+            self._check_time()
             self._fed, packet = number, self._packets[number]
             if self.numbering is not None:
-                packet.pts, packet.dts = self.numbering.shown[number], None
+                packet.pts, packet.dts = self.numbering.frames[number], None
                 if wanted is not None:
                     # The decoder then skips the pictures that no other one refers to.
                     self._codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
@@ -57,8 +57,10 @@ def test_help_names_every_command_with_a_sentence(tats):
 
 
 def test_the_command_of_a_package_that_is_broken_says_so_and_hinders_no_other(tats, monkeypatch):
-    point = EntryPoint("data count", "no_such_module:count", "tats.commands")
-    monkeypatch.setattr(app.COMMANDS, "_plugins", {"data count": [point], "lab tidy": [point]})
+    points = [
+        EntryPoint(words, "no_such_module:count", "tats.commands") for words in ("data count", "lab tidy")
+    ]
+    monkeypatch.setattr(app.COMMANDS, "_plugins", EntryPoints(points))
     assert "  lab        Commands of lab.\n" in tats("--help").out
     assert "  count     Not usable: the command" in tats("data", "--help").out
     ended = tats("data", "count")

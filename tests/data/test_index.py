@@ -65,9 +65,9 @@ def test_only_what_is_new_changed_or_not_decoded_yet_is_examined(
     examined: list[str] = []
     facts = index._facts
 
-    def counted(below: str, path: str, decode: bool) -> object:
-        examined.append(path)
-        return facts(below, path, decode)
+    def counted(file: tuple[str, str, bool]) -> object:
+        examined.append(file[1])
+        return facts(file)
 
     monkeypatch.setattr(index, "_facts", counted)
 

@@ -20,7 +20,7 @@ import torch
 from tats_core.data import index, readers, shards
 from tats_core.data.benchmarks import BENCHMARKS, PAPERS
 from tats_core.data.benchmarks.base import walk
-from tats_core.data.checks import check, few
+from tats_core.data.checks import check
 from tats_core.data.clips import Batch
 from tats_core.data.loaders import ClipOptions, TrainLoader, eval_views
 from tats_core.data.manifest import Manifest
@@ -29,6 +29,7 @@ from tats_core.data.readers import decord
 from tats_core.data.shrink import Smaller, shrink
 from tats_core.errors import DataError, VideoError
 from tats_core.training.predict import existing
+from tests.data.test_loaders import same
 
 SMALL = ClipOptions(frames=4, size=16, rand_augment="rand-m7-n2-mstd0.5", flip=True)
 
@@ -88,14 +89,6 @@ def test_tar_gives_the_videos_back_byte_for_byte(tiny_root: Path, copies: Path, 
         assert int(unpacked.stat().st_mtime) == int(path.stat().st_mtime)
 
 
-def same(first: list[Batch], second: list[Batch]) -> bool:
-    return len(first) == len(second) and all(
-        torch.equal(a, b)
-        for batch, other in zip(first, second, strict=True)
-        for a, b in zip(batch[:3], other[:3], strict=True)
-    )
-
-
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -152,7 +145,7 @@ def test_the_index_and_the_check_of_a_copy_are_those_of_the_plain_one(
     damaged.write_bytes(damaged.read_bytes()[:-600])
     packed("ucf101", root, tmp_path / "copy")
     found = [
-        check(BENCHMARKS["ucf101"], folder, None, few(100), lambda done, total: None, workers=1)
+        check(BENCHMARKS["ucf101"], folder, None, 100, lambda done, total: None, workers=1)
         for folder in (root, tmp_path / "copy")
     ]
     assert found[0].findings == found[1].findings

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tats_core.data import readers
 from tats_core.data.pixels import Converter, is_plain
-from tats_core.data.readers import decord
+from tests.data.films import READERS
 
 UNSTATED, BT601, BT709 = 2, 5, 1
 LIMITED, FULL = 1, 2
@@ -113,12 +113,10 @@ ONE, TURNED = 65536, [  # a, b, u, c, d, v, x, y, w of ISO/IEC 14496-12: 16.16, 
 
 
 @pytest.mark.parametrize(("matrix", "expected"), TURNED)
-@pytest.mark.parametrize("reader", readers.READERS)
+@pytest.mark.parametrize("reader", READERS)
 def test_frames_are_upright(
     tmp_path: Path, reader: str, matrix: tuple[int, ...], expected: list[list[int]]
 ) -> None:
-    if reader == "decord" and not decord.is_installed():
-        pytest.skip("decord has no wheel for this platform")
     a, b, c, d = (ONE * entry for entry in matrix)
     path = written(tmp_path / "turned.mp4", QUADRANTS, matrix=[a, b, 0, c, d, 0, 0, 0, 1 << 30])
     frame_HWC = readers.read_all(path, reader)[0]

@@ -21,6 +21,7 @@ from tats_core.data.manifest import Manifest
 from tats_core.data.readers import decord
 from tats_core.data.video import Choose, Frames
 from tats_core.errors import DataError, VideoError
+from tests.data.films import READERS, film
 
 needs_decord = pytest.mark.skipif(not decord.is_installed(), reason="decord has no wheel for this platform")
 
@@ -35,13 +36,6 @@ def sequential(path: str | Path) -> NDArray[np.uint8]:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
-def film(frames: int, height: int = 96, width: int = 128) -> NDArray[np.uint8]:
-    """A texture that moves two pixels a frame, so that no two frames are equal."""
-    rng = np.random.default_rng(0)
-    still = rng.integers(0, 256, (height // 8, width // 8, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
-    return np.stack([np.roll(still, (frame, 2 * frame), (0, 1)) for frame in range(frames)])
-
-
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A film of 120 frames in each container, long enough for several groups of pictures."""
@@ -50,7 +44,9 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     paths = {}
     for name, encoding in encodings.items():
         paths[name] = folder / f"{name}.{encoding.container}"
-        encode(paths[name], film(120), 25, replace(encoding, options={**encoding.options, "g": "24"}))
+        encode(
+            paths[name], film(120, 96, 128), 25, replace(encoding, options={**encoding.options, "g": "24"})
+        )
     paths["cut"] = folder / "cut.mp4"
     cut_without_encoding(paths["mp4"], paths["cut"])
     return paths
@@ -78,7 +74,6 @@ def read_frames(
 
 
 KINDS = ("webm", "mp4", "avi", "open", "cut")
-READERS = [name for name in readers.READERS if name != "decord" or decord.is_installed()]
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -162,7 +157,7 @@ def test_a_file_on_which_decord_hangs_ends_the_work_and_is_not_read_by_another(
 @needs_decord
 def test_what_decord_cannot_read_gives_the_same_frames_all_the_same(tmp_path: Path) -> None:
     path = tmp_path / "narrow.mp4"
-    encode(path, film(20, width=72), 25, ENCODINGS["kinetics400"])
+    encode(path, film(20, 96, 72), 25, ENCODINGS["kinetics400"])
     with pytest.raises(VideoError, match="decord cannot read it"):
         decord._read(str(path), np.arange)
     rng, again = np.random.default_rng(0), np.random.default_rng(0)

@@ -11,22 +11,15 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
-from numpy.typing import NDArray
 
 from tats_core.data import readers
 from tats_core.data.clips import Segment
 from tats_core.data.generate import ENCODINGS, Encoding, encode
-from tats_core.data.readers import decord
 from tats_core.data.video import Condition, Video, opened
 from tats_core.errors import ResourceError, VideoError
+from tests.data.films import READERS, film
 
 FRAMES = 40
-
-
-def film(frames: int = FRAMES, height: int = 64, width: int = 96) -> NDArray[np.uint8]:
-    rng = np.random.default_rng(0)
-    still = rng.integers(0, 256, (height // 8, width // 8, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
-    return np.stack([np.roll(still, (frame, 2 * frame), (0, 1)) for frame in range(frames)])
 
 
 KINDS = {
@@ -45,7 +38,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     for name, encoding in KINDS.items():
         path = folder / f"film.{name}"
         options = {**encoding.options, "g": "10"}
-        encode(path, film(), 25, Encoding(encoding.container, encoding.codec, options))
+        encode(path, film(FRAMES, 64, 96), 25, Encoding(encoding.container, encoding.codec, options))
         content[name] = path.read_bytes()
     first = folder / "first.mp4"
     with (
@@ -133,13 +126,11 @@ def test_a_video_cannot_be_used_after_its_file_is_closed(films: dict[str, bytes]
         within(FRAMES)
 
 
-@pytest.mark.parametrize("reader", [name for name in readers.READERS if name != "auto"])
+@pytest.mark.parametrize("reader", [name for name in READERS if name != "auto"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_segment_is_a_video_of_its_own_in_frames_and_in_seconds(
     films: dict[str, bytes], tmp_path: Path, kind: str, reader: str
 ) -> None:
-    if reader == "decord" and not decord.is_installed():
-        pytest.skip("decord has no wheel for this platform")
     path = tmp_path / f"film.{kind}"
     path.write_bytes(films[kind])
     all_THWC = readers.read_all(path)
@@ -259,15 +250,13 @@ def streams(path: Path, *made: tuple[int, Disposition]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("reader", readers.READERS)
+@pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize(
     ("second", "level"), [(Disposition.default, 200), (Disposition(0), 60), (Disposition.dub, 60)]
 )
 def test_of_several_streams_the_default_one_is_read_else_the_first(
     tmp_path: Path, reader: str, second: Disposition, level: int
 ) -> None:
-    if reader == "decord" and not decord.is_installed():
-        pytest.skip("decord has no wheel for this platform")
     path = streams(tmp_path / "two.mkv", (60, Disposition(0)), (200, second))
     frames_THWC = readers.read_all(path, reader)
     assert abs(int(frames_THWC[1, 8, 8, 0]) - level) <= 2

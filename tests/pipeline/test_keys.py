@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.metadata import EntryPoint, EntryPoints
 from typing import Any
 
 import pytest
@@ -87,9 +88,9 @@ def test_the_code_of_a_plugin_is_part_of_the_key_of_what_uses_it(tmp_path, monke
         '    kind: Literal["own"] = "own"\n'
     )
     monkeypatch.syspath_prepend(tmp_path)
-    import lab_rules
-
-    monkeypatch.setitem(OPTIMIZERS._members, "own", lab_rules.Own)
+    point = EntryPoint("own", "lab_rules:Own", OPTIMIZERS.group)
+    monkeypatch.setattr(OPTIMIZERS, "_plugins", EntryPoints([point]))
+    monkeypatch.setattr(OPTIMIZERS, "_members", {})
     assert OPTIMIZERS.module("own") == "lab_rules"
     code = code_of(instance("finetune", {"optimizer": {"kind": "own"}}))
     assert {"lab_rules", "tats_core.training.optimizers.sgd"} <= code.keys()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import errno
+import io
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Protocol, TypeVar
+from typing import Final, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,7 +24,6 @@ Split = Literal["train", "test"]
 Missing = Literal["refuse", "allow"]
 Content = TypeVar("Content")
 
-_LINE_END: Final = re.compile(r"\r\n|\r|\n")
 _NESTED_LINKS: Final = 3
 
 
@@ -45,12 +45,8 @@ class Listing:
     """What the person should know of the lists, a sentence each."""
 
 
-class ReadLists(Protocol):
-    """Reads the lists of one split of a data set as distributed."""
-
-    def __call__(self, root: Path, split: Split, fold: int) -> Listing:
-        """Return what is listed; raise DataError if the layout is not the expected one."""
-        ...
+ReadLists = Callable[[Path, Split, int], Listing]
+"""Reads the lists of a split and fold below a folder; raises DataError where the layout is another."""
 
 
 @dataclass(frozen=True)
@@ -271,8 +267,8 @@ def copy_lists(root: Path, out: Path) -> None:
         shutil.copyfile(path, copy)
 
 
-def entries_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[os.DirEntry[str] | shards.Place]:
-    """Yield the entries of the files that `walk` yields, and the places of packed videos.
+def entries_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[os.DirEntry[str] | shards.PackedVideo]:
+    """Yield the entries of the files that `walk` yields, and packed videos.
 
     Raises:
         DataError: a packed copy is not complete.
@@ -331,10 +327,9 @@ def text_of(path: Path, *, file_names: bool = False) -> str:
     """
     try:
         content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise NoListError(f"{path} cannot be read ({error.strerror})") from error
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})") from error
+        kind = NoListError if isinstance(error, FileNotFoundError) else DataError
+        raise kind(f"{path} cannot be read ({error.strerror})") from error
     encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
         return content.decode(encoding, "surrogateescape" if file_names else "strict")
@@ -368,12 +363,13 @@ def rows(path: Path, *, file_names: bool = False) -> Iterator[tuple[int, str]]:
     Raises:
         NoListError, DataError: as `text_of`.
     """
-    for number, line in enumerate(_LINE_END.split(text_of(path, file_names=file_names)), start=1):
+    text = io.StringIO(text_of(path, file_names=file_names), newline=None)  # any line ends
+    for number, line in enumerate(text, start=1):
         if line.strip():
             yield number, line.strip()
 
 
-def whole(text: str) -> int | None:
+def whole_number(text: str) -> int | None:
     """Return the whole number that `text` is, from 0 and of at most nine digits, or None.
 
     `str.isdigit` also takes "²", and `int` has a limit of its own on digits.

@@ -46,14 +46,14 @@ def class_lists(
         DataError: a folder or the list of a class is missing, or a row is not `name.avi flag`.
     """
     folder = first_existing(root, videos, "folder of videos", name, layout)
-    beside = first_existing(root, lists, "folder of lists", name, layout, NoListError)
+    list_folder = first_existing(root, lists, "folder of lists", name, layout, NoListError)
     by_fold: dict[str, dict[str, Path]] = defaultdict(dict)
-    for listing in sorted(beside.iterdir()):
+    for listing in sorted(list_folder.iterdir()):
         if match := re.fullmatch(r"(.+)_test_split(\d+)\.txt", listing.name):
             by_fold[match[2]][match[1]] = listing
     by_class = by_fold[str(fold)]
     if not by_class:
-        raise NoListError(f"{name}: no '*_test_split{fold}.txt' in {beside}; expected layout: {layout}")
+        raise NoListError(f"{name}: no '*_test_split{fold}.txt' in {list_folder}; expected layout: {layout}")
     # In the order of the files' names, in which "kick_ball_test" is before "kick_test".
     classes = sorted({label for named in by_fold.values() for label in named}, key="{}_test".format)
     records: list[VideoRecord] = []
@@ -80,8 +80,8 @@ def class_lists(
     if unlisted:
         more = f" (and {len(unlisted) - 1} more such)" if unlisted[1:] else ""
         raise DataError(
-            f"{name}: {beside} has no list '{unlisted[0]}_test_split{fold}.txt', though there are videos or "
-            f"other lists of this class{more}; complete the lists, or remove the class everywhere"
+            f"{name}: {list_folder} has no list '{unlisted[0]}_test_split{fold}.txt', though there are "
+            f"videos or other lists of this class{more}; complete the lists, or remove the class everywhere"
         )
     return Listing(tuple(classes), tuple(records), folder, tuple(absent))
 

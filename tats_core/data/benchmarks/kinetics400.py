@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,7 +18,7 @@ from tats_core.data.benchmarks.base import (
     first_existing,
     text_of,
     walk,
-    whole,
+    whole_number,
 )
 from tats_core.data.manifest import VideoRecord
 from tats_core.errors import DataError
@@ -54,7 +55,10 @@ def lists(root: Path, split: Split, fold: int) -> Listing:
     del fold
     listing = _list(root, split)
     clips, notes = _clips(listing), []
-    other = _other(root, split)
+    opposite: Split = "test" if split == "train" else "train"
+    other: list[_Clip] = []
+    with suppress(NoListError):
+        other = _clips(_list(root, opposite))
     training = clips if split == "train" else other
     classes = tuple(sorted({clip.label for clip in training or clips}))
     if not training:
@@ -62,7 +66,7 @@ def lists(root: Path, split: Split, fold: int) -> Listing:
     index = {name: number for number, name in enumerate(classes)}
     folder = _folder(root, split)
     files = {path.stem: path for path in walk(folder, (".mp4", ".mkv", ".webm"))}
-    rivals = other if other and _folder(root, "test" if split == "train" else "train") == folder else []
+    rivals = other if other and _folder(root, opposite) == folder else []
     # Some copies name the file by the bare YouTube id: of two segments of a video, it may be either.
     claims = Counter(clip.youtube_id for clip in (*clips, *rivals) if clip.name not in files)
     videos: list[VideoRecord] = []
@@ -100,14 +104,6 @@ def _list(root: Path, split: Split) -> Path:
     return first_existing(root, choices, f"{split} list", "kinetics400", _LAYOUT, NoListError)
 
 
-def _other(root: Path, split: Split) -> list[_Clip]:
-    """Return the clips of the other split; none where the copy has no list of it."""
-    try:
-        return _clips(_list(root, "test" if split == "train" else "train"))
-    except NoListError:
-        return []
-
-
 def _folder(root: Path, split: Split) -> Path:
     return first_existing(root, _FOLDERS[split], f"folder of {split} videos", "kinetics400", _LAYOUT)
 
@@ -131,7 +127,7 @@ def _clips(path: Path) -> list[_Clip]:
             raise DataError(f"{path}: the header must name {', '.join(_COLUMNS)}; it lacks {lacking[0]}")
         for row in reader:
             label, youtube_id, start, end = ((row[name] or "").strip() for name in _COLUMNS)
-            first, last = whole(start), whole(end)
+            first, last = whole_number(start), whole_number(end)
             if not label or not youtube_id or first is None or last is None:
                 raise DataError(
                     f"{path}, line {reader.line_num}: needs a label, a YouTube id and two whole seconds"

@@ -21,11 +21,11 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from tats_core.data import shards
 from tats_core.data.benchmarks.base import (
@@ -37,7 +37,7 @@ from tats_core.data.benchmarks.base import (
     first_existing,
     rows,
     walk,
-    whole,
+    whole_number,
 )
 from tats_core.data.manifest import UNLABELLED, VideoRecord, rank
 from tats_core.errors import DataError
@@ -50,6 +50,10 @@ _LAYOUT: Final = (
 _TEST_SHARE: Final = 0.2
 """Of the videos of a class, where nothing says which are for the test."""
 _STEMS: Final[dict[Split, tuple[str, ...]]] = {"train": ("train",), "test": ("test", "val", "validation")}
+_LISTS: Final[dict[Split, tuple[str, ...]]] = {
+    split: tuple(f"{stem}{suffix}" for stem in stems for suffix in (".txt", ".csv", ".tsv"))
+    for split, stems in _STEMS.items()
+}
 _MOST_CLASSES: Final = 100_000
 """A label from here on is another column, and as many names would fill the memory."""
 _NUMBERED: Final = (
@@ -58,20 +62,17 @@ _NUMBERED: Final = (
 )
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     line: int
     name: str
     label: int
 
 
-@dataclass(frozen=True)
-class _Classes:
+class _Classes(NamedTuple):
     names: tuple[str, ...]
     first: int = 0
     """The label of the first class."""
-    file: str = ""
-    notes: tuple[str, ...] = ()
+    note: str = ""
 
 
 def lists(root: Path, split: Split, fold: int) -> Listing:
@@ -85,8 +86,7 @@ def lists(root: Path, split: Split, fold: int) -> Listing:
 
 
 def _has_lists(folder: Path) -> bool:
-    names = (name for stems in _STEMS.values() for stem in stems for name in _list_names(stem))
-    return any((folder / name).exists() for name in names)
+    return any((folder / name).exists() for names in _LISTS.values() for name in names)
 
 
 # ------------------------------------------------------------------------------------------- folders
@@ -100,16 +100,14 @@ def _in_folders(root: Path, split: Split, seed: int) -> Listing:
             return _listed("own", base, split)
     if not parts:
         raise DataError(f"own: no video in {root} ({', '.join(VIDEO_SUFFIXES)}); expected layout: {_LAYOUT}")
-    given = {name for stems in _STEMS.values() for stem in stems for name in parts if name.lower() == stem}
-    if given == set(parts):
+    if {name.lower() for name in parts} <= {stem for stems in _STEMS.values() for stem in stems}:
         both = {name: _by_folder(base / name) for name in parts}
         folders = [name for name in parts if name.lower() in _STEMS[split]]
         if not folders:
             raise NoListError(f"own: {base} has no folder of {split} videos, but '{next(iter(parts))}'")
         if folders[1:]:
             raise DataError(f"own: {base} has both '{folders[0]}' and '{folders[1]}'; remove one")
-        parts, named = both[folders[0]], set().union(*both.values())
-        chosen = parts
+        chosen, named = both[folders[0]], set().union(*both.values())
     else:
         named = set(parts)
         chosen = {name: _drawn(paths, root, split, seed) for name, paths in parts.items()}
@@ -159,11 +157,10 @@ def _listed(name: str, root: Path, split: Split, fold: int = 1) -> Listing:
     if (root / "classes.txt").exists():
         classes = _named(root / "classes.txt")
     else:
-        try:
-            other = _rows(_list(name, root, "test" if split == "train" else "train"))
-        except NoListError:
-            other = []
-        classes = _unnamed([*parsed, *other], listing)
+        labels = {row.label for row in parsed}
+        with suppress(NoListError):
+            labels |= {row.label for row in _rows(_list(name, root, "test" if split == "train" else "train"))}
+        classes = _by_number(labels, root)
     videos: list[VideoRecord] = []
     absent: list[str] = []
     repeated = 0
@@ -185,19 +182,14 @@ def _listed(name: str, root: Path, split: Split, fold: int = 1) -> Listing:
             videos.append(VideoRecord(row.name, str(path), label))
         else:
             repeated += 1
-    notes = list(classes.notes)
+    notes = [classes.note] if classes.note else []
     if repeated:
         notes.append(f"{listing}: {repeated} rows name a file again, which counts as one video")
     return Listing(classes.names, tuple(videos), root, tuple(absent), notes=tuple(notes))
 
 
 def _list(name: str, root: Path, split: Split) -> Path:
-    choices = [choice for stem in _STEMS[split] for choice in _list_names(stem)]
-    return first_existing(root, choices, f"{split} list", name, _LAYOUT, NoListError)
-
-
-def _list_names(stem: str) -> list[str]:
-    return [f"{stem}{suffix}" for suffix in (".txt", ".csv", ".tsv")]
+    return first_existing(root, _LISTS[split], f"{split} list", name, _LAYOUT, NoListError)
 
 
 def _real(path: Path) -> str | None:
@@ -237,7 +229,7 @@ def _split(text: str) -> tuple[str, int | None]:
         return separator.join(words[:-2]).strip(), UNLABELLED
     if len(words) == 1:
         return text, UNLABELLED
-    label = whole(words[-1].strip())
+    label = whole_number(words[-1].strip())
     if label is not None and label >= _MOST_CLASSES:
         label = None
     return separator.join(words[:-1]).strip(), label
@@ -251,31 +243,28 @@ def _named(path: Path) -> _Classes:
     for form in _NUMBERED:
         parts = [form.fullmatch(line) for line in lines]
         numbers = [int(part["number"]) for part in parts if part]
-        if len(numbers) == len(lines) > 1 and numbers == list(range(numbers[0], numbers[0] + len(lines))):
-            names = tuple(part["name"].strip(" \t\"'") for part in parts if part)
-            if len(set(names)) < len(names):
-                continue  # "gesture 1", "gesture 2": the number is a part of the name
+        names = tuple(part["name"].strip(" \t\"'") for part in parts if part)
+        # Of "gesture 1" and "gesture 2" the number is a part of the name.
+        different = len(set(names)) == len(lines) > 1
+        if different and numbers == list(range(numbers[0], numbers[0] + len(lines))):
             note = f"{path} numbers its classes: label {numbers[0]} is read as '{names[0]}', and so on"
-            return _Classes(names, numbers[0], path.name, (note,))
-    return _Classes(tuple(lines), 0, path.name)
+            return _Classes(names, numbers[0], note)
+    return _Classes(tuple(lines))
 
 
-def _unnamed(parsed: Sequence[_Row], listing: Path) -> _Classes:
-    """Name the classes by their numbers."""
-    used = {row.label for row in parsed} - {UNLABELLED}
-    most = max(used, default=-1) + 1
-    return _Classes(tuple(map(str, range(most))), notes=tuple(_gaps(used, most, listing.parent)))
-
-
-def _gaps(used: set[int], most: int, root: Path) -> Iterable[str]:
-    empty = sorted(set(range(most)) - used)
+def _by_number(labels: set[int], root: Path) -> _Classes:
+    """Name the classes by their numbers, 0 to the largest of `labels`."""
+    most = max(labels, default=UNLABELLED) + 1
+    empty = sorted(set(range(most)) - labels)
+    note = ""
     if empty == [0]:
-        yield (
+        note = (
             f"{root}: the labels are 1 to {most - 1}, none is 0; they seem to count from 1, and TATS counts "
             "from 0: class '0' has no video. Subtract 1 from each, or name the classes in 'classes.txt'"
         )
     elif empty:
-        yield f"{root}: {len(empty)} of the classes 0 to {most - 1} have no video (the first is {empty[0]})"
+        note = f"{root}: {len(empty)} of the classes 0 to {most - 1} have no video (the first is {empty[0]})"
+    return _Classes(tuple(map(str, range(most))), note=note)
 
 
 def _label(row: _Row, classes: _Classes, listing: Path) -> int:
@@ -286,7 +275,7 @@ def _label(row: _Row, classes: _Classes, listing: Path) -> int:
         last = classes.first + len(classes.names) - 1
         hint = "; labels count from 0" if row.label == last + 1 and classes.first == 0 else ""
         raise DataError(
-            f"{listing}, line {row.line}: '{row.name}' has label {row.label}, but {classes.file} names the "
+            f"{listing}, line {row.line}: '{row.name}' has label {row.label}, but classes.txt names the "
             f"{len(classes.names)} classes {classes.first} to {last}{hint}"
         )
     return label

@@ -13,7 +13,7 @@ from tats_core.data.benchmarks.base import (
     first_existing,
     rows,
     walk,
-    whole,
+    whole_number,
 )
 from tats_core.data.manifest import VideoRecord
 from tats_core.errors import DataError
@@ -48,13 +48,13 @@ def lists(root: Path, split: Split, fold: int) -> Listing:
     absent: list[str] = []
     for number, line in rows(listing):
         listed, label = (*line.rsplit(None, 1), "")[:2]
-        if label and whole(label) is None:
+        if label and whole_number(label) is None:
             listed, label = line, ""
         class_name, _, file_name = listed.replace("\\", "/").partition("/")
         if class_name.lower() not in index or not file_name:
             raise DataError(f"{listing}, line {number}: '{listed}' is not 'Class/video.avi' of a known class")
         known = index[class_name.lower()]
-        if label and whole(label) != known + 1:
+        if label and whole_number(label) != known + 1:
             raise DataError(f"{listing}, line {number}: label {label}, but classInd.txt says {known + 1}")
         path = files.get(f"{class_name}/{file_name}".lower())
         if path is None:
@@ -69,7 +69,7 @@ def _classes(path: Path) -> tuple[str, ...]:
     for number, line in rows(path):
         label, name = (*line.split(None, 1), "")[:2]
         expected = len(classes) + 1
-        if whole(label) != expected or not name:
+        if whole_number(label) != expected or not name:
             raise DataError(f"{path}, line {number}: must be '{expected} ClassName', is '{line}'")
         classes.append(name)
     return tuple(classes)

@@ -74,20 +74,17 @@ def pieces(path: str | Path, segment: Segment | None = None) -> Iterator[Frames]
         if video.numbering is None and segment is None:
             yield from video.in_order(_PIECE_BYTES)
             return
-        counted: list[int] = []
+        n_frames = 0
 
-        def first(n_frames: int) -> Indices:
-            counted.append(n_frames)
+        def first(count: int) -> Indices:
+            nonlocal n_frames
+            n_frames = count
             return np.zeros(1, np.int64)
 
         length = max(1, _PIECE_BYTES // video.frames(video.within(segment, first)).nbytes)
-        for start in range(0, counted[0], length):
-            piece_T = np.arange(start, min(start + length, counted[0]))
-            yield video.frames(video.within(segment, _always(piece_T)))
-
-
-def _always(indices_T: Indices) -> Choose:
-    return lambda n_frames: indices_T
+        for start in range(0, n_frames, length):
+            piece_T = np.arange(start, min(start + length, n_frames))
+            yield video.frames(video.within(segment, lambda _: piece_T))  # noqa: B023 (called at once)
 
 
 def whole_limit(path: str | Path) -> float:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import threading
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Final
 
@@ -75,24 +76,20 @@ def read(path: str, choose: Choose, time_limit: float, segment: Segment | None) 
 
 
 def _within(path: str, choose: Choose, time_limit: float) -> Frames:
-    outcome: list[Frames | BaseException] = []
+    frames: Future[Frames] = Future()
 
     def work() -> None:
         try:
-            outcome.append(_read(path, choose))
+            frames.set_result(_read(path, choose))
         except BaseException as error:  # noqa: BLE001 - it is raised in the caller's thread
-            outcome.append(error)
+            frames.set_exception(error)
 
     # decord cannot be interrupted: a file that makes it hang costs a thread that never ends.
-    thread = threading.Thread(target=work, name=f"decord {Path(path).name}", daemon=True)
-    thread.start()
-    thread.join(time_limit)
-    if not outcome:
+    threading.Thread(target=work, name=f"decord {Path(path).name}", daemon=True).start()
+    if not wait([frames], time_limit).done:
         # Not a VideoError, for which training takes the next video: what is read never depends on the clock.
         raise DataError(f"{path}: decord did not finish within {time_limit:g} s; use the reader 'auto'")
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
+    return frames.result()
 
 
 def _read(path: str, choose: Choose) -> Frames:
@@ -100,8 +97,8 @@ def _read(path: str, choose: Choose) -> Frames:
 
     decord.logging.set_level(decord.logging.FATAL)
     try:
-        place = shards.find(path)
-        video = decord.VideoReader(path if place is None else place.opened(), num_threads=1)
+        packed = shards.find(path)
+        video = decord.VideoReader(path if packed is None else packed.opened(), num_threads=1)
         wanted_T = choose(len(video))
         needed, inverse_T = np.unique(wanted_T, return_inverse=True)
         frames: Frames = video.get_batch(needed.tolist()).asnumpy()
