@@ -1,10 +1,10 @@
 """Garbage collection: the folders of a project folder that nothing needs.
 
-The record of a *kept* run stays. What a kept run names, in its record or in a configuration, stays too: its
-outputs, and the work folder of a stage that it did not finish, from which the next run would resume. So does
-what a process holds locked, everything of a run that made a model with an alias in MLflow's registry, and
-everything of a run that is not sent to MLflow yet (`tats sync`). A run with a damaged record stays, with what
-it made, what its files still name, and every work folder: any of them may be its own.
+The record of a *kept* run stays, and what it names, in the record or in a configuration: its outputs, and the
+work folder of a stage that it did not finish, from which the next run would resume. So does what a process
+holds locked, everything of a run that made a model with an alias in MLflow's registry, and everything of a
+run that is not sent to MLflow yet (`tats sync`). A run with a damaged record stays, with what it made, what
+its files still name, and every work folder: any of them may be its own.
 
 By default every run is kept, and only leftovers go: outputs and work folders that no run names, and folders
 that a commit or an interrupted collection was about to remove.
@@ -18,11 +18,10 @@ import os
 import re
 import shutil
 import time
-import uuid
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +29,7 @@ from tats_core.errors import StoreError
 from tats_core.store import history
 from tats_core.store.journal import pending
 from tats_core.store.layout import RUN, SCRATCH
-from tats_core.store.outputs import StageStore
+from tats_core.store.outputs import StageStore, aside
 from tats_core.store.run import RunRecord
 
 Kind = Literal["output", "work folder", "run record", "leftover"]
@@ -89,7 +88,7 @@ def find(home: Path, policy: Policy, aliased: Mapping[Path, str], now: float | N
     """
     now = time.time() if now is None else now
     waste, kept_bytes = [], 0
-    survey = _Survey.of(home.absolute(), policy, aliased, now)
+    survey = _survey(home.absolute(), policy, aliased, now)
     for path, kind, why in survey.folders:
         size, changed = _measure(path)
         if not why:
@@ -115,18 +114,18 @@ def collect(home: Path, policy: Policy, aliased: Mapping[Path, str]) -> Findings
         # Measuring may take a minute; runs wait only for the second, quick survey.
         findings = find(home, policy, aliased, now)
         with store.collecting():
-            survey = _Survey.of(home, policy, aliased, now)
+            survey = _survey(home, policy, aliased, now)
             unused = {path for path, _, why in survey.folders if why}
-            aside = {
-                waste: moved
+            removed = {
+                waste: renamed
                 for waste in findings.waste
-                if waste.path in unused and (moved := _set_aside(store, waste)) is not None
+                if waste.path in unused and (renamed := _set_aside(store, waste)) is not None
             }
-        for path in aside.values():
+        for path in removed.values():
             shutil.rmtree(path)
     except OSError as error:
         raise StoreError(f"{error.filename or home}: cannot be removed ({error.strerror})") from error
-    return Findings(tuple(aside), findings.kept_runs, findings.kept_bytes, findings.corrupt)
+    return replace(findings, waste=tuple(removed))
 
 
 _Folder = tuple[Path, Kind, str]
@@ -141,28 +140,28 @@ class _Survey:
     kept_runs: int
     corrupt: tuple[str, ...]
 
-    @classmethod
-    def of(cls, home: Path, policy: Policy, aliased: Mapping[Path, str], now: float) -> _Survey:
-        """Look at a project folder; measures nothing."""
-        store, corrupt = StageStore(home), list[str]()
-        records = list(history.records(home, corrupt=corrupt))
-        names = {record.id: _names(store, record) for record in records}
-        protected = {name for path in aliased for name in path.parts if _OUTPUT.fullmatch(name)}
-        wanted = set(_makers(store, protected).values()) | {spool.run for spool in pending(home)}
-        kept = _kept_ids(records, policy, wanted, now)
-        used = protected.union(*(names[run] for run in kept))
-        if corrupt:
-            outputs = {path.name for path in _folders(store.root)}
-            damaged = {run for run in history.ids(home) if run not in names}
-            used |= {name for name, run in _makers(store, outputs).items() if run in damaged}
-            used |= {name.removesuffix(".partial") for name in outputs if name.endswith(".partial")}
-            used = used.union(*(_named_in(home / "runs" / run) for run in damaged))
-        folders = list(_outputs(store, frozenset[str]().union(*names.values()), used))
-        going = [home / "runs" / run for run in names if run not in kept]
-        folders += [(path, "run record", "not among those kept") for path in going]
-        half_removed = [path for path in _folders(home / "runs") if _OLD.fullmatch(path.name)]
-        folders += [(path, "leftover", "half removed") for path in half_removed]
-        return cls(folders, len(kept), tuple(corrupt))
+
+def _survey(home: Path, policy: Policy, aliased: Mapping[Path, str], now: float) -> _Survey:
+    """Decide about each folder of a project folder; measures nothing."""
+    store, corrupt = StageStore(home), list[str]()
+    records = list(history.records(home, corrupt=corrupt))
+    names = {record.id: _names(store, record) for record in records}
+    protected = {name for path in aliased for name in path.parts if _OUTPUT.fullmatch(name)}
+    wanted = set(_makers(store, protected).values()) | {spool.run for spool in pending(home)}
+    kept = _kept_ids(records, policy, wanted, now)
+    used = protected.union(*(names[run] for run in kept))
+    if corrupt:
+        outputs = {path.name for path in _folders(store.root)}
+        damaged = {run for run in history.ids(home) if run not in names}
+        used |= {name for name, run in _makers(store, outputs).items() if run in damaged}
+        used |= {name.removesuffix(".partial") for name in outputs if name.endswith(".partial")}
+        used = used.union(*(_named_in(home / "runs" / run) for run in damaged))
+    folders = list(_outputs(store, frozenset[str]().union(*names.values()), used))
+    going = [home / "runs" / run for run in names if run not in kept]
+    folders += [(path, "run record", "not among those kept") for path in going]
+    half_removed = [path for path in _folders(home / "runs") if _OLD.fullmatch(path.name)]
+    folders += [(path, "leftover", "half removed") for path in half_removed]
+    return _Survey(folders, len(kept), tuple(corrupt))
 
 
 def _names(store: StageStore, record: RunRecord) -> frozenset[str]:
@@ -242,31 +241,18 @@ def _measure(folder: Path) -> tuple[int, float]:
     return size, changed
 
 
-class _Busy(Exception):  # noqa: N818 (it is not an error)
-    pass
-
-
 def _set_aside(store: StageStore, waste: Waste) -> Path | None:
     """Rename a folder to a name that the store ignores; None where a process works on it."""
     if waste.kind == "leftover":
         return waste.path
-    aside = waste.path.with_name(f"{waste.path.name}.old-{uuid.uuid4().hex[:8]}")
     if waste.kind == "run record":
-        if RunRecord.load(waste.path).is_alive():
-            return None
-        waste.path.rename(aside)
-        return aside
-    output = _OUTPUT.match(waste.path.name)
-    assert output is not None
+        return None if RunRecord.load(waste.path).is_alive() else aside(waste.path)
 
     def give_up(process: str) -> None:
-        raise _Busy
+        raise BlockingIOError
 
     try:
-        with store.lock(store.root / output[0], give_up):
-            if not waste.path.exists():
-                return None  # committed meanwhile
-            waste.path.rename(aside)
-    except _Busy:
+        with store.lock(store.root / waste.path.name.removesuffix(".partial"), give_up):
+            return aside(waste.path) if waste.path.exists() else None  # it may be committed meanwhile
+    except BlockingIOError:
         return None
-    return aside

@@ -16,9 +16,9 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -29,14 +29,7 @@ from typing import Any, Literal, NotRequired
 from typing_extensions import TypedDict
 
 from tats_core.errors import StoreError
-from tats_core.files import (
-    Digests,
-    FileEntry,
-    read_json,
-    read_json_if_there,
-    sync,
-    write_json,
-)
+from tats_core.files import Digests, FileEntry, read_json, read_json_if_there, sync, write_json
 from tats_core.store.layout import ATTEMPT, EVENTS, KEY, MANIFEST, SCRATCH
 
 # At a cache hit, the digests of files up to this size are verified; of larger ones only the size is compared,
@@ -292,13 +285,10 @@ class StageStore:
         """
         write_json(partial / KEY, {**origin, "time": time.time(), "components": key.components})
         write_json(partial / MANIFEST, asdict(self._manifest(partial, identities)))
-        if folder.exists():
-            replaced = folder.with_name(f"{folder.name}.old-{uuid.uuid4().hex[:8]}")
-            folder.rename(replaced)
-            partial.rename(folder)
+        replaced = aside(folder) if folder.exists() else None
+        partial.rename(folder)
+        if replaced:
             shutil.rmtree(replaced)
-        else:
-            partial.rename(folder)
         sync(self.root)
         # Only now: after a kill before the rename, the next attempt needs the checkpoints to resume.
         (folder / ATTEMPT).unlink(missing_ok=True)
@@ -318,6 +308,11 @@ class StageStore:
                 sync(path)  # a power cut must not change its content: a cache hit compares only its size
             files[name] = FileEntry(status.st_size, self._digests.of(path, status))
         return Manifest.of(files, identities)
+
+
+def aside(folder: Path) -> Path:
+    """Rename a folder, which is to be removed, to a name that the store ignores; return its new path."""
+    return folder.rename(folder.with_name(f"{folder.name}.old-{secrets.token_hex(4)}"))
 
 
 def make_folder(folder: Path) -> None:
