@@ -15,6 +15,7 @@ import graphlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from tats_core import specs
@@ -128,7 +129,8 @@ def _check_defaults(pipeline: Pipeline, kinds: Mapping[str, Kind]) -> None:
 def _rows(pipeline: Pipeline, stage: Stage, kind: Kind, rows: Mapping[str, list[Row]]) -> list[Row]:
     joined: list[Row] = [{}]
     tables = [] if kind.gathers else [rows[need] for need in stage.needs]
-    for table in [*tables, _product(stage.matrix)]:
+    matrix = [dict(zip(stage.matrix, values, strict=True)) for values in product(*stage.matrix.values())]
+    for table in [*tables, matrix]:
         joined = [left | right for left in joined for right in table if _agree(left, right)]
     if not joined:
         raise SpecError(
@@ -136,13 +138,6 @@ def _rows(pipeline: Pipeline, stage: Stage, kind: Kind, rows: Mapping[str, list[
             f"({', '.join(stage.needs)}) have no values in common"
         )
     return joined
-
-
-def _product(matrix: Mapping[str, tuple[Scalar, ...]]) -> list[Row]:
-    rows: list[Row] = [{}]
-    for axis, values in matrix.items():
-        rows = [row | {axis: value} for row in rows for value in values]
-    return rows
 
 
 def _agree(left: Mapping[str, object], right: Mapping[str, object]) -> bool:

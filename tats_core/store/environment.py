@@ -22,7 +22,6 @@ from tats_core.machine import available_cpus
 from tats_core.store.layout import ENVIRONMENT
 from tats_core.store.run import RunRecord
 
-FILE = ENVIRONMENT
 PATCH = "changes.patch"
 
 _PACKAGES = ("torch", "timm", "ray", "mlflow", "pydantic", "numpy", "av", "decord")

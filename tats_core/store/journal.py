@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tats_core.files import append_line, read_json_if_there, write_json
-from tats_core.store.run import RunRecord
 from tats_core.training.events import read_events
 
 Operation = dict[str, Any]
@@ -133,10 +132,6 @@ class Spool:
     def reject(self, operation: Mapping[str, object], reason: str) -> None:
         """Record an operation that the server refused for good."""
         append_line(self.folder / "rejected.jsonl", {"reason": reason, "operation": operation})
-
-    def record(self) -> RunRecord:
-        """Return the record of the run."""
-        return RunRecord.load(self.home / "runs" / self.run)
 
     @contextmanager
     def alone(self) -> Iterator[bool]:

@@ -263,7 +263,7 @@ def sync(
 
 
 def _send_left(spool: Spool, log: Callable[[str], None]) -> None:
-    record = spool.record()
+    record = RunRecord.load(spool.home / "runs" / spool.run)
     alive = record.is_alive()
     here = tracking_uri(spool.home)
     # A record has no password; the environment has it, where it names the same server.
