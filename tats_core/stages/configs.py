@@ -120,11 +120,9 @@ class TrainedKind(StageKind[TrainedConfig]):
     """Pre-training and fine-tuning: they run on `config.workers` workers."""
 
     def cpus(self, config: TrainedConfig) -> int:
-        """One a worker."""
         return config.min_workers or config.started
 
     def gpus(self, config: TrainedConfig) -> int:
-        """One a worker, if at all."""
         return self.cpus(config) if config.gpu else 0
 
     def spare(self, config: TrainedConfig) -> int:
@@ -185,7 +183,6 @@ class EncoderKind(StageKind[EncoderConfig]):
         return faults + super().preflight(config, ctx)
 
     def external(self, config: EncoderConfig) -> Mapping[str, str]:
-        """Return the digest of a checkpoint."""
         return checkpoint_input.digest("encoder", config.external_encoder)
 
     def encoder(self, config: EncoderConfig, ctx: StageContext) -> Path | None:

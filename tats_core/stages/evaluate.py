@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -24,7 +24,7 @@ from tats_core.report import charts
 from tats_core.report import classes as by_class
 from tats_core.specs import NotIdentity
 from tats_core.stages.base import StageContext, StageKind
-from tats_core.stages.configs import Placed
+from tats_core.stages.configs import Init, Placed
 from tats_core.stages.jobs import Job, clip_options, labelled, run_workers, write_result
 from tats_core.training import metrics, weights
 from tats_core.training.checkpoint import CheckpointStore
@@ -39,7 +39,7 @@ class EvaluateStage(Placed):
 
     splits = frozenset({"test"})
 
-    init: Literal["pretrained", "scratch"] = Field("pretrained", description="which fine-tuned model")
+    init: Init = Field("pretrained", description="which fine-tuned model")
     clips: int | None = Field(None, ge=1, description="clips of each video; null: the benchmark's")
     crops: int | None = Field(None, ge=1, description="crops of each clip; null: the benchmark's")
     batch_size: Annotated[int, NotIdentity] = Field(
@@ -88,19 +88,15 @@ class Evaluate(StageKind[EvaluateStage]):
     )
 
     def reads(self, config: EvaluateStage) -> tuple[str, ...]:
-        """Return the kinds with the manifests and the model."""
         return ("data", "finetune")
 
     def cpus(self, config: EvaluateStage) -> int:
-        """One a worker."""
         return max(1, config.beside)
 
     def gpus(self, config: EvaluateStage) -> int:
-        """One a worker, if at all."""
         return config.beside if config.gpu else 0
 
     def run(self, config: EvaluateStage, ctx: StageContext) -> None:
-        """Score all test videos."""
         inputs = {"data": ctx.input("data").path, "model": ctx.input("finetune").path}
         run_workers(score_videos, config, inputs, ctx, workers=config.beside)
 

@@ -62,7 +62,6 @@ class Finetune(EncoderKind[FinetuneStage], TrainedKind[FinetuneStage]):
     )
 
     def run(self, config: FinetuneStage, ctx: StageContext) -> None:
-        """Train on Ray Train's workers."""
         copy_fork(self.name, config.fork, ctx.out)
         inputs = {"data": ctx.input("data").path, "encoder": self.encoder(config, ctx)}
         run_workers(train, config, inputs, ctx, workers=config.started, fewer=config.fewer)

@@ -100,7 +100,6 @@ class Pretrain(TrainedKind[PretrainStage]):
     }
 
     def reads(self, config: PretrainStage) -> tuple[str, ...]:
-        """Return the kind with the manifests."""
         return ("data",)
 
     def preflight(self, config: PretrainStage, ctx: Preflight) -> list[str]:
@@ -109,7 +108,6 @@ class Pretrain(TrainedKind[PretrainStage]):
         return faults + super().preflight(config, ctx)
 
     def external(self, config: PretrainStage) -> Mapping[str, str]:
-        """Return the digest of a checkpoint to start from."""
         return checkpoint_input.digest("start", config.start)
 
     def run(self, config: PretrainStage, ctx: StageContext) -> None:

@@ -101,11 +101,9 @@ class Probe(EncoderKind[_Probing]):
         return tuple(metric for metric in metrics if metric.key not in METRICS)
 
     def gpus(self, config: _Probing) -> int:
-        """One, if at all."""
         return int(config.gpu)
 
     def run(self, config: _Probing, ctx: StageContext) -> None:
-        """Probe on a worker with a GPU, or in this process."""
         inputs = {"data": ctx.input("data").path, "encoder": self.encoder(config, ctx)}
         run_workers(probe_encoder, config, inputs, ctx, workers=int(config.gpu))
 
@@ -232,7 +230,7 @@ class Encoder:
                 # The clips of a video are adjacent.
                 video_BCTHW = part.normalised(self.world.device)
                 views_BVCTHW = video_BCTHW.view(-1, clips, *video_BCTHW.shape[1:])
-                yield self.tokens(views_BVCTHW), part.label_B[::clips].to(self.world.device)
+                yield self._tokens(views_BVCTHW), part.label_B[::clips].to(self.world.device)
 
         return loader.steps, tokens
 
@@ -240,10 +238,9 @@ class Encoder:
         """Yield the tokens of evenly spread clips of each test video."""
         batch_size = self.config.batch_size
         for batch in eval_views(self.test, self.options, clips=clips, crops=1, batch_size=batch_size):
-            yield self.tokens(batch.normalised(self.world.device)), batch.label_B
+            yield self._tokens(batch.normalised(self.world.device)), batch.label_B
 
-    def tokens(self, views_BVCTHW: Tensor) -> Tensor:
-        """Return the tokens `[B, V*N, D]` of all clips of each video."""
+    def _tokens(self, views_BVCTHW: Tensor) -> Tensor:
         return tokens_of(self.model.encoder, views_BVCTHW, self.config.precision, self.world)
 
 
