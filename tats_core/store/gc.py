@@ -19,7 +19,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,30 +80,26 @@ class Findings:
         return sum(waste.size for waste in self.waste)
 
 
-def find(home: Path, policy: Policy, aliased: Mapping[Path, str], now: float | None = None) -> Findings:
-    """Return what can go; changes nothing.
-
-    Args:
-        aliased: the folders of models that have an alias (`tracking.aliased`).
-    """
+def find(home: Path, policy: Policy, aliased: Collection[Path], now: float | None = None) -> Findings:
+    """Return what can go; changes nothing. Models in the folders `aliased` have an alias in the registry."""
     now = time.time() if now is None else now
     waste, kept_bytes = [], 0
-    survey = _survey(home.absolute(), policy, aliased, now)
-    for path, kind, why in survey.folders:
+    folders, kept_runs, corrupt = _survey(home.absolute(), policy, aliased, now)
+    for path, kind, why in folders:
         size, changed = _measure(path)
         if not why:
             kept_bytes += size
         elif kind == "run record" or policy.days is None or now - changed > policy.days * DAY:
             waste.append(Waste(path, kind, why, size, changed))
     waste.sort(key=lambda folder: -folder.size)
-    return Findings(tuple(waste), survey.kept_runs, kept_bytes, survey.corrupt)
+    return Findings(tuple(waste), kept_runs, kept_bytes, corrupt)
 
 
-def collect(home: Path, policy: Policy, aliased: Mapping[Path, str]) -> Findings:
+def collect(home: Path, policy: Policy, aliased: Collection[Path]) -> Findings:
     """Remove what can go, and return what was removed; what has come into use meanwhile stays.
 
-    All folders are renamed first, while no run chooses what to reuse: an interrupted collection leaves
-    complete folders, and renamed ones that the next collection removes.
+    All folders are renamed first, while no run chooses what to reuse: the next collection removes what an
+    interrupted one renamed.
 
     Raises:
         StoreError: something cannot be removed.
@@ -114,8 +110,8 @@ def collect(home: Path, policy: Policy, aliased: Mapping[Path, str]) -> Findings
         # Measuring may take a minute; runs wait only for the second, quick survey.
         findings = find(home, policy, aliased, now)
         with store.collecting():
-            survey = _survey(home, policy, aliased, now)
-            unused = {path for path, _, why in survey.folders if why}
+            folders, _, _ = _survey(home, policy, aliased, now)
+            unused = {path for path, _, why in folders if why}
             removed = {
                 waste: renamed
                 for waste in findings.waste
@@ -132,17 +128,10 @@ _Folder = tuple[Path, Kind, str]
 """Its path, what it is, and why it can go ("" where it cannot)."""
 
 
-@dataclass(frozen=True)
-class _Survey:
-    """Each folder that the engine made, how many runs are kept, and each damaged record."""
-
-    folders: list[_Folder]
-    kept_runs: int
-    corrupt: tuple[str, ...]
-
-
-def _survey(home: Path, policy: Policy, aliased: Mapping[Path, str], now: float) -> _Survey:
-    """Decide about each folder of a project folder; measures nothing."""
+def _survey(
+    home: Path, policy: Policy, aliased: Collection[Path], now: float
+) -> tuple[list[_Folder], int, tuple[str, ...]]:
+    """Return each folder that the engine made, how many runs are kept, and each damaged record."""
     store, corrupt = StageStore(home), list[str]()
     records = list(history.records(home, corrupt=corrupt))
     names = {record.id: _names(store, record) for record in records}
@@ -161,7 +150,7 @@ def _survey(home: Path, policy: Policy, aliased: Mapping[Path, str], now: float)
     folders += [(path, "run record", "not among those kept") for path in going]
     half_removed = [path for path in _folders(home / "runs") if _OLD.fullmatch(path.name)]
     folders += [(path, "leftover", "half removed") for path in half_removed]
-    return _Survey(folders, len(kept), tuple(corrupt))
+    return folders, len(kept), tuple(corrupt)
 
 
 def _names(store: StageStore, record: RunRecord) -> frozenset[str]:

@@ -204,31 +204,31 @@ def first_line(error: BaseException) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def aliased(home: Path) -> dict[Path, str]:
-    """Return local path → model@alias, for every path that a registered model with an alias names.
+def aliased(home: Path) -> set[Path]:
+    """Return every local path that a registered model with an alias names.
 
     Raises:
         StoreError: the tracking server cannot be asked.
     """
     uri = tracking_uri(home)
     if uri == f"{_DATABASE}{home.absolute() / 'mlflow.db'}" and not (home / "mlflow.db").exists():
-        return {}  # nothing was ever tracked
+        return set()  # nothing was ever tracked
     try:
-        return dict(_aliased(connect(home, uri)))
+        return set(_aliased(connect(home, uri)))
     except Exception as error:  # any error: which models have an alias is unknown
         raise StoreError(
             f"the tracking server cannot be asked which models have an alias ({first_line(error)})"
         ) from error
 
 
-def _aliased(client: MlflowClient) -> Iterator[tuple[Path, str]]:
+def _aliased(client: MlflowClient) -> Iterator[Path]:
     for model in _pages(lambda token: client.search_registered_models(page_token=token)):
-        for alias, number in model.aliases.items():
+        for number in model.aliases.values():
             version = client.get_model_version(model.name, number)
             for text in (version.source, *version.tags.values()):
                 parts = urlsplit(text or "")
                 if parts.scheme == "file" or (text or "").startswith("/"):
-                    yield Path(unquote(parts.path)), f"{model.name}@{alias}"
+                    yield Path(unquote(parts.path))
 
 
 def _pages(search: Callable[[str | None], PagedList[Item]]) -> Iterator[Item]:
