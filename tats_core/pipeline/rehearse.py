@@ -24,6 +24,7 @@ from typing import Any, Final, TypeVar
 from tats_core import specs
 from tats_core.data import benchmarks
 from tats_core.errors import DataError
+from tats_core.report.units import is_number
 from tats_core.specs import Raw, StrictModel
 from tats_core.stages.data import DataConfig
 
@@ -98,7 +99,7 @@ class Rehearsal:
                 if below and "kind" in value:
                     below["kind"] = value["kind"]
                 changes |= {key: below} if below else {}
-            elif isinstance(value, bool) or not isinstance(value, int | float):
+            elif not is_number(value):
                 continue
             elif key in _AT_MOST:
                 changes[key] = min(value, _AT_MOST[key])
@@ -109,9 +110,7 @@ class Rehearsal:
             elif key in _WARMUPS:
                 changes[key] = value * share
         schedule = full.get("schedule")
-        if schedule and not isinstance(
-            schedule, Mapping
-        ):  # of the sampler's learning, not of a learning rate
+        if schedule and not isinstance(schedule, Mapping):  # of the sampler, not of a learning rate
             # Of changes in one epoch, the last is in force.
             later = {int(change["epoch"] * share + 1e-9): change for change in schedule}
             last: int = changes.get("until") or changes["epochs"]

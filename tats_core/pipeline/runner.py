@@ -27,7 +27,7 @@ from tats_core.pipeline import resources
 from tats_core.pipeline.graph import Graph, Instance
 from tats_core.pipeline.hooks import Notifier
 from tats_core.pipeline.observers import Observer, Tracking
-from tats_core.pipeline.plan import Decider, Decision, Options, Plan, PlanItem
+from tats_core.pipeline.plan import Decider, Decision, Options, Plan
 from tats_core.pipeline.resources import Pool
 from tats_core.pipeline.spec import Pipeline
 from tats_core.pipeline.stage_thread import Answer, Launch, StageWork
@@ -37,10 +37,7 @@ from tats_core.store.outputs import make_folder
 from tats_core.store.run import RunRecord, StageConfig, StageRecord
 from tats_core.training.events import Events, read_events
 
-__all__ = ["Host", "Plan", "PlanItem", "RunRecord", "StageRecord", "plan", "run"]
-
 OnError = Literal["stop", "continue"]
-Ended = Literal["finished", "failed", "stopped"]
 
 _PARTING = 1.0  # seconds that stages get to end when a second Ctrl-C ends the run at once
 _TICK = 0.25  # seconds between two readings of the running stages' events
@@ -164,12 +161,11 @@ class _Page(Observer):
         self._run = run
 
     def run_ended(self, record: RunRecord) -> None:
-        """Write the page; a failure to write it does not fail the run."""
         from tats_core.store import run_page  # here: a plan does without pandas, which takes 1 s to import
 
         try:
             run_page.write(record)
-        except Exception as error:  # noqa: BLE001 (any error of the page)
+        except Exception as error:  # noqa: BLE001 (no error of the page fails the run)
             self._run.note("", f"the run's page was not written: {type(error).__name__}: {error}")
 
 

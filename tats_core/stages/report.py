@@ -11,6 +11,7 @@ from tats_core.files import read_json_if_there, write_json, write_text
 from tats_core.report import charts
 from tats_core.report import results as tables
 from tats_core.report.metrics import Metric, described
+from tats_core.report.units import is_number
 from tats_core.specs import StrictModel
 from tats_core.stages.base import Input, StageContext, StageKind, read_result
 from tats_core.store.layout import METRICS, RESULT, RESULTS
@@ -108,10 +109,7 @@ def _declared(stage: Input) -> list[dict[str, Any]]:
 
 
 def _sources(stage: Input, result: Row) -> Sources:
-    numbers = (
-        key for key, value in result.items() if not isinstance(value, bool) and isinstance(value, int | float)
-    )
-    return {key: {"stage": stage.name, "file": RESULT} for key in numbers}
+    return {key: {"stage": stage.name, "file": RESULT} for key, value in result.items() if is_number(value)}
 
 
 KIND = Report()

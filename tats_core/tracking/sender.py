@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tats_core.addresses import masked
 from tats_core.report import metrics
+from tats_core.report.units import is_number
 from tats_core.specs import flatten
 from tats_core.store import environment
 from tats_core.store.journal import Operation, Spool
@@ -425,11 +426,7 @@ def remember(record: RunRecord, runs: Mapping[str, str]) -> None:
 
 def numbers(values: Mapping[str, object], prefix: str) -> dict[str, float]:
     """Return the numbers (not booleans) among `values`, with `prefix` before their names."""
-    return {
-        prefix + key: float(value)
-        for key, value in values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    return {prefix + key: float(value) for key, value in values.items() if is_number(value)}
 
 
 def _dataset(manifest: Path) -> DatasetInput:
