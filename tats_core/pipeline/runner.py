@@ -45,14 +45,12 @@ _TICK = 0.25  # seconds between two readings of the running stages' events
 
 @dataclass(frozen=True)
 class Host:
-    """What a sweep provides for the run of a trial.
-
-    `run_id` is the run's folder below `runs/`, `observer` stands for tracking, `launch` starts the workers,
-    and `stop` ends the run.
-    """
+    """What a sweep provides for the run of a trial."""
 
     run_id: str
+    """The run's folder below `runs/`."""
     observer: Observer
+    """Stands for tracking."""
     stop: threading.Event
     launch: Launch
     dies: bool = False
@@ -228,7 +226,6 @@ class _Run:
             return self.record
 
     def note(self, stage: str, text: str) -> None:
-        """Show a sentence; `stage` is "" if it is about the run."""
         for observer in self.observers:
             observer.note(stage, text)
 
@@ -344,10 +341,12 @@ class _Run:
         elif answer.what == "waits":
             self.note(answer.name, answer.text)
             self.pool.release(answer.name)
-            self._record_status(answer.name, "waiting")
+            self.record.stages[answer.name].status = "waiting"
+            self.record.save()
         elif answer.what == "works":
             self.pool.take(self.running[answer.name].instance)
-            self._record_status(answer.name, "running")
+            self.record.stages[answer.name].status = "running"
+            self.record.save()
         elif answer.what == "again":
             stage = self.record.stages[answer.name]
             stage.attempts += 1
@@ -355,10 +354,6 @@ class _Run:
             self._started(self.running[answer.name])
         else:
             self._take_end(answer, answer.what)
-
-    def _record_status(self, name: str, status: Literal["waiting", "running"]) -> None:
-        self.record.stages[name].status = status
-        self.record.save()
 
     def _take_end(self, answer: Answer, status: Literal["finished", "cached", "failed", "stopped"]) -> None:
         work, stage = self.running[answer.name], self.record.stages[answer.name]
@@ -371,21 +366,16 @@ class _Run:
         stage.status, stage.error = status, answer.text or None
         if answer.refused:
             self.refused.add(stage.name)
-        if stage.done:
-            self._finish(stage, work.decision.folder)
-        else:
-            self._stage_ended(stage, None)
+        self._finish(stage, work.decision.folder)
 
     def _finish(self, stage: StageRecord, folder: Path) -> None:
-        stage.folder = str(folder)
-        stage.digest = self.digests[stage.name] = self.store.manifest(folder).digest
         source = None
+        if stage.done:
+            stage.folder = str(folder)
+            stage.digest = self.digests[stage.name] = self.store.manifest(folder).digest
         if stage.status == "cached":
             origin = self.store.origin(folder)
             source = origin.run, origin.stage
-        self._stage_ended(stage, source)
-
-    def _stage_ended(self, stage: StageRecord, source: tuple[str, str] | None) -> None:
         self.record.save()
         for observer in self.observers:
             observer.stage_ended(stage, source)

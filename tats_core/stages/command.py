@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shlex
@@ -17,7 +16,7 @@ import psutil
 from pydantic import BeforeValidator, Field, field_validator
 
 from tats_core.errors import StageError, Stopped
-from tats_core.files import write_json
+from tats_core.files import digest, write_json
 from tats_core.specs import NotIdentity, StrictModel
 from tats_core.stages.base import StageContext, StageKind, read_result
 from tats_core.store.layout import EVENTS, OUTPUT, RESULT
@@ -136,7 +135,7 @@ def _digest(path: Path) -> str:
     status = path.stat()
     if status.st_size > _READ_BYTES:
         return f"{status.st_size} bytes, changed {status.st_mtime_ns}"
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return digest(path)
 
 
 def _end_leftovers(out: str) -> None:

@@ -90,7 +90,7 @@ def code(runs: Sequence[Run]) -> list[Difference]:
     made: list[dict[str, str]] = [{} for _ in runs]
     for run, digests in zip(runs, made, strict=True):
         for stage in run.stages.values():
-            digests |= _readable(partial(_code, stage), {})
+            digests |= _readable(partial(_code, stage)) or {}
     common = sorted(set.intersection(*map(set, made)))
     modules = [Difference(module, tuple(digests[module] for digests in made)) for module in common]
     return _differing([commits, *modules])
@@ -102,7 +102,7 @@ def data(runs: Sequence[Run]) -> list[Difference]:
     for name in _union(run.stages for run in runs):
         stages = [run.stages.get(name) for run in runs]
         if any(stage and stage.record.kind == "data" for stage in stages):
-            digests = tuple(_readable(partial(_digest, stage), None) for stage in stages)
+            digests = tuple(_readable(partial(_digest, stage)) for stage in stages)
             if len(set(digests) - {None}) > 1:
                 differences.append(Difference(name, digests))
     return differences
@@ -117,8 +117,8 @@ def results(runs: Sequence[Run], metric: str | None = None) -> list[Result]:
     Raises:
         SpecError: no run has such a number; names the nearest.
     """
-    tables = [_readable(partial(lineage.numbers, run), {}) for run in runs]
-    shown = {*RESULTS, *_union(_readable(partial(_declared, run), {}) for run in runs)}
+    tables = [_readable(partial(lineage.numbers, run)) or {} for run in runs]
+    shown = {*RESULTS, *_union(_readable(partial(_declared, run)) or {} for run in runs)}
     names = [name for name in _union(tables) if _is_wanted(name, metric, shown)]
     if metric is not None and not names and any(tables):
         known = {name.rsplit("/", 1)[1] for table in tables for name in table}
@@ -192,11 +192,11 @@ def _digest(stage: Stage | None) -> str | None:
     return stage.digest if stage else None
 
 
-def _readable(read: Callable[[], Value], default: Value) -> Value:
+def _readable(read: Callable[[], Value]) -> Value | None:
     try:
         return read()
     except StoreError:
-        return default
+        return None
 
 
 def _union(mappings: Iterable[Iterable[str]]) -> list[str]:
