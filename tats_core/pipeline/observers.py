@@ -1,4 +1,4 @@
-"""The observers of a run: the terminal, tracking, hooks, the run's page, a sweep's trials."""
+"""The observers of a run: the terminal, tracking, hooks, the trials of a sweep."""
 
 from __future__ import annotations
 

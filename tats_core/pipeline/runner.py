@@ -152,21 +152,6 @@ def _new_record(pipeline: Pipeline, home: Path, todo: Plan, only: Sequence[str])
     )
 
 
-class _Page(Observer):
-    """Writes the run's page."""
-
-    def __init__(self, run: _Run) -> None:
-        self._run = run
-
-    def run_ended(self, record: RunRecord) -> None:
-        from tats_core.store import run_page  # here: a plan does without pandas, which takes 1 s to import
-
-        try:
-            run_page.write(record)
-        except Exception as error:  # noqa: BLE001 (no error of the page fails the run)
-            self._run.note("", f"the run's page was not written: {type(error).__name__}: {error}")
-
-
 class _Run:
     """One run of a pipeline, from its first stage to its last."""
 
@@ -197,13 +182,9 @@ class _Run:
         hooks = Notifier(
             decider.pipeline.notify, record, lambda text: self.answers.put(Answer("", "note", text))
         )
-        displays = [ui] if ui else []
-        # In the order in which they are called: tracking logs the page.
-        self.observers: list[Observer]
-        if host:
-            self.observers = [host.observer, *displays, hooks]
-        else:
-            self.observers = [_Page(self), Tracking(Path(record.home), record), *displays, hooks]
+        tracking = host.observer if host else Tracking(Path(record.home), record)
+        self.observers: list[Observer] = [tracking, *([ui] if ui else []), hooks]
+        self.has_page = host is None
 
     def execute(self, todo: Plan, grace: float | None) -> RunRecord:
         """Run until nothing runs and nothing can start."""
@@ -421,6 +402,8 @@ class _Run:
         record.refused = bool(failed) and self.refused.issuperset(stage.name for stage in failed)
         record.finished = self._now()
         record.save()
+        if self.has_page:
+            self._write_page()  # before tracking sends it
         for observer in self.observers:
             observer.run_ended(record)
         for observer in self.observers:
@@ -432,6 +415,14 @@ class _Run:
         record.save()
         for observer in self.observers:
             observer.finished(record)
+
+    def _write_page(self) -> None:
+        from tats_core.store import run_page  # here: a plan does without pandas, which takes 1 s to import
+
+        try:
+            run_page.write(self.record)
+        except Exception as error:  # noqa: BLE001 (no error of the page fails the run)
+            self.note("", f"the run's page was not written: {type(error).__name__}: {error}")
 
 
 def launch(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> None:

@@ -26,8 +26,7 @@ from tats_core.store import environment
 from tats_core.store.journal import Operation, Spool
 from tats_core.store.layout import ENVIRONMENT, EVENTS, KEY, MANIFEST, RESULT, RESULTS
 from tats_core.store.run import RunRecord
-from tats_core.tracking import server
-from tats_core.tracking.registry import Registry
+from tats_core.tracking import registry, server
 from tats_core.tracking.server import AwayError, RefusedError, first_line
 from tats_core.training.events import Event, read_events
 
@@ -95,7 +94,6 @@ class Sender:
         self._flushed = self.last_answer = time.monotonic()
         self._read = self.sent.cursor
         self.client = server.asked(lambda: server.connect(spool.home, uri), uri)
-        self.registry = Registry(self.client)
         server.check(self.client, uri)
 
     def send(self) -> bool:
@@ -374,11 +372,11 @@ class Sender:
             self._log_results(run, folder)
         kind = self._stages[stage]["stage"]["kind"]
         if made_here and kind in ("pretrain", "finetune") and "model.safetensors" in manifest["files"]:
-            self.registry.register(self._stages[stage], run.id, folder, manifest["digest"], result)
+            registry.register(self.client, self._stages[stage], run.id, folder, manifest["digest"], result)
         if kind == "evaluate" and "top1" in result:
             for need, digest in self._stages[stage]["inputs"].items():
                 if need in self._stages:
-                    self.registry.score(self._stages[need], digest, float(result["top1"]))
+                    registry.score(self.client, self._stages[need], digest, float(result["top1"]))
 
     def _log_results(self, run: _Logged, folder: Path) -> None:
         """Log the table of the pipeline with the stage that made it and with the parent."""
