@@ -67,16 +67,12 @@ class StageCost:
     """The device on which the seconds were measured."""
 
     @property
-    def decode_seconds(self) -> float:
-        """What the decoding takes with the processes of the recipe."""
-        return self.videos / (DECODED * self.workers * max(1, self.decoding))
-
-    @property
     def hours(self) -> float | None:
         """Hours of the stage: of computing, or of decoding if that takes longer."""
         if self.seconds is None:
             return None
-        return max(self.seconds, self.decode_seconds if self.gpu and not self.on else 0.0) / 3600
+        decode_seconds = self.videos / (DECODED * self.workers * max(1, self.decoding))
+        return max(self.seconds, decode_seconds if self.gpu and not self.on else 0.0) / 3600
 
     @property
     def gpu_hours(self) -> float | None:

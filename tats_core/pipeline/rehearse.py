@@ -57,7 +57,10 @@ class Rehearsal:
             first: it is the first stage of its kind.
         """
         full = config.model_dump(by_alias=True)
-        changes = self._changes(full, _shrink(full), self.epochs / max(self.epochs, full.get("epochs", 1)))
+        model = full.get("model")
+        # The encoder's heads decide about all widths.
+        shrink = min(1.0, _HEAD * _heads(model["heads"]) / model["width"]) if model else 1.0
+        changes = self._changes(full, shrink, self.epochs / max(self.epochs, full.get("epochs", 1)))
         changes = specs.merge(changes, self._hardware(full, first=first))
         if full.get("encoder"):
             changes |= {"encoder": None, "init": "scratch"}
@@ -153,12 +156,6 @@ class Rehearsal:
 
 def _heads(heads: int) -> int:
     return min(heads, max(2, heads // 3))
-
-
-def _shrink(full: Mapping[str, Any]) -> float:
-    """Return the factor on widths, which the encoder's heads decide."""
-    model = full.get("model")
-    return min(1.0, _HEAD * _heads(model["heads"]) / model["width"]) if model else 1.0
 
 
 def _is_here(name: str, config: DataConfig) -> bool:

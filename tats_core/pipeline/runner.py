@@ -34,7 +34,7 @@ from tats_core.pipeline.stage_thread import Answer, Launch, StageWork
 from tats_core.stages.base import Input, ParallelWork, Preflight
 from tats_core.store import environment
 from tats_core.store.outputs import make_folder
-from tats_core.store.run import RunRecord, StageConfig, StageRecord
+from tats_core.store.run import RunRecord, StageRecord
 from tats_core.training.events import Events, read_events
 
 OnError = Literal["stop", "continue"]
@@ -190,7 +190,15 @@ class _Run:
         """Run until nothing runs and nothing can start."""
         with self.record.alive():
             self.record.save()
-            self.record.save_configs(_configs(self.graph))
+            self.record.save_configs(
+                {
+                    name: {
+                        "all": instance.config.model_dump(mode="json"),
+                        "set": instance.config.model_dump(mode="json", exclude_unset=True),
+                    }
+                    for name, instance in self.graph.instances.items()
+                }
+            )
             environment.save(self.record)
             for observer in self.observers:
                 observer.started(todo, self.record)
@@ -436,16 +444,6 @@ def launch(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> N
     from tats_core.launch import ray_train
 
     ray_train.fit(work, name, out, stop)
-
-
-def _configs(graph: Graph) -> dict[str, StageConfig]:
-    return {
-        instance.name: {
-            "all": instance.config.model_dump(mode="json"),
-            "set": instance.config.model_dump(mode="json", exclude_unset=True),
-        }
-        for instance in graph.instances.values()
-    }
 
 
 @contextmanager

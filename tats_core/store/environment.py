@@ -42,6 +42,7 @@ def save(record: RunRecord) -> None:
 
 def describe() -> dict[str, str]:
     """Return versions, machine and command, by name; none of the packages is imported for it."""
+    program, words = Path(sys.argv[0]).name, sys.argv[1:]  # __main__.py: `python -m tats_core`
     described = {
         "tats": __version__,
         "python": platform.python_version(),
@@ -50,7 +51,7 @@ def describe() -> dict[str, str]:
         "processor": _processor(),
         "CPUs": str(available_cpus()),
         "GPUs": ", ".join(_gpus()) or "none",
-        "command": shlex.join([_program(), *_without_hooks(sys.argv[1:])]),
+        "command": shlex.join(["tats" if program == "__main__.py" else program, *_without_hooks(words)]),
     }
     for name in _PACKAGES:
         try:
@@ -92,11 +93,6 @@ def _git(*words: str) -> str:
     except FileNotFoundError:  # git is not installed
         return ""
     return git.stdout if git.returncode == 0 else ""
-
-
-def _program() -> str:
-    name = Path(sys.argv[0]).name
-    return "tats" if name == "__main__.py" else name  # `python -m tats_core`
 
 
 def _processor() -> str:

@@ -351,16 +351,13 @@ def _configuration(run: Run) -> list[dict[str, Any]]:
             continue
         config, given = flatten(configs[stage.name]["all"]), flatten(configs[stage.name]["set"])
         several = f" (of {counts[stage.stage]}: {stage.name})" if counts[stage.stage] > 1 else ""
+        head = {"kind": stage.kind, "needs": stage.needs}
         parts[stage.stage] = {
             "title": f"{stage.stage}{several}",
-            "given": _words({"kind": stage.kind, "needs": stage.needs, **given}),
-            "defaults": _words({key: value for key, value in config.items() if key not in given}),
+            "given": {key: _value(value) for key, value in (head | given).items()},
+            "defaults": {key: _value(value) for key, value in config.items() if key not in given},
         }
     return list(parts.values())
-
-
-def _words(values: Mapping[str, object]) -> dict[str, str]:
-    return {key: _value(value) for key, value in values.items()}
 
 
 def _value(value: object) -> str:
