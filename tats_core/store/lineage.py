@@ -252,15 +252,7 @@ def _data_sets(folder: Path, files: Mapping[str, FileEntry], link: Link) -> list
         except DataError as error:
             link.faults.append(str(error))
             continue
-        sets.append(
-            DataSet(
-                manifest.benchmark,
-                manifest.split,
-                len(manifest),
-                len(manifest.classes),
-                str(manifest.root),
-                manifest.digest(),
-                str(folder / name),
-            )
-        )
+        counts = len(manifest), len(manifest.classes)
+        where = str(manifest.root), manifest.digest(), str(folder / name)
+        sets.append(DataSet(manifest.benchmark, manifest.split, *counts, *where))
     return sets

@@ -32,8 +32,7 @@ from tats_core.errors import StoreError
 from tats_core.files import Digests, FileEntry, read_json, read_json_if_there, sync, write_json
 from tats_core.store.layout import ATTEMPT, EVENTS, KEY, MANIFEST, SCRATCH
 
-# At a cache hit, the digests of files up to this size are verified; of larger ones only the size is compared,
-# since reading them would take minutes.
+# At a cache hit, larger files are compared by their size only: reading them would take minutes.
 VERIFIED_BYTES = 1 << 20
 
 # Events and logs hold times, and no stage reads them as an input: the output's digest leaves them out.
@@ -188,13 +187,12 @@ class StageStore:
         for path in self.root.glob(f"{kind}-*/{KEY}"):
             if path.parent.suffix:  # .partial, .old: not committed
                 continue
-            try:
+            # It may be removed meanwhile, or corrupt, which `fault` reports where it matters.
+            with suppress(StoreError):
                 origin = self.origin(path.parent)
-            except StoreError:
-                continue  # removed meanwhile, or corrupt, which `fault` reports where it matters
-            known = newest.get((origin.pipeline, origin.stage))
-            if known is None or origin.time > known.time:
-                newest[origin.pipeline, origin.stage] = origin
+                name = origin.pipeline, origin.stage
+                if name not in newest or origin.time > newest[name].time:
+                    newest[name] = origin
         return {name: origin.components for name, origin in newest.items()}
 
     @contextmanager
@@ -299,9 +297,8 @@ class StageStore:
         files: dict[str, FileEntry] = {}
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder).as_posix()
-            if not path.is_file() or name in (MANIFEST, KEY, ATTEMPT) or name.endswith(".tmp"):
-                continue
-            if name.startswith(_SCRATCH):
+            ours = name in (MANIFEST, KEY, ATTEMPT) or name.startswith(_SCRATCH)
+            if ours or name.endswith(".tmp") or not path.is_file():
                 continue
             status = path.stat()
             if status.st_size > VERIFIED_BYTES:

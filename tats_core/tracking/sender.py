@@ -490,9 +490,9 @@ def _use(folders: Sequence[Path], name: str, use: Callable[[Path], Result]) -> R
 
 
 def _first_existing(folders: Sequence[Path], name: str) -> Path:
-    for folder in folders:
-        if (folder / name).exists():
-            return folder / name
+    for path in (folder / name for folder in folders):
+        if path.exists():
+            return path
     raise FileNotFoundError(f"{name} is in none of {', '.join(map(str, folders))}")
 
 
