@@ -372,10 +372,10 @@ class _Run:
     # --- stopping and ending -------------------------------------------------------------------------
 
     def _check_stop(self) -> None:
-        wish = self.record.asked_to_stop()
-        if wish:
+        request = self.record.asked_to_stop()
+        if request:
             self.stop.set()
-        if wish == "now":
+        if request == "now":
             raise KeyboardInterrupt
         if self.stop.is_set() and not self.stop_noted:
             self.stop_noted = True

@@ -95,7 +95,7 @@ class Command(StageKind[CommandConfig]):
         out, log = ctx.out / OUTPUT, ctx.out / "log" / "command.log"
         for folder in (out, log.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        ours = {
+        variables = {
             "TATS_OUT": str(out),
             "TATS_INPUTS": json.dumps(inputs),
             "TATS_EVENTS": str(ctx.out / EVENTS),
@@ -105,7 +105,7 @@ class Command(StageKind[CommandConfig]):
             try:
                 process = subprocess.Popen(
                     config.run,
-                    env={**os.environ, **config.env, **ours},
+                    env={**os.environ, **config.env, **variables},
                     stdin=subprocess.DEVNULL,
                     stdout=printed,
                     stderr=subprocess.STDOUT,

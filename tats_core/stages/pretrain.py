@@ -52,7 +52,7 @@ _HEALTH = frozenset(
             for motion in ("motion", "pixel_motion", "flow")
             for of in ("lift", "oracle", "share")
         ),
-        *(f"{look}_correlation" for look in ("motion", "flow", "brightness", "contrast")),
+        *(f"{cue}_correlation" for cue in ("motion", "flow", "brightness", "contrast")),
     }
 )
 """Metrics of a health check of features and policy (`training.health`)."""

@@ -301,9 +301,9 @@ def _chart(title: str, key: str, against: str, group: Sequence[Stage]) -> Markup
 
 def _timeline(record: RunRecord) -> dict[str, Any]:
     ran = [stage for stage in record.stages.values() if stage.started is not None]
-    begun = min((stage.started or 0.0 for stage in ran), default=0.0)
+    start = min((stage.started or 0.0 for stage in ran), default=0.0)
     end = max((stage.finished or record.finished or time.time() for stage in ran), default=0.0)
-    length = (end - begun) or 1.0
+    length = (end - start) or 1.0
     rows: dict[str, list[StageRecord]] = {}
     for stage in ran:
         rows.setdefault(stage.name if len(ran) <= _TRACKS else stage.stage, []).append(stage)
@@ -311,10 +311,9 @@ def _timeline(record: RunRecord) -> dict[str, Any]:
     for name, members in rows.items():
         marks = []
         for stage in members:
-            start, stop = (stage.started or 0.0) - begun, (stage.finished or end) - begun
+            ends = [100 * (at - start) / length for at in (stage.started or 0.0, stage.finished or end)]
             style = "bar6" if stage.status in ("failed", "stopped") else _BARS.get(stage.kind, "bar5")
-            title = f"{stage.name}: {duration(stage.seconds)}"
-            marks.append(Mark(style, 100 * start / length, 100 * stop / length, title))
+            marks.append(Mark(style, *ends, title=f"{stage.name}: {duration(stage.seconds)}"))
         retries = sum(stage.attempts - 1 for stage in members)
         words = [f"{len(members)} ×"] if len(members) > 1 else []
         words.append(duration(sum(stage.seconds for stage in members)))
