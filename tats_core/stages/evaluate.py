@@ -23,9 +23,9 @@ from tats_core.files import replacing, write_json, write_text
 from tats_core.report import charts
 from tats_core.report import classes as by_class
 from tats_core.specs import NotIdentity
+from tats_core.stages import jobs
 from tats_core.stages.base import StageContext, StageKind
 from tats_core.stages.configs import Init, Placed
-from tats_core.stages.jobs import Job, clip_options, labelled, run_workers, write_result
 from tats_core.training import metrics, weights
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.evaluate import score_views
@@ -98,7 +98,7 @@ class Evaluate(StageKind[EvaluateStage]):
 
     def run(self, config: EvaluateStage, ctx: StageContext) -> None:
         inputs = {"data": ctx.input("data").path, "model": ctx.input("finetune").path}
-        run_workers(score_videos, config, inputs, ctx, workers=config.beside)
+        jobs.run_workers(score_videos, config, inputs, ctx, workers=config.beside)
 
 
 # --- in a worker ---------------------------------------------------------------------------------------
@@ -107,9 +107,9 @@ class Evaluate(StageKind[EvaluateStage]):
 def score_videos(raw_job: Mapping[str, Any], world: World, events: EventLog, store: CheckpointStore) -> None:
     """Multi-view test: each worker scores its share of the videos, rank 0 writes the result."""
     began = time.perf_counter()
-    job = Job[EvaluateStage].model_validate(raw_job)
+    job = jobs.Job[EvaluateStage].model_validate(raw_job)
     config, out = job.config, Path(job.out)
-    manifest = labelled(job.manifest("test"))
+    manifest = jobs.labelled(job.manifest("test"))
     model, classes = weights.load_classifier(Path(job.inputs["model"]))
     if tuple(classes) != manifest.classes:
         raise SpecError(
@@ -119,7 +119,7 @@ def score_videos(raw_job: Mapping[str, Any], world: World, events: EventLog, sto
         )
     views = eval_views(
         manifest,
-        clip_options(model.encoder.clip, config.data),
+        jobs.clip_options(model.encoder.clip, config.data),
         clips=config.clips,
         crops=config.crops,
         batch_size=config.batch_size,
@@ -161,7 +161,7 @@ def score_videos(raw_job: Mapping[str, Any], world: World, events: EventLog, sto
     title = f"{config.benchmark}, {config.init}: top-1 {top1:.1f}% of {len(manifest)} clips"
     describe_classes(out, confusion_CC, classes, title, events)
     describe_calibration(out, calibration, events)
-    write_result(out, results | described)
+    jobs.write_result(out, results | described)
 
 
 def other_classes(model: Sequence[str], test: Sequence[str]) -> str:

@@ -24,17 +24,9 @@ from tats_core.models.tokens import patchify
 from tats_core.models.vit import VideoViT
 from tats_core.report.metrics import METRICS, Metric
 from tats_core.specs import NotIdentity
+from tats_core.stages import jobs
 from tats_core.stages.base import StageContext
 from tats_core.stages.configs import EncoderKind, Initialised
-from tats_core.stages.jobs import (
-    Job,
-    clip_options,
-    labelled,
-    load_encoder,
-    note_unreadable,
-    run_workers,
-    write_result,
-)
 from tats_core.training import metrics
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog
@@ -105,7 +97,7 @@ class Probe(EncoderKind[_Probing]):
 
     def run(self, config: _Probing, ctx: StageContext) -> None:
         inputs = {"data": ctx.input("data").path, "encoder": self.encoder(config, ctx)}
-        run_workers(probe_encoder, config, inputs, ctx, workers=int(config.gpu))
+        jobs.run_workers(probe_encoder, config, inputs, ctx, workers=int(config.gpu))
 
 
 # --- in a worker ---------------------------------------------------------------------------------------
@@ -117,13 +109,13 @@ def probe_encoder(raw_job: Mapping[str, Any], world: World, events: EventLog, st
     After a kill, the training of a probe that has checkpoints resumes; the rest is done again.
     """
     began = time.perf_counter()
-    job = Job[ProbeStage].model_validate(raw_job)
+    job = jobs.Job[ProbeStage].model_validate(raw_job)
     config: _Probing = job.config
-    train = labelled(job.manifest("train"), config.labels_per_class, config.seed)
-    test = labelled(job.manifest("test"))
+    train = jobs.labelled(job.manifest("train"), config.labels_per_class, config.seed)
+    test = jobs.labelled(job.manifest("test"))
     with fresh_weights(config.seed):
         model = VideoClassifier(config.model, config.clip, len(train.classes))
-    matched = load_encoder(model.encoder, job.inputs.get("encoder"), events)
+    matched = jobs.load_encoder(model.encoder, job.inputs.get("encoder"), events)
     if matched:
         events.params(matched)
     model.to(world.device)
@@ -144,7 +136,7 @@ def probe_encoder(raw_job: Mapping[str, Any], world: World, events: EventLog, st
         **train.absence(),
         **test.absence(),
     }
-    write_result(Path(job.out), results | described)
+    jobs.write_result(Path(job.out), results | described)
 
 
 @dataclass
@@ -163,7 +155,7 @@ class Encoder:
     @cached_property
     def options(self) -> ClipOptions:
         """How clips are cut out of videos."""
-        return clip_options(self.config.clip, self.config.data)
+        return jobs.clip_options(self.config.clip, self.config.data)
 
     def frozen(self, name: str) -> Frozen:
         """Return what the probe `name` gets."""
@@ -185,7 +177,7 @@ class Encoder:
         while self.loaders:
             loader = self.loaders.pop()
             loader.close()
-            note_unreadable(loader.unreadable, self.events)
+            jobs.note_unreadable(loader.unreadable, self.events)
 
     @cached_property
     def pooled(self) -> Pooled:
@@ -209,7 +201,7 @@ class Encoder:
                     features.append(self.model.features(clip_BCTHW).float().cpu())
                     labels.append(batch.label_B)
                 halves.append((torch.cat(features), torch.cat(labels)))
-        note_unreadable(unreadable, self.events)
+        jobs.note_unreadable(unreadable, self.events)
         return Pooled(*halves[0], *halves[1])
 
     def training_tokens(self, batch: int, clips: int) -> tuple[int, Callable[[int], Tokens]]:
