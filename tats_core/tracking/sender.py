@@ -43,6 +43,7 @@ METRICS_A_CALL = 1000
 FLUSH_SECONDS = 2.0
 
 _PARENT = ""
+_STATUS = {"finished": "FINISHED", "cached": "FINISHED", "failed": "FAILED"}
 _STUBBORN = 5  # failures after which an operation is skipped
 _CHECKPOINTS = (".pt", ".safetensors")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -338,7 +339,7 @@ class Sender:
             error = masked(operation["error"]).encode(errors="backslashreplace").decode()
             self.client.set_tag(run.id, "error", error)
         self.flush()
-        self.client.set_terminated(run.id, _status(status))
+        self.client.set_terminated(run.id, _STATUS.get(status, "KILLED"))
 
     def _set_tags(self, run: _Logged, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -411,7 +412,7 @@ class Sender:
                 self.client.log_artifact(run.id, str(path))
         if operation.get("reused"):
             self.client.set_tag(run.id, "reused", "true")
-        self.client.set_terminated(run.id, _status(operation["status"]))
+        self.client.set_terminated(run.id, _STATUS.get(operation["status"], "KILLED"))
         self.sent.ended = True
 
 
@@ -494,7 +495,3 @@ def _first_existing(folders: Sequence[Path], name: str) -> Path:
         if path.exists():
             return path
     raise FileNotFoundError(f"{name} is in none of {', '.join(map(str, folders))}")
-
-
-def _status(status: str) -> str:
-    return {"finished": "FINISHED", "cached": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")
