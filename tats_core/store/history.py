@@ -63,16 +63,17 @@ def records(home: Path, pipeline: str | None = None, corrupt: list[str] | None =
 
 def newest_finished(home: Path, pipeline: str) -> RunRecord | None:
     """Return the record of the newest run of this pipeline that finished with all its stages, or None."""
+    return _newest(home, pipeline, complete=True)
+
+
+def _newest(home: Path, pipeline: str | None, *, complete: bool) -> RunRecord | None:
+    """Return the newest record, `complete` or any; warn of damaged ones that are newer."""
     corrupt: list[str] = []
-    newest = next((record for record in records(home, pipeline, corrupt) if record.complete), None)
-    _warn(corrupt)
-    return newest
-
-
-def _warn(corrupt: list[str]) -> None:
-    """Say which records were passed over on the way to the newest that can be read."""
+    matching = (record for record in records(home, pipeline, corrupt) if record.complete or not complete)
+    newest = next(matching, None)
     for sentence in corrupt:
         logging.getLogger(__name__).warning("tats: warning: a damaged run is passed over: %s", sentence)
+    return newest
 
 
 def find(run: str, home: Path) -> RunRecord:
@@ -89,10 +90,7 @@ def find(run: str, home: Path) -> RunRecord:
     if run in known:
         return RunRecord.load(home.absolute() / "runs" / run)
     name = _stem(run)
-    corrupt: list[str] = []
-    newest = next(records(home, None if run == LATEST else name, corrupt), None)
-    _warn(corrupt)
-    if newest:
+    if newest := _newest(home, None if run == LATEST else name, complete=False):
         return newest
     menu = specs.names("pipelines")
     if run == LATEST:

@@ -76,7 +76,7 @@ def build(record: RunRecord) -> str:
         title=record.pipeline,
         lead=record.title or f"One run of the pipeline {record.pipeline}",
         error=record.error,
-        tiles=[*_result_tiles(report), *_run_tiles(record)],
+        tiles=list(_tiles(report, record)),
         results=_results(report, stages) if report else None,
         pictures=_pictures(stages),
         curves=_curves(stages),
@@ -104,19 +104,11 @@ def _label(stage: StageRecord) -> str:
 # --- head and results ------------------------------------------------------------------------------------
 
 
-def _run_tiles(record: RunRecord) -> Iterator[Tile]:
-    counts = Counter(_status(stage) for stage in record.stages.values())
-    took = duration((record.finished or time.time()) - record.started)
-    yield "run", page.status(record.status), f"{took}, {moment(record.started)}"
-    statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
-    yield "stages", str(len(record.stages)), statuses
-
-
 def _status(stage: StageRecord) -> str:
     return "reused" if stage.status == "cached" else stage.status
 
 
-def _result_tiles(report: Mapping[str, Any]) -> Iterator[Tile]:
+def _tiles(report: Mapping[str, Any], record: RunRecord) -> Iterator[Tile]:
     rows, policy = report.get("rows", []), report.get("policy") or {}
     means = results.mean_of_benchmarks(rows)
     top1 = {init: mean["top1"] for init, mean in means.items() if "top1" in mean}
@@ -132,6 +124,10 @@ def _result_tiles(report: Mapping[str, Any]) -> Iterator[Tile]:
     if policy.get("visible") is not None:
         remark = f"mask ratio {number(policy.get('mask_ratio'), 2)}, sampler {policy.get('sampler', '?')}"
         yield "visible tokens", f"{policy['visible']} of {policy['tokens']}", remark
+    took = duration((record.finished or time.time()) - record.started)
+    yield "run", page.status(record.status), f"{took}, {moment(record.started)}"
+    counts = Counter(map(_status, record.stages.values()))
+    yield "stages", str(len(record.stages)), ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def _results(report: Mapping[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
