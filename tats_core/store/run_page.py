@@ -307,9 +307,10 @@ def _timeline(record: RunRecord) -> dict[str, Any]:
     for name, members in rows.items():
         marks = []
         for stage in members:
-            ends = [100 * (at - start) / length for at in (stage.started or 0.0, stage.finished or end)]
+            times = stage.started or 0.0, stage.finished or end
+            left, right = (100 * (when - start) / length for when in times)
             style = "bar6" if stage.status in ("failed", "stopped") else _BARS.get(stage.kind, "bar5")
-            marks.append(Mark(style, *ends, title=f"{stage.name}: {duration(stage.seconds)}"))
+            marks.append(Mark(style, left, right, f"{stage.name}: {duration(stage.seconds)}"))
         retries = sum(stage.attempts - 1 for stage in members)
         words = [f"{len(members)} ×"] if len(members) > 1 else []
         words.append(duration(sum(stage.seconds for stage in members)))
