@@ -119,6 +119,11 @@ TrainedConfig = TypeVar("TrainedConfig", bound=Trained)
 class TrainedKind(StageKind[TrainedConfig]):
     """Pre-training and fine-tuning: they run on `config.workers` workers."""
 
+    curves = frozenset({"loss", "clips_per_second"})
+    reports: ClassVar[frozenset[str]] = frozenset(
+        {"loss", "parameters", "peak_memory_mb", "seconds", "skipped_steps", "unreadable_videos"}
+    )
+
     def cpus(self, config: TrainedConfig) -> int:
         return config.min_workers or config.started
 

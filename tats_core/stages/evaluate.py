@@ -22,6 +22,7 @@ from tats_core.errors import SpecError
 from tats_core.files import replacing, write_json, write_text
 from tats_core.report import charts
 from tats_core.report import classes as by_class
+from tats_core.report.metrics import TUNED
 from tats_core.specs import NotIdentity
 from tats_core.stages import jobs
 from tats_core.stages.base import StageContext, StageKind
@@ -72,19 +73,7 @@ class Evaluate(StageKind[EvaluateStage]):
     # Its tables of classes are output; how its pictures are drawn is not.
     code = ("tats_core.report.classes", "tats_core.report.table")
     reports = frozenset(
-        {
-            "chance",
-            "classes",
-            "clips",
-            "ece",
-            "high",
-            "low",
-            "mean_class_accuracy",
-            "parameters",
-            "test_seconds",
-            "top1",
-            "top5",
-        }
+        {*TUNED, "low", "high", "chance", "clips", "classes", "parameters", "test_seconds"} - {"interval"}
     )
 
     def reads(self, config: EvaluateStage) -> tuple[str, ...]:

@@ -36,19 +36,8 @@ class Finetune(EncoderKind[FinetuneStage], TrainedKind[FinetuneStage]):
 
     name = "finetune"
     Config = FinetuneStage
-    curves = frozenset({"loss", "train_top1", "clips_per_second"})
-    reports = frozenset(
-        {
-            "labels",
-            "loss",
-            "parameters",
-            "peak_memory_mb",
-            "seconds",
-            "skipped_steps",
-            "train_top1",
-            "unreadable_videos",
-        }
-    )
+    curves = TrainedKind.curves | {"train_top1"}
+    reports = TrainedKind.reports | {"labels", "train_top1"}
 
     def run(self, config: FinetuneStage, ctx: StageContext) -> None:
         jobs.copy_fork(self.name, config.fork, ctx.out)

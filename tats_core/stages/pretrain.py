@@ -76,18 +76,8 @@ class Pretrain(TrainedKind[PretrainStage]):
     Config = PretrainStage
     # A matrix over benchmarks varies the stages after it.
     follows = frozenset()
-    curves = _HEALTH | {"loss", "clips_per_second"}
-    reports = _HEALTH | {
-        "loss",
-        "parameters",
-        "peak_memory_mb",
-        "probe_chance",
-        "seconds",
-        "skipped_steps",
-        "steps",
-        "unreadable_videos",
-        "visible",
-    }
+    curves = TrainedKind.curves | _HEALTH
+    reports = TrainedKind.reports | _HEALTH | {"probe_chance", "steps", "visible"}
 
     def reads(self, config: PretrainStage) -> tuple[str, ...]:
         return ("data",)
