@@ -184,7 +184,7 @@ def _cost(instance: Instance, graph: Graph, gpu: Gpu) -> StageCost | None:
         model = _read(FinetuneStage, instance, graph)
         videos = _videos(_read(DataConfig, instance, graph), config.benchmark, "test")
         work = arithmetic.encode(model.model, model.clip) * videos * views
-        workers = max(1, config.beside)
+        workers = max(1, config.started)
         steps = ceil(videos / config.batch_size / workers)
         return StageCost(
             instance.name, workers, config.gpu, steps, videos * views, videos * clips, work, None, None,

@@ -54,8 +54,8 @@ class EvaluateStage(Placed):
     )
 
     @property
-    def beside(self) -> int:
-        """How many workers are started beside the driver, which never holds a GPU."""
+    def started(self) -> int:
+        """How many workers are started besides the driver, which never holds a GPU."""
         workers = self.test_workers or int(self.gpu)
         return min(workers, self.max_workers or workers)
 
@@ -80,14 +80,14 @@ class Evaluate(StageKind[EvaluateStage]):
         return ("data", "finetune")
 
     def cpus(self, config: EvaluateStage) -> int:
-        return max(1, config.beside)
+        return max(1, config.started)
 
     def gpus(self, config: EvaluateStage) -> int:
-        return config.beside if config.gpu else 0
+        return config.started if config.gpu else 0
 
     def run(self, config: EvaluateStage, ctx: StageContext) -> None:
         inputs = {"data": ctx.input("data").path, "model": ctx.input("finetune").path}
-        jobs.run_workers(score_videos, config, inputs, ctx, workers=config.beside)
+        jobs.run_workers(score_videos, config, inputs, ctx, workers=config.started)
 
 
 # --- in a worker ---------------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ class RunRecord:
 
         def beat() -> None:
             while not ended.wait(_BEAT):
-                with suppress(OSError):  # whoever writes more than that here says what is wrong
+                with suppress(OSError):  # the next write of the record reports it
                     os.utime(path)
 
         path = self.folder / _ALIVE

@@ -55,7 +55,7 @@ class AwayError(Exception):
 
 
 class RefusedError(StoreError):
-    """The server or database takes nothing until somebody mends what the sentence says."""
+    """The server or database takes nothing until somebody repairs what the sentence names."""
 
 
 def tracking_uri(home: Path) -> str:
