@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,7 +44,7 @@ def gc(
     if not home.is_dir():
         raise StoreError(f"{home}: there is no project folder, so there is nothing to delete")
     policy = Policy(keep, older_than)
-    aliased = {} if ignore_aliases else _aliased(home)
+    aliased = set() if ignore_aliases else _aliased(home)
     findings = collect(home, policy, aliased) if apply else find(home, policy, aliased)
     _print(findings, home, apply)
     for sentence in findings.corrupt:
@@ -59,7 +58,7 @@ def gc(
         )
 
 
-def _aliased(home: Path) -> Mapping[Path, str]:
+def _aliased(home: Path) -> set[Path]:
     from tats_core import tracking
 
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Final, get_args
+from typing import Final, TypeVar, get_args
 
 from tats_core.data.benchmarks import BENCHMARKS
 from tats_core.data.benchmarks.base import Split
@@ -28,6 +28,8 @@ from tats_core.training.arithmetic import GPUS, Gpu, Memory
 from tats_core.training.measure import Measured, measure
 
 __all__ = ["GPUS", "Gpu", "StageCost", "notes", "of", "table"]
+
+Config = TypeVar("Config", bound=StrictModel)
 
 DECODED: Final = 25.0
 """Clips that one core decodes and augments in a second (docs/operations.md)."""
@@ -65,16 +67,19 @@ class StageCost:
     """The device on which the seconds were measured."""
 
     @property
-    def decode_seconds(self) -> float:
-        """What the decoding takes with the processes of the recipe."""
-        return self.videos / (DECODED * self.workers * max(1, self.decoding))
-
-    @property
     def hours(self) -> float | None:
         """Hours of the stage: of computing, or of decoding if that takes longer."""
         if self.seconds is None:
             return None
-        return max(self.seconds, self.decode_seconds if self.gpu and not self.on else 0.0) / 3600
+        decode_seconds = self.videos / (DECODED * self.workers * max(1, self.decoding))
+        return max(self.seconds, decode_seconds if self.gpu and not self.on else 0.0) / 3600
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """`hours` of all workers; None where no GPU computes."""
+        if self.hours is None or not self.gpu or self.on == "cpu":
+            return None
+        return self.hours * self.workers
 
     @property
     def cores(self) -> int | None:
@@ -105,11 +110,7 @@ def of(graph: Graph, gpu: Gpu, share: float, *, measured: bool = False) -> list[
 
 
 def _corrected(cost: StageCost, config: StrictModel, known: dict[str, Measured]) -> StageCost:
-    """Return the estimate of a training with the time and the memory of its steps here.
-
-    Args:
-        known: what was measured, by what a step depends on.
-    """
+    """Return the estimate of a training with the time and the memory of its steps here, or from `known`."""
     assert isinstance(config, Trained)
     assert cost.memory is not None
     recipe = config.recipe.among(cost.workers, config.workers)
@@ -117,50 +118,48 @@ def _corrected(cost: StageCost, config: StrictModel, known: dict[str, Measured])
     key = recipe.model_dump_json(include=_OF_A_STEP)
     if key not in known:
         known[key] = measure(recipe, cost.workers, BENCHMARKS[config.benchmark].classes)
-    found = known[key]
-    memory = replace(cost.memory, activations=cost.memory.activations * found.memory)
-    return replace(cost, seconds=cost.clips * found.seconds / cost.workers, memory=memory, on=found.device)
+    step = known[key]
+    memory = replace(cost.memory, activations=cost.memory.activations * step.memory)
+    return replace(cost, seconds=cost.clips * step.seconds / cost.workers, memory=memory, on=step.device)
 
 
 def table(costs: list[StageCost], price: float | None) -> Table:
     """Return a row for each stage, and the sum; a price is of one GPU hour."""
-    rows = [_row(cost, price) for cost in costs]
     hours = [cost.hours for cost in costs if cost.hours is not None]
-    gpu_hours = sum((cost.hours or 0) * cost.workers for cost in costs if cost.gpu and cost.on != "cpu")
+    gpu_hours = sum(cost.gpu_hours or 0 for cost in costs)
     total: list[object] = ["all", "", "", f"{sum(cost.flops for cost in costs):.2g}", ""]
     total += [size(sum(cost.checkpoints for cost in costs)), size(sum(cost.logs for cost in costs)), ""]
     total += [duration(3600 * sum(hours)) if hours else None, f"{gpu_hours:,.0f}" if gpu_hours else None]
+    rows = [*map(_row, costs), total]
     headings = ["stage", "workers", "steps", "FLOPs", "memory", "checkpoints", "logs", "decode", "time"]
     headings.append("GPU h")
     if price is not None:
         headings.append("price")
-        total.append(f"{gpu_hours * price:,.0f}")
-    return Table.of(headings, [*rows, total])
+        for row, spent in zip(rows, [*(cost.gpu_hours for cost in costs), gpu_hours], strict=True):
+            row.append(None if spent is None else f"{spent * price:,.0f}")
+    return Table.of(headings, rows)
 
 
 def notes(costs: list[StageCost]) -> list[str]:
     """Return what would not work, or be slow, and the key to change; a sentence each."""
     measured = {cost.on: "times" if cost.on == "cpu" else "times and memory" for cost in costs if cost.on}
-    found = [f"{what} are those of three steps here, on {on}" for on, what in measured.items()]
-    found += [f"{cost.name}: {cost.misfit}" for cost in costs if cost.misfit]
-    hungry = {
-        cost.name.partition("[")[
-            0
-        ]: f"({max(1, cost.decoding)} processes a worker, {cost.cores} would feed it)"
-        for cost in costs
-        if cost.gpu and not cost.on and cost.cores and cost.cores > max(1, cost.decoding)
-    }
-    if hungry:
-        listed = ", ".join(f"{name} {words}" for name, words in hungry.items())
+    sentences = [f"{what} are those of three steps here, on {on}" for on, what in measured.items()]
+    sentences += [f"{cost.name}: {cost.misfit}" for cost in costs if cost.misfit]
+    limited = {}
+    for cost in costs:
+        processes = max(1, cost.decoding)
+        if cost.gpu and not cost.on and cost.cores and cost.cores > processes:
+            words = f"({processes} processes a worker, {cost.cores} would feed it)"
+            limited[cost.name.partition("[")[0]] = words
+    if limited:
+        listed = ", ".join(f"{name} {words}" for name, words in limited.items())
         advice = "raise data.decode_workers, or shrink the videos (docs/data.md)"
-        found.append(f"decoding is the limit of {listed}: {advice}")
-    return found
+        sentences.append(f"decoding is the limit of {listed}: {advice}")
+    return sentences
 
 
-def _row(cost: StageCost, price: float | None) -> list[object]:
-    unknown = cost.hours is None or not cost.gpu or cost.on == "cpu"
-    gpu_hours = None if unknown else (cost.hours or 0) * cost.workers
-    row: list[object] = [
+def _row(cost: StageCost) -> list[object]:
+    return [
         cost.name,
         cost.workers,
         f"{cost.steps:,}",
@@ -170,9 +169,8 @@ def _row(cost: StageCost, price: float | None) -> list[object]:
         size(cost.logs) if cost.logs else None,
         cost.cores,
         None if cost.hours is None else duration(3600 * cost.hours),
-        None if gpu_hours is None else f"{gpu_hours:,.0f}",
+        None if cost.gpu_hours is None else f"{cost.gpu_hours:,.0f}",
     ]
-    return row if price is None else [*row, None if gpu_hours is None else f"{gpu_hours * price:,.0f}"]
 
 
 def _cost(instance: Instance, graph: Graph, gpu: Gpu) -> StageCost | None:
@@ -183,18 +181,17 @@ def _cost(instance: Instance, graph: Graph, gpu: Gpu) -> StageCost | None:
         benchmark = BENCHMARKS[config.benchmark]
         clips = config.clips or benchmark.test_clips
         views = clips * (config.crops or benchmark.test_crops)
-        (model,) = [found for need in instance.needs
-                    if isinstance(found := graph.instances[need].config, FinetuneStage)]  # fmt: skip
-        videos = _videos(_data(instance, graph), config.benchmark, "test")
+        model = _read(FinetuneStage, instance, graph)
+        videos = _videos(_read(DataConfig, instance, graph), config.benchmark, "test")
         work = arithmetic.encode(model.model, model.clip) * videos * views
-        workers = max(1, config.beside)
+        workers = max(1, config.started)
         steps = ceil(videos / config.batch_size / workers)
         return StageCost(
             instance.name, workers, config.gpu, steps, videos * views, videos * clips, work, None, None,
             config.data.decode_workers,
         )  # fmt: skip
     if isinstance(config, ProbeStage):
-        data = _data(instance, graph)
+        data = _read(DataConfig, instance, graph)
         videos = sum(_videos(data, config.benchmark, split) for split in get_args(Split))
         work = arithmetic.encode(config.model, config.clip) * videos
         steps = ceil(videos / config.batch_size)
@@ -203,7 +200,7 @@ def _cost(instance: Instance, graph: Graph, gpu: Gpu) -> StageCost | None:
 
 
 def _trained(instance: Instance, config: PretrainStage | FinetuneStage, graph: Graph, gpu: Gpu) -> StageCost:
-    data = _data(instance, graph)
+    data = _read(DataConfig, instance, graph)
     classes = _classes(data, config.benchmark)
     listed = _videos(data, config.benchmark, "train")
     if isinstance(config, FinetuneStage) and config.labels_per_class:
@@ -238,10 +235,10 @@ def _trained(instance: Instance, config: PretrainStage | FinetuneStage, graph: G
     )
 
 
-def _data(instance: Instance, graph: Graph) -> DataConfig:
-    (data,) = [found for need in instance.needs
-               if isinstance(found := graph.instances[need].config, DataConfig)]  # fmt: skip
-    return data
+def _read(form: type[Config], instance: Instance, graph: Graph) -> Config:
+    """Return the configuration of the stage of this kind that `instance` reads."""
+    configs = [graph.instances[need].config for need in instance.needs]
+    return next(config for config in configs if isinstance(config, form))
 
 
 def _classes(data: DataConfig, benchmark: str) -> int:

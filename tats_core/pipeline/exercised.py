@@ -13,7 +13,7 @@ from tats_core.pipeline.graph import Graph
 from tats_core.report.table import Table
 from tats_core.report.units import duration, size
 from tats_core.stages.data import DataConfig
-from tats_core.store.run import Run, RunRecord, Stage
+from tats_core.store.run import Run, RunRecord
 
 Row = tuple[str, str, str]
 
@@ -57,13 +57,11 @@ def _data(run: Run) -> Iterator[Row]:
             yield "yes", f"data: {name}{fold}", f"{how}; reader: {', '.join(sorted(readers))}"
 
 
-def _trained(run: Run) -> list[Stage]:
-    return [stage for stage in run.stages.values() if "workers" in stage.params]
-
-
 def _workers(run: Run, recipe: Graph) -> Iterator[Row]:
-    for stage in _trained(run):
-        used, name = stage.params, stage.record.name
+    for name, stage in run.stages.items():
+        used = stage.params
+        if "workers" not in used:
+            continue
         config, full = run.configs[name]["all"], recipe.instances[name].config.model_dump()
         words = [f"{used['workers']} of {full['workers']} workers on {used['device']}"]
         words += [f"steps {used['steps']}", config["precision"], f"accumulation {config['accumulate']}"]
@@ -73,12 +71,8 @@ def _workers(run: Run, recipe: Graph) -> Iterator[Row]:
 
 
 def _resume(run: Run) -> Iterator[Row]:
-    resumed = [
-        (stage.record.name, note)
-        for stage in run.stages.values()
-        for note in stage.notes
-        if note.startswith("resumed after step")
-    ]
+    notes = [(name, note) for name, stage in run.stages.items() for note in stage.notes]
+    resumed = [(name, note) for name, note in notes if note.startswith("resumed after step")]
     for name, note in resumed:
         yield "yes", "resume", f"{name}: a worker was killed after its first checkpoint; {note}"
     if not resumed:
@@ -99,19 +93,13 @@ def _not_exercised(run: Run, recipe: Graph) -> Iterator[tuple[str, str]]:
     used = {name: config["all"] for name, config in run.configs.items()}
     if any(config.get("gpu") and not used[name]["gpu"] for name, config in full.items()):
         yield "GPUs, NCCL", "there is none here; bfloat16 ran on the CPU where the recipe has it"
-    missing = sorted(
-        {
-            name
-            for stage in run.done("data")
-            for name in _generated(used[stage.record.name])
-            if name not in _generated(full[stage.record.name])
-        }
-    )
+    missing: set[str] = set()
+    for stage in run.done("data"):
+        name = stage.record.name
+        missing.update({*_generated(used[name])} - {*_generated(full[name])})
     if missing:
-        yield (
-            "real videos",
-            f"not found: {', '.join(missing)}; 'tats data check' says where they are expected",
-        )
+        names = ", ".join(sorted(missing))
+        yield "real videos", f"not found: {names}; 'tats data check' says where they are expected"
     for key in ("start", "encoder"):
         if weights := {str(config[key]) for config in full.values() if config.get(key)}:
             yield "weights from outside", f"{', '.join(weights)}: they do not fit the tiny model"

@@ -15,6 +15,7 @@ import graphlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from tats_core import specs
@@ -78,9 +79,7 @@ def build(pipeline: Pipeline) -> Graph:
         SpecError: an unknown kind, need or key, a cycle, a default that no stage takes, or a missing need;
             names file, key and the nearest valid name.
     """
-    order = _order(pipeline)
-    kinds = {name: _kind(pipeline, stage) for name, stage in pipeline.stages.items()}
-    _check_defaults(pipeline, kinds)
+    order, kinds = _order(pipeline), _kinds(pipeline)
     rows: dict[str, list[Row]] = {}
     instances: dict[str, Instance] = {}
     ancestors: dict[str, list[str]] = {}
@@ -92,8 +91,14 @@ def build(pipeline: Pipeline) -> Graph:
         for row in rows[name]:
             instance = _instance(pipeline, stage, kind, row, ancestors[name], instances)
             instances[instance.name] = instance
-    narrowed = (_narrowed(instance, instances, pipeline) for instance in instances.values())
-    return Graph({instance.name: instance for instance in narrowed})
+    narrowed = {}
+    for name, instance in instances.items():
+        readers = [other.config for other in instances.values() if name in other.needs]
+        config = instance.kind.narrowed(instance.config, readers)
+        if pipeline.rehearsal is not None:
+            config = pipeline.rehearsal.with_data(config)
+        narrowed[name] = replace(instance, config=config)
+    return Graph(narrowed)
 
 
 def _order(pipeline: Pipeline) -> list[str]:
@@ -110,25 +115,25 @@ def _order(pipeline: Pipeline) -> list[str]:
         raise SpecError(f"{pipeline.where}: the stages need each other in a circle: {cycle}") from error
 
 
-def _kind(pipeline: Pipeline, stage: Stage) -> Kind:
-    if stage.kind not in KINDS:
-        near = did_you_mean(stage.kind, KINDS)
-        raise SpecError(f"{pipeline.where}: {stage.name}.kind: no stage kind named '{stage.kind}'{near}")
-    return KINDS[stage.kind]
-
-
-def _check_defaults(pipeline: Pipeline, kinds: Mapping[str, Kind]) -> None:
-    taken = {field for kind in kinds.values() for field in kind.Config.model_fields}
+def _kinds(pipeline: Pipeline) -> dict[str, Kind]:
+    for name, stage in pipeline.stages.items():
+        if stage.kind not in KINDS:
+            near = did_you_mean(stage.kind, KINDS)
+            raise SpecError(f"{pipeline.where}: {name}.kind: no stage kind named '{stage.kind}'{near}")
+    kinds = {name: KINDS[stage.kind] for name, stage in pipeline.stages.items()}
+    fields = {field for kind in kinds.values() for field in kind.Config.model_fields}
     for key in pipeline.defaults:
-        if key not in taken:
-            near = did_you_mean(key, taken)
+        if key not in fields:
+            near = did_you_mean(key, fields)
             raise SpecError(f"{pipeline.where}: defaults has '{key}', which no stage takes{near}")
+    return kinds
 
 
 def _rows(pipeline: Pipeline, stage: Stage, kind: Kind, rows: Mapping[str, list[Row]]) -> list[Row]:
     joined: list[Row] = [{}]
     tables = [] if kind.gathers else [rows[need] for need in stage.needs]
-    for table in [*tables, _product(stage.matrix)]:
+    matrix = [dict(zip(stage.matrix, values, strict=True)) for values in product(*stage.matrix.values())]
+    for table in [*tables, matrix]:
         joined = [left | right for left in joined for right in table if _agree(left, right)]
     if not joined:
         raise SpecError(
@@ -136,13 +141,6 @@ def _rows(pipeline: Pipeline, stage: Stage, kind: Kind, rows: Mapping[str, list[
             f"({', '.join(stage.needs)}) have no values in common"
         )
     return joined
-
-
-def _product(matrix: Mapping[str, tuple[Scalar, ...]]) -> list[Row]:
-    rows: list[Row] = [{}]
-    for axis, values in matrix.items():
-        rows = [row | {axis: value} for row in rows for value in values]
-    return rows
 
 
 def _agree(left: Mapping[str, object], right: Mapping[str, object]) -> bool:
@@ -186,14 +184,6 @@ def _instance(
     return Instance(name, stage.name, kind, config, axes, tuple(need.name for need in needs), stage.retries)
 
 
-def _narrowed(instance: Instance, instances: Mapping[str, Instance], pipeline: Pipeline) -> Instance:
-    readers = [other.config for other in instances.values() if instance.name in other.needs]
-    config = instance.kind.narrowed(instance.config, readers)
-    if pipeline.rehearsal is not None:
-        config = pipeline.rehearsal.with_data(config)
-    return replace(instance, config=config)
-
-
 def _check_reads(
     key: str, kind: Kind, reads: tuple[str, ...], needs: list[Instance], unfit: list[Instance]
 ) -> None:
@@ -215,19 +205,14 @@ def _config(pipeline: Pipeline, stage: Stage, kind: Kind, row: Row, inherited: s
     fields = kind.Config.model_fields
     raw: dict[str, object] = {key: value for key, value in pipeline.defaults.items() if key in fields}
     raw |= {axis: value for axis, value in row.items() if axis in fields and axis in kind.follows}
-    raw = _over(raw, stage.config)
+    # A default `model: vit_micro` is refined, not replaced, by a stage's `model: {depth: 4}`.
+    for key, value in raw.items():
+        if isinstance(value, str) and isinstance(stage.config.get(key), Mapping):
+            raw[key] = {"preset": value}
+    raw = specs.merge(raw, stage.config)
     for axis in specs.kinds_first(stage.matrix):
         if axis in inherited and axis not in fields:
             continue  # the matrix only selects instances of what the stage needs
         raw = specs.override(raw, axis.split("."), row[axis])
     config: StrictModel = specs.validate(kind.Config, raw, pipeline.where, prefix=stage.name)
     return config
-
-
-def _over(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:
-    # A default `model: vit_micro` is refined, not replaced, by a stage's `model: {depth: 4}`.
-    lifted = {
-        key: {"preset": value} if isinstance(value, str) and isinstance(over.get(key), Mapping) else value
-        for key, value in base.items()
-    }
-    return specs.merge(lifted, over)

@@ -1,7 +1,6 @@
 """The commands that a pipeline's `notify` calls when a run ends or a stage fails.
 
-Hooks run one after another in a separate thread: a slow hook delays the next hook, never the run. A failure
-is shown as a note.
+They run one after another in a thread: a slow one delays the next, never the run. A failure becomes a note.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ _HASTE_SECONDS = 5.0
 _VARIABLES = ("event", "run", "pipeline", "status", "stage", "error")  # in a command's environment
 _VARIABLE = 10_000  # letters of each value
 
-
 Message = dict[str, str | int | float]
 """What a command gets as JSON."""
 
@@ -51,21 +49,17 @@ class Notifier(Observer):
             self._thread.start()
 
     def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
-        """Call the hooks of a stage that failed."""
         if stage.status == "failed":
             self._put("stage_failed", stage.name, stage.error)
 
     def run_ended(self, record: RunRecord) -> None:
-        """Call the hooks of a run's end."""
         if record.status != "running":
             self._put(record.status, "", record.error)
 
     def deliver(self) -> None:
-        """Wait until the hooks have ended, but not for ever."""
         self.close(COMMAND_SECONDS)
 
     def aborted(self, record: RunRecord) -> None:
-        """Call the hooks of the run's end; after a second Ctrl-C, wait only briefly."""
         self.run_ended(record)
         self.close(_HASTE_SECONDS)
 

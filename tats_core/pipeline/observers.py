@@ -1,4 +1,4 @@
-"""The observers of a run: the terminal, tracking, hooks, the run's page, a sweep's trials."""
+"""The observers of a run: the terminal, tracking, hooks, the trials of a sweep."""
 
 from __future__ import annotations
 
@@ -62,7 +62,6 @@ class Display(Observer):
         """A stage failed for good (its retries are used up)."""
 
     def events(self, stage: str, events: Events) -> None:
-        """Show progress, notes and parameters."""
         for event in events.new:
             if event["kind"] == "progress":
                 self.progress(stage, event)
@@ -72,10 +71,9 @@ class Display(Observer):
                 self.params(stage, event["values"])
 
     def stage_ended(self, stage: StageRecord, source: tuple[str, str] | None = None) -> None:
-        """Show how the stage ended; that it was stopped is shown at the end of the run."""
         if stage.done:
             self.stage_finished(stage.name, stage.seconds, stage.status == "cached")
-        elif stage.status == "failed":
+        elif stage.status == "failed":  # that it was stopped is shown at the end of the run
             self.stage_failed(stage.name, stage.error or "")
 
 
@@ -83,7 +81,6 @@ class Tracking(Tracker, Observer):
     """MLflow's tracker, which writes what it observes into a journal."""
 
     def started(self, plan: Plan, record: RunRecord) -> None:
-        """Log the resolved pipeline."""
         self.configs.update(Run(record).configs)
         stages = {
             stage.name: {"kind": stage.kind, "needs": stage.needs, **self.configs[stage.name]["all"]}

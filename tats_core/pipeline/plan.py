@@ -77,36 +77,6 @@ class Options(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The options of the command line, as instances."""
-
-    wanted: frozenset[str]
-    forced: frozenset[str]
-
-    @classmethod
-    def of(cls, graph: Graph, options: Options) -> Choice:
-        """Resolve the options.
-
-        Raises:
-            SpecError: an option names no stage, or a stage that `only` leaves out.
-        """
-        only, from_stage = options.get("only"), options.get("from_stage")
-        wanted = graph.select(only, "only") if only else set(graph.instances)
-        named = [("force", name) for name in options.get("force", ())]
-        forced: set[str] = set()
-        if from_stage is not None:
-            named.append(("from", from_stage))
-        for option, name in named:
-            chosen = graph.select([name], option)
-            if not chosen & wanted:
-                raise SpecError(
-                    f"--{option} {name}: --only leaves it out; add it there, or take --{option} away"
-                )
-            forced |= graph.followers(chosen) if option == "from" else chosen
-        return cls(frozenset(wanted), frozenset(forced & wanted))
-
-
-@dataclass(frozen=True)
 class Decision:
     """What happens to a stage whose inputs all exist."""
 
@@ -121,13 +91,17 @@ class Decision:
 
 
 class Decider:
-    """Decides about stages, one at a time."""
+    """Decides about stages, one at a time.
+
+    Raises:
+        SpecError: an option names no stage, or a stage that `only` leaves out.
+    """
 
     def __init__(self, pipeline: Pipeline, home: Path, options: Options) -> None:
         self.pipeline = pipeline
         self.graph = graphs.build(pipeline)
         self.store = StageStore(home)
-        self.choice = Choice.of(self.graph, options)
+        self.wanted, self.forced = _chosen(self.graph, options)
         self._history: dict[str, Mapping[tuple[str, str], Mapping[str, object]]] = {}
 
     def decide(self, instance: Instance, digests: Mapping[str, str]) -> Decision:
@@ -137,7 +111,7 @@ class Decider:
         folder = self.store.folder(instance.kind.name, key)
         fault = self.store.fault(folder, key)
         unfinished = self.store.unfinished(folder)
-        if instance.name in self.choice.forced:
+        if instance.name in self.forced:
             return Decision("run", "forced", key, folder, fresh=True)
         if fault is None and unfinished != "forced":
             return Decision("reuse", "unchanged", key, folder)
@@ -160,6 +134,22 @@ class Decider:
             self._history[kind] = self.store.history(kind)
         before = self._history[kind].get((self.pipeline.name, instance.name))
         return None if before is None else diff.between(before, components)
+
+
+def _chosen(graph: Graph, options: Options) -> tuple[set[str], set[str]]:
+    """Return the instances that are wanted, and those of them that are forced."""
+    only, from_stage = options.get("only"), options.get("from_stage")
+    wanted = graph.select(only, "only") if only else set(graph.instances)
+    named = [("force", name) for name in options.get("force", ())]
+    forced: set[str] = set()
+    if from_stage is not None:
+        named.append(("from", from_stage))
+    for option, name in named:
+        chosen = graph.select([name], option)
+        if not chosen & wanted:
+            raise SpecError(f"--{option} {name}: --only leaves it out; add it there, or take --{option} away")
+        forced |= graph.followers(chosen) if option == "from" else chosen
+    return wanted, forced & wanted
 
 
 def make(decider: Decider) -> Plan:
@@ -195,25 +185,21 @@ def _seconds(home: Path, pipeline: str, names: Iterable[str]) -> dict[str, float
 def _item(
     decider: Decider, instance: Instance, digests: Mapping[str, str], items: Mapping[str, PlanItem]
 ) -> PlanItem:
-    name, kind = instance.name, instance.kind.name
-    about = PlanItem(name, instance.stage, kind, instance.axes, instance.needs, "skip", "not asked for")
-    wanted = instance.name in decider.choice.wanted
+    about = PlanItem(
+        instance.name, instance.stage, instance.kind.name, instance.axes, instance.needs,
+        "skip", "not asked for",
+    )  # fmt: skip
+    wanted = instance.name in decider.wanted
     missing = tuple(need for need in instance.needs if need not in digests)
     if not missing:
-        made = decider.decide(instance, digests)
-        if not wanted and made.action == "run":
+        decision = decider.decide(instance, digests)
+        action, reason = decision.action, decision.reason
+        if not wanted and action == "run":
             return about
-        reason = made.reason
-        if made.action == "run" and (outside := instance.kind.summary(instance.config)):
+        if action == "run" and (outside := instance.kind.summary(instance.config)):
             reason += f"; {outside}"
-        return replace(
-            about,
-            action=made.action,
-            reason=reason,
-            key=made.key.digest,
-            folder=made.folder,
-            changes=made.changes,
-        )
+        key, folder, changes = decision.key.digest, decision.folder, decision.changes
+        return replace(about, action=action, reason=reason, key=key, folder=folder, changes=changes)
     if not wanted:
         return about
     for need in missing:
@@ -224,6 +210,6 @@ def _item(
             )
     # Its inputs are still to be made; what else changed is known already.
     changes = decider.changes(instance, own_components(instance, decider.pipeline.name)) or ()
-    forced = ["forced"] if instance.name in decider.choice.forced else []
+    forced = ["forced"] if instance.name in decider.forced else []
     reason = "; ".join([*forced, *diff.in_words(changes)])
     return replace(about, action="run", reason=reason, after=missing, changes=changes)

@@ -24,6 +24,7 @@ from typing import Any, Final, TypeVar
 from tats_core import specs
 from tats_core.data import benchmarks
 from tats_core.errors import DataError
+from tats_core.report.units import is_number
 from tats_core.specs import Raw, StrictModel
 from tats_core.stages.data import DataConfig
 
@@ -56,7 +57,10 @@ class Rehearsal:
             first: it is the first stage of its kind.
         """
         full = config.model_dump(by_alias=True)
-        changes = self._changes(full, _shrink(full), self.epochs / max(self.epochs, full.get("epochs", 1)))
+        model = full.get("model")
+        # The encoder's heads decide about all widths.
+        shrink = min(1.0, _HEAD * _heads(model["heads"]) / model["width"]) if model else 1.0
+        changes = self._changes(full, shrink, self.epochs / max(self.epochs, full.get("epochs", 1)))
         changes = specs.merge(changes, self._hardware(full, first=first))
         if full.get("encoder"):
             changes |= {"encoder": None, "init": "scratch"}
@@ -98,7 +102,7 @@ class Rehearsal:
                 if below and "kind" in value:
                     below["kind"] = value["kind"]
                 changes |= {key: below} if below else {}
-            elif isinstance(value, bool) or not isinstance(value, int | float):
+            elif not is_number(value):
                 continue
             elif key in _AT_MOST:
                 changes[key] = min(value, _AT_MOST[key])
@@ -109,9 +113,7 @@ class Rehearsal:
             elif key in _WARMUPS:
                 changes[key] = value * share
         schedule = full.get("schedule")
-        if schedule and not isinstance(
-            schedule, Mapping
-        ):  # of the sampler's learning, not of a learning rate
+        if schedule and not isinstance(schedule, Mapping):  # of the sampler, not of a learning rate
             # Of changes in one epoch, the last is in force.
             later = {int(change["epoch"] * share + 1e-9): change for change in schedule}
             last: int = changes.get("until") or changes["epochs"]
@@ -154,12 +156,6 @@ class Rehearsal:
 
 def _heads(heads: int) -> int:
     return min(heads, max(2, heads // 3))
-
-
-def _shrink(full: Mapping[str, Any]) -> float:
-    """Return the factor on widths, which the encoder's heads decide."""
-    model = full.get("model")
-    return min(1.0, _HEAD * _heads(model["heads"]) / model["width"]) if model else 1.0
 
 
 def _is_here(name: str, config: DataConfig) -> bool:

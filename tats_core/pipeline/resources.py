@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tats_core.data.loaders import ClipOptions
 from tats_core.errors import ResourceError
 from tats_core.machine import available_cpus, available_gpus
 from tats_core.pipeline.graph import Instance
-
-if TYPE_CHECKING:
-    from tats_core.pipeline.rehearse import Rehearsal
+from tats_core.pipeline.rehearse import Rehearsal
 
 
 @dataclass(frozen=True)
@@ -101,8 +98,6 @@ def _remote_decoders(instance: Instance) -> int:
 
 def for_rehearsal(instances: Iterable[Instance]) -> Rehearsal:
     """Return a rehearsal of `instances` on what this machine, or the cluster, has."""
-    from tats_core.pipeline.rehearse import Rehearsal
-
     total = capacity(any(instance.kind.gpus(instance.config) for instance in instances))
     return Rehearsal(total.cpus, total.gpus)
 

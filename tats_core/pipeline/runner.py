@@ -27,20 +27,17 @@ from tats_core.pipeline import resources
 from tats_core.pipeline.graph import Graph, Instance
 from tats_core.pipeline.hooks import Notifier
 from tats_core.pipeline.observers import Observer, Tracking
-from tats_core.pipeline.plan import Decider, Decision, Options, Plan, PlanItem
+from tats_core.pipeline.plan import Decider, Decision, Options, Plan
 from tats_core.pipeline.resources import Pool
 from tats_core.pipeline.spec import Pipeline
 from tats_core.pipeline.stage_thread import Answer, Launch, StageWork
 from tats_core.stages.base import Input, ParallelWork, Preflight
 from tats_core.store import environment
 from tats_core.store.outputs import make_folder
-from tats_core.store.run import RunRecord, StageConfig, StageRecord
+from tats_core.store.run import RunRecord, StageRecord
 from tats_core.training.events import Events, read_events
 
-__all__ = ["Host", "Plan", "PlanItem", "RunRecord", "StageRecord", "plan", "run"]
-
 OnError = Literal["stop", "continue"]
-Ended = Literal["finished", "failed", "stopped"]
 
 _PARTING = 1.0  # seconds that stages get to end when a second Ctrl-C ends the run at once
 _TICK = 0.25  # seconds between two readings of the running stages' events
@@ -48,14 +45,12 @@ _TICK = 0.25  # seconds between two readings of the running stages' events
 
 @dataclass(frozen=True)
 class Host:
-    """What a sweep provides for the run of a trial.
-
-    `run_id` is the run's folder below `runs/`, `observer` stands for tracking, `launch` starts the workers,
-    and `stop` ends the run.
-    """
+    """What a sweep provides for the run of a trial."""
 
     run_id: str
+    """The run's folder below `runs/`."""
     observer: Observer
+    """Stands for tracking."""
     stop: threading.Event
     launch: Launch
     dies: bool = False
@@ -157,22 +152,6 @@ def _new_record(pipeline: Pipeline, home: Path, todo: Plan, only: Sequence[str])
     )
 
 
-class _Page(Observer):
-    """Writes the run's page."""
-
-    def __init__(self, run: _Run) -> None:
-        self._run = run
-
-    def run_ended(self, record: RunRecord) -> None:
-        """Write the page; a failure to write it does not fail the run."""
-        from tats_core.store import run_page  # here: a plan does without pandas, which takes 1 s to import
-
-        try:
-            run_page.write(record)
-        except Exception as error:  # noqa: BLE001 (any error of the page)
-            self._run.note("", f"the run's page was not written: {type(error).__name__}: {error}")
-
-
 class _Run:
     """One run of a pipeline, from its first stage to its last."""
 
@@ -203,19 +182,23 @@ class _Run:
         hooks = Notifier(
             decider.pipeline.notify, record, lambda text: self.answers.put(Answer("", "note", text))
         )
-        displays = [ui] if ui else []
-        # In the order in which they are called: tracking logs the page.
-        self.observers: list[Observer]
-        if host:
-            self.observers = [host.observer, *displays, hooks]
-        else:
-            self.observers = [_Page(self), Tracking(Path(record.home), record), *displays, hooks]
+        tracking = host.observer if host else Tracking(Path(record.home), record)
+        self.observers: list[Observer] = [tracking, *([ui] if ui else []), hooks]
+        self.has_page = host is None
 
     def execute(self, todo: Plan, grace: float | None) -> RunRecord:
         """Run until nothing runs and nothing can start."""
         with self.record.alive():
             self.record.save()
-            self.record.save_configs(_configs(self.graph))
+            self.record.save_configs(
+                {
+                    name: {
+                        "all": instance.config.model_dump(mode="json"),
+                        "set": instance.config.model_dump(mode="json", exclude_unset=True),
+                    }
+                    for name, instance in self.graph.instances.items()
+                }
+            )
             environment.save(self.record)
             for observer in self.observers:
                 observer.started(todo, self.record)
@@ -232,7 +215,6 @@ class _Run:
             return self.record
 
     def note(self, stage: str, text: str) -> None:
-        """Show a sentence; `stage` is "" if it is about the run."""
         for observer in self.observers:
             observer.note(stage, text)
 
@@ -348,10 +330,12 @@ class _Run:
         elif answer.what == "waits":
             self.note(answer.name, answer.text)
             self.pool.release(answer.name)
-            self._record_status(answer.name, "waiting")
+            self.record.stages[answer.name].status = "waiting"
+            self.record.save()
         elif answer.what == "works":
             self.pool.take(self.running[answer.name].instance)
-            self._record_status(answer.name, "running")
+            self.record.stages[answer.name].status = "running"
+            self.record.save()
         elif answer.what == "again":
             stage = self.record.stages[answer.name]
             stage.attempts += 1
@@ -359,10 +343,6 @@ class _Run:
             self._started(self.running[answer.name])
         else:
             self._take_end(answer, answer.what)
-
-    def _record_status(self, name: str, status: Literal["waiting", "running"]) -> None:
-        self.record.stages[name].status = status
-        self.record.save()
 
     def _take_end(self, answer: Answer, status: Literal["finished", "cached", "failed", "stopped"]) -> None:
         work, stage = self.running[answer.name], self.record.stages[answer.name]
@@ -375,21 +355,16 @@ class _Run:
         stage.status, stage.error = status, answer.text or None
         if answer.refused:
             self.refused.add(stage.name)
-        if stage.done:
-            self._finish(stage, work.decision.folder)
-        else:
-            self._stage_ended(stage, None)
+        self._finish(stage, work.decision.folder)
 
     def _finish(self, stage: StageRecord, folder: Path) -> None:
-        stage.folder = str(folder)
-        stage.digest = self.digests[stage.name] = self.store.manifest(folder).digest
         source = None
+        if stage.done:
+            stage.folder = str(folder)
+            stage.digest = self.digests[stage.name] = self.store.manifest(folder).digest
         if stage.status == "cached":
             origin = self.store.origin(folder)
             source = origin.run, origin.stage
-        self._stage_ended(stage, source)
-
-    def _stage_ended(self, stage: StageRecord, source: tuple[str, str] | None) -> None:
         self.record.save()
         for observer in self.observers:
             observer.stage_ended(stage, source)
@@ -397,10 +372,10 @@ class _Run:
     # --- stopping and ending -------------------------------------------------------------------------
 
     def _check_stop(self) -> None:
-        wish = self.record.asked_to_stop()
-        if wish:
+        request = self.record.asked_to_stop()
+        if request:
             self.stop.set()
-        if wish == "now":
+        if request == "now":
             raise KeyboardInterrupt
         if self.stop.is_set() and not self.stop_noted:
             self.stop_noted = True
@@ -435,6 +410,8 @@ class _Run:
         record.refused = bool(failed) and self.refused.issuperset(stage.name for stage in failed)
         record.finished = self._now()
         record.save()
+        if self.has_page:
+            self._write_page()  # before tracking sends it
         for observer in self.observers:
             observer.run_ended(record)
         for observer in self.observers:
@@ -446,6 +423,14 @@ class _Run:
         record.save()
         for observer in self.observers:
             observer.finished(record)
+
+    def _write_page(self) -> None:
+        from tats_core.store import run_page  # here: a plan does without pandas, which takes 1 s to import
+
+        try:
+            run_page.write(self.record)
+        except Exception as error:  # noqa: BLE001 (no error of the page fails the run)
+            self.note("", f"the run's page was not written: {type(error).__name__}: {error}")
 
 
 def launch(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> None:
@@ -459,16 +444,6 @@ def launch(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> N
     from tats_core.launch import ray_train
 
     ray_train.fit(work, name, out, stop)
-
-
-def _configs(graph: Graph) -> dict[str, StageConfig]:
-    return {
-        instance.name: {
-            "all": instance.config.model_dump(mode="json"),
-            "set": instance.config.model_dump(mode="json", exclude_unset=True),
-        }
-        for instance in graph.instances.values()
-    }
 
 
 @contextmanager

@@ -11,17 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from tats_core import files
-from tats_core.errors import (
-    DataError,
-    ResourceError,
-    RunError,
-    SpecError,
-    Stopped,
-    StoreError,
-    TatsError,
-    WeightsError,
-)
+from tats_core import errors, files
+from tats_core.errors import Stopped, TatsError
 from tats_core.pipeline.graph import Instance
 from tats_core.pipeline.plan import Decision
 from tats_core.specs import StrictModel, identity
@@ -104,12 +95,12 @@ class StageWork(threading.Thread):
             return Answer(self.name, "stopped"), False
         except TatsError as error:
             # What a machine or a cluster lacks now, it may have later: Ray that did not start, a node.
-            refused = isinstance(error, DataError | SpecError | WeightsError)
-            may_help = isinstance(error, RunError | ResourceError)
+            refused = isinstance(error, errors.DataError | errors.SpecError | errors.WeightsError)
+            may_help = isinstance(error, errors.RunError | errors.ResourceError)
             return Answer(self.name, "failed", str(error), refused), may_help
         except OSError as error:
             text = f"{error.filename or self.home}: {error.strerror or error}"
-            return Answer(self.name, "failed", str(StoreError(text))), False
+            return Answer(self.name, "failed", str(errors.StoreError(text))), False
         except BaseException as error:  # noqa: BLE001 (a bug, or an exit: the main thread must get an answer)
             text = self._save_traceback(error)
             # SIGTERM to the whole process group ends the stage's helpers too, perhaps before it is seen here.
@@ -118,7 +109,7 @@ class StageWork(threading.Thread):
             return Answer(self.name, "failed", text), False
 
     def _work(self) -> Answer:
-        folder, key = self.decision.folder, self.decision.key
+        folder, key, kind = self.decision.folder, self.decision.key, self.instance.kind
         forced = self._fresh or self.store.unfinished(folder) == "forced"
         if (self._waited or not forced) and self.store.fault(folder, key) is None:
             self._readable = True
@@ -149,13 +140,13 @@ class StageWork(threading.Thread):
             home=self.home,
             output_of=(lambda config: None) if forced else self._output_of,
         )
-        self.instance.kind.run(self.instance.config, context)
+        kind.run(self.instance.config, context)
         if (partial / RESULT).exists():
             read_result(partial)  # what is no result must not be reused
-        tabled = self.instance.kind.tabled(self.instance.config)
-        if tabled:  # of the output, not of the code: a report knows no stage kind
+        # A part of the output: a report knows no stage kind.
+        if tabled := kind.tabled(self.instance.config):
             files.write_json(partial / METRICS, [asdict(metric) for metric in tabled])
-        self.store.commit(partial, folder, key, self.origin, self.instance.kind.identities(partial))
+        self.store.commit(partial, folder, key, self.origin, kind.identities(partial))
         return Answer(self.name, "finished")
 
     def _output_of(self, config: StrictModel) -> Path | None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeGuard
 
 DASH: Final = "–"
 """Stands where nothing was measured."""
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Return whether a value of JSON or YAML is a number: `true` is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def number(value: float | None, digits: int = 1) -> str:

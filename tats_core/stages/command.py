@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shlex
@@ -17,9 +16,9 @@ import psutil
 from pydantic import BeforeValidator, Field, field_validator
 
 from tats_core.errors import StageError, Stopped
-from tats_core.files import write_json
+from tats_core.files import digest, write_json
 from tats_core.specs import NotIdentity, StrictModel
-from tats_core.stages.base import Input, StageContext, StageKind, read_result
+from tats_core.stages.base import StageContext, StageKind, read_result
 from tats_core.store.layout import EVENTS, OUTPUT, RESULT
 
 _POLL_SECONDS = 0.5
@@ -68,11 +67,9 @@ class Command(StageKind[CommandConfig]):
     reports = None  # whatever the program writes into a result.json
 
     def cpus(self, config: CommandConfig) -> int:
-        """As the configuration says."""
         return config.cpus
 
     def gpus(self, config: CommandConfig) -> int:
-        """As the configuration says."""
         return config.gpus
 
     def external(self, config: CommandConfig) -> Mapping[str, str]:
@@ -87,23 +84,28 @@ class Command(StageKind[CommandConfig]):
             StageError: it cannot be started, or ends with another exit code than 0.
         """
         inputs = [
-            {"name": read.name, "kind": read.kind, "axes": dict(read.axes), "path": str(_output(read))}
+            {
+                "name": read.name,
+                "kind": read.kind,
+                "axes": dict(read.axes),
+                "path": str(read.path / OUTPUT if read.kind == self.name else read.path),
+            }
             for read in ctx.read
         ]
         out, log = ctx.out / OUTPUT, ctx.out / "log" / "command.log"
         for folder in (out, log.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        ours = {
+        variables = {
             "TATS_OUT": str(out),
             "TATS_INPUTS": json.dumps(inputs),
             "TATS_EVENTS": str(ctx.out / EVENTS),
         }
-        _end_leftovers(ours["TATS_OUT"])
+        _end_leftovers(str(out))
         with log.open("ab") as printed:
             try:
                 process = subprocess.Popen(
                     config.run,
-                    env={**os.environ, **config.env, **ours},
+                    env={**os.environ, **config.env, **variables},
                     stdin=subprocess.DEVNULL,
                     stdout=printed,
                     stderr=subprocess.STDOUT,
@@ -112,15 +114,11 @@ class Command(StageKind[CommandConfig]):
             except OSError as error:
                 raise StageError(f"'{config.run[0]}' cannot be started ({error.strerror})") from error
             code = _wait(process, ctx)
-        _end_leftovers(ours["TATS_OUT"])  # it would write into a committed output
+        _end_leftovers(str(out))  # it would write into a committed output
         if code != 0:
             raise StageError(f"the command ended with code {code}; what it printed is in {log}")
         if (out / RESULT).exists():
             write_json(ctx.out / RESULT, read_result(out))
-
-
-def _output(read: Input) -> Path:
-    return read.path / OUTPUT if read.kind == Command.name else read.path
 
 
 def _words(run: Sequence[str]) -> Sequence[str]:
@@ -137,7 +135,7 @@ def _digest(path: Path) -> str:
     status = path.stat()
     if status.st_size > _READ_BYTES:
         return f"{status.st_size} bytes, changed {status.st_mtime_ns}"
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return digest(path)
 
 
 def _end_leftovers(out: str) -> None:

@@ -119,12 +119,15 @@ TrainedConfig = TypeVar("TrainedConfig", bound=Trained)
 class TrainedKind(StageKind[TrainedConfig]):
     """Pre-training and fine-tuning: they run on `config.workers` workers."""
 
+    curves = frozenset({"loss", "clips_per_second"})
+    reports: ClassVar[frozenset[str]] = frozenset(
+        {"loss", "parameters", "peak_memory_mb", "seconds", "skipped_steps", "unreadable_videos"}
+    )
+
     def cpus(self, config: TrainedConfig) -> int:
-        """One a worker."""
         return config.min_workers or config.started
 
     def gpus(self, config: TrainedConfig) -> int:
-        """One a worker, if at all."""
         return self.cpus(config) if config.gpu else 0
 
     def spare(self, config: TrainedConfig) -> int:
@@ -185,7 +188,6 @@ class EncoderKind(StageKind[EncoderConfig]):
         return faults + super().preflight(config, ctx)
 
     def external(self, config: EncoderConfig) -> Mapping[str, str]:
-        """Return the digest of a checkpoint."""
         return checkpoint_input.digest("encoder", config.external_encoder)
 
     def encoder(self, config: EncoderConfig, ctx: StageContext) -> Path | None:

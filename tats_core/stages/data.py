@@ -146,8 +146,8 @@ class Data(StageKind[DataConfig]):
 
     def summary(self, config: DataConfig) -> str:
         """Name the data sets that must be on disk, and say which are not."""
-        missing = {name for name, _ in _missing(config)}
-        names = [f"{name} (not found)" * (name in missing) or name for name in config.read]
+        missing = _missing(config)
+        names = [f"{name} (not found)" if name in missing else name for name in config.read]
         return "reads " + ", ".join(names) if names else ""
 
     def spare(self, config: DataConfig) -> int:
@@ -159,21 +159,20 @@ class Data(StageKind[DataConfig]):
         faults: list[str] = []
         for name in config.read:
             try:
-                folder = _folder(config, name)
-                for _ in _manifests_of(name, folder, config):
-                    pass
+                list(_manifests_of(name, _folder(config, name), config))
             except DataError as error:
                 faults.append(str(error))
         return faults
 
     def external(self, config: DataConfig) -> Mapping[str, str]:
         """Return for each data set a digest of its path, and of its files' sizes and times of change."""
-        missing = {name for name, _ in _missing(config)}
+        missing = _missing(config)
         return {name: "" if name in missing else _fingerprint(_folder(config, name)) for name in config.read}
 
     def identities(self, folder: Path) -> Mapping[str, str]:
         """Return the manifests' own digests, which do not move with the data set."""
-        return {path.name: Manifest.load(path).digest() for path in _manifests(folder)}
+        paths = [path for split in get_args(Split) for path in sorted(folder.glob(f"*.{split}.json"))]
+        return {path.name: Manifest.load(path).digest() for path in paths}
 
     def run(self, config: DataConfig, ctx: StageContext) -> None:
         """Generate if need be, read the lists of each data set and write the manifests."""
@@ -194,7 +193,11 @@ class Data(StageKind[DataConfig]):
                     frames = ctx.out / f"{name}.{manifest.split}.frames.bin"
                     manifest = decoded.write(manifest, frames, ctx.check_stop, config.decoded_size)
                 manifest.save(ctx.out / f"{name}.{manifest.split}.json")
-                ctx.events.note(_described(manifest))
+                counts = f"{len(manifest)} videos, {len(manifest.classes)} classes"
+                text = f"{manifest.benchmark} {manifest.split}: {counts}"
+                if manifest.absent:
+                    text += f"; {manifest.absent} listed videos are not on disk or left out"
+                ctx.events.note(text)
             if manifests[1:] and (shared := overlap(*manifests)):
                 ctx.events.note(shared)
         _manifest.cache_clear()
@@ -209,13 +212,14 @@ def _indexed(
     name: str, folder: Path, manifests: Sequence[Manifest], config: DataConfig, ctx: StageContext
 ) -> index.Index:
     """Return the index of what the stage provides, its test videos decoded where damage matters."""
-    if name in config.generated or ctx.home is None:  # what is just generated is known to be sound
+    sound = name in config.generated  # what is just generated is known to be
+    if sound or ctx.home is None:
         store, listed = None, [(manifest.split, manifest) for manifest in manifests]
     else:
         # All that is listed, so that a stage of the first few videos leaves the index as complete as it was.
         known = manifests if config.first is None else ()
         store, listed = index.path_of(ctx.home, name, folder), index.listed(name, folder, known, config.fold)
-    verified = config.damaged != "ignore" and name not in config.generated
+    verified = config.damaged != "ignore" and not sound
     tests = [manifest for manifest in manifests if manifest.split == "test" and verified]
     return index.update(
         store,
@@ -250,13 +254,6 @@ def _verified(
         manifest,
         videos=tuple(video for video in manifest.videos if video.id not in faults),
         absent=manifest.absent + len(faults),
-    )
-
-
-def _described(manifest: Manifest) -> str:
-    text = f"{manifest.benchmark} {manifest.split}: {len(manifest)} videos, {len(manifest.classes)} classes"
-    return text + (
-        f"; {manifest.absent} listed videos are not on disk or left out" if manifest.absent else ""
     )
 
 
@@ -295,16 +292,15 @@ def _manifest(
     return BENCHMARKS[name].read(folder, split, fold, missing)
 
 
-def _missing(config: DataConfig) -> Iterator[tuple[str, DataError]]:
+def _missing(config: DataConfig) -> set[str]:
+    """Return the data sets that are read and are not on disk."""
+    missing = set()
     for name in config.read:
         try:
             _folder(config, name)
-        except DataError as error:
-            yield name, error
-
-
-def _manifests(folder: Path) -> list[Path]:
-    return [path for split in get_args(Split) for path in sorted(folder.glob(f"*.{split}.json"))]
+        except DataError:
+            missing.add(name)
+    return missing
 
 
 def _fingerprint(folder: Path) -> str:

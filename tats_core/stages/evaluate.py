@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -22,10 +22,11 @@ from tats_core.errors import SpecError
 from tats_core.files import replacing, write_json, write_text
 from tats_core.report import charts
 from tats_core.report import classes as by_class
+from tats_core.report.metrics import TUNED
 from tats_core.specs import NotIdentity
+from tats_core.stages import jobs
 from tats_core.stages.base import StageContext, StageKind
-from tats_core.stages.configs import Placed
-from tats_core.stages.jobs import Job, clip_options, labelled, run_workers, write_result
+from tats_core.stages.configs import Init, Placed
 from tats_core.training import metrics, weights
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.evaluate import score_views
@@ -39,7 +40,7 @@ class EvaluateStage(Placed):
 
     splits = frozenset({"test"})
 
-    init: Literal["pretrained", "scratch"] = Field("pretrained", description="which fine-tuned model")
+    init: Init = Field("pretrained", description="which fine-tuned model")
     clips: int | None = Field(None, ge=1, description="clips of each video; null: the benchmark's")
     crops: int | None = Field(None, ge=1, description="crops of each clip; null: the benchmark's")
     batch_size: Annotated[int, NotIdentity] = Field(
@@ -53,8 +54,8 @@ class EvaluateStage(Placed):
     )
 
     @property
-    def beside(self) -> int:
-        """How many workers are started beside the driver, which never holds a GPU."""
+    def started(self) -> int:
+        """How many workers are started besides the driver, which never holds a GPU."""
         workers = self.test_workers or int(self.gpu)
         return min(workers, self.max_workers or workers)
 
@@ -72,37 +73,21 @@ class Evaluate(StageKind[EvaluateStage]):
     # Its tables of classes are output; how its pictures are drawn is not.
     code = ("tats_core.report.classes", "tats_core.report.table")
     reports = frozenset(
-        {
-            "chance",
-            "classes",
-            "clips",
-            "ece",
-            "high",
-            "low",
-            "mean_class_accuracy",
-            "parameters",
-            "test_seconds",
-            "top1",
-            "top5",
-        }
+        {*TUNED, "low", "high", "chance", "clips", "classes", "parameters", "test_seconds"} - {"interval"}
     )
 
     def reads(self, config: EvaluateStage) -> tuple[str, ...]:
-        """Return the kinds with the manifests and the model."""
         return ("data", "finetune")
 
     def cpus(self, config: EvaluateStage) -> int:
-        """One a worker."""
-        return max(1, config.beside)
+        return max(1, config.started)
 
     def gpus(self, config: EvaluateStage) -> int:
-        """One a worker, if at all."""
-        return config.beside if config.gpu else 0
+        return config.started if config.gpu else 0
 
     def run(self, config: EvaluateStage, ctx: StageContext) -> None:
-        """Score all test videos."""
         inputs = {"data": ctx.input("data").path, "model": ctx.input("finetune").path}
-        run_workers(score_videos, config, inputs, ctx, workers=config.beside)
+        jobs.run_workers(score_videos, config, inputs, ctx, workers=config.started)
 
 
 # --- in a worker ---------------------------------------------------------------------------------------
@@ -111,9 +96,9 @@ class Evaluate(StageKind[EvaluateStage]):
 def score_videos(raw_job: Mapping[str, Any], world: World, events: EventLog, store: CheckpointStore) -> None:
     """Multi-view test: each worker scores its share of the videos, rank 0 writes the result."""
     began = time.perf_counter()
-    job = Job[EvaluateStage].model_validate(raw_job)
+    job = jobs.Job[EvaluateStage].model_validate(raw_job)
     config, out = job.config, Path(job.out)
-    manifest = labelled(job.manifest("test"))
+    manifest = jobs.labelled(job.manifest("test"))
     model, classes = weights.load_classifier(Path(job.inputs["model"]))
     if tuple(classes) != manifest.classes:
         raise SpecError(
@@ -123,7 +108,7 @@ def score_videos(raw_job: Mapping[str, Any], world: World, events: EventLog, sto
         )
     views = eval_views(
         manifest,
-        clip_options(model.encoder.clip, config.data),
+        jobs.clip_options(model.encoder.clip, config.data),
         clips=config.clips,
         crops=config.crops,
         batch_size=config.batch_size,
@@ -165,7 +150,7 @@ def score_videos(raw_job: Mapping[str, Any], world: World, events: EventLog, sto
     title = f"{config.benchmark}, {config.init}: top-1 {top1:.1f}% of {len(manifest)} clips"
     describe_classes(out, confusion_CC, classes, title, events)
     describe_calibration(out, calibration, events)
-    write_result(out, results | described)
+    jobs.write_result(out, results | described)
 
 
 def other_classes(model: Sequence[str], test: Sequence[str]) -> str:

@@ -8,20 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tats_core.data.loaders import TrainLoader
+from tats_core.stages import jobs
 from tats_core.stages.base import StageContext
 from tats_core.stages.configs import EncoderKind, Initialised, Trained, TrainedKind
-from tats_core.stages.jobs import (
-    Job,
-    clip_options,
-    copy_fork,
-    dump_on_failure,
-    labelled,
-    load_encoder,
-    note_unreadable,
-    run_workers,
-    watch_of,
-    write_result,
-)
 from tats_core.training import metrics, weights
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog
@@ -47,25 +36,13 @@ class Finetune(EncoderKind[FinetuneStage], TrainedKind[FinetuneStage]):
 
     name = "finetune"
     Config = FinetuneStage
-    curves = frozenset({"loss", "train_top1", "clips_per_second"})
-    reports = frozenset(
-        {
-            "labels",
-            "loss",
-            "parameters",
-            "peak_memory_mb",
-            "seconds",
-            "skipped_steps",
-            "train_top1",
-            "unreadable_videos",
-        }
-    )
+    curves = TrainedKind.curves | {"train_top1"}
+    reports = TrainedKind.reports | {"labels", "train_top1"}
 
     def run(self, config: FinetuneStage, ctx: StageContext) -> None:
-        """Train on Ray Train's workers."""
-        copy_fork(self.name, config.fork, ctx.out)
+        jobs.copy_fork(self.name, config.fork, ctx.out)
         inputs = {"data": ctx.input("data").path, "encoder": self.encoder(config, ctx)}
-        run_workers(train, config, inputs, ctx, workers=config.started, fewer=config.fewer)
+        jobs.run_workers(train, config, inputs, ctx, workers=config.started, fewer=config.fewer)
 
 
 # --- in a worker ---------------------------------------------------------------------------------------
@@ -74,14 +51,14 @@ class Finetune(EncoderKind[FinetuneStage], TrainedKind[FinetuneStage]):
 def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: CheckpointStore) -> None:
     """Fine-tuning of one worker."""
     began = time.perf_counter()
-    job = Job[FinetuneStage].model_validate(raw_job)
+    job = jobs.Job[FinetuneStage].model_validate(raw_job)
     config, out = job.config, Path(job.out)
     recipe = config.recipe.among(world.size, config.workers)
     numerics = recipe.choose_kernels(world.device)
-    manifest = labelled(job.manifest("train"), config.labels_per_class, recipe.seed)
+    manifest = jobs.labelled(job.manifest("train"), config.labels_per_class, recipe.seed)
     loader = TrainLoader(
         manifest,
-        clip_options(recipe.clip, config.data),
+        jobs.clip_options(recipe.clip, config.data),
         batch_size=recipe.per_worker(world.size),
         seed=recipe.seed,
         rank=world.rank,
@@ -90,7 +67,7 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
         purpose="finetune",
     )
     trainer = FinetuneTrainer(recipe, len(manifest.classes), world)
-    matched = load_encoder(trainer.model.encoder, job.inputs.get("encoder"), events)
+    matched = jobs.load_encoder(trainer.model.encoder, job.inputs.get("encoder"), events)
     trainer.start()
     events.params(
         {
@@ -108,11 +85,11 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
             **matched,
         }
     )
-    with dump_on_failure(trainer, manifest, out, world):
-        watch = watch_of(config, world)
+    with jobs.dump_on_failure(trainer, manifest, out, world):
+        watch = jobs.watch_of(config, world)
         results = finetune(trainer, loader, events=events, store=store, watch=watch)
     unreadable = world.union(loader.unreadable)  # each worker knows only those of its share
-    note_unreadable(unreadable, events)
+    jobs.note_unreadable(unreadable, events)
     trained = trainer.finished()
     if world.is_first:
         described = {
@@ -134,7 +111,7 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
             "unreadable_videos": len(unreadable),
             **manifest.absence(),
         }
-        write_result(out, results | usage)
+        jobs.write_result(out, results | usage)
 
 
 KIND = Finetune()

@@ -93,20 +93,20 @@ def copy_fork(kind: str, fork: Fork | None, out: Path) -> None:
     Raises:
         StoreError: it is gone, or corrupt.
     """
-    own = out / CHECKPOINTS / forks.FIRST_FIT
-    if fork is None or any(not folder.suffix for folder in own.glob("step-*")):
+    target = out / CHECKPOINTS / forks.FIRST_FIT
+    if fork is None or any(not folder.suffix for folder in target.glob("step-*")):
         return
     saved = forks.checkpoints(out.parents[1], kind, fork.key).get(fork.step)
     what = f"the checkpoint of step {fork.step} of {fork.stage} of {fork.run}"
     if saved is None:
         raise StoreError(f"{what} is gone; fork from another (--fork)")
-    copied = own / f"{saved.name}.tmp"
+    copied = target / f"{saved.name}.tmp"
     shutil.rmtree(copied, ignore_errors=True)
     shutil.copytree(saved, copied)
     fault = checkpoint_fault(copied)
     if fault is not None:
         raise StoreError(f"{what} is corrupt ({fault}); fork from another (--fork)")
-    copied.rename(own / saved.name)
+    copied.rename(target / saved.name)
 
 
 def load_encoder(encoder: VideoViT, path: str | None, events: EventLog) -> dict[str, str]:

@@ -15,19 +15,9 @@ from tats_core.data.loaders import ClipOptions, TrainLoader, eval_views
 from tats_core.data.manifest import Manifest
 from tats_core.models.mae import VideoMAE
 from tats_core.specs import NotIdentity
-from tats_core.stages import checkpoint_input
+from tats_core.stages import checkpoint_input, jobs
 from tats_core.stages.base import Preflight, StageContext
 from tats_core.stages.configs import Trained, TrainedKind
-from tats_core.stages.jobs import (
-    Job,
-    clip_options,
-    copy_fork,
-    dump_on_failure,
-    note_unreadable,
-    run_workers,
-    watch_of,
-    write_result,
-)
 from tats_core.store.layout import STATE
 from tats_core.training import metrics, weights
 from tats_core.training.checkpoint import CheckpointStore
@@ -52,7 +42,7 @@ _HEALTH = frozenset(
             for motion in ("motion", "pixel_motion", "flow")
             for of in ("lift", "oracle", "share")
         ),
-        *(f"{look}_correlation" for look in ("motion", "flow", "brightness", "contrast")),
+        *(f"{cue}_correlation" for cue in ("motion", "flow", "brightness", "contrast")),
     }
 )
 """Metrics of a health check of features and policy (`training.health`)."""
@@ -86,21 +76,10 @@ class Pretrain(TrainedKind[PretrainStage]):
     Config = PretrainStage
     # A matrix over benchmarks varies the stages after it.
     follows = frozenset()
-    curves = _HEALTH | {"loss", "clips_per_second"}
-    reports = _HEALTH | {
-        "loss",
-        "parameters",
-        "peak_memory_mb",
-        "probe_chance",
-        "seconds",
-        "skipped_steps",
-        "steps",
-        "unreadable_videos",
-        "visible",
-    }
+    curves = TrainedKind.curves | _HEALTH
+    reports = TrainedKind.reports | _HEALTH | {"probe_chance", "steps", "visible"}
 
     def reads(self, config: PretrainStage) -> tuple[str, ...]:
-        """Return the kind with the manifests."""
         return ("data",)
 
     def preflight(self, config: PretrainStage, ctx: Preflight) -> list[str]:
@@ -109,17 +88,16 @@ class Pretrain(TrainedKind[PretrainStage]):
         return faults + super().preflight(config, ctx)
 
     def external(self, config: PretrainStage) -> Mapping[str, str]:
-        """Return the digest of a checkpoint to start from."""
         return checkpoint_input.digest("start", config.start)
 
     def run(self, config: PretrainStage, ctx: StageContext) -> None:
         """Train; if the store has the first epochs of the same training, from where they end."""
-        copy_fork(self.name, config.fork, ctx.out)
+        jobs.copy_fork(self.name, config.fork, ctx.out)
         shorter = (config.beginning(until) for until in range(config.last_epoch - 1, 0, -1))
         before = next((output for first in shorter if (output := ctx.output_of(first))), None)
         start = checkpoint_input.path_of(config.start) if config.start else None
         inputs = {"data": ctx.input("data").path, "start": start, "before": before}
-        run_workers(train, config, inputs, ctx, workers=config.started, fewer=config.fewer)
+        jobs.run_workers(train, config, inputs, ctx, workers=config.started, fewer=config.fewer)
 
 
 # --- in a worker ---------------------------------------------------------------------------------------
@@ -128,10 +106,10 @@ class Pretrain(TrainedKind[PretrainStage]):
 def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: CheckpointStore) -> None:
     """Joint pre-training of one worker."""
     began = time.perf_counter()
-    job = Job[PretrainStage].model_validate(raw_job)
+    job = jobs.Job[PretrainStage].model_validate(raw_job)
     recipe, out = job.config.recipe.among(world.size, job.config.workers), Path(job.out)
     numerics = recipe.choose_kernels(world.device)
-    options = clip_options(recipe.clip, job.config.data)
+    options = jobs.clip_options(recipe.clip, job.config.data)
     manifest = job.manifest("train")
     loader = TrainLoader(
         manifest,
@@ -172,7 +150,7 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
     earlier = job.inputs.get("before")
     before = CheckpointStore(Path(earlier) / STATE, world, say=events.note) if earlier else None
     after = CheckpointStore(out / STATE, world, background=False) if recipe.until else None
-    with dump_on_failure(trainer, manifest, out, world):
+    with jobs.dump_on_failure(trainer, manifest, out, world):
         results = pretrain(
             trainer,
             loader,
@@ -181,10 +159,10 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
             health=health,
             before=before,
             after=after,
-            watch=watch_of(job.config, world),
+            watch=jobs.watch_of(job.config, world),
         )
     unreadable = world.union(loader.unreadable)  # each worker met those of its own shares only
-    note_unreadable(unreadable, events)
+    jobs.note_unreadable(unreadable, events)
     mae = trainer.whole_mae()
     if world.is_first:
         described = {"model": recipe.model, "clip": recipe.clip, "mae": recipe.mae, "views": Views.of(loader)}
@@ -201,7 +179,7 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
             "unreadable_videos": len(unreadable),
             **manifest.absence(),
         }
-        write_result(out, results | usage)
+        jobs.write_result(out, results | usage)
 
 
 def load_start(mae: VideoMAE, path: str | None, events: EventLog) -> dict[str, str]:
@@ -236,7 +214,7 @@ def held_out_clips(
             unreadable=unreadable,
         )
         batches = list(views)
-        note_unreadable(unreadable, events)
+        jobs.note_unreadable(unreadable, events)
         video_BCTHW = torch.cat([batch.video_BCTHW[:, 0] for batch in batches])
         label_B = torch.cat([batch.label_B for batch in batches])
         index_B = torch.cat([batch.index_B for batch in batches])

@@ -24,17 +24,9 @@ from tats_core.models.tokens import patchify
 from tats_core.models.vit import VideoViT
 from tats_core.report.metrics import METRICS, Metric
 from tats_core.specs import NotIdentity
+from tats_core.stages import jobs
 from tats_core.stages.base import StageContext
 from tats_core.stages.configs import EncoderKind, Initialised
-from tats_core.stages.jobs import (
-    Job,
-    clip_options,
-    labelled,
-    load_encoder,
-    note_unreadable,
-    run_workers,
-    write_result,
-)
 from tats_core.training import metrics
 from tats_core.training.checkpoint import CheckpointStore
 from tats_core.training.events import EventLog
@@ -101,13 +93,11 @@ class Probe(EncoderKind[_Probing]):
         return tuple(metric for metric in metrics if metric.key not in METRICS)
 
     def gpus(self, config: _Probing) -> int:
-        """One, if at all."""
         return int(config.gpu)
 
     def run(self, config: _Probing, ctx: StageContext) -> None:
-        """Probe on a worker with a GPU, or in this process."""
         inputs = {"data": ctx.input("data").path, "encoder": self.encoder(config, ctx)}
-        run_workers(probe_encoder, config, inputs, ctx, workers=int(config.gpu))
+        jobs.run_workers(probe_encoder, config, inputs, ctx, workers=int(config.gpu))
 
 
 # --- in a worker ---------------------------------------------------------------------------------------
@@ -119,13 +109,13 @@ def probe_encoder(raw_job: Mapping[str, Any], world: World, events: EventLog, st
     After a kill, the training of a probe that has checkpoints resumes; the rest is done again.
     """
     began = time.perf_counter()
-    job = Job[ProbeStage].model_validate(raw_job)
+    job = jobs.Job[ProbeStage].model_validate(raw_job)
     config: _Probing = job.config
-    train = labelled(job.manifest("train"), config.labels_per_class, config.seed)
-    test = labelled(job.manifest("test"))
+    train = jobs.labelled(job.manifest("train"), config.labels_per_class, config.seed)
+    test = jobs.labelled(job.manifest("test"))
     with fresh_weights(config.seed):
         model = VideoClassifier(config.model, config.clip, len(train.classes))
-    matched = load_encoder(model.encoder, job.inputs.get("encoder"), events)
+    matched = jobs.load_encoder(model.encoder, job.inputs.get("encoder"), events)
     if matched:
         events.params(matched)
     model.to(world.device)
@@ -146,7 +136,7 @@ def probe_encoder(raw_job: Mapping[str, Any], world: World, events: EventLog, st
         **train.absence(),
         **test.absence(),
     }
-    write_result(Path(job.out), results | described)
+    jobs.write_result(Path(job.out), results | described)
 
 
 @dataclass
@@ -165,7 +155,7 @@ class Encoder:
     @cached_property
     def options(self) -> ClipOptions:
         """How clips are cut out of videos."""
-        return clip_options(self.config.clip, self.config.data)
+        return jobs.clip_options(self.config.clip, self.config.data)
 
     def frozen(self, name: str) -> Frozen:
         """Return what the probe `name` gets."""
@@ -187,7 +177,7 @@ class Encoder:
         while self.loaders:
             loader = self.loaders.pop()
             loader.close()
-            note_unreadable(loader.unreadable, self.events)
+            jobs.note_unreadable(loader.unreadable, self.events)
 
     @cached_property
     def pooled(self) -> Pooled:
@@ -211,7 +201,7 @@ class Encoder:
                     features.append(self.model.features(clip_BCTHW).float().cpu())
                     labels.append(batch.label_B)
                 halves.append((torch.cat(features), torch.cat(labels)))
-        note_unreadable(unreadable, self.events)
+        jobs.note_unreadable(unreadable, self.events)
         return Pooled(*halves[0], *halves[1])
 
     def training_tokens(self, batch: int, clips: int) -> tuple[int, Callable[[int], Tokens]]:
@@ -232,7 +222,7 @@ class Encoder:
                 # The clips of a video are adjacent.
                 video_BCTHW = part.normalised(self.world.device)
                 views_BVCTHW = video_BCTHW.view(-1, clips, *video_BCTHW.shape[1:])
-                yield self.tokens(views_BVCTHW), part.label_B[::clips].to(self.world.device)
+                yield self._tokens(views_BVCTHW), part.label_B[::clips].to(self.world.device)
 
         return loader.steps, tokens
 
@@ -240,10 +230,9 @@ class Encoder:
         """Yield the tokens of evenly spread clips of each test video."""
         batch_size = self.config.batch_size
         for batch in eval_views(self.test, self.options, clips=clips, crops=1, batch_size=batch_size):
-            yield self.tokens(batch.normalised(self.world.device)), batch.label_B
+            yield self._tokens(batch.normalised(self.world.device)), batch.label_B
 
-    def tokens(self, views_BVCTHW: Tensor) -> Tensor:
-        """Return the tokens `[B, V*N, D]` of all clips of each video."""
+    def _tokens(self, views_BVCTHW: Tensor) -> Tensor:
         return tokens_of(self.model.encoder, views_BVCTHW, self.config.precision, self.world)
 
 

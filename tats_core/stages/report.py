@@ -11,9 +11,10 @@ from tats_core.files import read_json_if_there, write_json, write_text
 from tats_core.report import charts
 from tats_core.report import results as tables
 from tats_core.report.metrics import Metric, described
+from tats_core.report.units import is_number
 from tats_core.specs import StrictModel
 from tats_core.stages.base import Input, StageContext, StageKind, read_result
-from tats_core.store.layout import METRICS, RESULT
+from tats_core.store.layout import METRICS, RESULT, RESULTS
 
 Row = dict[str, JsonValue]
 Sources = dict[str, dict[str, str]]
@@ -48,11 +49,9 @@ class Report(StageKind[ReportConfig]):
     code = tuple(f"tats_core.report.{name}" for name in ("results", "metrics", "units", "table", "charts"))
 
     def reads(self, config: ReportConfig) -> tuple[str, ...]:
-        """Return the kinds that leave a result."""
         return ("finetune", "evaluate", "probe", "pretrain")
 
     def run(self, config: ReportConfig, ctx: StageContext) -> None:
-        """Join the results and write them."""
         known = [stage for kind in _ROW_KINDS for stage in ctx.inputs(kind)]
         others = [stage for stage in ctx.read if stage not in known and (stage.path / METRICS).exists()]
         rows, sources = join([*known, *others])
@@ -68,7 +67,7 @@ class Report(StageKind[ReportConfig]):
             "sources": sources,
             "policy_sources": [_sources(stage, result) for stage, result in trained],
         }
-        write_json(ctx.out / "results.json", results)
+        write_json(ctx.out / RESULTS, results)
         for suffix, written in _FORMS.items():
             write_text(ctx.out / f"results.{suffix}", written(results))
         charted = [row for row in rows if row.get("top1") is not None]
@@ -110,10 +109,7 @@ def _declared(stage: Input) -> list[dict[str, Any]]:
 
 
 def _sources(stage: Input, result: Row) -> Sources:
-    numbers = (
-        key for key, value in result.items() if not isinstance(value, bool) and isinstance(value, int | float)
-    )
-    return {key: {"stage": stage.name, "file": RESULT} for key in numbers}
+    return {key: {"stage": stage.name, "file": RESULT} for key, value in result.items() if is_number(value)}
 
 
 KIND = Report()

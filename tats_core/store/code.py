@@ -4,9 +4,9 @@ A stage depends on the module of its kind, on those of the members that its conf
 every module of tats_core (or of the same plugin) that these import, directly or not. A registry names its
 members as text, which is no import: what is not chosen does not count.
 
-A module's digest is that of its syntax tree without what cannot change an output: comments and docstrings,
-the texts of errors, the names in a registry, and of a configuration's field what only checks or describes it
-(its value is in the key). A field that is off by default is left out altogether: see `specs.identity`.
+A module's digest is that of its syntax tree without what cannot change an output: comments, docstrings, the
+texts of errors, the names in a registry, and what only checks or describes a configuration's field (its value
+is in the key). A field that is off by default is left out altogether: see `specs.identity`.
 """
 
 from __future__ import annotations
@@ -65,10 +65,9 @@ def digests(modules: tuple[str, ...]) -> Mapping[str, str]:
 
 
 def _neutral(module: str) -> bool:
-    if module.startswith(_STAGES) and module != _STAGES + "base":
-        return False
+    is_kind = module.startswith(_STAGES) and module != _STAGES + "base"
     # The package itself holds its version, which no stage reads.
-    return module == PACKAGE or _within(module, _NEUTRAL)
+    return module == PACKAGE or (_within(module, _NEUTRAL) and not is_kind)
 
 
 def _within(module: str, packages: Iterable[str]) -> bool:
@@ -84,9 +83,8 @@ def changed(known: Mapping[str, str]) -> list[str]:
 
 
 def _digest_now(module: str) -> str:
-    path = _path(module)
     try:
-        text = path.read_bytes()
+        text = _path(module).read_bytes()
         return _parsed(module)[0] if text == _text(module) else digest_of(ast.parse(text))
     except (OSError, SyntaxError):
         return ""  # it is being edited
@@ -105,10 +103,10 @@ def _path(module: str) -> Path:
 
 @cache
 def _parsed(module: str) -> tuple[str, tuple[str, ...]]:
-    path = _path(module)
-    tree = ast.parse(_text(module), filename=str(path))
-    imported = tuple(sorted(set(_imports(tree, module, path.name == "__init__.py"))))
-    return digest_of(tree), imported
+    """Return a module's digest, and the modules that it imports."""
+    tree = ast.parse(_text(module), filename=str(_path(module)))
+    imported = set(_imports(tree, module, _path(module).name == "__init__.py"))
+    return digest_of(tree), tuple(sorted(imported))
 
 
 def digest_of(tree: ast.Module) -> str:
@@ -158,11 +156,9 @@ def _is_text(node: ast.expr) -> bool:
 
 def _is_off(field: ast.Call) -> bool:
     match [*field.args, *(word.value for word in field.keywords)]:
-        case (
-            [ast.Constant(value=None | False)]
-            | [ast.Tuple(elts=[])]
-            | [ast.Name(id="dict" | "tuple" | "list")]
-        ):
+        case [ast.Constant(value=None | False)] | [ast.Tuple(elts=[])]:
+            return True
+        case [ast.Name(id="dict" | "tuple" | "list")]:
             return True
     return False
 
@@ -178,7 +174,7 @@ def _imports(tree: ast.Module, module: str, is_package: bool) -> Iterator[str]:
             if node.level:
                 parts = module.split(".")
                 above = parts[: len(parts) - node.level + is_package]
-                base = ".".join([*above, *([node.module] if node.module else [])])
+                base = ".".join(filter(None, (*above, base)))
             yield from _with_packages(base, packages)
             for name in node.names:
                 # `from tats_core.data import manifest` imports a module, `... import BENCHMARKS` a name.

@@ -1,20 +1,25 @@
 """The differences between runs: configuration, code, data, and results.
 
-Each difference holds one value for each run, in the order of the runs; None where a run has none.
+Each difference holds one value for each run, in the order of the runs; None where a run has none. What
+cannot be read counts as absent: `tats show` names the reason.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from tats_core.errors import SpecError, StoreError, did_you_mean
-from tats_core.report.metrics import RESULTS, declared
+from tats_core.report.metrics import RESULTS, Metric, declared
 from tats_core.specs import flatten
 from tats_core.store import lineage
 from tats_core.store.lineage import Number
-from tats_core.store.run import Points, Run
+from tats_core.store.run import Points, Run, Stage
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,7 @@ def configuration(runs: Sequence[Run]) -> list[Difference]:
     for run in runs:
         if not run.configs:
             raise StoreError(f"the configurations of the run {run.record.id} were not saved with it")
-    configs = [
-        {name: flatten(config["all"]) for name, config in run.configs.items()} for run in runs
-    ]  # fmt: skip
+    configs = [{name: flatten(config["all"]) for name, config in run.configs.items()} for run in runs]
     base = {name: stage.record.stage for run in runs for name, stage in run.stages.items()}
     by_key: dict[tuple[str, str], dict[str, tuple[object, ...]]] = {}
     missing = []
@@ -84,14 +87,12 @@ def configuration(runs: Sequence[Run]) -> list[Difference]:
 def code(runs: Sequence[Run]) -> list[Difference]:
     """Return commits and modules that differ; a module counts where all runs have a stage made with it."""
     commits = Difference("commit", tuple(run.record.git_commit for run in runs))
-    made = [
-        {module: digest for name in run.stages for module, digest in _code(run, name).items()} for run in runs
-    ]
-    modules = [
-        Difference(module, tuple(digests[module] for digests in made))
-        for module in sorted(_union(made))
-        if all(module in digests for digests in made)
-    ]
+    made: list[dict[str, str]] = [{} for _ in runs]
+    for run, digests in zip(runs, made, strict=True):
+        for stage in run.stages.values():
+            digests |= _readable(partial(_code, stage)) or {}
+    common = sorted(set.intersection(*map(set, made)))
+    modules = [Difference(module, tuple(digests[module] for digests in made)) for module in common]
     return _differing([commits, *modules])
 
 
@@ -100,8 +101,8 @@ def data(runs: Sequence[Run]) -> list[Difference]:
     differences = []
     for name in _union(run.stages for run in runs):
         stages = [run.stages.get(name) for run in runs]
-        if any(stage is not None and stage.record.kind == "data" for stage in stages):
-            digests = tuple(_digest(run, name) for run in runs)
+        if any(stage and stage.record.kind == "data" for stage in stages):
+            digests = tuple(_readable(partial(_digest, stage)) for stage in stages)
             if len(set(digests) - {None}) > 1:
                 differences.append(Difference(name, digests))
     return differences
@@ -116,8 +117,8 @@ def results(runs: Sequence[Run], metric: str | None = None) -> list[Result]:
     Raises:
         SpecError: no run has such a number; names the nearest.
     """
-    tables = [_table(run) for run in runs]
-    shown = {*RESULTS, *(key for run in runs for key in _declared(run))}
+    tables = [_readable(partial(lineage.numbers, run)) or {} for run in runs]
+    shown = {*RESULTS, *_union(_readable(partial(_declared, run)) or {} for run in runs)}
     names = [name for name in _union(tables) if _is_wanted(name, metric, shown)]
     if metric is not None and not names and any(tables):
         known = {name.rsplit("/", 1)[1] for table in tables for name in table}
@@ -179,33 +180,23 @@ def _is_wanted(name: str, metric: str | None, shown: Set[str]) -> bool:
     return last in shown
 
 
-def _declared(run: Run) -> Iterable[str]:
+def _declared(run: Run) -> dict[str, Metric]:
+    return declared(run.results or {})
+
+
+def _code(stage: Stage) -> dict[str, str]:
+    return stage.origin.components["code"] if stage.record.done and stage.origin else {}
+
+
+def _digest(stage: Stage | None) -> str | None:
+    return stage.digest if stage else None
+
+
+def _readable(read: Callable[[], Value]) -> Value | None:
     try:
-        return declared(run.results or {})
+        return read()
     except StoreError:
-        return ()  # `tats show` names the reason
-
-
-def _table(run: Run) -> dict[str, Number]:
-    try:
-        return lineage.numbers(run)
-    except StoreError:
-        return {}  # the comparison shows dashes; `tats show` names the reason
-
-
-def _code(run: Run, name: str) -> dict[str, str]:
-    stage = run.stages[name]
-    try:
-        return stage.origin.components["code"] if stage.record.done and stage.origin else {}
-    except StoreError:
-        return {}  # `tats show` reports it
-
-
-def _digest(run: Run, name: str) -> str | None:
-    try:
-        return run.stages[name].digest if name in run.stages else None
-    except StoreError:
-        return None  # `tats show` reports it
+        return None
 
 
 def _union(mappings: Iterable[Iterable[str]]) -> list[str]:

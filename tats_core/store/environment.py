@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tats_core import __version__
@@ -22,7 +23,6 @@ from tats_core.machine import available_cpus
 from tats_core.store.layout import ENVIRONMENT
 from tats_core.store.run import RunRecord
 
-FILE = ENVIRONMENT
 PATCH = "changes.patch"
 
 _PACKAGES = ("torch", "timm", "ray", "mlflow", "pydantic", "numpy", "av", "decord")
@@ -43,21 +43,22 @@ def save(record: RunRecord) -> None:
 
 def describe() -> dict[str, str]:
     """Return versions, machine and command, by name; none of the packages is imported for it."""
+    program, words = Path(sys.argv[0]).name, sys.argv[1:]  # __main__.py: `python -m tats_core`
+    files = Path("/proc/driver/nvidia/gpus").glob("*/information")
+    gpus = [model for file in files for model in _values(file, "Model")]
     described = {
         "tats": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": "".join(_values(Path("/proc/cpuinfo"), "model name")[:1]) or platform.processor(),
         "CPUs": str(available_cpus()),
-        "GPUs": ", ".join(_gpus()) or "none",
-        "command": shlex.join([_program(), *_without_hooks(sys.argv[1:])]),
+        "GPUs": ", ".join(gpus) or "none",
+        "command": shlex.join(["tats" if program == "__main__.py" else program, *_without_hooks(words)]),
     }
     for name in _PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             described[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     described |= {name: masked(os.environ[name]) for name in _VARIABLES if name in os.environ}
     return described | {"git": "changed since its commit"} if changes() else described
 
@@ -95,21 +96,7 @@ def _git(*words: str) -> str:
     return git.stdout if git.returncode == 0 else ""
 
 
-def _program() -> str:
-    name = Path(sys.argv[0]).name
-    return "tats" if name == "__main__.py" else name  # `python -m tats_core`
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def _gpus() -> list[str]:
-    names = Path("/proc/driver/nvidia/gpus").glob("*/information")
-    lines = [line for path in names for line in path.read_text(encoding="utf-8").splitlines()]
-    return [line.partition(":")[2].strip() for line in lines if line.startswith("Model")]
+def _values(file: Path, key: str) -> list[str]:
+    """Return the values of the lines `key: value` of a file of the kernel; none where it does not exist."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return [line.partition(":")[2].strip() for line in lines if line.startswith(key)]

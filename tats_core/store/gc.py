@@ -1,10 +1,10 @@
 """Garbage collection: the folders of a project folder that nothing needs.
 
-The record of a *kept* run stays. What a kept run names, in its record or in a configuration, stays too: its
-outputs, and the work folder of a stage that it did not finish, from which the next run would resume. So does
-what a process holds locked, everything of a run that made a model with an alias in MLflow's registry, and
-everything of a run that is not sent to MLflow yet (`tats sync`). A run with a damaged record stays, with what
-it made, what its files still name, and every work folder: any of them may be its own.
+The record of a *kept* run stays, and what it names, in the record or in a configuration: its outputs, and the
+work folder of a stage that it did not finish, from which the next run would resume. So does what a process
+holds locked, everything of a run that made a model with an alias in MLflow's registry, and everything of a
+run that is not sent to MLflow yet (`tats sync`). A run with a damaged record stays, with what it made, what
+its files still name, and every work folder: any of them may be its own.
 
 By default every run is kept, and only leftovers go: outputs and work folders that no run names, and folders
 that a commit or an interrupted collection was about to remove.
@@ -18,11 +18,10 @@ import os
 import re
 import shutil
 import time
-import uuid
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +29,7 @@ from tats_core.errors import StoreError
 from tats_core.store import history
 from tats_core.store.journal import pending
 from tats_core.store.layout import RUN, SCRATCH
-from tats_core.store.outputs import StageStore
+from tats_core.store.outputs import StageStore, aside
 from tats_core.store.run import RunRecord
 
 Kind = Literal["output", "work folder", "run record", "leftover"]
@@ -81,30 +80,26 @@ class Findings:
         return sum(waste.size for waste in self.waste)
 
 
-def find(home: Path, policy: Policy, aliased: Mapping[Path, str], now: float | None = None) -> Findings:
-    """Return what can go; changes nothing.
-
-    Args:
-        aliased: the folders of models that have an alias (`tracking.aliased`).
-    """
+def find(home: Path, policy: Policy, aliased: Collection[Path], now: float | None = None) -> Findings:
+    """Return what can go; changes nothing. Models in the folders `aliased` have an alias in the registry."""
     now = time.time() if now is None else now
     waste, kept_bytes = [], 0
-    survey = _Survey.of(home.absolute(), policy, aliased, now)
-    for path, kind, why in survey.folders:
+    folders, kept_runs, corrupt = _survey(home.absolute(), policy, aliased, now)
+    for path, kind, why in folders:
         size, changed = _measure(path)
         if not why:
             kept_bytes += size
         elif kind == "run record" or policy.days is None or now - changed > policy.days * DAY:
             waste.append(Waste(path, kind, why, size, changed))
     waste.sort(key=lambda folder: -folder.size)
-    return Findings(tuple(waste), survey.kept_runs, kept_bytes, survey.corrupt)
+    return Findings(tuple(waste), kept_runs, kept_bytes, corrupt)
 
 
-def collect(home: Path, policy: Policy, aliased: Mapping[Path, str]) -> Findings:
+def collect(home: Path, policy: Policy, aliased: Collection[Path]) -> Findings:
     """Remove what can go, and return what was removed; what has come into use meanwhile stays.
 
-    All folders are renamed first, while no run chooses what to reuse: an interrupted collection leaves
-    complete folders, and renamed ones that the next collection removes.
+    All folders are renamed first, while no run chooses what to reuse: the next collection removes what an
+    interrupted one renamed.
 
     Raises:
         StoreError: something cannot be removed.
@@ -115,54 +110,47 @@ def collect(home: Path, policy: Policy, aliased: Mapping[Path, str]) -> Findings
         # Measuring may take a minute; runs wait only for the second, quick survey.
         findings = find(home, policy, aliased, now)
         with store.collecting():
-            survey = _Survey.of(home, policy, aliased, now)
-            unused = {path for path, _, why in survey.folders if why}
-            aside = {
-                waste: moved
+            folders, _, _ = _survey(home, policy, aliased, now)
+            unused = {path for path, _, why in folders if why}
+            removed = {
+                waste: renamed
                 for waste in findings.waste
-                if waste.path in unused and (moved := _set_aside(store, waste)) is not None
+                if waste.path in unused and (renamed := _set_aside(store, waste)) is not None
             }
-        for path in aside.values():
+        for path in removed.values():
             shutil.rmtree(path)
     except OSError as error:
         raise StoreError(f"{error.filename or home}: cannot be removed ({error.strerror})") from error
-    return Findings(tuple(aside), findings.kept_runs, findings.kept_bytes, findings.corrupt)
+    return replace(findings, waste=tuple(removed))
 
 
 _Folder = tuple[Path, Kind, str]
 """Its path, what it is, and why it can go ("" where it cannot)."""
 
 
-@dataclass(frozen=True)
-class _Survey:
-    """Each folder that the engine made, how many runs are kept, and each damaged record."""
-
-    folders: list[_Folder]
-    kept_runs: int
-    corrupt: tuple[str, ...]
-
-    @classmethod
-    def of(cls, home: Path, policy: Policy, aliased: Mapping[Path, str], now: float) -> _Survey:
-        """Look at a project folder; measures nothing."""
-        store, corrupt = StageStore(home), list[str]()
-        records = list(history.records(home, corrupt=corrupt))
-        names = {record.id: _names(store, record) for record in records}
-        protected = {name for path in aliased for name in path.parts if _OUTPUT.fullmatch(name)}
-        wanted = set(_makers(store, protected).values()) | {spool.run for spool in pending(home)}
-        kept = _kept_ids(records, policy, wanted, now)
-        used = protected.union(*(names[run] for run in kept))
-        if corrupt:
-            outputs = {path.name for path in _folders(store.root)}
-            damaged = {run for run in history.ids(home) if run not in names}
-            used |= {name for name, run in _makers(store, outputs).items() if run in damaged}
-            used |= {name.removesuffix(".partial") for name in outputs if name.endswith(".partial")}
-            used = used.union(*(_named_in(home / "runs" / run) for run in damaged))
-        folders = list(_outputs(store, frozenset[str]().union(*names.values()), used))
-        going = [home / "runs" / run for run in names if run not in kept]
-        folders += [(path, "run record", "not among those kept") for path in going]
-        half_removed = [path for path in _folders(home / "runs") if _OLD.fullmatch(path.name)]
-        folders += [(path, "leftover", "half removed") for path in half_removed]
-        return cls(folders, len(kept), tuple(corrupt))
+def _survey(
+    home: Path, policy: Policy, aliased: Collection[Path], now: float
+) -> tuple[list[_Folder], int, tuple[str, ...]]:
+    """Return each folder that the engine made, how many runs are kept, and each damaged record."""
+    store, corrupt = StageStore(home), list[str]()
+    records = list(history.records(home, corrupt=corrupt))
+    names = {record.id: _names(store, record) for record in records}
+    protected = {name for path in aliased for name in path.parts if _OUTPUT.fullmatch(name)}
+    wanted = set(_makers(store, protected).values()) | {spool.run for spool in pending(home)}
+    kept = _kept_ids(records, policy, wanted, now)
+    used = protected.union(*(names[run] for run in kept))
+    if corrupt:
+        outputs = {path.name for path in _folders(store.root)}
+        damaged = {run for run in history.ids(home) if run not in names}
+        used |= {name for name, run in _makers(store, outputs).items() if run in damaged}
+        used |= {name.removesuffix(".partial") for name in outputs if name.endswith(".partial")}
+        used = used.union(*(_named_in(home / "runs" / run) for run in damaged))
+    folders = list(_outputs(store, frozenset[str]().union(*names.values()), used))
+    going = [home / "runs" / run for run in names if run not in kept]
+    folders += [(path, "run record", "not among those kept") for path in going]
+    half_removed = [path for path in _folders(home / "runs") if _OLD.fullmatch(path.name)]
+    folders += [(path, "leftover", "half removed") for path in half_removed]
+    return folders, len(kept), tuple(corrupt)
 
 
 def _names(store: StageStore, record: RunRecord) -> frozenset[str]:
@@ -242,31 +230,18 @@ def _measure(folder: Path) -> tuple[int, float]:
     return size, changed
 
 
-class _Busy(Exception):  # noqa: N818 (it is not an error)
-    pass
-
-
 def _set_aside(store: StageStore, waste: Waste) -> Path | None:
     """Rename a folder to a name that the store ignores; None where a process works on it."""
     if waste.kind == "leftover":
         return waste.path
-    aside = waste.path.with_name(f"{waste.path.name}.old-{uuid.uuid4().hex[:8]}")
     if waste.kind == "run record":
-        if RunRecord.load(waste.path).is_alive():
-            return None
-        waste.path.rename(aside)
-        return aside
-    output = _OUTPUT.match(waste.path.name)
-    assert output is not None
+        return None if RunRecord.load(waste.path).is_alive() else aside(waste.path)
 
     def give_up(process: str) -> None:
-        raise _Busy
+        raise BlockingIOError
 
     try:
-        with store.lock(store.root / output[0], give_up):
-            if not waste.path.exists():
-                return None  # committed meanwhile
-            waste.path.rename(aside)
-    except _Busy:
+        with store.lock(store.root / waste.path.name.removesuffix(".partial"), give_up):
+            return aside(waste.path) if waste.path.exists() else None  # it may be committed meanwhile
+    except BlockingIOError:
         return None
-    return aside

@@ -20,8 +20,7 @@ from tats_core.store.run import RunRecord
 
 LATEST = "latest"
 
-_COMPARED = 1000  # how many ids, the newest first, a misspelt id is compared with
-
+_COMPARED = 1000  # ids, the newest first, that a misspelt id is compared with
 _ID = re.compile(r"(?P<pipeline>.+)-(?P<time>\d{8}-\d{6,9})-[0-9a-f]+")
 
 
@@ -64,16 +63,17 @@ def records(home: Path, pipeline: str | None = None, corrupt: list[str] | None =
 
 def newest_finished(home: Path, pipeline: str) -> RunRecord | None:
     """Return the record of the newest run of this pipeline that finished with all its stages, or None."""
+    return _newest(home, pipeline, complete=True)
+
+
+def _newest(home: Path, pipeline: str | None, *, complete: bool) -> RunRecord | None:
+    """Return the newest record, `complete` or any; warn of damaged ones that are newer."""
     corrupt: list[str] = []
-    newest = next((record for record in records(home, pipeline, corrupt) if record.complete), None)
-    _warn(corrupt)
-    return newest
-
-
-def _warn(corrupt: list[str]) -> None:
-    """Say which records were passed over on the way to the newest that can be read."""
+    matching = (record for record in records(home, pipeline, corrupt) if record.complete or not complete)
+    newest = next(matching, None)
     for sentence in corrupt:
         logging.getLogger(__name__).warning("tats: warning: a damaged run is passed over: %s", sentence)
+    return newest
 
 
 def find(run: str, home: Path) -> RunRecord:
@@ -90,25 +90,20 @@ def find(run: str, home: Path) -> RunRecord:
     if run in known:
         return RunRecord.load(home.absolute() / "runs" / run)
     name = _stem(run)
-    corrupt: list[str] = []
-    newest = next(records(home, None if run == LATEST else name, corrupt), None)
-    _warn(corrupt)
-    if newest is not None:
+    if newest := _newest(home, None if run == LATEST else name, complete=False):
         return newest
     menu = specs.names("pipelines")
     if run == LATEST:
         raise StoreError(f"no run in {home}; start one with: tats run pipeline NAME")
     if name in menu:
         raise StoreError(f"no run of '{name}' in {home}; start one with: tats run pipeline {name}")
-    matching = [known_run for known_run in known if known_run.startswith(run)]
+    matching = [run_id for run_id in known if run_id.startswith(run)]
     if len(matching) == 1:
         return RunRecord.load(home.absolute() / "runs" / matching[0])
     if matching:
         more = f" and {len(matching) - 3} more" if len(matching) > 3 else ""
-        raise SpecError(
-            f"the ids of {len(matching)} runs begin with '{run}' ({', '.join(matching[:3])}{more}); "
-            "give more of the id"
-        )
+        listed = ", ".join(matching[:3]) + more
+        raise SpecError(f"the ids of {len(matching)} runs begin with '{run}' ({listed}); give more of the id")
     near = _nearest_id(run, known) or did_you_mean(run, {*pipelines(home), *menu, LATEST})
     raise SpecError(f"'{run}' is no run in {home} and no pipeline{near}")
 
@@ -124,8 +119,7 @@ def find_finished(run: str, home: Path) -> RunRecord:
     if (folder / RUN).is_file():
         return RunRecord.load(folder)
     name = _stem(run)
-    record = newest_finished(home, name)
-    if record is not None:
+    if record := newest_finished(home, name):
         return record
     if ids(home, name):
         raise StoreError(f"no finished run of '{name}' in {home}; to see how to resume one: tats show {name}")
@@ -155,6 +149,6 @@ def _nearest_id(run: str, known: list[str]) -> str:
     """Return a hint at the run whose id begins nearly as `run`; "" where `run` is not like an id."""
     if not re.search(r"-\d", run):
         return ""
-    starts = {known_run[: len(run)]: known_run for known_run in reversed(known[:_COMPARED])}  # newest wins
+    starts = {run_id[: len(run)]: run_id for run_id in reversed(known[:_COMPARED])}  # the newest wins
     close = difflib.get_close_matches(run, starts, n=1, cutoff=0.7)
     return f"; did you mean '{starts[close[0]]}'?" if close else ""

@@ -18,10 +18,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tats_core.files import append_line, read_json_if_there, write_json
-from tats_core.store.run import RunRecord
 from tats_core.training.events import read_events
 
 Operation = dict[str, Any]
@@ -33,14 +32,8 @@ TRACKED = ("metrics", "params", "file")
 _TO_SEND = ".to-send"
 
 
-class Cursor(NamedTuple):
-    """A position in a journal: bytes of it, and of the event file of the operation that comes next."""
-
-    journal: int = 0
-    events: int = 0
-
-
-START = Cursor()
+Cursor = tuple[int, int]
+"""A position in a journal: bytes of it, and of the event file of the operation that comes next."""
 
 
 @dataclass
@@ -58,7 +51,7 @@ class Sent:
     @property
     def cursor(self) -> Cursor:
         """The position up to which all was sent."""
-        return Cursor(self.offset, self.events)
+        return self.offset, self.events
 
 
 class Spool:
@@ -92,23 +85,20 @@ class Spool:
             return False
         return True
 
-    def read(self, start: Cursor = START) -> Iterator[tuple[Cursor, Operation]]:
+    def read(self, start: Cursor = (0, 0)) -> Iterator[tuple[Cursor, Operation]]:
         """Yield `(position after it, operation)` from `start` on; each event is an operation."""
-        before = start.journal
-        for offset, operation in read_events(self.journal, start.journal):
+        before, sent = start
+        for offset, operation in read_events(self.journal, before):
             if operation["kind"] == "events":
-                first = max(operation["start"], start.events if before == start.journal else 0)
+                first = max(operation["start"], sent)
                 for end, event in read_events(self.folder / operation["file"], first):
                     if end > operation["end"]:
                         break
                     if event["kind"] in TRACKED:
-                        yield (
-                            Cursor(before, end),
-                            {"kind": "event", "stage": operation["stage"], "event": event},
-                        )
+                        yield (before, end), {"kind": "event", "stage": operation["stage"], "event": event}
             else:
-                yield Cursor(offset), operation
-            before = offset
+                yield (offset, 0), operation
+            before, sent = offset, 0
 
     def stages(self) -> dict[str, Operation]:
         """Return the newest operation that starts each stage, by stage."""
@@ -133,10 +123,6 @@ class Spool:
     def reject(self, operation: Mapping[str, object], reason: str) -> None:
         """Record an operation that the server refused for good."""
         append_line(self.folder / "rejected.jsonl", {"reason": reason, "operation": operation})
-
-    def record(self) -> RunRecord:
-        """Return the record of the run."""
-        return RunRecord.load(self.home / "runs" / self.run)
 
     @contextmanager
     def alone(self) -> Iterator[bool]:

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import JsonValue
-
 from tats_core.data.manifest import Manifest
 from tats_core.errors import DataError, SpecError, StoreError, did_you_mean
 from tats_core.files import FileEntry
+from tats_core.report.units import is_number
 from tats_core.specs import flatten
 from tats_core.store.layout import RESULTS
 from tats_core.store.outputs import StageKey
@@ -175,8 +174,8 @@ def _entry(
     """Yield the numbers of one row of the table, or of one pre-training."""
     report = run.done("report")[-1].record
     for metric, source in sources.items():
-        value, stage = _number(row.get(metric)), run.stages[source["stage"]]
-        if value is None:
+        value, stage = row.get(metric), run.stages[source["stage"]]
+        if not is_number(value):
             continue
         axes = stage.record.axes
         if prefix:
@@ -187,18 +186,12 @@ def _entry(
         path = Path(str(stage.record.folder)) / source["file"]
         measured = (stage.result or {}).get(metric)
         faults = () if measured == value else (f"{path} has {measured}, and the table {value}",)
-        low, high, clips = (
-            _number(row.get(key)) if metric == "top1" else None for key in ("low", "high", "clips")
-        )
+        interval = {key: row.get(key) for key in ("low", "high", "clips") if metric == "top1"}
         yield Number(
             "/".join([*labels, metric]), value, metric, report.name,
             str(Path(str(report.folder)) / RESULTS), f"{place}.{metric}", source["stage"], str(path),
-            low, high, clips, faults,
+            faults=faults, **{key: end for key, end in interval.items() if is_number(end)},
         )  # fmt: skip
-
-
-def _number(value: JsonValue) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _link(run: Run, stage: Stage, whole: bool) -> Link:
@@ -259,15 +252,7 @@ def _data_sets(folder: Path, files: Mapping[str, FileEntry], link: Link) -> list
         except DataError as error:
             link.faults.append(str(error))
             continue
-        sets.append(
-            DataSet(
-                manifest.benchmark,
-                manifest.split,
-                len(manifest),
-                len(manifest.classes),
-                str(manifest.root),
-                manifest.digest(),
-                str(folder / name),
-            )
-        )
+        counts = len(manifest), len(manifest.classes)
+        where = str(manifest.root), manifest.digest(), str(folder / name)
+        sets.append(DataSet(manifest.benchmark, manifest.split, *counts, *where))
     return sets

@@ -37,11 +37,13 @@ class StageLog:
     _offsets: dict[str, int] = field(default_factory=dict)
 
     def read(self, run: Run) -> Iterator[LogEntry]:
-        """Yield what is new; `run` is as it was opened just now."""
+        """Yield what is new; `run` was opened just now."""
         stage = run.stages[self.name]
         folder, record = stage.folder, stage.record
-        if folder is None or (record.status == "finished" and _is_of_another_run(run, stage)):
+        if folder is None:
             return
+        if record.status == "finished" and stage.origin and stage.origin.run != run.record.id:
+            return  # another run has made the output again since, and its events with it
         if self.worker is None:
             yield from self._events(folder / EVENTS, record.said_from, record.said_to)
         for path in sorted((folder / "log").glob("*")):
@@ -96,11 +98,6 @@ def recent_progress(stage: Stage) -> list[Event]:
         return [event for _, event in read_events(path, start) if event["kind"] == "progress"]
     except FileNotFoundError:
         return []
-
-
-def _is_of_another_run(run: Run, stage: Stage) -> bool:
-    """Return whether another run has made the output again since, and its events with it."""
-    return stage.origin is not None and stage.origin.run != run.record.id
 
 
 def _source(file: str) -> str | None:

@@ -16,9 +16,9 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -29,18 +29,10 @@ from typing import Any, Literal, NotRequired
 from typing_extensions import TypedDict
 
 from tats_core.errors import StoreError
-from tats_core.files import (
-    Digests,
-    FileEntry,
-    read_json,
-    read_json_if_there,
-    sync,
-    write_json,
-)
+from tats_core.files import Digests, FileEntry, read_json, read_json_if_there, sync, write_json
 from tats_core.store.layout import ATTEMPT, EVENTS, KEY, MANIFEST, SCRATCH
 
-# At a cache hit, the digests of files up to this size are verified; of larger ones only the size is compared,
-# since reading them would take minutes.
+# At a cache hit, larger files are compared by their size only: reading them would take minutes.
 VERIFIED_BYTES = 1 << 20
 
 # Events and logs hold times, and no stage reads them as an input: the output's digest leaves them out.
@@ -195,13 +187,12 @@ class StageStore:
         for path in self.root.glob(f"{kind}-*/{KEY}"):
             if path.parent.suffix:  # .partial, .old: not committed
                 continue
-            try:
+            # It may be removed meanwhile, or corrupt, which `fault` reports where it matters.
+            with suppress(StoreError):
                 origin = self.origin(path.parent)
-            except StoreError:
-                continue  # removed meanwhile, or corrupt, which `fault` reports where it matters
-            known = newest.get((origin.pipeline, origin.stage))
-            if known is None or origin.time > known.time:
-                newest[origin.pipeline, origin.stage] = origin
+                name = origin.pipeline, origin.stage
+                if name not in newest or origin.time > newest[name].time:
+                    newest[name] = origin
         return {name: origin.components for name, origin in newest.items()}
 
     @contextmanager
@@ -292,13 +283,10 @@ class StageStore:
         """
         write_json(partial / KEY, {**origin, "time": time.time(), "components": key.components})
         write_json(partial / MANIFEST, asdict(self._manifest(partial, identities)))
-        if folder.exists():
-            replaced = folder.with_name(f"{folder.name}.old-{uuid.uuid4().hex[:8]}")
-            folder.rename(replaced)
-            partial.rename(folder)
+        replaced = aside(folder) if folder.exists() else None
+        partial.rename(folder)
+        if replaced:
             shutil.rmtree(replaced)
-        else:
-            partial.rename(folder)
         sync(self.root)
         # Only now: after a kill before the rename, the next attempt needs the checkpoints to resume.
         (folder / ATTEMPT).unlink(missing_ok=True)
@@ -309,15 +297,19 @@ class StageStore:
         files: dict[str, FileEntry] = {}
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder).as_posix()
-            if not path.is_file() or name in (MANIFEST, KEY, ATTEMPT) or name.endswith(".tmp"):
-                continue
-            if name.startswith(_SCRATCH):
+            ours = name in (MANIFEST, KEY, ATTEMPT) or name.startswith(_SCRATCH)
+            if ours or name.endswith(".tmp") or not path.is_file():
                 continue
             status = path.stat()
             if status.st_size > VERIFIED_BYTES:
                 sync(path)  # a power cut must not change its content: a cache hit compares only its size
             files[name] = FileEntry(status.st_size, self._digests.of(path, status))
         return Manifest.of(files, identities)
+
+
+def aside(folder: Path) -> Path:
+    """Rename a folder, which is to be removed, to a name that the store ignores; return its new path."""
+    return folder.rename(folder.with_name(f"{folder.name}.old-{secrets.token_hex(4)}"))
 
 
 def make_folder(folder: Path) -> None:

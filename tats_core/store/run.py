@@ -161,7 +161,7 @@ class RunRecord:
 
         def beat() -> None:
             while not ended.wait(_BEAT):
-                with suppress(OSError):  # whoever writes more than that here says what is wrong
+                with suppress(OSError):  # the next write of the record reports it
                     os.utime(path)
 
         path = self.folder / _ALIVE
@@ -305,21 +305,16 @@ class Stage:
     def curves(self) -> dict[str, Points]:
         """Metric → curve over the optimiser steps; a repeated step has its later value."""
         curves: dict[str, Points] = {}
-        for event in self._events:
-            if event["kind"] == "metrics":
-                for metric, value in event["values"].items():
-                    curves.setdefault(metric, {})[event["step"]] = value
+        for event in self._of("metrics"):
+            for metric, value in event["values"].items():
+                curves.setdefault(metric, {})[event["step"]] = value
         return curves
 
     @cached_property
     def files(self) -> list[WrittenFile]:
         """The pictures and tables in its folder, in the order in which it wrote them."""
-        folder = self.folder
-        return [
-            WrittenFile(event["step"], event["key"], folder / event["path"])
-            for event in self._events
-            if event["kind"] == "file" and folder is not None
-        ]
+        folder, events = self.folder or Path(), self._of("file")
+        return [WrittenFile(event["step"], event["key"], folder / event["path"]) for event in events]
 
     @property
     def params(self) -> dict[str, Any]:

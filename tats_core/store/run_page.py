@@ -76,7 +76,7 @@ def build(record: RunRecord) -> str:
         title=record.pipeline,
         lead=record.title or f"One run of the pipeline {record.pipeline}",
         error=record.error,
-        tiles=[*_result_tiles(report), *_run_tiles(record)],
+        tiles=list(_tiles(report, record)),
         results=_results(report, stages) if report else None,
         pictures=_pictures(stages),
         curves=_curves(stages),
@@ -104,19 +104,11 @@ def _label(stage: StageRecord) -> str:
 # --- head and results ------------------------------------------------------------------------------------
 
 
-def _run_tiles(record: RunRecord) -> Iterator[Tile]:
-    counts = Counter(_status(stage) for stage in record.stages.values())
-    took = duration((record.finished or time.time()) - record.started)
-    yield "run", page.status(record.status), f"{took}, {moment(record.started)}"
-    statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
-    yield "stages", str(len(record.stages)), statuses
-
-
 def _status(stage: StageRecord) -> str:
     return "reused" if stage.status == "cached" else stage.status
 
 
-def _result_tiles(report: Mapping[str, Any]) -> Iterator[Tile]:
+def _tiles(report: Mapping[str, Any], record: RunRecord) -> Iterator[Tile]:
     rows, policy = report.get("rows", []), report.get("policy") or {}
     means = results.mean_of_benchmarks(rows)
     top1 = {init: mean["top1"] for init, mean in means.items() if "top1" in mean}
@@ -132,6 +124,10 @@ def _result_tiles(report: Mapping[str, Any]) -> Iterator[Tile]:
     if policy.get("visible") is not None:
         remark = f"mask ratio {number(policy.get('mask_ratio'), 2)}, sampler {policy.get('sampler', '?')}"
         yield "visible tokens", f"{policy['visible']} of {policy['tokens']}", remark
+    took = duration((record.finished or time.time()) - record.started)
+    yield "run", page.status(record.status), f"{took}, {moment(record.started)}"
+    counts = Counter(map(_status, record.stages.values()))
+    yield "stages", str(len(record.stages)), ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def _results(report: Mapping[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
@@ -301,9 +297,9 @@ def _chart(title: str, key: str, against: str, group: Sequence[Stage]) -> Markup
 
 def _timeline(record: RunRecord) -> dict[str, Any]:
     ran = [stage for stage in record.stages.values() if stage.started is not None]
-    begun = min((stage.started or 0.0 for stage in ran), default=0.0)
+    start = min((stage.started or 0.0 for stage in ran), default=0.0)
     end = max((stage.finished or record.finished or time.time() for stage in ran), default=0.0)
-    length = (end - begun) or 1.0
+    length = (end - start) or 1.0
     rows: dict[str, list[StageRecord]] = {}
     for stage in ran:
         rows.setdefault(stage.name if len(ran) <= _TRACKS else stage.stage, []).append(stage)
@@ -311,10 +307,10 @@ def _timeline(record: RunRecord) -> dict[str, Any]:
     for name, members in rows.items():
         marks = []
         for stage in members:
-            start, stop = (stage.started or 0.0) - begun, (stage.finished or end) - begun
+            times = stage.started or 0.0, stage.finished or end
+            left, right = (100 * (when - start) / length for when in times)
             style = "bar6" if stage.status in ("failed", "stopped") else _BARS.get(stage.kind, "bar5")
-            title = f"{stage.name}: {duration(stage.seconds)}"
-            marks.append(Mark(style, 100 * start / length, 100 * stop / length, title))
+            marks.append(Mark(style, left, right, f"{stage.name}: {duration(stage.seconds)}"))
         retries = sum(stage.attempts - 1 for stage in members)
         words = [f"{len(members)} ×"] if len(members) > 1 else []
         words.append(duration(sum(stage.seconds for stage in members)))
@@ -351,16 +347,13 @@ def _configuration(run: Run) -> list[dict[str, Any]]:
             continue
         config, given = flatten(configs[stage.name]["all"]), flatten(configs[stage.name]["set"])
         several = f" (of {counts[stage.stage]}: {stage.name})" if counts[stage.stage] > 1 else ""
+        head = {"kind": stage.kind, "needs": stage.needs}
         parts[stage.stage] = {
             "title": f"{stage.stage}{several}",
-            "given": _words({"kind": stage.kind, "needs": stage.needs, **given}),
-            "defaults": _words({key: value for key, value in config.items() if key not in given}),
+            "given": {key: _value(value) for key, value in (head | given).items()},
+            "defaults": {key: _value(value) for key, value in config.items() if key not in given},
         }
     return list(parts.values())
-
-
-def _words(values: Mapping[str, object]) -> dict[str, str]:
-    return {key: _value(value) for key, value in values.items()}
 
 
 def _value(value: object) -> str:

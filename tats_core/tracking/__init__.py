@@ -7,19 +7,7 @@ restarts, or is away for the whole run costs the training nothing and the record
 
 from __future__ import annotations
 
-from tats_core.tracking.sender import numbers
-from tats_core.tracking.server import AwayError, RefusedError, aliased, asked, check, connect, tracking_uri
+from tats_core.tracking.server import AwayError, RefusedError, aliased, check, connect, tracking_uri
 from tats_core.tracking.tracker import Tracker, sync
 
-__all__ = [
-    "AwayError",
-    "RefusedError",
-    "Tracker",
-    "aliased",
-    "asked",
-    "check",
-    "connect",
-    "numbers",
-    "sync",
-    "tracking_uri",
-]
+__all__ = ["AwayError", "RefusedError", "Tracker", "aliased", "check", "connect", "sync", "tracking_uri"]

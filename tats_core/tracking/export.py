@@ -30,7 +30,7 @@ def export(model: Path, kind: ModelKind, form: Format, out: Path) -> None:
         StoreError: `out` exists already, or cannot be written.
         WeightsError: the format cannot hold this model.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StoreError(f"{out}: is there already; give --out a new folder")
     temporary = out.with_name(f"{out.name}.{secrets.token_hex(4)}.tmp")
     try:

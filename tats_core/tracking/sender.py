@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tats_core.addresses import masked
 from tats_core.report import metrics
+from tats_core.report.units import is_number
 from tats_core.specs import flatten
 from tats_core.store import environment
 from tats_core.store.journal import Operation, Spool
-from tats_core.store.layout import EVENTS, KEY, MANIFEST
+from tats_core.store.layout import ENVIRONMENT, EVENTS, KEY, MANIFEST, RESULT, RESULTS
 from tats_core.store.run import RunRecord
-from tats_core.tracking import server
-from tats_core.tracking.registry import Registry
+from tats_core.tracking import registry, server
 from tats_core.tracking.server import AwayError, RefusedError, first_line
 from tats_core.training.events import Event, read_events
 
@@ -43,6 +43,7 @@ METRICS_A_CALL = 1000
 FLUSH_SECONDS = 2.0
 
 _PARENT = ""
+_STATUS = {"finished": "FINISHED", "cached": "FINISHED", "failed": "FAILED"}
 _STUBBORN = 5  # failures after which an operation is skipped
 _CHECKPOINTS = (".pt", ".safetensors")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -93,12 +94,8 @@ class Sender:
         self._inputs: dict[Path, DatasetInput] = {}
         self._flushed = self.last_answer = time.monotonic()
         self._read = self.sent.cursor
-        self.client = self._ask(lambda: server.connect(spool.home, uri))
-        self.registry = Registry(self.client)
+        self.client = server.asked(lambda: server.connect(spool.home, uri), uri)
         server.check(self.client, uri)
-
-    def _ask(self, call: Callable[[], Result]) -> Result:
-        return server.asked(call, self.uri)
 
     def send(self) -> bool:
         """Send what is new in the journal; return whether there was anything.
@@ -136,14 +133,14 @@ class Sender:
         """End the MLflow runs of a killed driver, whose journal stays incomplete."""
         self.flush()
         for run_id in reversed(self.sent.runs.values()):
-            if self._ask(partial(self.client.get_run, run_id)).info.status == "RUNNING":
-                self._ask(partial(self.client.set_terminated, run_id, "KILLED"))
+            if server.asked(partial(self.client.get_run, run_id), self.uri).info.status == "RUNNING":
+                server.asked(partial(self.client.set_terminated, run_id, "KILLED"), self.uri)
         self.sent.ended = True
         self.spool.save(self.sent)
 
     def _log_points(self, run: _Logged, points: list[Metric]) -> None:
         try:
-            self._ask(lambda: self.client.log_batch(run.id, metrics=points))
+            server.asked(lambda: self.client.log_batch(run.id, metrics=points), self.uri)
         except (AwayError, RefusedError):
             raise
         except Exception as error:  # noqa: BLE001 (refused for good: find the curve that is refused)
@@ -163,7 +160,7 @@ class Sender:
 
     def _do(self, operation: Operation) -> None:
         try:
-            self._ask(lambda: self._operations[operation["kind"]](operation))
+            server.asked(lambda: self._operations[operation["kind"]](operation), self.uri)
             self.last_answer = time.monotonic()
         except AwayError as error:
             if not error.broken:
@@ -232,7 +229,7 @@ class Sender:
             run, {**_sampling(operation["resolved"]), **dict(text.split("=", 1) for text in overrides)}
         )
         self.client.log_dict(run.id, operation["resolved"], "pipeline.json")
-        for name, below in ((environment.FILE, None), (environment.PATCH, "git")):
+        for name, below in ((ENVIRONMENT, None), (environment.PATCH, "git")):
             if (folder / name).exists():
                 self.client.log_artifact(run.id, str(folder / name), artifact_path=below)
 
@@ -321,8 +318,8 @@ class Sender:
         parts = [name.split("+") for name in names if "+step+" in name and "+compressed" not in name]
         return {(part[0].replace("~", "/"), int(part[2])) for part in parts}
 
-    def _folders(self, stage: str) -> tuple[Path, ...]:
-        return tuple(Path(folder) for folder in self._stages[stage]["folders"])
+    def _folders(self, stage: str) -> list[Path]:
+        return [Path(folder) for folder in self._stages[stage]["folders"]]
 
     def _end_stage(self, operation: Operation) -> None:
         name, status = operation["stage"], operation["status"]
@@ -331,8 +328,8 @@ class Sender:
             tags = {"cached": "true"}
             if operation["source"]:  # the run and the stage that made the output
                 source_run, source_stage = operation["source"]
-                source = Spool(self.spool.home, source_run).sent().runs.get(source_stage)
-                tags |= {"source_run": source} if source else {}
+                if source := Spool(self.spool.home, source_run).sent().runs.get(source_stage):
+                    tags["source_run"] = source
             self._set_tags(run, tags)
             self._log_last_values(name)
         if status in ("finished", "cached") and operation["folder"]:
@@ -342,7 +339,7 @@ class Sender:
             error = masked(operation["error"]).encode(errors="backslashreplace").decode()
             self.client.set_tag(run.id, "error", error)
         self.flush()
-        self.client.set_terminated(run.id, _status(status))
+        self.client.set_terminated(run.id, _STATUS.get(status, "KILLED"))
 
     def _set_tags(self, run: _Logged, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -368,23 +365,23 @@ class Sender:
         run = self._run(stage)
         self._set_tags(run, tags)
         result: Json = {}
-        if (folder / "result.json").exists():
-            result = _json(folder / "result.json")
+        if (folder / RESULT).exists():
+            result = _json(folder / RESULT)
             self._take_metrics(stage, numbers(result, "result/"), _now())
-            self.client.log_artifact(run.id, str(folder / "result.json"))
-        if (folder / "results.json").exists():
+            self.client.log_artifact(run.id, str(folder / RESULT))
+        if (folder / RESULTS).exists():
             self._log_results(run, folder)
         kind = self._stages[stage]["stage"]["kind"]
         if made_here and kind in ("pretrain", "finetune") and "model.safetensors" in manifest["files"]:
-            self.registry.register(self._stages[stage], run.id, folder, manifest["digest"], result)
+            registry.register(self.client, self._stages[stage], run.id, folder, manifest["digest"], result)
         if kind == "evaluate" and "top1" in result:
             for need, digest in self._stages[stage]["inputs"].items():
                 if need in self._stages:
-                    self.registry.score(self._stages[need], digest, float(result["top1"]))
+                    registry.score(self.client, self._stages[need], digest, float(result["top1"]))
 
     def _log_results(self, run: _Logged, folder: Path) -> None:
         """Log the table of the pipeline with the stage that made it and with the parent."""
-        results = _json(folder / "results.json")
+        results = _json(folder / RESULTS)
         parent = self._run(_PARENT)
         for path in sorted(folder.iterdir()):
             if path.is_file() and (path.stem == "results" or path.suffix in _PICTURES):
@@ -415,7 +412,7 @@ class Sender:
                 self.client.log_artifact(run.id, str(path))
         if operation.get("reused"):
             self.client.set_tag(run.id, "reused", "true")
-        self.client.set_terminated(run.id, _status(operation["status"]))
+        self.client.set_terminated(run.id, _STATUS.get(operation["status"], "KILLED"))
         self.sent.ended = True
 
 
@@ -428,11 +425,7 @@ def remember(record: RunRecord, runs: Mapping[str, str]) -> None:
 
 def numbers(values: Mapping[str, object], prefix: str) -> dict[str, float]:
     """Return the numbers (not booleans) among `values`, with `prefix` before their names."""
-    return {
-        prefix + key: float(value)
-        for key, value in values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    return {prefix + key: float(value) for key, value in values.items() if is_number(value)}
 
 
 def _dataset(manifest: Path) -> DatasetInput:
@@ -498,11 +491,7 @@ def _use(folders: Sequence[Path], name: str, use: Callable[[Path], Result]) -> R
 
 
 def _first_existing(folders: Sequence[Path], name: str) -> Path:
-    for folder in folders:
-        if (folder / name).exists():
-            return folder / name
+    for path in (folder / name for folder in folders):
+        if path.exists():
+            return path
     raise FileNotFoundError(f"{name} is in none of {', '.join(map(str, folders))}")
-
-
-def _status(status: str) -> str:
-    return {"finished": "FINISHED", "cached": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")

@@ -8,6 +8,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -19,7 +20,9 @@ from tats_core.errors import StoreError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.store.entities import PagedList
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _DATABASE = "sqlite:///"
@@ -52,7 +55,7 @@ class AwayError(Exception):
 
 
 class RefusedError(StoreError):
-    """The server or database takes nothing until somebody mends what the sentence says."""
+    """The server or database takes nothing until somebody repairs what the sentence names."""
 
 
 def tracking_uri(home: Path) -> str:
@@ -201,35 +204,40 @@ def first_line(error: BaseException) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def aliased(home: Path) -> dict[Path, str]:
-    """Return local path → model@alias, for every path that a registered model with an alias names.
+def aliased(home: Path) -> set[Path]:
+    """Return every local path that a registered model with an alias names.
 
     Raises:
         StoreError: the tracking server cannot be asked.
     """
     uri = tracking_uri(home)
     if uri == f"{_DATABASE}{home.absolute() / 'mlflow.db'}" and not (home / "mlflow.db").exists():
-        return {}  # nothing was ever tracked
+        return set()  # nothing was ever tracked
     try:
-        return dict(_aliased(connect(home, uri)))
+        return set(_aliased(connect(home, uri)))
     except Exception as error:  # any error: which models have an alias is unknown
         raise StoreError(
             f"the tracking server cannot be asked which models have an alias ({first_line(error)})"
         ) from error
 
 
-def _aliased(client: MlflowClient) -> Iterator[tuple[Path, str]]:
+def _aliased(client: MlflowClient) -> Iterator[Path]:
+    for model in _pages(lambda token: client.search_registered_models(page_token=token)):
+        for number in model.aliases.values():
+            version = client.get_model_version(model.name, number)
+            for text in (version.source, *version.tags.values()):
+                parts = urlsplit(text or "")
+                if parts.scheme == "file" or (text or "").startswith("/"):
+                    yield Path(unquote(parts.path))
+
+
+def _pages(search: Callable[[str | None], PagedList[Item]]) -> Iterator[Item]:
+    """Yield the results of all pages of a search, which takes a page's token."""
     token = None
     while True:
-        models = client.search_registered_models(page_token=token)
-        for model in models:
-            for alias, number in model.aliases.items():
-                version = client.get_model_version(model.name, number)
-                for text in (version.source, *version.tags.values()):
-                    parts = urlsplit(text or "")
-                    if parts.scheme == "file" or (text or "").startswith("/"):
-                        yield Path(unquote(parts.path)), f"{model.name}@{alias}"
-        token = models.token
+        page = search(token)
+        yield from page
+        token = page.token
         if not token:
             return
 
@@ -257,15 +265,9 @@ def run_with(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> 
     """Return the run that has these tags."""
     # MLflow's filters know two quotes and no escape: a value that has both cannot stand in one.
     filters = [f"tags.`{key}` = {quoted(value)}" for key, value in tags.items() if not {*"'\""} <= {*value}]
-    page: str | None = None
-    while True:
-        runs = client.search_runs([experiment], " and ".join(filters), page_token=page)
-        for run in runs:
-            if tags.items() <= run.data.tags.items():
-                return run
-        page = runs.token
-        if not page:
-            return None
+    search = partial(client.search_runs, [experiment], " and ".join(filters))
+    runs = _pages(lambda token: search(page_token=token))
+    return next((run for run in runs if tags.items() <= run.data.tags.items()), None)
 
 
 def quoted(value: str) -> str:

@@ -163,8 +163,8 @@ class Tracker:
     def _send(self) -> None:
         try:
             while not self._give_up.is_set():
-                with self._spool.alone() as mine:
-                    if mine:
+                with self._spool.alone() as acquired:
+                    if acquired:
                         self._send_until_ended()
                         return
                 # A `tats sync`, or another run, is sending this journal.
@@ -251,8 +251,8 @@ def sync(
     for spool in pending(home):
         if spool.run == but:
             continue
-        with spool.alone() as mine:
-            if not mine:
+        with spool.alone() as acquired:
+            if not acquired:
                 continue  # its own process, or another `tats sync`, is sending it
             try:
                 _send_left(spool, log)
@@ -263,7 +263,7 @@ def sync(
 
 
 def _send_left(spool: Spool, log: Callable[[str], None]) -> None:
-    record = spool.record()
+    record = RunRecord.load(spool.home / "runs" / spool.run)
     alive = record.is_alive()
     here = tracking_uri(spool.home)
     # A record has no password; the environment has it, where it names the same server.

@@ -133,4 +133,4 @@ def test_with_fewer_workers_each_does_more_parts_of_the_same_size() -> None:
             validate(stage, config | {"max_workers": 5}, "demo.yaml")
     test = {"benchmark": "ssv2", "gpu": True, "test_workers": 8}
     for most, beside in ((None, 8), (1, 1), (16, 8)):
-        assert evaluate.EvaluateStage.model_validate(test | {"max_workers": most}).beside == beside
+        assert evaluate.EvaluateStage.model_validate(test | {"max_workers": most}).started == beside

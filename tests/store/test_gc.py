@@ -168,7 +168,7 @@ def test_what_has_an_alias_stays_with_the_run_that_made_it(made):
         made.output(value, run=champion.id)
     made.output(3)
     made.run(3)
-    aliased = {made.folder(2) / "model.safetensors": "toy@champion"}
+    aliased = {made.folder(2) / "model.safetensors"}
     assert going(made, Policy(newest=1), aliased=aliased) == {}
     assert len(going(made, Policy(newest=1))) == 3
 

@@ -429,10 +429,8 @@ def test_nested_settings_become_dotted_parameters():
 
 
 def test_truth_values_and_texts_are_no_numbers():
-    assert tracking.numbers({"a": 1, "b": True, "c": "x", "d": 0.5, "e": None}, "r/") == {
-        "r/a": 1.0,
-        "r/d": 0.5,
-    }
+    values = {"a": 1, "b": True, "c": "x", "d": 0.5, "e": None}
+    assert sender.numbers(values, "r/") == {"r/a": 1.0, "r/d": 0.5}
 
 
 @pytest.mark.slow
@@ -495,14 +493,14 @@ def test_a_stage_that_fails_over_a_name_that_is_no_text_ends_in_mlflow_too(home,
 
 
 def test_the_places_of_models_with_an_alias_are_found_in_the_registry(tmp_path: Path) -> None:
-    assert tracking.aliased(tmp_path) == {}, "nothing was tracked"
+    assert tracking.aliased(tmp_path) == set(), "nothing was tracked"
     client = tracking.connect(tmp_path, tracking.tracking_uri(tmp_path))
     client.create_registered_model("toy")
     for name in ("first", "second"):
         location = (tmp_path / "stages" / f"pretrain {name}").as_uri()
         client.create_model_version("toy", location, tags={"output": location})
     client.set_registered_model_alias("toy", "champion", "2")
-    assert tracking.aliased(tmp_path) == {tmp_path / "stages" / "pretrain second": "toy@champion"}
+    assert tracking.aliased(tmp_path) == {tmp_path / "stages" / "pretrain second"}
 
 
 def test_the_end_of_a_run_waits_for_a_server_that_only_takes_long(load, home, monkeypatch):
