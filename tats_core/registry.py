@@ -57,7 +57,7 @@ class Registry(Generic[Member]):
         yield from dict.fromkeys([*self.shipped, *self._members, *sorted(self._plugins.names)])
 
     def __contains__(self, name: object) -> bool:
-        return name in iter(self)
+        return name in tuple(self)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

@@ -128,7 +128,9 @@ def call(command: str, message: Message) -> None:
         except OSError as error:
             raise RunError(f"its command cannot be started ({error.strerror})") from error
         try:
-            process.communicate(json.dumps(message, ensure_ascii=False).encode(), timeout=COMMAND_SECONDS)
+            # A file's name in it may hold bytes that are no text.
+            text = json.dumps(message, ensure_ascii=False).encode(errors="backslashreplace")
+            process.communicate(text, timeout=COMMAND_SECONDS)
         except subprocess.TimeoutExpired as error:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()

@@ -332,14 +332,16 @@ class Sender:
                     tags["source_run"] = source
             self._set_tags(run, tags)
             self._log_last_values(name)
-        if status in ("finished", "cached") and operation["folder"]:
-            self._log_output(name, Path(operation["folder"]), made_here=status == "finished")
-        if operation["error"]:
-            # A file's name may hold bytes that are no text, which no server takes.
-            error = masked(operation["error"]).encode(errors="backslashreplace").decode()
-            self.client.set_tag(run.id, "error", error)
-        self.flush()
-        self.client.set_terminated(run.id, _STATUS.get(status, "KILLED"))
+        try:
+            if status in ("finished", "cached") and operation["folder"]:
+                self._log_output(name, Path(operation["folder"]), made_here=status == "finished")
+            if operation["error"]:
+                # A file's name may hold bytes that are no text, which no server takes.
+                error = masked(operation["error"]).encode(errors="backslashreplace").decode()
+                self.client.set_tag(run.id, "error", error)
+            self.flush()
+        finally:  # the output may be gone by now
+            self.client.set_terminated(run.id, _STATUS.get(status, "KILLED"))
 
     def _set_tags(self, run: _Logged, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag

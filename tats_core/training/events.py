@@ -123,9 +123,9 @@ def _event(line: bytes) -> Event | None:
         return event
     if not all(isinstance(event.get(name), form) for name, form in _FIELDS[kind].items()):
         return None
-    curves = event["values"] if kind == "metrics" else event.get("shown", {})
+    curves = event[_CURVES[kind]] if kind in _CURVES else {}
     numbers = [event.get("time"), *curves.values()]
-    path = PurePath(event.get("path", ""))
+    path = PurePath(event["path"] if kind == "file" else "")
     is_valid = all(isinstance(number, int | float) for number in numbers) and not path.is_absolute()
     return event if is_valid and ".." not in path.parts else None
 
@@ -138,3 +138,6 @@ _FIELDS: dict[str, dict[str, type]] = {
     "params": {"values": dict},
 }
 """Kind → what its fields are; other kinds are those of other files."""
+
+_CURVES = {"metrics": "values", "progress": "shown"}
+"""Kind → the field that holds numbers by their names."""

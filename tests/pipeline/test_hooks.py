@@ -67,6 +67,12 @@ def test_an_error_that_no_variable_can_hold_is_in_the_json(record, tmp_path):
     assert json.loads((tmp_path / "json").read_text())["error"] == error
 
 
+def test_a_file_name_that_is_no_text_is_escaped_in_the_json(record, tmp_path):
+    error = "caf\udce9.mp4 cannot be read"  # Latin-1, as Python reads it from a folder
+    hooks.call(f"cat > {tmp_path}/json", hooks.message(record, "failed", "", error))
+    assert json.loads((tmp_path / "json").read_text())["error"] == error
+
+
 def test_a_command_that_fails_is_a_note_with_its_last_line(record):
     (note,) = notified(Hook(command="echo no mail >&2; exit 3"), record)
     assert note.endswith("its command ended with code 3: no mail")

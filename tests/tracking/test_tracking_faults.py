@@ -223,6 +223,16 @@ def test_a_server_that_is_away_for_the_whole_run_gets_it_later(load, home, ui, a
 
 
 @pytest.mark.usefixtures("talking")
+def test_an_output_that_is_gone_when_it_is_sent_later_leaves_no_run_running(load, home, ui, away, tats_sync):
+    record = runner.run(load(GROW), home, ui=ui)
+    for stage in record.stages.values():
+        shutil.rmtree(str(stage.folder))
+    away.start()
+    tats_sync(home)
+    assert logged(away, record.id)["status"] == ["FINISHED", "FINISHED"]
+
+
+@pytest.mark.usefixtures("talking")
 def test_the_next_run_sends_what_the_last_one_left(load, home, ui, away, monkeypatch):
     first = runner.run(load(GROW), home)
     away.start()

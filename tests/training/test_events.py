@@ -76,6 +76,7 @@ def test_there_are_no_events_before_the_first() -> None:
         '{"time": 1, "kind": "progress", "step": "1"}',
         '{"time": 1, "kind": "file", "step": 1, "key": "k", "path": "../../secret"}',
         '{"kind": "note", "text": "without a time"}',
+        '{"time": 1, "kind": "progress", "step": 1, "steps": 2, "epoch": 1, "epochs": 2, "shown": [1]}',
     ],
 )
 def test_a_line_that_is_no_event_is_passed_over_and_a_note_says_so(tmp_path: Path, line: str) -> None:
@@ -88,3 +89,9 @@ def test_a_line_that_is_no_event_is_passed_over_and_a_note_says_so(tmp_path: Pat
     assert (texts[0], texts[2]) == ("before", "after")
     end = path.read_bytes().index(b"\n", path.read_bytes().index(b"\n") + 1) + 1
     assert texts[1] == f"e: the line that ends at byte {end} is damaged and is passed over"
+
+
+def test_a_field_of_another_kind_of_event_is_not_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "e"
+    path.write_text('{"time": 1, "kind": "note", "text": "as it is", "shown": 3, "path": 4}\n')
+    assert [event["text"] for _, event in read_events(path)] == ["as it is"]
