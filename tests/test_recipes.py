@@ -120,7 +120,7 @@ OURS_IN_SWEEPS = {
         f"set.pretrain.{key}"
         for key in ("workers", "epochs", "optimizer.warmup_epochs", "checkpoint.minutes")
     ),
-    "set.finetune.workers",
+    *("set.finetune.workers", "set.finetune.epochs"),
     *(f"set.pretrain.{key}" for key in ("health_every", "health_clips", "health_pictures")),
 }
 

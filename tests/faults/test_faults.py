@@ -4,7 +4,7 @@ After each the next run finishes, with the parameters of a run that was never di
 with all points of its curves in MLflow, none twice.
 
 `make test-faults` harms a project folder of its own with each, and one folder with one of each kind, one
-after the other; `make test` does the latter with the one that loses most.
+after the other.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tats_core.store.run import RunRecord
 
 from .harness import STEP, Lab, same, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(1200)]
 
 MOUNTS = os.geteuid() == 0
 RESUME = "resume with: tats run pipeline"
@@ -300,7 +300,6 @@ def _skip_what_needs_root(fault: Fault) -> None:
         pytest.skip("mounts a file system, which only root may do")
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("fault", [*CUT_OFF, *GONE_THROUGH], ids=lambda fault: fault.__name__)
 def test_the_run_after_it_ends_as_one_that_was_never_disturbed(fault, lab, reference):
     _skip_what_needs_root(fault)
@@ -311,7 +310,6 @@ def test_the_run_after_it_ends_as_one_that_was_never_disturbed(fault, lab, refer
     same(lab, reference, values=fault is not a_storm_of_nans)
 
 
-@pytest.mark.faults
 def test_a_fork_with_the_same_settings_ends_in_the_bits_of_the_training_that_it_left(lab, reference):
     the_driver_is_killed(lab)
     parent = lab.record()["id"]
@@ -326,16 +324,8 @@ def test_a_fork_with_the_same_settings_ends_in_the_bits_of_the_training_that_it_
     assert [name for name, tensor in wanted.items() if not torch.equal(found[name], tensor)] == []
 
 
-@pytest.mark.parametrize(
-    "faults",
-    [
-        [the_driver_is_killed_and_its_newest_checkpoint_corrupt],
-        pytest.param(IN_TURN, marks=pytest.mark.faults),
-    ],
-    ids=["once", "by one of each kind"],
-)
-def test_a_harmed_folder_ends_as_one_never_disturbed(lab, reference, subtests, faults):
-    for fault in faults:
+def test_a_folder_harmed_by_one_of_each_kind_in_turn_ends_as_one_never_disturbed(lab, reference, subtests):
+    for fault in IN_TURN:
         with subtests.test(fault.__name__):
             _skip_what_needs_root(fault)
             fault(lab)
