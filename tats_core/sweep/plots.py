@@ -63,7 +63,7 @@ def of(summary: Summary, folder: Path) -> tuple[list[Plot], list[str]]:
     """Return the charts of what a sweep has measured so far, and a sentence for each that is not drawn."""
     choices, rows = summary.sweep.choices, summary.rows
     keys = [
-        Key(name, title, () if isinstance(values := choices[name], Range) else values)
+        Key(name, title, Range.of(choices[name]).choice or ())
         for name, title in short_keys(list(choices)).items()
         if len({repr(row.point[name]) for row in rows if name in row.point}) > 1
     ]

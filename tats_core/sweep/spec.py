@@ -490,9 +490,9 @@ def _space_problems(sweep: Sweep) -> Iterator[str]:
     for key, value in sweep.baseline.items():
         if key not in sweep.choices:
             yield f"baseline: no key '{key}' in the space{did_you_mean(key, sweep.choices)}"
-        values = sweep.choices[key]
-        if not isinstance(values, Range) and value not in values:
-            yield f"baseline.{key}: {value!r} is none of its values ({', '.join(map(str, values))})"
+        listed = Range.of(sweep.choices[key]).choice
+        if listed is not None and value not in listed:
+            yield f"baseline.{key}: {value!r} is none of its values ({', '.join(map(str, listed))})"
 
 
 def _search_problems(sweep: Sweep) -> Iterator[str]:

@@ -57,6 +57,13 @@ def test_an_error_names_the_file_and_the_key(override: str, message: str) -> Non
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("values", ["[0.85, 0.95]", "{choice: [0.85, 0.95]}"])
+def test_a_baseline_is_one_of_the_values_however_they_are_listed(values: str) -> None:
+    sets = [f"space.{RATIO}={values}", f"baseline={{{RATIO}: 0.9}}"]
+    with pytest.raises(SpecError, match=rf"baseline\.{RATIO}: 0\.9 is none of its values \(0\.85, 0\.95\)"):
+        spec.load("demo_ratio", sets)
+
+
 def test_a_sweep_may_not_be_called_as_a_pipeline_is(tmp_path: Path) -> None:
     twin = tmp_path / "demo.yaml"
     twin.write_text((MENU / "demo_ratio.yaml").read_text().replace("name: demo_ratio", "name: demo"))
