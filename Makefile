@@ -1,6 +1,6 @@
 # make demo    install what the demo needs, run the demo, print its table
 # make test    lint, then every test but those of the next line
-# make test-faults   faults one at a time in whole runs (kills, full disk, NaNs ...), about 20 minutes
+# make test-faults   faults one at a time in whole runs (kills, full disk, NaNs ...), tens of minutes
 # make study    what each sampler is worth downstream, on generated data; hours, resumable
 # make test-soak    60 random faults in rounds, each compared with an undisturbed run; hours, resumable
 # make test-videos   all readers against a plain decode, on 400 videos made at random, about 10 minutes
