@@ -32,7 +32,6 @@ from typing import Any, TypeVar
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from tats_core.errors import Stopped, StoreError
 from tats_core.files import Digests, FileEntry, read_json, sync, write_json
@@ -323,4 +322,10 @@ def checkpoint_fault(saved: Path) -> str | None:
 
 def on_cpu(value: Any) -> Any:
     """A copy of a state that further training does not change."""
-    return tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), value)
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: on_cpu(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(on_cpu(entry) for entry in value)
+    return value
