@@ -1,8 +1,8 @@
 """Every private name of Ray that TATS uses, and what is built on it.
 
-An upgrade of Ray may remove any of them without notice: `tests/launch/test_ray_internals.py` lists them, with
-what breaks without each, and fails if the installed Ray lacks any. They are imported where they are used: at
-the top they would also import Ray Data in every worker.
+An upgrade of Ray may remove any of them without notice: `NAMES` says what breaks without each, and
+`tests/launch/test_ray_internals.py` fails if the installed Ray lacks any. They are imported where they are
+used: at the top they would also import Ray Data in every worker.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import ray
 
@@ -22,6 +23,33 @@ if TYPE_CHECKING:
     from ray.train import FailureConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
+
+_TRAIN: Final = "ray.train.v2._internal"
+_SCALING: Final = f"{_TRAIN}.execution.scaling_policy"
+_NO_TOKEN = "other users of the machine can use a local cluster: Ray reads its token only when imported"
+_NO_LOOPBACK = "a local cluster listens on all network interfaces"
+_NO_POLICY = "a permanent error is retried max_failures times before its stage fails"
+_NO_NOTICE = "a machine that Ray takes away is taken without a checkpoint"
+_NO_ELASTIC = "min_workers allows any number of workers, and resizing loses the steps since a checkpoint"
+
+NAMES: Final[Mapping[str, str]] = {
+    "ray._raylet:Config.initialize": _NO_TOKEN,
+    "ray._private.ray_constants:ENABLE_RAY_CLUSTER": _NO_LOOPBACK,
+    "ray._private.ray_constants:ENABLE_RAY_CLUSTERS_ENV_VAR": _NO_LOOPBACK,
+    "ray._private.worker:_global_node": "a run ends where the head of its local cluster dies",
+    f"{_TRAIN}.exceptions:WorkerHealthCheckFailedError": "a worker lost beside an error is not replaced",
+    f"{_TRAIN}.exceptions:WorkerHealthCheckTimeoutError": "a worker lost beside an error is not replaced",
+    f"{_TRAIN}.execution.failure_handling:DefaultFailurePolicy.make_decision": _NO_POLICY,
+    f"{_TRAIN}.execution.failure_handling:FailureDecision.RAISE": _NO_POLICY,
+    f"{_TRAIN}.execution.context:get_train_context": _NO_NOTICE,
+    f"{_TRAIN}.execution.context:TrainContext.__dataclass_fields__": _NO_NOTICE,
+    "ray.train.torch:TorchTrainer._initialize_and_run_controller": f"{_NO_POLICY}, and {_NO_ELASTIC}",
+    f"{_SCALING}:ElasticScalingPolicy._count_possible_workers": _NO_ELASTIC,
+    f"{_SCALING}:ElasticScalingPolicy.make_decision_for_non_running_worker_group": _NO_ELASTIC,
+    f"{_SCALING}:ElasticScalingPolicy.make_decision_for_running_worker_group": _NO_ELASTIC,
+    f"{_SCALING}:NoopDecision": _NO_ELASTIC,
+}
+"""`"module:attribute"` → what breaks without it."""
 
 LOOPBACK = "127.0.0.1"
 
