@@ -24,7 +24,7 @@ from tats_core.report.metrics import Metric
 from tats_core.report.results import STARTS, by_benchmark
 from tats_core.report.results import Row as Result
 from tats_core.report.sweeps import Row
-from tats_core.report.units import DASH, cut, short, value_text
+from tats_core.report.units import DASH, cut, is_number, short, value_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -485,7 +485,7 @@ _ABSENT: Final = object()
 
 def are_numbers(values: Iterable[object]) -> bool:
     """Return whether all values are numbers."""
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return all(map(is_number, values))
 
 
 def _column(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:

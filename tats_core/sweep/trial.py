@@ -22,6 +22,7 @@ from tats_core.files import read_json_if_there, write_json
 from tats_core.pipeline import runner
 from tats_core.pipeline.observers import Observer
 from tats_core.pipeline.stage_thread import Launch
+from tats_core.report.units import is_number
 from tats_core.stages.base import read_result
 from tats_core.store import history
 from tats_core.store.run import RunRecord, StageRecord
@@ -189,11 +190,7 @@ def _metrics(
         else:
             instances = [item for item in record.stages.values() if item.stage == stage and item.folder]
             numbers = [read_result(Path(item.folder or "")).get(number) for item in instances]
-            values = [
-                float(value)
-                for value in numbers
-                if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            ]
+            values = [float(value) for value in numbers if is_number(value) and math.isfinite(value)]
         if values:
             metrics[metric.name] = fmean(values)
     return metrics
