@@ -190,7 +190,7 @@ class Video:
         self._time_limit, self._end = time_limit, time.thread_time() + time_limit
         self._packets = [*self._demuxed()]
         self.n_packets = len(self._packets)
-        """Packets of the stream that are shown: the number of frames, if nothing is damaged."""
+        """Packets of the stream: as many as frames, if nothing is damaged."""
         self._hidden = sum(packet.is_discard for packet in self._packets)  # by an edit list
         self._fed = -1  # the last packet that the decoder got
         self._refused = 0  # packets that it could not use since it was started

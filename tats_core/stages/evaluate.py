@@ -22,7 +22,6 @@ from tats_core.errors import SpecError
 from tats_core.files import replacing, write_json, write_text
 from tats_core.report import charts
 from tats_core.report import classes as by_class
-from tats_core.report.metrics import TUNED
 from tats_core.specs import NotIdentity
 from tats_core.stages import jobs
 from tats_core.stages.base import StageContext, StageKind
@@ -73,7 +72,10 @@ class Evaluate(StageKind[EvaluateStage]):
     # Its tables of classes are output; how its pictures are drawn is not.
     code = ("tats_core.report.classes", "tats_core.report.table")
     reports = frozenset(
-        {*TUNED, "low", "high", "chance", "clips", "classes", "parameters", "test_seconds"} - {"interval"}
+        {
+            *("top1", "low", "high", "top5", "mean_class_accuracy", "ece", "chance"),
+            *("clips", "classes", "parameters", "test_seconds"),
+        }
     )
 
     def reads(self, config: EvaluateStage) -> tuple[str, ...]:
