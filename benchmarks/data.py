@@ -288,13 +288,15 @@ def main() -> None:
     parser.add_argument("--long", type=float, metavar="MINUTES")
     parser.add_argument("--clips", type=int, metavar="N")
     options = parser.parse_args()
+    if options.clips is not None and options.clips < 1:
+        parser.error("--clips must be at least 1")
     torch.set_num_threads(1)
     decord.logging.set_level(decord.logging.FATAL)
     if options.long:
         for name in options.only:
             print(long(KINDS[name], options.folder / name, options.long, options.rounds), flush=True)
         return
-    if options.clips:
+    if options.clips is not None:
         for name in options.only:
             print(memory(KINDS[name], options.folder / name, options.clips), flush=True)
         return
