@@ -15,9 +15,10 @@ python benchmarks/data.py --clips 20000          resident memory over so many tr
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -40,7 +41,6 @@ from tats_core.data.loaders import ClipOptions, TrainLoader, eval_views
 from tats_core.data.manifest import Manifest
 from tats_core.data.pack import pack
 from tats_core.data.shrink import Smaller, shrink
-from tats_core.data.video import opened
 from tats_core.imagenet import MEAN, STD
 
 SIZE, FRAMES, CLIPS, CROPS = 224, 16, 5, 3
@@ -187,10 +187,10 @@ class Ours:
         return next(eval_views(self._manifest, self._options, clips=CLIPS, crops=CROPS))
 
 
-def scan(path: Path) -> None:
-    """Read and number the packets of a file, which every reading of it begins with."""
-    with opened(path, readers.TIME_LIMIT):
-        pass
+def first(path: Path, read: Callable[[], object]) -> None:
+    """Read a clip of a file that the process has not seen yet: it is scanned from end to end."""
+    os.utime(path)
+    read()
 
 
 # In CPU seconds, of all threads.
@@ -214,7 +214,7 @@ def measured(kind: Kind, folder: Path, rounds: int) -> dict[str, list[float]]:
             "floats": ours["plain"].floats,
             "packed": ours["packed"].clip,
             "shrunk": ours["shrunk"].clip,
-            "scan": partial(scan, path),
+            "first": partial(first, path, ours["plain"].clip),
         },
         rounds,
     ) | in_turn(
@@ -228,7 +228,7 @@ def measured(kind: Kind, folder: Path, rounds: int) -> dict[str, list[float]]:
 
 
 def long(kind: Kind, folder: Path, minutes: float, rounds: int) -> str:
-    """Measure what reading a clip of a long video takes, and which part of it the scan is."""
+    """Measure what reading a clip of a long video takes, the first time and later."""
     path = folder / f"{minutes:g} minutes.{kind.encoding.container}"
     if not path.exists():
         lengthened(made(kind, folder / "plain") / kind.name, path, minutes)
@@ -237,10 +237,13 @@ def long(kind: Kind, folder: Path, minutes: float, rounds: int) -> str:
     def choose(n_frames: int) -> clips.Indices:
         return clips.dense_indices(n_frames, FRAMES, kind.stride, rng)
 
-    taken = in_turn({"scan": partial(scan, path), "clip": partial(readers.read_clip, path, choose)}, rounds)
-    scanned, clip = (1000 * statistics.median(taken[case]) for case in ("scan", "clip"))
+    read = partial(readers.read_clip, path, choose)
+    taken = in_turn({"first": partial(first, path, read), "later": read}, rounds)
+    new, known = (1000 * statistics.median(taken[case]) for case in ("first", "later"))
     size = path.stat().st_size / 2**20
-    return f"{kind.title}, {minutes:g} minutes, {size:.0f} MiB: {scanned:.0f} of {clip:.0f} ms are the scan"
+    return (
+        f"{kind.title}, {minutes:g} minutes, {size:.0f} MiB: first {new:.0f} ms, then {known:.0f} ms a clip"
+    )
 
 
 def memory(kind: Kind, folder: Path, n_clips: int) -> str:
@@ -266,14 +269,14 @@ def row(title: str, taken: dict[str, list[float]]) -> str:
         return f"{ratio(taken, peer, case):.1f}"
 
     cells = [title, ms("videomae"), ms("ours"), times("ours"), times("floats"), ms("packed"), times("packed")]
-    cells += [ms("shrunk"), times("shrunk"), f"{100 * ratio(taken, 'scan', 'ours'):.0f} %", ms("views")]
+    cells += [ms("shrunk"), times("shrunk"), ms("first"), ms("views")]
     cells += [times("views", "videomae views"), times("views", "fifteen clips")]
     return "| " + " | ".join(cells) + " |"
 
 
 HEAD = (
     "| video | VideoMAE's, ms | ours, ms | ratio | ratio, floats | packed, ms | ratio | shrunk, ms | ratio "
-    "| scan / ours | 5 × 3 views, ms | VideoMAE's / views | 15 clips / views |"
+    "| first time, ms | 5 × 3 views, ms | VideoMAE's / views | 15 clips / views |"
 )
 
 

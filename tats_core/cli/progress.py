@@ -192,42 +192,42 @@ class JsonUI(Display):
 
     def plan(self, plan: Plan) -> None:
         """Print the plan alone, or as the first line of a run."""
-        self._print("plan", **{key: value for key, value in plan.to_json().items() if key != "schema"})
+        print_event("plan", **{key: value for key, value in plan.to_json().items() if key != "schema"})
 
     def started(self, plan: Plan, record: RunRecord) -> None:
         self._record = record
         self.plan(plan)
         names = {"run": record.id, "pipeline": record.pipeline, "home": record.home}
-        self._print("run_started", **names, folder=str(record.folder), pid=record.pid)
+        print_event("run_started", **names, folder=str(record.folder), pid=record.pid)
 
     def stage_started(self, stage: StageRecord, folders: tuple[Path, ...]) -> None:
-        self._print("stage_started", stage=stage.name, attempt=stage.attempts, key=stage.key)
+        print_event("stage_started", stage=stage.name, attempt=stage.attempts, key=stage.key)
 
     def params(self, name: str, values: Mapping[str, object]) -> None:
-        self._print("params", stage=name, values=dict(values))
+        print_event("params", stage=name, values=dict(values))
 
     def progress(self, name: str, event: Event) -> None:
         keys = ("step", "steps", "epoch", "epochs", "shown")
-        self._print("progress", stage=name, **{key: event[key] for key in keys})
+        print_event("progress", stage=name, **{key: event[key] for key in keys})
 
     def note(self, name: str, text: str) -> None:
         """Print the sentence; the stage is null where it is about the whole run."""
-        self._print("note", stage=name or None, text=text)
+        print_event("note", stage=name or None, text=text)
 
     def stage_finished(self, name: str, seconds: float, cached: bool) -> None:
         assert self._record is not None
         stage = self._record.stages[name]
         output = {"folder": stage.folder, "key": stage.key}
-        self._print("stage_finished", stage=name, cached=cached, seconds=seconds, **output)
+        print_event("stage_finished", stage=name, cached=cached, seconds=seconds, **output)
 
     def stage_failed(self, name: str, error: str) -> None:
-        self._print("stage_failed", stage=name, error=error)
+        print_event("stage_failed", stage=name, error=error)
 
     def finished(self, record: RunRecord) -> None:
         from tats_core.store.run import Run
 
         done = record.status == "finished"
-        self._print(
+        print_event(
             "run_finished",
             run=record.id,
             status=record.status,
@@ -238,16 +238,14 @@ class JsonUI(Display):
             resume=None if done else self._resume,
         )
 
-    def error(self, message: str) -> None:
-        """Print why nothing could start."""
-        self._print("error", message=message)
-
     def close(self) -> None:
         """Nothing is open."""
 
-    def _print(self, event: str, **values: object) -> None:
-        line = {"schema": JSON_SCHEMA, "event": event, "time": time.time(), **values}
-        print(json.dumps(line), flush=True)  # noqa: T201 (typer.echo may colour)
+
+def print_event(event: str, **values: object) -> None:
+    """Print one line of `--json`."""
+    line = {"schema": JSON_SCHEMA, "event": event, "time": time.time(), **values}
+    print(json.dumps(line), flush=True)  # noqa: T201 (typer.echo may colour)
 
 
 def for_terminal() -> PlainUI:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -129,7 +127,10 @@ def pipeline(
     if fork is not None:
         from tats_core.store import forks
 
-        sets = [*(sets or []), forks.override(fork, home)]
+        try:
+            sets = [*(sets or []), forks.override(fork, home)]
+        except TatsError as error:
+            _raise(error, as_json)
     # Without --force and --from: the stages that they started resume and need not start again.
     words = [*repeated("--set", sets), *repeated("--only", only)]
     command = ["run", "pipeline", name, *words]
@@ -177,10 +178,7 @@ def pipeline(
             hint = command_line([*command, "--rehearse"], home)
             raise type(error)(f"{error}\nto see it work here: {hint}") from error
     except TatsError as error:
-        if not isinstance(ui, progress.JsonUI):
-            raise
-        ui.error(masked(str(error)))
-        raise typer.Exit(error.exit_code) from error
+        _raise(error, as_json)
     except KeyboardInterrupt:
         ui.close()
         text = f"Stopped at once; checkpoints and finished stages are saved. Resume with: {resume}"
@@ -200,6 +198,16 @@ def pipeline(
         typer.echo(exercised.table(Run(record), recipe, record).text())
 
 
+def _raise(error: TatsError, as_json: bool) -> NoReturn:
+    """End the command with an error: in a sentence, or as an event of `--json`."""
+    if not as_json:
+        raise error
+    from tats_core.cli.progress import print_event
+
+    print_event("error", message=masked(str(error)))
+    raise typer.Exit(error.exit_code) from error
+
+
 def _print_estimate(
     pipeline: Pipeline,
     gpu: Literal["a100", "h100", "h200"] | None,
@@ -214,8 +222,9 @@ def _print_estimate(
     gpu, share = gpu or "h100", share or 0.3
     costs = estimate.of(graph.build(pipeline), estimate.GPUS[gpu], share, measured=measured)
     if as_json:
-        stages = [asdict(cost) for cost in costs]
-        typer.echo(json.dumps({"schema": 1, "event": "estimate", "time": time.time(), "stages": stages}))
+        from tats_core.cli.progress import print_event
+
+        print_event("estimate", stages=[asdict(cost) for cost in costs])
         return
     typer.echo(f"Estimate, where steps reach {share:.0%} of the peak of {gpu}s:")
     typer.echo(estimate.table(costs, price).text())

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 import av
 import numpy as np
@@ -27,39 +27,55 @@ _ACCURATE: Final = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpol
 _OBLONG: Final = 4  # how much longer than wide a pixel may be; beyond it the number is damage
 
 
-class Converter:
-    """Converts the frames of a video: `first` is the first one, `aspect` a pixel's width by its height."""
+class Geometry(NamedTuple):
+    """How the frames of a video lie, which its first one decides."""
 
-    def __init__(self, first: av.VideoFrame, aspect: Fraction | None) -> None:
+    width: int
+    """Of square pixels, before frames are turned."""
+    height: int
+    is_widened: bool
+    is_swapped: bool
+    """Whether rows become columns."""
+    steps: tuple[int, int]
+    """1 or -1, down and to the right."""
+
+    @classmethod
+    def of(cls, first: av.VideoFrame, aspect: Fraction | None) -> Geometry:
+        """Return that of a video by its first frame and a pixel's width divided by its height."""
         if not aspect or not Fraction(1, _OBLONG) <= aspect <= _OBLONG:
             aspect = Fraction(1)
-        self._width, self._height = max(1, round(first.width * aspect)), first.height
-        self._widened = self._width != first.width
-        self._swapped, self._steps = _direction(first)
-        self._reformat = VideoReformatter()
+        width = max(1, round(first.width * aspect))
+        return cls(width, first.height, width != first.width, *_direction(first))
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """`(H, W, 3)` of a frame."""
-        height, width = (self._width, self._height) if self._swapped else (self._height, self._width)
+        height, width = (self.width, self.height) if self.is_swapped else (self.height, self.width)
         return height, width, 3
 
     @property
     def keeps_layout(self) -> bool:
         """Whether frames are neither turned, mirrored nor widened."""
-        return not self._swapped and self._steps == (1, 1) and not self._widened
+        return not self.is_swapped and self.steps == (1, 1) and not self.is_widened
+
+
+class Converter:
+    """Converts the frames of a video."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._geometry = geometry
+        self._reformat = VideoReformatter()
 
     def rgb(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
         """Return `frame_HWC`, uint8."""
-        resized = (frame.width, frame.height) != (self._width, self._height)
+        width, height = self._geometry.width, self._geometry.height
+        resized = (frame.width, frame.height) != (width, height)
         flags = None if is_plain(frame) and not resized else _ACCURATE
-        converted = self._reformat.reformat(
-            frame, self._width, self._height, "rgb24", interpolation=flags, threads=1
-        )
+        converted = self._reformat.reformat(frame, width, height, "rgb24", interpolation=flags, threads=1)
         frame_HWC = np.asarray(converted.to_ndarray(), np.uint8)
-        if self._swapped:
+        if self._geometry.is_swapped:
             frame_HWC = frame_HWC.transpose(1, 0, 2)
-        down, right = self._steps
+        down, right = self._geometry.steps
         return frame_HWC[::down, ::right]
 
 

@@ -9,19 +9,18 @@
 * What a decoder cannot read is skipped, in every container alike, and counted (`Condition`). A picture of
   which a part is missing is completed by the decoder, flagged, and used.
 
-The packets of a file are read once and remain in memory, compressed; a seek in the file is never needed.
+The packets of a file are read from end to end once in a process, then where they are needed (`packets`).
 """
 
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from bisect import bisect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -31,10 +30,11 @@ from av.container import InputContainer
 from av.stream import Disposition
 from numpy.typing import NDArray
 
-from tats_core.data import pictures, shards
+from tats_core.data import shards
 from tats_core.data.clips import Indices, Segment
+from tats_core.data.packets import MovedError, Packets
 from tats_core.data.pictures import Numbering, Packet
-from tats_core.data.pixels import Converter
+from tats_core.data.pixels import Converter, Geometry
 from tats_core.errors import ResourceError, VideoError
 
 Frames = NDArray[np.uint8]
@@ -188,23 +188,24 @@ class Video:
         self._codec = stream.codec_context
         # Of the time that this thread computes: how busy the machine is does not matter.
         self._time_limit, self._end = time_limit, time.thread_time() + time_limit
-        self._packets = [*self._demuxed()]
-        self.n_packets = len(self._packets)
-        """Packets of the stream: as many as frames, if nothing is damaged."""
-        self._hidden = sum(packet.is_discard for packet in self._packets)  # by an edit list
+        self._packets = Packets(path, container, stream, self._check_time)
         self._fed = -1  # the last packet that the decoder got
         self._refused = 0  # packets that it could not use since it was started
-        self.key_frames = {number for number, packet in enumerate(self._packets) if packet.is_keyframe}
+
+    @property
+    def n_packets(self) -> int:
+        """Packets of the stream: as many as frames, if nothing is damaged."""
+        return len(self._packets)
+
+    @property
+    def numbering(self) -> Numbering | None:
+        """The pictures that the packets hold, where they say so."""
+        return self._packets.scan.numbering
+
+    @property
+    def key_frames(self) -> tuple[int, ...]:
         """Packets that the container calls key frames; a decoder may start at fewer (`numbering`)."""
-        self.numbering = pictures.number(
-            self._packets, container.format.name, self._codec.name, self._codec.extradata
-        )
-        # Before decoding numbers them anew.
-        self._times = sorted(packet.pts for packet in self._packets if packet.pts is not None)
-        # An empty chunk of an AVI shows the frame before it again. FFmpeg leaves it out, and numbers those
-        # that follow (`dts`) as if it were there.
-        last = self._packets[-1].dts if self._packets and container.format.name == "avi" else None
-        self._repeats = 0 if last is None else max(0, last + 1 - self.n_packets)
+        return self._packets.scan.key_frames
 
     def frames(self, choose: Choose) -> Frames:
         """Return the frames `choose(number of frames)` as `frames_THWC`, uint8, RGB.
@@ -212,14 +213,19 @@ class Video:
         Raises:
             VideoError: no frame can be decoded, none was chosen, or the time is over.
         """
-        if self.numbering is None:
+        numbering = self.numbering
+        if numbering is None:
             return self._counted(choose)
         wanted_T = choose(self.n_packets)
-        first = self.first()
-        frames = self._near_starts(self.numbering, wanted_T) if first is not None else None
-        if first is None or frames is None:
+        geometry = self.geometry()
+        if geometry is None:
             return self._with_repeats(wanted_T)
-        return self._converted(wanted_T, frames, first)
+        try:
+            frames = self._near_starts(numbering, wanted_T)
+        except MovedError:
+            self._packets.all()
+            frames = self._near_starts(numbering, wanted_T)
+        return self._with_repeats(wanted_T) if frames is None else self._converted(wanted_T, frames, geometry)
 
     def within(self, segment: Segment | None, choose: Choose) -> Choose:
         """Return what chooses frames of the file as `choose` chooses frames of the segment."""
@@ -248,8 +254,9 @@ class Video:
 
     def _seconds(self, n_frames: int) -> NDArray[np.float64]:
         """Return when each frame is shown after the first: as its packet says, else by the stated rate."""
-        if len(self._times) == n_frames and self.stream.time_base:
-            seconds_T = (np.array(self._times) - self._times[0]) * float(self.stream.time_base)
+        times = self._packets.scan.times
+        if len(times) == n_frames and self.stream.time_base:
+            seconds_T: NDArray[np.float64] = (times - times[0]) * float(self.stream.time_base)
         elif self.stream.average_rate:
             seconds_T = np.arange(n_frames) / float(self.stream.average_rate)
         else:
@@ -261,14 +268,24 @@ class Video:
         if self.numbering is None:
             return next(self._decoded(), None)
         self._start()
-        frames = [*self._fed_with(self._packets[0]), *self._fed_with(None)]
+        frames = [*self._fed_with(self._packets.all()[0]), *self._fed_with(None)]
         return frames[0] if frames else None
+
+    def geometry(self) -> Geometry | None:
+        """Return how the frames lie; None if the first one does not decode alone."""
+        scan = self._packets.scan
+        if scan.geometry is None and (first := self.first()) is not None:
+            scan.geometry = self._geometry_by(first)
+        return scan.geometry
+
+    def _geometry_by(self, first: av.VideoFrame) -> Geometry:
+        return Geometry.of(first, self.stream.sample_aspect_ratio)
 
     def properties(self) -> Properties:
         """Return what the headers and the first frame say."""
         first, rate = self.first(), self.stream.average_rate
-        starts = self.numbering.starts if self.numbering else sorted(self.key_frames)
-        shape = Converter(first, self.stream.sample_aspect_ratio).shape if first else (None, None)
+        starts = self.numbering.starts if self.numbering else self.key_frames
+        shape = self._geometry_by(first).shape if first else (None, None)
         return Properties(
             fps=float(rate) if rate else None,
             height=shape[0],
@@ -276,7 +293,7 @@ class Video:
             codec=self._codec.name,
             pixel_format=self._codec.pix_fmt,
             rotation=first.rotation if first else None,
-            key_frames=tuple(starts),
+            key_frames=starts,
         )
 
     def condition(self) -> Condition:
@@ -337,7 +354,7 @@ class Video:
         needed = {present[0], *source.values()}
         frames = {_index(frame): frame for frame in self._decoded() if frame.pts in needed}
         sources_T = np.array([source[index] for index in wanted_T.tolist()], np.int64)
-        return self._converted(sources_T, frames, frames[present[0]])
+        return self._converted(sources_T, frames, self._geometry_by(frames[present[0]]))
 
     def _counted(self, choose: Choose) -> Frames:
         """Return the wanted frames of a stream whose frames are only known by decoding all."""
@@ -356,7 +373,7 @@ class Video:
         needed = {0, *wanted_T.tolist()}
         source = enumerate(self._decoded() if held is None else held)
         frames = {index: frame for index, frame in source if index in needed}
-        return self._converted(wanted_T, frames, frames[0])
+        return self._converted(wanted_T, frames, self._geometry_by(frames[0]))
 
     def in_order(self, piece_bytes: int) -> Iterator[Frames]:
         """Yield all frames of a stream without numbers, decoded once, up to `piece_bytes` at a time.
@@ -367,7 +384,7 @@ class Video:
         converter: Converter | None = None
         held: list[Frames] = []
         for frame in self._decoded():
-            converter = converter or Converter(frame, self.stream.sample_aspect_ratio)
+            converter = converter or Converter(self._geometry_by(frame))
             held.append(converter.rgb(frame))
             if len(held) * held[0].nbytes >= piece_bytes:
                 yield np.stack(held)
@@ -385,17 +402,6 @@ class Video:
                 f"{self.path}: decoding took longer than its time limit ({self._time_limit:g} s)"
             )
 
-    def _demuxed(self) -> Iterator[Packet]:
-        packets = self.container.demux(self.stream)
-        while True:
-            self._check_time()
-            try:
-                packet = next(packets)
-            except (StopIteration, av.InvalidDataError):  # what follows in the file cannot be found
-                return
-            if packet.size:
-                yield packet
-
     def _start(self) -> None:
         """Make the decoder forget all but the headers of the stream."""
         if self._codec.is_open:
@@ -411,9 +417,11 @@ class Video:
                 wanted one may refer to it.
         """
         self._start()
-        for number in range(start, self.n_packets):
+        # Everything is decoded of the packets in the order of the file, whatever the container's index says.
+        packets = self._packets.all() if wanted is None else self._packets.after(start)
+        for number, packet in enumerate(packets, start):
             self._check_time()
-            self._fed, packet = number, self._packets[number]
+            self._fed = number
             if self.numbering is not None:
                 packet.pts, packet.dts = self.numbering.frames[number], None
                 if wanted is not None:
@@ -434,22 +442,22 @@ class Video:
             return []
 
     def _converted(
-        self, wanted_T: Indices, frames: Mapping[int, av.VideoFrame], first: av.VideoFrame
+        self, wanted_T: Indices, frames: Mapping[int, av.VideoFrame], geometry: Geometry
     ) -> Frames:
         if not wanted_T.size:
             raise VideoError(f"{self.path}: no frame was chosen")
-        converter = Converter(first, self.stream.sample_aspect_ratio)
-        frames_THWC = np.empty((len(wanted_T), *converter.shape), np.uint8)
+        converter = Converter(geometry)
+        frames_THWC = np.empty((len(wanted_T), *geometry.shape), np.uint8)
         for index in np.unique(wanted_T).tolist():
             frames_THWC[wanted_T == index] = converter.rgb(frames[index])
         return frames_THWC
 
     def _declared(self) -> int | None:
         """Return the number of frames by the header: stored, or by duration and rate."""
-        stream = self.stream
+        stream, scan = self.stream, self._packets.scan
         if stream.frames:
-            return stream.frames - self._hidden - self._repeats
-        if not stream.average_rate or not stream.time_base or not self._times:
+            return stream.frames - scan.hidden - scan.repeats
+        if not stream.average_rate or not stream.time_base or not len(scan.times):
             return None
         rate = float(stream.average_rate)
         if stream.duration:
@@ -460,10 +468,10 @@ class Video:
                 end = self.container.duration / av.time_base
             if end is None:
                 return None
-            seconds = end - float(self._times[0] * stream.time_base)
+            seconds = end - float(int(scan.times[0]) * stream.time_base)
         # Matroska states one rate for videos of a variable one too.
-        steps = [later - earlier for earlier, later in pairwise(self._times)]
-        usual = float(statistics.median(steps) * stream.time_base) if steps else 0.0
+        steps = np.diff(scan.times)
+        usual = float(np.median(steps) * float(stream.time_base)) if steps.size else 0.0
         if usual * rate > _VARIABLE:
             rate = 1 / usual
         return round(seconds * rate)

@@ -66,7 +66,7 @@ def fit(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> None
             raise Stopped
         failures += code != _PREEMPTED
         preemptions += code == _PREEMPTED
-    cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    cause = signal.strsignal(-code) if code < 0 else f"exit code {code}"
     how = f"died {failures} times ({cause})" if code != _PREEMPTED else f"got SIGTERM {preemptions} times"
     log = outcomes.folder / "worker-0.log"
     raise StageError(f"its worker {how}; what it printed is in {log}")

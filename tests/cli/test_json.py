@@ -109,5 +109,7 @@ def test_a_plan_alone_names_the_changes_and_runs_nothing(tats, tmp_path):
 
 
 def test_an_error_is_one_object(tats):
+    (error,) = lines(tats("run", "pipeline", "mine", "--json", "--fork", "mine:first").out)
+    assert error["message"] == "--fork mine:first: must look like RUN:STAGE@STEP, as in demo:pretrain@120"
     (error,) = lines(tats("run", "pipeline", "mine", "--json", "--set", "first.wards=4").out)
     assert error["message"] == "pipelines/mine.yaml: first has no key 'wards'; did you mean 'words'?"

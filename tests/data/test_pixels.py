@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tats_core.data import readers
-from tats_core.data.pixels import Converter, is_plain
+from tats_core.data.pixels import Converter, Geometry, is_plain
 from tests.data.films import READERS
 
 UNSTATED, BT601, BT709 = 2, 5, 1
@@ -47,7 +47,7 @@ def test_colours_follow_the_matrix_and_the_range_that_a_frame_states(
 ) -> None:
     frame = planes(100, 96, 176, name)
     frame.colorspace, frame.color_range = matrix, levels
-    rgb_HWC = Converter(frame, None).rgb(frame)
+    rgb_HWC = Converter(Geometry.of(frame, None)).rgb(frame)
     assert rgb_HWC.shape == (16, 16, 3)
     assert (rgb_HWC == rgb_HWC[0, 0]).all()
     # The plain conversion, which is quick, is up to 2.5 levels off.
@@ -59,7 +59,7 @@ def test_ten_bits_are_rounded_to_the_nearest_grey_level() -> None:
     luma_HW = np.tile(np.linspace(64, 940, 64).round().astype(np.uint16), (16, 1))
     chroma = np.full((8, 64), 512, np.uint16)
     frame = av.VideoFrame.from_ndarray(np.concatenate([luma_HW, chroma]), format="yuv420p10le")
-    rgb_HWC = Converter(frame, None).rgb(frame).astype(float)
+    rgb_HWC = Converter(Geometry.of(frame, None)).rgb(frame).astype(float)
     expected_HW = (luma_HW.astype(float) - 64) * 255 / 876
     assert np.abs(rgb_HWC - expected_HW[..., None]).max() <= 1
 
@@ -73,7 +73,7 @@ def test_chroma_between_its_samples_is_interpolated_unless_the_frame_is_plain() 
     deep = av.VideoFrame.from_ndarray((4 * array).astype(np.uint16), format="yuv420p10le")
     assert is_plain(plain)
     assert not is_plain(deep)
-    blue = [Converter(frame, None).rgb(frame)[4, :, 2].astype(int) for frame in (plain, deep)]
+    blue = [Converter(Geometry.of(frame, None)).rgb(frame)[4, :, 2].astype(int) for frame in (plain, deep)]
     assert (blue[0][::2] == blue[0][1::2]).all()
     assert (np.diff(blue[1]) > 0).mean() > 0.9
 
@@ -147,6 +147,6 @@ def test_pixels_are_square(tmp_path: Path) -> None:
     [(None, 16), (Fraction(0), 16), (Fraction(1), 16), (Fraction(2), 32), (Fraction(9, 2), 16)],
 )
 def test_an_aspect_that_no_camera_has_is_not_believed(aspect: Fraction | None, width: int) -> None:
-    converter = Converter(planes(100, 128, 128, "yuv420p"), aspect)
-    assert converter.shape == (16, width, 3)
-    assert converter.keeps_layout == (aspect in (None, 0, 1, Fraction(9, 2)))
+    geometry = Geometry.of(planes(100, 128, 128, "yuv420p"), aspect)
+    assert geometry.shape == (16, width, 3)
+    assert geometry.keeps_layout == (aspect in (None, 0, 1, Fraction(9, 2)))

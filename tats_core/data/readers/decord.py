@@ -24,7 +24,7 @@ import numpy as np
 
 from tats_core.data import shards
 from tats_core.data.clips import Indices, Segment
-from tats_core.data.pixels import Converter
+from tats_core.data.pixels import Geometry
 from tats_core.data.readers import pyav
 from tats_core.data.video import Choose, Frames, Video, opened
 from tats_core.errors import DataError, VideoError
@@ -45,11 +45,11 @@ def is_proven(video: Video) -> bool:
         return False
     return (
         (video.container.format.name, video.stream.codec_context.name) in _PROVEN
-        and video.key_frames <= {*video.numbering.starts}  # decord jumps to any of them
+        and {*video.key_frames} <= {*video.numbering.starts}  # decord jumps to any of them
         and len(video.container.streams.video) == 1
         and first.format.name == "yuv420p"
         and not first.interlaced_frame
-        and Converter(first, video.stream.sample_aspect_ratio).keeps_layout
+        and Geometry.of(first, video.stream.sample_aspect_ratio).keeps_layout
     )
 
 
