@@ -68,6 +68,7 @@ def test_a_trial_that_is_stopped_early_gives_its_cpus_back(home):
     assert ui.free == ui.all
 
 
+@pytest.mark.faults
 def test_a_killed_trial_resumes_and_ends_as_if_it_had_not_been_killed(home, tmp_path):
     ratios = "space.pretrain.sampler.mask_ratio=[0.9]"
     sweep = spec.load("demo_ratio", [*TINY, ratios, "pretrain.checkpoint={epochs: 1}"])

@@ -108,7 +108,7 @@ def test_where_all_fail_the_causes_are_grouped_and_the_exit_code_is_1(start):
     assert "all trials of stubs failed" in err
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGKILL, marks=pytest.mark.faults), signal.SIGINT])
 def test_after_a_killed_driver_or_ctrl_c_a_resume_ends_with_the_same_table(
     folder, start, tats, how, monkeypatch
 ):
@@ -136,6 +136,7 @@ def test_after_a_killed_driver_or_ctrl_c_a_resume_ends_with_the_same_table(
     assert "best work.score: 30.0 with X=3" in printed
 
 
+@pytest.mark.faults
 def test_a_resume_asks_optuna_for_no_point_twice_and_halves_as_if_never_disturbed(folder, start):
     (folder / "pipelines" / "stub.yaml").write_text(CURVE)
     (folder / "sweeps" / "stubs.yaml").write_text(FOUND)
