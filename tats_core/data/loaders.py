@@ -28,7 +28,7 @@ from tats_core.data.manifest import Manifest
 from tats_core.data.video import Choose
 from tats_core.errors import DataError, SpecError, TatsError, VideoError
 from tats_core.machine import end_with_parent
-from tats_core.specs import NotIdentity, Size, StrictModel
+from tats_core.specs import NotIdentity, Size, StrictModel, sides
 
 Result = TypeVar("Result")
 
@@ -295,7 +295,7 @@ class _TrainClips(_Clips):
                 frames.append(self._cut(clip_THWC, rng))
                 rngs.append(rng)
                 indices.append(index)
-        video_BCTHW = transforms.channels_first(torch.stack(frames))
+        video_BCTHW = transforms.channels_first(frames)
         if options.colour_jitter or options.hue_jitter:
             colours = [transforms.draw_colour(options.colour_jitter, options.hue_jitter, rng) for rng in rngs]
             video_BCTHW = transforms.recolour(video_BCTHW, colours)
@@ -432,12 +432,18 @@ class _TestViews(_Clips):
     n_crops: int
 
     def batch(self, epoch: int, videos: tuple[int, ...]) -> Batch:
-        indices, views = zip(*(self.readable(video, self._views) for video in videos), strict=True)
+        n_views, frames = self.n_clips * self.n_crops, self.options.frames
+        shape = (len(videos), n_views, 3, frames, *sides(self.options.size))
+        views_BVCTHW = torch.empty(shape, dtype=torch.uint8)
+        indices = [
+            self.readable(video, partial(self._fill, views_VCTHW))[0]
+            for video, views_VCTHW in zip(videos, views_BVCTHW, strict=True)
+        ]
         labels = [self.manifest.videos[index].label for index in indices]
-        return Batch(torch.stack(views), torch.tensor(labels), torch.tensor(indices))
+        return Batch(views_BVCTHW, torch.tensor(labels), torch.tensor(indices))
 
-    def _views(self, index: int, attempt: int) -> Tensor:
-        """Return `views_VCTHW` of video `index`."""
+    def _fill(self, views_VCTHW: Tensor, index: int, attempt: int) -> None:
+        """Write the views of video `index`."""
         options, rules = self.options, self.rules
         inverse_VT: list[Indices] = []
 
@@ -452,8 +458,11 @@ class _TestViews(_Clips):
 
         frames_THWC = self.frames(index, choose)
         crops = transforms.crops_of_test(frames_THWC, options.size, self.n_crops, rules.antialias)
-        views = [crop_THWC[torch.from_numpy(index_T)] for index_T in inverse_VT for crop_THWC in crops]
-        return transforms.channels_first(torch.stack(views))
+        places = [(index_T, crop_THWC) for index_T in inverse_VT for crop_THWC in crops]
+        for view_CTHW, (index_T, crop_THWC) in zip(views_VCTHW, places, strict=True):
+            # Straight to its place: the views of a video are tens of megabytes.
+            crop_CTHW = crop_THWC.permute(3, 0, 1, 2)
+            torch.index_select(crop_CTHW, 1, torch.from_numpy(index_T), out=view_CTHW)
 
 
 def eval_views(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -193,7 +194,7 @@ def crops_of_test(frames_THWC: Tensor, size: Size, crops: int, antialias: bool =
     does not.
 
     Returns:
-        Views of uint8 `frames_THWC`, of `size`.
+        uint8 `frames_THWC` of `size`, whose memory has the channels first and is shared by all crops.
     """
     height, width = frames_THWC.shape[1:3]
     high, wide = sides(size)
@@ -202,6 +203,8 @@ def crops_of_test(frames_THWC: Tensor, size: Size, crops: int, antialias: bool =
     else:
         height, width = wide * height // width, wide
     resized_THWC = _resized(frames_THWC, height, width, antialias)
+    # Turned once, here, instead of in each of the crops and clips that a frame is in.
+    resized_THWC = resized_THWC.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)
     return [resized_THWC[:, *box.slices] for box in view_boxes(height, width, size, crops)]
 
 
@@ -250,9 +253,9 @@ def shrink(frames_THWC: Tensor, short_side: int | None) -> Tensor:
     return _resized(frames_THWC, round(height * scale), round(width * scale))
 
 
-def channels_first(frames_BTHWC: Tensor) -> Tensor:
-    """Return uint8 `video_BCTHW`, contiguous."""
-    return frames_BTHWC.permute(0, 4, 1, 2, 3).contiguous()
+def channels_first(clips_THWC: Iterable[Tensor]) -> Tensor:
+    """Return clips of frames as uint8 `video_BCTHW`, contiguous, each copied once."""
+    return torch.stack([clip_THWC.permute(3, 0, 1, 2) for clip_THWC in clips_THWC])
 
 
 def recolour(video_BCTHW: Tensor, colours: list[Colour]) -> Tensor:
