@@ -55,9 +55,8 @@ def _of_run(record: RunRecord, kinds: Sequence[ModelKind], stage: str | None) ->
     adjective = " or ".join(_ADJECTIVE[kind] for kind in kinds)
     trained = [candidate for candidate in record.stages.values() if candidate.kind in kinds]
     if not trained:
-        raise SpecError(
-            f"the run {record.id} has no {adjective} model: none of its stages is of kind {kinds[0]}"
-        )
+        kind = " or ".join(kinds)
+        raise SpecError(f"the run {record.id} has no {adjective} model: none of its stages is of kind {kind}")
     chosen = [candidate for candidate in trained if stage in (None, candidate.name, candidate.stage)]
     if not chosen:
         known = {name for candidate in trained for name in (candidate.name, candidate.stage)}

@@ -147,28 +147,27 @@ def _absence(listing: Listing) -> str:
 def locate(benchmark: Benchmark, root: str | Path | None = None) -> Path:
     """Return the folder of a data set.
 
-    Looked up in order: `<root>/<name>` (the `root` key of a data stage), the environment variable
-    `TATS_DATA_<NAME>`, and `<name>` in the folder that `TATS_DATA` names.
+    The first of these that is set decides: `root` (the key of a data stage, or an option), whose folder
+    `<name>` it is; the environment variable `TATS_DATA_<NAME>`; `TATS_DATA`, with the folder `<name>` in it.
 
     Raises:
-        DataError: no such folder; names the places searched, what sets the folder, and the expected layout.
+        DataError: none is set, or it is no folder; says what sets it, and the expected layout.
     """
     variable = f"TATS_DATA_{benchmark.name.upper()}"
-    searched = []
-    for label, value, below in (
+    places = (
         ("the key 'root'", root, benchmark.name),
         (variable, os.environ.get(variable), ""),
         ("TATS_DATA", os.environ.get("TATS_DATA"), benchmark.name),
-    ):
-        if not value:
-            searched.append(f"{label} is not set")
-            continue
+    )
+    reason = ", ".join(f"{label} is not set" for label, _, _ in places)
+    label, value, below = next((place for place in places if place[1]), places[0])
+    if value:
         folder = Path(value).expanduser().absolute() / below
         if folder.is_dir():
             return folder
-        searched.append(f"by {label} it would be {folder}, which is not a folder{_similar(folder)}")
+        reason = f"by {label} it would be {folder}, which is not a folder{_similar(folder)}"
     raise DataError(
-        f"the data set '{benchmark.name}' ({benchmark.title}) was not found: {', '.join(searched)}; "
+        f"the data set '{benchmark.name}' ({benchmark.title}) was not found: {reason}; "
         f"set {variable} to its folder, or TATS_DATA (or the key 'root' of the data stage) to the folder "
         f"that holds '{benchmark.name}'; expected in it: {benchmark.layout}"
     )

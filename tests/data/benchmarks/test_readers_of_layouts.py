@@ -715,19 +715,32 @@ def test_a_data_set_is_looked_up_by_key_then_own_variable_then_common_variable(
 def test_a_data_set_that_is_nowhere_gets_one_sentence_with_places_variables_and_layout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("TATS_DATA", raising=False)
-    monkeypatch.setenv("TATS_DATA_HMDB51", str(tmp_path / "wrong"))
+    for variable in ("TATS_DATA", "TATS_DATA_HMDB51"):
+        monkeypatch.delenv(variable, raising=False)
     with pytest.raises(DataError) as caught:
-        locate("hmdb51", tmp_path)
+        locate("hmdb51")
     sentence = str(caught.value)
     for part in (
-        f"by the key 'root' it would be {tmp_path}/hmdb51, which is not a folder",
-        f"by TATS_DATA_HMDB51 it would be {tmp_path}/wrong, which is not a folder",
+        "the key 'root' is not set",
+        "TATS_DATA_HMDB51 is not set",
         "TATS_DATA is not set",
         "testTrainMulti_7030_splits",
     ):
         assert part in sentence
     assert "\n" not in sentence
+
+
+def test_a_place_that_is_set_and_wrong_is_named_and_no_other_copy_is_taken_in_its_stead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "common" / "hmdb51").mkdir(parents=True)
+    monkeypatch.setenv("TATS_DATA", str(tmp_path / "common"))
+    monkeypatch.setenv("TATS_DATA_HMDB51", str(tmp_path / "wrong"))
+    with pytest.raises(DataError, match=rf"by TATS_DATA_HMDB51 it would be {tmp_path}/wrong, which is not"):
+        locate("hmdb51")
+    monkeypatch.setenv("TATS_DATA_HMDB51", str(tmp_path / "common" / "hmdb51"))
+    with pytest.raises(DataError, match=rf"by the key 'root' it would be {tmp_path}/hmdb51, which is not"):
+        locate("hmdb51", tmp_path)
 
 
 def test_an_unknown_data_set_gets_the_nearest_name() -> None:
