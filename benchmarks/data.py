@@ -10,6 +10,7 @@ python benchmarks/data.py                        all of it, with the videos made
 python benchmarks/data.py --only h264 --rounds 5
 python benchmarks/data.py --long 30              opening and reading a clip of videos of 30 minutes
 python benchmarks/data.py --clips 20000          resident memory over so many training clips
+python benchmarks/data.py --finetune             a clip with VideoMAE's RandAugment, by where it is applied
 """
 
 from __future__ import annotations
@@ -261,6 +262,27 @@ def memory(kind: Kind, folder: Path, n_clips: int) -> str:
     return f"{kind.title}, {n_clips:,} clips: {course} MiB after each tenth ({growth:+.1f} %)"
 
 
+def finetuning(kind: Kind, folder: Path, rounds: int) -> str:
+    """Measure what a fine-tuning clip costs the process that decodes it."""
+    manifest = OWN.read(made(kind, folder / "plain"), "train")
+    epochs, cases = count(), {}
+    for where in ("worker", "device"):
+        options = ClipOptions(
+            frames=FRAMES,
+            size=SIZE,
+            stride=kind.stride,
+            sampling="dense",
+            rand_augment="rand-m7-n4-mstd0.5-inc1",
+            augment_on=where,
+        )
+        loader = TrainLoader(manifest, options, batch_size=1, seed=0)
+        # What a decoding process does: with `device`, the clip is cut elsewhere.
+        cases[where] = partial(lambda clips: clips.batch(next(epochs), (0,)), loader._clips)
+    taken = in_turn(cases, rounds)
+    worker, device = (1000 * statistics.median(taken[where]) for where in cases)
+    return f"{kind.title}: {worker:.0f} ms with augment_on: worker, {device:.0f} with device"
+
+
 def row(title: str, taken: dict[str, list[float]]) -> str:
     """A row of the table."""
 
@@ -292,6 +314,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/bench-data"))
     parser.add_argument("--long", type=float, metavar="MINUTES")
     parser.add_argument("--clips", type=int, metavar="N")
+    parser.add_argument("--finetune", action="store_true")
     options = parser.parse_args()
     if options.clips is not None and options.clips < 1:
         parser.error("--clips must be at least 1")
@@ -300,6 +323,10 @@ def main() -> None:
     if options.long:
         for name in options.only:
             print(long(KINDS[name], options.folder / name, options.long, options.rounds), flush=True)
+        return
+    if options.finetune:
+        for name in options.only:
+            print(finetuning(KINDS[name], options.folder / name, options.rounds), flush=True)
         return
     if options.clips is not None:
         for name in options.only:

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tats_core.data import benchmarks, clips, decoded, readers, transforms
+from tats_core.data import augment, benchmarks, clips, decoded, readers, transforms
 from tats_core.data.benchmarks import Benchmark
 from tats_core.data.clips import Batch, Erased, Indices, Protocol, Purpose, Sampling
 from tats_core.data.manifest import Manifest
@@ -66,6 +66,11 @@ class ClipOptions(StrictModel):
         pattern=r"rand(-[a-z]+[0-9.]*)*$",
         description="timm's RandAugment of the training clips, on whole frames as VideoMAE's, so large "
         "videos are slow (fine-tuning: rand-m7-n4-mstd0.5-inc1)",
+    )
+    augment_on: Literal["worker", "device"] = Field(
+        "worker",
+        description="where training clips are cut, resized and changed: where they are decoded, or on the "
+        "training's own device, a GPU, which takes whole frames; equal within a grey level",
     )
     colour_jitter: float = Field(0.0, ge=0, lt=1, description="brightness, saturation, contrast: 1 ± this")
     hue_jitter: float = Field(0.0, ge=0, le=0.5, description="share of the colour circle, either way")
@@ -149,13 +154,34 @@ _Request = tuple[int, tuple[int, ...]]
 """A batch to make: the epoch, and the videos by their indices in the manifest."""
 
 
+class Cut(NamedTuple):
+    """What becomes of the frames of a training clip."""
+
+    seed: int | None
+    """Of RandAugment; None: there is none."""
+    box: transforms.Box
+    flip: bool
+    colour: transforms.Colour | None
+
+
+class Uncut(NamedTuple):
+    """A training batch before its clips are cut: frames of any size, and what becomes of them."""
+
+    frames: list[Tensor]
+    """uint8 `frames_THWC` of each clip."""
+    cuts: list[Cut]
+    label_B: Tensor
+    index_B: Tensor
+    erased: list[Erased]
+
+
 class _Answer(NamedTuple):
     """A batch or an error, which torch would wrap in a traceback if it were raised.
 
     A named tuple of named tuples: torch moves their tensors to page-locked memory by itself.
     """
 
-    outcome: Batch | TatsError
+    outcome: Batch | Uncut | TatsError
     unreadable: dict[str, str]
 
 
@@ -172,7 +198,7 @@ class _Clips(Dataset[_Answer]):
     cache: dict[int, Tensor] = field(default_factory=dict)
 
     @abstractmethod
-    def batch(self, epoch: int, videos: tuple[int, ...]) -> Batch:
+    def batch(self, epoch: int, videos: tuple[int, ...]) -> Batch | Uncut:
         """Make the batch of a request."""
 
     def __getitem__(self, request: _Request) -> _Answer:
@@ -262,7 +288,9 @@ def _pool(clips: _Clips, requests: list[_Request]) -> Iterable[_Answer]:
     )
 
 
-def _batches(answers: Iterable[_Answer], clips: _Clips, unreadable: dict[str, str] | None) -> Iterator[Batch]:
+def _batches(
+    answers: Iterable[_Answer], clips: _Clips, unreadable: dict[str, str] | None
+) -> Iterator[Batch | Uncut]:
     for answer in answers:
         if unreadable is not None:
             unreadable.update(answer.unreadable)
@@ -283,29 +311,39 @@ class _TrainClips(_Clips):
     seed: int
     samples: int
 
-    def batch(self, epoch: int, videos: tuple[int, ...]) -> Batch:
-        options = self.options
-        frames, rngs, indices = [], [], []
+    def batch(self, epoch: int, videos: tuple[int, ...]) -> Batch | Uncut:
+        frames: list[Tensor] = []
+        cuts, boxes, indices = [], [], []
         for video in videos:
             index, (clip_THWC, rng) = self.readable(video, partial(self._clip, epoch, video))
             # As in VideoMAE, the samples are the same frames, decoded once, each with its own augmentation.
             for sample in range(self.samples):
                 if sample:
                     rng = _rng(_CLIP, self.seed, epoch, video, sample)
-                frames.append(self._cut(clip_THWC, rng))
-                rngs.append(rng)
+                cuts.append(self._drawn(clip_THWC.shape[1], clip_THWC.shape[2], rng))
+                boxes.append(self._erased(len(frames), rng))
+                frames.append(clip_THWC)
                 indices.append(index)
-        video_BCTHW = transforms.channels_first(frames)
-        if options.colour_jitter or options.hue_jitter:
-            colours = [transforms.draw_colour(options.colour_jitter, options.hue_jitter, rng) for rng in rngs]
+        labels = torch.tensor([self.manifest.videos[index].label for index in indices])
+        erased = [box for box in boxes if box is not None]
+        uncut = Uncut(frames, cuts, labels, torch.tensor(indices), erased)
+        return uncut if self.options.augment_on == "device" else self.cut(uncut, augment.on_cpu)
+
+    def cut(self, uncut: Uncut, rand_augment: augment.RandAugment) -> Batch:
+        """Cut the clips of a batch, where its frames are."""
+        options, policy, clips_THWC = self.options, self.options.rand_augment, []
+        for frames_THWC, cut in zip(uncut.frames, uncut.cuts, strict=True):
+            # On the whole frame, as VideoMAE does: a crop of a turned frame is not a turned crop.
+            if policy is not None and cut.seed is not None:
+                frames_THWC = rand_augment(frames_THWC, policy, cut.seed)
+            clips_THWC.append(
+                transforms.crop_resize(frames_THWC, cut.box, options.size, cut.flip, self.rules.antialias)
+            )
+        video_BCTHW = transforms.channels_first(clips_THWC)
+        colours = [cut.colour for cut in uncut.cuts if cut.colour is not None]
+        if colours:
             video_BCTHW = transforms.recolour(video_BCTHW, colours)
-        boxes = [self._erased(clip, rng) for clip, rng in enumerate(rngs)]
-        return Batch(
-            video_BCTHW,
-            torch.tensor([self.manifest.videos[index].label for index in indices]),
-            torch.tensor(indices),
-            [box for box in boxes if box is not None],
-        )
+        return Batch(video_BCTHW, uncut.label_B, uncut.index_B, uncut.erased)
 
     def _clip(self, epoch: int, video: int, index: int, attempt: int) -> tuple[Tensor, np.random.Generator]:
         """Return the frames of a random clip of video `index`, and the clip's random stream.
@@ -321,12 +359,10 @@ class _TrainClips(_Clips):
 
         return self.frames(index, choose), rng
 
-    def _cut(self, clip_THWC: Tensor, rng: np.random.Generator) -> Tensor:
+    def _drawn(self, height: int, width: int, rng: np.random.Generator) -> Cut:
+        """Draw what becomes of a clip of frames of this size."""
         options = self.options
-        height, width = clip_THWC.shape[1:3]
-        if options.rand_augment:
-            # On the whole frame, as VideoMAE does: a crop of a turned frame is not a turned crop.
-            clip_THWC = transforms.rand_augment(clip_THWC, options.rand_augment, rng)
+        seed = int(rng.integers(2**32)) if options.rand_augment else None
         if self.rules.crop == "multi_scale":
             box = transforms.multi_scale_box(height, width, options.size, options.crop_scales, rng)
         elif self.rules.crop == "random_resized":
@@ -336,7 +372,9 @@ class _TrainClips(_Clips):
         else:
             box = transforms.central_box(height, width, options.size)
         flip = self.rules.flip and rng.random() < 0.5
-        return transforms.crop_resize(clip_THWC, box, options.size, flip, self.rules.antialias)
+        changed = options.colour_jitter or options.hue_jitter
+        colour = transforms.draw_colour(options.colour_jitter, options.hue_jitter, rng) if changed else None
+        return Cut(seed, box, flip, colour)
 
     def _erased(self, clip: int, rng: np.random.Generator) -> Erased | None:
         """Draw the box of a clip that is erased, and its standard normal noise, another for each frame."""
@@ -357,6 +395,7 @@ class TrainLoader:
         batch_size: videos of a batch of this worker; with `samples_per_clip` s it has s times as many clips,
             those of a video side by side.
         purpose: fills the fields that `options` leaves open.
+        device: on which clips are cut with `augment_on: device`.
 
     Raises:
         DataError: the videos do not fill a batch on each worker.
@@ -373,6 +412,7 @@ class TrainLoader:
         world_size: int = 1,
         samples_per_clip: int = 1,
         purpose: Purpose = "finetune",
+        device: torch.device | None = None,
     ) -> None:
         self.manifest = manifest
         self.batch_size = batch_size
@@ -385,7 +425,7 @@ class TrainLoader:
             )
         self.unreadable: dict[str, str] = {}
         """Reason by path, of each file that was skipped so far."""
-        self._rank, self._world_size = rank, world_size
+        self._rank, self._world_size, self._device = rank, world_size, device
         self.rules = clip_rules(options, benchmarks.BENCHMARKS[manifest.benchmark], purpose)
         self._clips = _TrainClips(
             manifest=manifest, options=options, rules=self.rules, seed=seed, samples=samples_per_clip
@@ -406,7 +446,12 @@ class TrainLoader:
             (epoch, tuple(share[step * self.batch_size : (step + 1) * self.batch_size]))
             for step in range(first_step, self.steps)
         ]
-        return _batches(self._answers(), self._clips, self.unreadable)
+        batches = _batches(self._answers(), self._clips, self.unreadable)
+        return (batch if isinstance(batch, Batch) else self._cut(batch) for batch in batches)
+
+    def _cut(self, batch: Uncut) -> Batch:
+        there = [frames_THWC.to(self._device, non_blocking=True) for frames_THWC in batch.frames]
+        return self._clips.cut(batch._replace(frames=there), augment.on_device)
 
     def close(self) -> None:
         """End the decoding processes and empty the cache."""
@@ -514,4 +559,6 @@ def eval_views(
     requests = [(0, tuple(share[start : start + batch_size])) for start in range(0, len(share), batch_size)]
     pooled = options.decode_workers > 0
     answers = _pool(views, requests) if pooled else (views[request] for request in requests)
-    yield from _batches(answers, views, unreadable)
+    for batch in _batches(answers, views, unreadable):
+        assert isinstance(batch, Batch), "test views are cut where they are decoded"
+        yield batch

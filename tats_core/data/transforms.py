@@ -10,7 +10,6 @@ of the decoders, for which torch's antialiased resize is several times faster th
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -18,7 +17,6 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -211,37 +209,17 @@ def crops_of_test(frames_THWC: Tensor, size: Size, crops: int, antialias: bool =
 def _resized(frames_THWC: Tensor, height: int, width: int, antialias: bool = True) -> Tensor:
     if frames_THWC.shape[1:3] == (height, width):
         return frames_THWC
-    # A view in channels-last order, which is what makes the uint8 kernel fast.
+    # A view in channels-last order, which is what makes the uint8 kernel fast. Only CPUs have that kernel.
     frames_TCHW = frames_THWC.permute(0, 3, 1, 2)
+    if frames_TCHW.device.type != "cpu":
+        frames_TCHW = frames_TCHW.float()
     resized_TCHW = interpolate(frames_TCHW, (height, width), mode="bilinear", antialias=antialias)
-    return resized_TCHW.permute(0, 2, 3, 1)
+    return in_bytes(resized_TCHW).permute(0, 2, 3, 1)
 
 
-def rand_augment(frames_THWC: Tensor, policy: str, rng: np.random.Generator) -> Tensor:
-    """Apply timm's RandAugment (arXiv 1909.13719) to uint8 frames, the same operations to every frame.
-
-    What a rotation, a shear or a shift uncovers is grey; pixels between pixels are bicubic, as in VideoMAE.
-
-    Args:
-        policy: timm's description, `rand-m7-n4-mstd0.5-inc1` in VideoMAE's fine-tuning.
-    """
-    # Here, since timm takes seconds to import and only long recipes use it.
-    from timm.data.auto_augment import rand_augment_transform
-
-    augment = rand_augment_transform(policy, {"interpolation": Image.Resampling.BICUBIC})
-    seed = int(rng.integers(2**32))
-    augmented = []
-    # timm draws from the global generators of Python and numpy.
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        for frame_HWC in frames_THWC.numpy():
-            random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
-            augmented.append(np.asarray(augment(Image.fromarray(frame_HWC))))
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-    return torch.from_numpy(np.stack(augmented))
+def in_bytes(levels: Tensor) -> Tensor:
+    """Return grey levels as uint8, rounded."""
+    return levels if levels.dtype == torch.uint8 else levels.round().clamp(0, 255).to(torch.uint8)
 
 
 def shrink(frames_THWC: Tensor, short_side: int | None) -> Tensor:
@@ -264,11 +242,13 @@ def recolour(video_BCTHW: Tensor, colours: list[Colour]) -> Tensor:
     Returns:
         uint8 `video_BCTHW`, rounded to the nearest grey level as PIL and VideoMAE do.
     """
-    pixels_BCP = video_BCTHW.float().flatten(2).div_(255)
+    pixels_BCP, device = video_BCTHW.float().flatten(2).div_(255), video_BCTHW.device
     # torch applies matrices from the left: the transpose of the row-vector form of `Colour`.
     matrix_BCC = torch.from_numpy(np.ascontiguousarray([colour.matrix.T for colour in colours])).float()
-    contrast_B11 = torch.tensor([colour.contrast for colour in colours], dtype=torch.float32).view(-1, 1, 1)
-    luma_11C = torch.tensor(_LUMA).view(1, 1, -1)
+    matrix_BCC = matrix_BCC.to(device)
+    contrasts = [colour.contrast for colour in colours]
+    contrast_B11 = torch.tensor(contrasts, dtype=torch.float32, device=device).view(-1, 1, 1)
+    luma_11C = torch.tensor(_LUMA, device=device).view(1, 1, -1)
     grey_B11 = luma_11C @ matrix_BCC @ pixels_BCP.mean(2, keepdim=True)
     shift_BC1 = ((1 - contrast_B11) * grey_B11).expand(-1, len(_LUMA), 1).contiguous()
     recoloured_BCP = torch.baddbmm(shift_BC1, contrast_B11 * matrix_BCC, pixels_BCP).clamp_(0, 1)

@@ -65,6 +65,7 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
         world_size=world.size,
         samples_per_clip=recipe.samples_per_clip,
         purpose="finetune",
+        device=world.device,
     )
     trainer = FinetuneTrainer(recipe, len(manifest.classes), world)
     matched = jobs.load_encoder(trainer.model.encoder, job.inputs.get("encoder"), events)

@@ -119,6 +119,7 @@ def train(raw_job: Mapping[str, Any], world: World, events: EventLog, store: Che
         rank=world.rank,
         world_size=world.size,
         purpose="pretrain",
+        device=world.device,
     )
     trainer = JointTrainer(recipe, world)
     matched = load_start(trainer.mae, job.inputs.get("start"), events)

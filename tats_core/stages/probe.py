@@ -213,6 +213,7 @@ class Encoder:
             seed=self.config.seed,
             samples_per_clip=clips,
             purpose="finetune",
+            device=self.world.device,
         )
 
         self.loaders.append(loader)

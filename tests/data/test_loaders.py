@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tats_core.data import clips, readers, transforms
+from tats_core.data import augment, clips, readers, transforms
 from tats_core.data.benchmarks import BENCHMARKS
 from tats_core.data.clips import Purpose
 from tats_core.data.loaders import (
@@ -193,12 +193,23 @@ def test_rand_augment_sees_the_whole_frame_before_it_is_cut(
         white_THWC[:, :16] = 255
         return white_THWC
 
-    monkeypatch.setattr(transforms, "rand_augment", top_half_white)
+    monkeypatch.setattr(augment, "on_cpu", top_half_white)
     options = ClipOptions(frames=4, size=16, crop="centre", rand_augment="rand-m7-n4-mstd0.5-inc1")
     video_BCTHW, *_ = next(loader(tiny["ucf101"], options).epoch(0))
     # The complete frame, halved: 8 white rows, 8 black ones, the two at the edge apart.
     assert video_BCTHW[..., :7, :].min() == 255
     assert video_BCTHW[..., 9:, :].max() == 0
+
+
+@pytest.mark.parametrize("decode_workers", [0, 2])
+def test_clips_that_are_cut_on_the_device_are_those_that_the_worker_cuts(
+    tiny: dict[str, Manifest], decode_workers: int
+) -> None:
+    there = SMALL.model_copy(update={"augment_on": "device", "decode_workers": decode_workers})
+    loaders = [loader(tiny["ucf101"], options, samples_per_clip=2) for options in (SMALL, there)]
+    here, on_device = ([*loader.epoch(1)] for loader in loaders)
+    assert same(here, on_device)  # the device is the CPU; where a GPU differs, by at most a grey level
+    loaders[1].close()
 
 
 def test_pixels_are_those_of_the_frames_that_were_drawn(tiny: dict[str, Manifest]) -> None:

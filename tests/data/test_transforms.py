@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import colorsys
 import math
-import random
 from collections import Counter
 
 import numpy as np
@@ -260,32 +259,16 @@ def test_jitter_stays_within_its_factors() -> None:
         assert 1.35 < factors.max() <= 1.4
 
 
-def test_rand_augment_treats_all_frames_of_a_clip_alike_and_draws_from_the_given_stream_only() -> None:
-    clip_THWC = frames(1, 24, 24, 3).expand(4, 24, 24, 3)
-    np.random.seed(1)  # noqa: NPY002
-    random.seed(1)
-    before = (np.random.get_state()[2], random.getstate())  # noqa: NPY002
-    results = [
-        transforms.rand_augment(clip_THWC, "rand-m7-n4-mstd0.5-inc1", np.random.default_rng(seed))
-        for seed in (0, 0, 1, 2, 3)
-    ]
-    assert (np.random.get_state()[2], random.getstate()) == before  # noqa: NPY002
-    assert torch.equal(results[0], results[1])
-    assert len({result.numpy().tobytes() for result in results}) > 2
-    for result in results:
-        assert result.shape == clip_THWC.shape
-        assert torch.equal(result, result[:1].expand_as(result))
-
-
-def test_what_rand_augment_uncovers_is_grey_whatever_the_frame() -> None:
-    black_THWC = torch.zeros(2, 24, 24, 3, dtype=torch.uint8)
-    colours = set()
-    for seed in range(60):
-        # One operation: turned, sheared or shifted, a black frame is black and grey; else of one colour.
-        done_THWC = transforms.rand_augment(black_THWC, "rand-m9-n1", np.random.default_rng(seed))
-        colours.add(tuple(done_THWC.unique().tolist()))
-    assert (0, 128) in colours
-    assert all(len(values) == 1 for values in colours - {(0, 128)})
+@pytest.mark.parametrize("antialias", [True, False])
+def test_resizing_in_floats_as_gpus_do_is_within_a_grey_level(antialias: bool) -> None:
+    frames_THWC = frames(2, 24, 31, 3)
+    for height, width in ((16, 16), (9, 31), (40, 50)):
+        bytes_THWC = transforms._resized(frames_THWC, height, width, antialias)
+        floats_TCHW = torch.nn.functional.interpolate(
+            frames_THWC.permute(0, 3, 1, 2).float(), (height, width), mode="bilinear", antialias=antialias
+        )
+        difference = transforms.in_bytes(floats_TCHW).permute(0, 2, 3, 1).int() - bytes_THWC.int()
+        assert difference.abs().max() <= 1
 
 
 def test_shrinking_keeps_the_shape_and_never_enlarges() -> None:
