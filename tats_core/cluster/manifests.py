@@ -14,12 +14,12 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
 import jinja2
 import yaml
 from markupsafe import Markup
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from tats_core import addresses, specs
 from tats_core.addresses import masked
@@ -36,6 +36,7 @@ HOME = "/srv/tats"
 """Where the claim of the project folder is mounted; the image's TATS_HOME."""
 
 _NAME_LENGTH = 47  # KubeRay adds a suffix for the cluster of each attempt
+_CRON_SUFFIX = 6  # and another one for the job of each time
 _POD_CPUS = 16  # of a pod without GPUs, at most
 
 _Label = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
@@ -136,12 +137,28 @@ class Settings(StrictModel):
     suspend: bool = Field(
         False, description="create no pods until spec.suspend is set to false; with a queue, Kueue does that"
     )
+    schedule: str | None = Field(
+        None,
+        min_length=1,
+        description='of a RayCronJob, as cron has it: "0 3 * * *" is every night at three',
+    )
+    time_zone: str | None = Field(
+        None, min_length=1, description="of the schedule, as in Europe/Zurich; null: the operator's"
+    )
     user: int = Field(1000, ge=1, description="user and group of all processes, as in the image")
     retries: int = Field(3, ge=0, description="new clusters for a job whose head died")
     deadline_hours: float = Field(168, gt=0, description="a job is ended after so long")
     keep_minutes: float = Field(10, ge=0, description="a job's cluster stays so long after its end")
     head: Head = Head()
     workers: Workers = Workers()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.schedule is not None and self.queue is not None:
+            raise ValueError("a RayCronJob does not pass the queue on to its jobs: give schedule or queue")
+        if self.time_zone is not None and self.schedule is None:
+            raise ValueError("time_zone does nothing without schedule")
+        return self
 
 
 class Size(NamedTuple):
@@ -227,7 +244,8 @@ def render(
     if not readable[:1].isalpha():
         readable = f"tats-{readable}"
     job = target == "kuberay"
-    name = f"{readable[: _NAME_LENGTH - len(key) - 1]}-{key}" if job else settings.cluster_name
+    length = _NAME_LENGTH - (_CRON_SUFFIX if settings.schedule else 0)
+    name = f"{readable[: length - len(key) - 1]}-{key}" if job else settings.cluster_name
     namespace = {"namespace": settings.namespace} if settings.namespace else {}
     needed = size(submission.stages, settings.workers)
     labels = {**settings.labels, "app.kubernetes.io/name": "tats"}

@@ -31,6 +31,10 @@ EVERYTHING = Settings.model_validate(
     }
 )  # fmt: skip
 
+NIGHTLY = EVERYTHING.model_copy(
+    update={"queue": None, "suspend": True, "schedule": "0 3 * * *", "time_zone": "Europe/Zurich"}
+)
+
 Write = Callable[..., submission.Submission]
 
 
@@ -122,8 +126,38 @@ def test_the_manifests_match_the_schema(kind, name, settings, target):
         jsonschema.validate(manifest, crd(manifest["kind"]))
 
 
+def test_a_schedule_makes_a_raycronjob_of_the_same_job(write):
+    nightly, once = rendered(write(), NIGHTLY)[-1], rendered(write(), EVERYTHING)[-1]
+    jsonschema.validate(nightly, schema_of(FIELDS["RayCronJob"]))
+    if CRDS:
+        jsonschema.validate(nightly, crd("RayCronJob"))
+    assert nightly["kind"] == "RayCronJob"
+    long = rendered(write("a" * 60), NIGHTLY)[-1]
+    assert len(long["metadata"]["name"]) + len("-12345") <= 47
+    job = nightly["spec"].pop("jobTemplate")
+    assert nightly["spec"] == {"schedule": "0 3 * * *", "timeZone": "Europe/Zurich", "suspend": True}
+    # A job of its own is known by its id; those of a schedule are known by the times of their start.
+    assert once["spec"].pop("jobId")
+    assert once["spec"].pop("suspend")
+    assert job == once["spec"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"schedule": "@daily", "queue": "night"}, "give schedule or queue"),
+        ({"time_zone": "UTC"}, "without schedule"),
+    ],
+)
+def test_what_does_not_fit_to_a_schedule_is_refused(tmp_path, wrong, reason):
+    path = tmp_path / "lab.yaml"
+    path.write_text(yaml.safe_dump(wrong))
+    with pytest.raises(SpecError, match=reason):
+        manifests.settings(path)
+
+
 @pytest.mark.skipif(CRDS is None, reason="TATS_KUBERAY_CRDS names no folder with KubeRay's CRDs")
-@pytest.mark.parametrize("kind", ["RayJob", "RayCluster"])
+@pytest.mark.parametrize("kind", ["RayJob", "RayCronJob", "RayCluster"])
 def test_the_list_of_fields_agrees_with_the_crds(kind):
     def compare(fields: Any, schema: Any, where: str) -> None:
         if isinstance(fields, list):
