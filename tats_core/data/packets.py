@@ -1,8 +1,8 @@
 """The packets of a video stream: read from end to end once, and afterwards only where they are needed.
 
 What a reading of all packets teaches (`Scan`) is remembered by the process while the file remains the same.
-When the file is opened again, its packets are read from the nearest start of its numbering on, and each has
-to lie where the scan saw it; else the file is read from end to end after all.
+When the file is opened again, its first packet is read, and others from the nearest start of its numbering.
+Each has to lie where the scan saw it; else the file is read from end to end after all.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ import numpy as np
 from av.container import InputContainer
 from numpy.typing import NDArray
 
-from tats_core.data import pictures, shards
+from tats_core.data import pictures
 from tats_core.data.pictures import Numbering, Packet
-from tats_core.data.pixels import Geometry
 from tats_core.errors import VideoError
 
 _SEEKABLE: Final = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
 """Containers with an index of their own."""
 
 _REMEMBERED_BYTES: Final = 64 * 2**20
+# Of memory that a scan takes, for each packet, and for each key frame.
 _SCAN_BYTES: Final = 2048
-_PACKET_BYTES: Final = 56
+_PACKET_BYTES: Final = 48
+_KEY_FRAME_BYTES: Final = 112
 
 
 class MovedError(Exception):
@@ -53,8 +54,6 @@ class Scan:
     """Of each packet, the byte of the file at which it begins."""
     seeks: dict[int, int]
     """Of each start of the numbering, the time to seek; empty if the file is read from its beginning."""
-    geometry: Geometry | None = None
-    """Of the frames, once it is known."""
 
 
 class _Memory:
@@ -82,7 +81,8 @@ class _Memory:
 
 
 def _bytes(scan: Scan) -> int:
-    return _SCAN_BYTES + _PACKET_BYTES * len(scan.positions)
+    key_frames = _KEY_FRAME_BYTES * len(scan.key_frames)
+    return _SCAN_BYTES + _PACKET_BYTES * len(scan.positions) + key_frames
 
 
 def _positions(packets: Sequence[Packet]) -> array[int]:
@@ -96,14 +96,20 @@ class Packets:
     """The packets of the stream of an open file.
 
     Args:
+        stamp: its size and time of change before it was opened.
         check_time: called before each packet; raises when reading has taken too long.
     """
 
     def __init__(
-        self, path: str, container: InputContainer, stream: av.VideoStream, check_time: Callable[[], None]
+        self,
+        path: str,
+        stamp: tuple[int, int],
+        container: InputContainer,
+        stream: av.VideoStream,
+        check_time: Callable[[], None],
     ) -> None:
         self._path, self._container, self._stream, self._check_time = path, container, stream, check_time
-        self._key = (path, *shards.stamp(path))
+        self._key = (path, *stamp)
         self._all: list[Packet] | None = None
         self.scan = _memory.get(self._key) or self._scanned()
 
@@ -161,7 +167,9 @@ class Packets:
         starts = numbering.starts if numbering is not None and container in _SEEKABLE else ()
         times = (packets[start].dts if packets[start].pts is None else packets[start].pts for start in starts)
         seeks = {start: time for start, time in zip(starts, times, strict=True) if time is not None}
-        if seeks and len(seeks) == len(starts) and min(scan.positions) >= 0:
+        # Packets are known by where they begin, which those of one block of Matroska (laced) have in common.
+        are_known = min(scan.positions, default=-1) >= 0 and len({*scan.positions}) == len(packets)
+        if seeks and len(seeks) == len(starts) and are_known:
             scan.seeks = seeks
             _memory.put(self._key, scan)
         return scan

@@ -130,9 +130,11 @@ def opened(path: str | Path, time_limit: float) -> Iterator[Video]:
     try:
         # An absolute path is never taken for a protocol, whatever characters the name holds.
         packed = shards.find(path)
+        # Before it is opened: what is learnt of a file must never be remembered of the one that replaces it.
+        stamp = shards.stamp(packed or path)
         file = Path(path).absolute() if packed is None else packed.opened()
         with av.open(file, "r", timeout=_IO_LIMIT, metadata_errors="replace") as container:
-            video = Video(path, container, _stream(path, container), time_limit)
+            video = Video(path, stamp, container, _stream(path, container), time_limit)
             try:
                 yield video
             finally:
@@ -182,13 +184,18 @@ class Video:
     """An open file; see `opened`. Each of its methods decodes anew."""
 
     def __init__(
-        self, path: str, container: InputContainer, stream: av.VideoStream, time_limit: float
+        self,
+        path: str,
+        stamp: tuple[int, int],
+        container: InputContainer,
+        stream: av.VideoStream,
+        time_limit: float,
     ) -> None:
         self.path, self.container, self.stream = path, container, stream
         self._codec = stream.codec_context
         # Of the time that this thread computes: how busy the machine is does not matter.
         self._time_limit, self._end = time_limit, time.thread_time() + time_limit
-        self._packets = Packets(path, container, stream, self._check_time)
+        self._packets = Packets(path, stamp, container, stream, self._check_time)
         self._fed = -1  # the last packet that the decoder got
         self._refused = 0  # packets that it could not use since it was started
 
@@ -217,9 +224,12 @@ class Video:
         if numbering is None:
             return self._counted(choose)
         wanted_T = choose(self.n_packets)
-        geometry = self.geometry()
-        if geometry is None:
+        # Not remembered: the decoder keeps headers of the first packet, which may be those of all others,
+        # and of a damaged file it gives other frames after another beginning.
+        first = self.first()
+        if first is None:
             return self._with_repeats(wanted_T)
+        geometry = self._geometry_by(first)
         try:
             frames = self._near_starts(numbering, wanted_T)
         except MovedError:
@@ -268,15 +278,12 @@ class Video:
         if self.numbering is None:
             return next(self._decoded(), None)
         self._start()
-        frames = [*self._fed_with(self._packets.all()[0]), *self._fed_with(None)]
+        try:
+            packet = next(self._packets.after(0))
+        except MovedError:
+            packet = self._packets.all()[0]
+        frames = [*self._fed_with(packet), *self._fed_with(None)]
         return frames[0] if frames else None
-
-    def geometry(self) -> Geometry | None:
-        """Return how the frames lie; None if the first one does not decode alone."""
-        scan = self._packets.scan
-        if scan.geometry is None and (first := self.first()) is not None:
-            scan.geometry = self._geometry_by(first)
-        return scan.geometry
 
     def _geometry_by(self, first: av.VideoFrame) -> Geometry:
         return Geometry.of(first, self.stream.sample_aspect_ratio)
