@@ -168,8 +168,9 @@ class Uncut(NamedTuple):
     """A training batch before its clips are cut: frames of any size, and what becomes of them."""
 
     frames: list[Tensor]
-    """uint8 `frames_THWC` of each clip."""
-    cuts: list[Cut]
+    """uint8 `frames_THWC` of each video."""
+    cuts: list[list[Cut]]
+    """Of each video, one for each of its samples."""
     label_B: Tensor
     index_B: Tensor
     erased: list[Erased]
@@ -313,34 +314,42 @@ class _TrainClips(_Clips):
 
     def batch(self, epoch: int, videos: tuple[int, ...]) -> Batch | Uncut:
         frames: list[Tensor] = []
-        cuts, boxes, indices = [], [], []
+        cuts: list[list[Cut]] = []
+        boxes, indices = [], []
         for video in videos:
             index, (clip_THWC, rng) = self.readable(video, partial(self._clip, epoch, video))
+            frames.append(clip_THWC)
+            cuts.append([])
             # As in VideoMAE, the samples are the same frames, decoded once, each with its own augmentation.
             for sample in range(self.samples):
                 if sample:
                     rng = _rng(_CLIP, self.seed, epoch, video, sample)
-                cuts.append(self._drawn(clip_THWC.shape[1], clip_THWC.shape[2], rng))
-                boxes.append(self._erased(len(frames), rng))
-                frames.append(clip_THWC)
+                cuts[-1].append(self._drawn(clip_THWC.shape[1], clip_THWC.shape[2], rng))
+                boxes.append(self._erased(len(indices), rng))
                 indices.append(index)
         labels = torch.tensor([self.manifest.videos[index].label for index in indices])
         erased = [box for box in boxes if box is not None]
         uncut = Uncut(frames, cuts, labels, torch.tensor(indices), erased)
         return uncut if self.options.augment_on == "device" else self.cut(uncut, augment.on_cpu)
 
-    def cut(self, uncut: Uncut, rand_augment: augment.RandAugment) -> Batch:
-        """Cut the clips of a batch, where its frames are."""
+    def cut(
+        self, uncut: Uncut, rand_augment: augment.RandAugment, device: torch.device | None = None
+    ) -> Batch:
+        """Cut the clips of a batch on a device; None: where its frames are."""
         options, policy, clips_THWC = self.options, self.options.rand_augment, []
-        for frames_THWC, cut in zip(uncut.frames, uncut.cuts, strict=True):
-            # On the whole frame, as VideoMAE does: a crop of a turned frame is not a turned crop.
-            if policy is not None and cut.seed is not None:
-                frames_THWC = rand_augment(frames_THWC, policy, cut.seed)
-            clips_THWC.append(
-                transforms.crop_resize(frames_THWC, cut.box, options.size, cut.flip, self.rules.antialias)
-            )
+        for frames_THWC, cuts in zip(uncut.frames, uncut.cuts, strict=True):
+            # One video after the other: the whole frames of a batch may be gigabytes.
+            there_THWC = frames_THWC.to(device, non_blocking=True)
+            for cut in cuts:
+                # On the whole frame, as VideoMAE does: a crop of a turned frame is not a turned crop.
+                whole_THWC = there_THWC
+                if policy is not None and cut.seed is not None:
+                    whole_THWC = rand_augment(there_THWC, policy, cut.seed)
+                clips_THWC.append(
+                    transforms.crop_resize(whole_THWC, cut.box, options.size, cut.flip, self.rules.antialias)
+                )
         video_BCTHW = transforms.channels_first(clips_THWC)
-        colours = [cut.colour for cut in uncut.cuts if cut.colour is not None]
+        colours = [cut.colour for cuts in uncut.cuts for cut in cuts if cut.colour is not None]
         if colours:
             video_BCTHW = transforms.recolour(video_BCTHW, colours)
         return Batch(video_BCTHW, uncut.label_B, uncut.index_B, uncut.erased)
@@ -447,11 +456,10 @@ class TrainLoader:
             for step in range(first_step, self.steps)
         ]
         batches = _batches(self._answers(), self._clips, self.unreadable)
-        return (batch if isinstance(batch, Batch) else self._cut(batch) for batch in batches)
-
-    def _cut(self, batch: Uncut) -> Batch:
-        there = [frames_THWC.to(self._device, non_blocking=True) for frames_THWC in batch.frames]
-        return self._clips.cut(batch._replace(frames=there), augment.on_device)
+        return (
+            batch if isinstance(batch, Batch) else self._clips.cut(batch, augment.on_device, self._device)
+            for batch in batches
+        )
 
     def close(self) -> None:
         """End the decoding processes and empty the cache."""

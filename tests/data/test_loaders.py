@@ -17,6 +17,7 @@ from tats_core.data.loaders import (
     ClipOptions,
     ClipRules,
     TrainLoader,
+    Uncut,
     clip_rules,
     eval_views,
 )
@@ -210,6 +211,15 @@ def test_clips_that_are_cut_on_the_device_are_those_that_the_worker_cuts(
     here, on_device = ([*loader.epoch(1)] for loader in loaders)
     assert same(here, on_device)  # the device is the CPU; where a GPU differs, by at most a grey level
     loaders[1].close()
+
+
+def test_frames_go_to_the_device_once_however_many_samples_they_have(tiny: dict[str, Manifest]) -> None:
+    there = SMALL.model_copy(update={"augment_on": "device"})
+    uncut = loader(tiny["ucf101"], there, samples_per_clip=2)._clips.batch(0, (0, 4, 1))
+    assert isinstance(uncut, Uncut)
+    assert len(uncut.frames) == 3
+    assert [len(cuts) for cuts in uncut.cuts] == [2, 2, 2]
+    assert uncut.label_B.shape == (6,)
 
 
 def test_pixels_are_those_of_the_frames_that_were_drawn(tiny: dict[str, Manifest]) -> None:
