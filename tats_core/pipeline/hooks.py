@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -27,6 +29,8 @@ COMMAND_SECONDS = 60.0
 _HASTE_SECONDS = 5.0
 _VARIABLES = ("event", "run", "pipeline", "status", "stage", "error")  # in a command's environment
 _VARIABLE = 10_000  # letters of each value
+_PART = re.compile(r"[^\s'\"`<>{}]+")  # of a word in quotes
+_SECRET = 6  # letters of a secret, at least
 
 Message = dict[str, str | int | float]
 """What a command gets as JSON."""
@@ -108,7 +112,7 @@ def call(command: str, message: Message) -> None:
 
     Raises:
         RunError: it cannot be started, takes too long, or fails. The message leaves the command out, which
-            often holds the secret address of a chat.
+            often holds the secret address of a chat, and all its words but names of programs.
     """
     # A variable cannot hold every character or any length; the JSON has everything.
     environment = os.environ | {
@@ -138,5 +142,42 @@ def call(command: str, message: Message) -> None:
         if process.returncode != 0:
             printed.seek(0)
             last = printed.read().decode(errors="replace").strip().splitlines()[-1:]
-            why = f": {masked(last[0].replace(command, '...'))}" if last else ""
+            why = f": {_without(command, last[0])}" if last else ""
             raise RunError(f"its command ended with code {process.returncode}{why}")
+
+
+def _without(command: str, line: str) -> str:
+    """Return a line that a command printed without the command's words, which it may repeat.
+
+    Names of programs stay: mostly one of them is not installed. The values of the variables that the command
+    names are left out as well, and of an address what follows its host.
+    """
+    words = [part for word in _arguments(command) for part in (word, *_PART.findall(word))]
+    words += [os.environ.get(name, "") for name in re.findall(r"\$\{?(\w+)", command)]
+    words += [part for word in words for part in (word.partition("=")[2], word.partition("://")[2])]
+    words += [word[word.index("/") :] for word in words if "/" in word.strip("/")]
+    line = line.replace(command, "...")
+    for word in sorted(set(words), key=len, reverse=True):
+        if len(word) >= _SECRET:
+            line = line.replace(word, "...")
+    return masked(line)
+
+
+def _arguments(command: str) -> list[str]:
+    """Return the words of a command, without their quotes, but for the names of its programs."""
+    lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
+    lexer.whitespace_split, lexer.commenters = True, ""
+    try:
+        words = list(lexer)
+    except ValueError:  # quotes that only the shell understands
+        return command.split()
+    arguments, begins = [], True
+    for word in words:
+        operator = set(word) <= {*lexer.punctuation_chars}
+        if not begins or "=" in word:
+            arguments.append(word)
+        elif not operator:
+            begins = False
+        if operator:
+            begins = not {*word} & {*"<>"}
+    return arguments

@@ -78,6 +78,30 @@ def test_a_command_that_fails_is_a_note_with_its_last_line(record):
     assert note.endswith("its command ended with code 3: no mail")
 
 
+@pytest.mark.parametrize(
+    ("command", "printed"),
+    [
+        ("cat https://chat.test/services/T0/hidden", "cat: '...': No such file or directory"),
+        ("cat $CHAT", "cat: '...': No such file or directory"),
+        ("true | cat < '/none/https://chat.test/hidden?a=b'", "cannot open ...: No such file"),
+        ("KEY=hidden; cat /none/$KEY", "cat: /none/...: No such file or directory"),
+        ("echo 'no route to /services/T0/hidden'; : https://chat.test/services/T0/hidden", "code 1"),
+        (
+            "sh -c 'echo no answer at /T0/hidden >&2; exit 1' http://chat.test/T0/hidden",
+            "code 1: no ... at ...",
+        ),
+        ("cat '/none/a&hidden;hidden'", "cat: '...': No such file"),
+        ("""cat '{"token": "/none/hidden"}' "/none/hidden" """, "cat: ...: No such file"),
+        ("no-such-mailer https://chat.test/hidden", "no-such-mailer: not found"),
+    ],
+)
+def test_a_note_repeats_no_word_of_the_command(record, monkeypatch, command, printed):
+    monkeypatch.setenv("CHAT", "https://chat.test/services/T0/hidden")
+    (note,) = notified(Hook(command=f"{command}; exit 1"), record)
+    assert "hidden" not in note
+    assert printed in note
+
+
 def test_a_command_that_hangs_is_ended_with_all_that_it_started(record, monkeypatch):
     monkeypatch.setattr(hooks, "COMMAND_SECONDS", 0.5)
     lasts = f"600.{os.getpid()}"
