@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -91,7 +91,16 @@ ALL: Final = Key("", "", (None,))
 def save(figure: Figure, path: Path) -> None:
     """Write a figure in the format that the suffix of `path` names."""
     with replacing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:])
+        write(figure, temporary, path.suffix[1:])
+
+
+def write(figure: Figure, out: Path | IO[Any], form: str, **options: Any) -> None:
+    """Write a figure in a format of matplotlib's, each text as it is: a `$` in a name begins no formula."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    figure.savefig(out, format=form, **options)
 
 
 def png(figure: Figure) -> bytes:
@@ -99,7 +108,7 @@ def png(figure: Figure) -> bytes:
     from PIL import Image
 
     drawn, out = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png")
+    write(figure, drawn, "png")
     with Image.open(drawn) as picture:
         reduced = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
     reduced.save(out, "PNG", dpi=(DPI, DPI))
@@ -116,7 +125,7 @@ def svg(figure: Figure, description: str) -> Markup:
 
     out = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": description, "svg.image_inline": True}):
-        figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        write(figure, out, "svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = out.getvalue()
     # Its style element would apply to the whole page.
     rest = r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>|<defs>\s*</defs>|\n\s*"

@@ -9,6 +9,7 @@ layers has an invisible point in each layer between, which keeps room for it, so
 from __future__ import annotations
 
 import html
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -235,11 +236,16 @@ def svg(nodes: Sequence[Node], *, title: str, standalone: bool = False) -> str:
         style = f'<style>{theme.drawing_css()}</style><rect class="t-paper" width="100%" height="100%"/>'
     body = "\n".join(drawn)
     return (
-        f'<svg{space} role="img" aria-label="{html.escape(title)}" viewBox="0 0 {width} {height}" '
+        f'<svg{space} role="img" aria-label="{_escaped(title)}" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}" '
         f'font-family="system-ui,-apple-system,Segoe UI,Roboto,Noto Sans,sans-serif">\n'
-        f"<title>{html.escape(title)}</title>{style}\n{body}\n</svg>\n"
+        f"<title>{_escaped(title)}</title>{style}\n{body}\n</svg>\n"
     )
+
+
+def _escaped(words: str) -> str:
+    # XML has no form for control characters and halves of pairs: a file with one cannot be opened.
+    return html.escape(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]", "\ufffd", words))
 
 
 def _edge(points: Sequence[tuple[float, float]], short_by: float) -> str:
@@ -261,13 +267,13 @@ def _drawn(node: Node, box: Box) -> str:
     gaps = (_STACK, _STACK / 2, 0) if node.count > 1 else (0,)
     shapes = "".join(_shape(node.kind, box._replace(x=box.x + gap, y=box.y - gap), style) for gap in gaps)
     middle, top = box.x + box.width / 2, box.y + (4 if node.kind == "data" else 0)
-    tip = html.escape(f"{node.name}: {node.kind}" + (f", {node.detail}" if node.detail else ""))
+    tip = _escaped(f"{node.name}: {node.kind}" + (f", {node.detail}" if node.detail else ""))
     return (
         f"<g><title>{tip}</title>{shapes}"
         f'<text class="t-text" x="{middle:.1f}" y="{top + 27:.1f}" text-anchor="middle" font-size="14" '
-        f'font-weight="600">{html.escape(node.title)}</text>'
+        f'font-weight="600">{_escaped(node.title)}</text>'
         f'<text class="{"t-bad" if bad else "t-soft"}" x="{middle:.1f}" y="{top + 44:.1f}"'
-        f' text-anchor="middle" font-size="12">{html.escape(cut(node.subtitle, _LONGEST + 8))}</text></g>'
+        f' text-anchor="middle" font-size="12">{_escaped(cut(node.subtitle, _LONGEST + 8))}</text></g>'
     )
 
 

@@ -163,10 +163,14 @@ def as_text(listed: Sequence[Key]) -> str:
     return "\n".join(lines)
 
 
+def _cell(markdown: str) -> str:
+    return markdown.replace("|", "\\|")
+
+
 def as_markdown(listed: Sequence[Key]) -> str:
     """Return keys as a table of GitHub Markdown."""
     rows = []
     for key in listed:
         default = key.default if key.default in ("", "required") else f"`{key.default}`"
         rows.append([f"`{key.name}`", key.type, default, key.meaning])
-    return Table.of(("key", "type", "default", "meaning"), rows, labels=4).markdown()
+    return Table.of(("key", "type", "default", "meaning"), rows, labels=4).markdown(_cell)

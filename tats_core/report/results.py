@@ -32,7 +32,7 @@ from tats_core.report.metrics import (
     declared,
 )
 from tats_core.report.sweeps import Estimate
-from tats_core.report.table import Table, latex_text
+from tats_core.report.table import Table, latex_text, markdown_text
 from tats_core.report.units import DASH, number
 from tats_core.specs import NO_RESULT, REHEARSAL
 
@@ -68,14 +68,15 @@ def text(results: Results) -> str:
 
 def markdown(results: Results) -> str:
     """Return the tables as GitHub Markdown."""
-    parts = [f"## {results['pipeline']}\n"]
+    parts = [f"## {markdown_text(results['pipeline'])}\n"]
     if results["rows"]:
         parts.append(table(results).markdown())
     several = pre_trainings(results)
-    policy = "".join(f"{line}  \n" for line in _policy_lines(results))
+    policy = "".join(f"{markdown_text(line)}  \n" for line in _policy_lines(results))
     parts.append(several.markdown() if several else policy)
-    parts += [f"\\{footnote}\n" for footnote in footnotes(results)]
-    parts.append("".join(f"- **{title}**: {meaning}\n" for title, meaning in meanings(results).items()))
+    parts += [f"{markdown_text(footnote)}\n" for footnote in footnotes(results)]
+    listed = ((markdown_text(title), markdown_text(meaning)) for title, meaning in meanings(results).items())
+    parts.append("".join(f"- **{title}**: {meaning}\n" for title, meaning in listed))
     return "\n".join(parts)
 
 

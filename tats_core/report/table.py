@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -59,12 +60,12 @@ class Table:
             for line in lines
         )
 
-    def markdown(self) -> str:
-        """Return the table as GitHub Markdown."""
+    def markdown(self, text: Callable[[str], str] | None = None) -> str:
+        """Return the table as GitHub Markdown; `text` makes Markdown of a cell, by default of plain words."""
+        text = text or markdown_text
         rule = "|" + "---|" * self.labels + "---:|" * (len(self.headings) - self.labels)
         head, *body = (
-            "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |"
-            for row in (self.headings, *self.rows)
+            "| " + " | ".join(text(str(cell)) for cell in row) + " |" for row in (self.headings, *self.rows)
         )
         return "\n".join([head, rule, *body]) + "\n"
 
@@ -154,5 +155,14 @@ _LATEX: Final = str.maketrans(
 
 
 def latex_text(words: str) -> str:
-    """Return text in which LaTeX sees no command."""
-    return words.translate(_LATEX)
+    """Return text in which LaTeX sees no command, no ligature, and no argument of the command before it."""
+    # At the end of a row, a command asks whether `[` or `*` follows: here the next row's first cell.
+    parts = re.split(r"(?<=-)(?=-)|(?<=[?!])(?=`)", words)
+    text = "{}".join(part.translate(_LATEX) for part in parts)
+    return re.sub(r"^(\s*)([*[])", r"\1{\2}", text)
+
+
+def markdown_text(words: str) -> str:
+    """Return text of one line in which Markdown sees no markup, formula, link or tag."""
+    text = re.sub(r"[\\|<*`~$&[\]]|(?<!\w)_|_(?!\w)", r"\\\g<0>", words)
+    return " ".join(text.splitlines())

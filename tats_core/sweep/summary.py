@@ -19,7 +19,7 @@ from tats_core.files import read_json_if_there, write_json, write_text
 from tats_core.pipeline import spec as pipelines
 from tats_core.report import sweeps
 from tats_core.report.metrics import Metric
-from tats_core.report.table import Table
+from tats_core.report.table import Table, markdown_text
 from tats_core.stages import KINDS
 from tats_core.sweep.spec import Sweep, plain
 from tats_core.sweep.trial import STUDY, TrialResult
@@ -173,7 +173,7 @@ class Summary:
     def markdown(self) -> str:
         """Return the table as GitHub Markdown, with the best point."""
         table = self._table(self.rows).markdown()
-        return f"## {self.sweep.name}\n\n{table}\n{self.best_text}\n"
+        return f"## {markdown_text(self.sweep.name)}\n\n{table}\n{markdown_text(self.best_text)}\n"
 
     def csv(self) -> str:
         """Return the table as CSV, unrounded."""

@@ -125,6 +125,14 @@ def test_a_chart_tells_how_each_curve_goes_and_shows_its_last_value() -> None:
     assert [stroke for stroke in strokes if stroke != "var(--line)"] == ["var(--soft)", "var(--blue)"]
 
 
+def test_a_name_with_dollars_is_no_formula(tmp_path) -> None:
+    name = r"$\frac of $5"
+    assert name in charts.panel(name, [Curve.of(name, {1: 1.0})])
+    assert charts.png(charts.learning({name: [Curve.of(name, {1: 1.0, 2: 2.0})]}, [name], ylabel=name))
+    charts.save(charts.confusion(np.eye(2, dtype=int), [name, "b"], name), tmp_path / "confusion.svg")
+    charts.png(charts.importance({name: 1.0}))
+
+
 def test_a_curve_without_points_leaves_an_empty_chart() -> None:
     assert ET.fromstring(charts.panel("kl", [Curve("a", [], [])])).findtext(f"{SVG}title") == "kl: "
 

@@ -165,3 +165,9 @@ def test_five_hundred_instances_become_a_small_drawing() -> None:
 def test_a_graph_without_stages_can_be_drawn() -> None:
     assert graph.svg([], title="empty").startswith("<svg")
     assert graph.mermaid([]) == "flowchart TD\n"
+
+
+def test_a_drawing_can_be_opened_whatever_characters_a_name_has() -> None:
+    nodes = [graph.Node("a[\x01\ud800\uffff]", "data"), graph.Node("b", "report", ("a[\x01\ud800\uffff]",))]
+    drawing = ET.fromstring(graph.svg(nodes, title="<\x1b>", standalone=True))
+    assert "a[���]" in [text.text for text in drawing.iter("{http://www.w3.org/2000/svg}text")]

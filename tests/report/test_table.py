@@ -21,8 +21,25 @@ def test_text_has_words_on_the_left_numbers_on_the_right_and_a_groups_name_once(
 
 
 def test_markdown_takes_no_name_for_a_column() -> None:
-    lines = ["| name | n |", "|---|---:|", r"| a\|b | 1.0 |", r"| a\|b | – |", "| <c> | 30.0 |"]
+    lines = ["| name | n |", "|---|---:|", r"| a\|b | 1.0 |", r"| a\|b | – |", r"| \<c> | 30.0 |"]
     assert TABLE.markdown().splitlines() == lines
+
+
+def test_markdown_and_latex_show_every_text_as_it_is() -> None:
+    # A value of a sweep may be a list: `\\` and `\midrule` would take its bracket for their argument.
+    table = Table.of(("key", "*"), [["[0.9, 0.95]", 1], ["*a--b", 2], ["a\\|<i>$x$\n_b_ c_d", 3]])
+    assert table.markdown().splitlines()[2:] == [
+        r"| \[0.9, 0.95\] | 1 |",
+        r"| \*a--b | 2 |",
+        r"| a\\\|\<i>\$x\$ \_b\_ c_d | 3 |",
+    ]
+    assert table.latex("", "x").splitlines()[7:12] == [
+        r"    key & {*} \\",
+        r"    \midrule",
+        r"    {[}0.9, 0.95] & 1 \\",
+        r"    {*}a-{}-b & 2 \\",
+        r"    a\textbackslash{}\textbar{}\textless{}i\textgreater{}\$x\$ \_b\_ c\_d & 3 \\",
+    ]
 
 
 def test_csv_has_an_empty_field_for_a_dash() -> None:
