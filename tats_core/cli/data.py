@@ -53,7 +53,7 @@ def _counting(what: str, name: str = "") -> Iterator[Callable[..., None]]:
     if sys.stdout.isatty():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        text = TextColumn("{task.description}")
+        text = TextColumn("{task.description}", markup=False)
         with Progress(text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
             task = bar.add_task(what, total=None)
 

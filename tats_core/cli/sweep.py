@@ -248,13 +248,15 @@ class LiveUI:
 
     def changed(self, progress: Progress) -> None:
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=_headline(progress), title_justify="left")
+        # As Text: in a plain string, rich would read a value in brackets as a style.
+        table = Table(title=Text(_headline(progress)), title_justify="left")
         for heading in ("trial", "values", "epoch"):
             table.add_column(heading)
         for name, trial in progress.running.items():
             label = self.sweep.label(trial.point, trial.seed)
-            table.add_row(name, label, f"{progress.rows.get(name, {}).get('epoch', 0):.0f}")
+            table.add_row(name, Text(label), f"{progress.rows.get(name, {}).get('epoch', 0):.0f}")
         self.live.update(table)
 
     def close(self) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from tats_core.cli.sweep import LiveUI
 from tats_core.store.run import RunRecord
 from tats_core.sweep import engine, spec
+from tats_core.sweep.progress import Progress
 
 PIPELINE = "stages: {work: {kind: command, run: 'true', env: {X: '1'}}}"
 RUN = "tries-20261125-120000000-0123"
@@ -55,3 +59,15 @@ def test_continue_starts_a_new_run_where_none_or_another_sweep_was_begun(tats, r
     record(tmp_path / ".tats", "stopped", sets=("space.work.env.X=['3']",))
     tats("sweep", "tries", "--continue")
     assert resumed == {"resume": False}
+
+
+def test_the_live_table_shows_values_that_look_like_styles(resumed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sweep = spec.load("tries", ("space.work.env.X=['[red]', '[/srv/x]']",))
+    running = {trial.id: trial for point in sweep.points() for trial in sweep.trials_of(point)}
+    live, out = LiveUI(), io.StringIO()
+    live.sweep = sweep
+    live.changed(Progress(2, 1, 0.0, running, best="best [b]x[/srv]"))
+    Console(file=out, width=200).print(live.live.renderable)
+    for text in ("[red]", "[/srv/x]", "[b]x[/srv]"):
+        assert text in out.getvalue()
