@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from tats_core.errors import SpecError
@@ -15,13 +16,28 @@ _USER = r"(?:[^\s/?#{0}]*@|[^\s/?#@:{0}]*:(?!\d{{1,5}}(?:/|$))[^\s{0}]*@)"
 # Quotes and brackets end an address in a sentence. Where a text begins with one, they may be of a password.
 _IN_TEXT = re.compile("(?<=://)" + _USER.format("'\"<>"))
 _AT_START = re.compile(r"^(\w[\w+.-]*://)(" + _USER.format("") + ")")
-_SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "RAY_AUTH_TOKEN", "AWS_SECRET_ACCESS_KEY")
+# Of an address's options those that are secrets, as in `postgresql://host/db?password=…` or a signed address.
+_OPTION = re.compile(
+    r"(?<=[?&;])([\w.-]*(?:passw(?:or)?d|pwd|token|secret|signature|sig|api_?key|access_?key)=)"
+    r"[^\s&#;'\"<>)]+",
+    re.IGNORECASE,
+)
+_SECRETS = (
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "RAY_AUTH_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AZURE_STORAGE_ACCESS_KEY",
+    "AZURE_STORAGE_CONNECTION_STRING",
+    "PGPASSWORD",
+)
 _ADDRESSES = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 _SHORTEST = 4  # letters of a secret: a shorter one would be replaced in the middle of words
 
 
 def masked(text: str) -> str:
-    """Return `text` without users and passwords of addresses, and without the secrets of the environment.
+    """Return `text` without users, passwords and tokens of addresses and the secrets of the environment.
 
     Everything that is printed, stored or sent passes through it where it may hold an address, or an error of
     a library, which may repeat one.
@@ -29,7 +45,16 @@ def masked(text: str) -> str:
     text = _AT_START.sub(r"\1", text)
     for secret in _secrets():
         text = text.replace(secret, "***")
-    return _IN_TEXT.sub("", text)
+    return _OPTION.sub(r"\1***", _IN_TEXT.sub("", text))
+
+
+def masked_values(value: Any) -> Any:
+    """Return plain values (of JSON or YAML) with each text in them as `masked` returns it."""
+    if isinstance(value, str):
+        return masked(value)
+    if isinstance(value, Mapping):
+        return {key: masked_values(part) for key, part in value.items()}
+    return [masked_values(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _secrets() -> Iterator[str]:

@@ -18,6 +18,9 @@ from tats_core.errors import SpecError
         ("http://mlflow:5000/team@home", "http://mlflow:5000/team@home"),
         ("sqlite:////srv/me@home/mlflow.db", "sqlite:////srv/me@home/mlflow.db"),
         ("http://me:hid'den<\">@mlflow:5000/", "http://mlflow:5000/"),
+        ("postgresql://db/m?user=me&password=hidden&a=b", "postgresql://db/m?user=me&password=***&a=b"),
+        ("s3 'https://b.test/k?X-Amz-Signature=hidden'", "s3 'https://b.test/k?X-Amz-Signature=***'"),
+        ("http://mlflow:5000/?access_token=hidden#top", "http://mlflow:5000/?access_token=***#top"),
         (
             "no answer of 'postgresql://a:hidden@c/d' (tried http://a:hidden@c); write to me@example.org",
             "no answer of 'postgresql://c/d' (tried http://c); write to me@example.org",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tats_core.addresses import masked
 from tats_core.cli import printing
 from tats_core.cli.options import DEFAULT_HOME, AsJson, Home, complete_run, write_file
 from tats_core.errors import SpecError
@@ -103,7 +104,7 @@ def _draw(runs: Sequence[Run], metric: str, path: Path) -> str:
         for stage, curves in compare.curves(runs, metric).items()
     }
     figure = charts.learning(panels, names, ylabel=metric, stacked=True)
-    figure.savefig(picture, format=path.suffix[1:])
+    charts.write(figure, picture, path.suffix[1:])
     write_file(path, picture.getvalue(), option="--plot")
     return str(path)
 
@@ -126,7 +127,7 @@ def _print_json(
 def _print(runs: Sequence[Run], parts: dict[str, list[Difference]], results: Sequence[Result]) -> None:
     letters = list(_LETTERS[: len(runs)])
     rows: list[list[str | Text]] = [
-        [letter, run.record.id, printing.state(run.record.state), " ".join(run.record.overrides)]
+        [letter, run.record.id, printing.state(run.record.state), masked(" ".join(run.record.overrides))]
         for letter, run in zip(letters, runs, strict=True)
     ]
     printing.table(("", "run", "state", "set by hand"), rows, fold=("set by hand",))
@@ -154,6 +155,7 @@ def _value(title: str, value: object) -> Text:
     if value is None:
         return Text(DASH, "dim")
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = masked(text)
     return Text(text if title == "configuration" else text[:12])
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tats_core.addresses import masked
+from tats_core.addresses import masked, masked_values
 from tats_core.cli import printing
 from tats_core.cli.options import DEFAULT_HOME, AnyRun, AsJson, Home, command_line, complete_stage
 from tats_core.errors import StoreError
@@ -88,7 +88,7 @@ def _print_json(run: Run, number: Number | None, links: list[Link], *, everythin
     facts = {
         "folder": str(record.folder),
         "source": record.source,
-        "overrides": record.overrides,
+        "overrides": masked_values(record.overrides),
         "command": printing.resume_command(record),
         "git_commit": record.git_commit,
         "tracking_uri": masked(record.tracking_uri) if record.tracking_uri else None,

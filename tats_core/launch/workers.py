@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from tats_core import errors
+from tats_core.addresses import masked
 from tats_core.errors import PREEMPTED, Preempted, StageError, Stopped, TatsError
 from tats_core.files import write_json
 from tats_core.store.layout import CHECKPOINTS, EVENTS
@@ -86,7 +87,7 @@ class Outcomes:
         """Record an error that a restart would only repeat."""
         name = type(error).__name__ if isinstance(error, TatsError) else None
         text = str(error) if name else f"{type(error).__name__}: {error}"
-        write_json(self.folder / f"failure-{rank}.json", {"type": name, "text": text})
+        write_json(self.folder / f"failure-{rank}.json", {"type": name, "text": masked(text)})
 
     def check(self) -> None:
         """Raise what a worker recorded, or Stopped where a worker stopped on request.

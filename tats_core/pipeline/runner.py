@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Unpack
 
+from tats_core.addresses import masked
 from tats_core.errors import DataError, StoreError, TatsError
 from tats_core.launch import local
 from tats_core.pipeline import plan as plans
@@ -388,7 +389,7 @@ class _Run:
             work.join(max(0.0, until - time.monotonic()))
         record = self.record
         record.status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-        record.error = f"{type(error).__name__}: {error}".removesuffix(": ")
+        record.error = masked(f"{type(error).__name__}: {error}".removesuffix(": "))
         record.finished = self._now()
         for name, work in self.running.items():
             stage = record.stages[name]
@@ -430,7 +431,7 @@ class _Run:
         try:
             run_page.write(self.record)
         except Exception as error:  # noqa: BLE001 (no error of the page fails the run)
-            self.note("", f"the run's page was not written: {type(error).__name__}: {error}")
+            self.note("", masked(f"the run's page was not written: {type(error).__name__}: {error}"))
 
 
 def launch(work: ParallelWork, name: str, out: Path, stop: threading.Event) -> None:

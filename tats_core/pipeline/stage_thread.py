@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from tats_core import errors, files
+from tats_core.addresses import masked
 from tats_core.errors import Stopped, TatsError
 from tats_core.pipeline.graph import Instance
 from tats_core.pipeline.plan import Decision
@@ -38,6 +39,10 @@ class Answer:
     text: str = ""
     refused: bool = False
     """The stage failed over what it was given: videos, weights, its configuration."""
+
+    def __post_init__(self) -> None:
+        # Errors of libraries may repeat an address with its password; the text is stored, shown and sent.
+        object.__setattr__(self, "text", masked(self.text))
 
 
 @dataclass(eq=False)
@@ -176,7 +181,7 @@ class StageWork(threading.Thread):
         path = self.store.partial(self.decision.folder) / "log" / "traceback.txt"
         sentence = f"{type(error).__name__}: {error} (a bug; "
         try:
-            files.write_text(path, "".join(traceback.format_exception(error)), durable=False)
+            files.write_text(path, masked("".join(traceback.format_exception(error))), durable=False)
         except OSError as trouble:
             return f"{sentence}its traceback cannot be written to {path}: {trouble.strerror})"
         return f"{sentence}the traceback is in {path})"

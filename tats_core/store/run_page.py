@@ -86,7 +86,7 @@ def build(record: RunRecord) -> str:
         timeline=_timeline(record),
         errors=[f"{stage.name}: {stage.error}" for stage in record.stages.values() if stage.error],
         lineage=_lineage(stages),
-        overrides="\n".join(f"--set {override}" for override in record.overrides),
+        overrides="\n".join(masked(f"--set {override}") for override in record.overrides),
         configuration=_configuration(run),
         **surroundings(run, "run", "pipeline", record.pipeline, pipeline_file=record.source),
         foot=f"Run {record.id}. Written by tats {__version__} at {moment(time.time())}.",
@@ -359,7 +359,7 @@ def _configuration(run: Run) -> list[dict[str, Any]]:
 def _value(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(_value, value)) or "none"
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else masked(str(value))
 
 
 def surroundings(run: Run, *words: str, **sources: str) -> dict[str, Any]:
@@ -370,7 +370,7 @@ def surroundings(run: Run, *words: str, **sources: str) -> dict[str, Any]:
         sources: further pairs, after the run's id.
     """
     record, environment = run.record, dict(run.environment)
-    overrides = [part for override in record.overrides for part in ("--set", override)]
+    overrides = [part for override in record.overrides for part in ("--set", masked(override))]
     command = environment.pop("command", shlex.join(["tats", *words, *overrides]))
     pairs = {
         "run": record.id,

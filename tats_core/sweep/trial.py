@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal
 
+from tats_core.addresses import masked
 from tats_core.errors import TatsError
 from tats_core.files import read_json_if_there, write_json
 from tats_core.pipeline import runner
@@ -160,10 +161,10 @@ def run(
         if not error:
             metrics = _metrics(sweep, record, observer.step_seconds)
     except TatsError as raised:
-        error = str(raised)
+        error = masked(str(raised))
     except Exception as raised:  # noqa: BLE001 (a bug in one trial must not end the sweep)
         traceback.print_exc()
-        error = f"{type(raised).__name__}: {raised} (a bug)"
+        error = masked(f"{type(raised).__name__}: {raised} (a bug)")
     status: Status = "failed" if error else "finished"
     epochs, seconds = len(observer.epochs), observer.training_seconds
     return TrialResult.of(trial, status, metrics=metrics, epochs=epochs, seconds=seconds, error=error)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from tats_core.addresses import masked
+from tats_core.addresses import masked, masked_values
 from tats_core.store.journal import TRACKED, Spool, pending
 from tats_core.store.run import RunRecord, StageConfig, StageRecord
 from tats_core.tracking.sender import Sender, remember
@@ -59,9 +59,9 @@ class Tracker:
             "run",
             pipeline=record.pipeline,
             title=record.title,
-            overrides=record.overrides,
+            overrides=masked_values(record.overrides),
             git_commit=record.git_commit,
-            resolved=resolved,
+            resolved=masked_values(resolved),
         )
         for thread in self._threads:
             thread.start()
@@ -76,8 +76,8 @@ class Tracker:
             stage=asdict(stage),
             pipeline=self._record.pipeline,
             git_commit=self._record.git_commit,
-            config=config["all"],
-            settings=config["set"],
+            config=masked_values(config["all"]),
+            settings=masked_values(config["set"]),
             folders=[str(folder) for folder in folders],
             data=[str(path) for path in _manifests(inputs, config["all"].get("benchmark"))],
             inputs={need.name: need.digest or "" for need in inputs},

@@ -325,6 +325,27 @@ def test_a_failed_stage_resumes_in_its_folder_in_the_next_run(load, home):
     assert runner.run(load(text), home).status == "finished"
 
 
+def test_the_error_of_a_library_is_kept_without_the_password_that_it_repeats(load, home, ui, monkeypatch):
+    for kind, error in (("bug", KeyError), ("known", StageError)):
+
+        def fail(self: Grow, config: object, ctx: StageContext, error: type[Exception] = error) -> None:
+            raise error("no route to http://me:hunter2@host:1/a?token=hunter2")
+
+        monkeypatch.setattr(Grow, "run", fail)
+        record = runner.run(
+            load(f"title: {kind}\nstages: {{make: {{kind: make}}, grow: {{kind: grow, needs: make}}}}"),
+            home,
+            ui=ui,
+        )
+        assert "no route to http://host:1/a?token=***" in (record.error or "")
+    kept = [
+        path.read_text() for path in home.rglob("*") if path.suffix in (".json", ".txt", ".jsonl", ".html")
+    ]
+    assert kept
+    assert "hunter2" not in "".join(kept)
+    assert "hunter2" not in str(ui.of("stage_failed"))
+
+
 def test_a_bug_ends_its_stage_with_a_traceback_on_disk_and_is_not_tried_again(load, home):
     text = "stages: {make: {kind: make}, grow: {kind: grow, needs: make, fail: bug, retries: 3}}"
     record = runner.run(load(text), home)

@@ -133,9 +133,12 @@ def test_a_page_marks_the_results_of_a_partial_copy(record):
 
 
 def test_a_page_names_no_password_runs_no_script_and_fetches_nothing(record):
+    record.overrides.append("push.run=curl https://me:secret@push.test")
+    record.save_configs({"pretrain": {"all": {"run": ["curl", "https://me:secret@push.test"]}, "set": {}}})
     text = run_page.build(record)
     assert "secret" not in text
     assert "https://tracking.test/x" in text
+    assert text.count("https://push.test") == 3  # the command, the overrides, the configuration
     assert "<script" not in text
     assert EVIL not in text
     assert re.findall(r'(?:src|href)="(?!data:image/|#)[^"]*"', text) == []
