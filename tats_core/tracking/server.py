@@ -102,13 +102,18 @@ def connect(home: Path, uri: str) -> MlflowClient:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     if not uri.startswith(_DATABASE):
         return MlflowClient(uri, registry_uri=uri)
-    path = Path(uri.removeprefix(_DATABASE))
+    path = _database(uri)
     home.mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     with (home / "mlflow.db.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         _check_file(path)
         return _opened(uri, path)
+
+
+def _database(uri: str) -> Path:
+    # As SQLAlchemy reads the address: `%20` is a space, and options follow a '?'.
+    return Path(unquote(uri.removeprefix(_DATABASE).partition("?")[0]))
 
 
 def _check_file(path: Path) -> None:
@@ -226,9 +231,11 @@ def _aliased(client: MlflowClient) -> Iterator[Path]:
         for number in model.aliases.values():
             version = client.get_model_version(model.name, number)
             for text in (version.source, *version.tags.values()):
-                parts = urlsplit(text or "")
-                if parts.scheme == "file" or (text or "").startswith("/"):
-                    yield Path(unquote(parts.path))
+                # A plain path is no address: it may hold '#', '?' and '%20'.
+                if text and text.startswith("/"):
+                    yield Path(text)
+                elif text and text.startswith("file:"):
+                    yield Path(unquote(urlsplit(text).path))
 
 
 def _pages(search: Callable[[str | None], PagedList[Item]]) -> Iterator[Item]:

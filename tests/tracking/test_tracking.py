@@ -501,6 +501,32 @@ def test_the_places_of_models_with_an_alias_are_found_in_the_registry(tmp_path: 
         client.create_model_version("toy", location, tags={"output": location})
     client.set_registered_model_alias("toy", "champion", "2")
     assert tracking.aliased(tmp_path) == {tmp_path / "stages" / "pretrain second"}
+    # A path that somebody noted is no address.
+    client.set_model_version_tag("toy", "2", "by hand", "/srv/a%20b#1?/model")
+    client.set_model_version_tag("toy", "2", "remark", "//[x")
+    assert Path("/srv/a%20b#1?/model") in tracking.aliased(tmp_path)
+
+
+def test_the_address_of_a_database_is_read_as_mlflow_reads_it(tmp_path: Path) -> None:
+    tracking.connect(tmp_path / "home", f"sqlite:///{tmp_path}/a%20b/runs.db?timeout=5")
+    files = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == {tmp_path / "a b" / "runs.db", tmp_path / "home" / "mlflow.db.lock"}
+
+
+def test_addresses_in_a_configuration_are_sent_without_passwords(tmp_path: Path) -> None:
+    stage = StageRecord("push", "push", "command", {}, [])
+    record = RunRecord("toy-1", "toy", "", "toy.yaml", str(tmp_path), "running", 1.0, {"push": stage})
+    record.overrides = ["push.run=curl https://me:hidden@push.test"]
+    follower = tracking.Tracker(tmp_path, record)
+    config = {"run": ["curl", "https://me:hidden@push.test"], "env": {"URL": "http://a/?token=hidden"}}
+    follower.configs["push"] = {"all": config, "set": config}
+    follower.begin({"stages": {"push": config}})
+    follower.stage_started(stage, ())
+    follower.run_ended(record)
+    follower.deliver()
+    kept = json.dumps([operation for _, operation in Spool(tmp_path, "toy-1").read()])
+    assert "https://push.test" in kept
+    assert "hidden" not in kept
 
 
 def test_the_end_of_a_run_waits_for_a_server_that_only_takes_long(load, home, monkeypatch):
