@@ -315,7 +315,8 @@ class _TrainClips(_Clips):
     def batch(self, epoch: int, videos: tuple[int, ...]) -> Batch | Uncut:
         frames: list[Tensor] = []
         cuts: list[list[Cut]] = []
-        boxes, indices = [], []
+        boxes: list[Erased | None] = []
+        indices: list[int] = []
         for video in videos:
             index, (clip_THWC, rng) = self.readable(video, partial(self._clip, epoch, video))
             frames.append(clip_THWC)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import av
 import numpy as np
@@ -175,12 +176,13 @@ class Packets:
         return scan
 
     def _demuxed(self) -> Iterator[Packet]:
-        packets = self._container.demux(self._stream)
-        while True:
-            self._check_time()
-            try:
-                packet = next(packets)
-            except (StopIteration, av.InvalidDataError):  # what follows in the file cannot be found
-                return
-            if packet.size:
-                yield packet
+        # A generator of PyAV that is dropped before its end, unclosed, never frees what it holds.
+        with closing(cast("Generator[Packet]", self._container.demux(self._stream))) as packets:
+            while True:
+                self._check_time()
+                try:
+                    packet = next(packets)
+                except (StopIteration, av.InvalidDataError):  # what follows in the file cannot be found
+                    return
+                if packet.size:
+                    yield packet

@@ -191,9 +191,11 @@ class Lab:
 
     def record(self) -> dict[str, Any]:
         """Return the record of the newest run that has one."""
-        newest = max((self.home / "runs").glob("*/run.json"), key=lambda path: path.stat().st_mtime_ns)
-        record: dict[str, Any] = json.loads(newest.read_text())
-        return record
+        records: list[dict[str, Any]] = [
+            json.loads(path.read_text()) for path in (self.home / "runs").glob("*/run.json")
+        ]
+        # Not the one written last: a run that begins tells of what earlier ones left.
+        return max(records, key=lambda record: record["started"])
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """Return every tensor of every model that the pipeline made."""
