@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import ipaddress
 import os
 import signal
@@ -254,8 +255,13 @@ def test_sigterm_to_a_worker_saves_a_checkpoint_and_loses_no_step(tmp_path):
     assert starts(tmp_path) == ["starts after step 0", "starts after step 3"]
 
 
-def test_a_worker_that_waits_for_its_predecessor_reports_it_in_its_log(tmp_path, capsys):
-    with ThreadPoolExecutor() as other, (tmp_path / "worker-0.lock").open("w") as earlier:
+def test_a_worker_that_waits_for_its_predecessor_reports_it_in_its_log(tmp_path):
+    printed = io.StringIO()
+    with (
+        ThreadPoolExecutor() as other,
+        (tmp_path / "worker-0.lock").open("w") as earlier,
+        contextlib.redirect_stdout(printed),
+    ):
         fcntl.flock(earlier, fcntl.LOCK_EX)
 
         def work() -> str:
@@ -263,13 +269,12 @@ def test_a_worker_that_waits_for_its_predecessor_reports_it_in_its_log(tmp_path,
                 return "works"
 
         later = other.submit(work)
-        printed = ""
-        while not printed:
-            printed = capsys.readouterr().out
+        while not printed.getvalue().endswith("\n"):
+            time.sleep(0.01)
         assert not later.done()
         fcntl.flock(earlier, fcntl.LOCK_UN)
         assert later.result(60) == "works"
-    assert printed == "waiting until this worker's process of an earlier attempt has ended\n"
+    assert printed.getvalue() == "waiting until this worker's process of an earlier attempt has ended\n"
 
 
 TIMED_OUT = "The current node timed out during startup. This could happen because the raylet failed"
