@@ -159,17 +159,18 @@ def locate(benchmark: Benchmark, root: str | Path | None = None) -> Path:
         (variable, os.environ.get(variable), ""),
         ("TATS_DATA", os.environ.get("TATS_DATA"), benchmark.name),
     )
-    reason = ", ".join(f"{label} is not set" for label, _, _ in places)
+    reason, advice = ", ".join(f"{label} is not set" for label, _, _ in places), "set"
     label, value, below = next((place for place in places if place[1]), places[0])
     if value:
         folder = Path(value).expanduser().absolute() / below
         if folder.is_dir():
             return folder
         reason = f"by {label} it would be {folder}, which is not a folder{_similar(folder)}"
+        advice = f"mend {label}, or leave it out and set"
     raise DataError(
         f"the data set '{benchmark.name}' ({benchmark.title}) was not found: {reason}; "
-        f"set {variable} to its folder, or TATS_DATA (or the key 'root' of the data stage) to the folder "
-        f"that holds '{benchmark.name}'; expected in it: {benchmark.layout}"
+        f"{advice} {variable} to its folder, or TATS_DATA (or the key 'root' of the data stage) to the "
+        f"folder that holds '{benchmark.name}'; expected in it: {benchmark.layout}"
     )
 
 

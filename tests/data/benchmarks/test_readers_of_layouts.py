@@ -739,8 +739,13 @@ def test_a_place_that_is_set_and_wrong_is_named_and_no_other_copy_is_taken_in_it
     with pytest.raises(DataError, match=rf"by TATS_DATA_HMDB51 it would be {tmp_path}/wrong, which is not"):
         locate("hmdb51")
     monkeypatch.setenv("TATS_DATA_HMDB51", str(tmp_path / "common" / "hmdb51"))
-    with pytest.raises(DataError, match=rf"by the key 'root' it would be {tmp_path}/hmdb51, which is not"):
+    with pytest.raises(
+        DataError, match=rf"by the key 'root' it would be {tmp_path}/hmdb51, which is not"
+    ) as caught:
         locate("hmdb51", tmp_path)
+    assert "; mend the key 'root', or leave it out and set TATS_DATA_HMDB51 to its folder" in str(
+        caught.value
+    )
 
 
 def test_an_unknown_data_set_gets_the_nearest_name() -> None:
